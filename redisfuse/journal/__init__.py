@@ -1,0 +1,1 @@
+"""See STYLE: one room, one idea."""
