@@ -1,0 +1,31 @@
+"""Fixtures that every test may use."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One server for the whole run; use `redis_server`, which empties it."""
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """A running, empty server, shared: a test that stops, kills, pauses or configures it uses `own_redis`."""
+    client = shared_redis.client()
+    client.flushall()
+    client.config_resetstat()
+    client.close()
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server of the test's own (on a socket and a port), which it may kill, pause or configure."""
+    with RedisServer(tcp=True) as server:
+        yield server

@@ -1,0 +1,165 @@
+"""A private redis-server for a test: on a Unix socket in a temporary directory, or on a free loopback port."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import redis
+
+START_LIMIT = 20.0  # seconds; two shared cores
+
+
+def free_port() -> int:
+    """A loopback TCP port that nobody listened on a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    assert isinstance(port, int)
+    return port
+
+
+class RedisServer:
+    """One redis-server process, ended by its own pid.
+
+    `tcp=True` makes it listen on a free loopback port too (`port`; else 0); the Unix socket is always there.
+    `arguments` go to the command line (`["--maxmemory", "5mb"]`). With `keep=True` the data outlives stop() and
+    kill() (append-only file, every write synced), else the server keeps nothing.
+    """
+
+    def __init__(
+        self, *, tcp: bool = False, keep: bool = False, password: str | None = None, arguments: Sequence[str] = ()
+    ) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="redisfuse-test-"))
+        self.socket_path = str(self.directory / "redis.sock")
+        self.port = free_port() if tcp else 0
+        self.password = password
+        self.keep = keep
+        self.arguments = list(arguments)
+        self.process: subprocess.Popen[bytes] | None = None
+        self._clients: list[redis.Redis] = []
+
+    # -- addresses ----------------------------------------------------------------------------------------------------
+
+    def url(self, db: int = 0) -> str:
+        """The redis-py URL of the Unix socket (without the password)."""
+        return f"unix://{self.socket_path}?db={db}"
+
+    def tcp_url(self, db: int = 0) -> str:
+        """The redis-py URL of the loopback port."""
+        assert self.port, "RedisServer(tcp=True) was not asked for"
+        return f"redis://127.0.0.1:{self.port}/{db}"
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start the server; returns when it answers (unless `wait` is false)."""
+        assert self.process is None, "already started"
+        command = [
+            shutil.which("redis-server") or "redis-server",
+            *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket_path),
+            *("--dir", str(self.directory), "--save", "", "--loglevel", "warning", "--logfile", "server.log"),
+            *("--appendonly", "yes" if self.keep else "no", "--appendfsync", "always"),
+            *(("--requirepass", self.password) if self.password else ()),
+            *self.arguments,
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        if wait:
+            self.wait_until_answering()
+        return self
+
+    def wait_until_answering(self, limit: float = START_LIMIT) -> None:
+        """Wait until PING is answered; AssertionError after `limit` seconds or if the process ended."""
+        deadline = time.monotonic() + limit
+        while True:
+            try:
+                with contextlib.closing(self.client()) as client:
+                    client.ping()
+                    return
+            except (redis.ConnectionError, redis.exceptions.BusyLoadingError):
+                assert self.process is not None, "not started"
+                assert self.process.poll() is None, f"redis-server ended with status {self.process.returncode}"
+                assert time.monotonic() < deadline, "redis-server did not answer in time"
+                time.sleep(0.01)
+
+    def stop(self) -> None:
+        """End the server in the orderly way (SIGTERM); nothing happens if it is not running."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the server at once (SIGKILL)."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Kill it and start it again: with its data if `keep`, else empty."""
+        self.kill()
+        self.start()
+
+    def pause(self) -> None:
+        """Stop the process (SIGSTOP): it keeps its connections and answers nothing."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused process go on (SIGCONT)."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """End the server and remove its directory."""
+        for client in self._clients:
+            client.close()
+        self._clients.clear()
+        self._end(signal.SIGKILL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.socket_path)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- looking inside -----------------------------------------------------------------------------------------------
+
+    def client(self, db: int = 0, **options: object) -> redis.Redis:
+        """A redis.Redis for the test itself (answers bytes); closed with the server. Not what redisfuse uses."""
+        settings: dict[str, object] = {"password": self.password, "socket_timeout": 10.0, **options}
+        client: redis.Redis = redis.Redis(unix_socket_path=self.socket_path, db=db, **settings)  # type: ignore[arg-type]
+        self._clients.append(client)
+        return client
+
+    def log(self) -> str:
+        """What the server has logged (warnings)."""
+        path = self.directory / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+
+def errors_counted(client: redis.Redis) -> dict[str, object]:
+    """The server's `errorstats`: every error reply it ever gave, by kind."""
+    answer = client.info("errorstats")
+    assert isinstance(answer, dict)
+    return answer
