@@ -1,1 +1,1 @@
-"""The tests. The directories are tiers, the cheap ones first: unit, property, contract, mount, crash, faults, editors."""
+"""The tests. Directories are tiers, the cheap ones first: unit, property, contract, mount, crash, faults, editors."""
