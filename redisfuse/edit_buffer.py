@@ -1,0 +1,105 @@
+"""The bytes of one file that is being edited: what it was, and what was written over it. Knows no Redis.
+
+A base of any length is read only where nothing was written over it, so that a patch to a large string never loads the
+string. Written bytes are kept at their own offsets in memory, and in a sparse temporary file past `SPOOL_BYTES`.
+Not thread-safe: the open file that owns a buffer holds its lock around every call.
+"""
+
+import tempfile
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+SPOOL_BYTES = 4 * 1024 * 1024  # written bytes kept in memory before they move to a temporary file
+CHUNK_BYTES = 1024 * 1024  # pieces in which the whole content is walked
+
+
+class EditBuffer:
+    """`base_size` bytes that `read_base(offset, size)` gives, under the edits made since."""
+
+    def __init__(self, base_size: int, read_base: Callable[[int, int], bytes]) -> None:
+        self._base_size = base_size
+        self._read_base = read_base
+        self._base_kept = base_size  # base bytes from here on are gone: a truncate went below them
+        self._starts: list[int] = []  # written ranges [start, end): sorted, disjoint, not touching
+        self._ends: list[int] = []
+        self._written = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed by close()
+        self.size = base_size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes from `offset`; short only at the end of the file."""
+        end = min(offset + size, self.size)
+        parts: list[bytes] = []
+        while offset < end:
+            piece = self._read_run(offset, end)
+            parts.append(piece)
+            offset += len(piece)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _read_run(self, offset: int, end: int) -> bytes:
+        """Bytes from `offset` up to the next place where their source changes, or `end`."""
+        at = bisect_left(self._ends, offset + 1)  # the first range that ends after offset
+        if at < len(self._starts):
+            if self._starts[at] <= offset:
+                self._written.seek(offset)
+                return self._written.read(min(end, self._ends[at]) - offset)
+            end = min(end, self._starts[at])
+        if offset >= self._base_kept:
+            return bytes(min(end - offset, CHUNK_BYTES))
+        return self._read_base(offset, min(end, self._base_kept) - offset)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`; a gap before it reads as NULs."""
+        if not data:
+            return
+        end = offset + len(data)
+        if end > SPOOL_BYTES:
+            self._written.rollover()  # before seeking: in memory the gap would be allocated
+        self._written.seek(offset)
+        self._written.write(data)
+        first = bisect_left(self._ends, offset)  # the first range that touches or follows offset
+        last = first
+        start, stop = offset, end
+        while last < len(self._starts) and self._starts[last] <= end:
+            start, stop = min(start, self._starts[last]), max(stop, self._ends[last])
+            last += 1
+        self._starts[first:last] = [start]
+        self._ends[first:last] = [stop]
+        self.size = max(self.size, end)
+
+    def truncate(self, size: int) -> None:
+        """Make the file `size` bytes long: the rest is gone, or NULs are added."""
+        if size < self.size:
+            self._base_kept = min(self._base_kept, size)
+            keep = bisect_left(self._starts, size)
+            del self._starts[keep:], self._ends[keep:]
+            if keep and self._ends[keep - 1] > size:
+                self._ends[keep - 1] = size
+        self.size = size
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was written or truncated."""
+        return bool(self._starts) or self.size != self._base_size or self._base_kept != self._base_size
+
+    def patch(self) -> tuple[int, int] | None:
+        """(offset, size) of the one range that holds all edits, if the rest of the base still stands; else None."""
+        if self._base_kept < self._base_size or not self.changed:
+            return None
+        starts, ends = list(self._starts), list(self._ends)
+        if self.size > self._base_size:
+            starts.append(self._base_size)
+            ends.append(self.size)
+        offset = min(starts)
+        return offset, max(ends) - offset
+
+    def chunks(self, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
+        """The bytes of a range (default: all of them), in pieces of at most CHUNK_BYTES."""
+        end = self.size if size is None else min(offset + size, self.size)
+        while offset < end:
+            piece = self.read(offset, min(CHUNK_BYTES, end - offset))
+            yield piece
+            offset += len(piece)
+
+    def close(self) -> None:
+        """Let the temporary file go."""
+        self._written.close()
