@@ -21,10 +21,8 @@ _UNITS |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
 
 # For mount(8) and systemd, or what a mount does anyway: fstab lines carry them, libfuse may not know them.
-_IGNORED = frozenset(
-    ("rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev")
-    + ("dev", "suid", "exec", "async", "atime", "relatime")
-)
+_IGNORED = {"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"}
+_IGNORED |= {"dev", "suid", "exec", "async", "atime", "relatime"}
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")
 
 

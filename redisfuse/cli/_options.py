@@ -1,0 +1,124 @@
+"""Kinds of options that several commands share: sizes, bytes, paths; options in sections; how to reach a server."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from redisfuse.errors import UsageError
+from redisfuse.settings import DEFAULTS, format_size, parse_size
+
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """Bytes, said as 512MiB, 64M or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read a size; plain numbers (of a configuration file) are bytes already."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """Bytes of a key, exactly as they were typed, UTF-8 or not."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:  # noqa: ARG002
+        """Encode as the system does arguments, so that any bytes survive."""
+        return value if isinstance(value, bytes) else os.fsencode(value)
+
+
+class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A path made absolute at once, since a daemon changes its directory; `~` works in configuration files too."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        """Expand and make absolute; links are kept."""
+        return Path(os.path.abspath(os.path.expanduser(value)))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Let the shell complete file names."""
+        return click.Path().shell_complete(ctx, param, incomplete)
+
+
+SIZE = Size()
+BYTES = Bytes()
+PATH = FilePath()
+
+
+class SectionOption(click.Option):
+    """An option that `--help` shows under a heading."""
+
+    def __init__(self, *arguments: Any, section: str = "Options", **settings: Any) -> None:
+        self.section = section
+        super().__init__(*arguments, **settings)
+
+
+class SectionCommand(click.Command):
+    """A command whose options are shown in sections, in the order in which the sections first appear."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one definition list a section; options without a section come last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
+                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+        for heading, records in sorted(sections.items(), key=lambda item: item[0] == "Options"):
+            with formatter.section(heading):
+                formatter.write_dl(records)
+
+
+def setting(*names: str, section: str, **details: Any) -> Callable[[Decorated], Decorated]:
+    """An option whose default is the one of `Settings`, shown in `--help`."""
+    field = next(name for name in names if name.startswith("--")).removeprefix("--").replace("-", "_")
+    default: Any = DEFAULTS.get(field)
+    if isinstance(details.get("type"), Size):
+        default = format_size(default)
+    elif isinstance(default, bytes):
+        default = os.fsdecode(default)
+    if default is not None and default != () and default != "" and default is not False:
+        details |= {"default": default, "show_default": True}
+    return click.option(*names, cls=SectionOption, section=section, **details)
+
+
+def server_options(command: Decorated) -> Decorated:
+    """How to reach a server, for every command that may: user, database, password file, TLS."""
+    section = "Server"
+    decorators = [
+        setting("--user", section=section, metavar="NAME", help="ACL user, instead of the URL's."),
+        setting("--db", section=section, type=click.IntRange(0), metavar="N", help="Database, instead of the URL's."),
+        click.option(
+            "--password-file",
+            cls=SectionOption,
+            section=section,
+            type=PATH,
+            help="File whose first line is the password; only you may be able to read it. "
+            "REDISFUSE_PASSWORD holds the password itself.",
+        ),
+        setting("--tls", section=section, is_flag=True, help="Speak TLS (as a rediss:// URL does)."),
+        setting("--tls-ca", section=section, type=PATH, help="Authorities to trust (PEM), instead of the system's."),
+        setting("--tls-cert", section=section, type=PATH, help="Certificate to show the server (PEM)."),
+        setting("--tls-key", section=section, type=PATH, help="The certificate's key (PEM)."),
+        setting("--tls-insecure", section=section, is_flag=True, help="Don't check the server's certificate."),
+        setting(
+            "--timeout",
+            section=section,
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help="A server that is silent for so long is an error (EIO).",
+        ),
+    ]
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command

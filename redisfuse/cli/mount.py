@@ -1,0 +1,259 @@
+"""Mount a Redis server as a folder, read-only unless --write is said (the command that need not be named)."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from redisfuse.cli._config import find_password, load
+from redisfuse.cli._options import BYTES, PATH, SIZE, SectionCommand, SectionOption, server_options, setting
+from redisfuse.errors import UsageError
+from redisfuse.settings import FuseOptions, Settings, split_options
+
+CHANGES = "Changing things"
+TREE = "What the tree looks like"
+LIMITS = "Being a good guest"
+JUNK = "Junk"
+RUNNING = "How it runs"
+
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """`--config` among the options of a mount that was not named: the group could not see it."""
+    if path:
+        config = load(path)
+        config.check_shared(context.command)
+        context.find_root().obj = config
+        context.default_map = config.defaults_for("mount", context.command)
+
+
+@click.command(cls=SectionCommand, options_metavar="[OPTIONS]")
+@click.argument("source", nargs=-1, metavar="(HOST PORT | URL) MOUNTPOINT")
+@server_options
+@setting("--write", section=CHANGES, is_flag=True, help="Write mode: edits reach Redis, each journaled first.")
+@click.option(
+    "--journal",
+    cls=SectionOption,
+    section=CHANGES,
+    is_flag=True,
+    help="Journal every change. --write implies it; there is no writing without.",
+)
+@setting(
+    "--journal-file",
+    section=CHANGES,
+    type=PATH,
+    help="The journal's database.  [default: journal.db in the platform's state folder]",
+)
+@setting(
+    "--no-conflict-check",
+    section=CHANGES,
+    is_flag=True,
+    help="Save even if the key changed since the file was opened.",
+)
+@setting(
+    "--allow",
+    section=CHANGES,
+    multiple=True,
+    type=BYTES,
+    metavar="GLOB",
+    help="Only keys that match may be changed; may be repeated.",
+)
+@setting(
+    "--dump-limit",
+    section=CHANGES,
+    type=click.IntRange(0),
+    metavar="N",
+    help="DUMP collections of up to so many elements.",
+)
+@setting("--separator", section=TREE, type=BYTES, help="What separates directories in a key.")
+@setting("--prefix", section=TREE, type=BYTES, help="Mount only the keys that begin with this.")
+@setting(
+    "--new-files",
+    section=TREE,
+    type=click.Choice(["auto", "string"]),
+    help="What NAME.EXT becomes when it is created: a field of hash NAME (auto), or always a string.",
+)
+@setting(
+    "--render-limit",
+    section=TREE,
+    type=click.IntRange(0),
+    metavar="N",
+    help="A collection of more elements has size 0 and streams.",
+)
+@setting(
+    "--field-limit",
+    section=TREE,
+    type=click.IntRange(0),
+    metavar="N",
+    help="A hash of more fields is listed as one file.",
+)
+@setting(
+    "--hash-limit",
+    section=TREE,
+    type=click.IntRange(0),
+    metavar="N",
+    help="In a directory of more hashes, each is listed as one file.",
+)
+@setting("--cache-memory", section=LIMITS, type=SIZE, help="Memory for attributes and small contents.")
+@setting(
+    "--index-memory",
+    section=LIMITS,
+    type=SIZE,
+    help="Memory for the names of keys; beyond, they move to a private temporary file.",
+)
+@setting("--connections", section=LIMITS, type=click.IntRange(1), metavar="N", help="At most so many connections.")
+@setting(
+    "--rate",
+    section=LIMITS,
+    type=click.IntRange(0),
+    metavar="N",
+    help="At most so many commands a second; 0 is no limit.",
+)
+@setting("--scan-count", section=LIMITS, type=click.IntRange(1, 1000), metavar="N", help="Keys that one SCAN asks for.")
+@setting("--no-junk-filter", section=JUNK, is_flag=True, help="Let editors' and systems' droppings into Redis.")
+@setting("--junk-file", section=JUNK, type=PATH, help="Junk patterns (gitignore syntax) instead of the built-in ones.")
+@setting("--junk", section=JUNK, multiple=True, metavar="PATTERN", help="One more junk pattern; may be repeated.")
+@setting("--keep", section=JUNK, multiple=True, metavar="PATTERN", help="Never junk; may be repeated.")
+@setting("--show-junk", section=JUNK, is_flag=True, help="List junk that is already in Redis.")
+@setting("--scratch-memory", section=JUNK, type=SIZE, help="Memory for junk made through the mount.")
+@setting(
+    "--park-seconds",
+    section=JUNK,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="A key renamed to a junk name waits so long for its new content.",
+)
+@setting(
+    "--binding",
+    section=RUNNING,
+    type=click.Choice(["auto", "fusepy", "mfusepy"]),
+    help="fusepy is libfuse 2, mfusepy libfuse 3.",
+)
+@click.option(
+    "-o",
+    "options",
+    cls=SectionOption,
+    section=RUNNING,
+    multiple=True,
+    metavar="OPT[,OPT…]",
+    help="Mount options: ro, allow_other, uid=, gid=, umask=, libfuse's own, and every long option above.",
+)
+@setting("--daemon", section=RUNNING, is_flag=True, help="Return when the mount answers, and go on in the background.")
+@click.option(
+    "-f",
+    "--foreground",
+    cls=SectionOption,
+    section=RUNNING,
+    is_flag=True,
+    help="Stay in the foreground, as it does anyway.",
+)
+@setting(
+    "--log-file",
+    section=RUNNING,
+    type=PATH,
+    help="Where the log goes.  [default: the terminal; a daemon: redisfuse.log in the platform's state folder]",
+)
+@setting("--debug", section=RUNNING, is_flag=True, help="Log what is done, and tracebacks.")
+@click.option(
+    "--config",
+    cls=SectionOption,
+    section=RUNNING,
+    type=PATH,
+    is_eager=True,
+    expose_value=False,
+    allow_from_autoenv=False,
+    callback=_read_config,
+    help="Read this configuration file, instead of /etc/redisfuse.toml and the user's.",
+)
+@click.pass_context
+def command(context: click.Context, /, **_: Any) -> None:
+    """Mount a Redis server as a folder, read-only unless --write is said.
+
+    URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount stays in the foreground until
+    Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
+    """
+    settings = _settings(context)
+    from redisfuse import mount
+
+    mount.run(settings)
+
+
+def _settings(context: click.Context) -> Settings:
+    """What the parsed command line asks for. Raises UsageError."""
+    given = _with_mount_options(context)
+    options: FuseOptions = given["options"]
+    source = given.pop("source")
+    if given["foreground"] and given["daemon"]:
+        raise UsageError("-f and --daemon contradict each other")
+    if given.pop("journal") and not given["write"]:
+        raise UsageError("--journal without --write: a read-only mount has nothing to journal; add --write")
+    if options.read_only and given["write"]:
+        if context.get_parameter_source("write") is ParameterSource.COMMANDLINE:
+            raise UsageError("-o ro and --write contradict each other")
+        given["write"] = False
+    target, port, mountpoint = _source(source)
+    root = context.find_root()
+    given |= {
+        "target": target,
+        "port": port,
+        "mountpoint": mountpoint,
+        "password": find_password(context),
+        "conflict_check": not given.pop("no_conflict_check"),
+        "junk_filter": not given.pop("no_junk_filter"),
+        "debug": given["debug"] or bool(root.params.get("debug")),
+    }
+    for name in ("foreground", "password_file"):
+        del given[name]
+    if not given["separator"]:
+        raise UsageError("--separator can't be empty")
+    return Settings(**given)
+
+
+def _with_mount_options(context: click.Context) -> dict[str, Any]:
+    """The parameters, with the long options applied that were said in `-o`, as fstab must: `-o write,prefix=app:`."""
+    given = dict(context.params)
+    named = {param.name: param for param in context.command.params if isinstance(param, click.Option)}
+    for name in ("options", "config", "foreground", "help"):
+        named.pop(name, None)
+    rest = []
+    for word in split_options(given["options"]):
+        name, equals, value = word.partition("=")
+        option = named.get(name.replace("-", "_"))
+        if option is None or (name == "user" and not equals):  # a bare `user` in fstab is mount(8)'s own
+            rest.append(word)
+            continue
+        assert option.name
+        if option.is_flag != (not equals):
+            raise UsageError(f"-o {name}: " + ("takes no value" if option.is_flag else "needs a value"))
+        found = True if option.is_flag else option.type.convert(value, option, context)
+        given[option.name] = (*given[option.name], found) if option.multiple else found
+        context.set_parameter_source(option.name, ParameterSource.COMMANDLINE)
+        context.params[option.name] = given[option.name]
+    given["options"] = FuseOptions.parse(rest)
+    return given
+
+
+def _source(words: tuple[str, ...]) -> tuple[str, int | None, Path]:
+    """HOST PORT MOUNTPOINT or URL MOUNTPOINT. Raises UsageError, saying the nearest right form."""
+    if len(words) == 3 and "://" not in words[0]:
+        host, port, mountpoint = words
+        if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UsageError(f"{port!r} is no port: say HOST PORT MOUNTPOINT, such as 127.0.0.1 6379 /mnt/redis")
+        return host, int(port), PATH.convert(mountpoint, None, None)
+    if len(words) == 2 and "://" in words[0]:
+        return words[0], None, PATH.convert(words[1], None, None)
+    if len(words) == 1 and "://" in words[0]:
+        raise UsageError("the mount point is missing: say URL MOUNTPOINT")
+    raise UsageError(f"{_what_was_meant(words)}say HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
+
+
+def _what_was_meant(words: tuple[str, ...]) -> str:
+    from redisfuse.cli.main import group
+
+    if not words:
+        return "what is to be mounted? "
+    if words[0].startswith("/"):
+        return f"for a Unix socket say unix://{words[0]}; else "
+    near = difflib.get_close_matches(words[0], group.list_commands(click.Context(group)), n=1)
+    return f"no command {words[0]!r}, did you mean {near[0]!r}? To mount, " if near else ""
