@@ -1,0 +1,34 @@
+# Each target sets up all it needs (see .ci/setup); a second run is quick.
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+# Tests that run side by side; each has servers and mounts of its own.
+JOBS ?= 2
+
+.PHONY: help demo test check bench clean
+
+help: ## Show what can be made
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+demo: ## Mount a sample Redis and show a session
+	@bash .ci/setup demo
+	@$(BIN)/redisfuse demo
+
+test: ## Run everything: check, then all tests
+	@bash .ci/setup test
+	@$(MAKE) --no-print-directory check
+	$(BIN)/pytest -n $(JOBS) --dist loadfile
+
+check: ## Lint, format, types, and who may import whom
+	@bash .ci/setup dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: ## Run the benchmarks beside the direct way and tmpfs
+	@bash .ci/setup test
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## Remove what the other targets made
+	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
