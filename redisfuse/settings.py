@@ -66,16 +66,9 @@ class Settings:
     target: str = field(repr=False)  # a URL or a bare host; may hold a password
     port: int | None = None  # given with a bare host; None: the target is a URL
     mountpoint: Path
-    user: str | None = None  # ACL user; over the URL's
-    password: str | None = field(
-        default=None, repr=False
-    )  # from the file, the environment or the config; under the URL's
+    user: str | None = None  # ACL user, where the URL has none
+    password: str | None = field(default=None, repr=False)  # where the URL has none
     db: int | None = None  # over the URL's; None: the URL's, or 0
-    tls: bool = False
-    tls_ca: Path | None = None  # certificate authorities, PEM; None: the system's
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_insecure: bool = False  # don't check the server's certificate
 
     # -- what may be done
     write: bool = False  # write mode: always with a journal

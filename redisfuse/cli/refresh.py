@@ -1,0 +1,26 @@
+"""Read all names from the server again, as touching MOUNTPOINT/.updater does."""
+
+import os
+from pathlib import Path
+
+import click
+
+from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.cli._options import PATH
+from redisfuse.errors import MountError
+
+
+@click.command
+@click.argument("mountpoint", type=PATH)
+def command(mountpoint: Path) -> None:
+    """Read all names from the server again, as touching MOUNTPOINT/.updater does.
+
+    A mount follows the server by itself; this is for servers that don't tell their changes, and for the doubtful.
+    """
+    mount = mountpoints.find(mountpoint)
+    if mount is None or mount.type != mountpoints.FILESYSTEM:
+        raise MountError(f"{mountpoint} is not a redisfuse mount")
+    try:
+        os.stat(mountpoint / ".updater")
+    except OSError as error:
+        raise MountError(f"{mountpoint} could not be refreshed: {error.strerror}") from error

@@ -1,0 +1,19 @@
+"""End a mount; edits that are still being made are finished first."""
+
+from pathlib import Path
+
+import click
+
+from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.cli._options import PATH
+
+
+@click.command
+@click.argument("mountpoint", type=PATH)
+@click.option("-z", "--lazy", is_flag=True, help="Take it away even while programs use it.")
+def command(mountpoint: Path, lazy: bool) -> None:
+    """End a mount; edits that are still being made are finished first.
+
+    Nothing is said when it is done. A program that is still in MOUNTPOINT (a shell, say) keeps it busy, but for --lazy.
+    """
+    mountpoints.unmount(mountpoint, lazy=lazy)
