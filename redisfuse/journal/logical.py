@@ -10,8 +10,8 @@ Each further line is one element, an array:
     stream    ["id", "field", "value", "field", "value" ...]
     JSON      ["the document"]
 
-Bytes that are UTF-8 are a JSON string, others `{"base64": "..."}`. The lines of sets and hashes are sorted, so that equal
-values have equal copies.
+Bytes that are UTF-8 are a JSON string, others `{"base64": "..."}`. The lines of sets and hashes are sorted, so that
+equal values have equal copies.
 """
 
 import base64

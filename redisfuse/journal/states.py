@@ -303,7 +303,7 @@ class Session:
 
     @cached_property
     def died(self) -> bool:
-        """True if it never ended and its process is gone from this host. Of another host's sessions nothing is known."""
+        """True if it never ended and its process is gone. (Of another host's sessions nothing is known.)"""
         if self.ended_at is not None or self.info.host != socket.gethostname():
             return False
         mark = process_mark(self.info.pid)

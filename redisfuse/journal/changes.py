@@ -1,0 +1,365 @@
+"""Rows of changes: writing them, reading them back as they were, and finding them quickly among millions.
+
+Every query goes by an index (tests look at the plans). Rows are ordered by id, never by time: clocks go back.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from redisfuse.journal import blobs
+from redisfuse.journal.states import Change, Content, Intent, Outcome, State
+from redisfuse.journal.text import escape_or_none
+
+MAX_ID = (1 << 63) - 1
+PAGE = 500  # rows read at once
+NEWEST = 5000  # rows looked through one by one before an index is asked that does not give them in order
+
+_STATE = (
+    *("kind", "type", "size", "blob", "logical", "offset", "total", "expires_at", "field_expires_at"),
+    *("version", "note"),
+)
+_COLUMNS = (
+    *("id", "session", "group_id", "at", "op", "path", "path_text", "new_path", '"key"', "key_text", "field"),
+    *("field_text", "state", "error", "reverts", "applies"),
+    *(f"prior_{column}" for column in _STATE),
+    *(f"new_{column}" for column in _STATE),
+)
+_INSERT = f"INSERT INTO changes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+
+_READ_STATE = (
+    "c.{0}_kind, c.{0}_type, {0}b.id, {0}b.size, {0}b.digest, {0}l.id, {0}l.size, {0}l.digest, c.{0}_offset, "
+    "c.{0}_total, c.{0}_expires_at, c.{0}_field_expires_at, c.{0}_version, c.{0}_note"
+)
+_READ_WIDTH = 14
+_SELECT = f"""
+SELECT c.id, c.session, c.group_id, c.at, c.path, c.op, c."key", c.field, c.state, c.error, c.reverts, c.applies,
+       c.new_path, c.settled_at, s.server, {_READ_STATE.format("prior")}, {_READ_STATE.format("new")}
+FROM changes AS c
+LEFT JOIN sessions AS s ON s.id = c.session
+LEFT JOIN blobs AS priorb ON priorb.id = c.prior_blob
+LEFT JOIN blobs AS priorl ON priorl.id = c.prior_logical
+LEFT JOIN blobs AS newb ON newb.id = c.new_blob
+LEFT JOIN blobs AS newl ON newl.id = c.new_logical
+"""
+_FACTS = 15  # columns before the states
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which changes are wanted, all conditions together. Nothing given: all."""
+
+    session: int | None = None
+    server: str | None = None  # ServerIdentity.name
+    key: bytes | None = None  # a glob as Redis has them: * ? [a-z] and \ to escape
+    path: bytes | None = None  # this path, or anything below it
+    since: int | None = None  # ms, inclusive
+    until: int | None = None  # ms, exclusive
+    states: tuple[Outcome, ...] = ()
+    ops: tuple[str, ...] = ()
+    limit: int | None = None
+    before: int = MAX_ID  # only ids less than this
+    oldest_first: bool = False  # the order in which they were made, instead of newest first
+
+
+# -- writing ---------------------------------------------------------------------------------------------------------
+
+
+def insert(
+    connection: sqlite3.Connection,
+    session: int,
+    intents: Sequence[Intent],
+    contents: dict[bytes, int],
+    *,
+    state: Outcome,
+    error: str | None,
+    at: int,
+    grouped: bool,
+) -> list[int]:
+    """Insert a row an intent, with consecutive ids, and return these. `contents`: digest → blobs.id."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
+    first = (row[0] if row else 0) + 1
+    rows = []
+    for number, intent in enumerate(intents, first):
+        group = first if grouped else number
+        rows.append(
+            (
+                *(number, session, group, at, intent.op, intent.path, escape_or_none(intent.path), intent.new_path),
+                *(intent.key, escape_or_none(intent.key), intent.field, escape_or_none(intent.field)),
+                *(state, error, intent.reverts, intent.applies),
+                *_state_columns(intent.prior, contents),
+                *_state_columns(intent.new, contents),
+            )
+        )
+    connection.executemany(_INSERT, rows)
+    return list(range(first, first + len(rows)))
+
+
+def _state_columns(state: State, contents: dict[bytes, int]) -> tuple[Any, ...]:
+    sliced = state.kind == "slice"
+    return (
+        state.kind,
+        state.type.decode("utf-8", "backslashreplace"),
+        state.size,
+        contents[state.content.digest] if state.content else None,
+        contents[state.logical.digest] if state.logical else None,
+        state.offset if sliced else None,
+        state.total if sliced else None,
+        state.expires_at,
+        state.field_expires_at,
+        state.version,
+        state.note,
+    )
+
+
+def settle(connection: sqlite3.Connection, ids: Sequence[int], state: Outcome, error: str | None, at: int) -> None:
+    """Set what became of changes."""
+    connection.executemany(
+        "UPDATE changes SET state = ?, error = ?, settled_at = ? WHERE id = ?", [(state, error, at, id) for id in ids]
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def by_id(query: blobs.Query, id: int) -> Change | None:
+    """One change."""
+    rows = query(f"{_SELECT} WHERE c.id = ?", (id,))
+    return _change(query, rows[0]) if rows else None
+
+
+def of_group(query: blobs.Query, group: int) -> list[Change]:
+    """The changes of one operation, in their order: they have consecutive ids, beginning with the group's."""
+    found: list[Change] = []
+    while True:
+        after = found[-1].id if found else group - 1
+        rows = query(f"{_SELECT} WHERE c.id > ? ORDER BY c.id LIMIT ?", (after, PAGE))
+        for row in rows:
+            change = _change(query, row)
+            if change.group != group:
+                return found
+            found.append(change)
+        if len(rows) < PAGE:
+            return found
+
+
+def matching(query: blobs.Query, wanted: Filter) -> Iterator[Change]:
+    """The changes that a filter wants, read a page at a time; newest first unless it says otherwise."""
+    ids = _ids(query, wanted)
+    if wanted.oldest_first:
+        ids = reversed(list(ids))
+    page: list[int] = []
+    first = True
+    for id in ids:
+        page.append(id)
+        if len(page) == (20 if first else PAGE):  # the first rows soon
+            yield from _fetch(query, page)
+            page, first = [], False
+    if page:
+        yield from _fetch(query, page)
+
+
+def matching_ids(query: blobs.Query, wanted: Filter) -> list[int]:
+    """The ids only, in the same order."""
+    ids = list(_ids(query, wanted))
+    return ids[::-1] if wanted.oldest_first else ids
+
+
+def _fetch(query: blobs.Query, ids: list[int]) -> Iterator[Change]:
+    rows = query(f"{_SELECT} WHERE c.id IN ({', '.join('?' * len(ids))})", tuple(ids))
+    found = {row[0]: row for row in rows}
+    for id in ids:
+        if id in found:
+            yield _change(query, found[id])
+
+
+def _ids(query: blobs.Query, wanted: Filter) -> Iterator[int]:
+    """Ids, newest first.
+
+    An index on one exact value gives its ids in order. One on a range of keys or paths does not: then the newest rows
+    are looked through first (a range that matches much is soon satisfied), and the index gives the rest, sorted.
+    """
+    where, values = _conditions(wanted)
+    lowest, highest = 0, wanted.before - 1
+    if wanted.since is not None or wanted.until is not None:
+        since = 0 if wanted.since is None else wanted.since
+        until = MAX_ID if wanted.until is None else wanted.until
+        ((low, high),) = query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", (since, until))
+        if low is None:
+            return
+        lowest, highest = low, min(highest, high)
+        where.append("+at >= ? AND +at < ?")
+        values += [since, until]
+    left = wanted.limit if wanted.limit is not None else MAX_ID
+    ranged = _range(wanted)
+    if ranged is not None:
+        column, condition, range_values = ranged
+        newest = max(lowest, _highest(query, highest) - NEWEST)
+        plain = [*where, condition.replace(column, f"+{column}")]
+        for id in _walk(query, plain, [*values, *range_values], newest, highest):
+            if left <= 0:
+                return
+            left -= 1
+            yield id
+        if left <= 0 or newest <= lowest:
+            return
+        table = f"changes INDEXED BY changes_{column.strip(chr(34))}"
+        sql = f"SELECT id FROM {table} WHERE {' AND '.join([condition, *where])} AND +id >= ? AND +id < ?"
+        rows = query(f"{sql} ORDER BY id DESC LIMIT ?", (*range_values, *values, lowest, newest, left))
+        yield from (id for (id,) in rows)
+        return
+    for id in _walk(query, where, values, lowest, highest):
+        if left <= 0:
+            return
+        left -= 1
+        yield id
+
+
+def _walk(query: blobs.Query, where: list[str], values: list[Any], lowest: int, highest: int) -> Iterator[int]:
+    """Ids from `highest` down to `lowest` that satisfy the conditions, a page at a time."""
+    sql = f"SELECT id FROM changes WHERE {' AND '.join([*where, 'id >= ? AND id <= ?'])} ORDER BY id DESC LIMIT ?"
+    while highest >= lowest:
+        rows = query(sql, (*values, lowest, highest, PAGE))
+        for (id,) in rows:
+            yield id
+        if len(rows) < PAGE:
+            return
+        highest = rows[-1][0] - 1
+
+
+def _highest(query: blobs.Query, highest: int) -> int:
+    ((found,),) = query("SELECT max(id) FROM changes WHERE id <= ?", (highest,))
+    return found or 0
+
+
+def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
+    where: list[str] = []
+    values: list[Any] = []
+    if wanted.session is not None:
+        where.append("session = ?")
+        values.append(wanted.session)
+    if wanted.server is not None:
+        where.append("+session IN (SELECT id FROM sessions WHERE server = ?)")
+        values.append(wanted.server)
+    if wanted.states:
+        where.append(f"state IN ({', '.join('?' * len(wanted.states))})")
+        values += wanted.states
+        if "applied" not in wanted.states:
+            where.append("state <> 'applied'")  # says to SQLite that the partial index has them all
+    if wanted.ops:
+        where.append(f"op IN ({', '.join('?' * len(wanted.ops))})")
+        values += wanted.ops
+    if wanted.key is not None:
+        exact, pattern = glob(wanted.key)
+        if pattern is None:
+            where.append('"key" = ?')
+            values.append(exact)
+        else:
+            where.append('redis_glob(?, "key")')
+            values.append(wanted.key)
+    return where, values
+
+
+def _range(wanted: Filter) -> tuple[str, str, list[bytes]] | None:
+    """(column, condition, its values) of the one range that an index can help with."""
+    if wanted.path is not None:
+        path = wanted.path.strip(b"/")
+        if path:
+            return "path", "(path = ? OR (path >= ? AND path < ?))", [path, path + b"/", path + b"0"]  # 0 follows /
+    if wanted.key is not None:
+        prefix, pattern = glob(wanted.key)
+        if pattern is not None:
+            return '"key"', '("key" >= ? AND "key" < ?)', [prefix, _after(prefix)]
+    return None
+
+
+def _after(prefix: bytes) -> bytes:
+    """The least bytes greater than everything that begins with `prefix` (nearly: keys end before 64 bytes of 0xFF)."""
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else prefix + b"\xff" * 64
+
+
+def glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
+    """(literal beginning, compiled pattern) of a Redis glob; a pattern without specials: (the literal, None)."""
+    literal = bytearray()
+    regex = bytearray()
+    special = False
+    at = 0
+    while at < len(pattern):
+        byte = pattern[at : at + 1]
+        at += 1
+        if byte in (b"*", b"?"):
+            special = True
+            regex += b".*" if byte == b"*" else b"."
+            continue
+        if byte == b"[":
+            special = True
+            at, part = _character_class(pattern, at)
+            regex += part
+            continue
+        if byte == b"\\" and at < len(pattern):
+            byte = pattern[at : at + 1]
+            at += 1
+        regex += re.escape(byte)
+        if not special:
+            literal += byte
+    return bytes(literal), re.compile(bytes(regex), re.DOTALL) if special else None
+
+
+def _character_class(pattern: bytes, at: int) -> tuple[int, bytes]:
+    """The regular expression for a `[…]` that begins before `at`, and where it ends. As Redis's stringmatchlen."""
+    negated = pattern[at : at + 1] == b"^"
+    at += negated
+    members = bytearray()
+    while at < len(pattern) and pattern[at : at + 1] != b"]":
+        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
+            at += 1
+        first = last = pattern[at]
+        if pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
+            last = pattern[at + 2]
+            at += 2
+        first, last = min(first, last), max(first, last)
+        members += b"\\x%02x-\\x%02x" % (first, last)
+        at += 1
+    if not members:
+        return at + 1, b"." if negated else b"(?!)"
+    return at + 1, b"[" + (b"^" if negated else b"") + bytes(members) + b"]"
+
+
+def _change(query: blobs.Query, row: tuple[Any, ...]) -> Change:
+    (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, settled, server) = row[
+        :_FACTS
+    ]
+    return Change(
+        id=id,
+        session=session,
+        group=group,
+        at=at,
+        path=path,
+        op=op,
+        key=key,
+        field=field,
+        prior=_state(query, row[_FACTS : _FACTS + _READ_WIDTH]),
+        new=_state(query, row[_FACTS + _READ_WIDTH :]),
+        state=state,
+        error=error,
+        reverts=reverts,
+        applies=applies,
+        new_path=new_path,
+        settled_at=settled,
+        server=server or "",
+    )
+
+
+def _state(query: blobs.Query, row: Sequence[Any]) -> State:
+    kind, type, blob, size, digest, logical, logical_size, logical_digest, offset, total, *rest = row
+    expires_at, field_expires_at, version, note = rest
+    content: Content | None = None if blob is None else blobs.stored(query, blob, size, digest)
+    copy = None if logical is None else blobs.stored(query, logical, logical_size, logical_digest)
+    return State(
+        kind, type.encode(), content, copy, offset or 0, total or 0, expires_at, field_expires_at, version, note
+    )

@@ -1,0 +1,225 @@
+"""Opening the journal's database: checks, pragmas, migrations, and SQLite's errors in the project's words."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import redisfuse
+from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
+from redisfuse.journal import location
+
+BUSY_TIMEOUT = 5.0  # seconds that a write waits for another process's
+APPLICATION_ID = 0x72667573  # "rfus", in the file's header: file(1) and we can tell it from any other database
+MIGRATION_SET = "redisfuse"
+
+
+def prepare(path: Path, *, create: bool) -> None:
+    """Check the journal at `path`, make it if there is none and `create` is true, and bring its schema up to date.
+
+    Raises JournalError (with a one-line reason) for everything that is not a journal of ours, and alters nothing then.
+    """
+    if create and not os.path.lexists(path):
+        _make(path)
+    location.check(path)
+    with translated(path):
+        if not schema_is_current(path):
+            _migrate(path, new=False)
+
+
+def _make(path: Path) -> None:
+    made = location.new_file(path)
+    try:
+        with translated(path):
+            _migrate(made, new=True)
+        location.publish(made, path)
+    finally:
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                os.unlink(f"{made}{suffix}")
+
+
+def connect(path: Path, *, write: bool, busy_timeout: float = BUSY_TIMEOUT) -> sqlite3.Connection:
+    """A connection in autocommit mode (transactions are begun by hand), usable from any thread, one at a time."""
+    with translated(path):
+        connection = _connect(path, "rw" if write else "ro", busy_timeout)
+        try:
+            if write:
+                connection.execute("PRAGMA synchronous = FULL")
+                connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when nobody waits
+                connection.execute("PRAGMA journal_size_limit = 16777216")
+            else:
+                connection.execute("PRAGMA query_only = ON")
+            connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        except sqlite3.OperationalError as error:
+            connection.close()
+            if write or not _needs_immutable(error, path):
+                raise
+            connection = _connect(path, "ro&immutable=1", busy_timeout)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+
+def schema_is_current(path: Path) -> bool:
+    """Whether all migrations are applied; raises JournalError if the file is another program's or a newer version's."""
+    with contextlib.closing(connect(path, write=False)) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        applied: set[str] = set()
+        if "_sqlite_migrations" in tables:
+            rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (MIGRATION_SET,))
+            applied = {name for (name,) in rows}
+    known = {file.stem for file in migration_files()}
+    if applied - known:
+        raise JournalError(
+            f"the journal {path} was written by a newer redisfuse (it has {max(applied - known)}); "
+            f"it was not touched: upgrade this one"
+        )
+    if not applied and (tables or application not in (0, APPLICATION_ID)):
+        raise JournalError(f"{path} is a database of something else, not a journal; it was not touched")
+    if not applied and application == 0:
+        raise JournalError(f"{path} is an empty database, not a journal; it was not touched")
+    return applied == known
+
+
+def migration_files() -> list[Path]:
+    """The numbered migrations, in order."""
+    return sorted(_migrations_folder().glob("m[0-9][0-9][0-9][0-9]_*.py"))
+
+
+def _migrations_folder() -> Path:
+    """Inside the package in an installed wheel; beside it in a source tree (an editable install)."""
+    package = Path(redisfuse.__file__).resolve().parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / "m0001_journal.py").is_file():
+            return folder
+    raise JournalError("the journal's migrations are missing from this installation; install redisfuse again")
+
+
+def _migrate(path: Path, *, new: bool) -> None:
+    """Apply the missing migrations in one transaction, which also keeps a second process from doing the same."""
+    from sqlite_utils import Database
+
+    source = _migrations_folder() / "migrations.py"
+    spec = importlib.util.spec_from_file_location("redisfuse_migrations", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with contextlib.closing(_connect(path, "rw", BUSY_TIMEOUT)) as connection:
+        if new:
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            module.migrations.apply(Database(connection, execute_plugins=False))
+            connection.execute("COMMIT")
+        except BaseException:
+            connection.rollback()
+            raise
+
+
+def _connect(path: Path, mode: str, busy_timeout: float) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
+
+
+def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
+    """A journal in a folder that can't be written (a backup, a read-only disk) and that no process has open."""
+    wal = path.with_name(path.name + "-wal")
+    return (
+        error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
+        and not wal.exists()
+        and not os.access(path.parent, os.W_OK)
+    )
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's exceptions into the project's, each a line that names the file."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, path) from error
+
+
+def translate(error: sqlite3.Error, path: Path) -> JournalError:
+    """The project's error for one of SQLite's."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    primary = code & 0xFF
+    if primary == sqlite3.SQLITE_FULL or (
+        primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path)
+    ):
+        return JournalFullError(f"the disk of the journal {path} is full; make room, or prune it: redisfuse prune")
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return moved(path)
+    if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
+        return JournalReadOnlyError(f"the journal {path} can't be written: {error}")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return JournalLockedError(f"another process keeps the journal {path} locked; try again when it is done")
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return JournalError(f"the journal {path} is damaged or no database ({error}); restore it, or move it away")
+    if primary == sqlite3.SQLITE_CANTOPEN:
+        if not os.access(path.parent, os.W_OK):
+            return JournalReadOnlyError(f"the journal {path} can't be opened: its folder can't be written")
+        result = JournalError(f"the journal {path} can't be opened: {error}")
+        if _descriptors_are_out():
+            result.errno = errno.EMFILE
+        return result
+    return JournalError(f"the journal {path}: {error}")
+
+
+def moved(path: Path) -> JournalError:
+    """The error for a journal that is no longer the file that was opened."""
+    return JournalError(
+        f"the journal {path} was removed or replaced while in use; nothing is changed until it is back: "
+        f"put it back, or mount again"
+    )
+
+
+def _disk_is_full(path: Path) -> bool:
+    """SQLite says only "disk I/O error" when a write past the end failed: look whether there is room for one."""
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    wal = path.with_name(path.name + "-wal")
+    with contextlib.suppress(OSError):
+        if limit != resource.RLIM_INFINITY and max(file.stat().st_size for file in (path, wal)) + 65536 > limit:
+            return True
+    with contextlib.suppress(OSError):
+        disk = os.statvfs(path.parent)
+        return disk.f_bavail * disk.f_frsize < 262144
+    return False
+
+
+def _descriptors_are_out() -> bool:
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return False
+
+
+def fetch_all(connection: sqlite3.Connection, sql: str, values: Any = ()) -> list[Any]:
+    """All rows of a query."""
+    return connection.execute(sql, values).fetchall()
