@@ -158,6 +158,10 @@ class UnavailableError(RedisFuseError):
     """The server can't be reached, hung up, timed out, or answered garbage."""
 
 
+class ConnectionLostError(UnavailableError):
+    """The connection broke, other than by time-out, before the answer had come: a read may be asked again elsewhere."""
+
+
 class TryAgainError(UnavailableError):
     """The server said, until the time-out, that it can't answer now (LOADING, BUSY, TRYAGAIN)."""
 

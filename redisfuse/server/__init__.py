@@ -1,1 +1,1 @@
-"""See STYLE: one room, one idea."""
+"""The only room that imports redis: addresses, connections, the allow-lists, error replies, what a server can do."""

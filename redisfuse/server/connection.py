@@ -1,0 +1,259 @@
+"""One connection to a server: redis-py's, with the allow-list in the way of everything that it sends.
+
+redis-py is used for its sockets, TLS and logging in only. Its clients and pipelines retry commands, which makes a write
+happen twice when an answer is lost (MEASURED.md, "Writing"); its defaults send CLIENT SETINFO and more, which leaves
+errors behind on servers that do not know them.
+"""
+
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
+
+from redisfuse.errors import AccessError, RedisFuseError, ServerReplyError, UnavailableError, UsageError
+from redisfuse.server.address import Address
+from redisfuse.server.allowlist import AllowList, pack_commands, parse_commands
+from redisfuse.server.counters import Brake, Counters
+from redisfuse.server.replies import error_of_reply
+
+NAME = "redisfuse"
+"""What the connections are called in CLIENT LIST."""
+
+_READ_SIZE = 131072
+"""Bytes taken from the socket at once; with 64 KiB, redis-py's default, big values come at a fraction of the speed."""
+
+
+class Wire:
+    """A socket that counts, and keeps a deadline: what `allow` gave is for all of an answer, not for each piece."""
+
+    def __init__(self, inner: socket.socket, counters: Counters, seconds: float) -> None:
+        self._inner = inner
+        self._counters = counters
+        self.allow(seconds)
+
+    def allow(self, seconds: float) -> None:
+        """Give what follows, up to the next call, this long in all."""
+        self._deadline = time.monotonic() + seconds
+
+    def _remaining(self) -> float:
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("timed out")
+        return remaining
+
+    def recv_into(self, buffer: Any, *arguments: Any) -> int:
+        """socket.recv_into, within the deadline."""
+        self._inner.settimeout(self._remaining())
+        count = self._inner.recv_into(buffer, *arguments)
+        self._counters.add(bytes_received=count)
+        return count
+
+    def recv(self, size: int, *arguments: Any) -> bytes:
+        """socket.recv, within the deadline."""
+        self._inner.settimeout(self._remaining())
+        data = self._inner.recv(size, *arguments)
+        self._counters.add(bytes_received=len(data))
+        return data
+
+    def sendall(self, data: Any, *arguments: Any) -> None:
+        """socket.sendall, within the deadline."""
+        self._inner.settimeout(self._remaining())
+        self._inner.sendall(data, *arguments)
+        self._counters.add(bytes_sent=len(data))
+
+    def settimeout(self, _seconds: float | None) -> None:
+        """Without effect: the deadline counts."""
+
+    def fileno(self) -> int:
+        """The descriptor, for poll."""
+        return self._inner.fileno()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class GuardedConnection(AbstractConnection):
+    """What redisfuse adds to a connection of redis-py. Made by `open_connection` only."""
+
+    guard: AllowList
+    counters: Counters
+    brake: Brake
+    patience: float  # seconds for connecting and for the handshake
+    wire: Wire
+
+    def _connect(self) -> Any:
+        inner = super()._connect()  # type: ignore[no-untyped-call, safe-super]  # the next class in line has it
+        self.wire = Wire(inner, self.counters, self.patience)
+        return self.wire
+
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+        """Send commands, if the allow-list has every one of them; else ForbiddenCommandError, and nothing was sent."""
+        packed = command.encode() if isinstance(command, str) else command
+        if not isinstance(packed, bytes):
+            packed = b"".join(packed)
+        commands = parse_commands(packed)
+        for words in commands:
+            self.guard.check(words)
+        self.brake.take(len(commands))
+        self.counters.add(commands=len(commands))
+        super().send_packed_command([packed], check_health)  # type: ignore[no-untyped-call]
+
+    def send_streamed(self, head: Iterable[bytes], size: int, chunks: Iterable[bytes]) -> None:
+        """Send one command whose last argument, of `size` bytes, comes in chunks.
+
+        If they come to another size, or `chunks` raises, the connection is cut:
+        the server then drops the unfinished command.
+        """
+        words = list(head)
+        self.guard.check(words)
+        self.brake.take(1)
+        self.counters.add(commands=1)
+        start = pack_commands([tuple(words)]).split(b"\r\n", 1)[1]
+        try:
+            self.wire.allow(self.patience)
+            self.wire.sendall(b"*%d\r\n%b$%d\r\n" % (len(words) + 1, start, size))
+            left = size
+            for chunk in chunks:
+                left -= len(chunk)
+                if left < 0:
+                    break
+                self.wire.allow(self.patience)
+                self.wire.sendall(chunk)
+            if left:
+                raise ValueError("the chunks of a streamed argument do not add up to its size")
+            self.wire.allow(self.patience)
+            self.wire.sendall(b"\r\n")
+        except BaseException:
+            self.disconnect()  # type: ignore[no-untyped-call]
+            raise
+
+
+class _TcpConnection(GuardedConnection, Connection):
+    pass
+
+
+class _TlsConnection(GuardedConnection, SSLConnection):
+    pass
+
+
+class _UnixConnection(GuardedConnection, UnixDomainSocketConnection):
+    host = ""  # which redis-py forgets here, and asks for when it reports an error
+
+
+def _quiet_options() -> dict[str, Any]:
+    """What keeps redis-py from sending commands of its own accord, as far as this version of it has them."""
+    options: dict[str, Any] = {}
+    try:
+        from redis.maint_notifications import MaintNotificationsConfig
+    except ImportError:  # redis-py before 6.3
+        return {"lib_name": None, "lib_version": None}
+    options["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
+    try:
+        from redis.driver_info import DriverInfo  # noqa: F401
+    except ImportError:  # redis-py before 7.2
+        return {**options, "lib_name": None, "lib_version": None}
+    return {**options, "driver_info": None}
+
+
+_QUIET = _quiet_options()
+
+
+def open_connection(
+    address: Address,
+    guard: AllowList,
+    *,
+    timeout: float,
+    counters: Counters,
+    brake: Brake,
+    resp3: bool = False,
+) -> GuardedConnection:
+    """A connection that is made, let in, and in its database; everything within `timeout` seconds.
+
+    `address` is of kind tcp, tls or unix. Raises UnavailableError, AccessError, TryAgainError, UsageError (no such
+    database).
+    """
+    options: dict[str, Any] = {
+        **_QUIET,
+        "db": address.db,
+        "username": address.username,
+        "password": address.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "socket_read_size": _READ_SIZE,
+        "protocol": 3 if resp3 else 2,
+    }
+    connection: GuardedConnection
+    if address.kind == "unix":
+        connection = _UnixConnection(path=address.unix_path, **options)  # type: ignore[no-untyped-call]
+    elif address.tls is not None:
+        tls = {f"ssl_{name}": getattr(address.tls, name) for name in type(address.tls).__slots__}
+        connection = _TlsConnection(host=address.host, port=address.port, **tls, **options)
+    else:
+        connection = _TcpConnection(host=address.host, port=address.port, **options)  # type: ignore[no-untyped-call]
+    connection.guard = guard
+    connection.counters = counters
+    connection.brake = brake
+    connection.patience = timeout
+    try:
+        connection.connect()  # type: ignore[no-untyped-call]
+    except Exception as error:
+        connection.disconnect()  # type: ignore[no-untyped-call]
+        raise connecting_error(error, address) from None  # its traceback could show the password
+    counters.add(connects=1)
+    return connection
+
+
+def connecting_error(error: Exception, address: Address) -> RedisFuseError:
+    """Why a server could not be entered, in one line with what to do about it."""
+    if isinstance(error, RedisFuseError):
+        return error
+    failure = connection_error(error, address)
+    if isinstance(failure, ServerReplyError) and "DB index" in str(failure):
+        return UsageError(f"the server at {address.place} has no database {address.db}")
+    if isinstance(failure, AccessError):
+        return AccessError(f"{address.place} lets nobody in like that: {failure}")
+    return failure
+
+
+_REPLIES = (
+    redis.exceptions.ResponseError,
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.BusyLoadingError,
+)
+
+
+def connection_error(error: Exception, address: Address) -> RedisFuseError:
+    """The error of redis-py, or of a socket, as redisfuse's, without secrets."""
+    if isinstance(error, RedisFuseError):
+        return error
+    words = " ".join(address.scrub(str(error)).split())
+    if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
+        return UnavailableError(f"{address.place} did not answer in time: it is down, hung or too slow (see --timeout)")
+    if isinstance(error, redis.exceptions.InvalidResponse):
+        return UnavailableError(f"what answers at {address.place} does not speak the Redis protocol")
+    if isinstance(error, _REPLIES):
+        mapped = error_of_reply(error)
+        return type(mapped)(address.scrub(str(mapped)))
+    if "max number of clients" in words:
+        return UnavailableError(f"{address.place} has as many clients as it takes (maxclients)")
+    reason = _reason(words)
+    return UnavailableError(f"no connection to {address.place}: {reason}")
+
+
+def _reason(words: str) -> str:
+    for sign, reason in (
+        ("Connection refused", "nothing listens there; is the server running, and the port right?"),
+        ("No such file", "there is no such socket; is the server running?"),
+        ("Permission denied", "you may not use that socket"),
+        ("Name or service not known", "no such host name"),
+        ("not known", "no such host name"),
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate was not accepted (see ssl_ca_certs)"),
+        ("WRONG_VERSION_NUMBER", "it does not speak TLS there; try redis:// in place of rediss://"),
+        ("closed by server", "it hung up; does it want TLS (rediss://)?"),
+    ):
+        if sign.lower() in words.lower():
+            return reason
+    return words

@@ -1,0 +1,31 @@
+"""How much redisfuse takes of a server: a guest's manners, as numbers."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds on time, connections, speed and the size of one request."""
+
+    timeout: float = 5.0
+    """Seconds to wait for a connection, an answer or a free connection of the pool (`--timeout`)."""
+
+    connections: int = 4
+    """Connections at one time (`--connections`); a mount needs at least 2 (one to follow), 3 if it writes."""
+
+    rate: int = 0
+    """Commands a second (`--rate`); 0 is without a limit."""
+
+    scan_count: int = 1000
+    """COUNT of SCAN and its kin: about the keys or elements that one command walks over."""
+
+    pipeline: int = 1000
+    """Commands sent before their answers are read."""
+
+    piece: int = 1024 * 1024
+    """Bytes of a big value that one command asks for."""
+
+    @property
+    def batch(self) -> int:
+        """Commands to send at once: `pipeline`, or about a tenth of a second's worth where `rate` is set."""
+        return min(self.pipeline, max(1, self.rate // 10)) if self.rate else self.pipeline
