@@ -1,0 +1,294 @@
+"""The index of names, in both of its forms, against a plain set of keys."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from redisfuse.errors import NotFoundError
+from redisfuse.keyspace.index import Child, Index
+
+BOTH = pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
+
+
+def is_long(key: bytes) -> bool:
+    """What these tests call too long: a key with a marker, as far as the index asks."""
+    return len(key) > 600
+
+
+class Model:
+    """What an index must answer, from a plain set."""
+
+    def __init__(self, separator: bytes) -> None:
+        self.separator = separator
+        self.keys: set[bytes] = set()
+
+    def short(self) -> list[bytes]:
+        return [key for key in self.keys if not is_long(key)]
+
+    def children(self, directory: tuple[bytes, ...]) -> set[Child]:
+        kinds: dict[bytes, list[bool]] = {}
+        for key in self.short():
+            components = tuple(key.split(self.separator))
+            if len(components) > len(directory) and components[: len(directory)] == directory:
+                kind = kinds.setdefault(components[len(directory)], [False, False])
+                kind[len(components) > len(directory) + 1] = True
+        return {Child(name, *kind) for name, kind in kinds.items()}
+
+    def directories(self) -> set[tuple[bytes, ...]]:
+        found: set[tuple[bytes, ...]] = {()}
+        for key in self.short():
+            components = tuple(key.split(self.separator))
+            found.update(components[:depth] for depth in range(1, len(components)))
+        return found
+
+
+def check(index: Index, model: Model, probes: list[bytes]) -> None:
+    """Compare all that can be asked."""
+    assert len(index) == len(model.keys)
+    below = list(index.keys_below(()))
+    assert sorted(below) == sorted(model.short())
+    assert sorted(index.long_keys()) == sorted(key for key in model.keys if is_long(key))
+    directories = model.directories()
+    for key in probes:
+        assert (key in index) == (key in model.keys)
+        components = tuple(key.split(model.separator))
+        for depth in range(len(components) + 1):
+            directory = components[:depth]
+            assert index.is_directory(directory) == (directory in directories)
+            if depth:
+                expected = {child.component: child for child in model.children(directory[:-1])}
+                assert index.child(directory[:-1], directory[-1]) == expected.get(directory[-1])
+        if is_long(key):
+            digest = hashlib.sha256(key).hexdigest()
+            assert index.long_key(digest) == (key if key in model.keys else None)
+    for directory in directories:
+        listed = list(index.children(directory))
+        assert len(listed) == len(set(listed))
+        assert set(listed) == model.children(directory)
+        start = model.separator.join([*directory, b""]) if directory else b""
+        expected_below = [
+            key
+            for key in model.short()
+            if tuple(key.split(model.separator))[: len(directory)] == directory
+            and len(key.split(model.separator)) > len(directory)
+        ]
+        assert sorted(index.keys_below(directory)) == sorted(expected_below)
+        assert all(key.startswith(start) for key in expected_below)
+
+
+class Machine(RuleBasedStateMachine):
+    """Random keys come and go in both forms; after every step they answer as the set does."""
+
+    keys = Bundle("keys")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probes: list[bytes] = []
+
+    @initialize(separator=st.sampled_from([b":", b"::", b"/", b"\x00", b"\x01", b"aa"]))
+    def start(self, separator: bytes) -> None:
+        self.model = Model(separator)
+        self.indexes = [Index(separator, is_long), Index(separator, is_long, on_disk=True), Index(separator, is_long)]
+
+    @rule(
+        target=keys,
+        components=st.lists(
+            st.one_of(
+                st.sampled_from([b"", b"a", b"b", b"a!", b"\x00", b"\x01", b"\x01\x02", b"\xff", b"aa", b":"]),
+                st.binary(max_size=4),
+                st.integers(1, 300).map(lambda size: b"x" * size),
+            ),
+            max_size=6,
+        ),
+    )
+    def key(self, components: list[bytes]) -> bytes:
+        made = self.model.separator.join(components)
+        self.probes.append(made)
+        return made
+
+    @rule(target=keys, key=keys, more=st.sampled_from([b"", b"a", b"b", b"c" * 200]))
+    def deeper(self, key: bytes, more: bytes) -> bytes:
+        made = key + self.model.separator + more
+        self.probes.append(made)
+        return made
+
+    @rule(key=keys)
+    def add(self, key: bytes) -> None:
+        expected = key not in self.model.keys
+        self.model.keys.add(key)
+        for index in self.indexes:
+            assert index.add(key) == expected
+
+    @rule(key=keys, count=st.integers(1, 60))
+    def add_row(self, key: bytes, count: int) -> None:
+        row = [key + self.model.separator + b"%d" % number for number in range(count)]
+        new = len(set(row) - self.model.keys)
+        self.model.keys.update(row)
+        self.probes += row[:1]
+        for index in self.indexes:
+            assert index.add_many(row) == new
+
+    @rule(key=keys)
+    def discard(self, key: bytes) -> None:
+        expected = key in self.model.keys
+        self.model.keys.discard(key)
+        for index in self.indexes:
+            assert index.discard(key) == expected
+
+    @rule(data=st.data())
+    def discard_one_of_many(self, data: st.DataObject) -> None:
+        if self.model.keys:
+            self.discard(data.draw(st.sampled_from(sorted(self.model.keys))))
+
+    @rule()
+    def move(self) -> None:
+        self.indexes[2].move_to_disk()
+
+    @invariant()
+    def same(self) -> None:
+        if hasattr(self, "model"):
+            for index in self.indexes:
+                check(index, self.model, self.probes[-12:])
+
+    def teardown(self) -> None:
+        if hasattr(self, "model"):
+            for index in self.indexes:
+                for key in list(self.model.keys):
+                    assert index.discard(key)
+                assert list(index.children(())) == []
+                assert index.memory == 0 or index.on_disk or index.memory < 2000
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(
+    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@BOTH
+@settings(max_examples=60, deadline=None)
+@given(keys=st.sets(st.lists(st.sampled_from([b"a", b"b", b"", b"a!"]), min_size=1, max_size=4).map(b":".join)))
+def test_a_set_of_keys(on_disk: bool, keys: set[bytes]) -> None:
+    """Whatever the set of keys, every key is below exactly the directories that it spells."""
+    index = Index(on_disk=on_disk)
+    index.add_many(sorted(keys))
+    model = Model(b":")
+    model.keys = set(keys)
+    check(index, model, sorted(keys))
+
+
+@BOTH
+def test_a_key_beside_a_directory(on_disk: bool) -> None:
+    """A key and a directory can have one name, and each goes without the other."""
+    index = Index(on_disk=on_disk)
+    index.add_many([b"user", b"user:1"])
+    assert list(index.children(())) == [Child(b"user", True, True)]
+    assert index.discard(b"user")
+    assert list(index.children(())) == [Child(b"user", False, True)]
+    index.add(b"user")
+    assert index.discard(b"user:1")
+    assert list(index.children(())) == [Child(b"user", True, False)]
+    with pytest.raises(NotFoundError):
+        index.children((b"user",))
+
+
+@BOTH
+def test_very_deep_keys(on_disk: bool) -> None:
+    """A key of thousands of components is listed, found and removed, whatever Python's recursion limit."""
+    index = Index(on_disk=on_disk)
+    keys = [b":" * 2500, b":" * 2500 + b"x", b"a:" * 2000 + b"z"]
+    assert index.add_many(keys) == 3
+    assert sorted(index.keys_below(())) == sorted(keys)
+    assert index.child((b"a",) * 2000, b"z") == Child(b"z", True, False)
+    assert all(index.discard(key) for key in keys)
+    assert list(index.children(())) == []
+
+
+@BOTH
+def test_a_large_directory_streams(on_disk: bool) -> None:
+    """A directory of 200 000 children gives each once, and holds no lock while it is consumed."""
+    index = Index(on_disk=on_disk)
+    index.add_many([b"big:%d" % number for number in range(200_000)])
+    index.add_many([b"big:%d:below" % number for number in range(0, 200_000, 100)])
+    listing = index.children((b"big",))
+    first = next(listing)
+    index.discard(b"big:199999")
+    index.add(b"other")
+    names = [first, *listing]
+    assert len(names) == len({child.component for child in names}) >= 199_999
+    assert sum(child.is_directory for child in names) == 2000
+
+
+def test_changes_while_it_moves_to_disk() -> None:
+    """Nothing that is added, removed or read while the index moves to disk is lost or wrong."""
+    index = Index(memory_limit=1)
+    keys = [b"k:%d:%d" % (number % 50, number) for number in range(60_000)]
+    index.add_many(keys)
+    assert index.is_full
+    mover = threading.Thread(target=index.move_to_disk)
+    mover.start()
+    expected = set(keys)
+    number = 0
+    while mover.is_alive() or number < 1000:
+        index.add(b"new:%d" % number)
+        expected.add(b"new:%d" % number)
+        index.discard(keys[-number])
+        expected.discard(keys[-number])
+        assert b"new:%d" % number in index
+        number += 1
+    mover.join(30)
+    assert index.on_disk
+    assert not index.is_full
+    assert set(index.keys_below(())) == expected
+    assert len(index) == len(expected)
+
+
+def test_changes_from_many_threads() -> None:
+    """Threads that add, remove and list at once leave exactly what they should."""
+    index = Index()
+    stop = time.monotonic() + 1.0
+    failures: list[BaseException] = []
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                while time.monotonic() < stop:
+                    work()
+            except BaseException as error:
+                failures.append(error)
+
+        return run
+
+    def churn(name: bytes) -> Callable[[], None]:
+        def work() -> None:
+            keys = [b"d:%s:%d" % (name, number) for number in range(50)]
+            assert index.add_many(keys) == 50
+            assert all(index.discard(key) for key in keys)
+
+        return work
+
+    def read() -> None:
+        list(index.children(()))
+        list(index.keys_below(()))
+        index.child((b"d",), b"one")
+
+    threads = [threading.Thread(target=guarded(work)) for work in (churn(b"one"), churn(b"two"), read)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert failures == []
+    assert len(index) == 0
+
+
+def test_memory_is_counted() -> None:
+    """The estimate that decides when to move to disk is within a factor of two of a key's real cost."""
+    index = Index()
+    index.add_many([b"session:%018d" % number for number in range(100_000)])
+    assert 80 <= index.memory / 100_000 <= 160
