@@ -9,7 +9,6 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import redisfuse
@@ -105,29 +104,32 @@ def _migrations_folder() -> Path:
     raise JournalError("the journal's migrations are missing from this installation; install redisfuse again")
 
 
-def _migrate(path: Path, *, new: bool) -> None:
+def migrate(connection: sqlite3.Connection) -> None:
     """Apply the missing migrations in one transaction, which also keeps a second process from doing the same."""
     from sqlite_utils import Database
 
-    source = _migrations_folder() / "migrations.py"
-    spec = importlib.util.spec_from_file_location("redisfuse_migrations", source)
+    spec = importlib.util.spec_from_file_location("redisfuse_migrations", _migrations_folder() / "migrations.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        module.migrations.apply(Database(connection, execute_plugins=False))
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _migrate(path: Path, *, new: bool) -> None:
     with contextlib.closing(_connect(path, "rw", BUSY_TIMEOUT)) as connection:
         if new:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can give space back
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            module.migrations.apply(Database(connection, execute_plugins=False))
-            connection.execute("COMMIT")
-        except BaseException:
-            connection.rollback()
-            raise
+        migrate(connection)
 
 
 def _connect(path: Path, mode: str, busy_timeout: float) -> sqlite3.Connection:
@@ -218,8 +220,3 @@ def _descriptors_are_out() -> bool:
     except OSError as error:
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return False
-
-
-def fetch_all(connection: sqlite3.Connection, sql: str, values: Any = ()) -> list[Any]:
-    """All rows of a query."""
-    return connection.execute(sql, values).fetchall()

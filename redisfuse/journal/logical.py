@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from redisfuse.errors import JournalError
 from redisfuse.journal.states import Content
@@ -33,7 +33,7 @@ Member = bytes  # of a list or set; the text of a JSON document
 ScoredMember = tuple[bytes, bytes]  # member, score
 HashField = tuple[bytes, bytes, int | None]  # field, value, expiry in absolute ms
 StreamEntry = tuple[bytes, tuple[bytes, ...]]  # id, fields and values in turn
-Element = Union[Member, ScoredMember, HashField, StreamEntry]
+Element = Member | ScoredMember | HashField | StreamEntry
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,97 @@
+"""Is the journal what it should be: its schema, its contents, its states. One line for each thing that is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from typing import Any
+
+from redisfuse.errors import JournalError, NotFoundError
+from redisfuse.journal import blobs, database
+from redisfuse.journal.changes import Filter
+from redisfuse.journal.journal import Journal
+
+COLUMNS = ("prior_blob", "prior_logical", "new_blob", "new_logical")
+MANY = 20  # problems of one kind that are named; the rest are counted
+
+
+def check(journal: Journal) -> Iterator[str]:
+    """What is wrong, in words for the user; nothing if all is well."""
+    for problems in (_file(journal), _schema(journal), _contents(journal), _references(journal), _states(journal)):
+        count = 0
+        for problem in problems:
+            count += 1
+            if count <= MANY:
+                yield problem
+        if count > MANY:
+            yield f"… and {count - MANY} more like it"
+
+
+def _file(journal: Journal) -> Iterator[str]:
+    for (line,) in journal.query("PRAGMA integrity_check(100)"):
+        if line != "ok":
+            yield f"the database is damaged: {line}"
+
+
+def _schema(journal: Journal) -> Iterator[str]:
+    """Tables, indexes and views against those that the migrations make."""
+    with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as fresh:
+        database.migrate(fresh)
+        expected = _objects(fresh.execute(_OBJECTS).fetchall())
+    found = _objects(journal.query(_OBJECTS))
+    for name, sql in expected.items():
+        if name not in found:
+            yield f"the schema lacks {name}"
+        elif found[name] != sql:
+            yield f"the schema of {name} is not what the migrations made"
+
+
+_OBJECTS = "SELECT type || ' ' || name, sql FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%' AND sql IS NOT NULL"
+
+
+def _objects(rows: list[tuple[Any, ...]]) -> dict[str, str]:
+    return {name: " ".join(sql.split()) for name, sql in rows}
+
+
+def _contents(journal: Journal) -> Iterator[str]:
+    """Every content against its digest."""
+    last = 0
+    while rows := journal.query(
+        "SELECT id, size, digest FROM blobs WHERE id > ? AND digest IS NOT NULL ORDER BY id LIMIT 1000", (last,)
+    ):
+        for last, size, digest in rows:
+            try:
+                for _ in blobs.read(journal.query, last, size, digest):
+                    pass
+            except JournalError as error:
+                yield str(error)
+
+
+def _references(journal: Journal) -> Iterator[str]:
+    for column in COLUMNS:
+        sql = f"SELECT id, {column} FROM changes WHERE {column} IS NOT NULL AND {column} NOT IN (SELECT id FROM blobs)"
+        for id, blob in journal.query(sql):
+            yield f"change {id}: its {column.replace('_', ' ')} {blob} is missing"
+    for id, session in journal.query(
+        "SELECT min(id), session FROM changes WHERE session NOT IN (SELECT id FROM sessions) GROUP BY session"
+    ):
+        yield f"change {id} and later: their session {session} is missing"
+    for (blob,) in journal.query("SELECT DISTINCT blob FROM chunks WHERE blob NOT IN (SELECT id FROM blobs)"):
+        yield f"chunks of content {blob} are left without their content"
+
+
+def _states(journal: Journal) -> Iterator[str]:
+    """Changes that are not settled although nobody works on them any more."""
+    over: dict[int, bool] = {}
+    for change in journal.changes(Filter(states=("pending",), oldest_first=True)):
+        if change.session not in over:
+            try:
+                session = journal.session(change.session)
+                over[change.session] = session.ended_at is not None or session.died
+            except NotFoundError:
+                over[change.session] = True
+        if over[change.session]:
+            yield f"change {change.id} is pending and session {change.session} is over: redisfuse recover settles it"
+    for change in journal.changes(Filter(states=("unknown",), oldest_first=True)):
+        yield f"change {change.id} is unknown: look at it with redisfuse show {change.id}"

@@ -1,0 +1,175 @@
+"""Removing old settled changes, the contents that only they had, and giving the space back to the disk.
+
+Works beside mounts that write: in short transactions, on a connection of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from redisfuse.journal import database
+from redisfuse.journal.journal import Journal, now
+
+PORTION = 1000  # rows removed in one transaction, so that a mount that writes meanwhile waits only briefly
+STALE = 24 * 3600 * 1000  # ms after which a content that was begun and never used is a dead process's
+VACUUM = 4096  # pages given back in one transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed, or (of a trial run) what would be."""
+
+    changes: int
+    sessions: int
+    contents: int
+    freed: int  # bytes: how much smaller the file is; of a trial run, the bytes of the contents
+
+
+def prune(journal: Journal, *, before: int, keep_last: int = 0, refused: bool = False, dry_run: bool = False) -> Pruned:
+    """Remove the changes made before `before` (ms), whole operations only, never one of the newest `keep_last` changes.
+
+    An operation with a change that is not settled (pending, unknown) stays. So does a refused edit that was not
+    applied later, unless `refused`. Sessions without changes go if they ended, or died, before `before`.
+    """
+    if journal.writable:
+        journal.flush()
+    with (
+        database.translated(journal.path),
+        contextlib.closing(database.connect(journal.path, write=True)) as connection,
+    ):
+        size = _size(journal)
+        changes = _choose_changes(connection, before, keep_last, refused)
+        newest = _choose_contents(connection)
+        contents, stored = connection.execute("SELECT count(*), coalesce(sum(stored), 0) FROM temp.unused").fetchone()
+        sessions = _choose_sessions(journal, connection, before)
+        if dry_run:
+            return Pruned(changes, len(sessions), contents, stored)
+        _remove_changes(connection)
+        _remove_contents(connection, newest)
+        with _transaction(connection):
+            connection.executemany(
+                "DELETE FROM sessions WHERE id = ? AND NOT EXISTS (SELECT 1 FROM changes WHERE session = sessions.id)",
+                [(session,) for session in sessions],
+            )
+        _give_back(connection)
+        return Pruned(changes, len(sessions), contents, max(0, size - _size(journal)))
+
+
+def _choose_changes(connection: sqlite3.Connection, before: int, keep_last: int, refused: bool) -> int:
+    """Collect the operations to remove as ranges of ids, and return how many changes they are."""
+    highest = (1 << 63) - 1
+    if keep_last:
+        row = connection.execute(
+            "SELECT id FROM changes ORDER BY id DESC LIMIT 1 OFFSET ?", (keep_last - 1,)
+        ).fetchone()
+        highest = row[0] - 1 if row else 0
+    connection.execute("CREATE TEMP TABLE doomed (first INTEGER PRIMARY KEY, last INTEGER NOT NULL, changes INTEGER)")
+    connection.execute(
+        """
+        INSERT INTO temp.doomed
+        SELECT min(id), max(id), count(*) FROM changes GROUP BY group_id
+        HAVING max(at) < :before AND max(id) <= :highest AND NOT max(
+            state IN ('pending', 'unknown') OR (state = 'refused' AND NOT :refused AND id NOT IN (
+                SELECT applied.applies FROM changes AS applied
+                WHERE applied.applies IS NOT NULL AND applied.state = 'applied'
+            ))
+        )
+        """,
+        {"before": before, "highest": highest, "refused": refused},
+    )
+    return int(connection.execute("SELECT coalesce(sum(changes), 0) FROM temp.doomed").fetchone()[0])
+
+
+def _choose_contents(connection: sqlite3.Connection) -> int:
+    """Collect the contents that no other change has; returns the newest change that was looked at."""
+    newest = connection.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
+    connection.execute("CREATE TEMP TABLE unused (id INTEGER PRIMARY KEY, stored INTEGER NOT NULL)")
+    connection.execute("CREATE TEMP TABLE used (id INTEGER PRIMARY KEY)")
+    for column in ("prior_blob", "prior_logical", "new_blob", "new_logical"):
+        connection.execute(
+            f"""
+            INSERT OR IGNORE INTO temp.used SELECT {column} FROM changes
+            WHERE {column} IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM temp.doomed
+                WHERE first = (SELECT max(first) FROM temp.doomed WHERE first <= changes.id) AND last >= changes.id
+            )
+            """
+        )
+    connection.execute(
+        """
+        INSERT INTO temp.unused
+        SELECT id, (SELECT coalesce(sum(length(data)), 0) FROM chunks WHERE blob = blobs.id) FROM blobs
+        WHERE CASE WHEN digest IS NULL THEN coalesce(staged_at, 0) < ? ELSE id NOT IN (SELECT id FROM temp.used) END
+        """,
+        (now() - STALE,),
+    )
+    return int(newest)
+
+
+def _choose_sessions(journal: Journal, connection: sqlite3.Connection, before: int) -> list[int]:
+    """Sessions that are over and whose changes all go."""
+    rows = connection.execute(
+        """
+        SELECT id, ended_at FROM sessions WHERE coalesce(ended_at, started_at) < ? AND NOT EXISTS (
+            SELECT 1 FROM changes WHERE session = sessions.id AND NOT EXISTS (
+                SELECT 1 FROM temp.doomed
+                WHERE first = (SELECT max(first) FROM temp.doomed WHERE first <= changes.id) AND last >= changes.id
+            )
+        )
+        """,
+        (before,),
+    ).fetchall()
+    return [id for id, ended_at in rows if ended_at is not None or journal.session(id).died]
+
+
+def _remove_changes(connection: sqlite3.Connection) -> None:
+    ranges = connection.execute("SELECT first, last FROM temp.doomed ORDER BY first").fetchall()
+    for start in range(0, len(ranges), PORTION):
+        with _transaction(connection):
+            connection.executemany("DELETE FROM changes WHERE id BETWEEN ? AND ?", ranges[start : start + PORTION])
+
+
+def _remove_contents(connection: sqlite3.Connection, newest: int) -> None:
+    """Remove the collected contents, except those that a change newer than the look has come to use."""
+    ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
+    for start in range(0, len(ids), PORTION):
+        with _transaction(connection):
+            rows = connection.execute(
+                "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest,)
+            )
+            taken = {blob for row in rows for blob in row}
+            portion = [(id,) for id in ids[start : start + PORTION] if id not in taken]
+            connection.executemany("DELETE FROM chunks WHERE blob = ?", portion)
+            connection.executemany("DELETE FROM blobs WHERE id = ?", portion)
+
+
+def _give_back(connection: sqlite3.Connection) -> None:
+    """Shrink the file by its free pages, as far as other processes let us."""
+    while True:
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        if not free:
+            break
+        connection.execute(f"PRAGMA incremental_vacuum({VACUUM})").fetchall()
+        if connection.execute("PRAGMA freelist_count").fetchone()[0] >= free:
+            break
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.rollback()
+        raise
+
+
+def _size(journal: Journal) -> int:
+    """Bytes on the disk, the log included."""
+    files = (journal.path, journal.path.with_name(journal.path.name + "-wal"))
+    return sum(file.stat().st_size for file in files if file.exists())
