@@ -2,7 +2,7 @@
 
     redis://127.0.0.1:6379  /mnt/redis  fuse.redisfuse  allow_other,prefix=app:,_netdev,x-systemd.automount  0 0
 
-Called as `mount.fuse.redisfuse SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] -o OPTIONS`. Exit statuses: mount(8)'s.
+Called as `mount.fuse.redisfuse SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] -o OPTIONS`.
 """
 
 import sys
@@ -17,7 +17,7 @@ _FAILED = 32  # mount(8): mount failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mount in the background; answers when the mount does."""
+    """Mount in the background; answers when the mount does, with an exit status of mount(8)."""
     hide_arguments()
     words = translate(list(sys.argv[1:] if arguments is None else arguments))
     if words is None:

@@ -87,8 +87,8 @@ def setting(*names: str, section: str, **details: Any) -> Callable[[Decorated], 
         default = format_size(default)
     elif isinstance(default, bytes):
         default = os.fsdecode(default)
-    if default is not None and default != () and default != "" and default is not False:
-        details |= {"default": default, "show_default": True}
+    if default is not None and default != () and default is not False:
+        details |= {"default": default, "show_default": default != ""}
     return click.option(*names, cls=SectionOption, section=section, **details)
 
 

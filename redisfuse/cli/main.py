@@ -179,8 +179,8 @@ def _hint(error: click.ClickException) -> str:
 def _summary(name: str) -> str:
     spec = importlib.util.find_spec(f"redisfuse.cli.{name}")
     source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
-    lines = (source or "").lstrip("\"'rR").splitlines()
-    return lines[0].rstrip("\"'") if lines else ""
+    first = (source or "").partition("\n")[0]
+    return first.removeprefix("r").strip('"')
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mount a Redis server as a folder, read-only unless --write is said (the command that need not be named)."""
+"""Mount a Redis server as a folder (what is done when no command is named)."""
 
 import difflib
 from pathlib import Path
@@ -173,13 +173,13 @@ def command(context: click.Context, /, **_: Any) -> None:
     URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount stays in the foreground until
     Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
     """
-    settings = _settings(context)
+    settings = settings_from(context)
     from redisfuse import mount
 
     mount.run(settings)
 
 
-def _settings(context: click.Context) -> Settings:
+def settings_from(context: click.Context) -> Settings:
     """What the parsed command line asks for. Raises UsageError."""
     given = _with_mount_options(context)
     options: FuseOptions = given["options"]

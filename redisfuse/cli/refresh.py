@@ -1,4 +1,4 @@
-"""Read all names from the server again, as touching MOUNTPOINT/.updater does."""
+"""Read all names from the server again."""
 
 import os
 from pathlib import Path
@@ -13,9 +13,9 @@ from redisfuse.errors import MountError
 @click.command
 @click.argument("mountpoint", type=PATH)
 def command(mountpoint: Path) -> None:
-    """Read all names from the server again, as touching MOUNTPOINT/.updater does.
+    """Read all names from the server again.
 
-    A mount follows the server by itself; this is for servers that don't tell their changes, and for the doubtful.
+    The same as touching MOUNTPOINT/.updater.
     """
     mount = mountpoints.find(mountpoint)
     if mount is None or mount.type != mountpoints.FILESYSTEM:

@@ -1,4 +1,4 @@
-"""End a mount; edits that are still being made are finished first."""
+"""End a mount, finishing what is being saved."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from redisfuse.cli._options import PATH
 @click.argument("mountpoint", type=PATH)
 @click.option("-z", "--lazy", is_flag=True, help="Take it away even while programs use it.")
 def command(mountpoint: Path, lazy: bool) -> None:
-    """End a mount; edits that are still being made are finished first.
+    """End a mount, finishing what is being saved.
 
     Nothing is said when it is done. A program that is still in MOUNTPOINT (a shell, say) keeps it busy, but for --lazy.
     """

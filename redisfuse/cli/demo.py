@@ -1,0 +1,28 @@
+"""Show all this on a private Redis with sample data."""
+
+import click
+
+from redisfuse.cli._terminal import printable
+
+
+def _show(kind: str, line: str) -> None:
+    text = printable(line)
+    if kind == "say":
+        click.secho(f"\n# {text}", fg="cyan")
+    elif kind == "command":
+        click.secho(f"$ {text}", bold=True)
+    else:
+        click.echo(text)
+
+
+@click.command
+@click.option("--keep", is_flag=True, help="Leave it mounted to play with, until Ctrl-C.")
+def command(keep: bool) -> None:
+    """Show all this on a private Redis with sample data.
+
+    Starts a redis-server of its own on a temporary socket, mounts it, runs a few commands, and takes everything away
+    again. Needs redis-server or valkey-server, or the package's extra `demo`.
+    """
+    from redisfuse.demo import session
+
+    session.run(_show, keep=keep)
