@@ -5,6 +5,7 @@ happen twice when an answer is lost (MEASURED.md, "Writing"); its defaults send 
 errors behind on servers that do not know them.
 """
 
+import select
 import socket
 import time
 from collections.abc import Iterable
@@ -38,41 +39,59 @@ class Wire:
         """Give what follows, up to the next call, this long in all."""
         self._deadline = time.monotonic() + seconds
 
-    def _remaining(self) -> float:
+    def _limit(self) -> None:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("timed out")
-        return remaining
+        self._inner.settimeout(remaining)
 
     def recv_into(self, buffer: Any, *arguments: Any) -> int:
         """socket.recv_into, within the deadline."""
-        self._inner.settimeout(self._remaining())
-        count = self._inner.recv_into(buffer, *arguments)
+        self._limit()
+        try:
+            count = self._inner.recv_into(buffer, *arguments)
+        except OSError as error:
+            raise _plain(error) from None
         self._counters.add(bytes_received=count)
         return count
 
     def recv(self, size: int, *arguments: Any) -> bytes:
         """socket.recv, within the deadline."""
-        self._inner.settimeout(self._remaining())
-        data = self._inner.recv(size, *arguments)
+        self._limit()
+        try:
+            data = self._inner.recv(size, *arguments)
+        except OSError as error:
+            raise _plain(error) from None
         self._counters.add(bytes_received=len(data))
         return data
 
     def sendall(self, data: Any, *arguments: Any) -> None:
         """socket.sendall, within the deadline."""
-        self._inner.settimeout(self._remaining())
-        self._inner.sendall(data, *arguments)
+        self._limit()
+        try:
+            self._inner.sendall(data, *arguments)
+        except OSError as error:
+            raise _plain(error) from None
         self._counters.add(bytes_sent=len(data))
 
     def settimeout(self, _seconds: float | None) -> None:
         """Without effect: the deadline counts."""
 
-    def fileno(self) -> int:
-        """The descriptor, for poll."""
-        return self._inner.fileno()
+    def readable(self) -> bool:
+        """Whether something has come, or the other side has hung up."""
+        poll = select.poll()
+        poll.register(self._inner.fileno(), select.POLLIN)
+        return bool(poll.poll(0))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def _plain(error: OSError) -> OSError:
+    """A time-out, or else a ConnectionError: an unreachable network or a broken TLS stream is a lost connection too."""
+    if isinstance(error, TimeoutError | ConnectionError):
+        return error
+    return ConnectionResetError(*error.args)
 
 
 class GuardedConnection(AbstractConnection):
@@ -95,40 +114,36 @@ class GuardedConnection(AbstractConnection):
         if not isinstance(packed, bytes):
             packed = b"".join(packed)
         commands = parse_commands(packed)
-        for words in commands:
-            self.guard.check(words)
+        self.guard.check(commands)
         self.brake.take(len(commands))
         self.counters.add(commands=len(commands))
         super().send_packed_command([packed], check_health)  # type: ignore[no-untyped-call]
 
-    def send_streamed(self, head: Iterable[bytes], size: int, chunks: Iterable[bytes]) -> None:
-        """Send one command whose last argument, of `size` bytes, comes in chunks.
+    def send_streamed(self, head: list[bytes], size: int, chunks: Iterable[bytes], seconds: float) -> None:
+        """Send one command whose last argument, of `size` bytes, comes in chunks; each has `seconds` to leave.
 
-        If they come to another size, or `chunks` raises, the connection is cut:
-        the server then drops the unfinished command.
+        Raises ForbiddenCommandError, OSError, ValueError when the chunks come to another size, or what `chunks` raises.
+        The server has not seen a whole command then; the connection can't be used further: the caller closes it.
         """
-        words = list(head)
-        self.guard.check(words)
+        self.guard.check([head])
         self.brake.take(1)
         self.counters.add(commands=1)
-        start = pack_commands([tuple(words)]).split(b"\r\n", 1)[1]
-        try:
-            self.wire.allow(self.patience)
-            self.wire.sendall(b"*%d\r\n%b$%d\r\n" % (len(words) + 1, start, size))
-            left = size
-            for chunk in chunks:
-                left -= len(chunk)
-                if left < 0:
-                    break
-                self.wire.allow(self.patience)
-                self.wire.sendall(chunk)
-            if left:
-                raise ValueError("the chunks of a streamed argument do not add up to its size")
-            self.wire.allow(self.patience)
-            self.wire.sendall(b"\r\n")
-        except BaseException:
-            self.disconnect()  # type: ignore[no-untyped-call]
-            raise
+        start = pack_commands([tuple(head)]).split(b"\r\n", 1)[1]
+        self.wire.allow(seconds)
+        self.wire.sendall(b"*%d\r\n%b$%d\r\n" % (len(head) + 1, start, size))
+        left = size
+        for chunk in chunks:
+            left -= len(chunk)
+            if left < 0:
+                break
+            self.wire.allow(seconds)
+            self.wire.sendall(chunk)
+            if self.wire.readable():
+                raise BrokenPipeError("the server answered before it had all")
+        if left:
+            raise ValueError("the chunks of a streamed argument do not come to its size")
+        self.wire.allow(seconds)
+        self.wire.sendall(b"\r\n")
 
 
 class _TcpConnection(GuardedConnection, Connection):

@@ -5,7 +5,6 @@ answer says LOADING. One thread at a time uses a Dialogue, except that close() m
 """
 
 import contextlib
-import select
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, NoReturn
@@ -13,7 +12,7 @@ from typing import Any, BinaryIO, NoReturn
 import hiredis
 import redis
 
-from redisfuse.errors import ConnectionLostError, NotFoundError, RedisFuseError, UnavailableError
+from redisfuse.errors import ConnectionLostError, ForbiddenCommandError, NotFoundError, RedisFuseError, UnavailableError
 from redisfuse.server.address import Address
 from redisfuse.server.allowlist import pack_commands
 from redisfuse.server.connection import GuardedConnection, connection_error
@@ -56,25 +55,45 @@ class Dialogue:
         """Send commands at once. Raises ForbiddenCommandError (nothing was sent), UnavailableError."""
         tuples = [tuple(command) for command in commands]
         self._send_packed(pack_commands(tuples))
-        for command in tuples:
-            self._note(command[0])
+        if _STATEFUL.isdisjoint({_name(command[0]) for command in tuples}):
+            self._awaited += len(tuples)
+        else:
+            for command in tuples:
+                self._note(command[0])
 
     def send_streamed(self, head: Command, size: int, chunks: Iterable[bytes]) -> None:
         """Send one command whose last argument, of `size` bytes, comes in chunks: `SET key` and 200 MB.
 
-        If `chunks` raises or does not add up (ValueError), the server has seen no whole command, and this is closed.
+        Whatever it raises, the server has not seen the whole command, so did not run it, and this is closed:
+        UnavailableError, TooLargeError and the like if the server refused it half-way, ValueError if the chunks come to
+        another size, and what `chunks` itself raises.
         """
         self._require_open()
         words = [word if isinstance(word, bytes) else str(word).encode() for word in head]
         try:
             self._connection.counters.add(round_trips=1)
-            self._connection.send_streamed(words, size, chunks)
-        except (OSError, redis.RedisError) as error:
+            self._connection.send_streamed(words, size, chunks, self.timeout)
+        except ForbiddenCommandError:
+            raise
+        except ConnectionError as error:
+            answer = self._last_words()
+            self.close()
+            raise answer or connection_error(error, self._address) from None
+        except TimeoutError as error:
             self._fail(error)
         except BaseException:
             self.close()
             raise
         self._note(words[0])
+
+    def _last_words(self) -> RedisFuseError | None:
+        """The error reply that the server gave before it hung up, if any, as it does for a length too large."""
+        with contextlib.suppress(UnavailableError):
+            while True:
+                answer = self.receive(1.0)
+                if isinstance(answer, RedisFuseError):
+                    return answer
+        return None
 
     def _send_packed(self, packed: bytes) -> None:
         self._require_open()
@@ -86,7 +105,7 @@ class Dialogue:
         self._connection.counters.add(round_trips=1)
 
     def _note(self, word: Argument) -> None:
-        name = (word if isinstance(word, bytes) else str(word).encode()).upper()
+        name = _name(word)
         if name == b"SUBSCRIBE" and self._resp3:
             return  # its only answer is a push
         self._awaited += 1
@@ -111,6 +130,16 @@ class Dialogue:
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands and wait for all of their answers."""
         self.send(commands)
+        answers: list[Any] = []
+        if not (self._resp3 or self._replies):  # nothing can be between: take what has come all at once
+            while len(answers) < len(commands):
+                self._wire.allow(self.timeout)
+                answers.append(self._next())
+                answers += iter(self._reader.gets, Ellipsis)
+            self._awaited -= len(commands)
+            if len(answers) > len(commands):
+                self._fail(hiredis.ProtocolError("more answers than questions"))
+            return answers
         return [self.receive() for _ in commands]
 
     def receive_push(self, timeout: float) -> list[Any] | None:
@@ -220,11 +249,7 @@ class Dialogue:
 
     def quiet(self) -> bool:
         """Whether nothing has come unasked, the end of the connection included: what a kept connection must be."""
-        if self.closed:
-            return False
-        poll = select.poll()
-        poll.register(self._wire.fileno(), select.POLLIN)
-        return not poll.poll(0)
+        return not self.closed and not self._wire.readable()
 
     def close(self) -> None:
         """Hang up. A wait in another thread ends with UnavailableError."""
@@ -247,5 +272,11 @@ class Dialogue:
         raise connection_error(error, self._address) from None
 
 
+def _name(word: Argument) -> bytes:
+    return (word if isinstance(word, bytes) else str(word).encode()).upper()
+
+
 _NOTED = {b"WATCH": b"UNWATCH", b"MULTI": b"DISCARD", b"EXEC": b"", b"DISCARD": b"", b"UNWATCH": b""}
 """Commands that begin or end a state of the connection, and what ends that state."""
+
+_STATEFUL = frozenset({b"SUBSCRIBE", *_NOTED})
