@@ -1,0 +1,306 @@
+"""The callbacks of libfuse, for both libraries: C's arguments in, `Calls` asked, C's answers out.
+
+Pointers arrive as plain addresses (no ctypes pointer objects), structures are written as packed bytes: a callback's
+cost is most of what a program waits for. The layouts are those of the library module (fuse, mfusepy) that is driven.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import itertools
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from ctypes import c_char_p, c_int, c_longlong, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
+from operator import itemgetter
+from typing import Any
+
+from redisfuse.binding.face import NOW, OMIT, Attr, Calls, Opened, Time
+
+# libfuse's own names for files removed while open (hide_node in lib/fuse.c): node id and a counter, in hexadecimal.
+HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16,24}\Z")
+
+_UNKNOWN_INODE = 0xFFFFFFFF  # FUSE_UNKNOWN_INO of lib/fuse.c
+_BLOCK = 4096
+_FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS
+_ASKED_PLUS = 1  # FUSE_READDIR_PLUS
+_UTIME_NOW = (1 << 30) - 1  # utimensat(2)
+_UTIME_OMIT = (1 << 30) - 2
+_NONE = 0xFFFFFFFF  # (uid_t) -1
+
+# Attributes that every `ls -l` or exec asks for and that are never kept here: not supported, for good (ls then stops
+# asking on this device; ENOSYS would end all extended attributes).
+_NEVER = (b"system.posix_acl_", b"security.")
+
+# The C functions' types, with pointers as addresses.
+P, S = c_void_p, c_char_p
+CommonTypes: dict[str, tuple[Any, ...]] = {
+    "mknod": (S, c_uint, c_ulonglong),
+    "mkdir": (S, c_uint),
+    "unlink": (S,),
+    "rmdir": (S,),
+    "symlink": (S, S),
+    "link": (S, S),
+    "open": (S, P),
+    "read": (S, P, c_size_t, c_longlong, P),
+    "write": (S, P, c_size_t, c_longlong, P),
+    "statfs": (S, P),
+    "flush": (S, P),
+    "release": (S, P),
+    "fsync": (S, c_int, P),
+    "setxattr": (S, S, P, c_size_t, c_int),
+    "getxattr": (S, S, P, c_size_t),
+    "listxattr": (S, P, c_size_t),
+    "removexattr": (S, S),
+    "opendir": (S, P),
+    "releasedir": (S, P),
+    "create": (S, c_uint, P),
+}
+# What a read-only mount never does. (flush and fsync are not there at all: the kernel then stops asking.)
+WRITING = {"mknod", "mkdir", "unlink", "rmdir", "symlink", "link", "rename", "chmod", "chown", "truncate", "ftruncate"}
+WRITING |= {"utimens", "write", "create", "setxattr", "removexattr"}
+SYNCING = {"flush", "fsync"}
+
+
+class StatLayout:
+    """Packs an Attr as the library's `struct stat`, whatever the machine's order of its fields."""
+
+    def __init__(self, c_stat: type[ctypes.Structure]) -> None:
+        names = ["st_ino", "st_nlink", "st_mode", "st_uid", "st_gid", "st_size", "st_blksize", "st_blocks"]
+        places: list[tuple[int, int]] = []
+        for name in names:
+            field = getattr(c_stat, name)
+            places.append((field.offset, field.size))
+        word = ctypes.sizeof(ctypes.c_long)
+        for name in ("st_atimespec", "st_mtimespec", "st_ctimespec"):
+            offset = getattr(c_stat, name).offset
+            places += [(offset, word), (offset + word, word)]
+        order = sorted(range(len(places)), key=lambda index: places[index][0])
+        layout, end = "=", 0
+        for index in order:
+            offset, size = places[index]
+            layout += f"{offset - end}x" + {2: "H", 4: "I", 8: "Q"}[size]
+            end = offset + size
+        self.size = ctypes.sizeof(c_stat)
+        self._struct = struct.Struct(layout + f"{self.size - end}x")
+        self._reorder = None if order == list(range(len(order))) else itemgetter(*order)
+        self._modes: dict[int, bytes] = {}
+
+    def pack(self, attr: Attr) -> bytes:
+        inode, mode, nlink, size, mtime_ns, uid, gid = attr
+        seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
+        blocks = (size + 511) // 512
+        if self._reorder is None:
+            return self._struct.pack(
+                inode, nlink, mode, uid, gid, size, _BLOCK, blocks,
+                seconds, nanoseconds, seconds, nanoseconds, seconds, nanoseconds,
+            )  # fmt: skip
+        times = (seconds, nanoseconds) * 3
+        return self._struct.pack(*self._reorder((inode, nlink, mode, uid, gid, size, _BLOCK, blocks, *times)))
+
+    def pack_type(self, mode: int, inode: int) -> bytes:
+        """Only what a plain directory entry takes: the type, and the inode number if known."""
+        if inode:
+            return self.pack(Attr(inode, mode, 0, 0, 0, 0, 0))
+        packed = self._modes.get(mode)
+        if packed is None:
+            packed = self._modes[mode] = self.pack(Attr(_UNKNOWN_INODE, mode, 0, 0, 0, 0, 0))
+        return packed
+
+
+class Callbacks:
+    """The callbacks whose arguments are the same on libfuse 2 and 3; the others are in the subclasses."""
+
+    filler_type: Any  # the type of readdir's filler function
+
+    def __init__(self, library: Any, calls: Calls) -> None:
+        self.calls = calls
+        self.layout = StatLayout(library.c_stat)
+        info = library.fuse_file_info
+        self._handle_at = info.fh.offset
+        self._c_statvfs = library.c_statvfs
+        self._info = info
+        self._fillers: dict[int, Callable[..., int]] = {}
+        self._nodes = itertools.count(2)
+        self._node_bound = 1
+
+    def nodes(self) -> int:
+        """At least the highest node id that the kernel can know: each possible new node was counted (some twice)."""
+        return self._node_bound + 1000  # the margin: threads that count at the same moment
+
+    # -- helpers ---------------------------------------------------------------------------------------------------
+
+    def _handle(self, info: int) -> int:
+        return c_uint64.from_address(info + self._handle_at).value
+
+    def _opened(self, info: int, opened: Opened) -> int:
+        fi = self._info.from_address(info)
+        fi.fh = opened.handle
+        if opened.direct_io:
+            fi.direct_io = 1
+        if opened.keep_cache:
+            fi.keep_cache = 1
+        if opened.nonseekable:
+            fi.nonseekable = 1
+        return 0
+
+    def _stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
+        ctypes.memmove(buffer, self.layout.pack(self.calls.getattr(path, handle)), self.layout.size)
+        self._node_bound = next(self._nodes)
+        return 0
+
+    def _rename(self, old: bytes, new: bytes, flags: int) -> int:
+        if HIDDEN.search(new) and not HIDDEN.search(old) and os.path.dirname(old) == os.path.dirname(new):
+            self.calls.unlink_open(old, new)
+        else:
+            self.calls.rename(old, new, flags)
+        return 0
+
+    def _chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> int:
+        self.calls.chown(path, -1 if uid == _NONE else uid, -1 if gid == _NONE else gid, handle)
+        return 0
+
+    def _utimens(self, path: bytes | None, times: int, handle: int | None) -> int:
+        if times:
+            longs = (ctypes.c_long * 4).from_address(times)
+            self.calls.utimens(path, _time(longs[0], longs[1]), _time(longs[2], longs[3]), handle)
+        else:
+            self.calls.utimens(path, NOW, NOW, handle)
+        return 0
+
+    def _entries(self, handle: int, offset: int) -> Iterator[tuple[bytes, int, Attr | None, int, int]]:
+        """Name, mode, attributes, inode and the kernel's offset of each entry after `offset`, `.` and `..` first."""
+        if offset < 1:
+            yield b".", stat.S_IFDIR, None, 0, 1
+        if offset < 2:
+            yield b"..", stat.S_IFDIR, None, 0, 2
+        position = max(offset, 2)
+        for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
+            position += 1
+            yield name, mode, attr, inode, position
+
+    def _fill(self, filler: int) -> Callable[..., int]:
+        function = self._fillers.get(filler)
+        if function is None:
+            function = self._fillers[filler] = self.filler_type(filler)
+        return function
+
+    # -- the callbacks -----------------------------------------------------------------------------------------------
+
+    def mknod(self, path: bytes, mode: int, device: int) -> int:
+        self.calls.mknod(path, mode, device)
+        self._node_bound = next(self._nodes)
+        return 0
+
+    def mkdir(self, path: bytes, mode: int) -> int:
+        self.calls.mkdir(path, mode)
+        return 0
+
+    def unlink(self, path: bytes) -> int:
+        self.calls.unlink(path)
+        return 0
+
+    def rmdir(self, path: bytes) -> int:
+        self.calls.rmdir(path)
+        return 0
+
+    def symlink(self, target: bytes, path: bytes) -> int:
+        self.calls.symlink(target, path)
+        return 0
+
+    def link(self, old: bytes, new: bytes) -> int:
+        self.calls.link(old, new)
+        return 0
+
+    def open(self, path: bytes, info: int) -> int:
+        return self._opened(info, self.calls.open(path, c_int.from_address(info).value))
+
+    def create(self, path: bytes, mode: int, info: int) -> int:
+        return self._opened(info, self.calls.create(path, c_int.from_address(info).value, mode))
+
+    def read(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
+        data = self.calls.read(self._handle(info), size, offset)
+        if not isinstance(data, bytes):
+            data = bytes(data)
+        length = len(data)
+        if length > size:
+            raise ValueError(f"read gave {length} bytes where {size} were asked for")
+        ctypes.memmove(buffer, data, length)
+        return length
+
+    def write(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
+        written = self.calls.write(self._handle(info), ctypes.string_at(buffer, size), offset)
+        if not 0 < written <= size and size:
+            raise ValueError(f"write took {written} of {size} bytes")
+        return written
+
+    def statfs(self, path: bytes, buffer: int) -> int:
+        answer = self._c_statvfs.from_address(buffer)
+        for name, value in self.calls.statfs(path).items():
+            setattr(answer, name, value)
+        return 0
+
+    def flush(self, _path: bytes | None, info: int) -> int:
+        self.calls.flush(self._handle(info))
+        return 0
+
+    def release(self, _path: bytes | None, info: int) -> int:
+        self.calls.release(self._handle(info))
+        return 0
+
+    def fsync(self, _path: bytes | None, datasync: int, info: int) -> int:
+        self.calls.fsync(self._handle(info), bool(datasync))
+        return 0
+
+    def setxattr(self, path: bytes, name: bytes, value: int, size: int, flags: int) -> int:
+        if name.startswith(_NEVER):
+            return -errno.ENOTSUP
+        self.calls.setxattr(path, name, ctypes.string_at(value, size) if size else b"", flags)
+        return 0
+
+    def getxattr(self, path: bytes, name: bytes, buffer: int, size: int) -> int:
+        if name.startswith(_NEVER):
+            return -errno.ENOTSUP
+        return _sized(self.calls.getxattr(path, name), buffer, size)
+
+    def listxattr(self, path: bytes, buffer: int, size: int) -> int:
+        return _sized(b"".join(name + b"\0" for name in self.calls.listxattr(path)), buffer, size)
+
+    def removexattr(self, path: bytes, name: bytes) -> int:
+        if name.startswith(_NEVER):
+            return -errno.ENOTSUP
+        self.calls.removexattr(path, name)
+        return 0
+
+    def opendir(self, path: bytes, info: int) -> int:
+        c_uint64.from_address(info + self._handle_at).value = self.calls.opendir(path)
+        return 0
+
+    def releasedir(self, _path: bytes | None, info: int) -> int:
+        self.calls.releasedir(self._handle(info))
+        return 0
+
+
+def _time(seconds: int, nanoseconds: int) -> Time:
+    if nanoseconds == _UTIME_NOW:
+        return NOW
+    if nanoseconds == _UTIME_OMIT:
+        return OMIT
+    return seconds * 1_000_000_000 + nanoseconds
+
+
+def _sized(data: bytes, buffer: int, size: int) -> int:
+    """Answer as getxattr(2) wants: the length alone if `size` is 0, ERANGE if it doesn't fit."""
+    if size:
+        if len(data) > size:
+            return -errno.ERANGE
+        ctypes.memmove(buffer, data, len(data))
+    return len(data)
+
+
+def read_only_answer(*_: Any) -> int:
+    """What a read-only mount says to any change, should one ever get past the kernel's `ro`."""
+    return -errno.EROFS

@@ -1,0 +1,205 @@
+"""What passes between the kernel's side (a `Binding`) and the tree's side (`Calls`). Pure: imports no FUSE library.
+
+Threading: a binding calls `Calls` from many threads at once, also for one file; every call may raise a
+`RedisFuseError` or an `OSError`, whose errno the program sees; anything else becomes EIO with a traceback in the log.
+Paths and names are bytes exactly as the kernel gave them; `b"/"` is the root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from redisfuse.errors import MountError
+
+
+class Attr(NamedTuple):
+    """The attributes of one file or directory. `mode` includes the type bits; `size` is in bytes."""
+
+    inode: int
+    mode: int
+    nlink: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+
+
+class Entry(NamedTuple):
+    """One name of a directory (never `.` or `..`: the binding adds those).
+
+    `attr_mode`'s type bits become d_type. With `attr`, a binding that can (libfuse 3) tells the kernel the attributes
+    together with the name, and no getattr follows. `inode` 0 means not known, where there is no `attr`.
+    """
+
+    name: bytes
+    attr_mode: int
+    attr: Attr | None = None
+    inode: int = 0
+
+
+class Opened(NamedTuple):
+    """How a file was opened.
+
+    `direct_io`: reads come with the program's own offsets and sizes, past the page cache and past `size`.
+    `keep_cache`: the pages that the kernel holds of this file are still right.
+    """
+
+    handle: int
+    direct_io: bool = False
+    keep_cache: bool = False
+    nonseekable: bool = False
+
+
+# UTIME_NOW and UTIME_OMIT of utimensat(2), as they stand in a time's nanoseconds.
+NOW = "now"
+OMIT = None
+Time = int | str | None  # nanoseconds since the epoch, NOW, or OMIT
+
+
+class Calls(Protocol):
+    """What `operations` offers to a binding.
+
+    Where a call takes both, `path` is None only if `handle` is given. Handles are small positive numbers of the callee.
+    """
+
+    def getattr(self, path: bytes | None, handle: int | None) -> Attr: ...
+    def opendir(self, path: bytes) -> int: ...
+    def readdir(self, handle: int, offset: int) -> Iterable[Entry]:
+        """The entries after the first `offset` ones. Called again for each piece, from any offset given before."""
+
+    def releasedir(self, handle: int) -> None: ...
+    def open(self, path: bytes, flags: int) -> Opened:
+        """`flags` holds O_TRUNC where the program asked for it (no separate truncate comes, on either binding)."""
+
+    def create(self, path: bytes, flags: int, mode: int) -> Opened: ...
+    def read(self, handle: int, size: int, offset: int) -> bytes | bytearray | memoryview: ...
+    def write(self, handle: int, data: bytes, offset: int) -> int: ...
+    def truncate(self, path: bytes | None, length: int, handle: int | None) -> None: ...
+    def flush(self, handle: int) -> None:
+        """Each close(2) of each duplicate; not called in a read-only mount."""
+
+    def fsync(self, handle: int, datasync: bool) -> None: ...
+    def release(self, handle: int) -> None:
+        """After the last close; nobody waits for it, and its errors reach nobody but the log."""
+
+    def mkdir(self, path: bytes, mode: int) -> None: ...
+    def rmdir(self, path: bytes) -> None: ...
+    def unlink(self, path: bytes) -> None: ...
+    def unlink_open(self, path: bytes, hidden: bytes) -> None:
+        """`path` is removed or about to be replaced while some program has it open.
+
+        (libfuse asks for a rename to `.fuse_hidden…`.) From now on `path` must be ENOENT to getattr, and
+        `hidden`, until its own `unlink` comes after the last close, must answer getattr, truncate, chmod, chown and
+        utimens like the file that it was. It is never listed. If the cause is a rename over an open file,
+        `rename(…, path, …)` follows at once in the same thread.
+        """
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        """`flags`: RENAME_NOREPLACE 1, RENAME_EXCHANGE 2 (libfuse 3; with libfuse 2 the kernel refuses both)."""
+
+    def symlink(self, target: bytes, path: bytes) -> None: ...
+    def link(self, old: bytes, new: bytes) -> None: ...
+    def mknod(self, path: bytes, mode: int, device: int) -> None: ...
+    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None: ...
+    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
+        """-1 leaves an id as it is."""
+
+    def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None: ...
+    def statfs(self, path: bytes) -> Mapping[str, int]:
+        """Fields of statvfs(3), such as f_bsize."""
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes: ...
+    def listxattr(self, path: bytes) -> Sequence[bytes]: ...
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None: ...
+    def removexattr(self, path: bytes, name: bytes) -> None: ...
+
+    def started(self) -> None:
+        """Mounted, in the process that serves it, before any other call: threads and sockets begin here.
+
+        If it raises, the mount ends and `Binding.run` raises the same.
+        """
+
+    def stopped(self) -> None:
+        """After the last call; called once if `started` was, also when that raised."""
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """How to mount. Time-outs are seconds that the kernel may believe what it was told."""
+
+    mountpoint: Path
+    read_only: bool = True
+    fsname: str = "redisfuse"  # the source in /proc/mounts: no secret may be in it
+    entry_timeout: float = 1.0
+    attr_timeout: float = 1.0
+    negative_timeout: float = 0.0
+    allow_other: bool = False
+    nonempty: bool = False
+    extra: tuple[str, ...] = ()  # further -o options, each "name" or "name=value", as the library takes them
+    threads: int = 64  # most callbacks at once, where the library can bound them (libfuse 3.12 and later)
+    read_ahead: int | None = None  # KiB; tried after mounting, needs root
+    stop_timeout: float = 10.0  # seconds that a running call may take to end when the mount is told to end
+
+
+class Attachable(Protocol):
+    """What is told the descriptor of the kernel's connection, while there is one: the notifier."""
+
+    def attach(self, descriptor: int, mountpoint: Path, nodes: Callable[[], int]) -> None:
+        """`nodes()` is at least the highest node id that the kernel can know."""
+
+    def detach(self) -> None: ...
+
+
+class Binding(Protocol):
+    """One library that can mount. One mount at a time in a process."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def library(self) -> str:
+        """Such as "libfuse 2.9.9"."""
+
+    @property
+    def has_readdirplus(self) -> bool:
+        """Whether attributes given with entries reach the kernel."""
+
+    @property
+    def timeouts_can_change(self) -> bool:
+        """Whether set_timeouts works; known once mounted. If not, don't mount with long ones."""
+
+    def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
+        """Mount and serve until unmounted, `stop()`, SIGINT, SIGTERM or SIGHUP; then nothing is mounted any more.
+
+        Stays in the foreground. Raises MountError (one line), or what `calls.started` raised.
+        """
+
+    def stop(self) -> None:
+        """End the mount from any thread, also from a callback; returns at once."""
+
+    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
+        """Change what the kernel is told from now on (what it was told before stays: see the notifier)."""
+
+    def interrupted(self) -> bool:
+        """Inside a callback: whether the program that waits for this answer was interrupted (then raise EINTR)."""
+
+    def caller(self) -> tuple[int, int, int]:
+        """Inside a callback: uid, gid and pid of the program that asks."""
+
+
+__all__ = [
+    "NOW",
+    "OMIT",
+    "Attachable",
+    "Attr",
+    "Binding",
+    "Calls",
+    "Entry",
+    "MountError",
+    "MountOptions",
+    "Opened",
+    "Time",
+]

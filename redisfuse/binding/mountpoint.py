@@ -1,0 +1,203 @@
+"""Mount points: what is mounted, whether one can be used, and how to unmount. Needs no FUSE library."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from redisfuse.errors import MountError
+
+FILESYSTEM = "fuse.redisfuse"
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_TIMEOUT = 30.0  # seconds for fusermount, which does no more than a system call
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)). `device` is "major:minor"."""
+
+    mountpoint: Path
+    type: str
+    source: str
+    device: str
+    options: str
+
+
+def _unescape(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
+
+
+def all_mounts() -> Iterator[Mount]:
+    """Everything mounted in this namespace, in the order of mounting."""
+    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+        fields = line.split(b" ")
+        rest = fields[fields.index(b"-") + 1 :]
+        yield Mount(
+            Path(_unescape(fields[4])), _unescape(rest[0]), _unescape(rest[1]), _unescape(fields[2]), _unescape(rest[2])
+        )
+
+
+def mounts() -> list[Mount]:
+    """The redisfuse mounts of this namespace."""
+    return [mount for mount in all_mounts() if mount.type == FILESYSTEM]
+
+
+def find(path: Path) -> Mount | None:
+    """The mount, of any type, whose mount point is `path`; the topmost if there are several."""
+    found = None
+    wanted = absolute(path)
+    for mount in all_mounts():
+        if mount.mountpoint == wanted:
+            found = mount
+    return found
+
+
+def absolute(path: Path) -> Path:
+    """`path` without symbolic links in its parents, never touching `path` itself (it may be a dead or hung mount)."""
+    path = Path(os.path.abspath(path))
+    return Path(os.path.realpath(path.parent)) / path.name if path.name else path
+
+
+def _resolved(path: Path) -> Path:
+    """As `absolute`, also following `path` itself where it is a symbolic link."""
+    path = absolute(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def is_stale(path: Path) -> bool:
+    """Whether a FUSE mount is there whose process is gone (ENOTCONN)."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+    return False
+
+
+def fusermount() -> str | None:
+    """The program that unmounts for those who are not root."""
+    return shutil.which("fusermount3") or shutil.which("fusermount")
+
+
+def _umount2(path: Path, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), flags | _UMOUNT_NOFOLLOW) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def unmount_once(path: Path, lazy: bool) -> None:
+    """Raises OSError (EBUSY) if in use, MountError for anything else."""
+    if os.geteuid() == 0:
+        try:
+            _umount2(path, _MNT_DETACH if lazy else 0)
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                raise
+            raise MountError(f"{path} could not be unmounted: {error.strerror}") from error
+        return
+    program = fusermount()
+    if program is None:
+        raise MountError("fusermount is missing: install it with `apt install fuse3`")
+    command = [program, "-u", *(["-z"] if lazy else []), "--", str(path)]
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
+    except subprocess.TimeoutExpired as error:
+        raise MountError(f"{path} could not be unmounted: {program} did not answer") from error
+    if done.returncode != 0:
+        if "busy" in done.stderr:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        reason = done.stderr.strip().splitlines()[-1:] or [f"{program} failed"]
+        raise MountError(f"{path} could not be unmounted: {reason[0]}")
+
+
+def unmount(path: Path, *, lazy: bool = False, patience: float = 1.0) -> None:
+    """Unmount the redisfuse mount at `path`. `lazy` takes it away also while programs use it.
+
+    Seen busy, it is tried again for `patience` seconds. Raises MountError: not mounted, not ours, in use, not allowed.
+    """
+    path = _resolved(path)
+    mount = find(path)
+    if mount is None:
+        raise MountError(f"{path} is not mounted")
+    if mount.type != FILESYSTEM:
+        raise MountError(f"{path} is not a redisfuse mount but {mount.type}")
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            unmount_once(path, lazy)
+            return
+        except OSError as error:
+            if time.monotonic() >= deadline:
+                raise MountError(
+                    f"{path} is in use: leave it (`fuser -vm {path}` says who is there), or unmount with --lazy"
+                ) from error
+        time.sleep(0.05)
+
+
+def clean_stale(path: Path) -> bool:
+    """If a dead redisfuse mount is left at `path`, take it away. True if there was one."""
+    path = absolute(path)
+    mount = find(path)
+    if mount is None or mount.type != FILESYSTEM or not is_stale(path):
+        return False
+    unmount(path, lazy=True)
+    return True
+
+
+def check(path: Path, *, nonempty: bool = False) -> Path:
+    """The absolute path of a mount point that can be used; a stale mount of ours is cleaned away first.
+
+    Raises MountError, one line: missing, not a directory, not empty, already mounted, no /dev/fuse, no fusermount.
+    """
+    if not Path("/dev/fuse").exists():
+        raise MountError("/dev/fuse is missing: `modprobe fuse` loads the module (in a container: --device /dev/fuse)")
+    if os.geteuid() != 0 and fusermount() is None:
+        raise MountError("fusermount is missing: install it with `apt install fuse3`")
+    clean_stale(path)
+    try:
+        state = os.stat(path)
+    except FileNotFoundError:
+        raise MountError(f"mount point {path} does not exist: make it with `mkdir {path}`") from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(f"a dead mount is at {path}: `fusermount -u {path}` takes it away") from None
+        raise MountError(f"mount point {path} can't be used: {error.strerror}") from None
+    if not stat.S_ISDIR(state.st_mode):
+        raise MountError(f"mount point {path} is not a directory")
+    path = _resolved(path)
+    mount = find(path)
+    if mount is not None and (mount.type == FILESYSTEM or not nonempty):
+        what = f"{mount.source} ({mount.type})"
+        raise MountError(f"{what} is already mounted at {path}: unmount it first, with `redisfuse umount {path}`")
+    try:
+        with os.scandir(path) as entries:
+            occupied = next(entries, None) is not None
+    except OSError as error:
+        raise MountError(f"mount point {path} can't be read: {error.strerror}") from None
+    if occupied and not nonempty:
+        raise MountError(f"mount point {path} is not empty: choose another, or hide what is in it with -o nonempty")
+    return path
+
+
+def set_read_ahead(path: Path, kib: int) -> bool:
+    """Let the kernel read ahead so many KiB in this mount. Needs root; True if it was done."""
+    mount = find(path)
+    if mount is None:
+        return False
+    try:
+        Path(f"/sys/class/bdi/{mount.device}/read_ahead_kb").write_text(str(kib))
+    except OSError:
+        return False
+    return True

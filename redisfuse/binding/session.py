@@ -1,0 +1,275 @@
+"""Mounting, serving and ending, the same for both libraries.
+
+Requests are served by a `Crew` of threads, so that the main thread stays free: it waits on a pipe into which signals
+(`signal.set_wakeup_fd`), `stop()` and the end of a thread are written. A signal unmounts; the kernel then ends the
+threads' loops. Nothing here takes a lock that a callback takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.binding.answers import guarded
+from redisfuse.binding.callbacks import SYNCING, WRITING, Callbacks, read_only_answer
+from redisfuse.binding.crew import Crew
+from redisfuse.binding.face import Attachable, Calls, MountOptions
+from redisfuse.errors import MountError
+
+log = logging.getLogger("redisfuse.binding")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDED = b"\0"  # signal numbers start at 1
+_STOP = b"\xff"
+
+
+class Arguments(ctypes.Structure):
+    """struct fuse_args of fuse_opt.h."""
+
+    _fields_ = (("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int))
+
+
+class Wakeups:
+    """The pipe that the main thread waits on. Signals reach it only if it is made in the main thread."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.handles_signals = threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Any] = {}
+        self._wakeup = -1
+
+    def __enter__(self) -> Wakeups:
+        if self.handles_signals:
+            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            for number in _SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
+                    self._before[number] = signal.signal(number, lambda _number, _frame: None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        if self.handles_signals:
+            signal.set_wakeup_fd(self._wakeup)
+        write, self._write = self._write, -1
+        os.close(write)
+        os.close(self._read)
+
+    def wake(self, what: bytes) -> None:
+        with contextlib.suppress(OSError):  # full (then it wakes anyway) or closed already
+            os.write(self._write, what)
+
+    def wait(self, timeout: float | None) -> bytes:
+        """What came since, or nothing after `timeout` seconds."""
+        ready, _, _ = select.select([self._read], [], [], timeout)
+        return os.read(self._read, 512) if ready else b""
+
+
+class Session:
+    """One mount by way of one library. Subclasses know the library's functions."""
+
+    name: str
+    has_readdirplus: bool
+    timeouts_can_change = False
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+        self._libfuse = ctypes.CDLL(module._libfuse._name)  # a handle of our own: its prototypes are ours to set
+        self.crew: Crew | None = None
+        self._wakeups: Wakeups | None = None
+        self._failure: BaseException | None = None
+        self._started = False
+        self._keep: list[Any] = []  # what C holds pointers into, until the process ends
+        self._context = self._libfuse.fuse_get_context
+        self._context.restype = ctypes.POINTER(module.fuse_context)
+        version = self._libfuse.fuse_version()
+        self.version = (version // 100, version % 100) if version >= 100 else (version // 10, version % 10)
+
+    @property
+    def library(self) -> str:
+        return f"libfuse {self.version[0]}.{self.version[1]}"
+
+    # -- what the library does ---------------------------------------------------------------------------------------
+
+    def _callback_types(self) -> dict[str, tuple[Any, ...]]:
+        raise NotImplementedError
+
+    def _callbacks(self, calls: Calls) -> Callbacks:
+        raise NotImplementedError
+
+    def _option_list(self, options: MountOptions) -> list[str]:
+        raise NotImplementedError
+
+    def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
+        raise NotImplementedError
+
+    def _descriptor(self) -> int:
+        raise NotImplementedError
+
+    def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
+        raise NotImplementedError
+
+    def _loop(self) -> object:
+        """Serve one request after the other until the session ends. Several threads do so at once."""
+        raise NotImplementedError
+
+    def _exit(self) -> None:
+        """Tell the loop to end when it next looks."""
+        raise NotImplementedError
+
+    def _tear_down(self, path: bytes) -> None:
+        """Unmount if still mounted, and free everything. The loop has ended."""
+        raise NotImplementedError
+
+    # -- for the rest of the program ---------------------------------------------------------------------------------
+
+    def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
+        path = mountpoints.check(options.mountpoint, nonempty=options.nonempty)
+        self._failure = None
+        self._started = False
+        with Wakeups() as wakeups:
+            self._wakeups = wakeups
+            self.crew = crew = Crew(self._loop, options.threads, lambda: wakeups.wake(_ENDED))
+            self._open(path, calls, options, notifier)
+            try:
+                crew.start()
+                while not wakeups.wait(None):
+                    pass
+                self._close(path)
+                ended = crew.end(self._exit, options.stop_timeout, wakeups.handles_signals)
+            finally:
+                if notifier is not None:
+                    notifier.detach()
+            try:
+                if ended:
+                    self._tear_down(os.fsencode(path))
+            finally:
+                if self._started:
+                    calls.stopped()
+            if not ended:
+                raise MountError(f"{path} is unmounted, but a call did not end within {options.stop_timeout:.0f} s")
+        self._wakeups = None
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        wakeups = self._wakeups
+        if wakeups is not None:
+            wakeups.wake(_STOP)
+
+    def interrupted(self) -> bool:
+        return bool(self._libfuse.fuse_interrupted())
+
+    def caller(self) -> tuple[int, int, int]:
+        context = self._context().contents
+        return context.uid, context.gid, context.pid
+
+    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
+        raise NotImplementedError
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _open(self, path: Path, calls: Calls, options: MountOptions, notifier: Attachable | None) -> None:
+        callbacks = self._callbacks(calls)
+
+        def init(connection: int, configuration: int = 0) -> int:
+            try:
+                self._configure(connection, configuration, options)
+                if notifier is not None:
+                    notifier.attach(self._descriptor(), path, callbacks.nodes)
+                self._started = True
+                calls.started()
+            except BaseException as error:
+                self._failure = error
+                self._exit()
+            return 0
+
+        operations, functions = self._operations(callbacks, init, options.read_only)
+        words = ["redisfuse", "-o", ",".join(_escaped(option) for option in self._option_list(options))]
+        argv = (ctypes.c_char_p * (len(words) + 1))(*[os.fsencode(word) for word in words])
+        arguments = Arguments(len(words), argv, 0)
+        self._keep = [operations, functions, argv, arguments]
+        with _captured_errors() as said:
+            mounted = self._mount(os.fsencode(path), arguments, operations)
+        text = said()
+        if not mounted:
+            raise MountError(f"{path} could not be mounted: {_reason(text)}")
+        if text:
+            log.warning("%s says: %s", self.library, text)
+        if options.read_ahead is not None:
+            mountpoints.set_read_ahead(path, options.read_ahead)
+
+    def _operations(
+        self, callbacks: Callbacks, init: Callable[..., int], read_only: bool
+    ) -> tuple[ctypes.Structure, list[Any]]:
+        """The library's table of callbacks, and the function objects in it, which must outlive the session."""
+        crew = self.crew
+        assert crew is not None
+        operations: ctypes.Structure = self._module.fuse_operations()
+        fields = {field[0]: field[1] for field in self._module.fuse_operations._fields_}
+        functions: list[Any] = []
+        for name, types in self._callback_types().items():
+            if read_only and name in SYNCING:
+                continue
+            if name == "init":
+                function: Any = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(init)
+            else:
+                method = read_only_answer if read_only and name in WRITING else getattr(callbacks, name)
+                function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(guarded(name, method, crew.enter, crew.leave))
+            functions.append(function)
+            setattr(operations, name, ctypes.cast(function, fields[name]))
+        return operations, functions
+
+    def _close(self, path: Path) -> None:
+        """Unmount, also while in use, unless it is unmounted already."""
+        poll = select.poll()
+        poll.register(self._descriptor(), 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            return  # the kernel has ended the connection; whatever is mounted there now is not ours
+        try:
+            mountpoints.unmount_once(path, lazy=False)
+        except (OSError, MountError):
+            # In use: it goes away for new programs, and those that are inside get ENOTCONN when all is torn down.
+            with contextlib.suppress(OSError, MountError):
+                mountpoints.unmount_once(path, lazy=True)
+            self._exit()
+
+
+def _escaped(option: str) -> str:
+    """libfuse splits -o at commas; a backslash keeps the next character (fuse_opt.h)."""
+    return option.replace("\\", "\\\\").replace(",", "\\,")
+
+
+def _reason(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return "; ".join(lines) if lines else "libfuse gave no reason"
+
+
+@contextlib.contextmanager
+def _captured_errors() -> Iterator[Callable[[], str]]:
+    """Catch what libfuse and fusermount print to descriptor 2, the only place where they say what is wrong."""
+    with tempfile.TemporaryFile() as file:
+        text = ""
+        try:
+            saved = os.dup(2)
+        except OSError:  # no stderr at all
+            yield lambda: text
+            return
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lambda: text
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            file.seek(0)
+            text = file.read().decode(errors="replace").strip()
