@@ -1,0 +1,681 @@
+"""The journal: what is put in comes out as it was, in order, for every kind of state."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
+from redisfuse.journal import changes, database
+from redisfuse.journal.check import check
+from redisfuse.journal.journal import Filter, Journal, literal_glob, now
+from redisfuse.journal.prune import prune
+from redisfuse.journal.states import (
+    ABSENT,
+    CHUNK,
+    DIRECTORY,
+    Change,
+    Content,
+    Intent,
+    ServerIdentity,
+    SessionInfo,
+    State,
+    process_mark,
+)
+from redisfuse.journal.text import escape, iso
+
+SERVER = ServerIdentity(host="127.0.0.1", port=7000, db=2, username="ann", url="redis://ann:***@127.0.0.1:7000/2")
+INFO = SessionInfo(SERVER, "abc123", "7.0.15", "redis", "/mnt/r", options={"write": True})
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.db"
+
+
+@pytest.fixture
+def journal(path: Path) -> Iterator[Journal]:
+    with Journal.open(path, create=True) as opened:
+        yield opened
+
+
+def intent(key: bytes = b"a:b", new: bytes = b"new", prior: State = ABSENT, **more: Any) -> Intent:
+    facts: dict[str, Any] = {"path": key.replace(b":", b"/"), "op": "write", "field": None, "prior": prior}
+    return Intent(key=key, **{**facts, "new": State.of_value(new), **more})
+
+
+def add(journal: Journal, session: int, *intents: Intent, state: Any = "applied") -> list[int]:
+    ids = journal.intend(session, intents)
+    journal.settle(ids, state)
+    return ids
+
+
+def facts_of(change: Change) -> tuple[Any, ...]:
+    return (change.path, change.op, change.key, change.field, change.prior, change.new, change.reverts, change.applies)
+
+
+STATES = [
+    ABSENT,
+    DIRECTORY,
+    State.of_value(b""),
+    State.of_value(b"\x00\xff" * 50, expires_at=1_800_000_000_000),
+    State.of_value(b"v", b"field", expires_at=5, field_expires_at=1_800_000_000_001),
+    State.of_slice(b"abc", 7, 1000, expires_at=9),
+    State.of_slice(b"", 0, 0),
+    State.of_object(
+        b"hash", b"\x04dump", Content.of(b'{"type":"hash"}\n["f","v"]\n'), expires_at=1, version="redis 7.0.15"
+    ),
+    State.of_object(b"stream", None, Content.of(b"{}\n"), note="groups are not carried"),
+    State.of_object(b"odd-module", b"dump", None),
+    State.of_value(os.urandom(3 * CHUNK + 1)),
+    State.of_value(b"compressible " * CHUNK),
+]
+
+
+@pytest.mark.parametrize("state", STATES, ids=lambda state: f"{state.kind}-{state.type.decode()}")
+def test_states_come_back(journal: Journal, state: State) -> None:
+    """Every kind of state is read back equal, as the prior and as the new one, contents included."""
+    session = journal.begin_session(INFO)
+    wanted = Intent(b"p", "write", b"k\xff\n", b"f", state, state, reverts=3, applies=4, new_path=b"q")
+    (id,) = journal.intend(session, [wanted])
+    change = journal.change(id)
+    assert facts_of(change) == (b"p", "write", b"k\xff\n", b"f", state, state, 3, 4)
+    assert (change.new_path, change.state, change.server, change.session) == (b"q", "pending", SERVER.name, session)
+    for kept, given in ((change.new.content, state.content), (change.new.logical, state.logical)):
+        assert (kept is None) == (given is None)
+        if kept is not None and given is not None:
+            assert (kept.size, kept.read()) == (given.size, given.read())
+    assert list(check(journal)) == []
+
+
+def test_settle_is_read_back(journal: Journal) -> None:
+    """What became of a change is seen at once by this process, with its error."""
+    session = journal.begin_session(INFO)
+    one, other = journal.intend(session, [intent(), intent(b"c")], group=False)
+    journal.settle([one], "applied")
+    journal.settle([other], "failed", "OOM")
+    assert (journal.change(one).state, journal.change(one).error) == ("applied", None)
+    assert (journal.change(other).state, journal.change(other).error) == ("failed", "OOM")
+    assert journal.change(one).settled_at is not None
+
+
+def test_settle_reaches_the_disk_within_a_second(journal: Journal, path: Path) -> None:
+    """A settle is seen by another process within a second or so, though nothing follows it."""
+    session = journal.begin_session(INFO)
+    ids = journal.intend(session, [intent()])
+    journal.settle(ids, "applied")
+    with Journal.open(path, write=False) as other:
+        deadline = now() + 5000
+        while other.change(ids[0]).state != "applied":
+            assert now() < deadline
+            threading.Event().wait(0.05)
+
+
+def test_settle_survives_close(path: Path) -> None:
+    """Closing writes what was settled last."""
+    with Journal.open(path, create=True) as journal:
+        ids = journal.intend(journal.begin_session(INFO), [intent()])
+        journal.settle(ids, "applied")
+    with Journal.open(path) as journal:
+        assert journal.change(ids[0]).state == "applied"
+    assert [file.name for file in path.parent.iterdir()] == ["journal.db"]
+
+
+def test_groups(journal: Journal) -> None:
+    """The changes of one operation have consecutive ids and one group; others each their own."""
+    session = journal.begin_session(INFO)
+    (single,) = journal.intend(session, [intent()])
+    grouped = journal.intend(session, [intent(b"%d" % n) for n in range(1200)])
+    loose = journal.intend(session, [intent(), intent()], group=False)
+    assert [change.id for change in journal.group(grouped[0])] == grouped == list(range(single + 1, single + 1201))
+    assert [[change.id for change in journal.group(id)] for id in loose] == [[id] for id in loose]
+    assert journal.intend(session, []) == []
+
+
+def test_refused(journal: Journal) -> None:
+    """An edit that was refused is recorded as that, with the reason and its bytes."""
+    (id,) = journal.intend(journal.begin_session(INFO), [intent(new=b"mine")], state="refused", error="changed since")
+    change = journal.change(id)
+    assert (change.state, change.error) == ("refused", "changed since")
+    assert change.new.content is not None
+    assert change.new.content.read() == b"mine"
+
+
+def test_sessions(journal: Journal) -> None:
+    """A session comes back as it was begun, with its end and the number of its changes; ours is alive."""
+    one = journal.begin_session(INFO)
+    add(journal, one, intent(), intent(b"c"))
+    other = journal.begin_session(SessionInfo(ServerIdentity("unix", unix_path="/run/r.sock"), mountpoint="/m\udcff"))
+    journal.end_session(one)
+    assert journal.session(one).info == INFO
+    assert journal.session(one).ended_at is not None
+    assert not journal.session(other).died
+    assert journal.session(other).info.server.name == "/run/r.sock/0"
+    assert [(session.id, count) for session, count in journal.sessions()] == [(other, 0), (one, 2)]
+    assert [session.id for session, _ in journal.sessions(1)] == [other]
+    with pytest.raises(NotFoundError):
+        journal.session(99)
+
+
+def test_dead_session(journal: Journal) -> None:
+    """A session that never ended is known to be dead when its process is gone, even if another has its pid."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait(10)
+    dead = journal.begin_session(SessionInfo(SERVER, pid=gone.pid, process="boot.1"))
+    reused = journal.begin_session(SessionInfo(SERVER, process="other boot.1"))
+    elsewhere = journal.begin_session(SessionInfo(SERVER, pid=gone.pid, host="another.example"))
+    assert process_mark(os.getpid()) is not None
+    assert [journal.session(id).died for id in (dead, reused, elsewhere)] == [True, True, False]
+
+
+def test_one_copy_of_the_same_bytes(journal: Journal) -> None:
+    """The same content is stored once, however often and in whatever role it appears."""
+    session = journal.begin_session(INFO)
+    big = os.urandom(2 * CHUNK)
+    for _ in range(3):
+        add(journal, session, intent(new=big, prior=State.of_value(b"small")), intent(b"c", b"small"))
+    journal.flush()
+    assert journal.query("SELECT count(*), sum(size) FROM blobs WHERE digest IS NOT NULL") == [(2, 2 * CHUNK + 5)]
+    assert journal.query("SELECT count(*) FROM chunks") == [(3,)]
+
+
+def test_compression(journal: Journal) -> None:
+    """Bytes are compressed where it helps and kept as they are where it doesn't."""
+    session = journal.begin_session(INFO)
+    add(journal, session, intent(new=b"text " * 50_000), intent(b"r", os.urandom(250_000)), intent(b"s", b"short"))
+    journal.flush()
+    sizes = dict(journal.query("SELECT b.size, length(c.data) FROM blobs b JOIN chunks c ON c.blob = b.id"))  # type: ignore[arg-type]
+    assert sizes[250_000] in (250_000, sizes[250_000])
+    assert journal.query("SELECT packed, length(data) FROM chunks ORDER BY blob")[1] == (0, 250_000)
+    assert journal.query("SELECT packed, length(data) < 3000 FROM chunks ORDER BY blob")[0] == (1, 1)
+    assert journal.query("SELECT packed FROM chunks ORDER BY blob")[2] == (0,)
+
+
+def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> None:
+    """Journaling a file of 200 MB and reading it back takes a few chunks' memory."""
+    file = tmp_path / "large"
+    block = os.urandom(CHUNK)
+    with file.open("wb") as out:
+        for number in range(200):
+            out.write(block[number:] + block[:number])
+    session = journal.begin_session(INFO)
+    with file.open("rb") as source:
+        tracemalloc.start()
+        content = Content.of_file(source)
+        (id,) = journal.intend(session, [intent(new=b"", prior=ABSENT)])
+        (id,) = journal.intend(session, [Intent(b"l", "write", b"l", None, ABSENT, State.of_value(content))])
+        kept = journal.change(id).new.content
+        assert kept is not None
+        assert sum(len(chunk) for chunk in kept.chunks()) == 200 * CHUNK
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert kept == content
+    assert peak < 24 * CHUNK
+
+
+def test_content_of_file(tmp_path: Path) -> None:
+    """A content of a file is its region, can be walked more than once, and notices that the file got shorter."""
+    data = os.urandom(CHUNK * 2 + 10)
+    file = io.BytesIO(data)
+    content = Content.of_file(file, 5, CHUNK + 5)
+    assert content == Content.of(data[5 : CHUNK + 10])
+    assert content.read() == content.read() == data[5 : CHUNK + 10]
+    assert [len(chunk) for chunk in Content.of_file(file).chunks()] == [CHUNK, CHUNK, 10]
+    assert Content.of_file(file, len(data)).read() == b""
+    assert Content.of(data).head(3) == data[:3]
+    assert Content.of_chunks(iter([b"ab", b"c"]), (tmp_path / "spool").open("w+b")).read() == b"abc"
+    file.truncate(CHUNK)
+    with pytest.raises(JournalError, match="shorter"):
+        content.read()
+
+
+def test_file_altered_while_journaled(journal: Journal) -> None:
+    """Bytes that are not those of the content's digest are not recorded under it."""
+    file = io.BytesIO(bytes(2 * CHUNK))
+    content = Content.of_file(file)
+    file.seek(5)
+    file.write(b"x")
+    with pytest.raises(JournalError, match="altered"):
+        journal.intend(
+            journal.begin_session(INFO), [intent(), Intent(b"", "write", b"", None, ABSENT, State.of_value(content))]
+        )
+    journal.flush()
+    assert journal.query("SELECT count(*) FROM chunks") == journal.query("SELECT count(*) FROM changes") == [(0,)]
+
+
+def test_damaged_content_is_never_given_whole(journal: Journal, path: Path) -> None:
+    """A content whose stored bytes don't fit its digest raises before its last chunk is given."""
+    session = journal.begin_session(INFO)
+    (id,) = add(journal, session, intent(new=os.urandom(2 * CHUNK)))
+    journal.flush()
+    with sqlite3.connect(path) as raw:
+        raw.execute("UPDATE chunks SET data = zeroblob(length(data)) WHERE number = 0")
+    content = journal.change(id).new.content
+    assert content is not None
+    given = []
+    with pytest.raises(JournalError, match="damaged"):
+        given.extend(content.chunks())
+    assert len(given) == 1
+    assert any("damaged" in problem for problem in check(journal))
+
+
+def test_threads_share_commits(journal: Journal) -> None:
+    """Changes from many threads are all recorded, each once, whatever they share."""
+    session = journal.begin_session(INFO)
+    found: list[list[int]] = [[] for _ in range(8)]
+
+    def work(number: int) -> None:
+        for turn in range(50):
+            key = b"%d:%d" % (number, turn)
+            found[number] += add(journal, session, intent(key, b"shared %d" % turn, State.of_value(key)))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    ids = sorted(id for each in found for id in each)
+    assert len(set(ids)) == 400
+    assert all(each == sorted(each) for each in found)
+    assert {(change.id, change.state) for change in journal.changes()} == {(id, "applied") for id in ids}
+
+
+def test_one_failing_job_takes_nothing_with_it(journal: Journal) -> None:
+    """In a shared transaction an intent that fails for itself fails alone."""
+    session = journal.begin_session(INFO)
+    results: list[object] = []
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(_: sqlite3.Connection) -> None:
+        entered.set()
+        go_on.wait(10)
+
+    def spoil(connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM sessions")
+        raise ValueError("mine")
+
+    def attempt(work: Any) -> None:
+        try:
+            results.append(work())
+        except ValueError as error:
+            results.append(error)
+
+    writer = journal._write()
+    works = [lambda: writer.submit(hold), lambda: journal.intend(session, [intent()]), lambda: writer.submit(spoil)]
+    threads = []
+    for work in works:
+        threads.append(threading.Thread(target=attempt, args=(work,)))
+        threads[-1].start()
+        assert entered.wait(10)
+    threading.Event().wait(0.2)  # the last two wait in the queue
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert any(isinstance(result, ValueError) for result in results)
+    assert len(list(journal.changes())) == 1
+    assert journal.session(session).id == session
+
+
+def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> None:
+    """Two processes that write at once lose nothing and share the numbering."""
+    script = (
+        "import sys; from pathlib import Path; from tests.unit.test_journal import *\n"
+        "with Journal.open(Path(sys.argv[1]), create=True) as journal:\n"
+        "    session = journal.begin_session(INFO)\n"
+        "    for n in range(200): add(journal, session, intent(b'other'))\n"
+    )
+    other = subprocess.Popen([sys.executable, "-c", script, str(path)])
+    session = journal.begin_session(INFO)
+    mine = [add(journal, session, intent(b"mine"))[0] for _ in range(200)]
+    assert other.wait(60) == 0
+    assert mine == sorted(set(mine))
+    assert len(journal.change_ids(Filter(key=b"mine"))) == len(journal.change_ids(Filter(key=b"other"))) == 200
+    assert list(check(journal)) == []
+
+
+def test_many_processes_create_one_journal(path: Path) -> None:
+    """Processes that start together make one journal, and each finds it whole."""
+    script = (
+        "import sys; from pathlib import Path; from tests.unit.test_journal import *\n"
+        "with Journal.open(Path(sys.argv[1]), create=True) as journal:\n"
+        "    add(journal, journal.begin_session(INFO), intent())\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(path)]) for _ in range(4)]
+    assert [process.wait(60) for process in processes] == [0] * 4
+    with Journal.open(path) as journal:
+        assert len(list(journal.changes())) == 4
+    assert [file.name for file in path.parent.iterdir()] == ["journal.db"]
+
+
+# -- finding ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
+    """300 changes in two sessions of two servers, one a second, of keys a:0 … and b:0 …."""
+    clock = [1_000_000]
+    monkeypatch.setattr("redisfuse.journal.journal.now", lambda: clock[0])
+    monkeypatch.setattr(changes, "NEWEST", 20)
+    sessions = [journal.begin_session(INFO), journal.begin_session(SessionInfo(ServerIdentity(host="other")))]
+    for n in range(300):
+        clock[0] += 1000
+        op = "remove" if n % 50 == 0 else "write"
+        key = b"%s:%d" % (b"ab"[n % 2 : n % 2 + 1], n)
+        add(journal, sessions[n % 2], intent(key, op=op), state="failed" if n % 30 == 1 else "applied")
+    return journal
+
+
+def test_filters(filled: Journal) -> None:
+    """Each filter gives what a loop over all changes would, newest first, and the limit the newest of these."""
+    everything = list(filled.changes())
+    assert [change.id for change in everything] == list(range(300, 0, -1))
+    trials = {
+        Filter(session=2): lambda c: c.session == 2,
+        Filter(server=SERVER.name): lambda c: c.server == SERVER.name,
+        Filter(key=b"a:10"): lambda c: c.key == b"a:10",
+        Filter(key=b"a:1*"): lambda c: c.key.startswith(b"a:1"),
+        Filter(key=b"*7"): lambda c: c.key.endswith(b"7"),
+        Filter(key=b"[b]:?"): lambda c: c.key[:1] == b"b" and len(c.key) == 3,
+        Filter(key=b"a\\:1"): lambda c: c.key == b"a:1",
+        Filter(path=b"/a/"): lambda c: c.path.startswith(b"a/"),
+        Filter(path=b"a/10"): lambda c: c.path == b"a/10",
+        Filter(path=b"a/1"): lambda c: c.path == b"a/1",
+        Filter(states=("failed", "unknown")): lambda c: c.state == "failed",
+        Filter(states=("applied",), ops=("remove",)): lambda c: c.state == "applied" and c.op == "remove",
+        Filter(since=1_100_000): lambda c: c.at >= 1_100_000,
+        Filter(since=1_100_000, until=1_110_000): lambda c: 1_100_000 <= c.at < 1_110_000,
+        Filter(since=9_000_000): lambda c: c is None,
+        Filter(before=100, key=b"b*", since=1_050_000, ops=("write",)): lambda c: (
+            c.id < 100 and c.key[:1] == b"b" and c.at >= 1_050_000 and c.op == "write"
+        ),
+    }
+    for wanted, predicate in trials.items():
+        expected = [change.id for change in everything if predicate(change)]
+        assert [change.id for change in filled.changes(wanted)] == expected, wanted
+        for limit in (0, 1, 7):
+            assert filled.change_ids(replace(wanted, limit=limit)) == expected[:limit], wanted
+            limited = replace(wanted, limit=limit, oldest_first=True)
+            assert [change.id for change in filled.changes(limited)] == expected[:limit][::-1], wanted
+
+
+def test_order_is_by_id_when_the_clock_goes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that is set back changes neither the order nor what a time filter finds."""
+    session = journal.begin_session(INFO)
+    for time in (5000, 1000, 9000, 2000):
+        monkeypatch.setattr("redisfuse.journal.journal.now", lambda time=time: time)
+        journal.intend(session, [intent()])
+    assert [change.at for change in journal.changes()] == [2000, 9000, 1000, 5000]
+    assert [change.at for change in journal.changes(Filter(since=2000))] == [2000, 9000, 5000]
+    assert [change.at for change in journal.changes(Filter(until=5000))] == [2000, 1000]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matching", "others"),
+    [
+        (b"*", [b"", b"a", b"\n\xff"], []),
+        (b"h?llo", [b"hello", b"h\nllo"], [b"hllo", b"heello"]),
+        (b"h[ae]llo", [b"hallo", b"hello"], [b"hillo"]),
+        (b"h[^e]llo", [b"hallo"], [b"hello"]),
+        (b"h[a-c]llo", [b"hallo", b"hbllo"], [b"hdllo"]),
+        (b"h[c-a]llo", [b"hbllo"], [b"hdllo"]),
+        (b"a\\*b", [b"a*b"], [b"axb", b"a\\*b"]),
+        (b"[\\]]", [b"]"], [b"\\"]),
+        (b"x[", [], [b"x", b"x["]),
+        (b"tail\\", [b"tail\\"], [b"tail"]),
+        (b"\xff*", [b"\xff", b"\xff\xff\xff"], [b"\xfe"]),
+    ],
+)
+def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: list[bytes], others: list[bytes]) -> None:
+    """A key pattern matches what KEYS would match (checked against stringmatchlen's rules)."""
+    journal.intend(journal.begin_session(INFO), [intent(key) for key in (*matching, *others)])
+    found = {change.key for change in journal.changes(Filter(key=pattern))}
+    assert found & set(matching) == set(matching)
+    assert not found & set(others)
+    assert all(changes.glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
+
+
+def test_later_changes_and_reverts(journal: Journal) -> None:
+    """Later changes of the same datum on the same server are named, others not; so is what reverted a change."""
+    session = journal.begin_session(INFO)
+    elsewhere = journal.begin_session(SessionInfo(ServerIdentity(host="elsewhere")))
+    (first,) = add(journal, session, intent(b"h", field=b"f"))
+    add(journal, session, intent(b"h", field=b"g"))
+    add(journal, elsewhere, intent(b"h", field=b"f"))
+    add(journal, session, intent(b"h", field=b"f"), state="failed")
+    (same,) = add(journal, session, intent(b"h", field=b"f"))
+    (whole,) = add(journal, session, intent(b"h", op="remove"))
+    (revert,) = add(journal, session, intent(b"h", field=b"f", op="rollback", reverts=first))
+    assert [change.id for change in journal.later_changes(journal.change(first))] == [revert, whole, same]
+    assert journal.reverted_by(first) == [revert]
+    assert journal.reverted_by(same) == []
+
+
+def test_pending_is_oldest_first(journal: Journal) -> None:
+    """Changes to be recovered come in the order in which they were made, of one server if asked."""
+    ids = journal.intend(journal.begin_session(INFO), [intent(), intent()], group=False)
+    other = journal.intend(journal.begin_session(SessionInfo(ServerIdentity(host="other"))), [intent()])
+    assert [change.id for change in journal.pending()] == [*ids, *other]
+    assert [change.id for change in journal.pending(SERVER.name)] == ids
+
+
+# -- empty directories -----------------------------------------------------------------------------------------------
+
+
+def test_directories(path: Path) -> None:
+    """Empty directories of any name are kept, per server, until they are removed."""
+    awkward = {(b"a",), (b"a", b"b"), (b"",), (b"", b""), (b"x/y", b"%2F%"), (b"\xff\x00", b"c")}
+    with Journal.open(path, create=True) as journal:
+        for directory in awkward:
+            journal.add_directory(SERVER.name, directory)
+        journal.add_directory(SERVER.name, (b"a",))
+        journal.add_directory("other", (b"o",))
+        journal.remove_directory(SERVER.name, (b"not there",))
+    with Journal.open(path) as journal:
+        assert journal.directories(SERVER.name) == awkward
+        session = journal.begin_session(INFO)
+        made = Intent(b"n", "mkdir", b"n", None, ABSENT, DIRECTORY)
+        ids = journal.alter_directories(SERVER.name, add=[(b"n",)], remove=awkward, session=session, intents=[made])
+        assert journal.directories(SERVER.name) == {(b"n",)}
+        assert [journal.change(id).state for id in ids] == ["applied"]
+
+
+# -- pruning and checking --------------------------------------------------------------------------------------------
+
+
+def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old settled changes go with what only they held, the file gets smaller, and the rest stays whole."""
+    over = journal.begin_session(INFO)
+    shared = os.urandom(2 * CHUNK)
+    add(journal, over, intent(b"old", os.urandom(4 * CHUNK), State.of_value(shared)))
+    add(journal, over, intent(b"old too", os.urandom(CHUNK)), intent(b"of a group"))
+    journal.end_session(over)
+    session = journal.begin_session(INFO)
+    (pending,) = journal.intend(session, [intent(b"pending")])
+    (refused,) = journal.intend(session, [intent(b"refused")], state="refused")
+    (applied_later,) = journal.intend(session, [intent(b"refused, applied later")], state="refused")
+    add(journal, session, intent(b"apply", applies=applied_later, op="apply"))
+    before = now() + 1
+    monkeypatch.setattr("redisfuse.journal.journal.now", lambda: before + 5)
+    (young,) = add(journal, session, intent(b"young", prior=State.of_value(shared)))
+    journal.flush()
+    foreseen = prune(journal, before=before, dry_run=True)
+    assert len(list(journal.changes())) == 8
+    done = prune(journal, before=before)
+    assert (done.changes, done.sessions, done.contents) == (5, 1, 2)
+    assert (foreseen.changes, foreseen.sessions, foreseen.contents) == (5, 1, 2)
+    assert foreseen.freed >= 5 * CHUNK
+    assert done.freed >= 4 * CHUNK
+    assert path.stat().st_size < 3 * CHUNK
+    assert [change.id for change in journal.changes()] == [young, refused, pending]
+    kept = journal.change(young).prior.content
+    assert kept is not None
+    assert kept.read() == shared
+    assert all("pending" in problem for problem in check(journal))
+    assert prune(journal, before=before, refused=True).changes == 1
+    assert add(journal, session, intent())[0] == young + 1
+
+
+def test_prune_keeps_the_last_and_whole_groups(journal: Journal) -> None:
+    """The newest changes stay if asked for, and a group is never torn."""
+    session = journal.begin_session(INFO)
+    add(journal, session, intent())
+    group = add(journal, session, intent(), intent(), intent())
+    (last,) = add(journal, session, intent())
+    assert prune(journal, before=now() + 5000, keep_last=2).changes == 1
+    assert [change.id for change in journal.changes()] == [last, *reversed(group)]
+    assert prune(journal, before=now() + 5000, keep_last=9).changes == 0
+
+
+def test_prune_removes_what_a_crash_left(journal: Journal, path: Path) -> None:
+    """A content begun by a process that died is removed after a day, not before."""
+    with sqlite3.connect(path) as raw:
+        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now(),))
+        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now() - 25 * 3600 * 1000,))
+    assert prune(journal, before=0).contents == 1
+
+
+def test_check_names_what_is_wrong(journal: Journal, path: Path) -> None:
+    """Missing contents and sessions, altered schemas and abandoned changes are each said in a line."""
+    session = journal.begin_session(INFO)
+    add(journal, session, intent())
+    journal.intend(session, [intent()])
+    journal.settle(journal.intend(session, [intent()]), "unknown")
+    assert [problem.split(":")[0] for problem in check(journal)] == ["change 3 is unknown"]
+    journal.end_session(session)
+    with sqlite3.connect(path) as raw:
+        raw.execute("DELETE FROM blobs")
+        raw.execute("DELETE FROM sessions")
+        raw.execute("DROP INDEX changes_op")
+    text = "\n".join(check(journal))
+    for expected in ("lacks index changes_op", "new blob 1 is missing", "session 1 is missing", "change 2 is pending"):
+        assert expected in text
+
+
+# -- the file --------------------------------------------------------------------------------------------------------
+
+
+def test_permissions(path: Path) -> None:
+    """Folder and files are private from the first moment, whatever the umask."""
+    previous = os.umask(0)
+    try:
+        with Journal.open(path, create=True) as journal:
+            journal.begin_session(INFO)
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+            assert {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()} == {0o600}
+            assert len(list(path.parent.iterdir())) == 3
+    finally:
+        os.umask(previous)
+
+
+def test_reading_does_not_write(path: Path) -> None:
+    """A journal opened for reading refuses every change to it."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+    with Journal.open(path, write=False) as journal:
+        with pytest.raises(JournalReadOnlyError):
+            journal.intend(session, [intent()])
+        with pytest.raises(JournalReadOnlyError):
+            journal.query("DELETE FROM sessions")
+        assert journal.session(session).info == INFO
+
+
+def test_closed_journal_says_so(path: Path) -> None:
+    """After close every change is refused, and closing twice is harmless."""
+    journal = Journal.open(path, create=True)
+    session = journal.begin_session(INFO)
+    journal.close()
+    journal.close()
+    with pytest.raises(JournalError, match="closed"):
+        journal.intend(session, [intent()])
+
+
+def test_fork_is_noticed(journal: Journal) -> None:
+    """A child of the process that opened the journal can't write to it."""
+    session = journal.begin_session(INFO)
+    child = os.fork()
+    if not child:
+        try:
+            journal.intend(session, [intent()])
+        except JournalError as error:
+            os._exit(7 if "fork" in str(error) else 1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_history_is_readable(path: Path) -> None:
+    """`sqlite-utils rows journal.db history` gives plain text for every key, and no blobs."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+        for key in (b"user:1", b"caf\xc3\xa9", b"\xff\x1b[31m", b"back\\slash", b""):
+            add(
+                journal,
+                session,
+                intent(key, field=b"f\x00", prior=State.of_value(b"12345", expires_at=1_800_000_000_123)),
+            )
+    tool = [str(Path(sys.executable).with_name("sqlite-utils")), "rows", str(path), "history"]
+    rows = json.loads(subprocess.run(tool, check=True, capture_output=True, timeout=60).stdout)
+    assert [row["key"] for row in rows] == ["user:1", "café", "\\xFF\\x1B[31m", "back\\\\slash", ""]
+    assert rows[0]["field"] == "f\\x00"
+    assert (rows[0]["prior_size"], rows[0]["new_size"], rows[0]["state"]) == (5, 3, "applied")
+    assert rows[0]["prior_expires"] == "2027-01-15T08:00:00.123Z"
+    assert rows[0]["server"] == "127.0.0.1:7000/2"
+    assert all(not isinstance(value, dict) for row in rows for value in row.values())
+
+
+def test_every_column_is_commented(journal: Journal) -> None:
+    """`.schema` explains each column beside its definition."""
+    for name, sql in journal.query("SELECT name, sql FROM sqlite_schema WHERE type = 'table' AND sql LIKE '%STRICT%'"):
+        lines = [line.strip() for line in sql.splitlines()[1:-1]]
+        columns = [line for line in lines if not line.startswith(("CHECK", "PRIMARY KEY", ")"))]
+        uncommented = [line for line in columns if "--" not in line]
+        assert uncommented in ([], ["id         INTEGER PRIMARY KEY,"]), name
+
+
+@pytest.mark.usefixtures("journal")
+def test_migrations_with_sqlite_utils(path: Path) -> None:
+    """`sqlite-utils migrate` knows the same migrations and finds nothing left to do."""
+    tool = [str(Path(sys.executable).with_name("sqlite-utils")), "migrate", str(path)]
+    folder = database.migration_files()[0].parent
+    done = subprocess.run([*tool, str(folder), "--list"], check=True, capture_output=True, text=True, timeout=60)
+    applied, _, pending = done.stdout.partition("Pending:")
+    assert all(file.stem in applied for file in database.migration_files())
+    assert pending.split() == ["(none)"]
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"plain text \xc3\xa9", "plain text é"),
+        (b"\x1b[2J\t\n\r\\", "\\x1B[2J\\t\\n\\x0D\\\\"),
+        (b"\xff\xc3", "\\xFF\\xC3"),
+        ("\u202etxt".encode(), "\\xE2\\x80\\xAEtxt"),
+        (b"\x00", "\\x00"),
+        (b"", ""),
+    ],
+)
+def test_escape(data: bytes, text: str) -> None:
+    """Bytes become one printable line, and nothing a terminal would obey."""
+    assert escape(data) == text
+
+
+def test_iso() -> None:
+    """Times are UTC with milliseconds, also before 1970 and out of all range."""
+    assert iso(1_800_000_000_007) == "2027-01-15T08:00:00.007Z"
+    assert iso(-1) == "1969-12-31T23:59:59.999Z"
+    assert iso(1 << 60) == str(1 << 60)
