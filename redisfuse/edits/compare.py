@@ -1,0 +1,102 @@
+"""Does a target hold a state that the journal knows? The question of conflict checks, rollbacks and recovery."""
+
+import hashlib
+from typing import Literal
+
+from redisfuse.edits.capture import Found, Look
+from redisfuse.journal.states import Content, Intent, State
+from redisfuse.names import Target
+
+Verdict = Literal["applied", "failed", "unknown"]
+
+CLOCK_ERROR = 20  # ms
+
+
+def look_for(target: Target, *states: State) -> Look:
+    """What must be read to compare the target with these states."""
+    slices = [state for state in states if state.kind == "slice"]
+    if slices:
+        length = max(state.content.size if state.content else 0 for state in slices)
+        return Look(target, expected=length, part=(slices[0].offset, length))
+    kinds = {state.kind for state in states}
+    if "object" in kinds or "value" not in kinds:
+        return Look(target)
+    return Look(target, expected=max(state.content.size for state in states if state.content is not None))
+
+
+def holds(found: Found, state: State, *, expiry: bool = False, now: int | None = None) -> bool:
+    """Whether `found` is `state`: kind, type and content; with `expiry`, the expiries too.
+
+    With `now` (the server's time, ms), a state whose expiry has passed is held by a target that is gone.
+    """
+    there = found.state
+    if not found.usable:  # the field is absent, but from a key that is no hash: no ground to write on
+        return False
+    if now is not None and there.kind == "absent" and _passed(state, now):
+        return True
+    if state.kind == "absent" or there.kind == "absent":
+        return state.kind == there.kind
+    if state.type != there.type:
+        return False
+    if expiry and not (
+        same_expiry(state.expires_at, there.expires_at) and same_expiry(state.field_expires_at, there.field_expires_at)
+    ):
+        return False
+    if state.kind == "object":
+        return there.kind == "object" and _same_object(state, there)
+    assert state.content is not None
+    if state.kind == "slice":
+        return there.kind == "slice" and _same_slice(state, there)
+    return there.kind == "value" and there.content == state.content
+
+
+def same_expiry(one: int | None, other: int | None) -> bool:
+    """Whether two expiries are the same; before Redis 7.0 they are known to some milliseconds only."""
+    if one is None or other is None:
+        return one is other
+    return abs(one - other) <= CLOCK_ERROR
+
+
+def _passed(state: State, now: int) -> bool:
+    return any(at is not None and at <= now for at in (state.expires_at, state.field_expires_at))
+
+
+def _same_object(state: State, there: State) -> bool:
+    if state.logical is not None and there.logical is not None:
+        return state.logical == there.logical
+    return state.content is not None and state.content == there.content
+
+
+def _same_slice(state: State, there: State) -> bool:
+    assert state.content is not None
+    assert there.content is not None
+    if state.total != there.total or state.offset != there.offset or there.content.size < state.content.size:
+        return False
+    if state.content.size == there.content.size:
+        return state.content == there.content
+    return _prefix_digest(there.content, state.content.size) == state.content.digest
+
+
+def _prefix_digest(content: Content, size: int) -> bytes:
+    sha = hashlib.sha256()
+    for chunk in content.chunks():
+        sha.update(chunk[:size])
+        size -= len(chunk)
+        if size <= 0:
+            break
+    return sha.digest()
+
+
+def verdict(intent: Intent, found: Found, now: int) -> Verdict:
+    """What became of a change whose answer never came: the new state there, the prior one, or something else."""
+    expiry = _only_expiry(intent)
+    if holds(found, intent.new, expiry=expiry, now=now):
+        return "applied"
+    if holds(found, intent.prior, expiry=expiry, now=now):
+        return "failed"
+    return "unknown"
+
+
+def _only_expiry(intent: Intent) -> bool:
+    """Whether nothing but the expiry tells the two states apart."""
+    return intent.prior.kind == intent.new.kind and intent.prior.content == intent.new.content
