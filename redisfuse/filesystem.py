@@ -1,0 +1,328 @@
+"""What the tree is: which path leads to what, what a directory shows, how large and how old a file is.
+
+Knows neither FUSE nor a Redis command. Reading only; what changes the tree is in `rearranging.py`. Every method may be
+called from any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from redisfuse.errors import NoAttributeError, NotDirectoryError, NotFoundError
+from redisfuse.escapes import shown
+from redisfuse.junk import Junk
+from redisfuse.keyspace.attributes import ABSENT, UNREADABLE, Attributes, AttributeStore
+from redisfuse.keyspace.keyspace import Keyspace
+from redisfuse.listing import Lister
+from redisfuse.names import (
+    Grammar,
+    LongEntry,
+    LongField,
+    LongFields,
+    LongRoot,
+    Piece,
+    Reading,
+    Root,
+    Target,
+    Updater,
+    digest,
+)
+from redisfuse.nodes import (
+    DIRECTORY_NODES,
+    FIELD_TYPE,
+    DirectoryNode,
+    FileNode,
+    Listed,
+    LongFieldsNode,
+    LongRootNode,
+    Node,
+    OpenNode,
+    PieceNode,
+    ScratchNode,
+    UpdaterNode,
+)
+from redisfuse.overlay import Overlay
+from redisfuse.reading import Reader
+
+LONG_FIELD_LIMIT = 1_000_000  # fields of a hash that are looked through for the digest of a long one
+
+
+class EmptyDirectories(Protocol):
+    """Directories that exist though no key is below them (they live in the journal)."""
+
+    def __contains__(self, directory: tuple[bytes, ...], /) -> bool:
+        """Whether it, or one below it, was made."""
+        ...
+
+    def children(self, directory: tuple[bytes, ...]) -> list[bytes]:
+        """Components of the made directories in `directory`, each once."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stat:
+    """What `stat` is told: size in bytes, mtime in ns since the epoch (UTC)."""
+
+    directory: bool
+    size: int
+    mtime_ns: int
+    editable: bool  # a file that write mode can open for writing
+    readable: bool = True  # False: the server's ACL hides what the key holds
+    streamed: bool = False  # its size is not known beforehand: read with direct I/O until the end
+
+
+@dataclass(frozen=True, slots=True)
+class TreeOptions:
+    """What of the settings shapes the tree."""
+
+    field_limit: int
+    hash_limit: int
+    show_junk: bool
+
+
+class Filesystem:
+    """The tree of one mounted database."""
+
+    def __init__(
+        self,
+        *,
+        grammar: Grammar,
+        keyspace: Keyspace,
+        attributes: AttributeStore,
+        reader: Reader,
+        junk: Junk,
+        overlay: Overlay | None,
+        empty: EmptyDirectories | None,
+        options: TreeOptions,
+        started_ns: int,
+    ) -> None:
+        self.grammar = grammar
+        self.keyspace = keyspace
+        self.attributes = attributes
+        self.reader = reader
+        self.overlay = overlay
+        self._junk = junk
+        self._empty = empty
+        self._options = options
+        self._started_ns = started_ns
+
+    # -- looking up --------------------------------------------------------------------------------------------------
+
+    def find(self, path: bytes) -> Node:
+        """What a path (from the mount's root) leads to. Raises NotFoundError."""
+        if self.overlay is not None and (own := self.overlay.find(path)) is not None:
+            return own
+        meaning = self.grammar.parse(path)
+        if isinstance(meaning, Reading):
+            return self._find_reading(meaning)
+        if isinstance(meaning, Root):
+            return DirectoryNode(())
+        if isinstance(meaning, Updater):
+            return UpdaterNode()
+        if isinstance(meaning, Piece):
+            node = PieceNode(meaning.directory, meaning.start)
+            next(self._lister().piece(node))
+            return node
+        return self._find_long(meaning)
+
+    def _find_reading(self, reading: Reading) -> Node:
+        directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)
+        ready = self.keyspace.ready
+        if directory is not None and self._is_directory(directory, ready):
+            return DirectoryNode(directory)
+        node = self.find_file(reading)
+        if node is not None:
+            return node
+        if directory is not None and not ready:
+            return DirectoryNode(directory)  # nobody knows yet; whoever lists it will wait for the index
+        raise NotFoundError(f"{shown(reading.name)}: no such key")
+
+    def _is_directory(self, directory: tuple[bytes, ...], ready: bool) -> bool:
+        if ready and self.keyspace.index.is_directory(directory):
+            return True
+        return self._empty is not None and directory in self._empty
+
+    def find_file(self, reading: Reading) -> FileNode | OpenNode | None:
+        """The field, or else the key, that a reading names: as it is open for editing here, or as it is in Redis."""
+        field, key = self.targets(reading)
+        for target in (field, key):
+            if target is not None and self.overlay is not None and (node := self.overlay.open_node(target)):
+                return node
+        key_found, field_length = self._look(key, field)
+        if field is not None and field_length is not None and not self._parked(field):
+            return FileNode(field, FIELD_TYPE, field_length)
+        if key is not None and key_found is not None and not self._parked(key):
+            return FileNode(key, key_found.type, key_found.length, reading.view)
+        return None
+
+    def _look(self, key: Target | None, field: Target | None) -> tuple[Attributes | None, int | None]:
+        """The key's attributes and the field's length in bytes, None for what is not there: at most two round trips."""
+        if field is None:
+            found = ABSENT if key is None else self.attributes.look(key.key)
+            length = None
+        else:
+            assert field.field is not None
+            other = field.key if key is None else key.key
+            _owner, length, found = self.attributes.look_field(field.key, field.field, other)
+        return (None if found.type == b"none" else found), length
+
+    def targets(self, reading: Reading) -> tuple[Target | None, Target | None]:
+        """The field and the key that a reading may name."""
+        field = key = None
+        if reading.as_field is not None:
+            component, name = reading.as_field
+            field = Target(self.grammar.join((*reading.directory, component)), name)
+        if reading.as_key is not None:
+            key = Target(self.grammar.join((*reading.directory, reading.as_key)))
+        return field, key
+
+    def _parked(self, target: Target) -> bool:
+        return self.overlay is not None and self.overlay.is_parked(target)
+
+    def _find_long(self, meaning: LongRoot | LongEntry | LongFields | LongField) -> Node:
+        if isinstance(meaning, LongRoot):
+            if next(self.keyspace.index.long_keys(), None) is None:
+                raise NotFoundError("no key is so long")
+            return LongRootNode()
+        if isinstance(meaning, LongFields):
+            key = self.grammar.join((*meaning.directory, meaning.component))
+            if self.attributes.look(key).type != b"hash":
+                raise NotFoundError("no such hash")
+            return LongFieldsNode(meaning.directory, meaning.component, key)
+        if isinstance(meaning, LongField):
+            key = self.grammar.join((*meaning.directory, meaning.component))
+            return self._field_by_digest(key, meaning.digest)
+        found = self.keyspace.index.long_key(meaning.key_digest)
+        if found is None:
+            raise NotFoundError("no such long key")
+        if meaning.field_digest is not None:
+            return self._field_by_digest(found, meaning.field_digest)
+        attributes = self.attributes.look(found)
+        if attributes.type == b"none":
+            raise NotFoundError("no such long key")
+        return FileNode(Target(found), attributes.type, attributes.length, meaning.view)
+
+    def _field_by_digest(self, key: bytes, wanted: str) -> FileNode:
+        if self.attributes.look(key).type == b"hash":
+            for field in self.attributes.fields(key, LONG_FIELD_LIMIT) or ():
+                if digest(field) == wanted:
+                    [length] = self.attributes.field_lengths(key, [field])
+                    if length is not None:
+                        return FileNode(Target(key, field), FIELD_TYPE, length)
+        raise NotFoundError("no such long field")
+
+    # -- listing -----------------------------------------------------------------------------------------------------
+
+    def list(self, path: bytes, node: Node) -> Iterator[Listed]:
+        """The names in a directory; asks the server as it goes. Waits for the first index.
+
+        Raises NotDirectoryError, NotFoundError (it is gone), UnavailableError (the index can't be had).
+        """
+        if isinstance(node, ScratchNode) and node.directory:
+            assert self.overlay is not None
+            yield from self.overlay.list(path)
+            return
+        if not isinstance(node, DIRECTORY_NODES):
+            raise NotDirectoryError("not a directory")
+        self.keyspace.wait(None)
+        lister = self._lister()
+        if isinstance(node, PieceNode):
+            yield from lister.piece(node)
+        elif isinstance(node, LongRootNode):
+            yield from lister.long_root()
+        elif isinstance(node, LongFieldsNode):
+            yield from lister.long_fields(node)
+        else:
+            yield from self._list_directory(path, node.directory, lister)
+
+    def _list_directory(self, path: bytes, directory: tuple[bytes, ...], lister: Lister) -> Iterator[Listed]:
+        own = list(self.overlay.list(path)) if self.overlay is not None else []
+        made = self._empty.children(directory) if self._empty is not None else []
+        names = {listed.name for listed in own}
+        yield from own
+        for component in made:
+            name = self.grammar.directory_name(component, root=not directory)
+            if name not in names and not lister.index.is_directory((*directory, component)):
+                yield Listed(name, DirectoryNode((*directory, component)))
+        if not lister.index.is_directory(directory):
+            if own or made or (self._empty is not None and directory in self._empty):
+                return
+            raise NotFoundError("no key is below it any more")
+        for listed in lister.directory(directory):
+            if listed.name not in names and self._shows(listed):
+                yield listed
+
+    def _shows(self, listed: Listed) -> bool:
+        node = listed.node
+        if isinstance(node, FileNode) and self._parked(node.target):
+            return False
+        return self._options.show_junk or not self._junk.hides(listed.name)
+
+    def _lister(self) -> Lister:
+        options = self._options
+        return Lister(
+            self.grammar, self.keyspace.index, self.attributes, options.field_limit, options.hash_limit
+        )
+
+    # -- describing --------------------------------------------------------------------------------------------------
+
+    def stat(self, node: Node) -> Stat:
+        """Size and age of what a path led to. Raises what measuring a collection raises."""
+        if isinstance(node, FileNode):
+            if node.type == UNREADABLE.type:
+                return Stat(False, 0, self._started_ns, False, readable=False)
+            size, streamed = self.reader.measure(node)
+            mtime = max(self.keyspace.changed_at(node.target.key), self._started_ns)
+            return Stat(False, size, mtime, node.editable, streamed=streamed)
+        if isinstance(node, DirectoryNode):
+            prefix = self.grammar.prefix(node.directory)
+            return Stat(True, 0, max(self.keyspace.changed_at(prefix), self._started_ns), True)
+        if isinstance(node, OpenNode):
+            return Stat(False, node.file.size or 0, node.file.changed_ns, True)
+        if isinstance(node, ScratchNode):
+            assert self.overlay is not None
+            return self.overlay.stat(node)
+        if isinstance(node, UpdaterNode):
+            return Stat(False, 0, self._started_ns, False)
+        return Stat(True, 0, self._started_ns, False)
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def extended(self, node: Node) -> dict[bytes, bytes]:
+        """`user.redis.*` of a file or directory (NAMES.md); values are bytes."""
+        if isinstance(node, DirectoryNode):
+            return {b"user.redis.prefix": self.grammar.prefix(node.directory)}
+        if isinstance(node, OpenNode) and node.file.target is not None:
+            found = self.find_stored(node.file.target)
+            if found is None:
+                return {}
+            node = found
+        if not isinstance(node, FileNode):
+            return {}
+        target = node.target
+        found = self.attributes.extended(target.key)
+        ttl, length = found.ttl, found.length
+        named = {b"user.redis.key": target.key, b"user.redis.type": found.type, b"user.redis.encoding": found.encoding}
+        if target.field is not None:
+            named[b"user.redis.field"] = target.field
+            ttl, length = self.reader.field_ttl(target, ttl), node.length
+        return named | {b"user.redis.ttl": b"%d" % ttl, b"user.redis.length": b"%d" % length}
+
+    def extended_one(self, node: Node, name: bytes) -> bytes:
+        """One extended attribute. Raises NoAttributeError."""
+        if not name.startswith(b"user.redis."):
+            raise NoAttributeError("no such attribute")
+        try:
+            return self.extended(node)[name]
+        except KeyError:
+            raise NoAttributeError("no such attribute") from None
+
+    def find_stored(self, target: Target) -> FileNode | None:
+        """What Redis holds at a target now, whatever is open here; None if nothing."""
+        if target.field is not None:
+            _found, length = self._look(None, target)
+            return None if length is None else FileNode(target, FIELD_TYPE, length)
+        found, _length = self._look(target, None)
+        return None if found is None else FileNode(target, found.type, found.length)

@@ -1,0 +1,214 @@
+"""What `open` and `opendir` give: one class a kind, each safe from any thread."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from redisfuse.binding.face import Entry
+from redisfuse.errors import BadHandleError, RedisFuseError
+from redisfuse.open_files import OpenFile, OpenFiles
+from redisfuse.scratch import ScratchFile
+from redisfuse.values.snapshot import Snapshot
+
+
+class Handle(Protocol):
+    """An open file."""
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Up to `size` bytes; short only at the end."""
+        ...
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put bytes; raises BadHandleError if it was not opened for writing."""
+        ...
+
+    def truncate(self, size: int) -> None:
+        """Make it `size` bytes long."""
+        ...
+
+    def flush(self, final: bool) -> None:
+        """A descriptor was closed; `final`: by the program that opened it, or no other has it."""
+        ...
+
+    def fsync(self) -> None:
+        """Make it durable."""
+        ...
+
+    def release(self) -> None:
+        """The last descriptor was closed."""
+        ...
+
+
+class SnapshotHandle:
+    """A file opened for reading: what it held at that moment."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._snapshot.read(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise BadHandleError("the file was not opened for writing")
+
+    def truncate(self, size: int) -> None:
+        raise BadHandleError("the file was not opened for writing")
+
+    def flush(self, final: bool) -> None:
+        """Nothing was written."""
+
+    def fsync(self) -> None:
+        """Nothing was written."""
+
+    def release(self) -> None:
+        self._snapshot.close()
+
+
+class FileHandle:
+    """A string or field in write mode: the edit in progress that all its handles share, else what `open` saw."""
+
+    def __init__(
+        self, files: OpenFiles, file: OpenFile, snapshot: Snapshot | None, *, writing: bool, append: bool, opener: int
+    ) -> None:
+        self.file = file
+        self.opener = opener  # pid of the program that opened it
+        self._files = files
+        self._snapshot = snapshot
+        self._version = file.version
+        self._writing = writing
+        self._append = append
+
+    def read(self, offset: int, size: int) -> bytes:
+        with self.file.lock:
+            edited = self.file.read(offset, size)
+            if edited is not None:
+                return edited
+            snapshot = self._snapshot
+            if snapshot is None or self._version != self.file.version:
+                snapshot = self._renew()
+        return snapshot.read(offset, size)
+
+    def _renew(self) -> Snapshot:
+        """This mount itself replaced the content since: that is what every descriptor must see."""
+        if self.file.target is None:
+            raise BadHandleError("the file was unlinked and its bytes are gone")
+        old = self._snapshot
+        self._snapshot, _basis = self._files.snapshot(self.file.target)
+        self._version = self.file.version
+        if old is not None:
+            old.close()
+        return self._snapshot
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._check_writing()
+        self.file.write(None if self._append else offset, data)
+
+    def truncate(self, size: int) -> None:
+        self._check_writing()
+        self.file.truncate(size)
+
+    def _check_writing(self) -> None:
+        if not self._writing:
+            raise BadHandleError("the file was not opened for writing")
+
+    def flush(self, final: bool) -> None:
+        if self._writing and final:
+            self.file.flush()
+
+    def fsync(self) -> None:
+        self.file.fsync()
+
+    def release(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.close()
+        self._files.closed(self.file, writing=self._writing)
+
+
+class ScratchHandle:
+    """A junk file: written straight into the scratch area."""
+
+    def __init__(self, file: ScratchFile, *, append: bool) -> None:
+        self.file = file
+        self._append = append
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self.file.read(offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.file.write(self.file.size if self._append else offset, data)
+
+    def truncate(self, size: int) -> None:
+        self.file.truncate(size)
+
+    def flush(self, final: bool) -> None:
+        """It lives in memory."""
+
+    def fsync(self) -> None:
+        """It lives in memory."""
+
+    def release(self) -> None:
+        self.file.close()
+
+
+class DirectoryHandle:
+    """A listing in progress. Keeps only the last names given, so that a directory of any length costs little.
+
+    Beginning again (rewinddir), or going back further than is kept, lists anew. An error ends the listing for good, so
+    that part of a directory is never taken for the whole.
+    """
+
+    KEPT = 4096  # names: more than the kernel asks for at once
+
+    def __init__(self, begin: Callable[[], Iterator[Entry]]) -> None:
+        self._begin = begin
+        self._lock = threading.Lock()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._source = self._begin()
+        self._kept: deque[Entry] = deque()
+        self._first = 0  # number of the first entry that is kept
+        self._ended = False
+        self._error: RedisFuseError | None = None
+
+    def entries(self, offset: int) -> Iterator[Entry]:
+        """The entries after the first `offset`. Raises what the listing raises."""
+        if offset == 0:
+            with self._lock:
+                if self._first or self._kept or self._error:
+                    self._restart()
+        number = offset
+        while (entry := self._entry(number)) is not None:
+            yield entry
+            number += 1
+
+    def _entry(self, number: int) -> Entry | None:
+        with self._lock:
+            if number < self._first:
+                self._restart()
+            while number >= self._first + len(self._kept):
+                if not self._advance():
+                    return None
+            return self._kept[number - self._first]
+
+    def _advance(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        if self._ended:
+            return False
+        try:
+            entry = next(self._source, None)
+        except RedisFuseError as error:
+            self._error = error
+            raise
+        if entry is None:
+            self._ended = True
+            return False
+        self._kept.append(entry)
+        if len(self._kept) > self.KEPT:
+            self._kept.popleft()
+            self._first += 1
+        return True

@@ -1,0 +1,111 @@
+"""The composition root: settings become objects, wired to each other, and mounted until somebody ends it.
+
+The decision between read-only and write mode is made here, once: a read-only mount gets no edits, no journal and a server
+object that can't write.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from redisfuse.binding.choice import choose
+from redisfuse.binding.face import Binding, MountOptions
+from redisfuse.binding.mountpoint import check as check_mountpoint
+from redisfuse.daemon import in_background
+from redisfuse.mounted import Mounted
+from redisfuse.server.address import Address, Tls
+from redisfuse.server.limits import Limits
+from redisfuse.server.server import Server
+from redisfuse.settings import Settings
+
+
+def run(settings: Settings) -> None:
+    """Mount, and serve until unmounted. Raises RedisFuseError if it can't be mounted; then nothing is left mounted."""
+    address = address_of(settings)
+    binding = choose(None if settings.binding == "auto" else settings.binding)
+    mountpoint = check_mountpoint(settings.mountpoint, nonempty=_nonempty(settings))
+    if settings.daemon:
+        in_background(settings, lambda ready: _serve(settings, address, binding, mountpoint, ready))
+    else:
+        _configure_log(settings)
+        _serve(settings, address, binding, mountpoint, lambda text: print(text, file=sys.stderr, flush=True))
+
+
+def _serve(
+    settings: Settings, address: Address, binding: Binding, mountpoint: Path, ready: Callable[[str], None]
+) -> None:
+    """Everything that belongs to the process that serves: connections and threads begin here."""
+    server = Server(address, limits_of(settings), writable=settings.write)
+    try:
+        server.connect()
+        mounted = Mounted(settings, server, binding, mountpoint, ready)
+        try:
+            binding.run(mounted.operations, mount_options(settings, address, mountpoint), mounted.notifier)
+        finally:
+            mounted.close()
+    finally:
+        server.close()
+
+
+def address_of(settings: Settings) -> Address:
+    """The server that was asked for. Raises UsageError."""
+    tls = None
+    if settings.tls or settings.tls_ca or settings.tls_cert:
+        tls = Tls(
+            ca_certs=str(settings.tls_ca) if settings.tls_ca else None,
+            certfile=str(settings.tls_cert) if settings.tls_cert else None,
+            keyfile=str(settings.tls_key) if settings.tls_key else None,
+            cert_reqs="none" if settings.tls_insecure else "required",
+            check_hostname=not settings.tls_insecure,
+        )
+    if settings.port is None:
+        address = Address.parse(
+            settings.target, username=settings.user, password=settings.password, db=settings.db
+        )
+    else:
+        address = Address.from_host_port(
+            settings.target, settings.port, settings.db or 0, username=settings.user, password=settings.password
+        )
+    return address.with_tls(tls) if tls is not None else address
+
+
+def limits_of(settings: Settings) -> Limits:
+    """How politely the server is used."""
+    return Limits(
+        timeout=settings.timeout,
+        connections=settings.connections,
+        rate=settings.rate,
+        scan_count=settings.scan_count,
+    )
+
+
+def mount_options(settings: Settings, address: Address, mountpoint: Path) -> MountOptions:
+    """How the kernel is asked to mount."""
+    options = settings.options
+    extra = tuple(name if value is None else f"{name}={value}" for name, value in options.other if name != "nonempty")
+    if options.allow_root:
+        extra = (*extra, "allow_root")
+    return MountOptions(
+        mountpoint=mountpoint,
+        read_only=not settings.write,
+        fsname=address.url,
+        allow_other=options.allow_other,
+        nonempty=_nonempty(settings),
+        extra=extra,
+    )
+
+
+def _nonempty(settings: Settings) -> bool:
+    return any(name == "nonempty" for name, _value in settings.options.other)
+
+
+def _configure_log(settings: Settings) -> None:
+    level = logging.DEBUG if settings.debug else logging.INFO
+    form = "%(asctime)s %(levelname)s %(message)s" if settings.log_file else "redisfuse: %(message)s"
+    if settings.log_file is not None:
+        logging.basicConfig(level=level, format=form, filename=settings.log_file)
+    else:
+        logging.basicConfig(level=level, format=form)

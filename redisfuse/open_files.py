@@ -1,0 +1,401 @@
+"""Strings and fields that have handles open on them in write mode: their edits, and when those become a change.
+
+One `OpenFile` a target, shared by all its handles, so that every descriptor sees what any other wrote.
+
+When an edit is committed (JOURNAL.md, "When a change happens"): at flush if something was written since the last
+commit, at fsync, and at the last release. A file that is *held* (created like a temporary file, EDITORS.md) is not
+committed until it is renamed over something, or its grace time has passed.
+
+Lock order: `OpenFiles._lock` is held only to look into the table, never while a file's lock is being waited for or
+Redis is asked. `OpenFile.lock` is held through a commit; it comes before every lock of edits, journal and server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from redisfuse.edit_buffer import EditBuffer
+from redisfuse.edits import Basis, Edits
+from redisfuse.errors import ConflictError, RedisFuseError
+from redisfuse.journal.states import CHUNK, Content
+from redisfuse.names import Target
+from redisfuse.parking import Parked
+from redisfuse.values.snapshot import SmallSnapshot, Snapshot
+
+log = logging.getLogger(__name__)
+
+WHOLE_BYTES = CHUNK  # a value up to this size is always written whole
+
+
+class OpenFile:
+    """One target's bytes while it is open: the server's, or an edit in progress over them."""
+
+    def __init__(self, files: OpenFiles, target: Target, path: bytes) -> None:
+        self._files = files
+        self.target: Target | None = target  # None: unlinked, its bytes live only here
+        self.path = path  # as the program spelled it, for the journal
+        self.lock = threading.RLock()
+        self.handles = 0
+        self.writers = 0
+        self.buffer: EditBuffer | None = None
+        self.version = 0  # grows when what Redis holds was replaced through this file: readers look again
+        self.held_until: float | None = None  # monotonic; not committed before, unless renamed; inf while it is open
+        self.changed_ns = time.time_ns()
+        self._basis = Basis.anything()
+        self.parked: Parked | None = None  # what is in Redis until a new file's first commit
+        self.new = False  # not in Redis yet (but for a parked value): an empty file is a change too
+        self._written = False  # since the last commit
+        self._error: RedisFuseError | None = None  # why the last commit failed
+
+    # -- beginning an edit -------------------------------------------------------------------------------------------
+
+    def begin_edit(self) -> None:
+        """Make ready for writing over what Redis holds now. Raises what reading raises."""
+        with self.lock:
+            if self.buffer is None and self.target is not None:
+                self._load()
+
+    def begin_new(self, basis: Basis, *, held: bool, parked: Parked | None) -> None:
+        """Make ready for writing something new where Redis holds what `basis` says (nothing, or a parked value)."""
+        with self.lock:
+            if self.new:
+                return  # another open(2) with O_CREAT came at the same moment
+            self.buffer = EditBuffer(0, _nothing)
+            self._basis = basis
+            self.new = True
+            self.parked = parked
+            self.held_until = math.inf if held else None
+
+    def _load(self) -> None:
+        assert self.target is not None
+        snapshot, self._basis = self._files.snapshot(self.target)
+        self._set_base(snapshot)
+
+    def _set_base(self, snapshot: Snapshot) -> None:
+        if self.buffer is not None:
+            self.buffer.close()
+        self.buffer = EditBuffer(snapshot.size, snapshot.read)
+
+    # -- the calls of a program --------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int | None:
+        """Length of the edit in progress in bytes; None if there is none and Redis is to be asked."""
+        buffer = self.buffer
+        return None if buffer is None else buffer.size
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Bytes of the edit in progress; None if there is none."""
+        with self.lock:
+            return None if self.buffer is None else self.buffer.read(offset, size)
+
+    def write(self, offset: int | None, data: bytes) -> None:
+        """Put `data` at `offset` (None: at the end)."""
+        with self.lock:
+            self.begin_edit()
+            assert self.buffer is not None
+            end = (self.buffer.size if offset is None else offset) + len(data)
+            self._files.check_size(end)
+            self.buffer.write(end - len(data), data)
+            self._written = True
+            self._error = None
+            self.changed_ns = time.time_ns()
+
+    def truncate(self, size: int) -> None:
+        """Make it `size` bytes long. Alone, this waits for a write, an fsync or the last release."""
+        with self.lock:
+            self.begin_edit()
+            assert self.buffer is not None
+            self._files.check_size(size)
+            self.buffer.truncate(size)
+            self._error = None
+            self.changed_ns = time.time_ns()
+
+    def flush(self) -> None:
+        """Commit if something was written since the last commit. Raises what the commit raises."""
+        with self.lock:
+            if self._written and self.held_until is None:
+                self.commit()
+
+    def fsync(self) -> None:
+        """Commit whatever is uncommitted. Raises what the commit raises."""
+        with self.lock:
+            if self.held_until is None:
+                self.commit()
+
+    @property
+    def uncommitted(self) -> bool:
+        """Whether Redis does not yet hold what this file holds."""
+        return self.target is not None and self.buffer is not None and (self.new or self.buffer.changed)
+
+    # -- the change --------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Make the edit one change in the journal and in Redis. Raises RedisFuseError; then the edit is kept,
+        except after a conflict, where the journal has it as a refused change."""
+        with self.lock:
+            if not self.uncommitted:
+                return
+            assert self.buffer is not None
+            assert self.target is not None
+            self.held_until = None
+            self._written = False
+            try:
+                self._write_out(self.target, self.buffer)
+            except RedisFuseError as error:
+                self._error = error
+                if isinstance(error, ConflictError):
+                    self._forget_edit()
+                raise
+            self._error = None
+            self._settle_new()
+            self.version += 1
+            self._rebase(self.target, self.buffer)
+
+    def _write_out(self, target: Target, buffer: EditBuffer) -> None:
+        edits = self._files.edits
+        patch = buffer.patch() if buffer.size > WHOLE_BYTES and target.field is None and not self.new else None
+        if patch is not None and patch[1] * 2 <= buffer.size:
+            offset, size = patch
+            edits.patch(target, offset, buffer_content(buffer, offset, size), basis=self._basis, path=self.path)
+        else:
+            op = "create" if self.new and self.parked is None else "write"
+            edits.save(target, buffer_content(buffer, 0, buffer.size), basis=self._basis, path=self.path, op=op)
+
+    def _rebase(self, target: Target, buffer: EditBuffer) -> None:
+        """Go on editing over what was just written."""
+        if buffer.size <= WHOLE_BYTES:
+            data = buffer.read(0, buffer.size)
+            self._basis = Basis.of(data)
+            self._set_base(SmallSnapshot(data))
+        elif self.writers:
+            snapshot, self._basis = self._files.snapshot(target)
+            self._set_base(snapshot)
+        if not self.writers:
+            self._drop_buffer()
+
+    def commit_as(self, target: Target, path: bytes, basis: Basis) -> None:
+        """Commit a new file at another target than it was made for: it was renamed before it was ever in Redis.
+
+        Raises what `commit` raises; then it is what it was.
+        """
+        with self.lock:
+            before = (self.target, self.path, self._basis, self.parked, self.held_until)
+            self.target, self.path, self._basis, self.parked = target, path, basis, None
+            try:
+                self.commit()
+            except RedisFuseError:
+                self.target, self.path, self._basis, self.parked, self.held_until = before
+                raise
+
+    def _settle_new(self) -> None:
+        self.new = False
+        self.parked = None
+
+    def _forget_edit(self) -> None:
+        self._settle_new()
+        self.version += 1
+        self._drop_buffer()
+
+    def _drop_buffer(self) -> None:
+        if self.buffer is not None:
+            self.buffer.close()
+            self.buffer = None
+
+    # -- handles come and go -----------------------------------------------------------------------------------------
+
+    def released(self) -> None:
+        """A handle was closed for good. The last writer's leaving commits what no flush did (its error is logged)."""
+        with self.lock:
+            if self.writers or self.target is None or self.held_until is not None:
+                return  # a held file's turn comes in `OpenFiles.commit_held`
+            if self.uncommitted and self._error is None:
+                try:
+                    self.commit()
+                except RedisFuseError as error:
+                    log.error("%s: not saved at its last close: %s", os.fsdecode(self.path), error)
+            if self._error is not None and self.uncommitted:
+                self._keep_refused()
+            self._drop_buffer()
+
+    def _keep_refused(self) -> None:
+        """No edit is lost: what could not be saved, and was reported so, is kept in the journal."""
+        assert self.buffer is not None
+        assert self.target is not None
+        try:
+            content = buffer_content(self.buffer, 0, self.buffer.size)
+            change = self._files.edits.keep_refused(self.target, content, path=self.path, error=str(self._error))
+            log.error("%s: its bytes are kept in the journal as change %d", os.fsdecode(self.path), change)
+        except RedisFuseError as error:
+            log.error("%s: its bytes could not be kept either: %s", os.fsdecode(self.path), error)
+
+    def detach(self) -> None:
+        """It is about to be unlinked: take a copy of its bytes for the handles that stay. Raises what reading does."""
+        with self.lock:
+            if self.target is None:
+                return
+            if self.buffer is None:
+                self._load()
+            assert self.buffer is not None
+            self._copy_base(self.buffer)
+            self.target = None
+            self.held_until = None
+            self._settle_new()
+
+    def detach_empty(self) -> None:
+        """The same for a file whose handles read from elsewhere: there is nothing to copy."""
+        with self.lock:
+            self._drop_buffer()
+            self.buffer = EditBuffer(0, _nothing)
+            self.target = None
+
+    def _copy_base(self, old: EditBuffer) -> None:
+        new = EditBuffer(0, _nothing)
+        offset = 0
+        for chunk in old.chunks():
+            new.write(offset, chunk)
+            offset += len(chunk)
+        old.close()
+        self.buffer = new
+
+    def content(self) -> Content:
+        """All its bytes; valid while the caller holds `lock`."""
+        assert self.buffer is not None
+        return buffer_content(self.buffer, 0, self.buffer.size)
+
+
+class OpenFiles:
+    """The table of open files, by target, and of unlinked ones by the name that libfuse hides them under."""
+
+    def __init__(
+        self,
+        edits: Edits,
+        snapshot: Callable[[Target], tuple[Snapshot, Basis]],
+        check_size: Callable[[int], None],
+        *,
+        hold_seconds: float,
+        wake: threading.Event,
+    ) -> None:
+        self.edits = edits
+        self.snapshot = snapshot
+        self.check_size = check_size  # raises TooLargeError
+        self.wake = wake  # set whenever something begins to wait for its time
+        self._hold_seconds = hold_seconds
+        self._lock = threading.Lock()
+        self._files: dict[Target, OpenFile] = {}
+        self._hidden: dict[bytes, OpenFile] = {}
+
+    def get(self, target: Target) -> OpenFile | None:
+        """The open file of a target, if any."""
+        return self._files.get(target)
+
+    def hidden(self, path: bytes) -> OpenFile | None:
+        """The unlinked file that libfuse knows under `path`."""
+        return self._hidden.get(path)
+
+    def opened(self, target: Target, path: bytes, *, writing: bool) -> OpenFile:
+        """Count one more handle on a target. Pair it with `closed`."""
+        with self._lock:
+            file = self._files.get(target)
+            if file is None:
+                file = self._files[target] = OpenFile(self, target, path)
+            file.handles += 1
+            file.writers += writing
+            if writing:
+                file.path = path
+            return file
+
+    def reopened_or_new(self, target: Target, path: bytes) -> OpenFile:
+        """The open file of a target, or one without handles that is not in the table."""
+        return self._files.get(target) or OpenFile(self, target, path)
+
+    def reopened(self, file: OpenFile, *, writing: bool) -> OpenFile:
+        """Count one more handle on a file that is known already (a hidden or a new one)."""
+        with self._lock:
+            file.handles += 1
+            file.writers += writing
+            return file
+
+    def closed(self, file: OpenFile, *, writing: bool) -> None:
+        """Count one handle less; commits what is left when it was the last that could write."""
+        with self._lock:
+            file.handles -= 1
+            file.writers -= writing
+            if file.handles == 0 and file.held_until is not None:
+                file.held_until = time.monotonic() + self._hold_seconds
+                self.wake.set()
+        if writing:
+            file.released()
+        self.forget_if_idle(file)
+
+    def forget_if_idle(self, file: OpenFile) -> None:
+        """Let a file go that nobody has open and that holds nothing of its own."""
+        with self._lock:
+            if file.handles == 0 and file.held_until is None and file.target is not None:
+                self._forget(file)
+
+    def _forget(self, file: OpenFile) -> None:
+        if file.target is not None and self._files.get(file.target) is file:
+            del self._files[file.target]
+
+    def drop(self, file: OpenFile) -> None:
+        """Take a file out of the table: it was unlinked or replaced."""
+        with self._lock:
+            self._forget(file)
+
+    def hide(self, file: OpenFile, path: bytes) -> None:
+        """libfuse goes on calling an unlinked file by `path`."""
+        with self._lock:
+            self._hidden[path] = file
+
+    def unhide(self, path: bytes) -> bool:
+        """The last descriptor of an unlinked file is gone. False if `path` names none."""
+        with self._lock:
+            return self._hidden.pop(path, None) is not None
+
+    def moved(self, file: OpenFile, target: Target, path: bytes) -> None:
+        """The target of an open file got another name: its handles follow."""
+        with self._lock:
+            self._forget(file)
+            file.target = target
+            file.path = path
+            if file.handles or file.held_until is not None:
+                self._files[target] = file
+
+    def all(self) -> Iterator[OpenFile]:
+        """Every file with a target, as of now."""
+        with self._lock:
+            return iter(list(self._files.values()))
+
+    def commit_held(self, now: float | None) -> None:
+        """Commit the held files whose grace time has passed (`now` monotonic; None: all of them)."""
+        for file in self.all():
+            with file.lock:
+                if file.held_until is None or file.handles or (now is not None and file.held_until > now):
+                    continue
+                try:
+                    file.commit()
+                except RedisFuseError as error:
+                    log.error("%s: not saved: %s", os.fsdecode(file.path), error)
+                    file.released()
+            self.forget_if_idle(file)
+
+
+def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:
+    """A range of a buffer as journal content; large ones are read again each time, under the file's lock."""
+    if size <= CHUNK:
+        return Content.of(buffer.read(offset, size))
+    sha = hashlib.sha256()
+    for chunk in buffer.chunks(offset, size):
+        sha.update(chunk)
+    return Content(size, sha.digest(), lambda: buffer.chunks(offset, size))
+
+
+def _nothing(_offset: int, _size: int) -> bytes:
+    return b""

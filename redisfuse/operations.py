@@ -1,0 +1,398 @@
+"""The filesystem's face to the binding: paths, flags and handles in, attributes and bytes out. Nothing else happens here.
+
+Every method may run in many threads at once. The lock here is held only to look into the table of handles.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from redisfuse.binding.face import Attr, Entry, Opened, Time
+from redisfuse.errors import (
+    AccessError,
+    BadHandleError,
+    ExistsError,
+    InvalidError,
+    IsDirectoryError,
+    NoAttributeError,
+    NotDirectoryError,
+    NotPermittedError,
+    NotSupportedError,
+    ReadOnlyError,
+)
+from redisfuse.filesystem import Filesystem, Stat
+from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
+from redisfuse.nodes import DIRECTORY_NODES, FIELD_TYPE, DirectoryNode, FileNode, Listed, Node, OpenNode, ScratchNode, UpdaterNode
+from redisfuse.overlay import Overlay
+from redisfuse.rearranging import Rearranger
+from redisfuse.values.snapshot import SmallSnapshot
+
+RENAME_NOREPLACE = 1  # renameat2(2)
+TTL_NAME = b"user.redis.ttl"
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Who owns every file, and the permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
+
+    uid: int
+    gid: int
+    umask: int
+    write: bool
+
+    def mode(self, found: Stat) -> int:
+        """Type and permission bits."""
+        bits = 0o777 if found.directory else 0o666 if found.readable else 0
+        if not self.write or not found.editable:
+            bits &= ~0o222
+        return (stat.S_IFDIR if found.directory else stat.S_IFREG) | (bits & ~self.umask)
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What operations need from the mount around them."""
+
+    started: Callable[[], None]
+    stopped: Callable[[], None]
+    coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
+    caller: Callable[[], int]  # pid of the program that the current callback works for
+    has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
+    space: Callable[[], Mapping[str, int]]  # statvfs
+    refresh: Callable[[], None]
+
+
+class Operations:
+    """Implements `binding.face.Calls`."""
+
+    def __init__(
+        self, tree: Filesystem, rearranger: Rearranger | None, ownership: Ownership, outside: Outside
+    ) -> None:
+        self._tree = tree
+        self._change = rearranger
+        self._own = ownership
+        self._outside = outside
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._handles: dict[int, tuple[Handle, bytes]] = {}
+        self._directories: dict[int, DirectoryHandle] = {}
+
+    # -- the mount's life --------------------------------------------------------------------------------------------
+
+    def started(self) -> None:
+        self._outside.started()
+
+    def stopped(self) -> None:
+        self._outside.stopped()
+
+    # -- attributes --------------------------------------------------------------------------------------------------
+
+    def getattr(self, path: bytes | None, handle: int | None) -> Attr:
+        if handle is not None and (found := self._handle_attr(handle)) is not None:
+            return found
+        if path is None:
+            raise BadHandleError("no such file is open")
+        path = path[1:]
+        node = self._tree.find(path)
+        if isinstance(node, UpdaterNode):
+            self._outside.refresh()
+        return self._attr(path, self._tree.stat(node))
+
+    def _handle_attr(self, handle: int) -> Attr | None:
+        """What an edited, new or unlinked file is now, whatever its path leads to."""
+        found = self._handles.get(handle)
+        if found is None or not isinstance(found[0], FileHandle) or found[0].file.size is None:
+            return None
+        return self._attr(found[1], self._tree.stat(OpenNode(found[0].file)))
+
+    def _attr(self, path: bytes, found: Stat) -> Attr:
+        own = self._own
+        nlink = 2 if found.directory else 1
+        return Attr(_inode(path), own.mode(found), nlink, found.size, found.mtime_ns, own.uid, own.gid)
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def opendir(self, path: bytes) -> int:
+        path = path[1:]
+        node = self._tree.find(path)
+        if not isinstance(node, DIRECTORY_NODES) and not (isinstance(node, ScratchNode) and node.directory):
+            raise NotDirectoryError("not a directory")
+        handle = DirectoryHandle(lambda: self._entries(path, node))
+        with self._lock:
+            number = next(self._numbers)
+            self._directories[number] = handle
+        return number
+
+    def _entries(self, path: bytes, node: Node) -> Iterator[Entry]:
+        base = path + b"/" if path else b""
+        for listed in self._tree.list(path, node):
+            yield self._entry(base + listed.name, listed)
+
+    def _entry(self, path: bytes, listed: Listed) -> Entry:
+        node = listed.node
+        if isinstance(node, FileNode) and (node.view is not None or node.type not in (b"string", FIELD_TYPE)):
+            # Its size is that of its rendering: not worth making for a plain `ls`.
+            mode = self._own.mode(Stat(False, 0, 0, node.editable))
+            return Entry(listed.name, mode, None, _inode(path))
+        attr = self._attr(path, self._tree.stat(node))
+        return Entry(listed.name, attr.mode, attr)
+
+    def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
+        found = self._directories.get(handle)
+        if found is None:
+            raise BadHandleError("no such directory is open")
+        return found.entries(offset)
+
+    def releasedir(self, handle: int) -> None:
+        self._directories.pop(handle, None)
+
+    # -- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self, path: bytes, flags: int) -> Opened:
+        path = path[1:]
+        node = self._tree.find(path)
+        writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        if writing and self._change is None:
+            raise ReadOnlyError("the mount is read-only: it was made without --write")
+        if isinstance(node, ScratchNode) and not node.directory:
+            return self._open_scratch(path, flags)
+        if isinstance(node, OpenNode) or (self._overlay is not None and isinstance(node, FileNode) and node.editable):
+            return self._open_file(path, node, flags, writing)
+        if writing:
+            raise AccessError("only strings and hash fields can be edited")
+        if isinstance(node, UpdaterNode):
+            self._outside.refresh()
+            return self._opened(SnapshotHandle(SmallSnapshot(b"")), path)
+        if not isinstance(node, FileNode):
+            raise IsDirectoryError("a directory")
+        snapshot, streamed = self._tree.reader.open(node)
+        return self._opened(SnapshotHandle(snapshot), path, streamed=streamed)
+
+    @property
+    def _overlay(self) -> Overlay | None:
+        return self._tree.overlay
+
+    def _open_scratch(self, path: bytes, flags: int) -> Opened:
+        assert self._overlay is not None
+        file = self._overlay.scratch.open(path)
+        if flags & os.O_TRUNC:
+            file.truncate(0)
+        return self._opened(ScratchHandle(file, append=bool(flags & os.O_APPEND)), path)
+
+    def _open_file(self, path: bytes, node: FileNode | OpenNode, flags: int, writing: bool) -> Opened:
+        assert self._overlay is not None
+        files = self._overlay.files
+        if isinstance(node, OpenNode):
+            file = files.reopened(node.file, writing=writing)
+        else:
+            if writing:
+                files.edits.check_allowed(node.target.key)
+            file = files.opened(node.target, path, writing=writing)
+        try:
+            snapshot = None
+            if writing:
+                file.begin_edit()
+                if flags & os.O_TRUNC:
+                    file.truncate(0)
+            elif file.size is None and file.target is not None:
+                snapshot, _basis = files.snapshot(file.target)
+        except BaseException:
+            files.closed(file, writing=writing)
+            raise
+        append = bool(flags & os.O_APPEND)
+        opener = self._outside.caller() if writing else 0
+        handle = FileHandle(files, file, snapshot, writing=writing, append=append, opener=opener)
+        return self._opened(handle, path)
+
+    def create(self, path: bytes, flags: int, mode: int) -> Opened:
+        path = path[1:]
+        if self._change is None or self._overlay is None:
+            raise ReadOnlyError("the mount is read-only: it was made without --write")
+        made = self._change.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        if isinstance(made, bytes):
+            return self._open_scratch(made, flags)
+        try:
+            if not made.new:
+                made.begin_edit()
+                if flags & os.O_TRUNC:
+                    made.truncate(0)
+        except BaseException:
+            self._overlay.files.closed(made, writing=True)
+            raise
+        append = bool(flags & os.O_APPEND)
+        opener = self._outside.caller()
+        handle = FileHandle(self._overlay.files, made, None, writing=True, append=append, opener=opener)
+        return self._opened(handle, path)
+
+    def _opened(self, handle: Handle, path: bytes, *, streamed: bool = False) -> Opened:
+        with self._lock:
+            number = next(self._numbers)
+            self._handles[number] = (handle, path)
+        keep = not streamed and self._outside.coherent()
+        return Opened(number, direct_io=streamed, keep_cache=keep)
+
+    def _handle(self, handle: int) -> Handle:
+        found = self._handles.get(handle)
+        if found is None:
+            raise BadHandleError("no such file is open")
+        return found[0]
+
+    # -- bytes -------------------------------------------------------------------------------------------------------
+
+    def read(self, handle: int, size: int, offset: int) -> bytes:
+        return self._handle(handle).read(offset, size)
+
+    def write(self, handle: int, data: bytes, offset: int) -> int:
+        self._handle(handle).write(offset, data)
+        return len(data)
+
+    def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
+        if handle is not None:
+            self._handle(handle).truncate(length)
+            return
+        assert path is not None
+        path = path[1:]
+        change = self._changing()
+        node = self._tree.find(path)
+        if isinstance(node, ScratchNode):
+            assert self._overlay is not None
+            file = self._overlay.scratch.open(path)
+            file.truncate(length)
+            file.close()
+        else:
+            change.truncate(path, length)
+
+    def flush(self, handle: int) -> None:
+        found = self._handles.get(handle)
+        if found is None:
+            raise BadHandleError("no such file is open")
+        final = True
+        if isinstance(found[0], FileHandle) and found[0].file.uncommitted:
+            final = self._is_final(found[0].opener, found[1])
+        found[0].flush(final)
+
+    def _is_final(self, opener: int, path: bytes) -> bool:
+        """Whether a close means that the writing is done: not if a child closes what it inherited and the program
+        that opened the file still has it open (`sh -c 'a; b' > file` closes once for each command)."""
+        return opener == self._outside.caller() or not self._outside.has_open(opener, path)
+
+    def fsync(self, handle: int, datasync: bool) -> None:
+        self._handle(handle).fsync()
+
+    def release(self, handle: int) -> None:
+        with self._lock:
+            found = self._handles.pop(handle, None)
+        if found is not None:
+            found[0].release()
+
+    # -- the tree ----------------------------------------------------------------------------------------------------
+
+    def _changing(self) -> Rearranger:
+        if self._change is None:
+            raise ReadOnlyError("the mount is read-only: it was made without --write")
+        return self._change
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self._changing().make_directory(path[1:], mode)
+
+    def rmdir(self, path: bytes) -> None:
+        self._changing().remove_directory(path[1:])
+
+    def unlink(self, path: bytes) -> None:
+        self._changing().unlink(path[1:])
+
+    def unlink_open(self, path: bytes, hidden: bytes) -> None:
+        self._changing().unlink_open(path[1:], hidden[1:])
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        if flags & ~RENAME_NOREPLACE:
+            raise InvalidError("only RENAME_NOREPLACE is known here")
+        self._changing().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        raise NotPermittedError("there are no symbolic links in Redis")
+
+    def link(self, old: bytes, new: bytes) -> None:
+        raise NotPermittedError("there are no hard links in Redis")
+
+    def mknod(self, path: bytes, mode: int, device: int) -> None:
+        if not stat.S_ISREG(mode):
+            raise NotPermittedError("there are no devices, pipes and sockets in Redis")
+        opened = self.create(path, os.O_WRONLY | os.O_EXCL, mode | 0o044)
+        self.release(opened.handle)
+
+    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
+        """Succeeds without effect, as programs fail otherwise."""
+        self.getattr(path, handle)
+
+    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
+        """Succeeds without effect, as programs fail otherwise."""
+        self.getattr(path, handle)
+
+    def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None:
+        """Succeeds without effect, as programs fail otherwise."""
+        self.getattr(path, handle)
+
+    def statfs(self, path: bytes) -> Mapping[str, int]:
+        return self._outside.space()
+
+    # -- extended attributes -----------------------------------------------------------------------------------------
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        path = path[1:]
+        if name.startswith(b"user.redis."):
+            return self._tree.extended_one(self._tree.find(path), name)
+        if self._overlay is not None and self._overlay.scratch.exists(path):
+            return self._overlay.scratch.getxattr(path, name)
+        raise NoAttributeError("no such attribute")
+
+    def listxattr(self, path: bytes) -> Sequence[bytes]:
+        path = path[1:]
+        node = self._tree.find(path)
+        if isinstance(node, ScratchNode):
+            assert self._overlay is not None
+            return self._overlay.scratch.listxattr(path)
+        if isinstance(node, DirectoryNode):
+            return (b"user.redis.prefix",)
+        if isinstance(node, FileNode):
+            names = [b"user.redis." + name for name in (b"key", b"type", b"ttl", b"encoding", b"length")]
+            return names if node.target.field is None else [*names, b"user.redis.field"]
+        return ()
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        path = path[1:]
+        change = self._changing()
+        if self._overlay is not None and self._overlay.scratch.exists(path):
+            self._overlay.scratch.setxattr(path, name, value, flags)
+            return
+        if name != TTL_NAME:
+            raise NotSupportedError("only user.redis.ttl can be set")
+        if flags & os.XATTR_CREATE:
+            raise ExistsError("user.redis.ttl is always there")
+        try:
+            milliseconds = int(value)
+        except ValueError:
+            milliseconds = -2
+        if milliseconds < -1:
+            raise InvalidError("a TTL is milliseconds from now, or -1 for none")
+        change.expire(path, milliseconds)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        path = path[1:]
+        change = self._changing()
+        if self._overlay is not None and self._overlay.scratch.exists(path):
+            self._overlay.scratch.removexattr(path, name)
+        elif name == TTL_NAME:
+            change.expire(path, -1)
+        else:
+            raise NoAttributeError("no such attribute")
+
+
+def _inode(path: bytes) -> int:
+    """A number for a path: the same at every mount. (Two paths share one with a chance of 2^-63.)"""
+    return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

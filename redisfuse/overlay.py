@@ -1,0 +1,49 @@
+"""What this mount itself adds to, or takes from, the tree of Redis: junk, files being edited, parked keys."""
+
+from __future__ import annotations
+
+from redisfuse.nodes import Listed, OpenNode, ScratchNode
+from redisfuse.names import Target
+from redisfuse.open_files import OpenFiles
+from redisfuse.parking import Parking
+from redisfuse.scratch import Scratch
+
+
+class Overlay:
+    """The three tables of write mode, asked together. Thread-safe as each of them is."""
+
+    def __init__(self, scratch: Scratch, files: OpenFiles, parking: Parking) -> None:
+        self.scratch = scratch
+        self.files = files
+        self.parking = parking
+
+    def find(self, path: bytes) -> OpenNode | ScratchNode | None:
+        """What a path leads to without asking Redis."""
+        hidden = self.files.hidden(path)
+        if hidden is not None:
+            return OpenNode(hidden)
+        if self.scratch.exists(path):
+            return ScratchNode(path, self.scratch.is_directory(path))
+        return None
+
+    def open_node(self, target: Target) -> OpenNode | None:
+        """The edit in progress on a target."""
+        file = self.files.get(target)
+        return None if file is None or file.buffer is None else OpenNode(file)
+
+    def is_parked(self, target: Target) -> bool:
+        """Whether a target is still in Redis but no longer in the tree."""
+        return target in self.parking
+
+    def list(self, path: bytes) -> list[Listed]:
+        """The junk in a directory, and the new files that are not in Redis yet."""
+        base = path + b"/" if path else b""
+        found = {
+            name: Listed(name, ScratchNode(base + name, self.scratch.is_directory(base + name)))
+            for name in self.scratch.list(path)
+        }
+        for file in self.files.all():
+            directory, _, name = file.path.rpartition(b"/")
+            if directory == path and file.uncommitted:
+                found[name] = Listed(name, OpenNode(file))
+        return list(found.values())

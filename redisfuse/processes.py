@@ -1,0 +1,32 @@
+"""What /proc tells of the programs that use the mount (proc(5))."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def process_of(thread: int) -> int:
+    """The process that a thread belongs to (FUSE names the thread that asks); the thread itself if that can't be told."""
+    try:
+        for line in Path(f"/proc/{thread}/status").read_bytes().splitlines():
+            if line.startswith(b"Tgid:"):
+                return int(line[5:])
+    except (OSError, ValueError):
+        pass
+    return thread
+
+
+def has_open(process: int, path: bytes) -> bool:
+    """Whether a process has a file open under an absolute path. False too if we may not look."""
+    directory = f"/proc/{process}/fd"
+    try:
+        for name in os.listdir(directory):
+            try:
+                if os.fsencode(os.readlink(f"{directory}/{name}")) == path:
+                    return True
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,177 @@
+"""How the bytes of a file are come by: whole and cached when small, in pieces when not, rendered for collections.
+
+Sizes (DESIGN.md 2): a string's or field's is its length. A collection's is the length of its rendering as long as it has
+at most `render_limit` elements and is not longer than RENDER_BYTES; beyond that it is 0, and the file streams.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from redisfuse.edits import Basis
+from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
+from redisfuse.keyspace.attributes import UNREADABLE, AttributeStore
+from redisfuse.keyspace.keyspace import Keyspace
+from redisfuse.names import Target
+from redisfuse.nodes import FIELD_TYPE, FileNode
+from redisfuse.server.server import Server
+from redisfuse.values.document import document
+from redisfuse.values.dump import dump
+from redisfuse.values.rendering import render, rendered
+from redisfuse.values.snapshot import LargeField, LargeString, SmallSnapshot, Snapshot, StreamedRendering
+
+RENDER_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
+CACHED_BYTES = 32 * 1024 * 1024  # renderings kept so that a size and the content agree
+
+STREAMED = None  # in the cache of renderings: it is too long to be kept
+
+
+class Reader:
+    """Measures and opens files. Thread-safe; asks the server outside its lock."""
+
+    def __init__(
+        self,
+        server: Server,
+        attributes: AttributeStore,
+        keyspace: Keyspace,
+        trust: Callable[[], float],
+        *,
+        render_limit: int,
+        dump_limit: int,
+    ) -> None:
+        self._server = server
+        self._attributes = attributes
+        self._keyspace = keyspace
+        self._trust = trust  # for how many seconds a rendering may be believed
+        self._render_limit = render_limit
+        self._dump_limit = dump_limit
+        self._lock = threading.Lock()
+        self._renderings: OrderedDict[tuple[bytes, str | None], tuple[int, float, bytes | None]] = OrderedDict()
+        self._cached = 0  # bytes
+
+    # -- strings and fields ------------------------------------------------------------------------------------------
+
+    def snapshot(self, target: Target) -> tuple[Snapshot, Basis]:
+        """What a string or field holds, and what an edit of it will be checked against.
+
+        Raises NotFoundError, WrongTypeError.
+        """
+        before = self._keyspace.change_count(target.key)
+        content = self._attributes.content(target)
+        if content is not None:
+            return SmallSnapshot(content), Basis.of(content)
+        length = self._length(target)
+        unchanged = _Unchanged(self._keyspace, target.key, before)
+        if target.field is None:
+            return LargeString(self._server, target.key, length), Basis.big(length, unchanged)
+        return LargeField(self._server, target.key, target.field, length), Basis.big(length, unchanged)
+
+    def _length(self, target: Target) -> int:
+        if target.field is None:
+            return self._attributes.look(target.key).length
+        [length] = self._attributes.field_lengths(target.key, [target.field])
+        if length is None:
+            raise NotFoundError("the field is gone")
+        return length
+
+    def field_ttl(self, target: Target, key_ttl: int) -> int:
+        """The TTL of a hash field in milliseconds: its own where the server has such, else its key's; -1: none."""
+        if not self._server.facts.has_hash_field_ttl:
+            return key_ttl
+        assert target.field is not None
+        [ttl] = self._server.ask(b"HPTTL", target.key, b"FIELDS", 1, target.field) or [-1]
+        return int(ttl) if int(ttl) >= 0 else key_ttl
+
+    # -- everything --------------------------------------------------------------------------------------------------
+
+    def open(self, node: FileNode) -> tuple[Snapshot, bool]:
+        """A file's bytes to read, and whether they stream (then they come with direct I/O, whatever the size says).
+
+        Raises NotFoundError, WrongTypeError, TooLargeError (`%dump`).
+        """
+        if node.type == UNREADABLE.type:
+            raise AccessError("the server's ACL does not let this user read the key")
+        if node.view is None and node.type in (b"string", FIELD_TYPE):
+            return self.snapshot(node.target)[0], False
+        text = self._rendering(node)
+        if text is not STREAMED:
+            return SmallSnapshot(text), False
+        return StreamedRendering(lambda: self._render(node)), True
+
+    def measure(self, node: FileNode) -> tuple[int, bool]:
+        """A file's size in bytes, and whether it streams (its size is 0 then)."""
+        if node.view is None and node.type in (b"string", FIELD_TYPE):
+            return node.length, False
+        try:
+            text = self._rendering(node)
+        except (NotFoundError, TooLargeError, ConflictError):
+            return 0, True  # `stat` must not fail because `cat` will
+        return (0, True) if text is STREAMED else (len(text), False)
+
+    def _rendering(self, node: FileNode) -> bytes | None:
+        key, view = node.target.key, node.view
+        if node.length > self._render_limit and view != "dump":
+            return STREAMED
+        count = self._keyspace.change_count(key)
+        now = time.monotonic()
+        with self._lock:
+            found = self._renderings.get((key, view))
+            if found is not None and found[0] == count and now - found[1] < self._trust():
+                self._renderings.move_to_end((key, view))
+                return found[2]
+        text = self._render_whole(node)
+        with self._lock:
+            self._remember((key, view), (count, now, text))
+        return text
+
+    def _remember(self, name: tuple[bytes, str | None], found: tuple[int, float, bytes | None]) -> None:
+        old = self._renderings.pop(name, None)
+        self._cached += _cost(found) - (0 if old is None else _cost(old))
+        self._renderings[name] = found
+        while self._cached > CACHED_BYTES and len(self._renderings) > 1:
+            _, dropped = self._renderings.popitem(last=False)
+            self._cached -= _cost(dropped)
+
+    def _render_whole(self, node: FileNode) -> bytes | None:
+        if node.view is None:
+            return rendered(self._server, node.target.key, node.type, RENDER_BYTES)
+        if node.view == "dump":
+            return dump(self._server, node.target.key, self._dump_limit)
+        pieces: list[bytes] = []
+        size = 0
+        for piece in document(self._server, node.target.key):
+            size += len(piece)
+            if size > RENDER_BYTES:
+                return STREAMED
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _render(self, node: FileNode) -> Iterator[bytes]:
+        if node.view is None:
+            return render(self._server, node.target.key, node.type)
+        return document(self._server, node.target.key)
+
+    def forget(self) -> None:
+        """Drop every rendering."""
+        with self._lock:
+            self._renderings.clear()
+            self._cached = 0
+
+
+def _cost(found: tuple[int, float, bytes | None]) -> int:
+    return 200 + len(found[2] or b"")
+
+
+class _Unchanged:
+    """Whether a key was not heard of since a big value of it was opened; own changes are allowed for."""
+
+    def __init__(self, keyspace: Keyspace, key: bytes, count: int) -> None:
+        self._keyspace = keyspace
+        self._key = key
+        self._count = count
+
+    def __call__(self) -> bool:
+        return self._keyspace.change_count(self._key) == self._count

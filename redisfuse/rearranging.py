@@ -1,0 +1,432 @@
+"""How a write mount's tree is changed: making, removing and renaming files and directories.
+
+Everything that reaches Redis goes through `edits`; what is junk stays in scratch (DESIGN.md 7). A read-only mount has no
+object of this class. Every method may be called from any thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+from redisfuse.edits import Basis, Edits
+from redisfuse.errors import (
+    AccessError,
+    ConflictError,
+    CrossDeviceError,
+    ExistsError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotEmptyError,
+    NotFoundError,
+    RedisFuseError,
+)
+from redisfuse.filesystem import Filesystem
+from redisfuse.journal.states import Content
+from redisfuse.junk import CreateFacts, Junk
+from redisfuse.made import MadeDirectories
+from redisfuse.names import Reading, Target
+from redisfuse.nodes import DirectoryNode, FileNode, Node, OpenNode, ScratchNode
+from redisfuse.open_files import OpenFile
+from redisfuse.overlay import Overlay
+from redisfuse.parking import Parked
+
+log = logging.getLogger(__name__)
+
+UNLINK_SECONDS = 0.2  # how long an unlink of an open file waits: a rename over it may be what is really meant
+PRIVATE_MODE = 0o600  # with O_EXCL, how programs create temporary files (EDITORS.md)
+
+
+class Rearranger:
+    """Makes, removes and renames."""
+
+    def __init__(
+        self,
+        tree: Filesystem,
+        overlay: Overlay,
+        edits: Edits,
+        junk: Junk,
+        made: MadeDirectories,
+        *,
+        strings_only: bool,
+        park_seconds: float,
+    ) -> None:
+        self._tree = tree
+        self._overlay = overlay
+        self._edits = edits
+        self._junk = junk
+        self._made = made
+        self._strings_only = strings_only  # --new-files string
+        self._park_seconds = park_seconds
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    def create(self, path: bytes, *, exclusive: bool, mode: int) -> OpenFile | bytes:
+        """Make a new file: an open file (count a handle on it), or the path of one in scratch.
+
+        Raises ExistsError, BadNameError, NameTooLongError, AccessError (--allow), NoSpaceError (scratch).
+        """
+        if self._is_junk(path, exclusive=exclusive, mode=mode):
+            self._overlay.scratch.create(path, mode)
+            return path
+        reading = self._tree.grammar.creatable(path)
+        existing = self._tree.find_file(reading)
+        if existing is not None:
+            if exclusive:
+                raise ExistsError("it exists already")
+            target = _target(existing)
+            return self._overlay.files.opened(target, path, writing=True)
+        target = self.new_target(reading)
+        self._edits.check_allowed(target.key)
+        file = self._overlay.files.opened(target, path, writing=True)
+        parked = self._overlay.parking.take(target)
+        held = exclusive and mode & 0o777 == PRIVATE_MODE and self._junk.enabled and parked is None
+        file.begin_new(Basis.absent() if parked is None else parked.basis, held=held, parked=parked)
+        return file
+
+    def new_target(self, reading: Reading, *, whole: bool = False) -> Target:
+        """What a new file of this name becomes (NAMES.md); `whole`: it must be a key, since no field can hold it."""
+        field, key = self._tree.targets(reading)
+        if field is None or key is None:
+            target = key if field is None else field
+            assert target is not None
+            return target
+        if whole or self._strings_only or reading.name.endswith(b".lock"):
+            return key
+        owner = Target(field.key)
+        if self._overlay.open_node(owner) is not None:
+            return key
+        return field if self._tree.attributes.look(field.key).type in (b"none", b"hash") else key
+
+    def make_directory(self, path: bytes, mode: int) -> None:
+        """mkdir. Raises ExistsError, BadNameError."""
+        if self._is_junk(path, directory=True):
+            self._overlay.scratch.mkdir(path, mode)
+            return
+        reading = self._tree.grammar.creatable(path)
+        if reading.as_directory is None:
+            raise self._tree.grammar.refusal(path)
+        try:
+            self._tree.find(path)
+        except NotFoundError:
+            directory = (*reading.directory, reading.as_directory)
+            self._edits.make_directory(directory, path=path)
+            self._made.load()
+        else:
+            raise ExistsError("it exists already")
+
+    # -- removing ----------------------------------------------------------------------------------------------------
+
+    def unlink(self, path: bytes) -> None:
+        """Remove a file: any key of any type, a field, junk. Raises what `edits.remove` raises."""
+        if self._overlay.files.unhide(path):
+            return
+        node = self._tree.find(path)
+        if isinstance(node, ScratchNode):
+            self._overlay.scratch.unlink(path)
+            return
+        target = _target(node)
+        file = self._overlay.files.get(target)
+        if file is not None:
+            with file.lock:
+                parked = file.parked
+                only_here = file.new
+                if file.handles:
+                    file.detach()
+                self._overlay.files.drop(file)
+            if only_here:
+                if parked is not None:
+                    self._remove_parked(parked)
+                self._keep_parent(target)
+                return
+        self._edits.remove([target], path=path)
+        self._keep_parent(target)
+
+    def unlink_open(self, path: bytes, hidden: bytes) -> None:
+        """A file that is open is removed, or about to be replaced: its bytes stay for its handles.
+
+        Whether it is a removal shows in the next moment; until then it is parked (`parking.py`).
+        """
+        node = self._tree.find(path)
+        if isinstance(node, ScratchNode):
+            self._overlay.scratch.rename(path, hidden)
+            return
+        target = _target(node)
+        file = self._overlay.files.reopened_or_new(target, path)
+        with file.lock:
+            if file.new:
+                if file.parked is not None:
+                    self._overlay.parking.put_back(file.parked)
+                file.detach()
+            elif isinstance(node, FileNode) and not node.editable:
+                self._edits.remove([target], path=path)
+                file.detach_empty()
+            else:
+                _snapshot, basis = self._overlay.files.snapshot(target)
+                file.detach()
+                self._overlay.parking.park(target, path, basis, UNLINK_SECONDS, None)
+            self._overlay.files.drop(file)
+            self._overlay.files.hide(file, hidden)
+        self._keep_parent(target)
+
+    def remove_directory(self, path: bytes) -> None:
+        """rmdir. Raises NotEmptyError, NotDirectoryError."""
+        node = self._tree.find(path)
+        if isinstance(node, ScratchNode):
+            self._overlay.scratch.rmdir(path)
+            return
+        if not isinstance(node, DirectoryNode):
+            raise NotDirectoryError("not a directory that can be removed")
+        if not node.directory:
+            raise AccessError("the root stays")
+        self._tree.keyspace.wait(None)
+        if self._overlay.parking.in_directory(self._tree.grammar.prefix(node.directory)):
+            self.settle(None)
+        index = self._tree.keyspace.index
+        if (
+            index.is_directory(node.directory)
+            or self._overlay.list(path)
+            or self._made.children(node.directory)
+        ):
+            raise NotEmptyError("the directory is not empty")
+        self._edits.remove_directory(node.directory, path=path)
+        self._made.load()
+        self._keep_directory(node.directory[:-1])
+
+    def _keep_parent(self, target: Target) -> None:
+        """A directory stays when its last file goes, until rmdir."""
+        self._keep_directory(self._tree.grammar.split(target.key)[:-1])
+
+    def _keep_directory(self, directory: tuple[bytes, ...]) -> None:
+        if directory and not self._tree.keyspace.index.is_directory(directory):
+            self._made.keep(directory)
+
+    # -- renaming ----------------------------------------------------------------------------------------------------
+
+    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+        """Rename a file or a directory. Raises ExistsError unless `replace`, and what `edits.rename` raises."""
+        source = self._tree.find(old)
+        try:
+            existing: Node | None = self._tree.find(new)
+        except NotFoundError:
+            existing = None
+        if existing is not None and not replace:
+            raise ExistsError("it exists already")
+        if isinstance(source, DirectoryNode):
+            self._rename_directory(source, old, new, existing)
+        elif isinstance(existing, DirectoryNode):
+            raise IsDirectoryError("a directory has that name")
+        elif isinstance(source, ScratchNode):
+            self._rename_scratch(source, old, new)
+        elif not isinstance(source, FileNode | OpenNode):
+            raise CrossDeviceError("this can't be renamed")
+        elif self._is_junk(new, exclusive=False) and _is_editable(source):
+            self._park(source, old, new)
+        else:
+            self._rename_file(source, old, new, existing)
+
+    def _rename_scratch(self, source: ScratchNode, old: bytes, new: bytes) -> None:
+        scratch = self._overlay.scratch
+        if source.directory or self._is_junk(new, exclusive=False):
+            scratch.rename(old, new)
+            return
+        target, basis = self._destination(new)
+        with scratch.reading(old) as file:
+            self._edits.save(target, Content.of_file(file), basis=basis, path=new, op="write")
+        self._overlay.parking.take(target)
+        scratch.unlink(old)
+
+    def _destination(self, new: bytes, *, whole: bool = False) -> tuple[Target, Basis]:
+        """What a rename to `new` writes to, and what is expected there."""
+        reading = self._tree.grammar.creatable(new)
+        node = self._tree.find_file(reading)
+        target = self.new_target(reading, whole=whole) if node is None else _target(node)
+        if node is not None and isinstance(node, FileNode) and whole and target.field is not None:
+            raise AccessError("a hash field can't hold a key of this type")
+        parked = self._overlay.parking.get(target)
+        if parked is not None:
+            return target, parked.basis
+        return target, Basis.absent() if node is None else Basis.anything()
+
+    def _park(self, source: FileNode | OpenNode, old: bytes, new: bytes) -> None:
+        """An editor moves a file to its backup name: that is the first half of a save."""
+        target = _target(source)
+        files = self._overlay.files
+        file = files.get(target)
+        if file is not None:
+            with file.lock:
+                if file.new:
+                    self._overlay.scratch.store(new, file.content().chunks())
+                    if file.parked is not None:
+                        self._overlay.parking.put_back(file.parked)
+                    file.detach()
+                    files.drop(file)
+                    return
+                file.commit()
+        snapshot, basis = files.snapshot(target)
+        chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
+        self._overlay.scratch.store(new, chunks)
+        if file is not None:
+            file.detach()
+            files.drop(file)
+        self._overlay.parking.park(target, old, basis, self._park_seconds, new)
+
+    def _rename_file(self, source: FileNode | OpenNode, old: bytes, new: bytes, existing: Node | None) -> None:
+        if isinstance(source, FileNode) and source.view is not None:
+            raise AccessError("a view of a key can't be renamed")
+        target = _target(source)
+        editable = _is_editable(source)
+        destination, basis = self._destination(new, whole=not editable)
+        if destination == target:
+            return
+        if isinstance(existing, ScratchNode):
+            self._overlay.scratch.unlink(new)
+        files = self._overlay.files
+        replaced = files.get(destination)
+        if replaced is not None:
+            with replaced.lock:
+                if replaced.handles:
+                    replaced.detach()
+                files.drop(replaced)
+        file = files.get(target)
+        if file is None:
+            self._edits.rename([(target, destination)], path=old, new_path=new)
+        else:
+            with file.lock:
+                if file.new:
+                    file.commit_as(destination, new, basis)
+                else:
+                    file.commit()
+                    self._edits.rename([(target, destination)], path=old, new_path=new)
+                files.moved(file, destination, new)
+            files.forget_if_idle(file)
+        self._overlay.parking.take(destination)
+        self._keep_parent(target)
+
+    def _rename_directory(self, source: DirectoryNode, old: bytes, new: bytes, existing: Node | None) -> None:
+        grammar, index = self._tree.grammar, self._tree.keyspace.index
+        reading = grammar.creatable(new)
+        if reading.as_directory is None:
+            raise grammar.refusal(new)
+        directory = (*reading.directory, reading.as_directory)
+        if existing is not None:
+            if not isinstance(existing, DirectoryNode):
+                raise NotDirectoryError("a file has that name")
+            if index.is_directory(directory) or self._made.children(directory) or self._overlay.list(new):
+                raise NotEmptyError("the directory of that name is not empty")
+        self._tree.keyspace.wait(None)
+        self.settle(None)
+        before, after = grammar.prefix(source.directory), grammar.prefix(directory)
+        for file in self._overlay.files.all():
+            if file.target is not None and file.target.key.startswith(before):
+                file.commit()
+        keys = list(index.keys_below(source.directory)) if index.is_directory(source.directory) else []
+        keys += [key for key in index.long_keys() if key.startswith(before)]
+        moves = [(Target(key), Target(after + key[len(before) :])) for key in keys]
+        if moves:
+            self._edits.rename(moves, path=old, new_path=new)
+        self._follow(dict(moves), before, after, old, new)
+        self._made.moved(source.directory, directory, keep=not moves)
+        self._overlay.scratch.rename_below(old, new)
+
+    def _follow(self, moves: dict[Target, Target], before: bytes, after: bytes, old: bytes, new: bytes) -> None:
+        """Open files below a renamed directory go with it."""
+        for file in self._overlay.files.all():
+            with file.lock:
+                target = file.target
+                if target is not None and Target(target.key) in moves:
+                    moved = Target(after + target.key[len(before) :], target.field)
+                    self._overlay.files.moved(file, moved, new + file.path[len(old) :])
+
+    # -- what waits for its time -------------------------------------------------------------------------------------
+
+    def settle(self, now: float | None) -> None:
+        """Make changes of the parked removals and held files whose time has come (`now` monotonic; None: of all)."""
+        for parked in self._overlay.parking.take_due(now):
+            self._remove_parked(parked)
+        self._overlay.files.commit_held(now)
+
+    def _remove_parked(self, parked: Parked) -> None:
+        shown = os.fsdecode(parked.path)
+        try:
+            self._edits.remove([parked.target], path=parked.path, basis=parked.basis)
+        except ConflictError as error:
+            log.warning("%s was renamed or unlinked here but changed in Redis meanwhile, so it stays: %s", shown, error)
+        except RedisFuseError as error:
+            log.error("%s was to be removed and is still in Redis: %s", shown, error)
+        else:
+            if parked.copy is not None:
+                log.warning(
+                    "%s was renamed to %s, which is kept out of Redis: the key is removed, its content is in this mount's "
+                    "scratch area until it is unmounted, and in the journal (redisfuse log, redisfuse rollback)",
+                    shown,
+                    os.fsdecode(parked.copy),
+                )
+
+    # -- small ones --------------------------------------------------------------------------------------------------
+
+    def expire(self, path: bytes, milliseconds: int) -> None:
+        """Set the expiry of a key or field to so many milliseconds from now; -1: none."""
+        node = self._tree.find(path)
+        if not isinstance(node, FileNode | OpenNode):
+            raise AccessError("only keys and fields expire")
+        at = None if milliseconds < 0 else time.time_ns() // 1_000_000 + milliseconds
+        self._edits.expire(_target(node), at, path=path)
+
+    def truncate(self, path: bytes, size: int) -> None:
+        """truncate(2) by path: a change of its own, unless some handle is open for writing (its close commits)."""
+        node = self._tree.find(path)
+        if isinstance(node, OpenNode) and (node.file.target is None or node.file.writers):
+            node.file.truncate(size)
+            return
+        if isinstance(node, FileNode) and not node.editable:
+            raise AccessError("only strings and hash fields can be edited")
+        target = _target(node)
+        files = self._overlay.files
+        file = files.opened(target, path, writing=True)
+        try:
+            file.truncate(size)
+            file.fsync()
+        finally:
+            files.closed(file, writing=True)
+
+    def _is_junk(self, path: bytes, *, exclusive: bool = False, mode: int = 0o644, directory: bool = False) -> bool:
+        """Whether something made at `path` is junk by its name (how it is made may be part of the rule)."""
+        parent, _, name = path.rpartition(b"/")
+        return self._junk.verdict(
+            parent, name, CreateFacts(exclusive, mode, directory, lambda other: self._is_data(parent, other))
+        ).is_junk
+
+    def _is_data(self, parent: bytes, name: bytes) -> bool:
+        """Whether `name` beside a candidate is a key or field in Redis, or a new file that will be one."""
+        try:
+            meaning = self._tree.grammar.parse(parent + b"/" + name if parent else name)
+        except NotFoundError:
+            return False
+        if not isinstance(meaning, Reading):
+            return False
+        field, key = self._tree.targets(meaning)
+        if any(target is not None and target in self._overlay.parking for target in (field, key)):
+            return True
+        return self._tree.find_file(meaning) is not None
+
+
+_COPY = 1024 * 1024  # bytes a piece when a value is copied to scratch
+
+
+def _is_editable(node: FileNode | OpenNode) -> bool:
+    return isinstance(node, OpenNode) or node.editable
+
+
+def _target(node: Node) -> Target:
+    """The datum a file node stands for. Raises AccessError for what is none."""
+    if isinstance(node, FileNode) and node.view is None:
+        return node.target
+    if isinstance(node, OpenNode) and node.file.target is not None:
+        return node.file.target
+    if isinstance(node, OpenNode):
+        raise NotFoundError("it was unlinked")
+    raise AccessError("this is not a key or a field")
+
+

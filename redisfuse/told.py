@@ -1,0 +1,141 @@
+"""What the kernel was told and may believe for long, so that each change can be pushed to it (DESIGN.md 4).
+
+Only what was asked about is remembered, in bounded memory; past the bound everything is invalidated at once. A name is
+noted *before* the server is asked about it: then a change that comes in between is pushed once too often, never too seldom.
+
+Threads: any. Locks are held only for bookkeeping; `push` and `push_all` must return at once (binding/notifier.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable
+
+from redisfuse.errors import NotFoundError
+from redisfuse.keyspace.index import Index
+from redisfuse.names import Grammar, Reading, Root, Updater
+
+MOST = 400_000  # keys and names remembered, at about 100 bytes each
+AT_ONCE = 5_000  # changed keys for which single names are pushed; beyond, everything is
+
+
+class Told:
+    """Names that the kernel may have cached, and the pushing of changes to them."""
+
+    def __init__(
+        self,
+        grammar: Grammar,
+        index: Callable[[], Index],
+        push: Callable[[Iterable[bytes]], None],
+        push_all: Callable[[], None],
+    ) -> None:
+        self._grammar = grammar
+        self._index = index
+        self._push = push
+        self._push_all = push_all
+        self._lock = threading.Lock()
+        self._keys: set[int] = set()  # hashes of keys whose own name was asked about
+        self._fields: dict[int, set[bytes]] = {}  # hash of a key -> names that read as its fields
+        self._directories: dict[int, bool] = {}  # hash of a prefix -> whether it existed when it was last looked at
+        self._count = 0
+
+    def note(self, path: bytes) -> None:
+        """A program asks about a path (without its leading slash): the kernel will remember the answer."""
+        try:
+            meaning = self._grammar.parse(path)
+        except NotFoundError:
+            return  # no key can ever have this name
+        if isinstance(meaning, Reading):
+            with self._lock:
+                self._note(path, meaning)
+                full = self._count > MOST
+            if full:
+                self.forget()
+        elif not isinstance(meaning, Root | Updater):
+            with self._lock:
+                self._keys.add(_ODD)
+
+    def _note(self, path: bytes, reading: Reading) -> None:
+        grammar = self._grammar
+        before = len(self._keys) + len(self._directories)
+        if reading.as_key is not None:
+            self._keys.add(hash(grammar.join((*reading.directory, reading.as_key))))
+        if reading.as_directory is not None:
+            directory = (*reading.directory, reading.as_directory)
+            self._directories[hash(grammar.prefix(directory))] = self._index().is_directory(directory)
+        if reading.as_field is not None:
+            names = self._fields.setdefault(hash(grammar.join((*reading.directory, reading.as_field[0]))), set())
+            self._count -= len(names)
+            names.add(path)
+            self._count += len(names)
+        self._count += len(self._keys) + len(self._directories) - before
+
+    def changed(self, keys: Collection[bytes]) -> None:
+        """These keys were made, altered or removed: push what the kernel knows of them."""
+        if len(keys) > AT_ONCE:
+            self.forget()
+            return
+        paths: set[bytes] = set()
+        for key in keys:
+            if not self._collect(key, paths):
+                self.forget()
+                return
+        if paths:
+            self._push(paths)
+
+    def _collect(self, key: bytes, paths: set[bytes]) -> bool:
+        """Add what is to be pushed for one key; False if all must be."""
+        grammar = self._grammar
+        *directory, leaf = grammar.split(key)
+        mark = hash(key)
+        with self._lock:
+            known = mark in self._keys
+            if known:
+                self._keys.discard(mark)
+                self._count -= 1
+            names = self._fields.pop(mark, ())
+            self._count -= len(names)
+            odd = _ODD in self._keys
+        if odd and (grammar.key_is_long(key) or any(len(component) > 80 for component in (*directory, leaf))):
+            return False
+        paths.update(names)
+        if known:
+            paths.update(_spellings(grammar, directory, leaf))
+        self._collect_directories(directory, leaf, paths)
+        return True
+
+    def _collect_directories(self, directory: list[bytes], leaf: bytes, paths: set[bytes]) -> None:
+        """Directories that appeared or vanished with a key."""
+        grammar, index = self._grammar, self._index()
+        for depth in range(len(directory), 0, -1):
+            above = tuple(directory[:depth])
+            mark = hash(grammar.prefix(above))
+            known = self._directories.get(mark)
+            if known is None:
+                continue
+            exists = index.is_directory(above)
+            if exists != known:
+                with self._lock:
+                    self._directories[mark] = exists
+                paths.add(grammar.directory_path(above))
+                paths.update(_spellings(grammar, list(above[:-1]), above[-1]))
+
+    def forget(self) -> None:
+        """Anything may have changed: let the kernel forget all."""
+        with self._lock:
+            self._keys.clear()
+            self._fields.clear()
+            self._directories.clear()
+            self._count = 0
+        self._push_all()
+
+
+_ODD = 0  # stands for names that are cut or are digests: too rare to be told apart
+
+
+def _spellings(grammar: Grammar, directory: list[bytes], leaf: bytes) -> set[bytes]:
+    """Every path at which a key can be found."""
+    root = not directory
+    names = {grammar.key_name(leaf, dots=dots, root=root) for dots in (False, True)}
+    names |= {grammar.mark(name) for name in names} | {name + view for name in names for view in (b"%json", b"%dump")}
+    return {grammar.path(directory, name) for name in names}

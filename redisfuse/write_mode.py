@@ -1,0 +1,171 @@
+"""What a mount has more when it may write: journal, edits, open files, scratch, and the thread that lets waiting changes go.
+
+Made only for `--write`; a read-only mount has no object of this class.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from fnmatch import translate
+from pathlib import Path
+from re import DOTALL
+from re import compile as compile_pattern
+
+from redisfuse.edits import Edits
+from redisfuse.errors import RedisFuseError, TooLargeError
+from redisfuse.filesystem import Filesystem
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.states import ServerIdentity, SessionInfo
+from redisfuse.junk import Junk
+from redisfuse.made import MadeDirectories
+from redisfuse.open_files import OpenFiles
+from redisfuse.overlay import Overlay
+from redisfuse.parking import Parking
+from redisfuse.rearranging import Rearranger
+from redisfuse.reading import Reader
+from redisfuse.scratch import Scratch
+from redisfuse.server.server import Server
+from redisfuse.settings import Settings
+from redisfuse.undo import recover
+
+log = logging.getLogger(__name__)
+
+LARGEST = 512 * 1024 * 1024  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+TICK = 0.05  # seconds between looks at what waits for its time
+
+
+class WriteMode:
+    """The writing half of a mount."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        server: Server,
+        reader: Reader,
+        mountpoint: Path,
+        on_applied: Callable[[Collection[bytes]], None],
+    ) -> None:
+        self._settings = settings
+        self.journal = Journal.open(settings.journal_file, create=True)
+        try:
+            info = _session(settings, server, mountpoint)
+            self.session = self.journal.begin_session(info)
+            self.recovered = recover(self.journal, server, self.session)
+            self.made = MadeDirectories(self.journal, info.server.name)
+            self.edits = Edits(
+                server,
+                self.journal,
+                self.session,
+                conflict_check=settings.conflict_check,
+                allow=_allowed(settings.allow),
+                dump_limit=settings.dump_limit,
+                on_applied=on_applied,
+            )
+        except BaseException:
+            self.journal.close()
+            raise
+        self._wake = threading.Event()
+        self._ending = threading.Event()
+        self.files = OpenFiles(
+            self.edits, reader.snapshot, _check_size, hold_seconds=settings.park_seconds, wake=self._wake
+        )
+        self.parking = Parking(self._wake)
+        self.scratch = Scratch(settings.scratch_memory)
+        self.overlay = Overlay(self.scratch, self.files, self.parking)
+        self._rearranger: Rearranger | None = None
+        self._thread = threading.Thread(target=self._keep_time, name="redisfuse-waiting", daemon=True)
+
+    def rearranger(self, tree: Filesystem, junk: Junk) -> Rearranger:
+        """The tree's changer; made once, after the tree."""
+        self._rearranger = Rearranger(
+            tree,
+            self.overlay,
+            self.edits,
+            junk,
+            self.made,
+            strings_only=self._settings.new_files == "string",
+            park_seconds=self._settings.park_seconds,
+        )
+        return self._rearranger
+
+    def start(self) -> None:
+        """Begin to let waiting changes go."""
+        self._thread.start()
+
+    def _keep_time(self) -> None:
+        while not self._ending.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            while not self._ending.is_set() and self._waiting():
+                self._ending.wait(TICK)
+                self._settle(time.monotonic())
+
+    def _waiting(self) -> bool:
+        return bool(self.parking) or any(file.held_until is not None for file in self.files.all())
+
+    def _settle(self, now: float | None) -> None:
+        if self._rearranger is None:
+            return
+        try:
+            self._rearranger.settle(now)
+        except RedisFuseError as error:
+            log.error("what waited for its time could not be saved: %s", error)
+        except Exception:
+            log.exception("what waited for its time could not be saved")
+
+    def close(self) -> None:
+        """The mount ends: commit what is left, and say what could not be. Never raises."""
+        self._ending.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for file in self.files.all():
+            try:
+                file.commit()
+            except RedisFuseError as error:
+                log.error("not saved at the end of the mount: %s", error)
+                file.released()
+        self._settle(None)
+        self.edits.settle()
+        try:
+            self.journal.end_session(self.session)
+            self.journal.close()
+        except RedisFuseError as error:
+            log.error("the journal could not be closed: %s", error)
+
+
+def _session(settings: Settings, server: Server, mountpoint: Path) -> SessionInfo:
+    facts, address = server.facts, server.address
+    identity = ServerIdentity(
+        scheme=address.kind,
+        host=address.host or None,
+        port=address.port or None,
+        unix_path=address.unix_path or None,
+        db=address.db,
+        username=address.username,
+        url=address.url,
+    )
+    return SessionInfo(
+        identity,
+        run_id=facts.run_id,
+        version=".".join(map(str, facts.version)),
+        maker=facts.maker,
+        mountpoint=str(mountpoint),
+        options={"conflict_check": settings.conflict_check, "allow": [repr(each)[2:-1] for each in settings.allow]},
+    )
+
+
+def _allowed(globs: Collection[bytes]) -> Callable[[bytes], bool]:
+    """Whether a key may be changed: all may if no glob was given."""
+    if not globs:
+        return lambda _key: True
+    patterns = [compile_pattern(translate(glob.decode("latin-1")), DOTALL) for glob in globs]
+    return lambda key: any(pattern.fullmatch(key.decode("latin-1")) for pattern in patterns)
+
+
+def _check_size(size: int) -> None:
+    if size > LARGEST:
+        raise TooLargeError("a Redis string can't be larger than 512 MiB")
