@@ -69,6 +69,11 @@ class Settings:
     user: str | None = None  # ACL user, where the URL has none
     password: str | None = field(default=None, repr=False)  # where the URL has none
     db: int | None = None  # over the URL's; None: the URL's, or 0
+    tls: bool = False
+    tls_ca: Path | None = None  # certificate authorities, PEM; None: the system's
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_insecure: bool = False  # don't check the server's certificate
 
     # -- what may be done
     write: bool = False  # write mode: always with a journal

@@ -93,7 +93,7 @@ def setting(*names: str, section: str, **details: Any) -> Callable[[Decorated], 
 
 
 def server_options(command: Decorated) -> Decorated:
-    """How to reach a server, for every command that may: user, database, password file, time-out."""
+    """How to reach a server, for every command that may: user, database, password file, TLS, time-out."""
     section = "Server"
     decorators = [
         setting("--user", section=section, metavar="NAME", help="ACL user, where the URL has none."),
@@ -106,6 +106,11 @@ def server_options(command: Decorated) -> Decorated:
             help="File whose first line is the password; only you may be able to read it. "
             "REDISFUSE_PASSWORD holds the password itself.",
         ),
+        setting("--tls", section=section, is_flag=True, help="Speak TLS, as a rediss:// URL does."),
+        setting("--tls-ca", section=section, type=PATH, help="Authorities to trust (PEM), instead of the system's."),
+        setting("--tls-cert", section=section, type=PATH, help="Certificate to show the server (PEM)."),
+        setting("--tls-key", section=section, type=PATH, help="The certificate's key (PEM)."),
+        setting("--tls-insecure", section=section, is_flag=True, help="Don't check the server's certificate."),
         setting(
             "--timeout",
             section=section,

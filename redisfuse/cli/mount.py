@@ -43,7 +43,8 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     "--journal-file",
     section=CHANGES,
     type=PATH,
-    help="The journal's database.  [default: journal.db in the platform's state folder]",
+    show_default="journal.db in the platform's state folder",
+    help="The journal's database.",
 )
 @setting(
     "--no-conflict-check",
@@ -152,7 +153,8 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     "--log-file",
     section=RUNNING,
     type=PATH,
-    help="Where the log goes.  [default: the terminal; a daemon: redisfuse.log in the platform's state folder]",
+    show_default="the terminal; a daemon: redisfuse.log in the platform's state folder",
+    help="Where the log goes.",
 )
 @setting("--debug", section=RUNNING, is_flag=True, help="Log what is done, and tracebacks.")
 @click.option(
