@@ -17,6 +17,15 @@ from redisfuse.settings import DEFAULTS, FuseOptions, Settings
 
 HOST = ["127.0.0.1", "6379", "/mnt"]
 
+EVERY_OPTION = """
+    --user u --db 3 --tls --tls-ca /ca --tls-cert /cert --tls-key /key --tls-insecure --timeout 1.5
+    --write --journal --journal-file /j.db --no-conflict-check --allow a:* --allow b --dump-limit 4
+    --separator :: --prefix app: --new-files string --render-limit 1 --field-limit 2 --hash-limit 3
+    --cache-memory 1MiB --index-memory 2M --connections 5 --rate 6 --scan-count 7
+    --no-junk-filter --junk-file /p --junk *.x --keep y --show-junk --scratch-memory 8 --park-seconds 9
+    --binding mfusepy -o allow_other -o max_read=9 --daemon --log-file /l --debug
+"""
+
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,57 +98,18 @@ def test_defaults_are_those_of_settings() -> None:
 
 def test_every_option_arrives() -> None:
     """Each option of `mount` sets its setting."""
-    asked = settings(
-        *["--write", "--journal", "--journal-file", "/j.db", "--no-conflict-check", "--allow", "a:*", "--allow", "b"],
-        *[
-            "--separator",
-            "::",
-            "--prefix",
-            "app:",
-            "--new-files",
-            "string",
-            "--render-limit",
-            "1",
-            "--field-limit",
-            "2",
-        ],
-        *["--hash-limit", "3", "--dump-limit", "4", "--cache-memory", "1MiB", "--index-memory", "2M", "--connections"],
-        *[
-            "5",
-            "--rate",
-            "6",
-            "--scan-count",
-            "7",
-            "--timeout",
-            "1.5",
-            "--no-junk-filter",
-            "--junk-file",
-            "/p",
-            "--junk",
-        ],
-        *["*.x", "--keep", "y", "--show-junk", "--scratch-memory", "8", "--park-seconds", "9", "--binding", "mfusepy"],
-        *[
-            "-o",
-            "allow_other",
-            "-o",
-            "max_read=9",
-            "--daemon",
-            "--log-file",
-            "/l",
-            "--debug",
-            "--user",
-            "u",
-            "--db",
-            "3",
-        ],
-        *HOST,
-    )
+    asked = settings(*EVERY_OPTION.split(), *HOST)
     assert asked == Settings(
         target="127.0.0.1",
         port=6379,
         mountpoint=Path("/mnt"),
         user="u",
         db=3,
+        tls=True,
+        tls_ca=Path("/ca"),
+        tls_cert=Path("/cert"),
+        tls_key=Path("/key"),
+        tls_insecure=True,
         write=True,
         journal_file=Path("/j.db"),
         conflict_check=False,
