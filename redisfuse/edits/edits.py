@@ -169,7 +169,7 @@ class Edits:
 
         What replaces a key or field takes over its expiry; else the own one stays. `directories`: empty ones that move
         along. Raises NotFoundError (nothing was there), ExistsError (`replace` is false), AccessError (not allowed, or
-        a string would replace a collection), InvalidError (a collection can't become a field), and what `Steps.run` does.
+        a string would replace a collection), InvalidError (a collection as a field), and what `Steps.run` does.
         """
         wanted = [Move(source, target) for source, target in moves if source != target]
         self._check([target for move in wanted for target in (move.source, move.target)])

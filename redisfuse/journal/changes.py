@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Any
 
 from redisfuse.journal import blobs
@@ -78,14 +79,16 @@ def insert(
     state: Outcome,
     error: str | None,
     at: int,
-    grouped: bool,
+    grouped: bool | Sequence[int],
 ) -> list[int]:
-    """Insert a row an intent, with consecutive ids, and return these. `contents`: digest → blobs.id."""
+    """Insert a row an intent, with consecutive ids, and return these. `contents`: digest → blobs.id.
+
+    `grouped`: whether all are one operation; or how many of them belong to each of several.
+    """
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
     first = (row[0] if row else 0) + 1
     rows = []
-    for number, intent in enumerate(intents, first):
-        group = first if grouped else number
+    for number, group, intent in zip(count(first), _groups(first, len(intents), grouped), intents, strict=False):
         rows.append(
             (
                 *(number, session, group, at, intent.op, intent.path, escape_or_none(intent.path), intent.new_path),
@@ -97,6 +100,14 @@ def insert(
         )
     connection.executemany(_INSERT, rows)
     return list(range(first, first + len(rows)))
+
+
+def _groups(first: int, rows: int, grouped: bool | Sequence[int]) -> Iterator[int]:
+    """The group of each row: the id of its operation's first."""
+    sizes = grouped if not isinstance(grouped, bool) else [rows] if grouped else [1] * rows
+    for size in sizes:
+        yield from repeat(first, size)
+        first += size
 
 
 def _state_columns(state: State, contents: dict[bytes, int]) -> tuple[Any, ...]:

@@ -84,12 +84,12 @@ class Journal:
         *,
         state: Outcome = "pending",
         error: str | None = None,
-        group: bool = True,
+        group: bool | Sequence[int] = True,
     ) -> list[int]:
         """Record changes that are about to be made (or, `refused`, that were not). They are on the disk on return.
 
-        `group`: they are one operation. Returns their ids, in order. Raises JournalError's kinds; then none of them
-        is recorded and nothing may be changed.
+        `group`: they are one operation; or how many of them belong to each of several operations. Returns their ids, in
+        order. Raises JournalError's kinds; then none of them is recorded and nothing may be changed.
         """
         writer = self._write()
         if not intents:
