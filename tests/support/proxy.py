@@ -1,0 +1,349 @@
+"""A proxy in front of a real redis-server that makes the faults of a network, one command at a time.
+
+It understands RESP just enough to know where a command and an answer begin and end, so that a fault can hit one command
+by its name: be delayed, dropped before it is sent on, answered by silence, or have its answer lost *after* it ran.
+
+Threads: one that accepts, and one for each connection; `inject` and `clear` may be called at any time from the test's.
+"""
+
+import contextlib
+import selectors
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+Kind = Literal[
+    "delay",  # wait `seconds`, then go on as if nothing was
+    "drop",  # hang up; the server never sees the command
+    "reset",  # the same, with a TCP reset
+    "hang",  # the server never sees it, and nothing is answered any more on this connection
+    "error",  # the server never sees it; answer `text` as an error reply
+    "garbage",  # it runs; answer bytes that are no RESP
+    "lost_reply",  # it runs; hang up in place of answering
+    "lost_reset",  # the same, with a TCP reset
+    "partial",  # it runs; send half of the answer, then hang up
+    "hang_reply",  # it runs; and nothing is answered any more on this connection
+]
+
+_NOT_SENT_ON = {"drop", "reset", "hang", "error"}
+_PIECE = 262144
+
+
+@dataclass
+class Fault:
+    """What to do to commands named `command` (None: to all): not to the first `skip`, then to `times` (None: all)."""
+
+    kind: Kind
+    command: str | None = None
+    skip: int = 0
+    times: int | None = None
+    seconds: float = 0.0
+    text: str = "ERR injected"
+    hits: int = 0
+
+    def strikes(self, name: str) -> bool:
+        """Whether this command is hit; counts."""
+        if self.command is not None and self.command.upper() != name:
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        if self.times is not None and self.hits >= self.times:
+            return False
+        self.hits += 1
+        return True
+
+
+class Proxy:
+    """Listens on a Unix socket of its own (`socket_path`), or with `tcp=True` on a loopback port (`port`)."""
+
+    def __init__(self, upstream: str, *, tcp: bool = False) -> None:
+        self._upstream = upstream
+        self._directory = Path(tempfile.mkdtemp(prefix="redisfuse-proxy-"))
+        self.socket_path = str(self._directory / "proxy.sock")
+        self._listener = socket.socket(socket.AF_INET if tcp else socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(("127.0.0.1", 0) if tcp else self.socket_path)
+        self._listener.listen(64)
+        self.port: int = self._listener.getsockname()[1] if tcp else 0
+        self._lock = threading.Lock()
+        self._faults: list[Fault] = []
+        self._connections: set[_Connection] = set()
+        self._stopping = threading.Event()
+        self.refusing = False
+        self.commands: list[str] = []
+        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+
+    def url(self, db: int = 0) -> str:
+        """The URL to reach the server through this proxy."""
+        return f"redis://127.0.0.1:{self.port}/{db}" if self.port else f"unix://{self.socket_path}?db={db}"
+
+    # -- faults -------------------------------------------------------------------------------------------------------
+
+    def inject(self, kind: Kind, command: str | None = None, **details: object) -> Fault:
+        """Begin a fault; it lasts until `times` are used up, or clear()."""
+        fault = Fault(kind, command, **details)  # type: ignore[arg-type]
+        with self._lock:
+            self._faults.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        """End all faults. A connection that hangs goes on hanging."""
+        with self._lock:
+            self._faults.clear()
+        self.refusing = False
+
+    def refuse(self) -> None:
+        """Hang up on new connections at once, until clear()."""
+        self.refusing = True
+
+    def cut(self) -> None:
+        """Hang up on every connection that there is now."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.cut()
+
+    def _fault_for(self, name: str) -> Fault | None:
+        with self._lock:
+            self.commands.append(name)
+            return next((fault for fault in self._faults if fault.strikes(name)), None)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Begin to listen."""
+        self._thread.start()
+        return self
+
+    def close(self) -> None:
+        """Hang up on all, and wait for the threads to end."""
+        self._stopping.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join(5)
+        self.cut()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.join(5)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                if self.refusing:
+                    raise ConnectionRefusedError
+                server.connect(self._upstream)
+            except OSError:
+                client.close()
+                server.close()
+                continue
+            connection = _Connection(self, client, server)
+            with self._lock:
+                self._connections.add(connection)
+            connection.start()
+
+    def _ended(self, connection: "_Connection") -> None:
+        with self._lock:
+            self._connections.discard(connection)
+
+
+class _HangUpError(Exception):
+    """This connection is to be closed now."""
+
+    def __init__(self, *, reset: bool = False) -> None:
+        super().__init__()
+        self.reset = reset
+
+
+class _Connection(threading.Thread):
+    """One client: commands are taken apart, sent on one by one, and their answers passed back."""
+
+    def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
+        super().__init__(name="proxy connection", daemon=True)
+        self._proxy = proxy
+        self._client = client
+        self._server = server
+        self._asked = bytearray()  # from the client, not yet a whole command
+        self._answered = bytearray()  # from the server, not yet a whole answer
+        self._to_client = bytearray()
+        self._to_server = bytearray()
+        self._waiting: list[tuple[str, Fault | None]] = []  # commands that the server owes an answer
+        self._hung = False
+
+    def cut(self) -> None:
+        for end in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def run(self) -> None:
+        reset = False
+        try:
+            self._relay()
+        except _HangUpError as error:
+            reset = error.reset
+        except OSError:
+            pass
+        finally:
+            if reset:  # https://man7.org/linux/man-pages/man7/socket.7.html: lingering for 0 s makes close a reset
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._client.close()
+            self._server.close()
+            self._proxy._ended(self)
+
+    def _relay(self) -> None:
+        self._client.setblocking(False)
+        self._server.setblocking(False)
+        with selectors.DefaultSelector() as selector:
+            for end in (self._client, self._server):
+                selector.register(end, selectors.EVENT_READ)
+            while True:
+                for end, out in ((self._client, self._to_client), (self._server, self._to_server)):
+                    selector.modify(end, selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0))
+                for key, events in selector.select(1.0):
+                    if events & selectors.EVENT_WRITE:
+                        out = self._to_client if key.fileobj is self._client else self._to_server
+                        with contextlib.suppress(BlockingIOError):
+                            del out[: key.fileobj.send(out)]  # type: ignore[union-attr]
+                    if events & selectors.EVENT_READ:
+                        self._take(key.fileobj)  # type: ignore[arg-type]
+
+    def _take(self, end: socket.socket) -> None:
+        try:
+            data = end.recv(_PIECE)
+        except BlockingIOError:
+            return
+        if not data:
+            raise _HangUpError
+        if self._hung:
+            return
+        if end is self._client:
+            self._asked += data
+            for command in _cut_off_whole(self._asked):
+                self._command(command)
+        else:
+            self._answered += data
+            for answer in _cut_off_whole(self._answered):
+                self._answer(answer)
+
+    def _command(self, packed: bytes) -> None:
+        name = _name_of(packed)
+        fault = self._proxy._fault_for(name)
+        if self._hung:
+            return
+        if fault is not None:
+            if fault.kind == "delay":
+                self._proxy._stopping.wait(fault.seconds)
+                fault = None
+            elif fault.kind in _NOT_SENT_ON:
+                self._refuse(fault)
+                return
+        self._waiting.append((name, fault))
+        self._to_server += packed
+
+    def _refuse(self, fault: Fault) -> None:
+        if fault.kind == "hang":
+            self._hung = True
+        elif fault.kind == "error":
+            if self._waiting:  # the answers to earlier commands come first
+                self._drain_server()
+            self._to_client += b"-" + fault.text.encode() + b"\r\n"
+        else:
+            raise _HangUpError(reset=fault.kind == "reset")
+
+    def _drain_server(self) -> None:
+        """Send on what is to be sent, and pass back all answers that are due."""
+        self._server.setblocking(True)
+        self._server.settimeout(10)
+        self._server.sendall(self._to_server)
+        self._to_server.clear()
+        while self._waiting and not self._hung:
+            self._take(self._server)
+        self._server.setblocking(False)
+
+    def _answer(self, answer: bytes) -> None:
+        if self._hung:
+            return
+        if answer[:1] == b">" and not (self._waiting and self._waiting[0][0] == "SUBSCRIBE"):
+            self._to_client += answer  # a push belongs to no command
+            return
+        _, fault = self._waiting.pop(0) if self._waiting else ("", None)
+        if fault is None:
+            self._to_client += answer
+        elif fault.kind == "hang_reply":
+            self._hung = True
+        elif fault.kind == "garbage":
+            self._to_client += b"\x00\xfe what is this?\r\n"
+        elif fault.kind == "partial":
+            self._send_now(bytes(self._to_client) + answer[: max(1, len(answer) // 2)])
+            raise _HangUpError
+        else:
+            self._send_now(bytes(self._to_client))
+            raise _HangUpError(reset=fault.kind == "lost_reset")
+
+    def _send_now(self, data: bytes) -> None:
+        self._client.setblocking(True)
+        self._client.settimeout(5)
+        self._client.sendall(data)
+        time.sleep(0.01)  # let it be read before a reset throws it away
+
+
+def _name_of(packed: bytes) -> str:
+    """The command's first word, in capitals; of an inline command its first word as it stands."""
+    if packed[:1] != b"*":
+        return packed.split()[0].decode("ascii", "replace").upper() if packed.strip() else ""
+    _, size, rest = packed.split(b"\r\n", 2)
+    return rest[: int(size[1:])].decode("ascii", "replace").upper()
+
+
+def _cut_off_whole(buffer: bytearray) -> list[bytes]:
+    """Take every whole RESP value off the front of the buffer."""
+    values: list[bytes] = []
+    start = 0
+    while (end := _end_of_value(buffer, start)) is not None:
+        values.append(bytes(memoryview(buffer)[start:end]))
+        start = end
+    del buffer[:start]
+    return values
+
+
+def _end_of_value(buffer: bytearray, start: int) -> int | None:
+    """Where the RESP2 or RESP3 value (or line) that begins at `start` ends; None if it is not all there."""
+    open_values = 1
+    while open_values:
+        line_end = buffer.find(b"\r\n", start)
+        if line_end < 0:
+            return None
+        kind, count = bytes(buffer[start : start + 1]), bytes(buffer[start + 1 : line_end])
+        start = line_end + 2
+        open_values -= 1
+        if kind in (b"$", b"=", b"!") and count != b"-1":
+            start += int(count) + 2
+            if start > len(buffer):
+                return None
+        elif kind in (b"*", b">", b"~") and count != b"-1":
+            open_values += int(count)
+        elif kind in (b"%", b"|"):
+            open_values += 2 * int(count) + (kind == b"|")
+    return start
