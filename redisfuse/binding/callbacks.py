@@ -25,8 +25,6 @@ HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16,24}\Z")
 
 _UNKNOWN_INODE = 0xFFFFFFFF  # FUSE_UNKNOWN_INO of lib/fuse.c
 _BLOCK = 4096
-_FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS
-_ASKED_PLUS = 1  # FUSE_READDIR_PLUS
 _UTIME_NOW = (1 << 30) - 1  # utimensat(2)
 _UTIME_OMIT = (1 << 30) - 2
 _NONE = 0xFFFFFFFF  # (uid_t) -1
@@ -131,6 +129,10 @@ class Callbacks:
         """At least the highest node id that the kernel can know: each possible new node was counted (some twice)."""
         return self._node_bound + 1000  # the margin: threads that count at the same moment
 
+    def count_node(self) -> None:
+        """The kernel may be told a new node by the answer that is being made."""
+        self._node_bound = next(self._nodes)
+
     # -- helpers ---------------------------------------------------------------------------------------------------
 
     def _handle(self, info: int) -> int:
@@ -149,7 +151,7 @@ class Callbacks:
 
     def _stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
         ctypes.memmove(buffer, self.layout.pack(self.calls.getattr(path, handle)), self.layout.size)
-        self._node_bound = next(self._nodes)
+        self.count_node()
         return 0
 
     def _rename(self, old: bytes, new: bytes, flags: int) -> int:
@@ -192,7 +194,7 @@ class Callbacks:
 
     def mknod(self, path: bytes, mode: int, device: int) -> int:
         self.calls.mknod(path, mode, device)
-        self._node_bound = next(self._nodes)
+        self.count_node()
         return 0
 
     def mkdir(self, path: bytes, mode: int) -> int:

@@ -136,6 +136,7 @@ class MountOptions:
     entry_timeout: float = 1.0
     attr_timeout: float = 1.0
     negative_timeout: float = 0.0
+    cache_listings: bool = False  # as `listings` of Binding.set_timeouts
     allow_other: bool = False
     nonempty: bool = False
     extra: tuple[str, ...] = ()  # further -o options, each "name" or "name=value", as the library takes them
@@ -180,8 +181,11 @@ class Binding(Protocol):
     def stop(self) -> None:
         """End the mount from any thread, also from a callback; returns at once."""
 
-    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
-        """Change what the kernel is told from now on (what it was told before stays: see the notifier)."""
+    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
+        """Change what the kernel is told from now on (what it was told before stays: see the notifier).
+
+        `listings`: the kernel may keep whole listings until told otherwise (libfuse 3.5; others ignore it).
+        """
 
     def interrupted(self) -> bool:
         """Inside a callback: whether the program that waits for this answer was interrupted (then raise EINTR)."""

@@ -15,7 +15,7 @@ import fuse
 
 from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
-from redisfuse.binding.session import Arguments, Session
+from redisfuse.binding.session import Arguments, Session, versioned
 
 _ATOMIC_O_TRUNC = 1 << 3  # FUSE_CAP_ATOMIC_O_TRUNC
 
@@ -86,7 +86,10 @@ class Fusepy(Session):
         lib = self._libfuse
         lib.fuse_mount.restype = c_void_p
         lib.fuse_mount.argtypes = [c_char_p, c_void_p]
-        self._new = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(_versioned(lib, b"fuse_new"))
+        # Plain dlsym finds the fuse_new of libfuse 1.
+        self._new = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
+            versioned(lib, b"fuse_new", b"FUSE_2.6")
+        )
         lib.fuse_chan_fd.argtypes = [c_void_p]
         lib.fuse_get_session.restype = c_void_p
         lib.fuse_get_session.argtypes = lib.fuse_session_loop.argtypes = [c_void_p]
@@ -162,20 +165,9 @@ class Fusepy(Session):
         self._libfuse.fuse_destroy(self._fuse)
         self._fuse = self._session = self._channel = self._timeouts = None
 
-    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
+    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:  # noqa: ARG002
         if self._timeouts is not None:
             self._timeouts[:] = [entry, negative, attr]
-
-
-def _versioned(library: ctypes.CDLL, name: bytes) -> int:
-    """The address of a function as libfuse 2.6 and later have it: plain dlsym finds a `fuse_new` of libfuse 1."""
-    find = ctypes.CDLL(None).dlvsym
-    find.restype = c_void_p
-    find.argtypes = [c_void_p, c_char_p, c_char_p]
-    address: int | None = find(library._handle, name, b"FUSE_2.6")
-    if not address:
-        raise OSError(f"{name.decode()} of FUSE_2.6 is not in {library._name}")
-    return address
 
 
 def _marked(options: MountOptions) -> tuple[float, float, float]:

@@ -174,7 +174,7 @@ class Session:
         context = self._context().contents
         return context.uid, context.gid, context.pid
 
-    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
+    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
         raise NotImplementedError
 
     # -- inside ------------------------------------------------------------------------------------------------------
@@ -243,6 +243,17 @@ class Session:
             with contextlib.suppress(OSError, MountError):
                 mountpoints.unmount_once(path, lazy=True)
             self._exit()
+
+
+def versioned(library: ctypes.CDLL, name: bytes, version: bytes) -> int:
+    """The address of one of several functions of the same name: plain dlsym may find one of an older interface."""
+    find = ctypes.CDLL(None).dlvsym
+    find.restype = ctypes.c_void_p
+    find.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p]
+    address: int | None = find(library._handle, name, version)
+    if not address:
+        raise OSError(f"{name.decode()} of {version.decode()} is not in {library._name}")
+    return address
 
 
 def _escaped(option: str) -> str:

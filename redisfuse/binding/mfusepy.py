@@ -1,0 +1,173 @@
+"""libfuse 3 by way of mfusepy: its library handle and its structures, driven directly.
+
+mfusepy's own `FUSE` class drops rename's flags and ftruncate's handle, and never gives attributes with names (MEASURED,
+"Traps in mfusepy"); none of its methods run here. It must be imported with libfuse 3 chosen: `choice` does that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import PYFUNCTYPE, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
+from typing import Any
+
+import mfusepy
+
+from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
+from redisfuse.binding.face import Calls, MountOptions
+from redisfuse.binding.session import Arguments, Session, versioned
+
+_CAP_PARALLEL_DIROPS = 1 << 18
+_FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS
+_ASKED_PLUS = 1  # FUSE_READDIR_PLUS
+
+
+class Fuse3Callbacks(Callbacks):
+    """The callbacks that differ on libfuse 2. Several take a handle, if the program gave a descriptor."""
+
+    filler_type = PYFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p, c_longlong, c_int)
+
+    def __init__(self, library: Any, calls: Calls) -> None:
+        super().__init__(library, calls)
+        self.cache_listings = False
+        self._caches = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
+
+    def _maybe(self, info: int | None) -> int | None:
+        return self._handle(info) if info else None
+
+    def getattr(self, path: bytes | None, buffer: int, info: int | None) -> int:
+        return self._stat(buffer, path, self._maybe(info))
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> int:
+        return self._rename(old, new, flags)
+
+    def chmod(self, path: bytes | None, mode: int, info: int | None) -> int:
+        self.calls.chmod(path, mode, self._maybe(info))
+        return 0
+
+    def chown(self, path: bytes | None, uid: int, gid: int, info: int | None) -> int:
+        return self._chown(path, uid, gid, self._maybe(info))
+
+    def truncate(self, path: bytes | None, length: int, info: int | None) -> int:
+        self.calls.truncate(path, length, self._maybe(info))
+        return 0
+
+    def utimens(self, path: bytes | None, times: int, info: int | None) -> int:
+        return self._utimens(path, times, self._maybe(info))
+
+    def opendir(self, path: bytes, info: int) -> int:
+        super().opendir(path, info)
+        if self.cache_listings and self._caches:
+            fi = self._info.from_address(info)
+            fi.cache_readdir = 1
+            fi.keep_cache = 1
+        return 0
+
+    def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
+        fill = self._fill(filler)
+        pack, pack_type = self.layout.pack, self.layout.pack_type
+        plus = flags & _ASKED_PLUS
+        for name, mode, attr, inode, position in self._entries(self._handle(info), offset):
+            if attr is None:
+                full = fill(buffer, name, pack_type(mode, inode), position, 0)
+            elif plus:
+                full = fill(buffer, name, pack(attr), position, _FILL_PLUS)
+                self.count_node()
+            else:
+                full = fill(buffer, name, pack(attr), position, 0)
+            if full:
+                break
+        return 0
+
+
+class Mfusepy(Session):
+    """A `Binding` on libfuse 3."""
+
+    name = "mfusepy"
+    has_readdirplus = True
+    timeouts_can_change = True
+
+    def __init__(self) -> None:
+        if mfusepy.fuse_version_major != 3:
+            raise OSError(f"mfusepy was imported with libfuse {mfusepy.fuse_version_major}, not 3")
+        super().__init__(mfusepy)
+        lib = self._libfuse
+        # libfuse 3 has two more kinds of fuse_new; since 3.1 this is the one without a help text.
+        self._new = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
+            versioned(lib, b"fuse_new", b"FUSE_3.1")
+        )
+        lib.fuse_mount.argtypes = [c_void_p, c_char_p]
+        lib.fuse_get_session.restype = c_void_p
+        for function in (lib.fuse_get_session, lib.fuse_session_loop, lib.fuse_session_fd, lib.fuse_exit):
+            function.argtypes = [c_void_p]
+        lib.fuse_unmount.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
+        self._fuse: int | None = None
+        self._session: int | None = None
+        self._configuration: Any = None
+        self._table: Fuse3Callbacks | None = None
+
+    def _callback_types(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            **CommonTypes,
+            "getattr": (S, P, P),
+            "rename": (S, S, c_uint),
+            "chmod": (S, c_uint, P),
+            "chown": (S, c_uint, c_uint, P),
+            "truncate": (S, c_longlong, P),
+            "utimens": (S, P, P),
+            "readdir": (S, P, P, c_longlong, P, c_int),
+            "init": (P, P),
+        }
+
+    def _callbacks(self, calls: Calls) -> Callbacks:
+        self._table = Fuse3Callbacks(self._module, calls)
+        return self._table
+
+    def _option_list(self, options: MountOptions) -> list[str]:
+        listed = ["ro" if options.read_only else "rw", f"fsname={options.fsname}", "subtype=redisfuse"]
+        listed += ["default_permissions"]
+        listed += ["allow_other"] if options.allow_other else []
+        return [*listed, *options.extra]
+
+    def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
+        lib = self._libfuse
+        self._fuse = self._new(ctypes.byref(arguments), ctypes.byref(operations), ctypes.sizeof(operations), None)
+        if not self._fuse:
+            return False
+        self._session = lib.fuse_get_session(self._fuse)
+        if lib.fuse_mount(self._fuse, path) != 0:
+            lib.fuse_destroy(self._fuse)
+            return False
+        return True
+
+    def _descriptor(self) -> int:
+        return int(self._libfuse.fuse_session_fd(self._session))
+
+    def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
+        info = self._module.fuse_conn_info.from_address(connection)
+        info.want |= info.capable & _CAP_PARALLEL_DIROPS
+        self._configuration = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
+        self._configuration.use_ino = 1
+        self._configuration.nullpath_ok = 1
+        self.set_timeouts(
+            options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
+        )
+
+    def _loop(self) -> object:
+        return self._libfuse.fuse_session_loop(self._session)
+
+    def _exit(self) -> None:
+        self._libfuse.fuse_exit(self._fuse)
+
+    def _tear_down(self, _path: bytes) -> None:
+        self._configuration = None
+        self._libfuse.fuse_unmount(self._fuse)
+        self._libfuse.fuse_destroy(self._fuse)
+        self._fuse = self._session = None
+
+    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
+        configuration = self._configuration
+        if configuration is not None and self._table is not None:
+            configuration.entry_timeout = entry
+            configuration.attr_timeout = attr
+            configuration.negative_timeout = negative
+            self._table.cache_listings = listings
