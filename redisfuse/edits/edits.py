@@ -134,14 +134,19 @@ class Edits:
 
     # -- whole keys and fields ----------------------------------------------------------------------------------------
 
-    def remove(self, targets: Sequence[Target], *, path: bytes) -> None:
+    def remove(self, targets: Sequence[Target], *, path: bytes, basis: Basis | None = None) -> None:
         """Remove keys of any type, or fields, as one operation. Those that are gone already are passed over.
 
-        Raises NotFoundError if none was there, AccessError, and what `Steps.run` does.
+        `basis`: what a single target must still hold. Raises ConflictError if it does not (nothing is kept: there are no
+        new bytes), NotFoundError if none was there, AccessError, and what `Steps.run` does.
         """
         self._check(targets)
 
         def decide(found: Mapping[Target, Found]) -> list[Step]:
+            if basis is not None and self._conflict_check:
+                for there in found.values():
+                    if there.state.kind != "absent" and not basis.matches(there.state):
+                        raise ConflictError("it was changed by somebody else meanwhile, so it is not removed")
             steps = [
                 Step(
                     (Intent(path, "remove", target.key, target.field, there.state, ABSENT),),
@@ -258,9 +263,13 @@ class Edits:
         except UnavailableError:
             return
 
+    def check_allowed(self, key: bytes) -> None:
+        """Raises AccessError for a key that this mount may not change (--allow)."""
+        if not self._allow(key):
+            raise AccessError(f"{key!r} may not be changed: it matches no --allow of this mount")
+
     def _check(self, targets: Sequence[Target], size: int = 0) -> None:
         for target in targets:
-            if not self._allow(target.key):
-                raise AccessError(f"{target.key!r} may not be changed: it matches no --allow of this mount")
+            self.check_allowed(target.key)
         if size > LARGEST:
             raise TooLargeError(f"{size} bytes: a Redis string can't be larger than 512 MiB")
