@@ -1,19 +1,8 @@
-"""What may be printed on a terminal: keys and values can hold escape sequences, so everything goes through here."""
-
-import re
+"""Saying things, so that whatever a key holds can't reach the terminal but as text."""
 
 import click
 
-# Controls, surrogates (bytes that were not UTF-8), line separators, and the marks that change the direction of writing.
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-
-
-def printable(text: str | bytes) -> str:
-    """One line of text that a terminal shows as it is: controls and bytes that are no text as `\\xNN` or `\\uNNNN`."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "surrogateescape")
-    return _UNPRINTABLE.sub(_escaped, text)
+from redisfuse.printable import printable
 
 
 def say(text: str) -> None:
@@ -24,11 +13,3 @@ def say(text: str) -> None:
 def tell(text: str) -> None:
     """Print one line about what happens on standard error, where it disturbs no pipe."""
     click.echo(f"redisfuse: {printable(text)}", err=True)
-
-
-def _escaped(found: re.Match[str]) -> str:
-    character = found[0]
-    number = ord(character)
-    if 0xDC80 <= number <= 0xDCFF:  # surrogateescape: the byte itself
-        number -= 0xDC00
-    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")

@@ -2,7 +2,7 @@
 
 import click
 
-from redisfuse.cli._terminal import printable
+from redisfuse.printable import printable
 
 
 def _show(kind: str, line: str) -> None:

@@ -157,15 +157,16 @@ def _fail(error: Exception, status: int, hint: str = "") -> int:
 
 def _fail_unexpectedly(error: Exception, *, debug: bool) -> int:
     log = logging.getLogger("redisfuse")
-    logged = log.hasHandlers()
+    logged = any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers)
     if logged:
         log.error("unexpected error", exc_info=error)
     elif debug:
         import traceback
 
-        click.echo(mask("".join(traceback.format_exception(error))), err=True, nl=False)
+        for line in mask("".join(traceback.format_exception(error))).splitlines():
+            tell(line)
     where = "the traceback is in the log" if logged else "add --debug for the traceback"
-    tell(mask(f"a bug: {type(error).__name__}: {error}; {where}"))
+    tell(mask(f"a bug: {type(error).__name__}: {error}; {where if logged or not debug else 'please report it'}"))
     return 1
 
 

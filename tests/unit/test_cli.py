@@ -1,5 +1,6 @@
 """The command line: which command is meant, what a mount is asked to be, where defaults and passwords come from."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from redisfuse.cli import _fstab, _secrets
-from redisfuse.cli._terminal import printable
 from redisfuse.cli.main import group, main
 from redisfuse.cli.mount import settings_from
 from redisfuse.errors import UsageError
+from redisfuse.printable import PrintableFormatter, printable
 from redisfuse.settings import DEFAULTS, FuseOptions, Settings
 
 HOST = ["127.0.0.1", "6379", "/mnt"]
@@ -311,6 +312,12 @@ def test_terminal_escapes_are_shown() -> None:
     """No control character, byte that is no text, or mark that turns writing round reaches a terminal."""
     assert printable(b"a\x1b[31m\xff\x00\n") == "a\\x1b[31m\\xff\\x00\\n"
     assert printable("\x9b1m \u202e ünï ☕") == "\\x9b1m \\u202e ünï ☕"
+
+
+def test_log_lines_are_printable() -> None:
+    """A key's escape sequences don't reach a terminal by way of the log, and each line stays a line."""
+    record = logging.LogRecord("x", logging.INFO, "x.py", 1, "key %s", ("\x1b[2J\nb",), None)
+    assert PrintableFormatter("%(message)s").format(record) == "key \\x1b[2J\nb"
 
 
 def test_errors_are_escaped_and_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
