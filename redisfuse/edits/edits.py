@@ -5,14 +5,14 @@ or (OutcomeUnknownError) the journal says that it has to be looked at.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from redisfuse.edits import restore
 from redisfuse.edits.basis import Basis
 from redisfuse.edits.capture import Found, Look
 from redisfuse.edits.moves import Move, move_step
-from redisfuse.edits.steps import RefusedError, Step, Steps
+from redisfuse.edits.steps import OnApplied, RefusedError, Step, Steps
 from redisfuse.errors import (
     AccessError,
     ConflictError,
@@ -35,7 +35,7 @@ DUMP_LIMIT = 100_000  # elements
 class Edits:
     """Thread-safe. `session` is the journal's, already begun; `server` is writable.
 
-    `allow(key)` says which keys may be changed at all. `on_applied(keys)` is called after each change, from the thread
+    `allow(key)` says which keys may be changed at all. `on_applied` is called after each change, from the thread
     that made it, also when it is not known what became of it. `dump_limit`: elements of a collection that is DUMPed.
     """
 
@@ -48,7 +48,7 @@ class Edits:
         conflict_check: bool = True,
         allow: Callable[[bytes], bool] = lambda _key: True,
         dump_limit: int = DUMP_LIMIT,
-        on_applied: Callable[[Collection[bytes]], None] = lambda _keys: None,
+        on_applied: OnApplied = lambda _keys: None,
     ) -> None:
         self.server = server
         self.journal = journal
@@ -137,8 +137,8 @@ class Edits:
     def remove(self, targets: Sequence[Target], *, path: bytes, basis: Basis | None = None) -> None:
         """Remove keys of any type, or fields, as one operation. Those that are gone already are passed over.
 
-        `basis`: what a single target must still hold. Raises ConflictError if it does not (nothing is kept: there are no
-        new bytes), NotFoundError if none was there, AccessError, and what `Steps.run` does.
+        `basis`: what a single target must still hold. Raises ConflictError if it does not (nothing is kept: no bytes are
+        new), NotFoundError if none was there, AccessError, and what `Steps.run` does.
         """
         self._check(targets)
 

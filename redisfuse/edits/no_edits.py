@@ -19,9 +19,5 @@ class NoEdits:
         """None: empty directories live in a journal, and there is none here."""
         return set()
 
-    def check_allowed(self, key: bytes) -> None:
-        """Raises ReadOnlyError."""
-        _refuse()
-
     def settle(self) -> None:
         """There is nothing to settle."""

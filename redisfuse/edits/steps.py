@@ -6,7 +6,7 @@ and fsyncs through the journal's writer; WATCH keeps them, and everybody else, a
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
@@ -54,6 +54,10 @@ class Step:
         return sum(command.size for command in self.commands)
 
 
+OnApplied = Callable[[Mapping[bytes, bool | None]], None]
+"""Told of the keys that were changed, and whether each exists now (None: it has to be looked at)."""
+
+
 class RefusedError(Exception):
     """Raised by a `Decide`: nothing may be written; the edits are kept in the journal as refused, `error` is raised."""
 
@@ -94,7 +98,7 @@ class Steps:
         session: int,
         *,
         dump_limit: int,
-        on_applied: Callable[[Collection[bytes]], None],
+        on_applied: OnApplied,
     ) -> None:
         self.server = server
         self.journal = journal
@@ -230,14 +234,14 @@ class Steps:
         elif any(isinstance(reply, RedisFuseError) for reply in answer):
             self._sort_out(ids, steps, answer)
         else:
-            self._applied(ids, [intent.key for step in steps for intent in step.intents])
+            self._applied(ids, [intent for step in steps for intent in step.intents])
         return True
 
     def _sort_out(self, ids: list[int], steps: Sequence[Step], replies: list[Any]) -> None:
         """An error inside EXEC stops only its own command: see which steps were done, and say so."""
         failed: list[tuple[Step, RedisFuseError]] = []
         done: list[int] = []
-        keys: list[bytes] = []
+        made: list[Intent] = []
         rows, answers = iter(ids), iter(replies)
         for step in steps:
             step_ids = list(islice(rows, len(step.intents)))
@@ -245,7 +249,7 @@ class Steps:
             errors = [reply for reply in step_replies if isinstance(reply, RedisFuseError)]
             if not errors:
                 done += step_ids
-                keys += [intent.key for intent in step.intents]
+                made += step.intents
                 continue
             failed.append((step, errors[0]))
             if len(errors) == len(step.commands):
@@ -253,14 +257,14 @@ class Steps:
             else:
                 self._note(step_ids, step.intents, self._verdicts(step.intents), str(errors[0]))
         if done:
-            self._applied(done, keys)
+            self._applied(done, made)
         if len(failed) == len(steps) == 1:
             raise failed[0][1]
         raise PartlyAppliedError(failed)
 
-    def _applied(self, ids: Sequence[int], keys: Collection[bytes]) -> None:
+    def _applied(self, ids: Sequence[int], intents: Sequence[Intent]) -> None:
         self.journal.settle(ids, "applied")
-        self._on_applied(set(keys))
+        self._on_applied({intent.key: _exists_after(intent) for intent in intents})
 
     # -- lost answers -------------------------------------------------------------------------------------------------
 
@@ -325,7 +329,7 @@ class Steps:
         applied = [id for id, each in zip(ids, outcomes, strict=True) if each == "applied"]
         if applied:
             self.journal.settle(applied, "applied")
-        self._on_applied({intent.key for intent in intents})
+        self._on_applied({intent.key: None for intent in intents})
 
     def settle_leftovers(self) -> None:
         """Find out about rows whose answers never came, before anything else is changed. Raises UnavailableError."""
@@ -343,6 +347,13 @@ class Steps:
                 raise
             self._note(ids, intents, outcomes, LOST)
             del leftovers[0]
+
+
+def _exists_after(intent: Intent) -> bool | None:
+    """Whether a key exists after a change; not known of a hash that lost a field."""
+    if intent.new.kind != "absent":
+        return True
+    return False if intent.field is None else None
 
 
 def server_time(server: Server) -> int:
