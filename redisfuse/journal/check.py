@@ -18,12 +18,15 @@ MANY = 20  # problems of one kind that are named; the rest are counted
 
 def check(journal: Journal) -> Iterator[str]:
     """What is wrong, in words for the user; nothing if all is well."""
-    for problems in (_file(journal), _schema(journal), _contents(journal), _references(journal), _states(journal)):
+    for look in (_file, _schema, _contents, _references, _states):
         count = 0
-        for problem in problems:
-            count += 1
-            if count <= MANY:
-                yield problem
+        try:
+            for problem in look(journal):
+                count += 1
+                if count <= MANY:
+                    yield problem
+        except JournalError as error:  # too damaged to look further
+            yield str(error)
         if count > MANY:
             yield f"… and {count - MANY} more like it"
 

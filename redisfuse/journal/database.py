@@ -54,6 +54,7 @@ def connect(path: Path, *, write: bool, busy_timeout: float = BUSY_TIMEOUT) -> s
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when nobody waits
                 connection.execute("PRAGMA journal_size_limit = 16777216")
+                connection.execute("DELETE FROM blobs WHERE id < 0")  # what SQLite can't write it opens for reading
             else:
                 connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -148,7 +149,7 @@ def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
     wal = path.with_name(path.name + "-wal")
     return (
         error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
-        and not wal.exists()
+        and not (wal.exists() and wal.stat().st_size)
         and not os.access(path.parent, os.W_OK)
     )
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -197,7 +197,7 @@ def test_compression(journal: Journal) -> None:
     session = journal.begin_session(INFO)
     add(journal, session, intent(new=b"text " * 50_000), intent(b"r", os.urandom(250_000)), intent(b"s", b"short"))
     journal.flush()
-    sizes = dict(journal.query("SELECT b.size, length(c.data) FROM blobs b JOIN chunks c ON c.blob = b.id"))  # type: ignore[arg-type]
+    sizes = dict(journal.query("SELECT b.size, length(c.data) FROM blobs b JOIN chunks c ON c.blob = b.id"))
     assert sizes[250_000] in (250_000, sizes[250_000])
     assert journal.query("SELECT packed, length(data) FROM chunks ORDER BY blob")[1] == (0, 250_000)
     assert journal.query("SELECT packed, length(data) < 3000 FROM chunks ORDER BY blob")[0] == (1, 1)
@@ -265,7 +265,7 @@ def test_damaged_content_is_never_given_whole(journal: Journal, path: Path) -> N
         raw.execute("UPDATE chunks SET data = zeroblob(length(data)) WHERE number = 0")
     content = journal.change(id).new.content
     assert content is not None
-    given = []
+    given: list[bytes] = []
     with pytest.raises(JournalError, match="damaged"):
         given.extend(content.chunks())
     assert len(given) == 1
@@ -382,7 +382,7 @@ def test_filters(filled: Journal) -> None:
     """Each filter gives what a loop over all changes would, newest first, and the limit the newest of these."""
     everything = list(filled.changes())
     assert [change.id for change in everything] == list(range(300, 0, -1))
-    trials = {
+    trials: dict[Filter, Callable[[Change], bool]] = {
         Filter(session=2): lambda c: c.session == 2,
         Filter(server=SERVER.name): lambda c: c.server == SERVER.name,
         Filter(key=b"a:10"): lambda c: c.key == b"a:10",

@@ -1,0 +1,453 @@
+"""The journal on bad days: disks that are full or read-only, files that are not what they should be, deaths half-way.
+
+Every fault is a real one. What is demanded: the right error class (and so errno), nothing recorded or everything,
+nothing of the user's overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
+from redisfuse.journal.check import check
+from redisfuse.journal.journal import Journal
+from tests.unit.test_journal import INFO, add, intent
+
+ROOT = Path(__file__).resolve().parents[2]
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs, chattr and chown need root")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.db"
+
+
+@pytest.fixture
+def made(path: Path) -> Path:
+    """A journal with three changes, closed."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+        for number in range(3):
+            add(journal, session, intent(b"k%d" % number, b"value" * 100))
+    return path
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+
+
+def run(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
+    """A process of Python with the tests' helpers imported; its output is read by the test."""
+    head = "import sys, os; from pathlib import Path\nfrom tests.unit.test_journal import *\n"
+    command = [*prefix, sys.executable, "-c", head + script, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    return out
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_full_disk(small_disk: Path) -> None:
+    """On a full disk an intent is ENOSPC and not recorded; with room again the same journal goes on."""
+    with Journal.open(small_disk / "journal.db", create=True) as journal:
+        session = journal.begin_session(INFO)
+        add(journal, session, intent())
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
+            while True:
+                out.write(bytes(4096))
+        for size in (100_000, 1_200_000, 30_000):
+            lost = [intent(b"lost", os.urandom(size)) for _ in range(50)]
+            with pytest.raises(JournalFullError) as caught:
+                journal.intend(session, lost)
+            assert caught.value.errno == errno.ENOSPC
+            assert str(small_disk) in str(caught.value)
+        filler.unlink()
+        (id,) = add(journal, session, intent(b"after"))
+        assert journal.change(id).state == "applied"
+        assert list(check(journal)) == []
+        assert [change.key for change in journal.changes()] == [b"after", b"a:b"]
+
+
+@needs_root
+def test_no_room_for_a_new_journal(small_disk: Path) -> None:
+    """Where there is no room for a journal none is left behind, and the error is ENOSPC."""
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+    with pytest.raises(JournalFullError):
+        Journal.open(small_disk / "journal.db", create=True)
+    assert [file.name for file in small_disk.iterdir()] == ["filler"]
+
+
+@needs_root
+def test_disk_becomes_read_only(small_disk: Path) -> None:
+    """A journal whose disk is read-only is refused for writing, and can still be read."""
+    with Journal.open(small_disk / "journal.db", create=True) as journal:
+        (id,) = add(journal, journal.begin_session(INFO), intent())
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=10)
+    with pytest.raises(JournalReadOnlyError) as caught, Journal.open(small_disk / "journal.db") as journal:
+        journal.begin_session(INFO)
+    assert caught.value.errno == errno.EROFS
+    with Journal.open(small_disk / "journal.db", write=False) as journal:
+        assert journal.change(id).state == "applied"
+    with pytest.raises(JournalReadOnlyError):
+        Journal.open(small_disk / "other.db", create=True)
+
+
+@needs_root
+def test_immutable_file(made: Path) -> None:
+    """A journal with chattr +i is EROFS on opening it for writing."""
+    if subprocess.run(["chattr", "+i", str(made)], check=False, capture_output=True, timeout=10).returncode:
+        pytest.skip("this filesystem has no immutable files")
+    try:
+        with pytest.raises(JournalReadOnlyError):
+            Journal.open(made)
+    finally:
+        subprocess.run(["chattr", "-i", str(made)], check=True, timeout=10)
+
+
+def test_locked(made: Path) -> None:
+    """A journal that another process keeps locked is EBUSY after the busy time-out, and works again afterwards."""
+    locker = run(
+        "raw = sqlite3.connect(sys.argv[1], isolation_level=None); raw.execute('BEGIN EXCLUSIVE')\n"
+        "print('locked', flush=True); sys.stdin.readline(); raw.execute('COMMIT')\n",
+        str(made),
+    )
+    assert locker.stdout is not None
+    with Journal.open(made, busy_timeout=0.3) as journal:
+        session = journal.begin_session(INFO)
+        assert locker.stdout.readline() == "locked\n" or locker.poll() is None
+        began = time.monotonic()
+        with pytest.raises(JournalLockedError) as caught:
+            journal.intend(session, [intent(b"lost")])
+        assert caught.value.errno == errno.EBUSY
+        assert 0.2 < time.monotonic() - began < 5
+        assert len(list(journal.changes())) == 3  # reading goes on
+        locker.communicate("\n", timeout=10)
+        add(journal, session, intent(b"after"))
+        assert next(journal.changes()).key == b"after"
+
+
+def test_a_settle_survives_a_locked_moment(made: Path) -> None:
+    """What became of a change is written after a lock is gone, though the first attempt failed."""
+    with Journal.open(made, busy_timeout=0.1) as journal:
+        ids = journal.intend(journal.begin_session(INFO), [intent()])
+        with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as raw:
+            raw.execute("BEGIN IMMEDIATE")
+            journal.settle(ids, "applied")
+            time.sleep(1.5)
+            assert raw.execute("SELECT state FROM changes WHERE id = ?", ids).fetchone() == ("pending",)
+            raw.execute("COMMIT")
+        deadline = time.monotonic() + 5
+        while journal.query("SELECT state FROM changes WHERE id = ?", tuple(ids)) != [("applied",)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_file_size_limit(made: Path) -> None:
+    """Past RLIMIT_FSIZE an intent is ENOSPC and the process lives."""
+    script = (
+        "import resource; journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
+        "try:\n    journal.intend(session, [intent(b'k', os.urandom(1_000_000))])\n"
+        "except JournalError as error: print(error.errno)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
+        "print(len(add(journal, session, intent()))); journal.close()\n"
+    )
+    assert finish(run(script, str(made))).split() == [str(errno.ENOSPC), "1"]
+
+
+def test_no_descriptors_left(made: Path) -> None:
+    """Without descriptors opening is EMFILE, not a wrong reason."""
+    script = (
+        "import resource, sqlite3, platformdirs; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
+        "with Journal.open(Path(sys.argv[1]), write=False): pass\n"
+        "held = []\n"
+        "try:\n    while True: held.append(os.open('/', os.O_RDONLY))\n"
+        "except OSError: pass\n"
+        "try:\n    Journal.open(Path(sys.argv[1]))\n"
+        "except JournalError as error: print(error.errno)\n"
+    )
+    assert finish(run(script, str(made))).split() == [str(errno.EMFILE)]
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(b"this is no database at all" * 1000)
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _damaged(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[100:4096] = os.urandom(3996)
+    path.write_bytes(data)
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, 5000)
+
+
+def _other_schema(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        raw.execute("CREATE TABLE recipes (id INTEGER)")
+    path.chmod(0o600)
+
+
+def _empty_database(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as raw:
+        raw.execute("PRAGMA user_version = 5")
+    path.chmod(0o600)
+
+
+def _newer(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("INSERT INTO _sqlite_migrations VALUES (99, 'redisfuse', 'm9999_future', '')")
+
+
+def _readable_by_others(path: Path) -> None:
+    path.chmod(0o640)
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _link(path: Path) -> None:
+    path.rename(path.with_name("real.db"))
+    path.symlink_to("real.db")
+
+
+def _fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _open_folder(path: Path) -> None:
+    path.parent.chmod(0o777)
+
+
+def _foreign(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("chown needs root")
+    os.chown(path, 65534, -1)
+
+
+@pytest.mark.parametrize("write", [True, False])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (_garbage, "damaged or no database"),
+        (_empty, "empty file"),
+        (_damaged, "damaged"),
+        (_truncated, "damaged"),
+        (_other_schema, "database of something else"),
+        (_empty_database, "empty database"),
+        (_newer, "newer redisfuse"),
+        (_readable_by_others, "chmod 600"),
+        (_directory, "is a directory"),
+        (_link, "symbolic link"),
+        (_fifo, "no regular file"),
+        (_open_folder, "chmod 700"),
+        (_foreign, "belongs to somebody else"),
+    ],
+)
+def test_not_a_journal(made: Path, spoil: Callable[[Path], None], reason: str, write: bool) -> None:
+    """What is no journal of ours is refused by its name, and left byte for byte as it is."""
+    spoil(made)
+    before = made.read_bytes() if made.is_file() else None
+    with pytest.raises(JournalError, match=reason) as caught:
+        Journal.open(made, create=write, write=write)
+    assert str(made.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    if before is not None:
+        assert made.read_bytes() == before
+    names = {file.name for file in made.parent.iterdir()}
+    assert names <= {"journal.db", "real.db", "journal.db-wal", "journal.db-shm"}  # SQLite's own, empty
+
+
+def test_there_is_none(path: Path) -> None:
+    """Reading a journal that does not exist says so and makes nothing."""
+    with pytest.raises(JournalError, match="no journal"):
+        Journal.open(path)
+    assert not path.parent.exists()
+
+
+def test_damage_found_later_is_said(made: Path) -> None:
+    """Damage in the middle of the file is an EIO that names it, from reading and from checking."""
+    with Journal.open(made) as journal:
+        session = journal.begin_session(INFO)
+        for number in range(200):
+            add(journal, session, intent(b"n%d" % number, os.urandom(2000)))
+    data = bytearray(made.read_bytes())
+    for start in range(len(data) // 2, len(data) - 8192, 4096):
+        data[start : start + 2000] = os.urandom(2000)
+    made.write_bytes(data)
+    with Journal.open(made, write=False) as journal:
+        with pytest.raises(JournalError, match=re.escape(str(made))):
+            list(change.new.content.read() for change in journal.changes() if change.new.content)  # noqa: C400
+        assert any("damaged" in problem for problem in check(journal))
+
+
+@pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "folder moved"])
+def test_taken_away_while_open(made: Path, what: str) -> None:
+    """A journal that is removed or replaced under a mount takes no more changes, and the impostor stays as it is."""
+    copy = made.with_name("copy.db")
+    shutil.copy(made, copy)
+    journal = Journal.open(made)
+    session = journal.begin_session(INFO)
+    if what == "unlinked":
+        made.unlink()
+    elif what == "swapped":
+        copy.rename(made)
+        before = made.read_bytes()
+    elif what == "log unlinked":
+        made.with_name("journal.db-wal").unlink()
+    else:
+        made.parent.rename(made.parent.with_name("moved"))
+    with pytest.raises(JournalError, match="removed or replaced"):
+        journal.intend(session, [intent(b"lost")])
+    if what == "swapped":
+        assert made.read_bytes() == before
+    if what == "folder moved":
+        made.parent.with_name("moved").rename(made.parent)
+        add(journal, session, intent(b"back"))
+    with contextlib.suppress(JournalError):
+        journal.close()
+
+
+# -- deaths ----------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_work(path: Path) -> None:
+    """After kill -9 every change whose intent returned is there, the journal is whole, and it can be written again."""
+    script = (
+        "journal = Journal.open(Path(sys.argv[1]), create=True); session = journal.begin_session(INFO)\n"
+        "while True:\n"
+        "    ids = journal.intend(session, [intent(b'k', os.urandom(50)), intent(b'l', os.urandom(1_200_000))])\n"
+        "    print(ids[1], flush=True); journal.settle(ids, 'applied')\n"
+    )
+    for wait in (0.05, 0.11, 0.23):
+        process = run(script, str(path))
+        assert process.stdout is not None
+        last = int(process.stdout.readline())
+        time.sleep(wait)
+        process.send_signal(signal.SIGKILL)
+        seen = process.stdout.read().split()
+        process.communicate(timeout=10)
+        last = max([last, *(int(word) for word in seen)])
+        with Journal.open(path) as journal:
+            ids = [change.id for change in journal.changes()]
+            assert ids == list(range(len(ids), 0, -1))
+            assert len(ids) >= last
+            assert all(change.id >= last - 1 for change in journal.pending())
+            session = next(journal.sessions())[0]
+            assert session.died
+            journal.end_session(session.id)
+            journal.settle([change.id for change in journal.pending()], "failed")
+            assert list(check(journal)) == []
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("call", ["openat", "pwrite64", "fdatasync", "link", "unlink", "ftruncate"])
+def test_killed_while_it_is_made(path: Path, call: str) -> None:
+    """Killed at any system call of making a journal, none or a whole one is left, and the next start works."""
+    script = "Journal.open(Path(sys.argv[1]), create=True).begin_session(INFO)\n"
+    for turn in range(1, 5):
+        inject = f"inject={call}:signal=KILL:when={turn}"
+        where = ["-P", str(path.parent)] if call == "openat" else []
+        process = run(script, str(path), prefix=["strace", "-f", "-o", "/dev/null", "-e", inject, *where])
+        process.communicate(timeout=60)
+        if path.exists():
+            with Journal.open(path, create=True) as journal:
+                journal.begin_session(INFO)
+            path.unlink()
+        shutil.rmtree(path.parent, ignore_errors=True)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_fsync_fails(made: Path, error: str) -> None:
+    """When fsync fails the intent fails; a later one rests on a log begun anew, and all that succeeded is there."""
+    script = (
+        "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
+        "for number in range(12):\n"
+        "    try:\n        print('done', *journal.intend(session, [intent(b'n%d' % number)]), flush=True)\n"
+        "    except JournalError as error: print('failed', error.errno, flush=True)\n"
+        "journal.close()\n"
+    )
+    inject = f"inject=fdatasync,fsync:error={error}:when=5..6"
+    out = finish(run(script, str(made), prefix=["strace", "-f", "-o", "/dev/null", "-e", inject]))
+    outcomes = [line.split() for line in out.splitlines()]
+    assert ["failed", str(errno.EIO)] in outcomes
+    done = [int(words[1]) for words in outcomes if words[0] == "done"]
+    assert len(done) >= 6
+    with Journal.open(made) as journal:
+        assert set(done) <= {change.id for change in journal.changes()}
+        assert [problem for problem in check(journal) if "pending" not in problem] == []
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_one_fsync_an_intent(made: Path, tmp_path: Path) -> None:
+    """An intent by itself costs exactly one fsync, a settle none, and intents that arrive together share theirs."""
+    script = (
+        "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
+        "def mark(name): os.stat('/mark-' + name) if os.path.lexists('/mark-' + name) else None\n"
+        "add(journal, session, intent()); mark('lone')\n"
+        "for n in range(20): add(journal, session, intent(b'a%d' % n, b'x%d' % n, State.of_value(b'y%d' % n)))\n"
+        "mark('settle'); threading.Event().wait(1.5); mark('together')\n"
+        "def work(n):\n"
+        "    for t in range(20): add(journal, session, intent(b'%d %d' % (n, t)))\n"
+        "threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]; mark('end'); journal.close()\n"
+    )
+    log = tmp_path / "strace"
+    finish(
+        run(script, str(made), prefix=["strace", "-f", "-o", str(log), "-e", "trace=fsync,fdatasync,lstat,newfstatat"])
+    )
+    counts: dict[str, int] = {}
+    part = "start"
+    for line in log.read_text().splitlines():
+        if found := re.search(r'"/mark-(\w+)"', line):
+            part = found[1]
+        elif re.search(r"\b(fsync|fdatasync)\(", line):
+            counts[part] = counts.get(part, 0) + 1
+    assert counts.get("lone") == 20
+    assert counts.get("settle", 0) == 0
+    assert counts.get("together", 0) < 120
