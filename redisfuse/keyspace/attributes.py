@@ -183,7 +183,7 @@ class AttributeStore:
         known = self.cache.fields([(key, field)])[0]
         if isinstance(known, bytes):
             return known
-        if isinstance(known, Unknown):
+        if known is None or isinstance(known, Unknown):
             self._require(key, self.get(key), b"hash")
         try:
             if known == -1 or (isinstance(known, Unknown) and not self.cache.compact(key)):
