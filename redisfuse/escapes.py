@@ -73,7 +73,7 @@ def cut(name: bytes) -> tuple[bytes, ...]:
     begin = 0
     while len(name) - begin > NAME_MAX:
         end = begin + _PIECE_MAX
-        while name[end] & 0xC0 == 0x80:  # inside a UTF-8 sequence
+        while name[end] & 0xC0 == 0x80 and end > begin + _PIECE_MAX - 3:  # inside a UTF-8 sequence
             end -= 1
         for back in (1, 2):
             if _escape.match(name, end - back):
@@ -90,10 +90,7 @@ def is_piece(piece: bytes) -> bool:
     # the byte after the cut may have belonged to a UTF-8 sequence of 4 bytes, of which none was taken
     if not piece.endswith(CUT) or not _PIECE_MAX - 3 <= len(piece) - len(CUT) <= _PIECE_MAX:
         return False
-    try:
-        return not _unprintable.search(piece.decode("utf-8"))
-    except UnicodeDecodeError:
-        return False
+    return is_utf8(piece) and not _unprintable.search(piece.decode("utf-8"))
 
 
 def below(name: bytes, start: bytes) -> bytes | None:
@@ -106,6 +103,14 @@ def below(name: bytes, start: bytes) -> bytes | None:
             return piece
         length += len(piece) - len(CUT)
     return None
+
+
+def is_utf8(data: bytes) -> bool:
+    """Whether `data` is valid UTF-8, as every written name is."""
+    try:
+        return data.isascii() or bool(data.decode("utf-8"))
+    except UnicodeDecodeError:
+        return False
 
 
 def shown(data: bytes) -> str:

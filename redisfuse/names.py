@@ -26,6 +26,7 @@ from redisfuse.escapes import (
     encode_component,
     encode_field,
     is_piece,
+    is_utf8,
     shown,
 )
 from redisfuse.readings import (
@@ -372,6 +373,8 @@ def _parse(grammar: Grammar, path: bytes) -> Meaning:
         return Updater()
     if path == LONG:
         return LongRoot()
+    if not is_utf8(path):
+        raise _not_found(path)
     names, start = _uncut(path)
     if start is not None:
         return Piece(_directory(grammar, names, path), start)
@@ -383,7 +386,7 @@ def _parse(grammar: Grammar, path: bytes) -> Meaning:
         return LongFields(reading.directory, reading.as_key)
     if len(names) == 2 and names[0] == LONG:
         return _long_entry(name, path)
-    if len(names) > 1 and names[-2].endswith(LONG):
+    if len(names) > 1 and names[-2].endswith(LONG) and names[-2] != LONG:
         parent = _parse(grammar, path[: -len(name) - 1])
         bare, marked, view = _bare(name)
         if not isinstance(parent, LongFields) or view:

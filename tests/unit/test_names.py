@@ -118,6 +118,7 @@ def test_no_field_dot(name: bytes) -> None:
         b"a%zz", b"a%2f", b"%41", b"%C3%A9", b"a%25%%", b"a:b", b".", b"..", b".%2E", b"%2E.", b"a//b", b"a/", b"a/./b",
         b"%%%", b"a%%", b"%+", b"abc%+", b"abc%+/d", b"\xff", b"a\x01", b"%json", b"%dump", b"x/%long", b".updater/x",
         b"hello.%%json", b".%", b"a%long/x", b"%long/xyz", b"hello.x%json%", b"a%/b", b"a%json/b",
+        b"\x9b" * 600, b"%long/" * 2000 + b"x", b"a%long/" * 500,
     ],
 )  # fmt: skip
 def test_strict(path: bytes) -> None:
