@@ -5,6 +5,7 @@ happen twice when an answer is lost (MEASURED.md, "Writing"); its defaults send 
 errors behind on servers that do not know them.
 """
 
+import contextlib
 import select
 import socket
 import time
@@ -18,7 +19,7 @@ from redisfuse.errors import AccessError, RedisFuseError, ServerReplyError, Unav
 from redisfuse.server.address import Address
 from redisfuse.server.allowlist import AllowList, pack_commands, parse_commands
 from redisfuse.server.counters import Brake, Counters
-from redisfuse.server.replies import error_of_reply
+from redisfuse.server.replies import error_of_reply, error_of_text
 
 NAME = "redisfuse"
 """What the connections are called in CLIENT LIST."""
@@ -108,16 +109,21 @@ class GuardedConnection(AbstractConnection):
         self.wire = Wire(inner, self.counters, self.patience)
         return self.wire
 
-    def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        """Send commands, if the allow-list has every one of them; else ForbiddenCommandError, and nothing was sent."""
-        packed = command.encode() if isinstance(command, str) else command
-        if not isinstance(packed, bytes):
-            packed = b"".join(packed)
+    def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ARG002  # redis-py's face
+        """Send commands, if the allow-list has every one of them; else ForbiddenCommandError, and nothing was sent.
+
+        Unlike redis-py's, it never connects again by itself, and leaves hanging up to the caller. Raises TimeoutError,
+        ConnectionError (the built-in ones).
+        """
+        if isinstance(command, str):
+            packed = command.encode()
+        else:
+            packed = bytes(command) if isinstance(command, bytes | bytearray | memoryview) else b"".join(command)
         commands = parse_commands(packed)
         self.guard.check(commands)
         self.brake.take(len(commands))
         self.counters.add(commands=len(commands))
-        super().send_packed_command([packed], check_health)  # type: ignore[no-untyped-call]
+        self.wire.sendall(packed)
 
     def send_streamed(self, head: list[bytes], size: int, chunks: Iterable[bytes], seconds: float) -> None:
         """Send one command whose last argument, of `size` bytes, comes in chunks; each has `seconds` to leave.
@@ -215,10 +221,22 @@ def open_connection(
     try:
         connection.connect()  # type: ignore[no-untyped-call]
     except Exception as error:
+        if isinstance(error, ConnectionError):
+            error = _last_words(connection) or error
         connection.disconnect()  # type: ignore[no-untyped-call]
         raise connecting_error(error, address) from None  # its traceback could show the password
     counters.add(connects=1)
     return connection
+
+
+def _last_words(connection: GuardedConnection) -> RedisFuseError | None:
+    """The error reply with which the server hung up on us while we were still greeting it."""
+    with contextlib.suppress(OSError):
+        connection.wire.allow(0.2)
+        line, end, _ = connection.wire.recv(4096).partition(b"\r\n")
+        if line[:1] == b"-" and end:
+            return error_of_text(line[1:].decode("utf-8", "replace"))
+    return None
 
 
 def connecting_error(error: Exception, address: Address) -> RedisFuseError:

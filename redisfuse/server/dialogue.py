@@ -77,8 +77,7 @@ class Dialogue:
             raise
         except ConnectionError as error:
             answer = self._last_words()
-            self.close()
-            raise answer or connection_error(error, self._address) from None
+            self._fail(answer or error)
         except TimeoutError as error:
             self._fail(error)
         except BaseException:
@@ -99,8 +98,11 @@ class Dialogue:
         self._require_open()
         self._wire.allow(self.timeout)
         try:
-            self._connection.send_packed_command(packed, check_health=False)
-        except (OSError, redis.RedisError) as error:
+            self._connection.send_packed_command(packed)
+        except ConnectionError as error:
+            answer = self._last_words()
+            self._fail(answer or error)
+        except OSError as error:
             self._fail(error)
         self._connection.counters.add(round_trips=1)
 
@@ -135,7 +137,7 @@ class Dialogue:
             while len(answers) < len(commands):
                 self._wire.allow(self.timeout)
                 answers.append(self._next())
-                answers += iter(self._reader.gets, Ellipsis)
+                answers += self._complete()
             self._awaited -= len(commands)
             if len(answers) > len(commands):
                 self._fail(hiredis.ProtocolError("more answers than questions"))
@@ -173,6 +175,13 @@ class Dialogue:
         except (OSError, hiredis.ProtocolError) as error:
             self._fail(error)
         return answer
+
+    def _complete(self) -> list[Any]:
+        """The answers that have come whole by now."""
+        try:
+            return list(iter(self._reader.gets, Ellipsis))
+        except hiredis.ProtocolError as error:
+            self._fail(error)
 
     def fetch_into(self, file: BinaryIO, command: Command) -> int:
         """Ask for one bulk string and write it to `file` as it comes, in constant memory; returns its length in bytes.

@@ -32,17 +32,24 @@ class RedisServer:
 
     `tcp=True` makes it listen on a free loopback port too (`port`; else 0); the Unix socket is always there.
     `arguments` go to the command line (`["--maxmemory", "5mb"]`). With `keep=True` the data outlives stop() and
-    kill() (append-only file, every write synced), else the server keeps nothing.
+    kill() (append-only file, every write synced), else the server keeps nothing. `config` is a file that is read first.
     """
 
     def __init__(
-        self, *, tcp: bool = False, keep: bool = False, password: str | None = None, arguments: Sequence[str] = ()
+        self,
+        *,
+        tcp: bool = False,
+        keep: bool = False,
+        password: str | None = None,
+        arguments: Sequence[str] = (),
+        config: Path | None = None,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="redisfuse-test-"))
         self.socket_path = str(self.directory / "redis.sock")
         self.port = free_port() if tcp else 0
         self.password = password
         self.keep = keep
+        self.config = config
         self.arguments = list(arguments)
         self.process: subprocess.Popen[bytes] | None = None
         self._clients: list[redis.Redis] = []
@@ -60,18 +67,22 @@ class RedisServer:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def start(self, *, wait: bool = True) -> Self:
-        """Start the server; returns when it answers (unless `wait` is false)."""
-        assert self.process is None, "already started"
-        command = [
+    def command(self) -> list[str]:
+        """The command line that starts the server."""
+        return [
             shutil.which("redis-server") or "redis-server",
+            *([str(self.config)] if self.config else []),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket_path),
             *("--dir", str(self.directory), "--save", "", "--loglevel", "warning", "--logfile", "server.log"),
             *("--appendonly", "yes" if self.keep else "no", "--appendfsync", "always"),
             *(("--requirepass", self.password) if self.password else ()),
             *self.arguments,
         ]
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def start(self, *, wait: bool = True) -> Self:
+        """Start the server; returns when it answers (unless `wait` is false)."""
+        assert self.process is None, "already started"
+        self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if wait:
             self.wait_until_answering()
         return self
@@ -89,6 +100,14 @@ class RedisServer:
                 assert self.process.poll() is None, f"redis-server ended with status {self.process.returncode}"
                 assert time.monotonic() < deadline, "redis-server did not answer in time"
                 time.sleep(0.01)
+
+    def wait_until_saved(self, limit: float = START_LIMIT) -> None:
+        """Wait until the rewriting of the append-only file that was asked for is done."""
+        client = self.client()
+        deadline = time.monotonic() + limit
+        while any(client.info("persistence")[f"aof_rewrite_{state}"] for state in ("in_progress", "scheduled")):
+            assert time.monotonic() < deadline, "the append-only file was not rewritten in time"
+            time.sleep(0.02)
 
     def stop(self) -> None:
         """End the server in the orderly way (SIGTERM); nothing happens if it is not running."""
