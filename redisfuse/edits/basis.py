@@ -27,7 +27,7 @@ class Basis:
         return cls("absent")
 
     @classmethod
-    def of_bytes(cls, data: bytes) -> Self:
+    def of(cls, data: bytes) -> Self:
         """It held these bytes."""
         return cls.content(len(data), hashlib.sha256(data).digest())
 

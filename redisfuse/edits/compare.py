@@ -50,6 +50,13 @@ def holds(found: Found, state: State, *, expiry: bool = False, now: int | None =
     return there.kind == "value" and there.content == state.content
 
 
+def same_state(one: State, other: State) -> bool:
+    """Whether two recorded states are of the same form and say the same, their expiries apart."""
+    if (one.kind, one.type, one.offset, one.total) != (other.kind, other.type, other.offset, other.total):
+        return False
+    return _same_object(one, other) if one.kind == "object" else one.content == other.content
+
+
 def same_expiry(one: int | None, other: int | None) -> bool:
     """Whether two expiries are the same; before Redis 7.0 they are known to some milliseconds only."""
     if one is None or other is None:

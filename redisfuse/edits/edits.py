@@ -121,7 +121,7 @@ class Edits:
         name = "the field" if intent.field is not None else "the key"
         if not there.usable or there.state.kind == "object":
             held = there.key_type.decode("ascii", "replace")
-            raise RefusedError(ConflictError(f"the key now holds a {held}, which this write would destroy"), [intent])
+            raise RefusedError(ConflictError(f"the key now holds a {held}, which this would destroy"), [intent])
         if not self._conflict_check or basis.matches(there.state):
             return
         if there.state.kind == "absent":
@@ -137,8 +137,8 @@ class Edits:
     def remove(self, targets: Sequence[Target], *, path: bytes, basis: Basis | None = None) -> None:
         """Remove keys of any type, or fields, as one operation. Those that are gone already are passed over.
 
-        `basis`: what a single target must still hold. Raises ConflictError if it does not (nothing is kept: no bytes are
-        new), NotFoundError if none was there, AccessError, and what `Steps.run` does.
+        `basis`: what a single target must still hold. Raises ConflictError if it does not (no bytes are
+        new, so nothing is kept), NotFoundError if none was there, AccessError, and what `Steps.run` does.
         """
         self._check(targets)
 
@@ -168,13 +168,12 @@ class Edits:
         path: bytes,
         new_path: bytes,
         replace: bool = True,
-        directories: Sequence[tuple[Directory, Directory]] = (),
     ) -> None:
         """Move keys or fields to other names, as one operation (a directory's rename is many moves).
 
-        What replaces a key or field takes over its expiry; else the own one stays. `directories`: empty ones that move
-        along. Raises NotFoundError (nothing was there), ExistsError (`replace` is false), AccessError (not allowed, or
-        a string would replace a collection), InvalidError (a collection as a field), and what `Steps.run` does.
+        What replaces a key or field takes over its expiry; else the own one stays. Raises NotFoundError (nothing was
+        there), ExistsError (`replace` is false), AccessError (not allowed, or a string would replace a collection),
+        InvalidError (a collection as a field), and what `Steps.run` does.
         """
         wanted = [Move(source, target) for source, target in moves if source != target]
         self._check([target for move in wanted for target in (move.source, move.target)])
@@ -193,8 +192,6 @@ class Edits:
         if wanted:
             looks = [Look(target) for move in wanted for target in (move.source, move.target)]
             self.steps.run(looks, decide)
-        if directories:
-            self._alter_directories(directories, path, new_path)
 
     def expire(self, target: Target, at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires (absolute, Unix time in ms), or None: never.
@@ -232,27 +229,6 @@ class Edits:
         """Remove an empty directory."""
         intent = Intent(path, "rmdir", encode(directory), None, DIRECTORY, ABSENT)
         self.journal.alter_directories(self._name, remove=[directory], session=self.session, intents=[intent])
-
-    def keep_directory(self, directory: Directory) -> None:
-        """A directory's last file went: it stays, empty. No change of anybody's, so no row."""
-        self.journal.add_directory(self._name, directory)
-
-    def drop_directory(self, directory: Directory) -> None:
-        """A kept directory is not empty any more (or its parent is gone). No row."""
-        self.journal.remove_directory(self._name, directory)
-
-    def _alter_directories(self, moves: Sequence[tuple[Directory, Directory]], path: bytes, new_path: bytes) -> None:
-        intents = []
-        for old, new in moves:
-            intents.append(Intent(path, "rename", encode(old), None, DIRECTORY, ABSENT, new_path=new_path))
-            intents.append(Intent(path, "rename", encode(new), None, ABSENT, DIRECTORY, new_path=new_path))
-        self.journal.alter_directories(
-            self._name,
-            add=[new for _, new in moves],
-            remove=[old for old, _ in moves],
-            session=self.session,
-            intents=intents,
-        )
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from typing import Any
 
 from redisfuse.edits.capture import Asked, Capture, Found, Look
@@ -43,10 +43,14 @@ _Answer = list[Any] | UnavailableError | None  # of a transaction: replies, a lo
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The smallest piece that is done whole: its rows of the journal, and its commands in their order."""
+    """The smallest piece that is done whole: its rows of the journal, and its commands in their order.
+
+    Steps that follow each other with the same `operation` are one group of the journal.
+    """
 
     intents: tuple[Intent, ...]
     commands: tuple[Command, ...]
+    operation: int = 0
 
     @property
     def size(self) -> int:
@@ -111,8 +115,8 @@ class Steps:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, looks: Sequence[Look], decide: Decide, *, grouped: bool = True) -> list[int]:
-        """Read, decide, journal, write; returns the ids of the changes. `grouped`: they are one operation.
+    def run(self, looks: Sequence[Look], decide: Decide) -> list[int]:
+        """Read, decide, journal, write; returns the ids of the changes.
 
         Raises what `decide` raises; the journal's errors (Redis was not touched); BusyError (the keys kept changing);
         the server's own errors, mapped (nothing was done); PartlyAppliedError; UnavailableError (nothing was done);
@@ -124,7 +128,7 @@ class Steps:
         while attempts < ATTEMPTS:
             self.settle_leftovers()
             try:
-                ids = self._attempt(looks, decide, grouped)
+                ids = self._attempt(looks, decide)
             except _NotBegunError as lost:
                 again = isinstance(lost.error, TryAgainError) or (
                     isinstance(lost.error, ConnectionLostError) and not reconnected
@@ -139,20 +143,20 @@ class Steps:
             attempts += 1
         raise BusyError(f"the key kept changing: given up after {ATTEMPTS} attempts; try again when it is quieter")
 
-    def _attempt(self, looks: Sequence[Look], decide: Decide, grouped: bool) -> list[int] | None:
+    def _attempt(self, looks: Sequence[Look], decide: Decide) -> list[int] | None:
         """One time from reading to writing; None if a key changed on the way."""
         if len(looks) > MULTI_STEPS:
-            return self._in_batches(looks, decide, grouped)
+            return self._in_batches(looks, decide)
         with self.server.writer() as dialogue:
             steps = self._decide(decide, self._capture(dialogue, looks))
             one = len(steps) == 1 or sum(step.size for step in steps) <= MULTI_BYTES
             if one and steps:
-                ids = self._intend(steps, grouped)
+                ids = self._intend(steps)
                 answer = self._send(dialogue, steps, ids)
         if not steps:
             return []
         if not one:
-            return self._in_batches(looks, decide, grouped)
+            return self._in_batches(looks, decide)
         return ids if self._conclude(steps, ids, answer) else None
 
     def _decide(self, decide: Decide, found: Mapping[Target, Found]) -> list[Step]:
@@ -176,11 +180,13 @@ class Steps:
         self._proved = True
         return found
 
-    def _intend(self, steps: Sequence[Step], grouped: bool) -> list[int]:
+    def _intend(self, steps: Sequence[Step]) -> list[int]:
         intents = [intent for step in steps for intent in step.intents]
-        return self.journal.intend(self.session, intents, group=grouped)
+        operations = groupby(steps, key=lambda step: step.operation)
+        sizes = [sum(len(step.intents) for step in operation) for _, operation in operations]
+        return self.journal.intend(self.session, intents, group=sizes)
 
-    def _in_batches(self, looks: Sequence[Look], decide: Decide, grouped: bool) -> list[int]:
+    def _in_batches(self, looks: Sequence[Look], decide: Decide) -> list[int]:
         """More than one transaction can carry: journal it all, then do it piece by piece, each piece read once more.
 
         A piece whose keys have changed meanwhile, and all after it, are not done: ConflictError, the rows say which.
@@ -190,7 +196,7 @@ class Steps:
             with self.server.writer() as dialogue:
                 found |= self._capture(dialogue, looks[start : start + MULTI_STEPS])
         steps = self._decide(decide, found)
-        ids = self._intend(steps, grouped)
+        ids = self._intend(steps)
         by_target = {look.target: look for look in looks}
         begun = 0
         try:
