@@ -6,7 +6,7 @@ called from any thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -97,6 +97,7 @@ class Filesystem:
         empty: EmptyDirectories | None,
         options: TreeOptions,
         started_ns: int,
+        note_keys: Callable[[Iterable[bytes]], None],
     ) -> None:
         self.grammar = grammar
         self.keyspace = keyspace
@@ -107,6 +108,7 @@ class Filesystem:
         self._empty = empty
         self._options = options
         self._started_ns = started_ns
+        self._note_keys = note_keys  # told of keys that are listed, before the server is asked about them
 
     # -- looking up --------------------------------------------------------------------------------------------------
 
@@ -263,7 +265,12 @@ class Filesystem:
     def _lister(self) -> Lister:
         options = self._options
         return Lister(
-            self.grammar, self.keyspace.index, self.attributes, options.field_limit, options.hash_limit
+            self.grammar,
+            self.keyspace.index,
+            self.attributes,
+            options.field_limit,
+            options.hash_limit,
+            self._note_keys,
         )
 
     # -- describing --------------------------------------------------------------------------------------------------
@@ -302,9 +309,9 @@ class Filesystem:
         if not isinstance(node, FileNode):
             return {}
         target = node.target
-        found = self.attributes.extended(target.key)
-        ttl, length = found.ttl, found.length
-        named = {b"user.redis.key": target.key, b"user.redis.type": found.type, b"user.redis.encoding": found.encoding}
+        facts = self.attributes.extended(target.key)
+        ttl, length = facts.ttl, facts.length
+        named = {b"user.redis.key": target.key, b"user.redis.type": facts.type, b"user.redis.encoding": facts.encoding}
         if target.field is not None:
             named[b"user.redis.field"] = target.field
             ttl, length = self.reader.field_ttl(target, ttl), node.length

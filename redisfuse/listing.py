@@ -7,7 +7,7 @@ listed as its fields only in a directory of few hashes) is held back, at most `h
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -41,6 +41,7 @@ class Lister:
     attributes: AttributeStore
     field_limit: int
     hash_limit: int
+    note: Callable[[Iterable[bytes]], None]  # told of keys before the server is asked about them
 
     def directory(self, directory: tuple[bytes, ...]) -> Iterator[Listed]:
         """The names in a directory of keys, each once; long ones as the first of their pieces. Raises NotFoundError."""
@@ -70,8 +71,10 @@ class Lister:
                     if name not in seen:
                         seen.add(name)
                         last = number + 2 == len(pieces)
-                        yield listed if last and name == listed.name else Listed(
-                            name, listed.node if last else PieceNode(node.directory, start + name[:-2])
+                        yield (
+                            listed
+                            if last and name == listed.name
+                            else Listed(name, listed.node if last else PieceNode(node.directory, start + name[:-2]))
                         )
                     break
         if not seen:
@@ -90,6 +93,7 @@ class Lister:
 
     def _keys(self, directory: tuple[bytes, ...], children: Sequence[Child], hashes: _Hashes) -> Iterator[Listed]:
         keys = [self.grammar.join((*directory, child.component)) for child in children]
+        self.note(keys)
         found = self.attributes.get_many(keys)
         shadowed = self._shadowed(directory, [child.component for child in children])
         for child, key, attributes in zip(children, keys, found, strict=True):
@@ -130,7 +134,9 @@ class Lister:
         )
         return Listed(name, FileNode(Target(key), b"hash", length))
 
-    def fields(self, directory: tuple[bytes, ...], component: bytes, key: bytes, lengths: dict[bytes, int]) -> Iterator[Listed]:
+    def fields(
+        self, directory: tuple[bytes, ...], component: bytes, key: bytes, lengths: dict[bytes, int]
+    ) -> Iterator[Listed]:
         """The fields of one hash, as names in its directory."""
         long = False
         for field, length in lengths.items():

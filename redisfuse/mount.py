@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from redisfuse.binding.choice import choose
@@ -62,14 +63,12 @@ def address_of(settings: Settings) -> Address:
             check_hostname=not settings.tls_insecure,
         )
     if settings.port is None:
-        address = Address.parse(
-            settings.target, username=settings.user, password=settings.password, db=settings.db
-        )
+        address = Address.parse(settings.target, username=settings.user, password=settings.password, db=settings.db)
     else:
         address = Address.from_host_port(
             settings.target, settings.port, settings.db or 0, username=settings.user, password=settings.password
         )
-    return address.with_tls(tls) if tls is not None else address
+    return address if tls is None else replace(address, tls=tls, kind="tls" if address.kind == "tcp" else address.kind)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -147,7 +147,7 @@ class OpenFile:
             self.held_until = None
             self._written = False
             try:
-                self._write_out(self.target, self.buffer)
+                self._basis = self._write_out(self.target, self.buffer)
             except RedisFuseError as error:
                 self._error = error
                 if isinstance(error, ConflictError):
@@ -158,27 +158,27 @@ class OpenFile:
             self.version += 1
             self._rebase(self.target, self.buffer)
 
-    def _write_out(self, target: Target, buffer: EditBuffer) -> None:
+    def _write_out(self, target: Target, buffer: EditBuffer) -> Basis:
+        """Make the change; returns what the next edit of this file stands on."""
         edits = self._files.edits
         patch = buffer.patch() if buffer.size > WHOLE_BYTES and target.field is None and not self.new else None
         if patch is not None and patch[1] * 2 <= buffer.size:
             offset, size = patch
             edits.patch(target, offset, buffer_content(buffer, offset, size), basis=self._basis, path=self.path)
-        else:
-            op = "create" if self.new and self.parked is None else "write"
-            edits.save(target, buffer_content(buffer, 0, buffer.size), basis=self._basis, path=self.path, op=op)
+            return Basis.big(buffer.size, _as_far_as_known)
+        op = "create" if self.new and self.parked is None else "write"
+        content = buffer_content(buffer, 0, buffer.size)
+        edits.save(target, content, basis=self._basis, path=self.path, op=op)
+        return Basis.content(content.size, content.digest)
 
     def _rebase(self, target: Target, buffer: EditBuffer) -> None:
         """Go on editing over what was just written."""
-        if buffer.size <= WHOLE_BYTES:
-            data = buffer.read(0, buffer.size)
-            self._basis = Basis.of(data)
-            self._set_base(SmallSnapshot(data))
-        elif self.writers:
-            snapshot, self._basis = self._files.snapshot(target)
-            self._set_base(snapshot)
         if not self.writers:
             self._drop_buffer()
+        elif buffer.size <= WHOLE_BYTES:
+            self._set_base(SmallSnapshot(buffer.read(0, buffer.size)))
+        else:
+            self._set_base(self._files.snapshot(target)[0])
 
     def commit_as(self, target: Target, path: bytes, basis: Basis) -> None:
         """Commit a new file at another target than it was made for: it was renamed before it was ever in Redis.
@@ -395,6 +395,11 @@ def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:
     for chunk in buffer.chunks(offset, size):
         sha.update(chunk)
     return Content(size, sha.digest(), lambda: buffer.chunks(offset, size))
+
+
+def _as_far_as_known() -> bool:
+    """A string that this file itself has patched: its length is compared; that others change it shows in WATCH only."""
+    return True
 
 
 def _nothing(_offset: int, _size: int) -> bytes:

@@ -28,13 +28,23 @@ from redisfuse.errors import (
 )
 from redisfuse.filesystem import Filesystem, Stat
 from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
-from redisfuse.nodes import DIRECTORY_NODES, FIELD_TYPE, DirectoryNode, FileNode, Listed, Node, OpenNode, ScratchNode, UpdaterNode
+from redisfuse.nodes import (
+    DIRECTORY_NODES,
+    DirectoryNode,
+    FileNode,
+    Listed,
+    Node,
+    OpenNode,
+    ScratchNode,
+    UpdaterNode,
+)
 from redisfuse.overlay import Overlay
 from redisfuse.rearranging import Rearranger
 from redisfuse.values.snapshot import SmallSnapshot
 
 RENAME_NOREPLACE = 1  # renameat2(2)
 TTL_NAME = b"user.redis.ttl"
+STATUS_NAME = b"user.redisfuse.status"  # on the root, never listed: what `redisfuse status` shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +75,14 @@ class Outside:
     has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
     space: Callable[[], Mapping[str, int]]  # statvfs
     refresh: Callable[[], None]
+    note: Callable[[bytes], None]  # the kernel will remember what it is told about a path
+    status: Callable[[], bytes]  # JSON
 
 
 class Operations:
     """Implements `binding.face.Calls`."""
 
-    def __init__(
-        self, tree: Filesystem, rearranger: Rearranger | None, ownership: Ownership, outside: Outside
-    ) -> None:
+    def __init__(self, tree: Filesystem, rearranger: Rearranger | None, ownership: Ownership, outside: Outside) -> None:
         self._tree = tree
         self._change = rearranger
         self._own = ownership
@@ -98,6 +108,7 @@ class Operations:
         if path is None:
             raise BadHandleError("no such file is open")
         path = path[1:]
+        self._outside.note(path)
         node = self._tree.find(path)
         if isinstance(node, UpdaterNode):
             self._outside.refresh()
@@ -135,12 +146,14 @@ class Operations:
 
     def _entry(self, path: bytes, listed: Listed) -> Entry:
         node = listed.node
-        if isinstance(node, FileNode) and (node.view is not None or node.type not in (b"string", FIELD_TYPE)):
-            # Its size is that of its rendering: not worth making for a plain `ls`.
-            mode = self._own.mode(Stat(False, 0, 0, node.editable))
-            return Entry(listed.name, mode, None, _inode(path))
-        attr = self._attr(path, self._tree.stat(node))
-        return Entry(listed.name, attr.mode, attr)
+        if isinstance(node, FileNode) and node.type == b"string" and node.view is None:
+            attr = self._attr(path, self._tree.stat(node))
+            return Entry(listed.name, attr.mode, attr)
+        # Others get their attributes when they are asked for: a collection's size is that of its rendering, not worth
+        # making for a plain `ls`; and what the kernel remembers must have been noted before the server was asked.
+        directory = isinstance(node, DIRECTORY_NODES) or (isinstance(node, ScratchNode) and node.directory)
+        mode = self._own.mode(Stat(directory, 0, 0, True))
+        return Entry(listed.name, mode, None, _inode(path))
 
     def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
         found = self._directories.get(handle)
@@ -347,6 +360,8 @@ class Operations:
         path = path[1:]
         if name.startswith(b"user.redis."):
             return self._tree.extended_one(self._tree.find(path), name)
+        if name == STATUS_NAME and not path:
+            return self._outside.status()
         if self._overlay is not None and self._overlay.scratch.exists(path):
             return self._overlay.scratch.getxattr(path, name)
         raise NoAttributeError("no such attribute")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from redisfuse.nodes import Listed, OpenNode, ScratchNode
 from redisfuse.names import Target
+from redisfuse.nodes import Listed, OpenNode, ScratchNode
 from redisfuse.open_files import OpenFiles
 from redisfuse.parking import Parking
 from redisfuse.scratch import Scratch

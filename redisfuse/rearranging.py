@@ -184,11 +184,7 @@ class Rearranger:
         if self._overlay.parking.in_directory(self._tree.grammar.prefix(node.directory)):
             self.settle(None)
         index = self._tree.keyspace.index
-        if (
-            index.is_directory(node.directory)
-            or self._overlay.list(path)
-            or self._made.children(node.directory)
-        ):
+        if index.is_directory(node.directory) or self._overlay.list(path) or self._made.children(node.directory):
             raise NotEmptyError("the directory is not empty")
         self._edits.remove_directory(node.directory, path=path)
         self._made.load()
@@ -428,5 +424,3 @@ def _target(node: Node) -> Target:
     if isinstance(node, OpenNode):
         raise NotFoundError("it was unlinked")
     raise AccessError("this is not a key or a field")
-
-

@@ -55,6 +55,16 @@ class Told:
             with self._lock:
                 self._keys.add(_ODD)
 
+    def note_keys(self, keys: Iterable[bytes]) -> None:
+        """These keys are about to be listed, with attributes that the kernel may remember."""
+        with self._lock:
+            before = len(self._keys)
+            self._keys.update(map(hash, keys))
+            self._count += len(self._keys) - before
+            full = self._count > MOST
+        if full:
+            self.forget()
+
     def _note(self, path: bytes, reading: Reading) -> None:
         grammar = self._grammar
         before = len(self._keys) + len(self._directories)

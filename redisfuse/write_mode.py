@@ -15,6 +15,7 @@ from re import DOTALL
 from re import compile as compile_pattern
 
 from redisfuse.edits import Edits
+from redisfuse.edits.steps import OnApplied
 from redisfuse.errors import RedisFuseError, TooLargeError
 from redisfuse.filesystem import Filesystem
 from redisfuse.journal.journal import Journal
@@ -24,8 +25,8 @@ from redisfuse.made import MadeDirectories
 from redisfuse.open_files import OpenFiles
 from redisfuse.overlay import Overlay
 from redisfuse.parking import Parking
-from redisfuse.rearranging import Rearranger
 from redisfuse.reading import Reader
+from redisfuse.rearranging import Rearranger
 from redisfuse.scratch import Scratch
 from redisfuse.server.server import Server
 from redisfuse.settings import Settings
@@ -46,7 +47,7 @@ class WriteMode:
         server: Server,
         reader: Reader,
         mountpoint: Path,
-        on_applied: Callable[[Collection[bytes]], None],
+        on_applied: OnApplied,
     ) -> None:
         self._settings = settings
         self.journal = Journal.open(settings.journal_file, create=True)
