@@ -194,6 +194,10 @@ class Table:
             yield [self._key(path) for path in paths]
             start = paths[-1] + b"\x00"
 
+    def sample(self, count: int) -> list[bytes]:
+        """Some keys, up to `count`, whichever come first."""
+        return [self._key(path) for path in self._page(b"", None, count)]
+
     # -- keys whose path would be too long ---------------------------------------------------------------------------
 
     def long_key(self, digest: bytes) -> bytes | None:

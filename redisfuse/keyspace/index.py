@@ -141,6 +141,11 @@ class Index:
         with self._lock:
             return key in self._form
 
+    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Those of the keys that are not in it."""
+        with self._lock:
+            return [key for key in keys if key not in self._form]
+
     def child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
         """What `component` is in `directory`; None if there is no such thing."""
         with self._lock:
@@ -173,6 +178,17 @@ class Index:
         with self._lock:
             pieces = self._form.keys_below(directory)
         return self._flat(self._locked(pieces))
+
+    def sample(self, count: int) -> list[bytes]:
+        """Some keys, up to `count`, whichever come first."""
+        with self._lock:
+            return self._form.sample(count)
+
+    def differences(self, other: "Index", limit: int) -> set[bytes] | None:
+        """The keys that only one of the two has. None if they are more than `limit`, or if one of the two is on disk,
+        where finding them would take too long. Holds no lock; what changes meanwhile may be in the answer or not."""
+        mine, its = self._form, other._form
+        return mine.differences(its, limit) if isinstance(mine, Tree) and isinstance(its, Tree) else None
 
     def long_key(self, digest: str) -> bytes | None:
         """The long key with this SHA-256, in hex; None if there is none."""

@@ -12,7 +12,7 @@ from redisfuse.values.kinds import length_command
 ABSENT = Attributes(b"none", 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Question:
     """The commands about a key whose type was asked, and what their answers mean."""
 
@@ -37,6 +37,8 @@ class Question:
 
     def answer(self, replies: Sequence[Any], asked: float) -> tuple[Attributes, bytes | None]:
         """The attributes, and the whole content of a string if it came along. Raises the first error reply."""
+        if len(replies) == 1 and replies[0].__class__ is int and replies[0] > 0 and not self.deadline:
+            return Attributes(self.type, replies[0]), None  # type: ignore[arg-type]  # the ordinary case, quickly
         for reply in (self.type, *replies):
             if isinstance(reply, RedisFuseError):
                 raise reply

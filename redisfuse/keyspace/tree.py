@@ -395,6 +395,58 @@ class Tree:
                     yield key
                 stack.append((entry, key + self._separator, iter(list(entry))))
 
+    def sample(self, count: int) -> list[bytes]:
+        """Some keys, up to `count`, whichever come first."""
+        keys: list[bytes] = []
+        stack: list[tuple[_Node, bytes]] = [(self._root, b"")]
+        while stack and len(keys) < count:
+            node, start = stack.pop()
+            for name in islice(node, count):
+                entry = node[name]
+                if name is None:
+                    continue
+                below = start + name + self._separator
+                if type(entry) is dict:
+                    stack.append((entry, below))
+                elif entry is None:
+                    keys.append(start + name)
+                else:
+                    keys += [below + tail for tail in _tails(entry)]
+        return keys[:count]
+
+    def differences(self, other: "Tree", limit: int) -> set[bytes] | None:
+        """The keys that only one of the two has, long ones included; None if they are more than `limit`.
+
+        Others may change both meanwhile: what they change may be in the answer or not.
+        """
+        mine_long, its_long = set(self._long.values()), set(other._long.values())
+        keys = mine_long ^ its_long
+        stack = [(self._root, other._root, b"")]
+        while stack and len(keys) <= limit:
+            one, two, start = stack.pop()
+            for name in list(one):
+                mine, its = one.get(name, _MISSING), two.get(name, _MISSING)
+                if type(mine) is dict and type(its) is dict:
+                    stack.append((mine, its, start + (name or b"") + self._separator))
+                elif mine is not its and mine != its:
+                    keys |= self._keys_of(name, mine, start) ^ self._keys_of(name, its, start)
+                    if len(keys) > limit:
+                        break
+            for name in list(two):
+                if name not in one:
+                    keys |= self._keys_of(name, two.get(name, _MISSING), start)
+                    if len(keys) > limit:
+                        break
+        return keys if len(keys) <= limit else None
+
+    def _keys_of(self, name: bytes | None, entry: object, start: bytes) -> set[bytes]:
+        """The keys that one component of a directory stands for."""
+        if entry is _MISSING:
+            return set()
+        if name is None:
+            return {start[: -len(self._separator)]}
+        return set(self._walk({name: entry}, start))
+
     # -- keys whose path would be too long ---------------------------------------------------------------------------
 
     def long_key(self, digest: bytes) -> bytes | None:
