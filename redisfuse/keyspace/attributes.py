@@ -27,6 +27,7 @@ SMALL = 1 << 20  # bytes of a content that is fetched whole and cached
 
 UNREADABLE = Attributes(b"unreadable", -1)
 
+_BATCH = 1000  # keys, so that a fetch is short
 _ATTEMPTS = 4  # at keys that become another type between two commands
 
 
@@ -89,7 +90,9 @@ class AttributeStore:
         missing = list(dict.fromkeys([key for key, found in zip(keys, known, strict=True) if found is None]))
         if not missing:
             return [found for found in known if found is not None]
-        fetched = self._fetch(missing)
+        fetched: dict[bytes, Attributes] = {}
+        for start in range(0, len(missing), _BATCH):
+            fetched |= self._fetch(missing[start : start + _BATCH])
         return [found or fetched[key] for key, found in zip(keys, known, strict=True)]
 
     def look(self, key: bytes) -> Attributes:
@@ -290,11 +293,11 @@ class AttributeStore:
         return found[hash_key], value if isinstance(value, int) else None, found[key]
 
     def field_lengths(self, key: bytes, fields: Sequence[bytes]) -> list[int | None]:
-        """The lengths of fields of one hash in bytes; None for one that doesn't exist. Raises WrongTypeError."""
+        """The lengths of fields of one hash in bytes; None for one that doesn't exist."""
         return self._fields.lengths([(key, field) for field in fields])
 
     def field_lengths_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[int | None]:
-        """As `field_lengths`, of any (key, field) pairs: one round trip a batch of 1000. Raises WrongTypeError."""
+        """As `field_lengths`, of any (key, field) pairs: one round trip a batch of 1000."""
         return self._fields.lengths(pairs)
 
     def fields(self, key: bytes, limit: int) -> list[bytes] | None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import NamedTuple
 
 ENTRY = 400  # bytes that an entry takes beside its key and its contents
 FIELD = 160  # and a field
@@ -33,8 +34,7 @@ class Unknown:
 UNKNOWN = Unknown()
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat needs to know of a key."""
 
     type: bytes  # as TYPE says; b"none": there is no such key; b"unreadable": the server's ACL doesn't say
@@ -173,7 +173,8 @@ class Cache:
             for key, (attributes, content) in found.items():
                 if not self._is_current(fetch, key):
                     continue
-                self._remove(key)
+                if key in self._entries:
+                    self._remove(key)
                 entry = Entry(attributes, fetch.began, fetch.trust, ENTRY + len(key) + len(content or b""), content)
                 self._entries[key] = entry
                 self.memory += entry.cost

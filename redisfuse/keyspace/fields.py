@@ -58,7 +58,7 @@ class Fields:
     # -- many fields --------------------------------------------------------------------------------------------------
 
     def lengths(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[int | None]:
-        """The length of each (key, field) in bytes, None if there is none. Raises WrongTypeError."""
+        """The length of each (key, field) in bytes; None if there is none, the key being no hash included."""
         known = self._cache.fields(pairs)
         unknown = [pair for pair, value in zip(pairs, known, strict=True) if isinstance(value, Unknown) or value == -1]
         found: dict[tuple[bytes, bytes], int | None] = {}
@@ -77,35 +77,38 @@ class Fields:
 
     def _ask_lengths(self, pairs: Sequence[tuple[bytes, bytes]]) -> dict[tuple[bytes, bytes], int | None]:
         if len(pairs) == 1:
-            length = self.probed(self._server.ask_many(self.probe(*pairs[0], compact=False)))
-            assert not isinstance(length, bytes)
-            return {pairs[0]: length}
-        lengths = self._checked([(b"HSTRLEN", *pair) for pair in pairs])
+            length, there = self._answers([*pairs, *pairs], self.probe(*pairs[0], compact=False))
+            return {pairs[0]: length if there else None}
+        lengths = self._answers(pairs, [(b"HSTRLEN", *pair) for pair in pairs])
         found: dict[tuple[bytes, bytes], int | None] = dict(zip(pairs, lengths, strict=True))
         empty = [pair for pair, length in found.items() if length == 0]  # or not there
-        for pair, there in zip(empty, self._checked([(b"HEXISTS", *pair) for pair in empty]), strict=True):
+        for pair, there in zip(empty, self._answers(empty, [(b"HEXISTS", *pair) for pair in empty]), strict=True):
             if not there:
                 found[pair] = None
         return found
 
     def exist(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Which of these (key, field) pairs exist. Raises WrongTypeError."""
+        """Which of these (key, field) pairs exist."""
         known = self._cache.fields(pairs)
         unknown = [pair for pair, value in zip(pairs, known, strict=True) if isinstance(value, Unknown)]
         found: dict[tuple[bytes, bytes], int | None] = {}
         if unknown:
             with self._cache.fetching() as fetch:
-                replies = self._checked([(b"HEXISTS", *pair) for pair in unknown])
+                replies = self._answers(unknown, [(b"HEXISTS", *pair) for pair in unknown])
                 found = {pair: -1 if there else None for pair, there in zip(unknown, replies, strict=True)}
                 self._store(fetch, found)
         return [found.get(pair, value) is not None for pair, value in zip(pairs, known, strict=True)]
 
-    def _checked(self, commands: Sequence[Command]) -> list[Any]:
-        replies = self._server.ask_many(commands) if commands else []
-        for reply in replies:
-            if isinstance(reply, RedisFuseError):
+    def _answers(self, pairs: Sequence[tuple[bytes, bytes]], commands: Sequence[Command]) -> list[int | None]:
+        """Integer replies to commands about these pairs; None where the key is no hash, which is then forgotten."""
+        answers: list[int | None] = []
+        for (key, _), reply in zip(pairs, self._server.ask_many(commands), strict=True):
+            if isinstance(reply, WrongTypeError):
+                self._cache.drop([key])
+            elif isinstance(reply, RedisFuseError):
                 raise reply
-        return replies
+            answers.append(reply if isinstance(reply, int) else None)
+        return answers
 
     def _store(self, fetch: Fetch, found: Mapping[tuple[bytes, bytes], FieldValue]) -> None:
         by_key: dict[bytes, dict[bytes, FieldValue]] = {}

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from redisfuse.errors import ServerReplyError
 from redisfuse.server.server import Server
+from redisfuse.values.walk import check_end
 
 TYPE = b"ReJSON-RL"
 PIECE = 1 << 20  # bytes
@@ -18,7 +20,11 @@ PIECE = 1 << 20  # bytes
 def render(server: Server, key: bytes) -> Iterator[bytes]:
     """The document's text, in pieces. Raises NotFoundError, WrongTypeError."""
     with SpooledTemporaryFile(max_size=PIECE) as file:
-        server.fetch_into(cast(BinaryIO, file), b"JSON.GET", key)
+        try:
+            server.fetch_into(cast(BinaryIO, file), b"JSON.GET", key)
+        except ServerReplyError:  # what the module says of a key that is no document any more
+            check_end(server, key, TYPE)
+            raise
         file.seek(0)
         while piece := file.read(PIECE):
             yield piece

@@ -35,7 +35,7 @@ def vanished(key: bytes) -> NotFoundError:
 
 
 def check_end(server: Server, key: bytes, type: bytes) -> None:
-    """An empty piece is the end only if the key is still there, and of its type."""
+    """Raise NotFoundError or WrongTypeError unless the key is still there, and of its type: then it is the end."""
     found = server.ask(b"TYPE", key)
     if found == b"none":
         raise vanished(key)

@@ -316,8 +316,11 @@ def test_lengths_and_existence_of_any_fields(store: AttributeStore, server: Serv
     assert meter.round_trips == 2
     assert store.exists_fields([*pairs, (b"string", b"x")]) == [True, True, False, True, False, False]
     assert store.field_lengths(b"a", [b"empty"]) == [0]
-    with pytest.raises(WrongTypeError):
-        AttributeStore(server, trust=lambda: 0.0).field_lengths(b"string", [b"x"])
+    client.delete("a")
+    client.set("a", "no hash any more")
+    assert store.field_lengths_many([(b"a", b"new"), (b"b", b"other")]) == [None, None]
+    assert store.get(b"a").type == b"string"
+    assert AttributeStore(server, trust=lambda: 0.0).field_lengths(b"string", [b"x"]) == [None]
 
 
 # -- what may be believed ---------------------------------------------------------------------------------------------

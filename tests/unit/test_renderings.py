@@ -43,7 +43,7 @@ def fill(client: redis.Redis, type: str, count: int, size: int = 10) -> None:
         elif type == "zset":
             client.zadd("k", values)
         elif type == "hash":
-            client.hset("k", mapping=dict(values))
+            client.hset("k", items=[part for pair in values.items() for part in pair])
         else:
             pipeline = client.pipeline(transaction=False)
             for name, number in values.items():
