@@ -35,11 +35,11 @@ def encode(record: Record) -> bytes:
 
 def decode(chunks: Iterable[bytes]) -> tuple[dict[str, Any], Iterator[Record]]:
     """The first line's facts, and the elements one by one. Raises ValueError if these bytes are no such copy."""
-    lines = _lines(chunks)
-    facts = json.loads(next(lines, b"null"))
+    found = lines(chunks)
+    facts = json.loads(next(found, b"null"))
     if not isinstance(facts, dict):
         raise ValueError("not a portable copy of a key")
-    return facts, (tuple(_part(part) for part in json.loads(line)) for line in lines)
+    return facts, (tuple(_part(part) for part in json.loads(line)) for line in found)
 
 
 def _text(part: Part) -> Any:
@@ -59,7 +59,8 @@ def _part(value: Any) -> Part:
     return base64.b64decode(value["base64"])
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of a text that comes in pieces, without their newlines."""
     pending: list[bytes] = []
     for chunk in chunks:
         first, *others = chunk.split(b"\n")

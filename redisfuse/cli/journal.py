@@ -1,0 +1,50 @@
+"""Look after the journal itself: where it is, and whether it is sound."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from redisfuse.cli import _journal
+from redisfuse.cli._output import count, escape, json_option, print_json
+from redisfuse.cli._terminal import say
+
+
+@click.group
+def command() -> None:
+    """Look after the journal itself: where it is, and whether it is sound."""
+
+
+@command.command(context_settings=_journal.CONTEXT)
+@_journal.journal_option
+def path(journal_file: Path | None) -> None:
+    """Print where the journal is, or would be."""
+    from redisfuse.journal.location import default_path
+
+    say(os.fspath(journal_file or default_path()))
+
+
+@command.command(context_settings=_journal.CONTEXT)
+@json_option
+@_journal.journal_option
+def check(as_json: bool, journal_file: Path | None) -> int:
+    """Check schema, contents and states; a line for each thing that is wrong. Exit status 1 if there is any."""
+    from redisfuse.journal.check import check as problems_of
+
+    with _journal.open_journal(journal_file) as journal:
+        number = 0
+        for problem in problems_of(journal):
+            number += 1
+            if as_json:
+                print_json({"problem": problem})
+            else:
+                say(escape(problem.encode()))
+        if number:
+            return 1
+        if not as_json:
+            ((changes,),) = journal.query("SELECT count(*) FROM changes")
+            ((contents,),) = journal.query("SELECT count(*) FROM blobs")
+            say(f"{journal.path}: sound; {count(changes, 'change')}, {count(contents, 'content')}")
+    return 0
