@@ -35,7 +35,7 @@ def in_background(settings: Settings, serve: Callable[[Callable[[str], None]], N
         answer = pipe.read()
     if not answer:
         raise MountError("the background process died without a word; run it without --daemon to see why")
-    kind, value = pickle.loads(answer)  # noqa: S301 - from our own child
+    kind, value = pickle.loads(answer)  # from our own child
     if kind == "error":
         raise value
     print(value, file=sys.stderr, flush=True)

@@ -70,6 +70,7 @@ class Stat:
     mtime_ns: int
     editable: bool  # a file that write mode can open for writing
     readable: bool = True  # False: the server's ACL hides what the key holds
+    mode: int | None = None  # the permission bits of junk; else they are the mount's
     streamed: bool = False  # its size is not known beforehand: read with direct I/O until the end
 
 
@@ -253,14 +254,14 @@ class Filesystem:
                 return
             raise NotFoundError("no key is below it any more")
         for listed in lister.directory(directory):
-            if listed.name not in names and self._shows(listed):
+            if listed.name not in names and self._shows(listed, not directory):
                 yield listed
 
-    def _shows(self, listed: Listed) -> bool:
+    def _shows(self, listed: Listed, root: bool) -> bool:
         node = listed.node
         if isinstance(node, FileNode) and self._parked(node.target):
             return False
-        return self._options.show_junk or not self._junk.hides(listed.name)
+        return self._options.show_junk or not self._junk.hides(listed.name, root=root)
 
     def _lister(self) -> Lister:
         options = self._options
@@ -290,7 +291,8 @@ class Filesystem:
             return Stat(False, node.file.size or 0, node.file.changed_ns, True)
         if isinstance(node, ScratchNode):
             assert self.overlay is not None
-            return self.overlay.stat(node)
+            found = self.overlay.scratch.attributes(node.path)
+            return Stat(found.directory, found.size, found.modified_ns, True, mode=found.mode)
         if isinstance(node, UpdaterNode):
             return Stat(False, 0, self._started_ns, False)
         return Stat(True, 0, self._started_ns, False)

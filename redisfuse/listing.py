@@ -1,7 +1,7 @@
-"""Which names a directory shows: from the index of keys, the types the server tells, and what this mount holds itself.
+"""Which names a directory shows: from the index of keys, and the types that the server tells.
 
-A listing is a generator: it asks for types in batches of `BATCH` keys and gives names as it goes, so that a directory of
-a million keys shows its first name at once and nothing grows. What can't be named before more is known (a hash is
+A listing is a generator: it asks for types in batches of `BATCH` keys and gives names as it goes, so that a directory
+of a million keys shows its first name at once and nothing grows. What can't be named before more is known (a hash is
 listed as its fields only in a directory of few hashes) is held back, at most `hash_limit` of them.
 """
 
@@ -175,7 +175,7 @@ class Lister:
         return self.field_lengths([key])[0]
 
     def field_lengths(self, keys: Sequence[bytes]) -> list[dict[bytes, int] | None]:
-        """The fields of hashes with their lengths in bytes; None for one with more than the limit, or no hash any more."""
+        """The fields of hashes with their lengths in bytes; None for one beyond the limit, or no hash any more."""
         names = self.attributes.fields_many(keys, self.field_limit)
         pairs = [(key, field) for key, fields in zip(keys, names, strict=True) for field in fields or ()]
         lengths = dict(zip(pairs, self.attributes.field_lengths_many(pairs), strict=True))

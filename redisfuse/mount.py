@@ -1,7 +1,7 @@
 """The composition root: settings become objects, wired to each other, and mounted until somebody ends it.
 
-The decision between read-only and write mode is made here, once: a read-only mount gets no edits, no journal and a server
-object that can't write.
+The decision between read-only and write mode is made here, once: a read-only mount gets no edits, no journal and a
+server object that can't write.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One mount's objects, wired to each other: who tells whom that something changed.
 
 A change that the server tells of drops the process's caches first (`_touched`), and once it is verified what the index
-says is followed by what the kernel knows (`_changed`). The kernel is told long time-outs only while both the follower and
-the notifier live.
+says is followed by what the kernel knows (`_changed`). The kernel is told long time-outs only while both the follower
+and the notifier live.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Mounted:
             memory=settings.cache_memory,
             trust=self._trust,
             volatile=lambda: self.keyspace.volatile,
-            on_deadline=self.keyspace.expires_at,
+            on_deadline=self._expires,
         )
         self.reader = Reader(
             server,
@@ -83,7 +83,11 @@ class Mounted:
             dump_limit=settings.dump_limit,
         )
         self.told = Told(
-            self.grammar, lambda: self.keyspace.index, self.notifier.invalidate, self.notifier.invalidate_all
+            self.grammar,
+            lambda: self.keyspace.index,
+            self.notifier.invalidate,
+            lambda paths: self.notifier.invalidate(paths, names_stand=True),
+            self.notifier.invalidate_all,
         )
         junk = Junk.of(settings)
         self.writing: WriteMode | None = None
@@ -169,6 +173,12 @@ class Mounted:
 
     def _trust(self) -> float:
         return math.inf if self.keyspace.live else SHORT
+
+    def _expires(self, key: bytes, deadline: float) -> None:
+        """A key will expire (time.monotonic()): nobody tells of that in time, so it is then looked at."""
+        if not self.keyspace.expires_at(key, deadline):
+            self.attributes.drop([key])
+            self.told.changed([key])
 
     def _touched(self, keys: Collection[bytes]) -> None:
         self.attributes.drop(keys)

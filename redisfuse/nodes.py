@@ -78,9 +78,7 @@ class UpdaterNode:
     """`/.updater`: looking at it starts a rescan."""
 
 
-Node = (
-    DirectoryNode | PieceNode | LongRootNode | LongFieldsNode | FileNode | OpenNode | ScratchNode | UpdaterNode
-)
+Node = DirectoryNode | PieceNode | LongRootNode | LongFieldsNode | FileNode | OpenNode | ScratchNode | UpdaterNode
 DIRECTORY_NODES = (DirectoryNode, PieceNode, LongRootNode, LongFieldsNode)
 
 

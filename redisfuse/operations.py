@@ -1,4 +1,4 @@
-"""The filesystem's face to the binding: paths, flags and handles in, attributes and bytes out. Nothing else happens here.
+"""The filesystem's face to the binding: paths, flags and handles in, attributes and bytes out.
 
 Every method may run in many threads at once. The lock here is held only to look into the table of handles.
 """
@@ -58,6 +58,8 @@ class Ownership:
 
     def mode(self, found: Stat) -> int:
         """Type and permission bits."""
+        if found.mode is not None:
+            return (stat.S_IFDIR if found.directory else stat.S_IFREG) | found.mode
         bits = 0o777 if found.directory else 0o666 if found.readable else 0
         if not self.write or not found.editable:
             bits &= ~0o222

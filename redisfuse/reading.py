@@ -1,7 +1,7 @@
 """How the bytes of a file are come by: whole and cached when small, in pieces when not, rendered for collections.
 
-Sizes (DESIGN.md 2): a string's or field's is its length. A collection's is the length of its rendering as long as it has
-at most `render_limit` elements and is not longer than RENDER_BYTES; beyond that it is 0, and the file streams.
+Sizes (DESIGN.md 2): a string's or field's is its length. A collection's is the length of its rendering as long as it
+has at most `render_limit` elements and is not longer than RENDER_BYTES; beyond that it is 0, and the file streams.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a write mount's tree is changed: making, removing and renaming files and directories.
 
-Everything that reaches Redis goes through `edits`; what is junk stays in scratch (DESIGN.md 7). A read-only mount has no
-object of this class. Every method may be called from any thread.
+Everything that reaches Redis goes through `edits`; what is junk stays in scratch (DESIGN.md 7). A read-only mount has
+no object of this class. Every method may be called from any thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from redisfuse.errors import (
 )
 from redisfuse.filesystem import Filesystem
 from redisfuse.journal.states import Content
-from redisfuse.junk import CreateFacts, Junk
+from redisfuse.junk import CreateFacts, Junk, Verdict
 from redisfuse.made import MadeDirectories
 from redisfuse.names import Reading, Target
 from redisfuse.nodes import DirectoryNode, FileNode, Node, OpenNode, ScratchNode
@@ -35,7 +35,6 @@ from redisfuse.parking import Parked
 log = logging.getLogger(__name__)
 
 UNLINK_SECONDS = 0.2  # how long an unlink of an open file waits: a rename over it may be what is really meant
-PRIVATE_MODE = 0o600  # with O_EXCL, how programs create temporary files (EDITORS.md)
 
 
 class Rearranger:
@@ -67,8 +66,9 @@ class Rearranger:
 
         Raises ExistsError, BadNameError, NameTooLongError, AccessError (--allow), NoSpaceError (scratch).
         """
-        if self._is_junk(path, exclusive=exclusive, mode=mode):
-            self._overlay.scratch.create(path, mode)
+        verdict = self._verdict(path, exclusive=exclusive, mode=mode)
+        if verdict.is_junk:
+            self._overlay.scratch.create(path, mode, exclusive=exclusive)
             return path
         reading = self._tree.grammar.creatable(path)
         existing = self._tree.find_file(reading)
@@ -81,8 +81,8 @@ class Rearranger:
         self._edits.check_allowed(target.key)
         file = self._overlay.files.opened(target, path, writing=True)
         parked = self._overlay.parking.take(target)
-        held = exclusive and mode & 0o777 == PRIVATE_MODE and self._junk.enabled and parked is None
-        file.begin_new(Basis.absent() if parked is None else parked.basis, held=held, parked=parked)
+        basis = Basis.absent() if parked is None else parked.basis
+        file.begin_new(basis, held=verdict.held and parked is None, parked=parked)
         return file
 
     def new_target(self, reading: Reading, *, whole: bool = False) -> Target:
@@ -101,7 +101,7 @@ class Rearranger:
 
     def make_directory(self, path: bytes, mode: int) -> None:
         """mkdir. Raises ExistsError, BadNameError."""
-        if self._is_junk(path, directory=True):
+        if self._verdict(path, directory=True).is_junk:
             self._overlay.scratch.mkdir(path, mode)
             return
         reading = self._tree.grammar.creatable(path)
@@ -217,14 +217,14 @@ class Rearranger:
             self._rename_scratch(source, old, new)
         elif not isinstance(source, FileNode | OpenNode):
             raise CrossDeviceError("this can't be renamed")
-        elif self._is_junk(new, exclusive=False) and _is_editable(source):
+        elif self._verdict(new).is_junk and _is_editable(source):
             self._park(source, old, new)
         else:
             self._rename_file(source, old, new, existing)
 
     def _rename_scratch(self, source: ScratchNode, old: bytes, new: bytes) -> None:
         scratch = self._overlay.scratch
-        if source.directory or self._is_junk(new, exclusive=False):
+        if source.directory or self._verdict(new).is_junk:
             scratch.rename(old, new)
             return
         target, basis = self._destination(new)
@@ -354,8 +354,8 @@ class Rearranger:
         else:
             if parked.copy is not None:
                 log.warning(
-                    "%s was renamed to %s, which is kept out of Redis: the key is removed, its content is in this mount's "
-                    "scratch area until it is unmounted, and in the journal (redisfuse log, redisfuse rollback)",
+                    "%s was renamed to %s, which is kept out of Redis: the key is removed, its content is in this "
+                    "mount's scratch area until it is unmounted, and in the journal (redisfuse log, rollback)",
                     shown,
                     os.fsdecode(parked.copy),
                 )
@@ -387,12 +387,12 @@ class Rearranger:
         finally:
             files.closed(file, writing=True)
 
-    def _is_junk(self, path: bytes, *, exclusive: bool = False, mode: int = 0o644, directory: bool = False) -> bool:
-        """Whether something made at `path` is junk by its name (how it is made may be part of the rule)."""
+    def _verdict(self, path: bytes, *, exclusive: bool = False, mode: int = 0o644, directory: bool = False) -> Verdict:
+        """Whether something made at `path` is junk, or held back, by its name and by how it is made."""
         parent, _, name = path.rpartition(b"/")
-        return self._junk.verdict(
-            parent, name, CreateFacts(exclusive, mode, directory, lambda other: self._is_data(parent, other))
-        ).is_junk
+        in_scratch = bool(parent) and self._overlay.scratch.is_directory(parent)
+        facts = CreateFacts(exclusive, mode, directory, lambda other: self._is_data(parent, other), in_scratch)
+        return self._junk.verdict(parent, name, facts)
 
     def _is_data(self, parent: bytes, name: bytes) -> bool:
         """Whether `name` beside a candidate is a key or field in Redis, or a new file that will be one."""

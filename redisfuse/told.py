@@ -1,7 +1,7 @@
 """What the kernel was told and may believe for long, so that each change can be pushed to it (DESIGN.md 4).
 
 Only what was asked about is remembered, in bounded memory; past the bound everything is invalidated at once. A name is
-noted *before* the server is asked about it: then a change that comes in between is pushed once too often, never too seldom.
+noted *before* the server is asked about it: a change that comes in between is pushed once too often, not too seldom.
 
 Threads: any. Locks are held only for bookkeeping; `push` and `push_all` must return at once (binding/notifier.py).
 """
@@ -27,11 +27,13 @@ class Told:
         grammar: Grammar,
         index: Callable[[], Index],
         push: Callable[[Iterable[bytes]], None],
+        push_listings: Callable[[Iterable[bytes]], None],
         push_all: Callable[[], None],
     ) -> None:
         self._grammar = grammar
         self._index = index
         self._push = push
+        self._push_listings = push_listings  # of directories whose own names stand
         self._push_all = push_all
         self._lock = threading.Lock()
         self._keys: set[int] = set()  # hashes of keys whose own name was asked about
@@ -86,14 +88,17 @@ class Told:
             self.forget()
             return
         paths: set[bytes] = set()
+        listings: set[bytes] = set()
         for key in keys:
-            if not self._collect(key, paths):
+            if not self._collect(key, paths, listings):
                 self.forget()
                 return
+        if listings:
+            self._push_listings(listings)
         if paths:
             self._push(paths)
 
-    def _collect(self, key: bytes, paths: set[bytes]) -> bool:
+    def _collect(self, key: bytes, paths: set[bytes], listings: set[bytes]) -> bool:
         """Add what is to be pushed for one key; False if all must be."""
         grammar = self._grammar
         *directory, leaf = grammar.split(key)
@@ -111,12 +116,14 @@ class Told:
         paths.update(names)
         if known:
             paths.update(_spellings(grammar, directory, leaf))
-        self._collect_directories(directory, leaf, paths)
+        self._collect_directories(directory, paths, listings)
         return True
 
-    def _collect_directories(self, directory: list[bytes], leaf: bytes, paths: set[bytes]) -> None:
-        """Directories that appeared or vanished with a key."""
+    def _collect_directories(self, directory: list[bytes], paths: set[bytes], listings: set[bytes]) -> None:
+        """The directory that lists a key, and those that appeared or vanished with it."""
         grammar, index = self._grammar, self._index()
+        if not directory or hash(grammar.prefix(directory)) in self._directories:
+            listings.add(grammar.directory_path(directory))
         for depth in range(len(directory), 0, -1):
             above = tuple(directory[:depth])
             mark = hash(grammar.prefix(above))
@@ -129,6 +136,7 @@ class Told:
                     self._directories[mark] = exists
                 paths.add(grammar.directory_path(above))
                 paths.update(_spellings(grammar, list(above[:-1]), above[-1]))
+                listings.add(grammar.directory_path(above[:-1]))
 
     def forget(self) -> None:
         """Anything may have changed: let the kernel forget all."""

@@ -1,4 +1,4 @@
-"""What a mount has more when it may write: journal, edits, open files, scratch, and the thread that lets waiting changes go.
+"""What a mount has more when it may write: journal, edits, open files, scratch, and a thread for what waits.
 
 Made only for `--write`; a read-only mount has no object of this class.
 """

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import itertools
 import os
 import re
 import stat
@@ -19,6 +18,8 @@ from operator import itemgetter
 from typing import Any
 
 from redisfuse.binding.face import NOW, OMIT, Attr, Calls, Opened, Time
+from redisfuse.binding.known import Known
+from redisfuse.errors import NotFoundError
 
 # libfuse's own names for files removed while open (hide_node in lib/fuse.c): node id and a counter, in hexadecimal.
 HIDDEN = re.compile(rb"/\.fuse_hidden[0-9a-f]{16,24}\Z")
@@ -45,6 +46,7 @@ CommonTypes: dict[str, tuple[Any, ...]] = {
     "open": (S, P),
     "read": (S, P, c_size_t, c_longlong, P),
     "write": (S, P, c_size_t, c_longlong, P),
+    "access": (S, c_int),
     "statfs": (S, P),
     "flush": (S, P),
     "release": (S, P),
@@ -121,37 +123,36 @@ class Callbacks:
         self._handle_at = info.fh.offset
         self._c_statvfs = library.c_statvfs
         self._info = info
+        self._root = os.geteuid() == 0
         self._fillers: dict[int, Callable[..., int]] = {}
-        self._nodes = itertools.count(2)
-        self._node_bound = 1
-
-    def nodes(self) -> int:
-        """At least the highest node id that the kernel can know: each possible new node was counted (some twice)."""
-        return self._node_bound + 1000  # the margin: threads that count at the same moment
-
-    def count_node(self) -> None:
-        """The kernel may be told a new node by the answer that is being made."""
-        self._node_bound = next(self._nodes)
+        self.known = Known()
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
     def _handle(self, info: int) -> int:
         return c_uint64.from_address(info + self._handle_at).value
 
-    def _opened(self, info: int, opened: Opened) -> int:
-        fi = self._info.from_address(info)
-        fi.fh = opened.handle
-        if opened.direct_io:
-            fi.direct_io = 1
-        if opened.keep_cache:
-            fi.keep_cache = 1
-        if opened.nonseekable:
-            fi.nonseekable = 1
+    def _open(self, info: int, path: bytes, ask: Callable[[bytes, int], Opened]) -> int:
+        known = self.known
+        version = known.opening(path)
+        try:
+            opened = ask(path, c_int.from_address(info).value)
+        except BaseException:
+            known.failed(path, version)
+            raise
+        direct_io, keep_cache = known.opened(path, version, opened)
+        c_uint64.from_address(info + self._handle_at).value = opened.handle
+        if direct_io or keep_cache or opened.nonseekable:
+            fi = self._info.from_address(info)
+            fi.direct_io = direct_io
+            fi.keep_cache = keep_cache
+            fi.nonseekable = opened.nonseekable
         return 0
 
     def _stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
+        if path is not None:
+            self.known.asked(path)
         ctypes.memmove(buffer, self.layout.pack(self.calls.getattr(path, handle)), self.layout.size)
-        self.count_node()
         return 0
 
     def _rename(self, old: bytes, new: bytes, flags: int) -> int:
@@ -194,7 +195,6 @@ class Callbacks:
 
     def mknod(self, path: bytes, mode: int, device: int) -> int:
         self.calls.mknod(path, mode, device)
-        self.count_node()
         return 0
 
     def mkdir(self, path: bytes, mode: int) -> int:
@@ -218,10 +218,14 @@ class Callbacks:
         return 0
 
     def open(self, path: bytes, info: int) -> int:
-        return self._opened(info, self.calls.open(path, c_int.from_address(info).value))
+        try:
+            return self._open(info, path, self.calls.open)
+        except NotFoundError:
+            # The kernel believed that it is there. On ESTALE it looks again, and then says ENOENT or creates it.
+            return -errno.ESTALE
 
     def create(self, path: bytes, mode: int, info: int) -> int:
-        return self._opened(info, self.calls.create(path, c_int.from_address(info).value, mode))
+        return self._open(info, path, lambda where, flags: self.calls.create(where, flags, mode))
 
     def read(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
         data = self.calls.read(self._handle(info), size, offset)
@@ -239,6 +243,14 @@ class Callbacks:
             raise ValueError(f"write took {written} of {size} bytes")
         return written
 
+    def access(self, path: bytes, wanted: int) -> int:
+        """access(2) and chdir(2), where the kernel doesn't check permissions: then only the owner gets here."""
+        mode = self.calls.getattr(path, None).mode
+        granted = mode >> 6 & 7
+        if self._root:
+            granted |= os.R_OK | os.W_OK
+        return -errno.EACCES if wanted & 7 & ~granted else 0
+
     def statfs(self, path: bytes, buffer: int) -> int:
         answer = self._c_statvfs.from_address(buffer)
         for name, value in self.calls.statfs(path).items():
@@ -250,7 +262,9 @@ class Callbacks:
         return 0
 
     def release(self, _path: bytes | None, info: int) -> int:
-        self.calls.release(self._handle(info))
+        handle = self._handle(info)
+        self.known.released(handle)
+        self.calls.release(handle)
         return 0
 
     def fsync(self, _path: bytes | None, datasync: int, info: int) -> int:

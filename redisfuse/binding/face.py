@@ -7,12 +7,13 @@ Paths and names are bytes exactly as the kernel gave them; `b"/"` is the root.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from redisfuse.errors import MountError
+if TYPE_CHECKING:
+    from redisfuse.binding.known import Known
 
 
 class Attr(NamedTuple):
@@ -44,7 +45,8 @@ class Opened(NamedTuple):
     """How a file was opened.
 
     `direct_io`: reads come with the program's own offsets and sizes, past the page cache and past `size`.
-    `keep_cache`: the pages that the kernel holds of this file are still right.
+    `keep_cache`: the kernel may keep pages of this file over several opens, until a change is told to the notifier.
+    (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
     """
 
     handle: int
@@ -72,7 +74,10 @@ class Calls(Protocol):
 
     def releasedir(self, handle: int) -> None: ...
     def open(self, path: bytes, flags: int) -> Opened:
-        """`flags` holds O_TRUNC where the program asked for it (no separate truncate comes, on either binding)."""
+        """`flags` holds O_TRUNC where the program asked for it (no separate truncate comes, on either binding).
+
+        Permission bits were not checked before, except in a mount with `allow_other`.
+        """
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened: ...
     def read(self, handle: int, size: int, offset: int) -> bytes | bytearray | memoryview: ...
@@ -148,9 +153,7 @@ class MountOptions:
 class Attachable(Protocol):
     """What is told the descriptor of the kernel's connection, while there is one: the notifier."""
 
-    def attach(self, descriptor: int, mountpoint: Path, nodes: Callable[[], int]) -> None:
-        """`nodes()` is at least the highest node id that the kernel can know."""
-
+    def attach(self, descriptor: int, mountpoint: Path, known: Known) -> None: ...
     def detach(self) -> None: ...
 
 
@@ -202,7 +205,6 @@ __all__ = [
     "Binding",
     "Calls",
     "Entry",
-    "MountError",
     "MountOptions",
     "Opened",
     "Time",

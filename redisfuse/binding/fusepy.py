@@ -121,9 +121,9 @@ class Fusepy(Session):
     def _option_list(self, options: MountOptions) -> list[str]:
         entry, negative, attr = self._marked = _marked(options)
         listed = ["ro"] if options.read_only else ["rw", "big_writes"]
-        listed += [f"fsname={options.fsname}", "subtype=redisfuse", "default_permissions", "use_ino"]
+        listed += [f"fsname={options.fsname}", "subtype=redisfuse", "use_ino"]
         listed += [f"entry_timeout={entry!r}", f"negative_timeout={negative!r}", f"attr_timeout={attr!r}"]
-        listed += ["allow_other"] if options.allow_other else []
+        listed += ["allow_other", "default_permissions"] if options.allow_other else []
         listed += ["nonempty"] if options.nonempty else []
         return [*listed, *options.extra]
 

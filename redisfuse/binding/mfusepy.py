@@ -29,6 +29,7 @@ class Fuse3Callbacks(Callbacks):
     def __init__(self, library: Any, calls: Calls) -> None:
         super().__init__(library, calls)
         self.cache_listings = False
+        self._top: set[int] = set()  # open handles of the root
         self._caches = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
 
     def _maybe(self, info: int | None) -> int | None:
@@ -55,23 +56,33 @@ class Fuse3Callbacks(Callbacks):
         return self._utimens(path, times, self._maybe(info))
 
     def opendir(self, path: bytes, info: int) -> int:
+        kept = self.cache_listings and self._caches and self.known.listing_kept(path)
         super().opendir(path, info)
+        if path == b"/":
+            self._top.add(self._handle(info))
         if self.cache_listings and self._caches:
             fi = self._info.from_address(info)
             fi.cache_readdir = 1
-            fi.keep_cache = 1
+            fi.keep_cache = kept
         return 0
+
+    def releasedir(self, path: bytes | None, info: int) -> int:
+        self._top.discard(self._handle(info))
+        return super().releasedir(path, info)
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
         fill = self._fill(filler)
         pack, pack_type = self.layout.pack, self.layout.pack_type
         plus = flags & _ASKED_PLUS
-        for name, mode, attr, inode, position in self._entries(self._handle(info), offset):
+        handle = self._handle(info)
+        at_top = handle in self._top
+        for name, mode, attr, inode, position in self._entries(handle, offset):
             if attr is None:
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
             elif plus:
+                if at_top:
+                    self.known.asked(b"/" + name)
                 full = fill(buffer, name, pack(attr), position, _FILL_PLUS)
-                self.count_node()
             else:
                 full = fill(buffer, name, pack(attr), position, 0)
             if full:
@@ -124,8 +135,7 @@ class Mfusepy(Session):
 
     def _option_list(self, options: MountOptions) -> list[str]:
         listed = ["ro" if options.read_only else "rw", f"fsname={options.fsname}", "subtype=redisfuse"]
-        listed += ["default_permissions"]
-        listed += ["allow_other"] if options.allow_other else []
+        listed += ["allow_other", "default_permissions"] if options.allow_other else []
         return [*listed, *options.extra]
 
     def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:

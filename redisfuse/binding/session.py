@@ -186,7 +186,7 @@ class Session:
             try:
                 self._configure(connection, configuration, options)
                 if notifier is not None:
-                    notifier.attach(self._descriptor(), path, callbacks.nodes)
+                    notifier.attach(self._descriptor(), path, callbacks.known)
                 self._started = True
                 calls.started()
             except BaseException as error:

@@ -6,7 +6,7 @@ from redisfuse.printable import printable
 
 
 def _show(kind: str, line: str) -> None:
-    text = printable(line)
+    text = "\t".join(map(printable, line.split("\t")))
     if kind == "say":
         click.secho(f"\n# {text}", fg="cyan")
     elif kind == "command":

@@ -92,7 +92,7 @@ def _odd_names() -> Iterator[Command]:
         b"odd:\x1b[31mred",
         b"odd:\xff\xfe not UTF-8",
         "odd:ünïcödé ☕".encode(),
-        b"odd:" + b"long" * 80,
+        b"odd:long:" + b"very-" * 80 + b"long",
         b"",
     ):
         yield "SET", key, key + b"\n"

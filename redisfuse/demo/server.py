@@ -100,11 +100,16 @@ def load(path: Path, commands: Iterable[Command]) -> int:
     return len(requests)
 
 
+def ask(path: Path, *command: str) -> str:
+    """The server's answer to one command that is answered by a short line. Raises OSError."""
+    with _connect(path) as connection:
+        connection.sendall(_encode(command))
+        return os.fsdecode(connection.recv(512).strip()[1:])
+
+
 def _answers(path: Path) -> bool:
     try:
-        with _connect(path) as connection:
-            connection.sendall(_encode(("PING",)))
-            return connection.recv(64).startswith(b"+PONG")
+        return ask(path, "PING") == "PONG"
     except OSError:
         return False
 

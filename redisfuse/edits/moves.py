@@ -67,7 +67,7 @@ def _own_expiry(state: State) -> int | None:
 
 def _commands(move: Move, source: Found, target: Found, new: State, facts: Facts) -> list[Command]:
     if move.source.field is None and move.target.field is None:
-        commands = [Command.of("RENAME", move.source.key, move.target.key)]
+        commands = [restore.rename(move.source.key, move.target.key)]
         if new.expires_at != source.state.expires_at:
             commands += restore.expire(move.target, new.expires_at, facts)
         return commands

@@ -21,7 +21,7 @@ def write(target: Target, found: Found, content: Content, facts: Facts) -> list[
     if content.size <= CHUNK and facts.at_least((6, 0)):
         return [Command(("SET", target.key, content.read(), "KEEPTTL"))]
     # A large value must be its command's last word, so KEEPTTL has no place; the same transaction puts it back.
-    return [Command(("SET", target.key), content), *_expire_key(target.key, found.state.expires_at)]
+    return rewrite(target.key, content, found)
 
 
 def _write_field(key: bytes, field: bytes, content: Content, expires_at: int | None, facts: Facts) -> list[Command]:
@@ -37,6 +37,11 @@ def remove(target: Target, facts: Facts) -> list[Command]:
     if target.field is not None:
         return [Command.of("HDEL", target.key, target.field)]
     return [Command.of("UNLINK" if facts.at_least((4, 0)) else "DEL", target.key)]
+
+
+def rename(key: bytes, new_key: bytes) -> Command:
+    """Give a key another name; its time to live goes with it."""
+    return Command.of("RENAME", key, new_key)
 
 
 def expire(target: Target, at_ms: int | None, facts: Facts) -> list[Command]:
@@ -59,6 +64,11 @@ def patch(key: bytes, offset: int, content: Content, found: Found) -> list[Comma
     if offset == found.state.total:
         return [Command(("APPEND", key), content)]
     return [Command(("SETRANGE", key, offset), content)]
+
+
+def rewrite(key: bytes, content: Content, found: Found) -> list[Command]:
+    """Give a string other bytes that come in pieces; its time to live stays."""
+    return [Command(("SET", key), content), *_expire_key(key, found.state.expires_at)]
 
 
 def restore(target: Target, found: Found, wanted: State, facts: Facts, *, portable: bool = False) -> list[Command]:

@@ -446,10 +446,10 @@ class Keyspace:
             self._resume_at = time.monotonic() + self._break
             self._break = min(2 * self._break, _LONGEST_BREAK)
             self._want_scan()
+        self._on_reset()
         log.warning("%s", self._reason)
         if self._follower is not None:
             self._follower.close()
-        self._on_reset()
 
     def _trouble(self, error: RedisFuseError) -> None:
         """Tell those who wait of an error; of "not now" only when it lasts. The lock is held."""

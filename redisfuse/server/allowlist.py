@@ -8,7 +8,7 @@ though flagged readonly), and the unbounded HGETALL, SMEMBERS, HKEYS, HVALS are 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 
@@ -98,13 +98,6 @@ WRITES = AllowList(
 )
 """What the connections that edits.py writes on may send."""
 
-INSPECTION = AllowList(
-    "inspection",
-    _CONNECTING | frozenset({b"DBSIZE"}),
-    {b"CLIENT": _CONTAINERS[b"CLIENT"], b"ACL": frozenset({b"DRYRUN", b"GETUSER", b"WHOAMI"})},
-)
-"""What `redisfuse doctor` may send to learn what the user may do."""
-
 SENTINEL = AllowList(
     "Sentinel", frozenset({b"AUTH", b"HELLO", b"PING"}), {b"SENTINEL": frozenset({b"GET-MASTER-ADDR-BY-NAME"})}
 )
@@ -112,6 +105,49 @@ SENTINEL = AllowList(
 
 
 _pack: Callable[[Any], bytes] = hiredis.pack_command
+
+
+class Guard(Protocol):
+    """What judges commands before they are sent."""
+
+    def check(self, commands: list[list[bytes]]) -> None:
+        """Raise ForbiddenCommandError unless every one of the commands may be sent."""
+
+
+_INSPECTION = AllowList(
+    "inspection",
+    READS.commands - {b"EXEC"},
+    {**READS.containers, b"ACL": frozenset({b"DRYRUN"})},
+)
+
+_REHEARSED = AllowList(
+    "rehearsal",
+    WRITES.commands - {b"EXEC", b"MULTI"},
+    {**WRITES.containers, **READS.containers},
+)
+
+
+class Rehearsal:
+    """What `redisfuse doctor` may send: writes too, but only where they are queued and then thrown away.
+
+    A server checks its ACL when a command is queued. So between MULTI, which the server must have accepted (`begin`
+    says so), and DISCARD, a write tells whether it would be allowed, and nothing else happens. EXEC is always refused.
+    """
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def begin(self) -> None:
+        """The server has answered OK to MULTI, on this connection."""
+        self._begun = True
+
+    def check(self, commands: list[list[bytes]]) -> None:
+        """Raise ForbiddenCommandError unless nothing of this can have an effect."""
+        for command in commands:
+            if self._begun and [word.upper() for word in command] == [b"DISCARD"]:
+                self._begun = False
+                continue
+            (_REHEARSED if self._begun else _INSPECTION).check([command])
 
 
 def parse_commands(packed: bytes) -> list[list[bytes]]:

@@ -17,7 +17,7 @@ from redis.connection import AbstractConnection, Connection, SSLConnection, Unix
 
 from redisfuse.errors import AccessError, RedisFuseError, ServerReplyError, UnavailableError, UsageError
 from redisfuse.server.address import Address
-from redisfuse.server.allowlist import AllowList, pack_commands, parse_commands
+from redisfuse.server.allowlist import Guard, pack_commands, parse_commands
 from redisfuse.server.counters import Brake, Counters
 from redisfuse.server.replies import error_of_reply, error_of_text
 
@@ -98,7 +98,7 @@ def _plain(error: OSError) -> OSError:
 class GuardedConnection(AbstractConnection):
     """What redisfuse adds to a connection of redis-py. Made by `open_connection` only."""
 
-    guard: AllowList
+    guard: Guard
     counters: Counters
     brake: Brake
     patience: float  # seconds for connecting and for the handshake
@@ -184,7 +184,7 @@ _QUIET = _quiet_options()
 
 def open_connection(
     address: Address,
-    guard: AllowList,
+    guard: Guard,
     *,
     timeout: float,
     counters: Counters,

@@ -149,7 +149,7 @@ class Dialogue:
         self._require_open()
         if self._pushes:
             return self._pushes.popleft()
-        self._wire.allow(timeout)
+        self._wire.allow(timeout if timeout > 0 else 0.05 if self._wire.readable() else 0)
         while True:
             try:
                 answer = self._next(patient=True)

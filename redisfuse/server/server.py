@@ -20,7 +20,7 @@ from redisfuse.errors import (
     UnavailableError,
 )
 from redisfuse.server.address import Address
-from redisfuse.server.allowlist import READS, SENTINEL, WRITES, AllowList
+from redisfuse.server.allowlist import READS, SENTINEL, WRITES, Guard
 from redisfuse.server.connection import NAME, open_connection
 from redisfuse.server.counters import Brake, Counters
 from redisfuse.server.dialogue import Argument, Command, Dialogue
@@ -135,17 +135,18 @@ class Server:
     # -- connections of one's own -------------------------------------------------------------------------------------
 
     @contextmanager
-    def dialogue(self, *, resp3: bool = False) -> Iterator[Dialogue]:
+    def dialogue(self, *, resp3: bool = False, guard: Guard = READS) -> Iterator[Dialogue]:
         """A reading connection for the body of `with` alone, for as long as it likes (the scan, the follower).
 
         It counts among `limits.connections`, so the pool has one less, but at least one. close() ends a wait in it.
+        Only permissions.py gives another `guard`.
         """
         with self._lock:
             self._extra += 1
         self._readers.shrink()
         dialogue: Dialogue | None = None
         try:
-            dialogue = self._open(READS, self.limits.timeout, resp3=resp3)
+            dialogue = self._open(guard, self.limits.timeout, resp3=resp3)
             with self._lock:
                 self._dialogues.add(dialogue)
             if self._closed:
@@ -191,7 +192,7 @@ class Server:
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
-    def _open(self, guard: AllowList, seconds: float, *, resp3: bool = False) -> Dialogue:
+    def _open(self, guard: Guard, seconds: float, *, resp3: bool = False) -> Dialogue:
         """A new connection, named, and not disturbing the server's LRU; within `seconds`."""
         address = self._locate(seconds)
         connection = open_connection(

@@ -1,4 +1,4 @@
-"""Settling what a crash or a silent server left open: each pending change is compared with what is there, never guessed."""
+"""Settling what a crash or a silent server left open: changes are compared with what is there, never guessed."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -87,7 +87,7 @@ def _read(server: Server, intents: Sequence[Intent]) -> dict[Target, Found]:
 
 
 def _witnessed(journal: Journal, change: Change) -> Outcome | None:
-    """What the next change of the same target saw before it was made, if there is one: better than what is there now."""
+    """What the next change of the same target saw before it was made, if there is one: it was there first."""
     later = [each for each in journal.later_changes(change) if each.field == change.field and each.state == "applied"]
     if not later:
         return None

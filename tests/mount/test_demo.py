@@ -107,7 +107,7 @@ def test_the_readmes_session_is_the_demos(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["Mounting it", "$ ls\n", "$ grep"])
+@pytest.mark.parametrize("moment", ["Mounting it", "$ ls -C", "$ grep"])
 def test_an_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals, moment: str) -> None:
     """Interrupted at any moment it ends with status 130 and puts everything away."""
     with demo(folder=folder) as process:
@@ -142,7 +142,7 @@ def test_the_embedded_server_and_the_stand_ins(folder: Path, tmp_path: Path) -> 
     with demo(folder=folder, path=str(tmp_path)) as process:
         output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
-    assert "├── 1001.email" in output or "└── welcome.html" in output
+    assert "└── welcome.html" in output
     assert 'user.redis.type="string"' in output
     assert "not found" not in output
     assert_nothing_left(folder)

@@ -53,7 +53,7 @@ def test_each_command_has_help(name: str) -> None:
     command = COMMANDS[name]
     first = (command.help or "").strip().partition("\n")[0]
     assert first.endswith("."), name
-    assert len(first) <= 80
+    assert len(first) <= 110  # at most two lines of help
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
             assert option.help, f"{name} {option.opts[0]}"
@@ -65,7 +65,7 @@ def test_a_command_modules_first_line_is_its_summary(name: str) -> None:
     """The line that `redisfuse --help` shows is a sentence that fits."""
     summary = (importlib.import_module(f"redisfuse.cli.{name}").__doc__ or "").partition("\n")[0]
     assert summary.endswith(".")
-    assert len(summary) <= 80
+    assert len(summary) <= 110
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -82,8 +82,10 @@ def test_each_option_of_mount_is_in_the_readme(option: click.Option) -> None:
 
 def test_nothing_that_is_not_there_is_in_the_readme() -> None:
     """Each command, option of `mount` and environment variable that the README names exists."""
-    named = set(re.findall(r"^\s*\$? ?redisfuse ([a-z]+)\b(?!:)", README, re.MULTILINE))
-    assert named <= {*COMMANDS, "umount"}
+    code = "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", README, re.DOTALL))
+    named = set(re.findall(r"^(?:\$ )?redisfuse ([a-z]+)\b(?![:+])", code, re.MULTILINE))
+    assert named
+    assert named <= COMMANDS.keys()
     known = {
         spelling for command in [group, *COMMANDS.values()] for option in command.params for spelling in option.opts
     }

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redisfuse.errors import ForbiddenCommandError
-from redisfuse.server.allowlist import INSPECTION, READS, SENTINEL, WRITES, AllowList, pack_commands, parse_commands
+from redisfuse.server.allowlist import READS, SENTINEL, WRITES, AllowList, Rehearsal, pack_commands, parse_commands
 
 NEVER = [
     *("FLUSHALL", "FLUSHDB", "CONFIG SET a b", "CONFIG GET *", "KEYS *", "DEBUG SLEEP 1", "SHUTDOWN", "MONITOR"),
@@ -33,7 +33,7 @@ def words(text: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("command", NEVER)
-@pytest.mark.parametrize("guard", [READS, WRITES, INSPECTION, SENTINEL], ids=lambda guard: guard.name)
+@pytest.mark.parametrize("guard", [READS, WRITES, SENTINEL], ids=lambda guard: guard.name)
 def test_on_no_list(guard: AllowList, command: str) -> None:
     """Commands that destroy, configure, script, or are unbounded are on no list, in no spelling."""
     for spelling in (command, command.lower(), command.title()):
@@ -46,7 +46,7 @@ def test_on_no_list(guard: AllowList, command: str) -> None:
 def test_writes_only_on_the_writers_list(command: str) -> None:
     """A command that writes is on the writer's list and on no other."""
     assert WRITES.allows(words(command))
-    for guard in (READS, INSPECTION, SENTINEL):
+    for guard in (READS, SENTINEL):
         assert not guard.allows(words(command))
 
 
@@ -56,6 +56,24 @@ def test_reads(command: str) -> None:
     assert READS.allows(words(command))
     READS.check([words(command)])
     assert READS.allows([words(command)[0].lower(), *words(command)[1:]])
+
+
+@pytest.mark.parametrize("command", [*NEVER, *ONLY_WRITER, "EXEC", "exec"])
+def test_a_rehearsal_sends_no_write_before_it_has_begun_or_after_its_end(command: str) -> None:
+    """Before MULTI was accepted, after DISCARD, and in one buffer with DISCARD, no write is sent; EXEC never is."""
+    rehearsal = Rehearsal()
+    for begun in (False, True):
+        for commands in ([words(command)], [words("DISCARD"), words(command)], [words("MULTI"), words(command)]):
+            if begun:
+                rehearsal.begin()
+                rehearsal.check([words("discard")])
+            with pytest.raises(ForbiddenCommandError):
+                rehearsal.check(commands)
+    rehearsal.begin()
+    if command in ONLY_WRITER:
+        rehearsal.check([words(command), words("DISCARD")])
+    with pytest.raises(ForbiddenCommandError):
+        rehearsal.check([words("EXEC")])
 
 
 def test_containers_need_their_second_word() -> None:

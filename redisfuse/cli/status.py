@@ -1,0 +1,92 @@
+"""What is mounted, and how it is doing."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.cli._options import PATH
+from redisfuse.cli._terminal import say
+from redisfuse.printable import printable
+from redisfuse.errors import MountError
+from redisfuse.settings import format_size
+
+ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; operations.py answers it
+
+
+@click.command
+@click.argument("mountpoint", type=PATH, required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each mount.")
+def command(mountpoint: Path | None, as_json: bool) -> None:
+    """What is mounted, and how it is doing: of one mount, or of all of them.
+
+    Exit status 1 if nothing is mounted, or a mount does not answer.
+    """
+    found = mountpoints.mounts()
+    if mountpoint is not None:
+        wanted = mountpoints.absolute(mountpoint)
+        found = [mount for mount in found if mount.mountpoint == wanted]
+    if not found:
+        raise MountError("nothing is mounted" if mountpoint is None else f"{mountpoint} is not a redisfuse mount")
+    dead = []
+    for mount in found:
+        try:
+            facts = json.loads(os.getxattr(mount.mountpoint, ATTRIBUTE))
+        except OSError as error:
+            dead.append(f"{mount.mountpoint} does not answer: {error.strerror}")
+            continue
+        if as_json:
+            click.echo(json.dumps(facts))
+        else:
+            for line in _lines(facts):
+                say(line)
+    if dead:
+        raise MountError("; ".join(dead))
+
+
+def _lines(facts: dict[str, Any]) -> list[str]:
+    """The facts of one mount in words."""
+    rate = facts["cache_hit_rate"]
+    rows = [
+        ("mounted", f"{facts['server']} ({facts['server_version']}), {facts['mode']}"),
+        ("keys", _keys(facts)),
+        ("changes", "followed as they happen" if facts["live"] else f"not followed: {facts['reason']}"),
+        ("kernel cache", "kept true by pushing changes" if facts["kernel_cache"] else _no_cache(facts)),
+        ("sent", f"{facts['commands']} commands in {facts['round_trips']} round trips"),
+        ("cache", "not used yet" if rate is None else f"{rate:.0%} of what was asked cost the server nothing"),
+        (
+            "memory",
+            f"{format_bytes(facts['memory_bytes'])}, of that the index {format_bytes(facts['index_bytes'])}"
+            + (" (its keys are on disk)" if facts["index_on_disk"] else ""),
+        ),
+        ("runs", f"pid {facts['pid']} for {facts['up_seconds']:g} s, {facts['binding']} on {facts['library']}"),
+    ]
+    if facts["journal"]:
+        rows.append(("journal", f"{facts['journal']}, session {facts['session']}"))
+    return [printable(facts["mountpoint"]), *(f"  {name:<13}{text}" for name, text in rows)]
+
+
+def _keys(facts: dict[str, Any]) -> str:
+    if not facts["ready"]:
+        total = facts["scan_total"]
+        return f"being read: {facts['scanned']} of {total or 'an unknown number'}"
+    return f"{facts['keys']}{' (being read again)' if facts['scanning'] else ''}"
+
+
+def _no_cache(facts: dict[str, Any]) -> str:
+    return f"one second only: {facts['kernel_cache_reason'] or 'changes are not followed yet'}"
+
+
+def format_bytes(size: int) -> str:
+    """About so much: `3.4 MiB`."""
+    if size < 1024:
+        return format_size(size) + " B"
+    value = float(size)
+    for unit in ("KiB", "MiB", "GiB"):
+        value /= 1024
+        if value < 1024 or unit == "GiB":
+            break
+    return f"{value:.1f} {unit}"

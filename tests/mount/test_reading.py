@@ -1,0 +1,307 @@
+"""Reading through a real mount: every key a file, with its bytes, and no command that a guest would not send."""
+
+import hashlib
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from redisfuse.server.allowlist import READS
+from tests.support.mounts import Mount, eventually, mounted
+from tests.support.redis_server import RedisServer
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    with mounted(tmp_path_factory.mktemp("reading"), server.tcp_url()) as mount:
+        yield mount
+
+
+@pytest.fixture
+def client(server: RedisServer, mount: Mount) -> redis.Redis:
+    client = server.client()
+    client.flushall()
+    eventually(lambda: mount.status()["ready"] and not os.listdir(mount.path))
+    return client
+
+
+def contents(path: Path) -> dict[tuple[bytes, bytes | None], bytes]:
+    """Every file below a mount point, by the key and field that its extended attributes name; none twice."""
+    found: dict[tuple[bytes, bytes | None], bytes] = {}
+    for directory, _subdirectories, names in os.walk(os.fsencode(path), onerror=raise_it):
+        for name in names:
+            file = os.path.join(directory, name)
+            assert len(name) <= 255
+            key = os.getxattr(file, "user.redis.key")
+            field = os.getxattr(file, "user.redis.field") if b"user.redis.field" in xattrs(file) else None
+            assert (key, field) not in found, f"{file!r} is listed twice"
+            found[key, field] = Path(os.fsdecode(file)).read_bytes()
+    return found
+
+
+def xattrs(file: bytes) -> list[bytes]:
+    return [os.fsencode(name) for name in os.listxattr(file)]
+
+
+def raise_it(error: OSError) -> None:
+    raise error
+
+
+parts = st.binary(max_size=6) | st.sampled_from([b"", b".", b"..", b"a", b"a.b", b"%", b"\xff", b"x" * 260, b"/"])
+keys = st.lists(parts, min_size=1, max_size=4).map(b":".join)
+hashes = st.dictionaries(st.binary(max_size=8) | st.sampled_from([b"", b"b", b"b.c", b":"]), st.binary(max_size=9), min_size=1, max_size=4)
+data = st.dictionaries(keys, st.binary(max_size=20) | hashes, max_size=25)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data)
+def test_every_key_and_field_is_found_once_with_its_bytes(
+    client: redis.Redis, mount: Mount, wanted: dict[bytes, bytes | dict[bytes, bytes]]
+) -> None:
+    """A walk finds each string and each hash field exactly once, with its bytes, whatever their names are."""
+    client.flushall()
+    expected: dict[tuple[bytes, bytes | None], bytes] = {}
+    for key, value in wanted.items():
+        if isinstance(value, bytes):
+            client.set(key, value)
+            expected[key, None] = value
+        else:
+            client.hset(key, mapping=value)  # type: ignore[arg-type]
+            expected |= {(key, field): content for field, content in value.items()}
+    eventually(lambda: mount.status()["ready"] and mount.status()["keys"] == len(wanted))
+    assert contents(mount.path) == expected
+
+
+def test_long_names_and_paths(client: redis.Redis, mount: Mount) -> None:
+    """Names over 255 bytes and paths over 3000 are found, each once."""
+    wanted = {
+        b"n" * 1000: b"1",
+        b"d" * 600 + b":" + b"e" * 300: b"2",
+        b":".join([b"p" * 100] * 40): b"3",
+        b"\xff" * 1500: b"4",
+    }
+    for key, value in wanted.items():
+        client.set(key, value)
+    client.hset("h", mapping={b"f" * 4000: b"5", b"g": b"6"})
+    eventually(lambda: mount.status()["keys"] == 5)
+    expected: dict[tuple[bytes, bytes | None], bytes] = {(key, None): value for key, value in wanted.items()}
+    assert contents(mount.path) == expected | {(b"h", b"f" * 4000): b"5", (b"h", b"g"): b"6"}
+
+
+def test_every_type_reads(client: redis.Redis, mount: Mount) -> None:
+    """Collections are lines, sorted sets have scores, a whole hash and the views open by name."""
+    client.rpush("list", "a", "b\nc", b"\xff")
+    client.sadd("set", "m")
+    client.zadd("zset", {"x": 1.5, "y": -2})
+    client.hset("hash", mapping={"f": "v\tw"})
+    client.xadd("stream", {"k": "v"}, id="5-1")
+    client.set("text", "hello")
+    path = mount.path
+    eventually(lambda: mount.status()["keys"] == 6)
+    assert (path / "list").read_bytes() == b"a\nb\\nc\n\\xff\n"
+    assert (path / "set").read_bytes() == b"m\n"
+    assert (path / "zset").read_bytes() == b"-2\ty\n1.5\tx\n"
+    assert (path / "hash").read_bytes() == b"f\tv\\tw\n"
+    assert (path / "stream").read_bytes() == b"5-1\tk=v\n"
+    assert sorted(os.listdir(path)) == ["hash.f", "list", "set", "stream", "text", "zset"]
+    assert (path / "list").stat().st_size == len(b"a\nb\\nc\n\\xff\n")
+    assert b'"value": "hello"' in (path / "text%json").read_bytes()
+    assert (path / "text%dump").read_bytes() == client.dump("text")
+    assert (path / "text%").read_bytes() == b"hello"
+
+
+def test_a_large_collection_streams(client: redis.Redis, mount: Mount) -> None:
+    """Above --render-limit a file says 0 bytes and still reads to its end."""
+    client.rpush("big", *range(20_000))
+    eventually(lambda: mount.status()["keys"] == 1)
+    assert (mount.path / "big").stat().st_size == 0
+    assert (mount.path / "big").read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
+
+
+def test_extended_attributes(client: redis.Redis, mount: Mount) -> None:
+    """Every file tells its key, type, time to live, encoding and length; a directory its prefix."""
+    client.set("a:b", "12345", px=60_000)
+    client.hset("h", "f", "xyz")
+    eventually(lambda: mount.status()["keys"] == 2)
+    path = mount.path / "a" / "b"
+    found = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    assert 0 < int(found.pop("user.redis.ttl")) <= 60_000
+    assert found == {
+        "user.redis.key": b"a:b",
+        "user.redis.type": b"string",
+        "user.redis.encoding": b"int",
+        "user.redis.length": b"5",
+    }
+    assert os.getxattr(mount.path / "a", "user.redis.prefix") == b"a:"
+    assert os.getxattr(mount.path / "h.f", "user.redis.field") == b"f"
+    assert os.getxattr(mount.path / "h.f", "user.redis.length") == b"3"
+    with pytest.raises(OSError, match="No data"):
+        os.getxattr(path, "user.other")
+
+
+def test_modes_are_owner_only(client: redis.Redis, mount: Mount) -> None:
+    """Files are 0400 and directories 0500, and belong to whoever mounted."""
+    client.set("a:b", "x")
+    eventually(lambda: mount.status()["keys"] == 1)
+    assert (mount.path / "a" / "b").stat().st_mode & 0o7777 == 0o400
+    assert (mount.path / "a").stat().st_mode & 0o7777 == 0o500
+    assert (mount.path / "a" / "b").stat().st_uid == os.getuid()
+
+
+def commands(client: redis.Redis) -> dict[str, int]:
+    """How often each command was called since the statistics were reset."""
+    return {name.removeprefix("cmdstat_"): facts["calls"] for name, facts in client.info("commandstats").items()}
+
+
+def test_listing_costs_two_commands_a_key(client: redis.Redis, mount: Mount) -> None:
+    """`ls -l` of 20 000 strings asks TYPE and STRLEN once each, in pipelines."""
+    pipe = client.pipeline(transaction=False)
+    for number in range(20_000):
+        pipe.set(f"many:{number}", "x" * (number % 50))
+    pipe.execute()
+    eventually(lambda: mount.status()["keys"] == 20_000 and mount.status()["live"])
+    time.sleep(0.5)
+    client.config_resetstat()
+    before = mount.status()["round_trips"]
+    listing = subprocess.run(["ls", "-l", mount.path / "many"], capture_output=True, check=True, timeout=60)
+    assert listing.stdout.count(b"\n") == 20_001
+    used = commands(client)
+    assert used["type"] <= 20_000 + 10
+    assert used["strlen"] <= 20_000 + 10
+    assert mount.status()["round_trips"] - before < 100
+
+
+def test_cat_costs_two_round_trips(client: redis.Redis, mount: Mount) -> None:
+    """`cat` of a small string is at most 2 round trips cold, and at most 1 after `ls -l`."""
+    client.mset({"one:a": "1", "one:b": "2"})
+    eventually(lambda: mount.status()["keys"] == 2)
+    before = mount.status()["round_trips"]
+    assert (mount.path / "one" / "a").read_text() == "1"
+    assert mount.status()["round_trips"] - before <= 2
+    subprocess.run(["ls", "-l", mount.path / "one"], capture_output=True, check=True, timeout=60)
+    before = mount.status()["round_trips"]
+    assert (mount.path / "one" / "b").read_text() == "2"
+    assert mount.status()["round_trips"] - before <= 1
+
+
+def test_first_listing_costs_little_more_than_the_scan(tmp_path: Path) -> None:
+    """100 000 keys: at most 101 SCANs and a handful of other commands until the root is listed."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        pipe = client.pipeline(transaction=False)
+        for number in range(100_000):
+            pipe.set(f"user:{number % 1000}:{number}", "x")
+        pipe.execute()
+        client.config_resetstat()
+        with mounted(tmp_path, server.tcp_url(), wait=False) as mount:
+            assert os.listdir(mount.path) == ["user"]
+            used = commands(client)
+    assert used.pop("scan") <= 101
+    assert sum(used.values()) < 25, used
+
+
+def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: Mount) -> None:
+    """Reading 500 MB keeps the process below 64 MiB over idle and gives exactly the bytes."""
+    piece = os.urandom(MIB)
+    digest = hashlib.sha256()
+    for number in range(476):
+        block = piece[number:] + piece[:number]
+        client.append("large", block)
+        digest.update(block)
+    size = client.strlen("large")
+    process = psutil.Process(mount.process.pid)
+    eventually(lambda: mount.status()["keys"] == 1)
+    idle = process.memory_info().rss
+    highest = idle
+    found = hashlib.sha256()
+    with open(mount.path / "large", "rb", buffering=0) as file:
+        assert os.fstat(file.fileno()).st_size == size
+        while block := file.read(128 * 1024):
+            found.update(block)
+            highest = max(highest, process.memory_info().rss)
+    assert found.digest() == digest.digest()
+    assert highest - idle < 64 * MIB
+    client.delete("large")
+
+
+def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: Mount) -> None:
+    """A key that went is ENOENT, one that became another type gives its new content: never an empty file that isn't."""
+    client.mset({"gone": "1", "other": "2", "same": "3"})
+    eventually(lambda: mount.status()["keys"] == 3)
+    os.listdir(mount.path)
+    client.delete("gone", "other")
+    client.rpush("other", "x")
+    deadline = time.monotonic() + 1
+
+    def settled() -> bool:
+        try:
+            (mount.path / "gone").read_bytes()
+        except FileNotFoundError:
+            return (mount.path / "other").read_bytes() == b"x\n"
+        return False
+
+    eventually(settled, deadline - time.monotonic())
+    assert (mount.path / "same").read_bytes() == b"3"
+
+
+def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
+    """Everything that the server receives during a walk over every type is flagged readonly, or about the connection."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.rpush("t:list", *range(3000))
+        client.sadd("t:set", *range(3000))
+        client.zadd("t:zset", {str(number): number for number in range(3000)})
+        client.hset("t:hash", mapping={"a": 1, "b": 2})
+        client.hset("t:big", mapping={str(number): number for number in range(3000)})
+        client.xadd("t:stream", {"a": 1})
+        client.set("t:text", "x")
+        client.set("t:large", "y" * (3 * MIB))
+        client.pfadd("t:hll", "a")
+        client.geoadd("t:geo", (1.0, 2.0, "m"))
+        sent: set[str] = set()
+        done = threading.Event()
+        with client.monitor() as monitor:
+
+            def listen() -> None:
+                for event in monitor.listen():
+                    words = event["command"].split()
+                    if words[0].upper() == "ECHO":
+                        done.set()
+                        return
+                    sent.add(" ".join(words[:2]).upper() if words[0].upper() == "CLIENT" else words[0].upper())
+
+            listener = threading.Thread(target=listen, daemon=True)
+            listener.start()
+            with mounted(tmp_path, server.tcp_url()) as mount:
+                for directory, _, names in os.walk(mount.path):
+                    for name in [*names, "text%json", "zset%json", "hash%dump"]:
+                        file = Path(directory) / name
+                        if file.exists():
+                            file.read_bytes()
+                            [os.getxattr(file, each) for each in os.listxattr(file)]
+            server.client().execute_command("ECHO", "end")
+            assert done.wait(20)
+        table = {name.upper(): set(facts["flags"]) for name, facts in client.command().items()}
+        connection = {"HELLO", "AUTH", "SELECT", "PING", "INFO", "SUBSCRIBE", "CLIENT SETNAME", "CLIENT TRACKING"}
+        connection |= {"CLIENT NO-TOUCH", "CLIENT SETINFO", "TIME"}
+        for command in sent - connection:
+            assert "readonly" in table[command.split()[0]], f"{command} is not a read"
+            assert READS.allows([word.encode() for word in command.split()]), f"{command} is not on the allow-list"
+        assert sent & {"TYPE", "STRLEN", "LRANGE", "GETRANGE"} == {"TYPE", "STRLEN", "LRANGE", "GETRANGE"}
+        assert not sent & {"GET", "HGETALL", "SMEMBERS", "KEYS"}
