@@ -24,21 +24,21 @@ _WATCHING = frozenset({b"DISCARD", b"EXEC", b"MULTI", b"UNWATCH", b"WATCH"})
 
 _READING = frozenset(
     {
-        *(b"DBSIZE", b"DUMP", b"EXISTS", b"EXPIRETIME", b"PEXPIRETIME", b"PTTL", b"SCAN", b"TTL", b"TYPE"),
+        *(b"DBSIZE", b"DUMP", b"EXISTS", b"PEXPIRETIME", b"PTTL", b"SCAN", b"TYPE"),
         *(b"GETRANGE", b"STRLEN"),
         *(b"HEXISTS", b"HGET", b"HLEN", b"HMGET", b"HPEXPIRETIME", b"HPTTL", b"HSCAN", b"HSTRLEN"),
-        *(b"LINDEX", b"LLEN", b"LRANGE"),
-        *(b"SCARD", b"SISMEMBER", b"SSCAN"),
-        *(b"ZCARD", b"ZRANGE", b"ZSCAN", b"ZSCORE"),
+        *(b"LLEN", b"LRANGE"),
+        *(b"SCARD", b"SSCAN"),
+        *(b"ZCARD", b"ZRANGE", b"ZSCAN"),
         *(b"XLEN", b"XRANGE"),
-        *(b"JSON.GET", b"JSON.TYPE"),
+        b"JSON.GET",
     }
 )
 
 _CONTAINERS = {
-    b"CLIENT": frozenset({b"ID", b"NO-TOUCH", b"SETNAME", b"TRACKING"}),
+    b"CLIENT": frozenset({b"NO-TOUCH", b"SETNAME", b"TRACKING"}),
     b"OBJECT": frozenset({b"ENCODING"}),
-    b"XINFO": frozenset({b"CONSUMERS", b"GROUPS", b"STREAM"}),
+    b"XINFO": frozenset({b"GROUPS", b"STREAM"}),
 }
 
 _WRITING = frozenset(
@@ -94,7 +94,7 @@ READS = AllowList(
 WRITES = AllowList(
     "write",
     _CONNECTING | _WATCHING | _READING | _WRITING,
-    {**_CONTAINERS, b"XGROUP": frozenset({b"CREATE", b"CREATECONSUMER"})},
+    {**_CONTAINERS, b"XGROUP": frozenset({b"CREATE"})},
 )
 """What the connections that edits.py writes on may send."""
 
