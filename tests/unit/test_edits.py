@@ -1,8 +1,7 @@
 """Edits against a real server and a real journal: what each change does, what it records, what it refuses."""
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,64 +18,29 @@ from redisfuse.errors import (
     ReadOnlyError,
     TooLargeError,
 )
-from redisfuse.journal.journal import Filter, Journal
-from redisfuse.journal.states import Change, Content, ServerIdentity, SessionInfo
+from redisfuse.journal.states import Content
 from redisfuse.names import Target
-from redisfuse.server.address import Address
-from redisfuse.server.server import Server
+from tests.support.editing import Bench, MakeBench
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
 
 
-@dataclass
-class Bench:
-    """Everything that a test of edits needs, wired."""
-
-    redis: redis.Redis
-    server: Server
-    journal: Journal
-    edits: Edits
-    applied: list[bytes] = field(default_factory=list)
-
-    def save(self, key: bytes, data: bytes, field: bytes | None = None, **options: object) -> None:
-        """Save over whatever is there."""
-        options.setdefault("basis", Basis.anything())
-        self.edits.save(Target(key, field), Content.of(data), path=key, **options)  # type: ignore[arg-type]
-
-    def rows(self) -> list[Change]:
-        """All changes, oldest first."""
-        return list(self.journal.changes(Filter(oldest_first=True)))
-
-    @property
-    def last(self) -> Change:
-        """The newest change."""
-        return self.rows()[-1]
-
-
 @pytest.fixture
-def make_bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+def make_bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[MakeBench]:
     opened: list[Bench] = []
 
     def make(**options: object) -> Bench:
-        folder = tmp_path / f"state{len(opened)}"
-        folder.mkdir(mode=0o700)
-        server = Server(Address.parse(redis_server.url()), writable=True)
-        journal = Journal.open(folder / "journal.db", create=True)
-        session = journal.begin_session(SessionInfo(ServerIdentity(unix_path=redis_server.socket_path)))
-        applied: list[bytes] = []
-        edits = Edits(server, journal, session, on_applied=applied.extend, **options)  # type: ignore[arg-type]
-        opened.append(Bench(redis_server.client(), server, journal, edits, applied))
+        opened.append(Bench.of(tmp_path / f"state{len(opened)}", redis_server, **options))
         return opened[-1]
 
     yield make
     for bench in opened:
-        bench.journal.close()
-        bench.server.close()
+        bench.close()
 
 
 @pytest.fixture
-def bench(make_bench: Callable[..., Bench]) -> Bench:
+def bench(make_bench: MakeBench) -> Bench:
     return make_bench()
 
 
@@ -241,7 +205,7 @@ def test_a_vanished_key_is_a_conflict(bench: Bench) -> None:
     assert bench.last.state == "refused"
 
 
-def test_another_type_is_a_conflict_even_unchecked(make_bench: Callable[..., Bench]) -> None:
+def test_another_type_is_a_conflict_even_unchecked(make_bench: MakeBench) -> None:
     """A key that became a hash is never overwritten by a string, also with the conflict check off."""
     bench = make_bench(conflict_check=False)
     bench.redis.hset("k", "f", "v")
@@ -255,7 +219,7 @@ def test_another_type_is_a_conflict_even_unchecked(make_bench: Callable[..., Ben
     assert {row.state for row in bench.rows()} == {"refused"}
 
 
-def test_without_the_check_the_prior_is_what_was_there(make_bench: Callable[..., Bench]) -> None:
+def test_without_the_check_the_prior_is_what_was_there(make_bench: MakeBench) -> None:
     """With the conflict check off a save goes through, and records the value that it really replaced."""
     bench = make_bench(conflict_check=False)
     bench.redis.set("k", "theirs")
@@ -283,7 +247,7 @@ def test_a_key_that_changes_in_the_middle_is_begun_anew(bench: Bench, monkeypatc
     assert bench.redis.get("k") == b"mine"
 
 
-def test_only_allowed_keys_are_changed(make_bench: Callable[..., Bench]) -> None:
+def test_only_allowed_keys_are_changed(make_bench: MakeBench) -> None:
     """A key outside --allow is AccessError for every operation, and Redis is not asked."""
     bench = make_bench(allow=lambda key: key.startswith(b"config:"))
     bench.save(b"config:a", b"1")
@@ -342,7 +306,7 @@ def test_removing_several_is_one_group(bench: Bench) -> None:
         bench.edits.remove([Target(b"missing")], path=b"missing")
 
 
-def test_a_large_collection_is_not_dumped(make_bench: Callable[..., Bench]) -> None:
+def test_a_large_collection_is_not_dumped(make_bench: MakeBench) -> None:
     """Above the dump limit only the portable copy is kept, read in pieces, and the row says so."""
     bench = make_bench(dump_limit=1000)
     bench.redis.sadd("s", *(b"member %d" % number for number in range(5000)))
