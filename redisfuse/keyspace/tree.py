@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 from redisfuse.keyspace.child import Child
 
 PACKED = 192  # bytes that a packed directory may have; past it, it becomes a dict
-SHARED = 20_000  # packed directories remembered, so that equal ones are one object
+STEPS = 20_000  # changes to packed directories that are remembered; about 5 MB
 PIECE = 1000  # children or keys in a piece of a listing
 
 _LENGTHS = tuple(bytes((length,)) for length in range(255))
@@ -32,6 +32,7 @@ _MISSING = object()
 _SLOT = 46
 _DICT = 120
 _OBJECT = 33
+_ROW = 24  # a packed directory beside its bytes: 41, or nothing where equal ones are kept once
 
 _Node: TypeAlias = dict[bytes | None, Any]  # what it holds: None, bytes or another such dict, as above
 
@@ -71,7 +72,10 @@ class Tree:
         self._long_from = long_from
         self._root: _Node = {}
         self._long: dict[bytes, bytes] = {}  # SHA-256 digest → key
-        self._shared: dict[bytes, bytes] = {}  # packed directories seen lately
+        # What a packed directory becomes with one tail more. `user:1:name`, `user:2:name`: the same steps come again and
+        # again; looking them up is quicker than making them, and the equal results are kept once.
+        self._steps: dict[bytes, dict[bytes, bytes]] = {}
+        self._steps_kept = 0
         self._count = 0
         self.memory = 0  # bytes, estimated
 
@@ -83,12 +87,11 @@ class Tree:
     def add_many(self, keys: Sequence[bytes]) -> int:
         """Add keys; answer how many were new."""
         before = len(self)
-        shortest = self._long_from
-        long = [key for key in keys if len(key) >= shortest and self._is_long(key)]
-        if long:
+        if keys and max(map(len, keys)) >= self._long_from:
+            long = {key for key in keys if len(key) >= self._long_from and self._is_long(key)}
             for key in long:
                 self._add_long(key)
-            keys = list(set(keys).difference(long))
+            keys = [key for key in keys if key not in long]
         added, memory = self._insert(self._root, keys)
         self._count += added
         self.memory += memory
@@ -99,14 +102,14 @@ class Tree:
 
         One long loop on purpose, with nothing called from it that can be avoided: a first scan spends its time here.
         """
-        separator, shared = self._separator, self._shared
+        separator, steps = self._separator, self._steps
         added = 0
         memory = 0
         for key in keys:
             node, rest = root, key
             while True:
                 head, found, rest = rest.partition(separator)
-                entry = node.get(head, _MISSING)
+                entry = node.get(head, b"")  # b"" is none: a packed directory is never empty
                 if type(entry) is dict:
                     if found:
                         node = entry
@@ -116,57 +119,70 @@ class Tree:
                         added += 1
                     break
                 if not found:
-                    if entry is _MISSING:
+                    if entry == b"":
                         node[head] = None
                         memory += _SLOT + ((_OBJECT + 15 + len(head)) & ~15)
                         added += 1
-                    elif type(entry) is bytes and entry[:1] != _ALSO_KEY:
+                    elif entry is not None and entry[:1] != _ALSO_KEY:
                         node[head] = _ALSO_KEY + entry
-                        memory += 1
                         added += 1
                     break
                 # There is more below: `rest` goes into a packed directory, as long as it fits one.
-                packed = entry if type(entry) is bytes else b"" if entry is _MISSING else _ALSO_KEY
-                if len(rest) + len(packed) < PACKED:
-                    piece = _LENGTHS[len(rest)] + rest
-                    # The first test is quick and can only err towards "present"; the second is exact.
-                    if piece in packed and rest in _tails(packed):
-                        break
-                    piece = packed + piece
-                    # `user:1:name`, `user:2:name`: the same tails come again and again, and are kept once.
-                    node[head] = kept = shared.setdefault(piece, piece)
-                    if len(shared) > SHARED:
-                        shared.clear()
-                    if entry is _MISSING:
-                        memory += _SLOT + ((_OBJECT + 15 + len(head)) & ~15)
-                        if kept is piece:
-                            memory += _OBJECT + 8
+                packed = _ALSO_KEY if entry is None else entry
+                step = steps.get(packed)
+                longer = None if step is None else step.get(rest)
+                if longer is None:
+                    longer = self._extend(packed, rest)
+                    if longer is None:
+                        unpacked, grown = self._unpack(packed)
+                        if entry == b"":
+                            memory += _SLOT + _size(len(head))
+                        elif entry is not None:
+                            memory -= _ROW
+                        memory += grown
+                        node[head] = unpacked
+                        node = unpacked
+                        continue
+                if longer is not entry:
+                    if entry == b"":
+                        memory += _SLOT + _ROW + ((_OBJECT + 15 + len(head)) & ~15)
+                    elif entry is None:
+                        memory += _ROW
+                    node[head] = longer
                     memory += len(rest) + 1
                     added += 1
-                    break
-                if rest in _tails(packed):
-                    break
-                unpacked, grown = self._unpack(packed)
-                memory += grown - len(packed)
-                if entry is _MISSING:
-                    memory += _SLOT + _size(len(head))
-                node[head] = unpacked
-                node = unpacked
+                break
         return added, memory
 
+    def _extend(self, packed: bytes, tail: bytes) -> bytes | None:
+        """A packed directory with one tail more (itself, if it has the tail); None if that is too much for one."""
+        if len(packed) + len(tail) >= PACKED:
+            return packed if tail in _tails(packed) else None
+        piece = _LENGTHS[len(tail)] + tail
+        # The first test is quick and can only err towards "present"; the second is exact.
+        longer = packed if piece in packed and tail in _tails(packed) else packed + piece
+        self._steps_kept += 1
+        if self._steps_kept > STEPS:
+            self._steps.clear()
+            self._steps_kept = 0
+        self._steps.setdefault(packed, {})[tail] = longer
+        return longer
+
     def _unpack(self, packed: bytes) -> tuple[_Node, int]:
-        """A dict with what a packed directory held, and its memory in bytes."""
+        """A dict with what a packed directory held, and the growth of what both hold, in bytes."""
         node: _Node = {None: None} if packed[:1] == _ALSO_KEY else {}
         tails = _tails(packed)
+        growth = _DICT - sum(len(tail) + 1 for tail in tails)
         if tails:
             head, found, _ = tails[0].partition(self._separator)
             start = head + found
             if found and all(tail.startswith(start) for tail in tails):
                 # All go down the same way (`user:1:session:…`): they stay packed, one directory further down.
-                node[head] = _pack([tail[len(start) :] for tail in tails], also_key=False)
-                return node, _DICT + _SLOT + _size(len(head)) + _size(len(node[head]))
+                below = [tail[len(start) :] for tail in tails]
+                node[head] = _pack(below, also_key=False)
+                return node, growth + _SLOT + _size(len(head)) + _ROW + sum(len(tail) + 1 for tail in below)
         _, memory = self._insert(node, tails)
-        return node, memory + _DICT
+        return node, growth + memory
 
     def _add_long(self, key: bytes) -> None:
         digest = hashlib.sha256(key).digest()
@@ -213,7 +229,6 @@ class Tree:
         if entry[:1] != _ALSO_KEY:
             return False
         node[head] = entry[1:]
-        self.memory -= 1
         return True
 
     def _discard_packed(self, node: _Node, head: bytes, packed: bytes, tail: bytes) -> bool:
@@ -223,11 +238,11 @@ class Tree:
             return False
         tails.remove(tail)
         also_key = packed[:1] == _ALSO_KEY
+        self.memory -= len(tail) + 1
         if tails:
             node[head] = _pack(tails, also_key=also_key)
-            self.memory -= len(tail) + 1
         else:
-            self.memory -= len(tail) + 1
+            self.memory -= _ROW
             if also_key:
                 node[head] = None
             else:

@@ -162,7 +162,7 @@ class Machine(RuleBasedStateMachine):
                 for key in list(self.model.keys):
                     assert index.discard(key)
                 assert list(index.children(())) == []
-                assert index.memory == 0 or index.on_disk or index.memory < 2000
+                assert index.memory == 0 or index.on_disk
 
 
 TestMachine = Machine.TestCase

@@ -1,0 +1,155 @@
+"""The index beside a bare SCAN loop: memory a key, and how long the first index takes.
+
+Run by hand: `python -m tests.benchmarks.bench_index [KEYS...]` (default 100 000 and 1 000 000; the goals of issue 3 are
+at 5 000 000). Each measurement is made in a process of its own, so that resident memory means something. Prints the
+ratio to redis-py's `SCAN COUNT 1000` loop on the same server in the same run: goal 1.4 for the index.
+"""
+
+import gc
+import json
+import subprocess
+import sys
+import time
+
+import redis
+
+from redisfuse.keyspace.index import Index
+from redisfuse.keyspace.keyspace import Keyspace
+from redisfuse.server.address import Address
+from redisfuse.server.limits import Limits
+from redisfuse.server.server import Server
+from tests.support.redis_server import RedisServer
+
+LAYOUTS = ("sessions", "users", "mixed")
+
+
+def key(layout: str, number: int) -> bytes:
+    """The n-th key of a layout, about 26 bytes."""
+    if layout == "sessions":
+        return b"session:%018d" % number
+    if layout == "users":
+        return b"user:%010d:%s" % (number // 3, (b"settings_", b"cart:items", b"lastlogin")[number % 3])
+    part = number % 4
+    if part == 0:
+        return b"user:%08d:profile.json" % number
+    if part == 1:
+        return b"cache:page:%04d:%010d" % (number % 3000, number)
+    return b"session:%018d" % number
+
+
+def resident() -> int:
+    """This process's resident memory, in bytes."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def fill(client: redis.Redis, layout: str, keys: int) -> None:
+    """Put the keys into the server."""
+    for start in range(0, keys, 20_000):
+        client.mset({key(layout, number): b"" for number in range(start, min(start + 20_000, keys))})
+
+
+def bare_scan(path: str) -> dict[str, float]:
+    """A redis-py loop that reads every key and keeps none."""
+    client = redis.Redis(unix_socket_path=path)
+    began = time.perf_counter()
+    cursor, count = client.scan(0, count=1000)
+    found = len(count)
+    while cursor:
+        cursor, names = client.scan(cursor, count=1000)
+        found += len(names)
+    return {"seconds": time.perf_counter() - began, "keys": found}
+
+
+def first_index(path: str, *, memory: int, listing: bool) -> dict[str, float]:
+    """A Keyspace from its start until its index is whole, and the root is listed."""
+    server = Server(Address.parse(f"unix://{path}"), Limits(timeout=30))
+    server.connect()
+    gc.collect()
+    before = resident()
+    commands = server.counters.commands
+    began = time.perf_counter()
+    keyspace = Keyspace(server, index_memory=memory)
+    keyspace.start()
+    keyspace.wait(600)
+    if listing:
+        sum(1 for _ in keyspace.index.children(()))
+    seconds = time.perf_counter() - began
+    result = {
+        "seconds": seconds,
+        "keys": len(keyspace.index),
+        "commands": server.counters.commands - commands,
+        "resident": resident() - before,
+        "estimate": keyspace.index.memory,
+        "disk": keyspace.index.on_disk,
+    }
+    keyspace.close()
+    server.close()
+    return result
+
+
+def build_alone(layout: str, keys: int, *, on_disk: bool) -> dict[str, float]:
+    """The index without a server: adds a second, and the time of common questions."""
+    index = Index(on_disk=on_disk)
+    spent = 0.0
+    for start in range(0, keys, 1000):
+        names = [key(layout, (number * 7919) % keys) for number in range(start, min(start + 1000, keys))]
+        began = time.perf_counter()
+        index.add_many(names)
+        spent += time.perf_counter() - began
+    began = time.perf_counter()
+    below = (b"session",) if layout != "users" else (b"user",)
+    children = sum(1 for _ in index.children(below))
+    listed = time.perf_counter() - began
+    began = time.perf_counter()
+    for number in range(10_000):
+        index.child((b"user",), b"%010d" % number)
+    asked = (time.perf_counter() - began) / 10_000
+    return {"seconds": spent, "keys": len(index), "children": children, "listed": listed, "asked": asked}
+
+
+def in_process(work: str, *arguments: object) -> dict[str, float]:
+    """The result of one of the above, made in a fresh process."""
+    command = [sys.executable, "-m", "tests.benchmarks.bench_index", "--work", work, *map(str, arguments)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
+    answer: dict[str, float] = json.loads(done.stdout)
+    return answer
+
+
+def main() -> None:
+    """Print a table."""
+    sizes = [int(word.replace("_", "")) for word in sys.argv[1:]] or [100_000, 1_000_000]
+    for keys in sizes:
+        for layout in LAYOUTS if keys <= 1_000_000 else ("sessions", "mixed"):
+            with RedisServer() as server:
+                fill(server.client(), layout, keys)
+                bare = min(in_process("bare", server.socket_path)["seconds"] for _ in range(3))
+                runs = [in_process("index", server.socket_path, 1 << 40) for _ in range(3)]
+                best = min(runs, key=lambda run: run["seconds"])
+                print(
+                    f"{keys:>9} {layout:<9} bare SCAN {bare:6.2f} s | index {best['seconds']:6.2f} s"
+                    f" = {best['seconds'] / bare:4.2f} x | {best['resident'] / keys:5.0f} bytes a key resident,"
+                    f" {best['estimate'] / keys:4.0f} estimated | {best['commands']:.0f} commands",
+                    flush=True,
+                )
+        for on_disk in (False, True):
+            alone = in_process("alone", "mixed", keys, int(on_disk))
+            print(
+                f"{keys:>9} {'disk' if on_disk else 'memory':<9} {keys / alone['seconds'] / 1000:6.0f} k adds/s |"
+                f" {alone['children']:.0f} children listed in {alone['listed']:.2f} s |"
+                f" child {alone['asked'] * 1e6:.1f} us",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work, *rest = sys.argv[2:]
+        if work == "bare":
+            print(json.dumps(bare_scan(rest[0])))
+        elif work == "index":
+            print(json.dumps(first_index(rest[0], memory=int(rest[1]), listing=True)))
+        else:
+            print(json.dumps(build_alone(rest[0], int(rest[1]), on_disk=rest[2] == "1")))
+    else:
+        main()
