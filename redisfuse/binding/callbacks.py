@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ctypes import c_char_p, c_int, c_longlong, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from operator import itemgetter
 from typing import Any
@@ -174,16 +174,15 @@ class Callbacks:
             self.calls.utimens(path, NOW, NOW, handle)
         return 0
 
-    def _entries(self, handle: int, offset: int) -> Iterator[tuple[bytes, int, Attr | None, int, int]]:
-        """Name, mode, attributes, inode and the kernel's offset of each entry after `offset`, `.` and `..` first."""
-        if offset < 1:
-            yield b".", stat.S_IFDIR, None, 0, 1
-        if offset < 2:
-            yield b"..", stat.S_IFDIR, None, 0, 2
-        position = max(offset, 2)
-        for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
-            position += 1
-            yield name, mode, attr, inode, position
+    def _dots(self, offset: int, fill: Callable[[bytes, bytes, int], int]) -> bool:
+        """Give `.` and `..`, which have the kernel's offsets 1 and 2; what `Calls` lists follows from 3 on.
+
+        `fill` takes name, packed attributes and offset. False if the buffer is full.
+        """
+        directory = self.layout.pack_type(stat.S_IFDIR, 0)
+        if offset < 1 and fill(b".", directory, 1):
+            return False
+        return offset > 1 or not fill(b"..", directory, 2)
 
     def _fill(self, filler: int) -> Callable[..., int]:
         function = self._fillers.get(filler)

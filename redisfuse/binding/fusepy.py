@@ -68,9 +68,13 @@ class Fuse2Callbacks(Callbacks):
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int) -> int:
         fill = self._fill(filler)
+        if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position)):
+            return 0
         pack, pack_type = self.layout.pack, self.layout.pack_type
-        for name, mode, attr, inode, position in self._entries(self._handle(info), offset):
-            if fill(buffer, name, pack(attr) if attr is not None else pack_type(mode, inode), position):
+        position = max(offset, 2)
+        for name, mode, attr, inode in self.calls.readdir(self._handle(info), position - 2):
+            position += 1
+            if fill(buffer, name, pack_type(mode, inode) if attr is None else pack(attr), position):
                 break
         return 0
 

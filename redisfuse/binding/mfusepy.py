@@ -72,19 +72,21 @@ class Fuse3Callbacks(Callbacks):
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
         fill = self._fill(filler)
+        if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
+            return 0
         pack, pack_type = self.layout.pack, self.layout.pack_type
-        plus = flags & _ASKED_PLUS
+        with_attributes = _FILL_PLUS if flags & _ASKED_PLUS else 0
         handle = self._handle(info)
         at_top = handle in self._top
-        for name, mode, attr, inode, position in self._entries(handle, offset):
+        position = max(offset, 2)
+        for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
+            position += 1
             if attr is None:
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
-            elif plus:
+            else:
                 if at_top:
                     self.known.asked(b"/" + name)
-                full = fill(buffer, name, pack(attr), position, _FILL_PLUS)
-            else:
-                full = fill(buffer, name, pack(attr), position, 0)
+                full = fill(buffer, name, pack(attr), position, with_attributes)
             if full:
                 break
         return 0

@@ -1,0 +1,112 @@
+"""Which FUSE node a path is, as far as the kernel has it cached; never asks the filesystem itself.
+
+`openat2` with RESOLVE_CACHED (Linux 5.12) walks only what the kernel knows and believes; `name_to_handle_at` then gives
+the node id, which FUSE uses as its file handle. Paths are walked from the directory above the mount point, so that no
+descriptor inside the mount is ever kept (it would make the mount busy).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import struct
+from ctypes import c_char_p, c_int, c_long, c_size_t, c_uint, c_void_p
+from pathlib import Path
+from typing import NamedTuple
+
+_OPENAT2 = 437  # the number on every architecture
+_RESOLVE_CACHED = 0x20
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_AT_HANDLE_FID = 0x200  # Linux 6.6: a handle that need not be opened again
+_STATX_TYPE = 1
+_STX_MODE = 28  # offset in struct statx
+_INO64_GEN = 0x81  # FILEID_INO64_GEN: node id's high and low half, generation
+_ATTEMPTS = 3  # a walk without locks also fails when something else is renamed or mounted just then
+_HOW = struct.pack("QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+
+ROOT = 1  # the node id of a FUSE filesystem's root
+
+
+class Node(NamedTuple):
+    """`number` 0: the kernel has it cached that there is no such name."""
+
+    number: int
+    directory: bool
+
+
+ABSENT = Node(0, False)
+
+
+class CachedNodes:
+    """Looks up nodes of the mount at `mountpoint`. Raises OSError if this kernel can't do that."""
+
+    def __init__(self, mountpoint: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = libc.syscall
+        self._syscall.argtypes = [c_long, c_int, c_char_p, c_char_p, c_size_t]
+        self._syscall.restype = c_long
+        self._to_handle = libc.name_to_handle_at
+        self._to_handle.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int]
+        self._statx = getattr(libc, "statx", None)
+        if self._statx is not None:
+            self._statx.argtypes = [c_int, c_char_p, c_int, c_uint, c_void_p]
+        self._handle_flags = _AT_EMPTY_PATH
+        # One thread uses this, so the buffers can be shared by all its calls.
+        self._handle = ctypes.create_string_buffer(8 + 128)
+        self._status = ctypes.create_string_buffer(256)
+        self._mount_id = c_int()
+        self._name = os.fsencode(mountpoint.name)
+        self._parent = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            root = self.find(b"")
+            if root is None or root.number != ROOT:
+                raise OSError(errno.EOPNOTSUPP, "the kernel does not tell node ids")
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._parent)
+        self._parent = -1
+
+    def find(self, path: bytes) -> Node | None:
+        """The node at `path` (without a leading slash); ABSENT if that is what is cached; None if nothing is."""
+        path = self._name + b"/" + path if path else self._name
+        for _ in range(_ATTEMPTS):
+            descriptor = self._syscall(_OPENAT2, self._parent, path, _HOW, len(_HOW))
+            if descriptor >= 0:
+                try:
+                    return self._node(descriptor)
+                finally:
+                    os.close(descriptor)
+            number = ctypes.get_errno()
+            if number == errno.ENOENT:
+                return ABSENT
+            if number in (errno.ENOSYS, errno.EINVAL, errno.E2BIG):
+                raise OSError(number, "openat2 with RESOLVE_CACHED needs Linux 5.12")
+            if number != errno.EAGAIN:
+                return None  # ENOTDIR, EACCES, ELOOP: no way that a program could have come there
+        return None
+
+    def _node(self, descriptor: int) -> Node | None:
+        struct.pack_into("=Ii", self._handle, 0, 128, 0)
+        if self._to_handle(descriptor, b"", self._handle, ctypes.byref(self._mount_id), self._handle_flags) != 0:
+            number = ctypes.get_errno()
+            if number == errno.EOPNOTSUPP and not self._handle_flags & _AT_HANDLE_FID:
+                self._handle_flags |= _AT_HANDLE_FID
+                return self._node(descriptor)
+            raise OSError(number, os.strerror(number))
+        _, kind, high, low = struct.unpack_from("=IiII", self._handle)
+        if kind != _INO64_GEN:
+            return None  # something else is mounted there
+        directory = True  # where statx is missing: the careful answer
+        if self._statx is not None:
+            flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+            if self._statx(descriptor, b"", flags, _STATX_TYPE, self._status) == 0:
+                (mode,) = struct.unpack_from("=H", self._status, _STX_MODE)
+                directory = mode & 0o170000 == 0o040000
+        return Node(high << 32 | low, directory)

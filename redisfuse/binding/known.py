@@ -1,0 +1,130 @@
+"""What the kernel may hold of this mount that only its callbacks tell: open files, kept pages, names at the top.
+
+Pages. A file's pages in the kernel are shared by all who have it open, but each open file reads what its own open saw.
+So pages are kept over an open only if they were read since the last change of that path, and by nobody who opened it
+before the change; while such an older one is still open, new ones read past the page cache.
+
+The lock is held for a few dictionary operations, in callbacks and by whoever tells of a change; nothing waits under it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from redisfuse.binding.face import Opened
+
+_MOST_KEPT = 200_000  # paths whose pages are known to be right; past it all are dropped at their next open
+_MOST_TOP = 500_000  # names in the root, remembered only where the kernel can't forget all at once
+
+
+class _File:
+    """A path that somebody has open, or is opening."""
+
+    __slots__ = ("count", "older", "version")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.version = 0  # one more for each change told
+        self.older = 0  # how many of `count` began before the last change
+
+
+class Known:
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[bytes, _File] = {}
+        self._handles: dict[int, tuple[bytes, int]] = {}  # path, and its version when it was opened
+        self._kept: set[int] = set()  # hashes of paths whose pages, if there are any, are right
+        self.top: set[bytes] | None = None  # names at the top that the kernel was asked about, if that is needed
+
+    # -- from callbacks ----------------------------------------------------------------------------------------------
+
+    def opening(self, path: bytes) -> int:
+        """Before the tree is asked. The answer goes to `opened` or `failed`."""
+        with self._lock:
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = _File()
+            file.count += 1
+            return file.version
+
+    def opened(self, path: bytes, version: int, opened: Opened) -> tuple[bool, bool]:
+        """(direct_io, keep_cache) for the kernel, from what the tree said."""
+        mark = hash(path)
+        with self._lock:
+            self._handles[opened.handle] = (path, version)
+            file = self._files[path]
+            if opened.direct_io or (file.older and version == file.version):
+                return True, False
+            if version != file.version or not opened.keep_cache:
+                self._kept.discard(mark)
+                return False, False
+            if mark in self._kept:
+                return False, True
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept.add(mark)
+            return False, False
+
+    def failed(self, path: bytes, version: int) -> None:
+        with self._lock:
+            self._closed(path, version)
+
+    def released(self, handle: int) -> None:
+        with self._lock:
+            found = self._handles.pop(handle, None)
+            if found is not None:
+                self._closed(*found)
+
+    def _closed(self, path: bytes, version: int) -> None:
+        file = self._files[path]
+        file.count -= 1
+        if version != file.version:
+            file.older -= 1
+            self._kept.discard(hash(path))  # it may have read pages of what it had opened
+        if not file.count:
+            del self._files[path]
+
+    def listing_kept(self, path: bytes) -> bool:
+        """Whether the listing that the kernel may hold of a directory is right; from now on it is."""
+        mark = hash(path)
+        with self._lock:
+            if mark in self._kept:
+                return True
+            if len(self._kept) >= _MOST_KEPT:
+                self._kept.clear()
+            self._kept.add(mark)
+            return False
+
+    def asked(self, path: bytes) -> None:
+        """The kernel asks about a path."""
+        top = self.top
+        if top is not None and len(top) < _MOST_TOP:
+            top.add(path[1:].partition(b"/")[0])
+
+    # -- from the notifier -------------------------------------------------------------------------------------------
+
+    @property
+    def top_is_full(self) -> bool:
+        """Whether there are more names at the top than are remembered."""
+        return self.top is not None and len(self.top) >= _MOST_TOP
+
+    def changed(self, paths: Iterable[bytes]) -> None:
+        """These paths (without leading slash) have changed."""
+        with self._lock:
+            for path in paths:
+                path = b"/" + path
+                self._kept.discard(hash(path))
+                file = self._files.get(path)
+                if file is not None:
+                    file.version += 1
+                    file.older = file.count
+
+    def changed_all(self) -> list[bytes]:
+        """All may have changed. The open paths, without leading slash."""
+        with self._lock:
+            self._kept.clear()
+            for file in self._files.values():
+                file.version += 1
+                file.older = file.count
+            return [path[1:] for path in self._files]

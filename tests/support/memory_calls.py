@@ -1,0 +1,389 @@
+"""A small filesystem in memory behind `binding.face.Calls`, to try a binding on a real kernel mount.
+
+Run as a process of its own:  python memory_calls.py BINDING MOUNTPOINT CONTROL [JSON]
+The JSON object has fields of MountOptions, and `notify` (use a Notifier) and `tree` (a large tree to begin with).
+CONTROL is a Unix socket on which one JSON request a line is answered by one JSON line:
+  {"do": "put", "path": …, "data": …}     make or replace a file, without telling the kernel
+  {"do": "drop", "path": …}               remove one, without telling the kernel
+  {"do": "invalidate", "paths": […], "parents_too": bool} / {"do": "invalidate_all"} / {"do": "drain"}
+  {"do": "timeouts", "value": seconds}
+  {"do": "counts"}                        how often each callback ran, and the notifier's counters
+Paths are latin-1 text in JSON. Files named `raise-…` fail in the way that their name says; `hang` hangs until `unhang`.
+"""
+
+from __future__ import annotations
+
+import collections
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redisfuse import errors
+from redisfuse.binding.choice import choose
+from redisfuse.binding.face import NOW, Attr, Entry, MountOptions, Opened, Time
+from redisfuse.binding.notifier import Notifier
+
+FAILURES: dict[bytes, BaseException] = {
+    b"raise-notfound": errors.NotFoundError("no such key"),
+    b"raise-access": errors.AccessError("NOPERM"),
+    b"raise-stale": errors.ConflictError("changed"),
+    b"raise-unavailable": errors.UnavailableError("server down"),
+    b"raise-oserror": OSError(errno.ENOSPC, "full"),
+    b"raise-oserror-bare": OSError("no errno at all"),
+    b"raise-oserror-negative": OSError(-5, "negative"),
+    b"raise-valueerror": ValueError("a bug"),
+    b"raise-baseexception": BaseException("worse"),
+    b"raise-systemexit": SystemExit(3),
+    b"raise-keyboard": KeyboardInterrupt(),
+    b"raise-enosys": OSError(errno.ENOSYS, "must not switch a callback off"),
+}
+
+
+class Node:
+    def __init__(self, inode: int, mode: int) -> None:
+        self.inode = inode
+        self.mode = mode
+        self.data = bytearray()
+        self.mtime_ns = 1_700_000_000_000_000_000
+        self.xattrs: dict[bytes, bytes] = {}
+
+
+class MemoryCalls:
+    """Nodes by path; one lock; handles hold their node, so that an unlinked file stays readable."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.nodes: dict[bytes, Node] = {}
+        self.children: dict[bytes, dict[bytes, None]] = {}
+        self.handles: dict[int, Node | list[Entry]] = {}
+        self.counts: collections.Counter[str] = collections.Counter()
+        self.log: list[str] = []
+        self.hanging = threading.Event()
+        self.next = 1
+        self.keep_cache = False
+        self.fail_start = False
+        self.notifier: Notifier | None = None
+        self.make(b"/", stat.S_IFDIR | 0o755)
+
+    # -- for the tests -----------------------------------------------------------------------------------------------
+
+    def make(self, path: bytes, mode: int, data: bytes = b"") -> Node:
+        with self.lock:
+            self.next += 1
+            node = Node(self.next, mode)
+            node.data[:] = data
+            self.nodes[path] = node
+            if stat.S_ISDIR(mode):
+                self.children.setdefault(path, {})
+            if path != b"/":
+                self.children[os.path.dirname(path)][os.path.basename(path)] = None
+            return node
+
+    def drop(self, path: bytes) -> None:
+        with self.lock:
+            del self.nodes[path]
+            del self.children[os.path.dirname(path)][os.path.basename(path)]
+            self.children.pop(path, None)
+
+    def put(self, path: bytes, data: bytes) -> None:
+        with self.lock:
+            node = self.nodes.get(path)
+            if node is None or stat.S_ISDIR(node.mode):
+                self.make(path, stat.S_IFREG | 0o644, data)
+            else:
+                node.data[:] = data
+                node.mtime_ns += 1_000_000_000
+
+    # -- helpers -----------------------------------------------------------------------------------------------------
+
+    def _count(self, call: str, *what: Any) -> None:
+        self.counts[call] += 1
+        if what:
+            self.log.append(f"{call} {' '.join(str(item) for item in what)}")
+
+    def _node(self, path: bytes | None, handle: int | None = None) -> Node:
+        with self.lock:
+            if handle is not None:
+                node = self.handles[handle]
+                assert isinstance(node, Node)
+                return node
+            assert path is not None
+            found = self.nodes.get(path)
+            if found is None:
+                name = os.path.basename(path)
+                if name in FAILURES:
+                    raise FAILURES[name]
+                if name == b"hang":
+                    self.hanging.wait(60)
+                raise errors.NotFoundError(repr(path))
+            return found
+
+    def _attr(self, node: Node) -> Attr:
+        size = len(node.data)
+        return Attr(node.inode, node.mode, 1, size, node.mtime_ns, os.getuid(), os.getgid())
+
+    def _opened(self, node: Node, path: bytes) -> Opened:
+        with self.lock:
+            self.next += 1
+            self.handles[self.next] = node
+            name = os.path.basename(path)
+            return Opened(self.next, name.startswith(b"direct"), self.keep_cache, name.startswith(b"direct-stream"))
+
+    # -- Calls -------------------------------------------------------------------------------------------------------
+
+    def getattr(self, path: bytes | None, handle: int | None) -> Attr:
+        self._count("getattr")
+        return self._attr(self._node(path, handle))
+
+    def opendir(self, path: bytes) -> int:
+        self._count("opendir")
+        with self.lock:
+            names = self.children.get(path)
+            if names is None:
+                raise errors.NotDirectoryError(repr(path))
+            prefix = path.rstrip(b"/") + b"/"
+            nodes = [(name, self.nodes[prefix + name]) for name in names]
+            self.next += 1
+            self.handles[self.next] = [Entry(name, node.mode, self._attr(node)) for name, node in nodes]
+            return self.next
+
+    def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
+        self._count("readdir")
+        entries = self.handles[handle]
+        assert isinstance(entries, list)
+        for index in range(offset, len(entries)):
+            self.counts["entries"] += 1
+            yield entries[index]
+
+    def releasedir(self, handle: int) -> None:
+        self._count("releasedir")
+        del self.handles[handle]
+
+    def open(self, path: bytes, flags: int) -> Opened:
+        self._count("open")
+        node = self._node(path)
+        if flags & os.O_TRUNC:
+            self._count("open-truncating", path.decode("latin-1"))
+            with self.lock:
+                node.data.clear()
+        return self._opened(node, path)
+
+    def create(self, path: bytes, flags: int, mode: int) -> Opened:
+        self._count("create", path.decode("latin-1"), "EXCL" if flags & os.O_EXCL else "-", oct(mode))
+        return self._opened(self.make(path, mode | stat.S_IFREG), path)
+
+    def read(self, handle: int, size: int, offset: int) -> bytes | memoryview:
+        self._count("read")
+        with self.lock:
+            node = self._node(None, handle)
+            return bytes(node.data[offset : offset + size])
+
+    def write(self, handle: int, data: bytes, offset: int) -> int:
+        self._count("write")
+        with self.lock:
+            node = self._node(None, handle)
+            if len(node.data) < offset:
+                node.data.extend(bytes(offset - len(node.data)))
+            node.data[offset : offset + len(data)] = data
+        return len(data)
+
+    def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
+        self._count("truncate", path.decode("latin-1") if path and handle is None else "by-handle", length)
+        with self.lock:
+            node = self._node(path, handle)
+            del node.data[length:]
+            node.data.extend(bytes(length - len(node.data)))
+
+    def flush(self, handle: int) -> None:
+        self._count("flush")
+
+    def fsync(self, handle: int, datasync: bool) -> None:
+        self._count("fsync")
+
+    def release(self, handle: int) -> None:
+        self._count("release")
+        del self.handles[handle]
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self._count("mkdir")
+        self.make(path, mode | stat.S_IFDIR)
+
+    def rmdir(self, path: bytes) -> None:
+        self._count("rmdir")
+        if self.children[path]:
+            raise errors.NotEmptyError(repr(path))
+        self.drop(path)
+
+    def unlink(self, path: bytes) -> None:
+        self._count("unlink", path.decode("latin-1"))
+        with self.lock:
+            if path in self.nodes and os.path.basename(path) not in self.children[os.path.dirname(path)]:
+                del self.nodes[path]  # hidden
+            else:
+                self.drop(path)
+
+    def unlink_open(self, path: bytes, hidden: bytes) -> None:
+        self._count("unlink_open", path.decode("latin-1"))
+        with self.lock:
+            node = self.nodes[path]
+            self.drop(path)
+            self.nodes[hidden] = node
+
+    def rename(self, old: bytes, new: bytes, flags: int) -> None:
+        self._count("rename", old.decode("latin-1"), new.decode("latin-1"), flags)
+        with self.lock:
+            if flags & 1 and new in self.nodes:
+                raise errors.ExistsError(repr(new))
+            if flags & 2:
+                self.nodes[old], self.nodes[new] = self.nodes[new], self.nodes[old]
+                return
+            node = self.nodes[old]
+            self.drop(old)
+            self.nodes[new] = node
+            self.children[os.path.dirname(new)][os.path.basename(new)] = None
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        raise errors.NotPermittedError("no links here")
+
+    def link(self, old: bytes, new: bytes) -> None:
+        raise errors.NotSupportedError("no links here")
+
+    def mknod(self, path: bytes, mode: int, device: int) -> None:
+        raise errors.NotPermittedError("no devices here")
+
+    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
+        self._count("chmod", oct(mode))
+        self._node(path, handle)
+
+    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
+        self._count("chown", uid, gid)
+        self._node(path, handle)
+
+    def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None:
+        self._count("utimens", atime, mtime)
+        node = self._node(path, handle)
+        if isinstance(mtime, int):
+            node.mtime_ns = mtime
+        elif mtime == NOW:
+            node.mtime_ns = 2_000_000_000_000_000_000
+
+    def statfs(self, path: bytes) -> Mapping[str, int]:
+        return {"f_bsize": 4096, "f_frsize": 4096, "f_blocks": 1000, "f_bfree": 400, "f_bavail": 400, "f_namemax": 255}
+
+    def getxattr(self, path: bytes, name: bytes) -> bytes:
+        self._count("getxattr")
+        value = self._node(path).xattrs.get(name)
+        if value is None:
+            raise errors.NoAttributeError(repr(name))
+        return value
+
+    def listxattr(self, path: bytes) -> Sequence[bytes]:
+        return list(self._node(path).xattrs)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
+        self._node(path).xattrs[name] = value
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        if self._node(path).xattrs.pop(name, None) is None:
+            raise errors.NoAttributeError(repr(name))
+
+    def started(self) -> None:
+        if self.fail_start:
+            raise errors.UnavailableError("nothing to serve")
+        if self.notifier is not None:
+            self.notifier.start()
+
+    def stopped(self) -> None:
+        self.hanging.set()
+
+
+def fill(calls: MemoryCalls, tree: Mapping[str, int]) -> None:
+    """`tree`: directory name → number of small files in it."""
+    for name, count in tree.items():
+        directory = b"/" + name.encode()
+        calls.make(directory, stat.S_IFDIR | 0o755)
+        for index in range(count):
+            calls.make(directory + b"/f%06d" % index, stat.S_IFREG | 0o644, b"content of %d\n" % index)
+
+
+def serve_control(path: str, calls: MemoryCalls, binding: Any, notifier: Notifier | None) -> None:
+    def answer(request: dict[str, Any]) -> Any:
+        what = request["do"]
+        if what == "put":
+            calls.put(request["path"].encode("latin-1"), request["data"].encode("latin-1"))
+        elif what == "drop":
+            calls.drop(request["path"].encode("latin-1"))
+        elif what == "timeouts":
+            binding.set_timeouts(request["value"], request["value"], request["value"])
+        elif what == "unhang":
+            calls.hanging.set()
+        elif what == "invalidate" and notifier is not None:
+            paths = [item.encode("latin-1") for item in request["paths"]]
+            notifier.invalidate(paths, parents_too=request.get("parents_too", False))
+        elif what == "invalidate_all" and notifier is not None:
+            notifier.invalidate_all()
+        elif what == "drain" and notifier is not None:
+            return notifier.drain(5.0)
+        elif what == "counts":
+            counters = notifier.counters._asdict() if notifier is not None else {}
+            log, calls.log = calls.log, []
+            counts, calls.counts = calls.counts, collections.Counter()
+            return {
+                "calls": counts,
+                "log": log,
+                "notifier": counters,
+                "library": binding.library,
+                "threads": len(binding.crew),
+                "timeouts_can_change": binding.timeouts_can_change,
+                "tasks": len(os.listdir("/proc/self/task")),
+                "handles": len(calls.handles),
+                "rss": int(Path("/proc/self/statm").read_text().split()[1]) * 4096,
+            }
+        return None
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    def loop() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection, connection.makefile("rwb") as stream:
+                for line in stream:
+                    stream.write(json.dumps(answer(json.loads(line))).encode() + b"\n")
+                    stream.flush()
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def main(name: str, mountpoint: str, control: str, settings: str = "{}") -> int:
+    logging.basicConfig(level=logging.INFO)
+    options = json.loads(settings)
+    calls = MemoryCalls()
+    fill(calls, options.pop("tree", {}))
+    calls.fail_start = options.pop("fail_start", False)
+    calls.keep_cache = options.pop("keep_cache", False)
+    notifier = calls.notifier = Notifier() if options.pop("notify", False) else None
+    options["extra"] = tuple(options.get("extra", ()))
+    options.setdefault("read_only", False)
+    binding = choose(name)
+    serve_control(control, calls, binding, notifier)
+    try:
+        binding.run(calls, MountOptions(mountpoint=Path(mountpoint), **options), notifier)
+    except errors.RedisFuseError as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        return 1
+    print("ended", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
