@@ -108,7 +108,7 @@ class Filesystem:
         self._junk = junk
         self._empty = empty
         self._options = options
-        self._started_ns = started_ns
+        self.started_ns = started_ns
         self._note_keys = note_keys  # told of keys that are listed, before the server is asked about them
 
     # -- looking up --------------------------------------------------------------------------------------------------
@@ -280,13 +280,13 @@ class Filesystem:
         """Size and age of what a path led to. Raises what measuring a collection raises."""
         if isinstance(node, FileNode):
             if node.type == UNREADABLE.type:
-                return Stat(False, 0, self._started_ns, False, readable=False)
+                return Stat(False, 0, self.started_ns, False, readable=False)
             size, streamed = self.reader.measure(node)
-            mtime = max(self.keyspace.changed_at(node.target.key), self._started_ns)
+            mtime = max(self.keyspace.changed_at(node.target.key), self.started_ns)
             return Stat(False, size, mtime, node.editable, streamed=streamed)
         if isinstance(node, DirectoryNode):
             prefix = self.grammar.prefix(node.directory)
-            return Stat(True, 0, max(self.keyspace.changed_at(prefix), self._started_ns), True)
+            return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.started_ns), True)
         if isinstance(node, OpenNode):
             return Stat(False, node.file.size or 0, node.file.changed_ns, True)
         if isinstance(node, ScratchNode):
@@ -294,8 +294,8 @@ class Filesystem:
             found = self.overlay.scratch.attributes(node.path)
             return Stat(found.directory, found.size, found.modified_ns, True, mode=found.mode)
         if isinstance(node, UpdaterNode):
-            return Stat(False, 0, self._started_ns, False)
-        return Stat(True, 0, self._started_ns, False)
+            return Stat(False, 0, self.started_ns, False)
+        return Stat(True, 0, self.started_ns, False)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -17,6 +17,11 @@ from redisfuse.values.snapshot import Snapshot
 class Handle(Protocol):
     """An open file."""
 
+    @property
+    def size(self) -> int:
+        """Its length in bytes, for those who can't ask by path."""
+        ...
+
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes; short only at the end."""
         ...
@@ -47,6 +52,10 @@ class SnapshotHandle:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
+
+    @property
+    def size(self) -> int:
+        return self._snapshot.size
 
     def read(self, offset: int, size: int) -> bytes:
         return self._snapshot.read(offset, size)
@@ -80,6 +89,11 @@ class FileHandle:
         self._version = file.version
         self._writing = writing
         self._append = append
+
+    @property
+    def size(self) -> int:
+        edited, snapshot = self.file.size, self._snapshot
+        return edited if edited is not None else snapshot.size if snapshot is not None else 0
 
     def read(self, offset: int, size: int) -> bytes:
         with self.file.lock:
@@ -133,6 +147,10 @@ class ScratchHandle:
     def __init__(self, file: ScratchFile, *, append: bool) -> None:
         self.file = file
         self._append = append
+
+    @property
+    def size(self) -> int:
+        return self.file.size
 
     def read(self, offset: int, size: int) -> bytes:
         return self.file.read(offset, size)

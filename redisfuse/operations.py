@@ -105,7 +105,7 @@ class Operations:
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def getattr(self, path: bytes | None, handle: int | None) -> Attr:
-        if handle is not None and (found := self._handle_attr(handle)) is not None:
+        if handle is not None and (found := self._handle_attr(handle, known=path is not None)) is not None:
             return found
         if path is None:
             raise BadHandleError("no such file is open")
@@ -116,12 +116,18 @@ class Operations:
             self._outside.refresh()
         return self._attr(path, self._tree.stat(node))
 
-    def _handle_attr(self, handle: int) -> Attr | None:
-        """What an edited, new or unlinked file is now, whatever its path leads to."""
+    def _handle_attr(self, handle: int, *, known: bool) -> Attr | None:
+        """What an edited, new or unlinked file is now, whatever its path leads to; and, where the path is no longer
+        `known` (the kernel was made to forget it), what any other file was when it was opened."""
         found = self._handles.get(handle)
-        if found is None or not isinstance(found[0], FileHandle) or found[0].file.size is None:
+        if found is None:
             return None
-        return self._attr(found[1], self._tree.stat(OpenNode(found[0].file)))
+        opened, path = found
+        if isinstance(opened, FileHandle) and opened.file.size is not None:
+            return self._attr(path, self._tree.stat(OpenNode(opened.file)))
+        if known:
+            return None
+        return self._attr(path, Stat(False, opened.size, self._tree.started_ns, isinstance(opened, FileHandle)))
 
     def _attr(self, path: bytes, found: Stat) -> Attr:
         own = self._own

@@ -99,7 +99,7 @@ def mounted(url: str, mountpoint: Path, show: Show, *options: str) -> Iterator[N
 
 def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log: Path) -> None:
     deadline = time.monotonic() + MOUNT_LIMIT
-    while not mountpoints.find(mountpoint):
+    while not (mountpoints.find(mountpoint) and log.stat().st_size):  # mounted, and said so
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines()
             reason = lines[-1].removeprefix("redisfuse: ") if lines else "the mount did not come up"
@@ -124,7 +124,7 @@ def _output(command: str, folder: Path) -> list[str]:
     if program in ("tree", "getfattr") and not shutil.which(program):
         stand_in = _tree if program == "tree" else _attributes
         return [line for name in arguments if not name.startswith("-") for line in stand_in(folder, name)]
-    environment = os.environ | {"LC_ALL": "C.UTF-8"}
+    environment = os.environ | {"LC_ALL": "C.UTF-8", "COLUMNS": "100", "TABSIZE": "0"}
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", command],
@@ -138,7 +138,7 @@ def _output(command: str, folder: Path) -> list[str]:
         )
     except subprocess.TimeoutExpired as error:
         raise MountError(f"the demo's command did not end: {command}") from error
-    return done.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n").split("\n")
 
 
 def _tree(folder: Path, name: str, indent: str = "") -> Iterator[str]:

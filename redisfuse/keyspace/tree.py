@@ -72,8 +72,8 @@ class Tree:
         self._long_from = long_from
         self._root: _Node = {}
         self._long: dict[bytes, bytes] = {}  # SHA-256 digest → key
-        # What a packed directory becomes with one tail more. `user:1:name`, `user:2:name`: the same steps come again and
-        # again; looking them up is quicker than making them, and the equal results are kept once.
+        # What a packed directory becomes with one tail more. `user:1:name`, `user:2:name`: the same steps come again
+        # and again; looking them up is quicker than making them, and the equal results are kept once.
         self._steps: dict[bytes, dict[bytes, bytes]] = {}
         self._steps_kept = 0
         self._count = 0
