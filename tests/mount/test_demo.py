@@ -101,13 +101,13 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
 
 
 def test_the_readmes_session_is_the_demos(folder: Path) -> None:
-    """The README's picture of a session is what the demo really shows, but for folders and times to live."""
-    picture = re.search(r"<!-- demo -->\n```console\n(.*?)```", README.read_text(), re.DOTALL)
-    assert picture is not None
+    """The README's pictures of sessions are what the demo really shows, but for folders and times to live."""
+    pictures = re.findall(r"<!-- demo -->\n```console\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(pictures) > 3
     with demo(folder=folder) as process:
         output, _ = process.communicate(timeout=LIMIT)
     shown = parts(normal(output))
-    for part in parts(picture[1]):
+    for part in (part for picture in pictures for part in parts(picture)):
         assert part in shown
 
 
