@@ -1,0 +1,41 @@
+"""Settle changes of which it is not known whether they were made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from redisfuse.cli import _journal, _undo
+from redisfuse.cli._output import Printer, count, json_option, print_json
+
+WORDS = {
+    "applied": "was made",
+    "failed": "was not made: what was there before is still there",
+    "unknown": "can't be told: neither what was there before nor what was written is there now",
+}
+
+
+@click.command
+@json_option
+@_undo.server_options
+@_journal.journal_option
+@click.pass_context
+def command(context: click.Context, /, as_json: bool, journal_file: Path | None, **_reaching: Any) -> int:
+    """Settle changes of which it is not known whether they were made (a crash, a lost answer), by looking.
+
+    This is done by itself at the next `--write` mount and before a rollback. What can't be told is marked `unknown` and
+    never guessed at; the exit status is then 1, as it is if a server can't be reached.
+    """
+    with _journal.open_journal(journal_file, write=True) as journal:
+        settled, complete = _undo.settle_open(journal, _undo.Way.of(context), quiet=False)
+        if as_json:
+            for change, _ in settled:
+                print_json(_journal.row_of(journal.change(change.id)))
+        else:
+            printer = Printer()
+            for change, outcome in settled:
+                printer.line(f"{_undo.line_of(change)}: {WORDS[outcome]}", _journal.STYLES[outcome])
+            printer.line(f"{count(len(settled), 'change')} settled")
+    return 0 if complete and all(outcome != "unknown" for _, outcome in settled) else 1
