@@ -93,18 +93,6 @@ def is_piece(piece: bytes) -> bool:
     return is_utf8(piece) and not _unprintable.search(piece.decode("utf-8"))
 
 
-def below(name: bytes, start: bytes) -> bytes | None:
-    """Return the piece of the written `name` that stands in the directory of the pieces that make `start`, or None."""
-    if len(name) <= NAME_MAX or not name.startswith(start):
-        return None
-    length = 0
-    for piece in cut(name):
-        if length == len(start):
-            return piece
-        length += len(piece) - len(CUT)
-    return None
-
-
 def is_utf8(data: bytes) -> bool:
     """Whether `data` is valid UTF-8, as every written name is."""
     try:

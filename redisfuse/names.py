@@ -19,7 +19,6 @@ from redisfuse.errors import BadNameError, NameTooLongError, NotFoundError, Usag
 from redisfuse.escapes import (
     CUT,
     NAME_MAX,
-    below,
     cut,
     decode_component,
     decode_field,
@@ -60,7 +59,6 @@ __all__ = [
     "Root",
     "Target",
     "Updater",
-    "below",
     "digest",
     "shown",
 ]

@@ -15,7 +15,6 @@ from redisfuse.names import (
     Reading,
     Root,
     Updater,
-    below,
     shown,
 )
 
@@ -212,18 +211,6 @@ def test_cuts_respect_escapes_and_characters() -> None:
                 assert piece.endswith(b"%+") or b"%" not in piece[-2:]
             back = reading(path)
             assert colon.join((*back.directory, back.as_key or b"")) == key
-
-
-def test_below() -> None:
-    """A cut name stands in the directory of each of its beginnings with its next piece, and in no other."""
-    name = b"x" * 600
-    first, second, last = colon.pieces(name)
-    assert below(name, b"") == first
-    assert below(name, first[:-2]) == second
-    assert below(name, first[:-2] + second[:-2]) == last
-    assert below(name, b"x") is None
-    assert below(b"y" + name, first[:-2]) is None
-    assert below(b"x" * 255, b"") is None
 
 
 def test_long_keys() -> None:
