@@ -83,7 +83,7 @@ def command(
         if way.url is not None and len(servers) > 1:
             raise UsageError(f"these changes are of {len(servers)} servers; --url can be only one of them")
         if not groups and not as_json:
-            Printer().line("there is nothing to take back")
+            Printer().line("there is nothing to take back: it is taken back already" if ids else "nothing to take back")
         for name in servers:
             mine = [group for group in groups if group[0].server == name]
             task = _Task(journal, way, mine, force=force, as_json=as_json)
@@ -184,8 +184,8 @@ class _Task:
             if conflict.change.id not in planned:
                 self._printer.line(f"{_undo.line_of(conflict.change)}: {_words(conflict)}", "red")
                 self._print_conflict(conflict)
-        for change, error in report.failures:
-            self._printer.line(f"{_undo.line_of(change)}: not taken back: {escape(str(error).encode())}", "red")
+        for change, failure in report.failures:
+            self._printer.line(f"{_undo.line_of(change)}: not taken back: {escape(str(failure).encode())}", "red")
         for change, note in report.notes:
             self._printer.line(f"{_undo.line_of(change)}: {escape(note.encode())}", "yellow")
         self._printer.line(f"{count(len(report.done), 'change')} taken back{_rest(plan, report)}")

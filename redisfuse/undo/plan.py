@@ -11,7 +11,7 @@ from redisfuse.names import Target
 from redisfuse.server.server import Server
 from redisfuse.undo.ground import Course, Ground, looks_for
 from redisfuse.undo.reverse import Reversal, reverse
-from redisfuse.undo.selection import Group
+from redisfuse.undo.selection import Group, undone
 
 READ_AT_ONCE = 500  # targets
 
@@ -88,8 +88,9 @@ def conflict_of(journal: Journal, reversal: Reversal, chosen: set[int]) -> Confl
     """The conflict of a reversal, with the later changes that are not being taken back with it."""
     if reversal.conflict is None:
         return None
-    later = [change for change in journal.later_changes(reversal.change) if change.id not in chosen]
-    return Conflict(reversal.change, reversal.conflict, reversal.found, tuple(later))
+    later = {change.id: change for change in journal.later_changes(reversal.change) if change.id not in chosen}
+    standing = [change for change in later.values() if change.reverts not in later and not undone(journal, change.id)]
+    return Conflict(reversal.change, reversal.conflict, reversal.found, tuple(standing))
 
 
 def _read(server: Server, changes: Sequence[Change]) -> dict[Target, Found]:

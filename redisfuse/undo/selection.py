@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redisfuse.errors import NotFoundError, UsageError
+from redisfuse.errors import UsageError
 from redisfuse.journal.journal import Filter, Journal
 from redisfuse.journal.states import Change
 
@@ -48,12 +48,8 @@ def _named(journal: Journal, wanted: Selection) -> list[Group]:
             raise UsageError(f"change {id} was never made (it is {change.state}): there is nothing to take back")
         rows[id] = change
     if wanted.group is not None:
-        members = journal.group(wanted.group)
-        if not members:
-            raise NotFoundError(f"there is no group {wanted.group} in the journal {journal.path}")
-        rows |= {change.id: change for change in members}
-    ordered = [rows[id] for id in sorted(rows, reverse=True)]
-    return [group for group in _whole(journal, ordered) if not all(undone(journal, change.id) for change in group)]
+        rows |= {change.id: change for change in journal.group(journal.change(wanted.group).group)}
+    return _effective(journal, _whole(journal, [rows[id] for id in sorted(rows, reverse=True)]))
 
 
 def _newest(journal: Journal, rows: Iterable[Change], count: int) -> list[Group]:
