@@ -166,7 +166,7 @@ class OpenFile:
             offset, size = patch
             edits.patch(target, offset, buffer_content(buffer, offset, size), basis=self._basis, path=self.path)
             return Basis.big(buffer.size, _as_far_as_known)
-        op = "create" if self.new and self.parked is None else "write"
+        op = "create" if self._basis.kind == "absent" else "write"
         content = buffer_content(buffer, 0, buffer.size)
         edits.save(target, content, basis=self._basis, path=self.path, op=op)
         return Basis.content(content.size, content.digest)

@@ -119,6 +119,8 @@ class WriteMode:
 
     def close(self) -> None:
         """The mount ends: commit what is left, and say what could not be. Never raises."""
+        if self._ending.is_set():
+            return
         self._ending.set()
         self._wake.set()
         if self._thread.is_alive():

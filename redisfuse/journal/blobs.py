@@ -32,22 +32,27 @@ class Ready:
     """A content made ready outside the writer's thread: packed if small, staged if large."""
 
     content: Content
-    chunk: tuple[int, bytes] | None  # (packed, data) of a content of one chunk; None: empty, or large
-    staged: int | None  # blobs.id of a large one
+    fresh: bool  # probably not in the journal yet
+    packed: int = 0
+    data: bytes | None = None  # of a small one
+    staged: int | None = None  # blobs.id of a large one
 
 
 class VanishedError(Exception):
     """A large content that was in the journal when it was made ready is there no more (pruned): stage it."""
 
 
-def ready(writer: Writer, query: Query, content: Content, *, stage_anyway: bool = False) -> Ready:
+def ready(writer: Writer, query: Query, content: Content, *, fresh: bool, stage_anyway: bool = False) -> Ready:
     """Do all the work on a content that needs no transaction, or that can have one of its own."""
     if content.size <= CHUNK:
-        data = content.read()
-        return Ready(content, _packed(data) if data else None, None)
+        return Ready(content, fresh, *_packed(content.read()))
     if not stage_anyway and query("SELECT 1 FROM blobs WHERE digest = ?", (content.digest,)):
-        return Ready(content, None, None)
-    return Ready(content, None, _stage(writer, content))
+        return Ready(content, False)
+    return Ready(content, False, staged=_stage(writer, content))
+
+
+_FIND = "SELECT id FROM blobs WHERE digest = ?"
+_INSERT = "INSERT OR IGNORE INTO blobs (digest, size, packed, data) VALUES (?, ?, ?, ?)"
 
 
 def add(connection: sqlite3.Connection, ready: Ready) -> int:
@@ -56,10 +61,17 @@ def add(connection: sqlite3.Connection, ready: Ready) -> int:
     Raises VanishedError.
     """
     content = ready.content
-    found = connection.execute("SELECT id FROM blobs WHERE digest = ?", (content.digest,)).fetchone()
+    row = (content.digest, content.size, ready.packed, ready.data)
+    if ready.fresh and ready.data is not None:
+        added = connection.execute(_INSERT, row)
+        if added.rowcount:
+            assert added.lastrowid is not None
+            return added.lastrowid
+    found = connection.execute(_FIND, (content.digest,)).fetchone()
     if found:
         if ready.staged is not None:
-            discard(connection, ready.staged)
+            for sql in DISCARD:
+                connection.execute(sql, (ready.staged,))
         return int(found[0])
     if ready.staged is not None:
         changed = connection.execute(
@@ -68,19 +80,21 @@ def add(connection: sqlite3.Connection, ready: Ready) -> int:
         if not changed.rowcount:
             raise VanishedError
         return ready.staged
-    if content.size > CHUNK:
+    if ready.data is None:
         raise VanishedError
-    row = connection.execute("INSERT INTO blobs (digest, size) VALUES (?, ?)", (content.digest, content.size))
-    assert row.lastrowid is not None
-    if ready.chunk:
-        connection.execute("INSERT INTO chunks VALUES (?, 0, ?, ?)", (row.lastrowid, *ready.chunk))
-    return row.lastrowid
+    added = connection.execute(_INSERT, row)
+    assert added.lastrowid is not None
+    return added.lastrowid
 
 
-def discard(connection: sqlite3.Connection, blob: int) -> None:
-    """Remove a blob with its chunks."""
-    connection.execute("DELETE FROM chunks WHERE blob = ?", (blob,))
-    connection.execute("DELETE FROM blobs WHERE id = ?", (blob,))
+# Remove a blob with its chunks: each with its id.
+DISCARD = ("DELETE FROM chunks WHERE blob = ?", "DELETE FROM blobs WHERE id = ?")
+
+
+def discard_later(writer: Writer, blob: int) -> None:
+    """Remove what was staged and is not needed, when it suits."""
+    for sql in DISCARD:
+        writer.later(sql, (blob,))
 
 
 def _stage(writer: Writer, content: Content) -> int:
@@ -106,7 +120,7 @@ def _stage(writer: Writer, content: Content) -> int:
         if sha.digest() != content.digest:
             raise JournalError("a file was altered while it was being journaled")
     except BaseException:
-        writer.later(lambda connection: discard(connection, blob))
+        discard_later(writer, blob)
         raise
     return blob
 
@@ -129,6 +143,10 @@ def _packed(data: bytes) -> tuple[int, bytes]:
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
+_CHUNK = "SELECT packed, data FROM chunks WHERE blob = ? AND number = ?"
+_SMALL = "SELECT packed, data FROM blobs WHERE id = ? AND 0 = ?"
+
+
 def stored(query: Query, blob: int, size: int, digest: bytes) -> Content:
     """The content of a blob, read when it is asked for."""
     return Content(size, digest, lambda: read(query, blob, size, digest))
@@ -144,8 +162,8 @@ def read(query: Query, blob: int, size: int, digest: bytes) -> Iterator[bytes]:
     held = b""
     number = 0
     while found < size:
-        rows = query("SELECT packed, data FROM chunks WHERE blob = ? AND number = ?", (blob, number))
-        if not rows:
+        rows = query(_CHUNK if size > CHUNK else _SMALL, (blob, number))
+        if not rows or rows[0][1] is None:
             break
         if held:
             yield held

@@ -9,7 +9,6 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count, repeat
 from typing import Any
 
 from redisfuse.journal import blobs
@@ -25,12 +24,16 @@ _STATE = (
     *("version", "note"),
 )
 _COLUMNS = (
-    *("id", "session", "group_id", "at", "op", "path", "path_text", "new_path", '"key"', "key_text", "field"),
+    *("id", "group_id", "session", "at", "op", "path", "path_text", "new_path", '"key"', "key_text", "field"),
     *("field_text", "state", "error", "reverts", "applies"),
     *(f"prior_{column}" for column in _STATE),
     *(f"new_{column}" for column in _STATE),
 )
-_INSERT = f"INSERT INTO changes ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"
+_VALUES = ", ".join("?" * (len(_COLUMNS) - 2))
+_INSERT = f"INSERT INTO changes ({', '.join(_COLUMNS)}) VALUES (?, ?, {_VALUES})"
+# The first of a group has its own id as its group: the one that AUTOINCREMENT gives it.
+_NEXT = "(SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'changes')"
+_INSERT_FIRST = f"INSERT INTO changes ({', '.join(_COLUMNS[1:])}) VALUES ({_NEXT}, {_VALUES})"
 
 _READ_STATE = (
     "c.{0}_kind, c.{0}_type, {0}b.id, {0}b.size, {0}b.digest, {0}l.id, {0}l.size, {0}l.digest, c.{0}_offset, "
@@ -85,29 +88,25 @@ def insert(
 
     `grouped`: whether all are one operation; or how many of them belong to each of several.
     """
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'changes'").fetchone()
-    first = (row[0] if row else 0) + 1
-    rows = []
-    for number, group, intent in zip(count(first), _groups(first, len(intents), grouped), intents, strict=False):
-        rows.append(
-            (
-                *(number, session, group, at, intent.op, intent.path, escape_or_none(intent.path), intent.new_path),
-                *(intent.key, escape_or_none(intent.key), intent.field, escape_or_none(intent.field)),
-                *(state, error, intent.reverts, intent.applies),
-                *_state_columns(intent.prior, contents),
-                *_state_columns(intent.new, contents),
-            )
+    if not intents:
+        return []
+    rows = [
+        (
+            *(session, at, intent.op, intent.path, escape_or_none(intent.path), intent.new_path),
+            *(intent.key, escape_or_none(intent.key), intent.field, escape_or_none(intent.field)),
+            *(state, error, intent.reverts, intent.applies),
+            *_state_columns(intent.prior, contents),
+            *_state_columns(intent.new, contents),
         )
-    connection.executemany(_INSERT, rows)
-    return list(range(first, first + len(rows)))
-
-
-def _groups(first: int, rows: int, grouped: bool | Sequence[int]) -> Iterator[int]:
-    """The group of each row: the id of its operation's first."""
-    sizes = grouped if not isinstance(grouped, bool) else [rows] if grouped else [1] * rows
-    for size in sizes:
-        yield from repeat(first, size)
-        first += size
+        for intent in intents
+    ]
+    first = connection.execute(_INSERT_FIRST, rows[0]).lastrowid
+    assert first is not None
+    ids = list(range(first, first + len(rows)))
+    if len(rows) > 1:
+        found = zip(ids, _groups(first, len(rows), grouped), rows, strict=True)
+        connection.executemany(_INSERT, [(id, group, *row) for id, group, row in islice(found, 1, None)])
+    return ids
 
 
 def _state_columns(state: State, contents: dict[bytes, int]) -> tuple[Any, ...]:
@@ -127,11 +126,8 @@ def _state_columns(state: State, contents: dict[bytes, int]) -> tuple[Any, ...]:
     )
 
 
-def settle(connection: sqlite3.Connection, ids: Sequence[int], state: Outcome, error: str | None, at: int) -> None:
-    """Set what became of changes."""
-    connection.executemany(
-        "UPDATE changes SET state = ?, error = ?, settled_at = ? WHERE id = ?", [(state, error, at, id) for id in ids]
-    )
+# Sets what became of a change: state, error, time in ms, id.
+SETTLE = "UPDATE changes SET state = ?, error = ?, settled_at = ? WHERE id = ?"
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -99,8 +99,9 @@ class Journal:
         for stage_anyway in (False, True):
             ready: list[blobs.Ready] = []
             try:
-                for content in contents:
-                    ready.append(blobs.ready(writer, self.query, content, stage_anyway=stage_anyway))
+                for content, fresh in contents.values():
+                    made = blobs.ready(writer, self.query, content, fresh=fresh, stage_anyway=stage_anyway)
+                    ready.append(made)
 
                 def work(connection: sqlite3.Connection, ready: list[blobs.Ready] = ready) -> list[int]:
                     ids = {each.content.digest: blobs.add(connection, each) for each in ready}
@@ -118,9 +119,10 @@ class Journal:
     def settle(self, ids: Sequence[int], state: Outcome, error: str | None = None) -> None:
         """Note what became of changes. On the disk with the next change, or within a second, or at `close`."""
         at = now()
-        kept = tuple(ids)
+        writer = self._write()
         self._unsettled_here = True
-        self._write().later(lambda connection: changes.settle(connection, kept, state, error, at))
+        for id in ids:
+            writer.later(changes.SETTLE, (state, error, at, id))
 
     def flush(self) -> None:
         """Write what `settle` has noted, now."""
@@ -131,9 +133,8 @@ class Journal:
     def _discard(self, writer: Writer, ready: list[blobs.Ready]) -> None:
         for each in ready:
             if each.staged is not None:
-                staged = each.staged
                 with contextlib.suppress(JournalError):
-                    writer.later(lambda connection, staged=staged: blobs.discard(connection, staged))  # type: ignore[misc]
+                    blobs.discard_later(writer, each.staged)
 
     # -- changes: reading --------------------------------------------------------------------------------------------
 
@@ -278,15 +279,15 @@ def literal_glob(key: bytes) -> bytes:
     return bytes(escaped)
 
 
-def _contents(intents: Sequence[Intent]) -> list[Content]:
-    """Every content of these intents once."""
-    found: dict[bytes, Content] = {}
+def _contents(intents: Sequence[Intent]) -> dict[bytes, tuple[Content, bool]]:
+    """Every content of these intents once, and whether it is new: what was there before is often in the journal."""
+    found: dict[bytes, tuple[Content, bool]] = {}
     for intent in intents:
         for state in (intent.prior, intent.new):
             for content in (state.content, state.logical):
                 if content is not None:
-                    found.setdefault(content.digest, content)
-    return list(found.values())
+                    found.setdefault(content.digest, (content, state is intent.new))
+    return found
 
 
 def _touches(later: Change, change: Change) -> bool:

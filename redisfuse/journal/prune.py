@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from redisfuse.journal import database
+from redisfuse.journal import blobs, database
 from redisfuse.journal.journal import Journal, now
 
 PORTION = 1000  # rows removed in one transaction, so that a mount that writes meanwhile waits only briefly
@@ -101,7 +101,7 @@ def _choose_contents(connection: sqlite3.Connection) -> int:
     connection.execute(
         """
         INSERT INTO temp.unused
-        SELECT id, (SELECT coalesce(sum(length(data)), 0) FROM chunks WHERE blob = blobs.id) FROM blobs
+        SELECT id, coalesce(length(data), (SELECT sum(length(data)) FROM chunks WHERE blob = blobs.id), 0) FROM blobs
         WHERE CASE WHEN digest IS NULL THEN coalesce(staged_at, 0) < ? ELSE id NOT IN (SELECT id FROM temp.used) END
         """,
         (now() - STALE,),
@@ -142,8 +142,8 @@ def _remove_contents(connection: sqlite3.Connection, newest: int) -> None:
             )
             taken = {blob for row in rows for blob in row}
             portion = [(id,) for id in ids[start : start + PORTION] if id not in taken]
-            connection.executemany("DELETE FROM chunks WHERE blob = ?", portion)
-            connection.executemany("DELETE FROM blobs WHERE id = ?", portion)
+            for sql in blobs.DISCARD:
+                connection.executemany(sql, portion)
 
 
 def _give_back(connection: sqlite3.Connection) -> None:

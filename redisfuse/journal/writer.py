@@ -1,8 +1,8 @@
 """The one thread that writes to the journal, so that changes which arrive together share one fsync.
 
-`submit` hands it a piece of work and returns when the transaction with it is on the disk; `later` hands it work that
-may ride in somebody's next transaction, or goes alone within a second. Works of one batch stand each in a savepoint:
-one that fails takes nothing with it.
+`submit` hands it a piece of work and returns when the transaction with it is on the disk; `later` hands it rows that
+may ride in somebody's next transaction, or go alone within a second, and wakes nobody. If one work of a batch fails for
+itself, the transaction is begun anew with the others: it takes nothing with it. So a work may run more than once.
 
 After an I/O error the kernel may have dropped pages that it could not write and say "done" to the next fsync (fsync(2),
 "Dealing with errors"; SQLite's log is such pages). So nothing is accepted after one until the log's content has been
@@ -11,12 +11,14 @@ copied into the database, that is on the disk, and the log begins anew.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +29,7 @@ from redisfuse.journal.location import Mark
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-RIDE = 0.9  # seconds that work handed to `later` waits at most for company
+RIDE = 0.9  # seconds that rows handed to `later` wait at most for company
 BATCH = 256  # works in one transaction
 CHECKPOINT = 4 << 20  # bytes written to the log before it is copied into the database
 
@@ -70,9 +72,10 @@ class Writer:
     def __init__(self, path: Path, *, busy_timeout: float = database.BUSY_TIMEOUT) -> None:
         self._path = path
         self._busy_timeout = busy_timeout
-        self._queue: queue.SimpleQueue[_Job[Any] | Work[None] | None] = queue.SimpleQueue()
-        self._riders: list[Work[None]] = []
-        self._rides_by = 0.0  # monotonic time when the oldest rider has waited long enough
+        self._queue: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()  # None: look again
+        self._riders: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
+        self._sleeping = False  # the thread waits without a limit
+        self._closing = False
         self._suspect = False  # an I/O error happened; see the module's docstring
         self._synchronous = "FULL"
         self._since_checkpoint = 0
@@ -94,11 +97,13 @@ class Writer:
         self._queue.put(job)
         return job.wait()
 
-    def later(self, work: Work[None]) -> None:
-        """Run `work(connection)` in the next transaction, or in one of its own within a second. It must not fail."""
+    def later(self, sql: str, row: tuple[Any, ...]) -> None:
+        """Run `sql` with `row` in the next transaction, or in one of its own within a second. It must not fail."""
         if self._closed:
             raise JournalError(f"the journal {self._path} is closed")
-        self._queue.put(work)
+        self._riders.append((sql, row))
+        if self._sleeping:
+            self._queue.put(None)
 
     def close(self) -> None:
         """Write what is waiting and end the thread. Raises the error if that could not be written."""
@@ -107,10 +112,11 @@ class Writer:
         self._closed = True
         job = _Job[None](nothing, durable=True)
         self._queue.put(job)
-        self._queue.put(None)
         try:
             job.wait()
         finally:
+            self._closing = True
+            self._queue.put(None)
             self._thread.join()
             if self._connection is not None:
                 self._connection.close()
@@ -118,42 +124,40 @@ class Writer:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        running = True
-        while running:
-            jobs, running = self._collect()
-            if jobs or (self._riders and time.monotonic() >= self._rides_by):
+        while not self._closing:
+            jobs = self._collect()
+            if jobs or self._riders:
                 self._transact(jobs)
                 self._checkpoint_if_due()
 
-    def _collect(self) -> tuple[list[_Job[Any]], bool]:
-        """What is waiting: at least one job, or none if riders have waited long enough. False: the end."""
+    def _collect(self) -> list[_Job[Any]]:
+        """What is waiting: jobs; or none if riders have waited long enough, or if it is the end."""
         jobs: list[_Job[Any]] = []
-        while len(jobs) < BATCH:
+        with contextlib.suppress(queue.Empty):
+            first = self._wait()
+            while first is not None and len(jobs) < BATCH:
+                jobs.append(first)
+                first = self._queue.get_nowait()
+        return jobs
+
+    def _wait(self) -> _Job[Any] | None:
+        """The next job. Raises queue.Empty when the riders have waited long enough."""
+        if not self._riders:
+            self._sleeping = True
             try:
-                if jobs:
-                    item = self._queue.get_nowait()
-                elif self._riders:
-                    item = self._queue.get(timeout=max(0.0, self._rides_by - time.monotonic()))
-                else:
+                if not self._riders:  # one may have come before it could see that we sleep
                     item = self._queue.get()
-            except queue.Empty:
-                break
-            if item is None:
-                return jobs, False
-            if isinstance(item, _Job):
-                jobs.append(item)
-            else:
-                if not self._riders:
-                    self._rides_by = time.monotonic() + RIDE
-                self._riders.append(item)
-        return jobs, True
+                    if item is not None or self._closing:
+                        return item
+            finally:
+                self._sleeping = False
+        return self._queue.get(timeout=RIDE)
 
     def _transact(self, jobs: list[_Job[Any]]) -> None:
         try:
             with database.translated(self._path):
                 self._attempt(jobs)
         except BaseException as error:
-            self._rides_by = time.monotonic() + RIDE  # the riders stay, for the next time
             for job in jobs:
                 job.error = job.error or error
         for job in jobs:
@@ -162,13 +166,17 @@ class Writer:
     def _attempt(self, jobs: list[_Job[Any]]) -> None:
         connection = self._ready()
         before = connection.total_changes
+        riders = len(self._riders)
+        left = jobs
         try:
             self._set_synchronous(connection, "FULL" if any(job.durable for job in jobs) else "NORMAL")
-            connection.execute("BEGIN IMMEDIATE")
-            for ride in self._riders:
-                ride(connection)
-            for job in jobs:
-                self._work(connection, job, alone=len(jobs) == 1 and not self._riders)
+            while True:
+                connection.execute("BEGIN IMMEDIATE")
+                self._ride(connection, riders)
+                if self._work(left):
+                    break
+                connection.execute("ROLLBACK")
+                left = [job for job in left if job.error is None]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._suspect = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _HARMLESS
@@ -178,23 +186,27 @@ class Writer:
         except BaseException:
             connection.rollback()
             raise
-        self._riders.clear()
+        for _ in range(riders):
+            self._riders.popleft()
         self._since_checkpoint += (connection.total_changes - before) * 8192
 
-    def _work(self, connection: sqlite3.Connection, job: _Job[Any], *, alone: bool) -> None:
-        """Do one job; an error that is its own stays with it, one of the database fails the whole batch."""
-        if alone:
-            job.result = job.work(connection)
-            return
-        connection.execute("SAVEPOINT job")
-        try:
-            job.result = job.work(connection)
-        except sqlite3.Error:
-            raise
-        except Exception as error:
-            job.error = error
-            connection.execute("ROLLBACK TO job")
-        connection.execute("RELEASE job")
+    def _ride(self, connection: sqlite3.Connection, riders: int) -> None:
+        """Write the oldest riders, in their order."""
+        for sql, rows in groupby(islice(self._riders, riders), key=itemgetter(0)):
+            connection.executemany(sql, [row for _, row in rows])
+
+    def _work(self, jobs: list[_Job[Any]]) -> bool:
+        """Do the jobs; False if one failed for itself (an error of the database fails them all)."""
+        assert self._connection is not None
+        for job in jobs:
+            try:
+                job.result = job.work(self._connection)
+            except sqlite3.Error:
+                raise
+            except Exception as error:
+                job.error = error
+                return False
+        return True
 
     def _ready(self) -> sqlite3.Connection:
         """A connection whose file is still the one at the path, and that is not in doubt after an I/O error."""

@@ -8,6 +8,7 @@ errors behind on servers that do not know them.
 import contextlib
 import select
 import socket
+import ssl
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -33,6 +34,7 @@ class Wire:
 
     def __init__(self, inner: socket.socket, counters: Counters, seconds: float) -> None:
         self._inner = inner
+        self.encrypted = isinstance(inner, ssl.SSLSocket)
         self._counters = counters
         self.allow(seconds)
 
@@ -80,8 +82,11 @@ class Wire:
 
     def readable(self) -> bool:
         """Whether something has come, or the other side has hung up."""
+        descriptor = self._inner.fileno()
+        if descriptor < 0:  # closed here, by another thread
+            return True
         poll = select.poll()
-        poll.register(self._inner.fileno(), select.POLLIN)
+        poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     def __getattr__(self, name: str) -> Any:
@@ -144,7 +149,7 @@ class GuardedConnection(AbstractConnection):
                 break
             self.wire.allow(seconds)
             self.wire.sendall(chunk)
-            if self.wire.readable():
+            if not self.wire.encrypted and self.wire.readable():  # TLS has messages of its own
                 raise BrokenPipeError("the server answered before it had all")
         if left:
             raise ValueError("the chunks of a streamed argument do not come to its size")

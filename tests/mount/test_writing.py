@@ -1,0 +1,354 @@
+"""Writing through a real mount: each save is one change, in Redis and in the journal, and takes nothing else along."""
+
+import json
+import mmap
+import os
+import shutil
+import sqlite3
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.mounts import Mount, eventually, mounted, run
+from tests.support.redis_server import RedisServer
+
+MIB = 1024 * 1024
+WRITES = {
+    "SET",
+    "SETRANGE",
+    "APPEND",
+    "HSET",
+    "HSETEX",
+    "DEL",
+    "UNLINK",
+    "RENAME",
+    "RESTORE",
+    "PEXPIREAT",
+    "PERSIST",
+    "HDEL",
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    folder = tmp_path_factory.mktemp("writing")
+    with mounted(folder, server.tcp_url(), "--binding", request.param, "--park-seconds", "1", write=True) as mount:
+        yield mount
+
+
+@pytest.fixture
+def client(server: RedisServer, mount: Mount) -> redis.Redis:
+    client = server.client()
+    client.flushall()
+    eventually(lambda: mount.status()["ready"] and not mount.status()["keys"])
+    return client
+
+
+def history(mount: Mount, after: int = 0) -> list[dict[str, Any]]:
+    """The journal's rows after an id, oldest first, as `redisfuse log --json` gives them."""
+    done = run(mount.path.parent, "log", "--json", "--limit", "100000", "--journal-file", str(mount.journal))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return sorted((row for row in rows if row["id"] > after), key=lambda row: row["id"])
+
+
+def last_id(mount: Mount) -> int:
+    rows = history(mount)
+    return rows[-1]["id"] if rows else 0
+
+
+@contextmanager
+def monitored(server: RedisServer, key: bytes) -> Iterator[list[list[str]]]:
+    """The write commands that name `key` while the body runs, as MONITOR shows them."""
+    seen: list[list[str]] = []
+    done = threading.Event()
+    with server.client().monitor() as monitor:
+
+        def listen() -> None:
+            for event in monitor.listen():
+                words = event["command"].split()
+                if words[:2] == ["ECHO", "end"]:
+                    done.set()
+                    return
+                if words[0].upper() in WRITES and key.decode() in words:
+                    seen.append(words)
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield seen
+        server.client().execute_command("ECHO", "end")
+        assert done.wait(20)
+
+
+def shell(mount: Mount, script: str) -> None:
+    subprocess.run(["bash", "-c", script], cwd=mount.path, check=True, timeout=30, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "content"),
+    [
+        ("echo x > k", b"x\n"),
+        ("echo y >> k", b"old\ny\n"),
+        ("sh -c 'echo a; echo b' > k", b"a\nb\n"),
+        ("sh -c '/bin/echo a; /bin/echo b; /bin/echo c' > k", b"a\nb\nc\n"),
+        ("{ /bin/echo a; /bin/echo b; } > k", b"a\nb\n"),
+        ("echo t | tee k", b"t\n"),
+        ("echo t | tee -a k", b"old\nt\n"),
+        ("printf X | dd of=k conv=notrunc bs=1 seek=1", b"oXd\n"),
+        ("truncate -s 2 k", b"ol"),
+        ("truncate -s 6 k", b"old\n\0\0"),
+        (": > k", b""),
+        ("cp /etc/hostname k", None),
+        ("python3 -c \"open('k', 'r+').write('NEW')\"", b"NEW\n"),
+    ],
+)
+def test_the_shell_makes_one_change(
+    server: RedisServer, client: redis.Redis, mount: Mount, script: str, content: bytes | None
+) -> None:
+    """Whatever the shell does to a file with one redirection is one write command and one journal row; the TTL stays."""
+    client.set("k", "old\n", px=600_000)
+    eventually(lambda: (mount.path / "k").exists())
+    before = last_id(mount)
+    with monitored(server, b'"k"') as seen:
+        shell(mount, script)
+        expected = Path("/etc/hostname").read_bytes() if content is None else content
+        eventually(lambda: client.get("k") == expected)
+        eventually(lambda: len(history(mount, before)) == 1)
+    assert len(seen) == 1, seen
+    assert 590_000 < client.pttl("k") <= 600_000
+    [row] = history(mount, before)
+    assert (row["state"], row["path"]) == ("applied", "k")
+
+
+def test_new_files_become_strings_and_fields(client: redis.Redis, mount: Mount) -> None:
+    """A new file is a string, or with a dot a field of the hash before it; `.lock` and an existing string make a string."""
+    (mount.path / "plain").write_text("1")
+    (mount.path / "hash.field").write_text("2")
+    (mount.path / "x.lock").write_text("3")
+    (mount.path / "plain.txt").write_text("4")
+    (mount.path / "dir").mkdir()
+    (mount.path / "dir" / "leaf").write_text("5")
+    assert client.get("plain") == b"1"
+    assert client.hgetall("hash") == {b"field": b"2"}
+    assert client.get("x.lock") == b"3"
+    assert client.get("plain.txt") == b"4"
+    assert client.get("dir:leaf") == b"5"
+    assert sorted(os.listdir(mount.path)) == ["dir", "hash.field", "plain", "plain.txt", "x.lock"]
+
+
+def test_bad_names_are_refused(client: redis.Redis, mount: Mount) -> None:
+    """A spelling that no key has is EINVAL; a name over 255 bytes ENAMETOOLONG."""
+    for name, error in (("a:b", 22), ("100%", 22), ("x" * 256, 36)):
+        if name == "100%":
+            continue  # `NAME%` is a spelling: of the file NAME
+        with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is checked
+            (mount.path / name).write_text("x")
+        assert raised.value.errno == error, name
+    assert client.dbsize() == 0
+
+
+def test_collections_are_read_only_but_can_go(client: redis.Redis, mount: Mount) -> None:
+    """A list can't be opened for writing (EACCES), but removed; a rollback brings it back with its TTL."""
+    client.rpush("list", "a", "b")
+    client.pexpire("list", 600_000)
+    eventually(lambda: (mount.path / "list").exists())
+    with pytest.raises(PermissionError):
+        (mount.path / "list").open("w")
+    (mount.path / "list").unlink()
+    assert not client.exists("list")
+    change = last_id(mount)
+    done = run(mount.path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
+    assert done.returncode == 0, done.stderr
+    assert client.lrange("list", 0, -1) == [b"a", b"b"]
+    assert 500_000 < client.pttl("list") <= 600_000
+
+
+def test_directories_live_until_rmdir(client: redis.Redis, mount: Mount) -> None:
+    """mkdir, emptying and rmdir behave as in any filesystem; nothing of it is in Redis."""
+    path = mount.path / "d"
+    path.mkdir()
+    (path / "f").write_text("1")
+    with pytest.raises(OSError, match="not empty"):
+        path.rmdir()
+    (path / "f").unlink()
+    assert os.listdir(path) == []
+    assert client.dbsize() == 0
+    path.rmdir()
+    assert not path.exists()
+    client.set("e:f", "1")
+    eventually(lambda: (mount.path / "e" / "f").exists())
+    (mount.path / "e" / "f").unlink()
+    assert (mount.path / "e").is_dir()
+    (mount.path / "e").rmdir()
+
+
+def test_renames(client: redis.Redis, mount: Mount) -> None:
+    """Strings, fields, whole keys and directories rename; what is replaced lends its TTL to a string."""
+    client.set("a", "A")
+    client.set("b", "B", px=600_000)
+    client.hset("h", mapping={"f": "F"})
+    client.rpush("l", "1")
+    client.mset({"dir:x": "1", "dir:sub:y": "2"})
+    eventually(lambda: mount.status()["keys"] == 6)
+    path = mount.path
+    os.rename(path / "a", path / "b")
+    assert client.get("b") == b"A"
+    assert client.pttl("b") > 500_000
+    os.rename(path / "h.f", path / "h.g")
+    assert client.hgetall("h") == {b"g": b"F"}
+    os.rename(path / "b", path / "h.s")
+    assert client.hget("h", "s") == b"A"
+    os.rename(path / "h.g", path / "out")
+    assert client.get("out") == b"F"
+    os.rename(path / "l", path / "m")
+    assert client.lrange("m", 0, -1) == [b"1"]
+    os.rename(path / "dir", path / "other")
+    assert sorted(client.keys("*:*")) == [b"other:sub:y", b"other:x"]
+    assert (path / "other" / "sub" / "y").read_text() == "2"
+    assert not (path / "dir").exists()
+
+
+def test_ttl_by_extended_attribute(client: redis.Redis, mount: Mount) -> None:
+    """Setting user.redis.ttl sets the expiry, -1 removes it; both are journaled."""
+    client.set("k", "1")
+    eventually(lambda: (mount.path / "k").exists())
+    before = last_id(mount)
+    os.setxattr(mount.path / "k", "user.redis.ttl", b"60000")
+    assert 50_000 < client.pttl("k") <= 60_000
+    os.setxattr(mount.path / "k", "user.redis.ttl", b"-1")
+    assert client.pttl("k") == -1
+    assert [row["op"] for row in history(mount, before)] == ["expire", "expire"]
+    for value in (b"soon", b"-5"):
+        with pytest.raises(OSError, match="Invalid"):
+            os.setxattr(mount.path / "k", "user.redis.ttl", value)
+
+
+def test_handles_share_one_file(client: redis.Redis, mount: Mount) -> None:
+    """Two descriptors of a file see each other's writes at once; an unlinked file goes on for who has it open."""
+    path = mount.path / "k"
+    with path.open("w+b", buffering=0) as one, path.open("r+b", buffering=0) as two:
+        one.write(b"hello")
+        assert two.read() == b"hello"
+        two.seek(0)
+        two.write(b"J")
+        one.seek(0)
+        assert one.read() == b"Jello"
+        assert os.fstat(one.fileno()).st_size == 5
+        path.unlink()
+        assert not path.exists()
+        assert os.listdir(mount.path) == []
+        one.seek(0)
+        assert one.read() == b"Jello"
+        one.write(b"!")
+        assert os.fstat(two.fileno()).st_size == 6
+    eventually(lambda: not client.exists("k"))
+    assert client.keys("*fuse*") == []
+
+
+def test_mmap_writes(client: redis.Redis, mount: Mount) -> None:
+    """What is written through a shared mapping is saved."""
+    client.set("k", b"0123456789")
+    eventually(lambda: (mount.path / "k").exists())
+    with (mount.path / "k").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+        mapping[2:4] = b"XY"
+        mapping.flush()
+    eventually(lambda: client.get("k") == b"01XY456789")
+
+
+def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> None:
+    """A value that somebody else changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
+    client.set("k", "mine")
+    eventually(lambda: (mount.path / "k").exists())
+    before = last_id(mount)
+    file = (mount.path / "k").open("r+b", buffering=0)
+    file.write(b"edit")
+    client.set("k", "theirs")
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is checked
+        file.close()
+    assert raised.value.errno == 116
+    assert client.get("k") == b"theirs"
+    [row] = history(mount, before)
+    assert row["state"] == "refused"
+    eventually(lambda: (mount.path / "k").read_bytes() == b"theirs", 2)
+    done = run(mount.path.parent, "apply", str(row["id"]), "--yes", "--journal-file", str(mount.journal))
+    if done.returncode:
+        done = run(mount.path.parent, "apply", str(row["id"]), "--yes", "--force", "--journal-file", str(mount.journal))
+    assert done.returncode == 0, done.stderr
+    assert client.get("k") == b"edit"
+
+
+def test_a_patch_sends_little(client: redis.Redis, mount: Mount) -> None:
+    """Appending 1 KiB to a 100 MB string sends and journals at most 64 KiB."""
+    client.set("big", bytes(100_000_000))
+    eventually(lambda: (mount.path / "big").exists())
+    time.sleep(1)
+    before = mount.status()
+    size = mount.journal.stat().st_size
+    shell(mount, "head -c 1024 /dev/zero >> big")
+    eventually(lambda: client.strlen("big") == 100_001_024)
+    after = mount.status()
+    assert after["bytes_sent"] - before["bytes_sent"] < 64 * 1024
+    assert after["bytes_received"] - before["bytes_received"] < 64 * 1024
+    assert mount.journal.stat().st_size - size < 64 * 1024
+    client.delete("big")
+
+
+def test_a_large_file_is_exact_in_little_memory(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+    """200 MB written are byte-exact, and the process stays below 64 MiB over idle."""
+    import psutil
+
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        for _ in range(200):
+            file.write(os.urandom(1_000_000))
+    process = psutil.Process(mount.process.pid)
+    idle = process.memory_info().rss
+    highest = [idle]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            highest[0] = max(highest[0], process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        shutil.copyfile(source, mount.path / "large")
+    finally:
+        done.set()
+        watcher.join()
+    assert client.get("large") == source.read_bytes()
+    assert highest[0] - idle < 64 * MIB
+    client.delete("large")
+
+
+def test_nothing_is_written_over_the_limit(client: redis.Redis, mount: Mount) -> None:
+    """Over 512 MiB is EFBIG, and Redis is untouched."""
+    client.set("k", "x")
+    eventually(lambda: (mount.path / "k").exists())
+    with pytest.raises(OSError, match="too large"):
+        os.truncate(mount.path / "k", 512 * MIB + 1)
+    assert client.get("k") == b"x"
+
+
+def test_the_journal_reads_well_without_us(client: redis.Redis, mount: Mount) -> None:
+    """The view `history` shows what happened, in text."""
+    (mount.path / "k").write_text("1")
+    eventually(lambda: client.get("k") == b"1")
+    with sqlite3.connect(f"file:{mount.journal}?mode=ro", uri=True) as database:
+        rows = database.execute("SELECT op, path, key FROM history ORDER BY id DESC LIMIT 1").fetchall()
+    assert rows == [("create", "k", "k")]
