@@ -1,0 +1,82 @@
+"""TLS to a real server with a certificate of our own: big values both ways, and what is not to be trusted."""
+
+import contextlib
+import io
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from redisfuse.errors import UnavailableError
+from redisfuse.server.address import Address
+from redisfuse.server.limits import Limits
+from redisfuse.server.server import Server
+from tests.support.redis_server import RedisServer, free_port
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a self-signed certificate for localhost."""
+    directory = tmp_path_factory.mktemp("tls")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"),
+        ],
+        cwd=directory,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    return directory
+
+
+@pytest.fixture
+def tls_port(certificate: Path) -> Iterator[int]:
+    """The TLS port of a server with that certificate."""
+    port = free_port()
+    arguments = ["--tls-port", str(port), "--tls-auth-clients", "no"]
+    arguments += ["--tls-cert-file", f"{certificate}/cert.pem", "--tls-key-file", f"{certificate}/key.pem"]
+    arguments += ["--tls-ca-cert-file", f"{certificate}/cert.pem"]
+    with RedisServer(arguments=arguments):
+        yield port
+
+
+def test_trusted(tls_port: int, certificate: Path) -> None:
+    """With the authority given, everything works as without TLS: batches, streams both ways, pushes."""
+    address = Address.parse(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate}/cert.pem")
+    with contextlib.closing(Server(address, writable=True)) as server:
+        with server.writer() as writer:
+            writer.send_streamed(["HSET", "h", "f"], 8 * MIB, [b"x" * MIB] * 8)
+            assert writer.receive() == 1
+        file = io.BytesIO()
+        assert server.fetch_into(file, "HGET", "h", "f") == 8 * MIB
+        assert file.getvalue() == b"x" * 8 * MIB
+        assert server.ask_many([("HSTRLEN", "h", "f")] * 3000) == [8 * MIB] * 3000
+        with server.dialogue(resp3=True) as dialogue:
+            dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
+            assert dialogue.receive() == b"OK"
+            assert dialogue.receive_push(2) is not None
+            assert dialogue.receive_push(0.05) is None
+            with server.writer() as writer:
+                writer.exchange([("SET", "k", "v")])
+            assert dialogue.receive_push(2) == [b"invalidate", [b"k"]]
+
+
+def test_not_trusted(tls_port: int) -> None:
+    """An unknown authority is refused with the option that would help; ssl_cert_reqs=none accepts it."""
+    limits = Limits(timeout=3)
+    with pytest.raises(UnavailableError, match="certificate"):
+        Server(Address.parse(f"rediss://localhost:{tls_port}"), limits).connect()
+    loose = Address.parse(f"rediss://localhost:{tls_port}?ssl_cert_reqs=none&ssl_check_hostname=false")
+    with contextlib.closing(Server(loose, limits)) as server:
+        assert server.ask("PING") == b"PONG"
+
+
+def test_plain_to_a_tls_port(tls_port: int) -> None:
+    """redis:// to a TLS port fails in time, with a hint."""
+    with pytest.raises(UnavailableError):
+        Server(Address.from_host_port("localhost", tls_port), Limits(timeout=2)).connect()
