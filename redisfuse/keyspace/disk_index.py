@@ -220,7 +220,10 @@ class Table:
 
 
 def _no_room(error: sqlite3.OperationalError) -> NoSpaceError:
-    return NoSpaceError(f"the index's temporary file can't grow: {error}; point TMPDIR to a disk with more room")
+    return NoSpaceError(
+        f"the index's temporary file can't grow ({error}): point TMPDIR to a disk with more room, raise --index-memory,"
+        " or mount a part of the keys with --prefix"
+    )
 
 
 def _stored(component: bytes) -> bytes:

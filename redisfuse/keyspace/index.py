@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from redisfuse.errors import NotFoundError
+from redisfuse.errors import NotFoundError, RedisFuseError
 from redisfuse.keyspace.child import Child
 from redisfuse.keyspace.disk_index import Table
 from redisfuse.keyspace.tree import Tree
@@ -98,7 +98,7 @@ class Index:
     def move_to_disk(self) -> None:
         """Change to the disk form, in the calling thread; others go on using the index meanwhile.
 
-        Raises NoSpaceError if the disk has no room: the index stays in memory.
+        Raises NoSpaceError if the disk has no room: the index stays in memory, and is not `is_full` any more.
         """
         with self._lock:
             if self._moving is not None or self._form.on_disk:
@@ -122,6 +122,9 @@ class Index:
                     else:
                         table.discard(key)
                 self._form = table
+        except RedisFuseError:
+            self._memory_limit = None
+            raise
         finally:
             with self._lock:
                 self._moving = None

@@ -491,8 +491,8 @@ def test_keys_that_may_not_be_looked_at(redis_server: RedisServer) -> None:
 
 def test_too_fast_to_follow(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that changes too fast to be followed is scanned by the clock, in the open, and followed later."""
-    monkeypatch.setattr("redisfuse.keyspace.keyspace._MOST_BEHIND", 5_000)
-    monkeypatch.setattr("redisfuse.keyspace.keyspace._FIRST_BREAK", 1.0)
+    monkeypatch.setattr("redisfuse.keyspace.pace.MOST_BEHIND", 5_000)
+    monkeypatch.setattr("redisfuse.keyspace.pace.FIRST_BREAK", 1.0)
     client = redis_server.client()
     with keyspace_of(redis_server, rescan_interval=0.3) as (keyspace, told, _):
         keyspace.wait(10)
