@@ -14,44 +14,46 @@ NAME = "m0001_journal"
 
 SESSIONS = """
 CREATE TABLE sessions (
-    id           INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice, also after pruning
-    server       TEXT NOT NULL,     -- which data: host:port/db, or /path/to/socket/db; equal for two mounts of the same
-    scheme       TEXT NOT NULL,     -- redis, rediss, unix, redis+sentinel, redis+cluster
-    server_host  TEXT,              -- host name or address of the server, as given
-    server_port  INTEGER,           -- its TCP port
-    unix_path    TEXT,              -- path of its Unix socket, instead of host and port
-    db           INTEGER NOT NULL,  -- number of the logical database
-    username     TEXT,              -- ACL user; never a password
-    url          TEXT NOT NULL,     -- the whole address with its password masked
-    run_id       TEXT NOT NULL,     -- the server process's run_id when the session began
-    version      TEXT NOT NULL,     -- the server's version
-    maker        TEXT NOT NULL,     -- redis or valkey
-    mountpoint   TEXT,              -- where it was mounted; NULL: a command, not a mount
-    user         TEXT NOT NULL,     -- who started it
-    host         TEXT NOT NULL,     -- name of the machine it ran on
-    pid          INTEGER NOT NULL,  -- its process there
-    process      TEXT,              -- boot and start of that process: tells a later process of the same pid
-    options      TEXT NOT NULL,     -- its options, a JSON object; never a secret
-    started_at   INTEGER NOT NULL,  -- Unix time in ms
-    ended_at     INTEGER            -- Unix time in ms; NULL: still running, or it died
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never used twice, also after pruning
+    server TEXT NOT NULL,         -- which data: host:port/db, or /path/to/socket/db; equal for two mounts of the same
+    scheme TEXT NOT NULL,         -- redis, rediss, unix, redis+sentinel, redis+cluster
+    server_host TEXT,             -- host name or address of the server, as given
+    server_port INTEGER,          -- its TCP port
+    unix_path TEXT,               -- path of its Unix socket, instead of host and port
+    db INTEGER NOT NULL,          -- number of the logical database
+    username TEXT,                -- ACL user; never a password
+    url TEXT NOT NULL,            -- the whole address with its password masked
+    run_id TEXT NOT NULL,         -- the server process's run_id when the session began
+    version TEXT NOT NULL,        -- the server's version
+    maker TEXT NOT NULL,          -- redis or valkey
+    mountpoint TEXT,              -- where it was mounted; NULL: a command, not a mount
+    user TEXT NOT NULL,           -- who started it
+    host TEXT NOT NULL,           -- name of the machine it ran on
+    pid INTEGER NOT NULL,         -- its process there
+    process TEXT,                 -- boot and start of that process: tells a later process of the same pid
+    options TEXT NOT NULL,        -- its options, a JSON object; never a secret
+    started_at INTEGER NOT NULL,  -- Unix time in ms
+    ended_at INTEGER              -- Unix time in ms; NULL: still running, or it died
 ) STRICT
 """
 
 BLOBS = """
 CREATE TABLE blobs (
-    id         INTEGER PRIMARY KEY,
-    digest     BLOB UNIQUE,       -- SHA-256 of the whole content; NULL while a large one is still being written
-    size       INTEGER NOT NULL,  -- bytes of the content
-    staged_at  INTEGER            -- while it is being written: since when, Unix time in ms
+    id INTEGER PRIMARY KEY,  -- what the changes refer to
+    digest BLOB UNIQUE,      -- SHA-256 of the whole content; NULL while a large one is still being written
+    size INTEGER NOT NULL,   -- bytes of the content
+    staged_at INTEGER,       -- while a large one is being written: since when, Unix time in ms
+    packed INTEGER,          -- 1: data is compressed (zlib); 0: data is the bytes themselves
+    data BLOB                -- a content of at most 1 MiB; NULL: it is in chunks
 ) STRICT
 """
 
 CHUNKS = """
 CREATE TABLE chunks (
-    blob    INTEGER NOT NULL,  -- blobs.id
-    number  INTEGER NOT NULL,  -- 0, 1, 2 … in the order of the content
-    packed  INTEGER NOT NULL,  -- 1: data is compressed (zlib); 0: data is the bytes themselves
-    data    BLOB NOT NULL,     -- at most 1 MiB of the content
+    blob INTEGER NOT NULL,   -- blobs.id of a content of more than 1 MiB
+    number INTEGER NOT NULL, -- 0, 1, 2 … in the order of the content
+    packed INTEGER NOT NULL, -- 1: data is compressed (zlib); 0: data is the bytes themselves
+    data BLOB NOT NULL,      -- at most 1 MiB of the content
     PRIMARY KEY (blob, number)
 ) STRICT, WITHOUT ROWID
 """
@@ -109,9 +111,9 @@ INDEXES = (
 
 DIRECTORIES = """
 CREATE TABLE directories (
-    server     TEXT NOT NULL,     -- sessions.server
-    directory  BLOB NOT NULL,     -- its components joined by /, with / as %2F and % as %25
-    made_at    INTEGER NOT NULL,  -- Unix time in ms
+    server TEXT NOT NULL,     -- sessions.server
+    directory BLOB NOT NULL,  -- its components joined by /, with / as %2F and % as %25
+    made_at INTEGER NOT NULL, -- Unix time in ms
     PRIMARY KEY (server, directory)
 ) STRICT, WITHOUT ROWID
 """

@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, repeat
 from typing import Any
 
 from redisfuse.journal import blobs
@@ -107,6 +108,14 @@ def insert(
         found = zip(ids, _groups(first, len(rows), grouped), rows, strict=True)
         connection.executemany(_INSERT, [(id, group, *row) for id, group, row in islice(found, 1, None)])
     return ids
+
+
+def _groups(first: int, rows: int, grouped: bool | Sequence[int]) -> Iterator[int]:
+    """The group of each row: the id of its operation's first."""
+    sizes = grouped if not isinstance(grouped, bool) else [rows] if grouped else [1] * rows
+    for size in sizes:
+        yield from repeat(first, size)
+        first += size
 
 
 def _state_columns(state: State, contents: dict[bytes, int]) -> tuple[Any, ...]:
