@@ -29,6 +29,7 @@ from redisfuse.names import Target
 from redisfuse.server.server import Server
 
 LARGEST = 512 * CHUNK  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+LIGHT = 64 * 1024  # bytes of a value that may share a transaction with others
 DUMP_LIMIT = 100_000  # elements
 
 
@@ -82,7 +83,8 @@ class Edits:
 
         only_length = basis.length if self._conflict_check and basis.kind in ("content", "length") else None
         looks = [Look(target, basis.expected, objects=False, only_length=only_length)]
-        self.steps.run(looks, decide)
+        light = content.size <= LIGHT and basis.expected is not None and basis.expected <= LIGHT
+        self.steps.run(looks, decide, light=light)
 
     def patch(
         self, target: Target, offset: int, content: Content, *, basis: Basis, path: bytes, op: str | None = None
@@ -107,7 +109,8 @@ class Edits:
             self._check_basis(basis, there, intent)
             return [Step((intent,), tuple(restore.patch(target.key, offset, content, there)))]
 
-        self.steps.run([Look(target, content.size, part=(offset, content.size), objects=False)], decide)
+        look = Look(target, content.size, part=(offset, content.size), objects=False)
+        self.steps.run([look], decide, light=content.size <= LIGHT)
 
     def keep_refused(self, target: Target, content: Content, *, path: bytes, error: str, op: str = "write") -> int:
         """Keep bytes in the journal that could not be saved, as a refused change; returns its id."""

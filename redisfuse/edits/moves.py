@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from redisfuse.edits import restore
 from redisfuse.edits.capture import Found
 from redisfuse.edits.commands import Command
-from redisfuse.edits.steps import Step
+from redisfuse.edits.step import Step
 from redisfuse.errors import AccessError, ConflictError, InvalidError
 from redisfuse.journal.states import ABSENT, Intent, State
 from redisfuse.names import Target

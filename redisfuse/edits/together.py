@@ -1,0 +1,90 @@
+"""Changes that arrive while another is on its way to the disk go on together: one reading, one fsync, one transaction.
+
+A connection that watches keys is taken for as long as its fsync lasts, and there are few. So changes wait in one line,
+and whoever is at its head does the work of all who have come by then (flat combining). One that comes alone waits for
+nobody.
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from redisfuse.edits.capture import Look
+from redisfuse.edits.step import Decide
+
+MOST = 64  # changes that go together
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One change to be made, and in the end its rows or its error."""
+
+    looks: Sequence[Look]
+    decide: Decide
+    ids: list[int] | None = None
+    error: BaseException | None = None
+    told: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
+    woken: threading.Event = field(default_factory=threading.Event)
+    leads: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it has no outcome yet."""
+        return self.ids is None and self.error is None
+
+    @property
+    def keys(self) -> set[bytes]:
+        """The keys that it watches."""
+        return {look.target.key for look in self.looks}
+
+    def tell(self, changed: Mapping[bytes, bool | None]) -> None:
+        """Remember what was changed."""
+        self.told.update(changed)
+
+
+class Line:
+    """Where requests wait. `work` settles every request that it is given, and does not raise."""
+
+    def __init__(self, work: Callable[[list[Request]], None]) -> None:
+        self._work = work
+        self._lock = threading.Lock()  # held for a moment only
+        self._waiting: list[Request] = []
+        self._led = False
+
+    def settle(self, request: Request) -> None:
+        """Return when the request has its outcome."""
+        with self._lock:
+            self._waiting.append(request)
+            request.leads = not self._led
+            self._led = True
+        if not request.leads:
+            request.woken.wait()
+            if not request.leads:
+                return
+        company = self._company(request)
+        try:
+            self._work(company)
+        finally:
+            self._pass_on()
+            for each in company:
+                if each is not request:
+                    each.woken.set()
+
+    def _company(self, leader: Request) -> list[Request]:
+        """The leader and those who wait, in order; of two that concern one key only the first."""
+        with self._lock:
+            company, keys = [leader], set(leader.keys)
+            for each in self._waiting:
+                if each is not leader and len(company) < MOST and not keys & each.keys:
+                    company.append(each)
+                    keys |= each.keys
+            self._waiting = [each for each in self._waiting if each not in company]
+        return company
+
+    def _pass_on(self) -> None:
+        with self._lock:
+            if not self._waiting:
+                self._led = False
+                return
+            self._waiting[0].leads = True
+            self._waiting[0].woken.set()
