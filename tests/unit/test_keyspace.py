@@ -14,7 +14,9 @@ from redisfuse.keyspace.deadlines import Deadlines
 from redisfuse.keyspace.existence import existing
 from redisfuse.keyspace.index import Child
 from redisfuse.keyspace.keyspace import Keyspace
+from redisfuse.keyspace.pace import Pace
 from redisfuse.keyspace.scan import pattern_of, scan
+from redisfuse.keyspace.size_watch import SizeWatch
 from redisfuse.server.address import Address
 from redisfuse.server.limits import Limits
 from redisfuse.server.server import Server
@@ -571,3 +573,46 @@ def test_the_server_counts_the_follower_among_subscribers(redis_server: RedisSer
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
         assert "name=redisfuse" in text
         assert "flags=" in text
+
+
+# -- judging ---------------------------------------------------------------------------------------------------------
+
+
+def test_size_watch() -> None:
+    """A difference of counts that lasts is a reason to scan; one that was there at first, or is under way, is none."""
+    watch = SizeWatch()
+    assert not watch.judge(105, 100, 0, 0.0)  # five that have expired: so it is
+    assert not watch.judge(103, 100, 0, 2.0)
+    assert not watch.judge(150, 100, 50, 4.0)  # fifty have just been told of
+    assert not watch.judge(150, 100, 0, 6.0)
+    assert not watch.judge(150, 100, 0, 8.0)
+    assert watch.judge(150, 100, 0, 10.0)
+    watch.fresh()
+    watch.scanned(False, 10.0)
+    assert not watch.judge(150, 100, 0, 12.0)
+    assert not watch.judge(90, 100, 0, 14.0)
+    assert not watch.judge(90, 100, 0, 16.0)  # it was for nothing: not again so soon
+    assert not watch.judge(90, 100, 0, 60.0)
+    assert watch.judge(90, 100, 0, 62.0)
+
+
+def test_pace() -> None:
+    """Only a backlog, a lag that lasts, or a busy connection that is lost again and again is too fast."""
+    pace = Pace()
+    pace.connected(0.0)
+    assert not pace.told(1000, 1000)
+    assert pace.told(1000, 1_000_000)
+    assert not pace.looked(3.0, 10.0)
+    assert not pace.looked(0.1, 14.0)
+    assert not pace.looked(3.0, 16.0)
+    assert pace.looked(3.0, 22.0)
+    pace.connected(30.0)
+    assert not any(pace.lost(31.0 + second) for second in range(5))  # idle: somebody kills connections
+    for second in (40.0, 42.0):
+        pace.connected(second)
+        pace.told(100_000, 0)
+        assert not pace.lost(second + 1)
+    pace.connected(44.0)
+    pace.told(100_000, 0)
+    assert pace.lost(45.0)
+    assert 2 * pace.gave_up() == pace.gave_up()
