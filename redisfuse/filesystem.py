@@ -6,11 +6,12 @@ called from any thread.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from redisfuse.errors import NoAttributeError, NotDirectoryError, NotFoundError
+from redisfuse.errors import NoAttributeError, NotDirectoryError, NotFoundError, TryAgainError
 from redisfuse.escapes import shown
 from redisfuse.junk import Junk
 from redisfuse.keyspace.attributes import ABSENT, UNREADABLE, Attributes, AttributeStore
@@ -46,6 +47,7 @@ from redisfuse.nodes import (
 from redisfuse.overlay import Overlay
 from redisfuse.reading import Reader
 
+BRIEFLY = 0.25  # seconds that a look-up waits for the index before it takes an unknown name for a directory
 LONG_FIELD_LIMIT = 1_000_000  # fields of a hash that are looked through for the digest of a long one
 
 
@@ -132,18 +134,28 @@ class Filesystem:
 
     def _find_reading(self, reading: Reading) -> Node:
         directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)
-        ready = self.keyspace.ready
-        if directory is not None and self._is_directory(directory, ready):
+        if directory is not None and self._is_directory(directory):
             return DirectoryNode(directory)
         node = self.find_file(reading)
         if node is not None:
             return node
-        if directory is not None and not ready:
+        if directory is not None and not self._knows_directories():
             return DirectoryNode(directory)  # nobody knows yet; whoever lists it will wait for the index
+        if directory is not None and self._is_directory(directory):
+            return DirectoryNode(directory)  # the index was completed meanwhile
         raise NotFoundError(f"{shown(reading.name)}: no such key")
 
-    def _is_directory(self, directory: tuple[bytes, ...], ready: bool) -> bool:
-        if ready and self.keyspace.index.is_directory(directory):
+    def _knows_directories(self) -> bool:
+        """Whether the index is whole, waiting a moment for it; where names are made, as long as it takes."""
+        if self.overlay is not None:
+            self.keyspace.wait(None)
+        else:
+            with contextlib.suppress(TryAgainError):
+                self.keyspace.wait(BRIEFLY)
+        return self.keyspace.ready
+
+    def _is_directory(self, directory: tuple[bytes, ...]) -> bool:
+        if self.keyspace.ready and self.keyspace.index.is_directory(directory):
             return True
         return self._empty is not None and directory in self._empty
 

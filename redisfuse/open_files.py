@@ -6,8 +6,8 @@ When an edit is committed (JOURNAL.md, "When a change happens"): at flush if som
 commit, at fsync, and at the last release. A file that is *held* (created like a temporary file, EDITORS.md) is not
 committed until it is renamed over something, or its grace time has passed.
 
-Lock order: `OpenFiles._lock` is held only to look into the table, never while a file's lock is being waited for or
-Redis is asked. `OpenFile.lock` is held through a commit; it comes before every lock of edits, journal and server.
+Lock order: `OpenFiles._lock` is held only to look into the table, never while a file's lock is being waited
+for or Redis is asked. `OpenFile.lock` is held through a commit; it comes before every lock of edits, journal and server.
 """
 
 from __future__ import annotations
@@ -344,10 +344,20 @@ class OpenFiles:
         if file.target is not None and self._files.get(file.target) is file:
             del self._files[file.target]
 
-    def drop(self, file: OpenFile) -> None:
-        """Take a file out of the table: it was unlinked or replaced."""
-        with self._lock:
-            self._forget(file)
+    def detach(self, file: OpenFile, *, copy: bool = True) -> None:
+        """A file is unlinked or replaced: it leaves the table, and keeps its bytes for its handles (if `copy`).
+
+        Raises what reading them raises; then nothing was done.
+        """
+        with file.lock:
+            target = file.target
+            if copy and file.handles:
+                file.detach()
+            else:
+                file.detach_empty()
+            with self._lock:
+                if target is not None and self._files.get(target) is file:
+                    del self._files[target]
 
     def hide(self, file: OpenFile, path: bytes) -> None:
         """libfuse goes on calling an unlinked file by `path`."""

@@ -132,9 +132,7 @@ class Rearranger:
             with file.lock:
                 parked = file.parked
                 only_here = file.new
-                if file.handles:
-                    file.detach()
-                self._overlay.files.drop(file)
+                self._overlay.files.detach(file)
             if only_here:
                 if parked is not None:
                     self._remove_parked(parked)
@@ -154,20 +152,20 @@ class Rearranger:
             return
         target = _target(node)
         file = self._overlay.files.reopened_or_new(target, path)
+        files, parking = self._overlay.files, self._overlay.parking
         with file.lock:
             if file.new:
                 if file.parked is not None:
-                    self._overlay.parking.put_back(file.parked)
-                file.detach()
+                    parking.put_back(file.parked)
+                files.detach(file)
             elif isinstance(node, FileNode) and not node.editable:
                 self._edits.remove([target], path=path)
-                file.detach_empty()
+                files.detach(file, copy=False)  # who reads it has a snapshot
             else:
-                _snapshot, basis = self._overlay.files.snapshot(target)
-                file.detach()
-                self._overlay.parking.park(target, path, basis, UNLINK_SECONDS, None)
-            self._overlay.files.drop(file)
-            self._overlay.files.hide(file, hidden)
+                _snapshot, basis = files.snapshot(target)
+                files.detach(file)
+                parking.park(target, path, basis, UNLINK_SECONDS, None)
+            files.hide(file, hidden)
         self._keep_parent(target)
 
     def remove_directory(self, path: bytes) -> None:
@@ -256,16 +254,14 @@ class Rearranger:
                     self._overlay.scratch.store(new, file.content().chunks())
                     if file.parked is not None:
                         self._overlay.parking.put_back(file.parked)
-                    file.detach()
-                    files.drop(file)
+                    files.detach(file)
                     return
                 file.commit()
         snapshot, basis = files.snapshot(target)
         chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
         self._overlay.scratch.store(new, chunks)
         if file is not None:
-            file.detach()
-            files.drop(file)
+            files.detach(file)
         self._overlay.parking.park(target, old, basis, self._park_seconds, new)
 
     def _rename_file(self, source: FileNode | OpenNode, old: bytes, new: bytes, existing: Node | None) -> None:
@@ -281,10 +277,7 @@ class Rearranger:
         files = self._overlay.files
         replaced = files.get(destination)
         if replaced is not None:
-            with replaced.lock:
-                if replaced.handles:
-                    replaced.detach()
-                files.drop(replaced)
+            files.detach(replaced)
         file = files.get(target)
         if file is None:
             self._edits.rename([(target, destination)], path=old, new_path=new)
