@@ -81,7 +81,8 @@ def parse_moment(text: str, now: datetime) -> int:
     elif word in ("today", "yesterday"):
         found = _local(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
     elif _CLOCK.fullmatch(word):
-        found = _local(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{word:0>5}"))
+        hour, _, rest = word.partition(":")
+        found = _local(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
     elif parts := _AGO.fullmatch(word):
         pairs = [(parts[1], parts[2]), (parts[3], parts[4])]
         found = now - sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())

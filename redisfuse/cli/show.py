@@ -13,11 +13,14 @@ from redisfuse.cli._output import Printer, escape, is_terminal, json_option, loc
 from redisfuse.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from redisfuse.journal.journal import Journal
     from redisfuse.journal.states import Change, Content, State
 
 PREVIEW = 2048  # bytes of a content shown between the facts
 ELEMENTS = 20  # elements of a collection, likewise
+NAMED = 1000  # later changes of the same key that are looked for
 IN_JSON = 1 << 20  # bytes: larger contents are left out of --json
 
 
@@ -73,8 +76,8 @@ def _document(journal: Journal, change: Change) -> dict[str, Any]:
         "prior": _state(change.prior),
         "new": _state(change.new),
         "reverted_by": journal.reverted_by(change.id),
-        "later": [later.id for later in journal.later_changes(change)],
-        "with": [other.id for other in journal.group(change.group) if other.id != change.id],
+        "later": [later.id for later in journal.later_changes(change, NAMED)],
+        "with": _others(journal, change),
     }
 
 
@@ -121,8 +124,8 @@ def _print(journal: Journal, change: Change) -> None:
         "reverts": str(change.reverts or ""),
         "applies": str(change.applies or ""),
         "reverted by": ", ".join(map(str, journal.reverted_by(change.id))),
-        "later": _ids(later.id for later in journal.later_changes(change)),
-        "together": _ids(other.id for other in journal.group(change.group) if other.id != change.id),
+        "later": _ids(later.id for later in journal.later_changes(change, NAMED)),
+        "together": _ids(_others(journal, change)),
         "session": f"{change.session}: {escape((session.mountpoint or 'a command').encode())} by "
         f"{escape(session.user.encode())} on {escape(session.host.encode())}",
         "server": escape(change.server.encode()),
@@ -142,7 +145,12 @@ def _print(journal: Journal, change: Change) -> None:
             printer.line(f"    {line}", style)
 
 
-def _ids(ids: Any) -> str:
+def _others(journal: Journal, change: Change) -> list[int]:
+    """Ids of the other changes of the same operation."""
+    return [other.id for other in journal.group(change.group) if other.id != change.id]
+
+
+def _ids(ids: Iterable[int]) -> str:
     found = list(ids)
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return ", ".join(map(str, found[:10])) + more

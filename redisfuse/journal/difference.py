@@ -194,7 +194,7 @@ def _unified(before: Sequence[str], after: Sequence[str]) -> Iterator[Line]:
 def _objects(prior: State, new: State) -> Iterator[Line]:
     for state in (prior, new):
         if state.kind == "object" and state.logical is None:
-            yield Line("fact", f"the elements of a {escape(state.type)} are not recorded one by one, only its DUMP")
+            yield Line("fact", f"the elements of this {escape(state.type)} are not recorded one by one, only its DUMP")
             return
     if prior.kind == new.kind == "object" and prior.type == new.type:
         yield from _same_type(prior, new)

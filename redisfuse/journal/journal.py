@@ -11,6 +11,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -165,10 +166,11 @@ class Journal:
         """Changes of which it is not known whether they are in Redis, oldest first (`server`: ServerIdentity.name)."""
         return list(self.changes(Filter(server=server, states=("pending",), oldest_first=True)))
 
-    def later_changes(self, change: Change) -> list[Change]:
+    def later_changes(self, change: Change, limit: int | None = None) -> list[Change]:
         """Changes to the same key of the same server after this one that are, or may be, in Redis; newest first."""
         wanted = Filter(server=change.server, key=literal_glob(change.key), states=("applied", "pending", "unknown"))
-        return [each for each in self._newer(wanted, change.id) if _touches(each, change)]
+        found = (each for each in self._newer(wanted, change.id) if _touches(each, change))
+        return list(islice(found, limit))
 
     def reverted_by(self, id: int) -> list[int]:
         """Ids of the applied changes that wrote this change's prior state back, newest first."""

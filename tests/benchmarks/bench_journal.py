@@ -1,0 +1,197 @@
+"""How fast the journal is: changes a second, fsyncs, and what a million rows cost those who read it.
+
+    python -m tests.benchmarks.bench_journal [--rows 1000000] [--folder DIR]
+
+Writes a line a number. Beside each rate stands the plain way on the same disk in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.states import Content, Intent, ServerIdentity, SessionInfo, State
+
+INFO = SessionInfo(ServerIdentity(host="127.0.0.1", port=6379), mountpoint="/mnt/redis", options={"write": True})
+PORTION = 1000  # rows of one transaction while filling
+LIMIT = 0.3  # seconds that a reading command may take longer than `redisfuse --version`
+
+
+def save(journal: Journal, session: int, number: int) -> None:
+    """One change of a small string, as an edit makes it."""
+    prior, new = State.of_value(b"value before %d" % number), State.of_value(b"value after %d" % number)
+    path = b"user/%d/name" % (number % 5000)
+    ids = journal.intend(session, [Intent(path, "write", path.replace(b"/", b":"), None, prior, new)])
+    journal.settle(ids, "applied")
+
+
+def fill(journal: Journal, rows: int, sessions: int = 50) -> None:
+    """Rows as a busy production would leave them: many sessions, keys and operations, few failures."""
+    for part in range(sessions):
+        session = journal.begin_session(INFO)
+        first, last = rows * part // sessions, rows * (part + 1) // sessions
+        for start in range(first, last, PORTION):
+            ids = journal.intend(session, [_intent(n) for n in range(start, min(start + PORTION, last))], group=False)
+            failed = [id for id in ids if id % 977 == 0]
+            journal.settle([id for id in ids if id % 977], "applied")
+            journal.settle(failed, "failed", "OOM")
+        journal.end_session(session)
+    journal.flush()
+
+
+def _intent(number: int) -> Intent:
+    op = "expire" if number % 20_011 == 7 else "remove" if number % 50 == 0 else "write"
+    path = b"service/%d/user/%d" % (number % 7, number % 200_003)
+    return Intent(
+        path,
+        op,
+        path.replace(b"/", b":"),
+        None,
+        State.of_value(b"%d" % (number % 1000)),
+        State.of_value(b"%d" % number),
+    )
+
+
+def writing(folder: Path) -> None:
+    """Changes a second, by one and by many threads, beside a bare fsync."""
+    with (folder / "plain").open("wb", buffering=0) as file:
+        began = time.perf_counter()
+        for _ in range(300):
+            file.write(bytes(4096))
+            os.fdatasync(file.fileno())
+        print(f"append 4 KiB and fdatasync, alone:   {300 / (time.perf_counter() - began):8.0f} /s")
+    with Journal.open(folder / "writing.db", create=True) as journal:
+        session = journal.begin_session(INFO)
+        alone = 0.0
+        for writers in (1, 8, 16):
+            rate = _saves(journal, session, writers)
+            alone = alone or rate
+            print(f"journaled changes, {writers:2} writers:       {rate:8.0f} /s  ({rate / alone:.1f} times one)")
+        large = folder / "large"
+        with large.open("wb") as out:
+            for _ in range(200):
+                out.write(os.urandom(1 << 20))
+        with large.open("rb") as source:
+            began = time.perf_counter()
+            content = Content.of_file(source)
+            journal.intend(session, [Intent(b"l", "write", b"l", None, State("absent"), State.of_value(content))])
+            print(f"a random string of 200 MiB:          {200 / (time.perf_counter() - began):8.0f} MiB/s")
+
+
+def _saves(journal: Journal, session: int, writers: int) -> float:
+    """Changes a second."""
+    each = 1600 // writers
+
+    def work(first: int) -> None:
+        for number in range(first, first + each):
+            save(journal, session, number)
+
+    threads = [threading.Thread(target=work, args=(number * each,)) for number in range(writers)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return each * writers / (time.perf_counter() - began)
+
+
+def fsyncs(folder: Path) -> None:
+    """fsyncs a change, counted by strace."""
+    if not shutil.which("strace"):
+        return
+    for writers in (1, 8):
+        script = (
+            "import sys, threading; from pathlib import Path; from tests.benchmarks.bench_journal import *\n"
+            f"with Journal.open(Path({str(folder)!r}) / 'fsyncs{writers}.db', create=True) as journal:\n"
+            "    session = journal.begin_session(INFO)\n"
+            f"    ts = [threading.Thread(target=lambda: [save(journal, session, n) for n in range({400 // writers})])\n"
+            f"          for _ in range({writers})]\n"
+            "    [t.start() for t in ts]; [t.join() for t in ts]\n"
+        )
+        log = folder / "strace"
+        command = ["strace", "-f", "-o", str(log), "-e", "trace=fsync,fdatasync", sys.executable, "-c", script]
+        subprocess.run(command, check=True, timeout=300)
+        number = len(re.findall(r"\b(?:fsync|fdatasync)\(", log.read_text()))
+        print(f"fsyncs for 400 changes, {writers} writers:   {number:8}    (opening and closing included)")
+
+
+def reading(folder: Path, rows: int) -> None:
+    """What the commands take at many rows, beside `redisfuse --version`. First line and whole answer."""
+    path = folder / "reading.db"
+    with Journal.open(path, create=True) as journal:
+        began = time.perf_counter()
+        fill(journal, rows)
+        took = time.perf_counter() - began
+    size = path.stat().st_size
+    print(f"filled {rows} rows:  {rows / took:8.0f} /s, {size / rows:.0f} bytes a row")
+    middle = str(rows // 2)
+    base = _median([], path)
+    print(f"{'redisfuse --version':60} {base * 1000:6.0f} ms")
+    for words in (
+        ["log"],
+        ["log", "--limit", "20"],
+        ["log", "--session", "3"],
+        ["log", "--key", "service:3:user:77*", "--limit", "20"],
+        ["log", "--key", f"service:{int(middle) % 7}:user:{int(middle) % 200_003}"],
+        ["log", "--key", "nothing:*"],
+        ["log", "--path", "service/3", "--limit", "20"],
+        ["log", "--path", "no/such"],
+        ["log", "--since", "1h", "--limit", "20"],
+        ["log", "--since", "now"],
+        ["log", "--until", "2020-01-01"],
+        ["log", "--state", "failed", "--limit", "20"],
+        ["log", "--state", "pending"],
+        ["log", "--op", "expire"],
+        ["log", "--op", "mkdir"],
+        ["show", middle],
+        ["show", middle, "--prior"],
+        ["diff", middle],
+        ["diff", "--session", "3"],
+        ["sessions"],
+    ):
+        extra = _median(words, path) - base
+        verdict = "" if extra < LIMIT else "   MORE THAN 0.3 s"
+        print(f"{'redisfuse ' + ' '.join(words):60} {extra * 1000:+6.0f} ms{verdict}")
+
+
+def _median(words: list[str], path: Path) -> float:
+    """Seconds until the first byte of the answer, or its end."""
+    command = [str(Path(sys.executable).with_name("redisfuse")), *(words or ["--version"])]
+    environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path)}
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.read(1)
+            times.append(time.perf_counter() - began)
+            process.kill()
+    return statistics.median(times)
+
+
+def main() -> None:
+    """Run all of it in a temporary folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name) / "state"
+        folder.mkdir(0o700)
+        writing(folder)
+        fsyncs(folder)
+        reading(folder, options.rows)
+
+
+if __name__ == "__main__":
+    main()

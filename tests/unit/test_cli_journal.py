@@ -1,0 +1,322 @@
+"""The commands that read and look after the journal, run as their users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from redisfuse.cli._journal import parse_moment
+from redisfuse.journal.journal import Journal, now
+from redisfuse.journal.states import ABSENT, Content, Intent, State
+from tests.unit.test_journal import INFO, add, intent
+
+PROGRAM = str(Path(sys.executable).with_name("redisfuse"))
+EVIL = b"\x1b]0;owned\x07\x1b[31m\xe2\x80\xae"
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "journal.db"
+
+
+@pytest.fixture
+def run(path: Path, tmp_path: Path) -> Run:
+    """Runs the program on the journal at `path`."""
+
+    def runner(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
+        private = {"REDISFUSE_JOURNAL_FILE": str(path), "XDG_CONFIG_HOME": str(tmp_path), "TZ": "UTC"}
+        done = subprocess.run(
+            [PROGRAM, *words],
+            env={**os.environ, **private, **environment},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == status, done
+        assert b"Traceback" not in done.stderr
+        return done
+
+    return runner
+
+
+@pytest.fixture
+def filled(path: Path) -> Path:
+    """Seven changes of all kinds: 1 text, 2 bytes under an evil key, 3+4 a rename, 5 a hash, 6 refused, 7 reverts 1."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+        add(journal, session, intent(b"cfg:app", b"a\nB\n", State.of_value(b"a\nb\n", expires_at=1_800_000_000_000)))
+        add(journal, session, intent(EVIL, EVIL + b"\xff", State.of_value(EVIL), op="append"))
+        copy = Content.of(b'{"type":"hash","elements":1}\n["f","' + b"v" + b'"]\n')
+        state = State.of_object(b"hash", b"\x00dump", copy, version="redis 7.0.15")
+        moved = [
+            Intent(b"h", "rename", b"h", None, state, ABSENT, new_path=b"g"),
+            Intent(b"h", "rename", b"g", None, ABSENT, state, new_path=b"g"),
+        ]
+        add(journal, session, *moved)
+        grown = Content.of(b'{"type":"hash","elements":2}\n["f","w"]\n["g",{"base64":"/w=="}]\n')
+        add(journal, session, Intent(b"g", "write", b"g", None, state, State.of_object(b"hash", b"d", grown)))
+        journal.intend(session, [intent(b"cfg:b", b"mine", field=b"x")], state="refused", error="changed since")
+        add(journal, session, intent(b"cfg:app", b"a\nb\n", State.of_value(b"a\nB\n"), op="rollback", reverts=1))
+    return path
+
+
+def rows(done: subprocess.CompletedProcess[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def ids(done: subprocess.CompletedProcess[bytes]) -> list[int]:
+    return [row["id"] for row in rows(done)]
+
+
+@pytest.mark.usefixtures("filled")
+def test_log_json(run: Run) -> None:
+    """`log --json` has a line a change, newest first, with at least the promised fields."""
+    found = rows(run("log", "--json"))
+    assert [row["id"] for row in found] == [7, 6, 5, 4, 3, 2, 1]
+    promised = {"id", "session", "at", "op", "path", "key", "field", "state", "prior_size", "new_size", "reverts"}
+    assert all(promised <= row.keys() for row in found)
+    last = found[0]
+    assert (last["op"], last["path"], last["key"], last["field"]) == ("rollback", "cfg/app", "cfg:app", None)
+    assert (last["state"], last["prior_size"], last["new_size"], last["reverts"]) == ("applied", 4, 4, 1)
+    assert found[-1]["prior_expires_at"] == "2027-01-15T08:00:00.000Z"
+    assert datetime.fromisoformat(last["at"]).tzinfo is not None
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--limit", "2"], [7, 6]),
+        (["--key", "cfg:*"], [7, 6, 1]),
+        (["--key", "g", "--op", "rename"], [4]),
+        (["--path", "cfg"], [7, 6, 1]),
+        (["--path", "/cfg/app"], [7, 1]),
+        (["--state", "refused"], [6]),
+        (["--op", "write", "--op", "append"], [6, 5, 2, 1]),
+        (["--session", "1", "--limit", "1"], [7]),
+        (["--session", "9"], []),
+        (["--since", "1h"], [7, 6, 5, 4, 3, 2, 1]),
+        (["--until", "yesterday"], []),
+        (["--since", "2999-01-01"], []),
+    ],
+)
+def test_log_filters(run: Run, words: list[str], expected: list[int]) -> None:
+    """Each filter of `log` leaves what it says."""
+    assert ids(run("log", "--json", *words)) == expected
+
+
+@pytest.mark.usefixtures("filled")
+def test_log_piped(run: Run) -> None:
+    """Piped, `log` is tab-separated, without titles or colours, and says nothing else."""
+    done = run("log")
+    lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
+    assert len(lines) == 7
+    assert {len(line) for line in lines} == {11}
+    assert lines[0][0] == "7"
+    assert lines[0][2:] == ["1", "rollback", "applied", "4", "4", "cfg/app", "cfg:app", "", "1"]
+    assert lines[3][7] == "h → g"
+    assert b"\x1b" not in done.stdout
+    assert done.stderr == b""
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("words", [["log"], ["show", "2"], ["diff", "2"], ["show", "2", "--new"], ["log", "--json"]])
+def test_terminal_gets_no_escapes(path: Path, words: list[str]) -> None:
+    """On a terminal no escape sequence of a key or value gets through."""
+    environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "100"}
+    child = pexpect.spawn(PROGRAM, words, env=environment, timeout=30)
+    out = child.read()
+    child.close()
+    assert child.exitstatus == 0
+    assert b"owned" in out
+    for forbidden in (b"\x1b]", b"\x07", b"\xe2\x80\xae", b"\xff"):
+        assert forbidden not in out
+    assert b"\x1b[31m\\x" not in out.replace(b"\x1b[31m-", b"")
+
+
+@pytest.mark.usefixtures("filled")
+def test_log_on_a_terminal(path: Path) -> None:
+    """On a terminal `log` is a table with titles, local times and sizes."""
+    environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "120", "TZ": "UTC"}
+    child = pexpect.spawn(PROGRAM, ["log"], env=environment, timeout=30)
+    lines = child.read().decode().splitlines()
+    child.close()
+    assert "TIME" in lines[0]
+    assert "rollback" in lines[1]
+    assert "4 B → 4 B" in lines[1]
+    assert "(reverts 1)" in lines[1]
+
+
+@pytest.mark.usefixtures("filled")
+def test_show(run: Run) -> None:
+    """`show` says all facts of a change; --prior and --new are the bytes themselves."""
+    text = run("show", "1").stdout.decode()
+    for expected in (
+        "cfg:app",
+        "reverted by  7",
+        "later        7",
+        "127.0.0.1:7000/2",
+        "string of 4 bytes",
+        "2027-01-15",
+    ):
+        assert expected in text
+    assert "together     4" in run("show", "3").stdout.decode()
+    assert "changed since" in run("show", "6").stdout.decode()
+    assert run("show", "1", "--prior").stdout == b"a\nb\n"
+    assert run("show", "2", "--new").stdout == EVIL + b"\xff"
+    assert run("show", "5", "--prior").stdout == b"\x00dump"
+    assert run("show", "5", "--new", "--logical").stdout.endswith(b'["g",{"base64":"/w=="}]\n')
+    (row,) = rows(run("show", "2", "--json"))
+    assert row["new"]["content"]["data"].keys() == {"base64"}
+    assert row["prior"]["content"]["size"] == len(EVIL)
+
+
+@pytest.mark.usefixtures("filled")
+def test_show_refuses(run: Run) -> None:
+    """What isn't there is one line and exit status 1; what makes no sense is 2."""
+    assert b"no change 99" in run("show", "99", status=1).stderr
+    assert b"there was nothing before" in run("show", "4", "--prior", status=1).stderr
+    run("show", "1", "--logical", status=2)
+    run("show", "x", status=2)
+    run("show", status=2)
+
+
+@pytest.mark.usefixtures("filled")
+def test_diff(run: Run) -> None:
+    """`diff` shows text, bytes and elements, of single changes and of a session in its order."""
+    lines = run("diff", "1").stdout.decode().splitlines()
+    assert "expiry: 2027-01-15T08:00:00.000Z → none" in lines
+    assert lines[-2:] == ["-b", "+B"]
+    assert run("diff", "5").stdout.decode().splitlines()[-3:] == ["-f: v", "+f: w", "+g: \\xFF"]
+    titles = [line for line in run("diff", "--session", "1").stdout.decode().splitlines() if line.startswith("change ")]
+    assert [title.split(":")[0] for title in titles] == [f"change {id}" for id in range(1, 8)]
+    (row,) = rows(run("diff", "1", "--json"))
+    assert {"mark": "+", "text": "B"} in row["difference"]
+    run("diff", status=2)
+    run("diff", "1", "--session", "1", status=2)
+    assert b"no session 9" in run("diff", "--session", "9", status=1).stderr
+
+
+@pytest.mark.usefixtures("filled")
+def test_sessions(run: Run) -> None:
+    """`sessions` says who mounted what where, and how much was changed."""
+    (row,) = rows(run("sessions", "--json"))
+    assert {"id", "server", "mountpoint", "started_at", "ended_at", "changes"} <= row.keys()
+    assert (row["server"], row["mountpoint"], row["changes"], row["ended_at"]) == (INFO.server.name, "/mnt/r", 7, None)
+    assert "ann:***@" in row["url"]
+    line = run("sessions").stdout.decode().rstrip("\n").split("\t")
+    assert line[0] == "1"
+    assert line[3:6] == ["7", INFO.server.name, "/mnt/r"]
+
+
+@pytest.mark.usefixtures("filled")
+def test_prune(run: Run, path: Path) -> None:
+    """`prune` removes old settled changes, says how much, and with --dry-run only says it."""
+    assert b"would remove 6 changes" in run("prune", "--older-than", "now", "-n").stdout
+    assert b"removed 0 changes" in run("prune", "--older-than", "30d").stdout
+    assert len(ids(run("log", "--json"))) == 7
+    (done,) = rows(run("prune", "--older-than", "0s", "--keep-last", "2", "--json"))
+    assert (done["changes"], done["dry_run"]) == (5, False)
+    assert ids(run("log", "--json")) == [7, 6]
+    run("prune", status=2)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.usefixtures("filled")
+def test_journal_check_and_path(run: Run, path: Path) -> None:
+    """`journal path` says where it is; `journal check` is silent praise, or a line a problem and exit status 1."""
+    assert run("journal", "path").stdout.decode() == f"{path}\n"
+    assert run("journal", "path", "--journal-file", "/x/y.db").stdout == b"/x/y.db\n"
+    assert b"sound; 7 changes" in run("journal", "check").stdout
+    with Journal.open(path) as journal:
+        journal.settle(journal.intend(1, [intent()]), "unknown")
+    assert run("journal", "check", status=1).stdout == b"change 8 is unknown: look at it with redisfuse show 8\n"
+    assert rows(run("journal", "check", "--json", status=1))[0]["problem"].startswith("change 8")
+
+
+def test_no_journal(run: Run, path: Path) -> None:
+    """Without a journal each command says so in one line, with exit status 1, and makes none."""
+    for words in (
+        ["log"],
+        ["show", "1"],
+        ["diff", "1"],
+        ["sessions"],
+        ["prune", "--older-than", "1d"],
+        ["journal", "check"],
+    ):
+        done = run(*words, status=1)
+        assert done.stdout == b""
+        assert done.stderr.decode().startswith(f"redisfuse: there is no journal at {path}")
+        assert done.stderr.count(b"\n") == 1
+    assert not path.parent.exists()
+
+
+@pytest.mark.usefixtures("filled")
+def test_completion(run: Run, tmp_path: Path) -> None:
+    """The shell completes ids of changes and sessions, and paths; without a journal it offers nothing, quietly."""
+
+    def complete(*words: str, **more: str) -> list[str]:
+        environment = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), **more}
+        done = run(_REDISFUSE_COMPLETE="bash_complete", **environment)
+        assert done.stderr == b""
+        return [line.partition(",")[2] for line in done.stdout.decode().split()]
+
+    assert complete("redisfuse", "show", "") == ["7", "6", "5", "4", "3", "2", "1"]
+    assert complete("redisfuse", "diff", "7") == ["7"]
+    assert complete("redisfuse", "log", "--session", "") == ["1"]
+    assert complete("redisfuse", "log", "--path", "cfg/a") == ["cfg/app"]
+    assert "--since" in complete("redisfuse", "log", "--si")
+    assert complete("redisfuse", "show", "", REDISFUSE_JOURNAL_FILE=str(tmp_path / "none.db")) == []
+
+
+ZONE = timezone(timedelta(hours=2))
+NOW = datetime(2026, 7, 4, 15, 30, tzinfo=ZONE)
+
+
+@pytest.mark.parametrize(
+    ("text", "ago"),
+    [
+        ("now", timedelta()),
+        ("2h", timedelta(hours=2)),
+        ("90s", timedelta(seconds=90)),
+        ("1d12h", timedelta(days=1, hours=12)),
+        ("3 weeks", timedelta(weeks=3)),
+        ("30 minutes ago", timedelta(minutes=30)),
+        ("2026-07-04T12:00:00Z", timedelta(hours=1, minutes=30)),
+        ("2026-07-04T15:30:00.250+02:00", timedelta(milliseconds=-250)),
+    ],
+)
+def test_moments(text: str, ago: timedelta) -> None:
+    """Times can be said as ages and as ISO 8601."""
+    assert parse_moment(text, NOW) == int((NOW - ago).timestamp() * 1000)
+
+
+def test_local_moments() -> None:
+    """Dates, times of day, today and yesterday are local."""
+    here = datetime.now().astimezone()
+    midnight = datetime(here.year, here.month, here.day).astimezone()
+    assert parse_moment("today", here) == int(midnight.timestamp() * 1000)
+    assert parse_moment("14:05", here) == int(midnight.replace(hour=14, minute=5).timestamp() * 1000)
+    assert parse_moment("9:05:07", here) == int(midnight.replace(hour=9, minute=5, second=7).timestamp() * 1000)
+    assert parse_moment("2026-07-04", here) == int(datetime(2026, 7, 4).timestamp() * 1000)
+    assert 0 < parse_moment("today", here) - parse_moment("yesterday", here) <= 25 * 3600 * 1000
+    assert abs(parse_moment("now", here) - now()) < 60_000
+
+
+@pytest.mark.parametrize("text", ["", "2x", "soon", "25:00", "2026-13-01", "h", "999999999w"])
+def test_no_moments(run: Run, text: str) -> None:
+    """What is no time is a usage error that says how to say one."""
+    with pytest.raises((ValueError, OverflowError)):
+        parse_moment(text, NOW)
+    assert b"yesterday" in run("log", "--since", text, status=2).stderr

@@ -1,0 +1,68 @@
+"""No question to the journal reads all of it: the plans of every query, and their answers at many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redisfuse.journal.changes import Filter
+from redisfuse.journal.journal import Journal
+from tests.unit.test_journal import INFO, SERVER, add, intent
+
+QUESTIONS: dict[str, Callable[[Journal], object]] = {
+    "all": lambda journal: list(journal.changes()),
+    "newest": lambda journal: list(journal.changes(Filter(limit=5))),
+    "session": lambda journal: list(journal.changes(Filter(session=1))),
+    "session, oldest first": lambda journal: list(journal.changes(Filter(session=1, oldest_first=True))),
+    "key": lambda journal: list(journal.changes(Filter(key=b"a:1"))),
+    "keys with a prefix": lambda journal: list(journal.changes(Filter(key=b"a:*"))),
+    "keys of a session": lambda journal: list(journal.changes(Filter(key=b"a:*", session=1))),
+    "path": lambda journal: list(journal.changes(Filter(path=b"a/1"))),
+    "since": lambda journal: list(journal.changes(Filter(since=5))),
+    "until": lambda journal: list(journal.changes(Filter(until=5))),
+    "state": lambda journal: list(journal.changes(Filter(states=("failed",)))),
+    "states": lambda journal: list(journal.changes(Filter(states=("failed", "unknown")))),
+    "applied": lambda journal: list(journal.changes(Filter(states=("applied",), limit=5))),
+    "operation": lambda journal: list(journal.changes(Filter(ops=("rename",)))),
+    "one": lambda journal: journal.change(7),
+    "group": lambda journal: journal.group(7),
+    "pending": lambda journal: journal.pending(SERVER.name),
+    "later": lambda journal: journal.later_changes(journal.change(7)),
+    "reverted by": lambda journal: journal.reverted_by(7),
+    "sessions": lambda journal: list(journal.sessions()),
+    "content": lambda journal: [change.new.content.read() for change in journal.changes() if change.new.content],
+    "directories": lambda journal: journal.directories(SERVER.name),
+}
+
+
+@pytest.fixture(scope="module")
+def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journal]:
+    path: Path = tmp_path_factory.mktemp("plans") / "state" / "journal.db"
+    with Journal.open(path, create=True) as opened:
+        session = opened.begin_session(INFO)
+        for number in range(50):
+            add(opened, session, intent(b"a:%d" % number), state="failed" if number == 9 else "applied")
+        yield opened
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_plans(journal: Journal, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query goes by an index or a primary key, and sorts nothing but ids."""
+    asked: list[tuple[str, tuple[Any, ...]]] = []
+    query = journal.query
+
+    def recording(sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        asked.append((sql, values))
+        return query(sql, values)
+
+    monkeypatch.setattr(journal, "query", recording)
+    monkeypatch.setattr("redisfuse.journal.changes.NEWEST", 3)
+    QUESTIONS[question](journal)
+    assert asked
+    for sql, values in asked:
+        for *_, step in query(f"EXPLAIN QUERY PLAN {sql}", values):
+            assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW"), f"{sql}\n{step}"
+            assert "TEMP B-TREE" not in step or sql.startswith("SELECT id FROM"), f"{sql}\n{step}"
