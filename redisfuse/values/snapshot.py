@@ -7,11 +7,12 @@ failed. The lock of a snapshot is held while the server is asked, so two readers
 import os
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from tempfile import TemporaryFile
-from threading import Lock
+from threading import Lock, Thread
 from typing import BinaryIO, Protocol
 
-from redisfuse.errors import BadHandleError, ConflictError
+from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
 from redisfuse.server.server import Server
 from redisfuse.values.strings import PIECE, ranges
 
@@ -44,13 +45,13 @@ class SmallSnapshot:
 
 
 class LargeString:
-    """A string of any length, in pieces of 1 MiB; at most 6 of them in memory.
+    """A string of any length, in pieces of 1 MiB; at most 7 of them in memory, those under way included.
 
-    A sequential reader's next pieces come along in the same exchange: one more each time, up to three. A read elsewhere
-    fetches what was asked for and nothing else, until a second one comes close to it.
+    For a sequential reader the next pieces are fetched by a thread while it digests the last ones: one more each time,
+    up to three. A read elsewhere fetches what was asked for and nothing else, until a second one comes close to it.
     """
 
-    KEPT = 6  # pieces
+    KEPT = 4  # pieces
     AHEAD = 3  # pieces
 
     def __init__(self, server: Server, key: bytes, length: int) -> None:
@@ -59,6 +60,7 @@ class LargeString:
         self._key = key
         self._lock = Lock()
         self._pieces: OrderedDict[int, bytes] = OrderedDict()
+        self._coming: _Coming | None = None
         self._ahead = 0
         self._touched = 0  # the piece in which the last read was
 
@@ -69,33 +71,44 @@ class LargeString:
             return b""
         with self._lock:
             first, last = offset // PIECE, (end - 1) // PIECE
-            if last - first >= self.AHEAD or not self._is_near(first):
-                self._touched = last
+            near = first in self._pieces or abs(first - self._touched) <= 1
+            onwards = last in (self._touched, self._touched + 1)
+            self._touched = last
+            if last - first >= self.AHEAD or not near:
+                self._ahead = 0
                 starts = range(offset, end, PIECE)
                 return b"".join(self._fetch([(start, min(start + PIECE, end)) for start in starts]))
-            self._touched = last
-            self._load(first, last)
-            if first == last:
-                return self._pieces[first][offset - first * PIECE : end - first * PIECE]
-            whole = b"".join([self._pieces[number] for number in range(first, last + 1)])
+            self._load(range(first, last + 1))
+            if onwards:
+                self._look_ahead(last + 1)
+            pieces = [self._pieces[number] for number in range(first, last + 1)]
+            whole = pieces[0] if first == last else b"".join(pieces)
             return whole[offset - first * PIECE : end - first * PIECE]
 
-    def _is_near(self, number: int) -> bool:
-        return number in self._pieces or abs(number - self._touched) <= 1
-
-    def _load(self, first: int, last: int) -> None:
-        """Have the pieces from `first` to `last`, and those after them if that takes an exchange anyway."""
-        for number in range(first, last + 1):
-            if number in self._pieces:
-                self._pieces.move_to_end(number)
-        if any(number not in self._pieces for number in range(first, last + 1)):
-            self._ahead = min(self._ahead + 1, self.AHEAD) if last - 1 in self._pieces else 0
-            count = (self.size + PIECE - 1) // PIECE
-            wanted = [n for n in range(first, min(last + 1 + self._ahead, count)) if n not in self._pieces]
-            spans = [(number * PIECE, min((number + 1) * PIECE, self.size)) for number in wanted]
-            self._pieces.update(zip(wanted, self._fetch(spans), strict=True))
+    def _load(self, wanted: range) -> None:
+        """Have these pieces; the oldest others go."""
+        if self._coming is not None and any(n not in self._pieces and n in self._coming.numbers for n in wanted):
+            coming, self._coming = self._coming, None
+            self._pieces.update(coming.result())
+        missing = [number for number in wanted if number not in self._pieces]
+        if missing:
+            self._pieces.update(zip(missing, self._fetch([self._span(n) for n in missing]), strict=True))
+        for number in wanted:
+            self._pieces.move_to_end(number)
         while len(self._pieces) > self.KEPT:
             self._pieces.popitem(last=False)
+
+    def _look_ahead(self, number: int) -> None:
+        """Begin to fetch what follows, from piece `number` on, if that is soon needed and not under way."""
+        number += number in self._pieces
+        under_way = self._coming is not None and number in self._coming.numbers
+        if number not in self._pieces and not under_way and number * PIECE < self.size:
+            self._ahead = min(self._ahead + 1, self.AHEAD)
+            numbers = range(number, min(number + self._ahead, (self.size + PIECE - 1) // PIECE))
+            self._coming = _Coming(numbers, lambda: self._fetch([self._span(n) for n in numbers]))
+
+    def _span(self, number: int) -> tuple[int, int]:
+        return number * PIECE, min((number + 1) * PIECE, self.size)
 
     def _fetch(self, spans: list[tuple[int, int]]) -> list[bytes]:
         return ranges(self._server, self._key, self.size, spans)
@@ -104,6 +117,36 @@ class LargeString:
         """Free the pieces."""
         with self._lock:
             self._pieces.clear()
+            self._coming = None
+
+
+class _Coming:
+    """Pieces that a thread of its own is fetching."""
+
+    def __init__(self, numbers: range, fetch: Callable[[], list[bytes]]) -> None:
+        self.numbers = numbers
+        self._found: dict[int, bytes] = {}
+        self._error: RedisFuseError | None = None
+        self._thread = Thread(target=self._run, args=[fetch], name="redisfuse-ahead", daemon=True)
+        self._started = False
+        with suppress(RuntimeError):  # no more threads: then nothing is ahead
+            self._thread.start()
+            self._started = True
+
+    def _run(self, fetch: Callable[[], list[bytes]]) -> None:
+        try:
+            self._found = dict(zip(self.numbers, fetch(), strict=True))
+        except RedisFuseError as error:
+            self._error = error
+
+    def result(self) -> dict[int, bytes]:
+        """Wait for them. If they could not be fetched: the error where that is news, else none, to be asked again."""
+        news = self._started and self._thread.is_alive()
+        if self._started:
+            self._thread.join()
+        if news and self._error is not None:
+            raise self._error
+        return self._found
 
 
 class LargeField:

@@ -4,13 +4,14 @@ import itertools
 import os
 import random
 import threading
+import time
 import tracemalloc
 from collections.abc import Iterator
 
 import pytest
 import redis
 
-from redisfuse.errors import BadHandleError, ConflictError, NotFoundError, WrongTypeError
+from redisfuse.errors import BadHandleError, ConflictError, NotFoundError, UnavailableError, WrongTypeError
 from redisfuse.server.address import Address
 from redisfuse.server.server import Limits, Server
 from redisfuse.values.snapshot import LargeField, LargeString, SmallSnapshot, Snapshot, StreamedRendering
@@ -83,6 +84,19 @@ def test_a_large_string_at_any_offset(server: Server, client: redis.Redis) -> No
         offset = numbers.choice([numbers.randrange(len(value) + 10), numbers.randrange(9) * MIB])
         size = numbers.choice([1, 4096, BLOCK, MIB, 5 * MIB])
         assert snapshot.read(offset, size) == value[offset : offset + size]
+
+
+def test_reading_on_after_a_jump_is_sequential_again(server: Server, client: redis.Redis) -> None:
+    """A reader that jumps, and then reads on, gets the right bytes, each MiB about once."""
+    value = random.Random(6).randbytes(40 * MIB)
+    client.set("k", value)
+    snapshot = LargeString(server, b"k", len(value))
+    client.config_resetstat()
+    for start in (0, 20, 10):
+        for offset in range(start * MIB, (start + 8) * MIB, BLOCK):
+            assert snapshot.read(offset, BLOCK) == value[offset : offset + BLOCK]
+    snapshot.close()
+    assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= 24 + 3 * 5
 
 
 def test_reads_elsewhere_fetch_only_what_they_need(server: Server, client: redis.Redis) -> None:
@@ -240,3 +254,21 @@ def test_a_streamed_text_that_fails_never_ends() -> None:
     assert snapshot.read(4, 4) == b"5678"
     snapshot.close()
     assert not StreamedRendering(lambda: iter([])).read(0, 10)
+
+
+def test_a_server_that_goes_is_an_error_at_once(own_redis: RedisServer) -> None:
+    """Reads of a large string fail within the time-out when the server goes, read-ahead or not, and recover with it."""
+    client = own_redis.client()
+    client.set("k", b"x" * (8 * MIB))
+    server = Server(Address.parse(own_redis.url()), Limits(timeout=1.0))
+    snapshot = LargeString(server, b"k", 8 * MIB)
+    assert snapshot.read(0, BLOCK) == b"x" * BLOCK
+    own_redis.pause()
+    begun = time.monotonic()
+    with pytest.raises(UnavailableError):
+        for offset in range(0, 8 * MIB, BLOCK):
+            snapshot.read(offset, BLOCK)
+    assert time.monotonic() - begun < 2.5
+    own_redis.resume()
+    assert read_all(snapshot) == b"x" * (8 * MIB)
+    server.close()
