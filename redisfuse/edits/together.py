@@ -13,6 +13,7 @@ from redisfuse.edits.capture import Look
 from redisfuse.edits.step import Decide
 
 MOST = 64  # changes that go together
+PATIENCE = 0.0005  # seconds that a leader waits for those who went along last time: about what an fsync takes
 
 
 @dataclass(slots=True, eq=False)
@@ -47,16 +48,18 @@ class Line:
 
     def __init__(self, work: Callable[[list[Request]], None]) -> None:
         self._work = work
-        self._lock = threading.Lock()  # held for a moment only
+        self._arrival = threading.Condition()  # its lock is held for a moment only
         self._waiting: list[Request] = []
         self._led = False
+        self._usual = 1  # how many went together last time
 
     def settle(self, request: Request) -> None:
         """Return when the request has its outcome."""
-        with self._lock:
+        with self._arrival:
             self._waiting.append(request)
             request.leads = not self._led
             self._led = True
+            self._arrival.notify()
         if not request.leads:
             request.woken.wait()
             if not request.leads:
@@ -72,17 +75,19 @@ class Line:
 
     def _company(self, leader: Request) -> list[Request]:
         """The leader and those who wait, in order; of two that concern one key only the first."""
-        with self._lock:
+        with self._arrival:
+            self._arrival.wait_for(lambda: len(self._waiting) >= self._usual, PATIENCE)
             company, keys = [leader], set(leader.keys)
             for each in self._waiting:
                 if each is not leader and len(company) < MOST and not keys & each.keys:
                     company.append(each)
                     keys |= each.keys
             self._waiting = [each for each in self._waiting if each not in company]
+            self._usual = len(company)
         return company
 
     def _pass_on(self) -> None:
-        with self._lock:
+        with self._arrival:
             if not self._waiting:
                 self._led = False
                 return

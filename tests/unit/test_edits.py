@@ -1,7 +1,9 @@
 """Edits against a real server and a real journal: what each change does, what it records, what it refuses."""
 
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import redis
 from redisfuse.edits import Basis, Edits, NoEdits
 from redisfuse.errors import (
     AccessError,
+    BusyError,
     ConflictError,
     ExistsError,
     InvalidError,
@@ -445,3 +448,59 @@ def test_a_read_only_mount_has_no_edits() -> None:
         else:
             with pytest.raises(ReadOnlyError):
                 method()
+
+
+# -- many at once ----------------------------------------------------------------------------------------------------
+
+
+def test_parallel_saves_share_transactions_and_groups_stay_apart(bench: Bench) -> None:
+    """Saves of many threads are each made once, each an operation of its own, in far fewer transactions."""
+    bench.save(b"warm", b"up")
+    before = bench.redis.info("commandstats")["cmdstat_exec"]["calls"]
+
+    def work(thread: int) -> None:
+        for number in range(50):
+            name = b"%d:%d" % (thread, number)
+            bench.edits.save(Target(name), Content.of(name), basis=Basis.absent(), path=name)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(8)))
+    made = bench.redis.info("commandstats")["cmdstat_exec"]["calls"] - before
+    assert made < 200
+    rows = bench.rows()
+    assert len(rows) == 401
+    assert {row.state for row in rows} == {"applied"}
+    assert all(row.group == row.id for row in rows)
+    assert all(bench.redis.get(row.key) == row.key for row in rows if row.key != b"warm")
+    assert len(bench.applied) == 401
+
+
+def test_of_changes_that_go_together_each_has_its_own_outcome(bench: Bench) -> None:
+    """One conflict, or one key that changes in the middle, does not spoil the saves beside it."""
+    bench.redis.mset({"%d" % number: "old" for number in range(8)})
+    stop = threading.Event()
+
+    def meddle() -> None:
+        while not stop.is_set():
+            bench.redis.set("0", "old")
+
+    def work(number: int) -> Exception | None:
+        basis = Basis.of(b"wrong" if number == 7 else b"old")
+        try:
+            for _ in range(20):
+                bench.edits.save(Target(b"%d" % number), Content.of(b"old"), basis=basis, path=b"p")
+        except (ConflictError, BusyError) as error:
+            return error
+        return None
+
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(work, range(8)))
+    finally:
+        stop.set()
+        meddler.join(10)
+    assert isinstance(outcomes[7], ConflictError)
+    assert outcomes[1:7] == [None] * 6
+    assert sum(row.state == "applied" for row in bench.rows() if row.key in b"123456") == 120
