@@ -7,12 +7,14 @@ none of its methods run here.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
 from typing import Any
 
 import fuse
 
+from redisfuse.binding import handshake
 from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
 from redisfuse.binding.session import Arguments, Session, versioned
@@ -97,11 +99,13 @@ class Fusepy(Session):
         lib.fuse_chan_fd.argtypes = [c_void_p]
         lib.fuse_get_session.restype = c_void_p
         lib.fuse_get_session.argtypes = lib.fuse_session_loop.argtypes = [c_void_p]
+        lib.fuse_session_process.argtypes = [c_void_p, c_char_p, c_size_t, c_void_p]
         lib.fuse_exit.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
         lib.fuse_unmount.argtypes = [c_char_p, c_void_p]
         self._channel: int | None = None
         self._fuse: int | None = None
         self._session: int | None = None
+        self._kernel: int | None = None  # while libfuse's own descriptor is something else
         self._timeouts: Any = None
 
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
@@ -150,6 +154,8 @@ class Fusepy(Session):
         return True
 
     def _descriptor(self) -> int:
+        if self._kernel is not None:
+            return self._kernel
         return int(self._libfuse.fuse_chan_fd(self._channel))
 
     def _configure(self, connection: int, _configuration: int, options: MountOptions) -> None:
@@ -157,6 +163,21 @@ class Fusepy(Session):
         info.want |= info.capable & _ATOMIC_O_TRUNC
         if self.timeouts_can_change:
             self.set_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
+
+    def _prepare(self) -> bool:
+        """Answer the kernel's first request, INIT, with more than libfuse 2 knows to ask for."""
+        lib = self._libfuse
+        number = self._descriptor()
+
+        def process(request: bytes) -> None:
+            lib.fuse_session_process(self._session, request, len(request), self._channel)
+
+        self._kernel = os.dup(number)
+        try:
+            return handshake.answer_init(self._kernel, number, process)
+        finally:
+            kernel, self._kernel = self._kernel, None
+            os.close(kernel)
 
     def _loop(self) -> object:
         return self._libfuse.fuse_session_loop(self._session)

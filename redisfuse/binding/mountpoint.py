@@ -78,7 +78,7 @@ def _resolved(path: Path) -> Path:
 def is_stale(path: Path) -> bool:
     """Whether a FUSE mount is there whose process is gone (ENOTCONN)."""
     try:
-        os.stat(path)
+        os.statvfs(path)  # unlike stat, it is never answered from a cache
     except OSError as error:
         return error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     return False

@@ -119,6 +119,10 @@ class Session:
     def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
         raise NotImplementedError
 
+    def _prepare(self) -> bool:
+        """Just before the first thread serves; False if the mount has ended by then."""
+        return True
+
     def _loop(self) -> object:
         """Serve one request after the other until the session ends. Several threads do so at once."""
         raise NotImplementedError
@@ -142,7 +146,10 @@ class Session:
             self.crew = crew = Crew(self._loop, options.threads, lambda: wakeups.wake(_ENDED))
             self._open(path, calls, options, notifier)
             try:
-                crew.start()
+                if self._prepare():
+                    crew.start()
+                else:
+                    wakeups.wake(_ENDED)
                 while not wakeups.wait(None):
                     pass
                 self._close(path)
@@ -152,7 +159,8 @@ class Session:
                     notifier.detach()
             try:
                 if ended:
-                    self._tear_down(os.fsencode(path))
+                    with _captured_errors():  # libfuse says so if we have unmounted already
+                        self._tear_down(os.fsencode(path))
             finally:
                 if self._started:
                     calls.stopped()

@@ -1,15 +1,22 @@
 """A small filesystem in memory behind `binding.face.Calls`, to try a binding on a real kernel mount.
 
-Run as a process of its own:  python memory_calls.py BINDING MOUNTPOINT CONTROL [JSON]
-The JSON object has fields of MountOptions, and `notify` (use a Notifier) and `tree` (a large tree to begin with).
+Run as a process of its own:  python -m tests.support.memory_calls BINDING MOUNTPOINT CONTROL [JSON]
+The JSON object has fields of MountOptions, and `notify` (use a Notifier; "old": as on an old kernel), `keep_cache`,
+`fail_start`, and `tree` (directory name → number of files in it, to begin with).
 CONTROL is a Unix socket on which one JSON request a line is answered by one JSON line:
   {"do": "put", "path": …, "data": …}     make or replace a file, without telling the kernel
-  {"do": "drop", "path": …}               remove one, without telling the kernel
-  {"do": "invalidate", "paths": […], "parents_too": bool} / {"do": "invalidate_all"} / {"do": "drain"}
+  {"do": "drop", "path": …}               remove a file or directory, without telling the kernel
+  {"do": "mkdir", "path": …}              make a directory, without telling the kernel
+  {"do": "invalidate", "paths": […], "parents_too": bool, "names_stand": bool}
+  {"do": "invalidate_all"} / {"do": "drain"}
   {"do": "timeouts", "value": seconds}
   {"do": "counts"}                        how often each callback ran, and the notifier's counters
-Paths are latin-1 text in JSON. Files named `raise-…` fail in the way that their name says; `hang` hangs until `unhang`.
+Paths are latin-1 text in JSON. Names decide: `raise-…` fails in the way that it says; `hang` hangs until
+{"do": "unhang"}; `wait` waits until it is interrupted; `direct…` is opened with direct I/O and shows no size;
+`direct-stream…` can't be sought in; `snap…` reads what it was when it was opened.
 """
+
+# ruff: noqa: ARG002 - the methods are those of Calls, needed or not
 
 from __future__ import annotations
 
@@ -22,6 +29,7 @@ import socket
 import stat
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +55,13 @@ FAILURES: dict[bytes, BaseException] = {
 }
 
 
+class OldKernel(Notifier):
+    """As on Linux before 6.16, which refuses INC_EPOCH."""
+
+    def _write(self, code: int, payload: bytes) -> int:
+        return errno.EINVAL if code == 8 else super()._write(code, payload)
+
+
 class Node:
     def __init__(self, inode: int, mode: int) -> None:
         self.inode = inode
@@ -54,6 +69,7 @@ class Node:
         self.data = bytearray()
         self.mtime_ns = 1_700_000_000_000_000_000
         self.xattrs: dict[bytes, bytes] = {}
+        self.unsized = False
 
 
 class MemoryCalls:
@@ -70,6 +86,7 @@ class MemoryCalls:
         self.next = 1
         self.keep_cache = False
         self.fail_start = False
+        self.interrupted = lambda: False
         self.notifier: Notifier | None = None
         self.make(b"/", stat.S_IFDIR | 0o755)
 
@@ -80,6 +97,7 @@ class MemoryCalls:
             self.next += 1
             node = Node(self.next, mode)
             node.data[:] = data
+            node.unsized = os.path.basename(path).startswith(b"direct")
             self.nodes[path] = node
             if stat.S_ISDIR(mode):
                 self.children.setdefault(path, {})
@@ -117,24 +135,33 @@ class MemoryCalls:
                 return node
             assert path is not None
             found = self.nodes.get(path)
-            if found is None:
-                name = os.path.basename(path)
-                if name in FAILURES:
-                    raise FAILURES[name]
-                if name == b"hang":
-                    self.hanging.wait(60)
-                raise errors.NotFoundError(repr(path))
-            return found
+        if found is None:
+            name = os.path.basename(path)
+            if name in FAILURES:
+                raise FAILURES[name]
+            if name == b"hang":
+                self.counts["hanging"] += 1
+                self.hanging.wait(60)
+            if name == b"wait":
+                while not self.interrupted():
+                    time.sleep(0.01)
+                raise errors.InterruptedWaitError("interrupted")
+            raise errors.NotFoundError(repr(path))
+        return found
 
     def _attr(self, node: Node) -> Attr:
-        size = len(node.data)
+        size = 0 if node.unsized else len(node.data)
         return Attr(node.inode, node.mode, 1, size, node.mtime_ns, os.getuid(), os.getgid())
 
     def _opened(self, node: Node, path: bytes) -> Opened:
         with self.lock:
             self.next += 1
-            self.handles[self.next] = node
             name = os.path.basename(path)
+            if name.startswith(b"snap"):
+                seen = Node(node.inode, node.mode)
+                seen.data[:] = node.data
+                node = seen
+            self.handles[self.next] = node
             return Opened(self.next, name.startswith(b"direct"), self.keep_cache, name.startswith(b"direct-stream"))
 
     # -- Calls -------------------------------------------------------------------------------------------------------
@@ -171,7 +198,7 @@ class MemoryCalls:
         self._count("open")
         node = self._node(path)
         if flags & os.O_TRUNC:
-            self._count("open-truncating", path.decode("latin-1"))
+            self._count("open-truncating", os.fsdecode(path))
             with self.lock:
                 node.data.clear()
         return self._opened(node, path)
@@ -321,13 +348,16 @@ def serve_control(path: str, calls: MemoryCalls, binding: Any, notifier: Notifie
             calls.put(request["path"].encode("latin-1"), request["data"].encode("latin-1"))
         elif what == "drop":
             calls.drop(request["path"].encode("latin-1"))
+        elif what == "mkdir":
+            calls.make(request["path"].encode("latin-1"), stat.S_IFDIR | 0o755)
         elif what == "timeouts":
             binding.set_timeouts(request["value"], request["value"], request["value"])
         elif what == "unhang":
             calls.hanging.set()
         elif what == "invalidate" and notifier is not None:
             paths = [item.encode("latin-1") for item in request["paths"]]
-            notifier.invalidate(paths, parents_too=request.get("parents_too", False))
+            more = {name: request[name] for name in ("parents_too", "names_stand") if name in request}
+            notifier.invalidate(paths, **more)
         elif what == "invalidate_all" and notifier is not None:
             notifier.invalidate_all()
         elif what == "drain" and notifier is not None:
@@ -371,10 +401,12 @@ def main(name: str, mountpoint: str, control: str, settings: str = "{}") -> int:
     fill(calls, options.pop("tree", {}))
     calls.fail_start = options.pop("fail_start", False)
     calls.keep_cache = options.pop("keep_cache", False)
-    notifier = calls.notifier = Notifier() if options.pop("notify", False) else None
+    notify = options.pop("notify", False)
+    notifier = calls.notifier = (OldKernel() if notify == "old" else Notifier()) if notify else None
     options["extra"] = tuple(options.get("extra", ()))
     options.setdefault("read_only", False)
     binding = choose(name)
+    calls.interrupted = binding.interrupted
     serve_control(control, calls, binding, notifier)
     try:
         binding.run(calls, MountOptions(mountpoint=Path(mountpoint), **options), notifier)

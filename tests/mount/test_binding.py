@@ -1,0 +1,732 @@
+"""Both bindings on a real kernel mount, over the small tree in memory of `memory_calls`."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.binding.choice import available, choose
+from redisfuse.errors import MountError, UsageError
+from tests.support.memory_mount import MemoryMount
+
+BINDINGS = ["fusepy", "mfusepy"]
+LIBC = ctypes.CDLL(None, use_errno=True)
+LONG: dict[str, Any] = {"entry_timeout": 3600, "attr_timeout": 3600, "negative_timeout": 3600, "keep_cache": True}
+
+
+@pytest.fixture(scope="module", params=BINDINGS)
+def binding(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def shared(binding: str) -> Iterator[MemoryMount]:
+    """A mount for the tests that leave it as it was, apart from files of their own."""
+    with MemoryMount(binding, tree={"small": 2000, "large": 100_000}) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def mount(shared: MemoryMount) -> MemoryMount:
+    shared.ask("counts")
+    return shared
+
+
+@pytest.fixture(scope="module")
+def cached(binding: str) -> Iterator[MemoryMount]:
+    """A mount that lets the kernel believe everything for an hour, and pushes changes to it."""
+    with MemoryMount(binding, tree={"d": 100}, notify=True, **LONG) as mounted:
+        yield mounted
+
+
+def call_errno(call: Callable[[], object]) -> int:
+    """The errno with which a call fails."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what is compared
+        call()
+    return caught.value.errno or 0
+
+
+def within(seconds: float, what: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not what():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# -- what programs see -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("raise-notfound", errno.ENOENT),
+        ("raise-access", errno.EACCES),
+        ("raise-stale", errno.ESTALE),
+        ("raise-unavailable", errno.EIO),
+        ("raise-oserror", errno.ENOSPC),
+        ("raise-oserror-bare", errno.EIO),
+        ("raise-oserror-negative", errno.EIO),
+        ("raise-valueerror", errno.EIO),
+        ("raise-baseexception", errno.EIO),
+        ("raise-systemexit", errno.EIO),
+        ("raise-keyboard", errno.EIO),
+        ("raise-enosys", errno.ENOTSUP),
+    ],
+)
+def test_every_exception_becomes_its_errno(mount: MemoryMount, name: str, expected: int) -> None:
+    """An error of ours has its own errno, anything unexpected is EIO, and the mount goes on."""
+    assert call_errno(lambda: os.stat(mount.path / name)) == expected
+    assert call_errno(lambda: os.stat(mount.path / name)) == expected
+    assert stat.S_ISDIR(os.stat(mount.path).st_mode)
+
+
+def test_only_unexpected_errors_are_logged(mount: MemoryMount) -> None:
+    """A bug leaves its traceback in the log; an error that is meant for the program does not."""
+    assert call_errno(lambda: os.stat(mount.path / "raise-valueerror")) == errno.EIO
+    assert call_errno(lambda: os.stat(mount.path / "raise-access")) == errno.EACCES
+    log = mount.log.read_text()
+    assert "ValueError: a bug" in log
+    assert "AccessError" not in log
+
+
+def test_names_are_bytes(mount: MemoryMount) -> None:
+    """A name that is not UTF-8 can be created, listed, read, renamed and removed, and spoils no listing."""
+    folder = os.fsencode(mount.path)
+    first, second = folder + b"/\xff\xfe bad\n", folder + b"/\x80"
+    with open(first, "wb") as file:
+        file.write(b"content")
+    assert b"\xff\xfe bad\n" in os.listdir(folder)
+    os.rename(first, second)
+    with open(second, "rb") as file:
+        assert file.read() == b"content"
+    os.unlink(second)
+    assert b"\x80" not in os.listdir(folder)
+
+
+def test_a_large_directory_is_listed_in_pieces(mount: MemoryMount) -> None:
+    """All of 100 000 names come, once each; the first one does not wait for the rest."""
+    listed = subprocess.run(["ls", "-f", mount.path / "large"], capture_output=True, check=True, timeout=30)
+    names = listed.stdout.split()
+    assert len(names) == len(set(names)) == 100_002
+    mount.ask("counts")
+    with os.scandir(mount.path / "large") as entries:
+        next(entries)
+        assert mount.counts()["entries"] < 2000
+
+
+def test_a_listing_does_not_grow_the_process(mount: MemoryMount) -> None:
+    """A second listing of 100 000 names takes no memory that the first did not."""
+    command = ["ls", "-f", str(mount.path / "large")]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=30)
+    before = mount.ask("counts")["rss"]
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True, timeout=30)
+    assert mount.ask("counts")["rss"] - before < 8 << 20
+
+
+def test_a_directory_can_be_sought_in(mount: MemoryMount) -> None:
+    """seekdir comes back to the same names, and rewinddir to the first."""
+    libc = ctypes.CDLL(None)
+    libc.opendir.restype = libc.readdir.restype = ctypes.c_void_p
+    libc.telldir.restype = ctypes.c_long
+    libc.telldir.argtypes = libc.readdir.argtypes = libc.rewinddir.argtypes = libc.closedir.argtypes = [ctypes.c_void_p]
+    libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+    directory = libc.opendir(os.fsencode(mount.path / "small"))
+
+    def names(count: int) -> list[bytes]:
+        return [ctypes.string_at(libc.readdir(directory) + 19) for _ in range(count)]  # d_name of struct dirent64
+
+    first = names(3)
+    names(700)
+    place = libc.telldir(directory)
+    some = names(900)
+    libc.seekdir(directory, place)
+    assert names(900) == some
+    libc.rewinddir(directory)
+    assert names(3) == first == [b".", b"..", b"f000000"]
+    libc.closedir(directory)
+
+
+def test_types_come_with_the_names(mount: MemoryMount) -> None:
+    """Looking for files by type asks for no attributes."""
+    found = subprocess.run(
+        ["find", mount.path / "small", "-type", "f"], capture_output=True, check=True, timeout=30
+    ).stdout.split()
+    assert len(found) == 2000
+    assert mount.counts()["getattr"] <= 10
+
+
+def test_attributes_come_with_the_names_on_libfuse_3(binding: str) -> None:
+    """A first `ls -l` of a directory on libfuse 3 asks for at most ten attributes one by one."""
+    with MemoryMount(binding, tree={"d": 2000}, entry_timeout=3600, attr_timeout=3600) as fresh:
+        fresh.ask("counts")
+        subprocess.run(["ls", "-l", fresh.path / "d"], stdout=subprocess.DEVNULL, check=True, timeout=30)
+        asked = fresh.counts()["getattr"]
+    assert asked <= 10 if binding == "mfusepy" else asked >= 2000
+
+
+def test_direct_io_reads_past_the_size(mount: MemoryMount) -> None:
+    """A file that shows no size and is opened for direct I/O is read to its end, with the program's own sizes."""
+    mount.put("/direct-1", "x" * 200_000)
+    assert os.stat(mount.path / "direct-1").st_size == 0
+    assert len((mount.path / "direct-1").read_bytes()) == 200_000
+    mount.put("/direct-stream", "stream")
+    with open(mount.path / "direct-stream", "rb", buffering=0) as file:
+        assert call_errno(lambda: os.lseek(file.fileno(), 0, os.SEEK_SET)) == errno.ESPIPE
+        assert file.read() == b"stream"
+
+
+def test_pages_are_dropped_at_open_unless_kept(mount: MemoryMount, cached: MemoryMount) -> None:
+    """With keep_cache a second open reads nothing again; without, it does."""
+    for mounted, reads in ((mount, 1), (cached, 0)):
+        mounted.put("/again", "same")
+        assert (mounted.path / "again").read_text() == "same"
+        mounted.ask("counts")
+        assert (mounted.path / "again").read_text() == "same"
+        assert mounted.counts()["read"] == reads
+
+
+def test_truncating(mount: MemoryMount) -> None:
+    """truncate comes with the path, ftruncate with the handle, and O_TRUNC with open, without a truncate."""
+    file = mount.path / "cut"
+    file.write_bytes(b"0123456789")
+    mount.ask("counts")
+    os.truncate(file, 8)
+    with open(file, "r+b") as opened:
+        os.ftruncate(opened.fileno(), 4)
+    assert file.read_bytes() == b"0123"
+    assert [line for line in mount.calls() if "trunc" in line] == ["truncate /cut 8", "truncate by-handle 4"]
+    os.close(os.open(file, os.O_WRONLY | os.O_TRUNC))
+    assert file.read_bytes() == b""
+    assert [line for line in mount.calls() if "trunc" in line] == ["open-truncating /cut"]
+
+
+def test_creating_tells_flags_and_mode(mount: MemoryMount) -> None:
+    """O_EXCL and the permission bits of a new file arrive."""
+    os.close(os.open(mount.path / "new", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    assert f"create /new EXCL {oct(stat.S_IFREG | 0o600)}" in mount.calls()
+
+
+def test_large_reads_come_in_large_pieces(mount: MemoryMount) -> None:
+    """A program that reads 8 MiB past the page cache gets them in pieces of 1 MiB, on both libraries."""
+    mount.put("/direct-large", "x" * (8 << 20))
+    number = os.open(mount.path / "direct-large", os.O_RDONLY)
+    mount.ask("counts")
+    assert len(os.read(number, 8 << 20)) == 8 << 20
+    os.close(number)
+    assert mount.counts()["read"] <= 9
+
+
+def test_appending_and_writing_at_an_offset(mount: MemoryMount) -> None:
+    """Appended bytes go to the end, written ones to their offset."""
+    file = mount.path / "ends"
+    file.write_bytes(b"abc")
+    with open(file, "ab") as opened:
+        opened.write(b"def")
+    with open(file, "r+b") as opened:
+        opened.seek(1)
+        opened.write(b"XY")
+    assert file.read_bytes() == b"aXYdef"
+
+
+def rename_with(flags: int, old: Path, new: Path) -> int:
+    """renameat2(2); 0 or the errno."""
+    result = LIBC.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags)
+    return ctypes.get_errno() if result else 0
+
+
+def test_rename_flags_arrive_or_are_refused(binding: str, mount: MemoryMount) -> None:
+    """RENAME_NOREPLACE and RENAME_EXCHANGE are done on libfuse 3 and refused on libfuse 2, never dropped."""
+    one, two, three = (mount.path / name for name in ("one", "two", "three"))
+    one.write_bytes(b"1")
+    two.write_bytes(b"2")
+    assert rename_with(1, one, two) == errno.EEXIST
+    if binding == "fusepy":
+        assert rename_with(1, one, three) == rename_with(2, one, two) == errno.EINVAL
+        assert (one.read_bytes(), two.read_bytes()) == (b"1", b"2")
+        return
+    assert rename_with(2, one, two) == 0
+    assert (one.read_bytes(), two.read_bytes()) == (b"2", b"1")
+    assert rename_with(1, one, three) == 0
+    assert [line for line in mount.calls() if line.startswith("rename")] == [
+        "rename /one /two 2",
+        "rename /one /three 1",
+    ]
+
+
+def test_a_file_removed_while_open_stays_usable(mount: MemoryMount) -> None:
+    """It is told as what it is, vanishes from the tree, and its descriptor works until the last close."""
+    file = mount.path / "gone"
+    file.write_bytes(b"content")
+    with open(file, "r+b") as opened:
+        mount.ask("counts")
+        os.unlink(file)
+        assert not file.exists()
+        assert not [name for name in os.listdir(mount.path) if "gone" in name or "hidden" in name]
+        assert opened.read() == b"content"
+        opened.write(b" and more")
+        opened.flush()
+        number = opened.fileno()
+        os.ftruncate(number, 3)
+        os.fchmod(number, 0o600)
+        os.utime(number, ns=(5, 5))
+        assert os.fstat(number).st_size == 3
+        assert os.pread(number, 10, 0) == b"con"
+        calls = mount.calls()
+        assert "unlink_open /gone" in calls
+        assert not [line for line in calls if line.startswith(("rename", "unlink /"))]
+    assert within(5, lambda: any(line.startswith("unlink /.fuse_hidden") for line in mount.calls()))
+
+
+def test_a_rename_over_an_open_file(mount: MemoryMount) -> None:
+    """The file that was there is told as removed while open, then the rename comes; the old bytes stay readable."""
+    old, new = mount.path / "from", mount.path / "over"
+    old.write_bytes(b"new")
+    new.write_bytes(b"old")
+    with open(new, "rb") as opened:
+        mount.ask("counts")
+        os.rename(old, new)
+        assert [line for line in mount.calls() if "rename" in line or "unlink" in line] == [
+            "unlink_open /over",
+            "rename /from /over 0",
+        ]
+        assert opened.read() == b"old"
+    assert new.read_bytes() == b"new"
+
+
+def test_times_and_owners_arrive(mount: MemoryMount) -> None:
+    """Nanoseconds, "now", "leave it", and an id that stays are told apart."""
+    file = mount.path / "touched"
+    file.touch()
+    mount.ask("counts")
+    os.utime(file, ns=(1_000_000_001, 2_000_000_002))
+    os.utime(file)
+    subprocess.run(["touch", "-m", "-d", "@5", file], check=True, timeout=10)
+    os.chown(file, 5, -1)
+    calls = mount.calls()
+    assert "utimens 1000000001 2000000002" in calls
+    assert "utimens now now" in calls
+    assert "utimens None 5000000000" in calls
+    assert "chown 5 -1" in calls
+
+
+def test_extended_attributes(mount: MemoryMount) -> None:
+    """They are set, read, listed and removed; those of ACLs are not supported, without asking."""
+    file = mount.path / "extended"
+    file.touch()
+    os.setxattr(file, "user.a", b"\x00binary\xff")
+    assert os.listxattr(file) == ["user.a"]
+    assert os.getxattr(file, "user.a") == b"\x00binary\xff"
+    os.removexattr(file, "user.a")
+    assert call_errno(lambda: os.getxattr(file, "user.a")) == errno.ENODATA
+    mount.ask("counts")
+    assert call_errno(lambda: os.getxattr(file, "system.posix_acl_access")) == errno.ENOTSUP
+    assert mount.counts()["getxattr"] == 0
+
+
+def test_what_there_is_not(mount: MemoryMount) -> None:
+    """Links and devices are refused with the errno that was raised; statvfs shows what was told."""
+    assert call_errno(lambda: os.symlink("target", mount.path / "link")) == errno.EPERM
+    (mount.path / "some").touch()
+    assert call_errno(lambda: os.link(mount.path / "some", mount.path / "hard")) == errno.ENOTSUP
+    assert call_errno(lambda: os.mkfifo(mount.path / "fifo")) == errno.EPERM
+    space = os.statvfs(mount.path)
+    assert (space.f_blocks, space.f_bavail, space.f_namemax) == (1000, 400, 255)
+
+
+def test_directories(mount: MemoryMount) -> None:
+    """They are made and removed, not while something is in them; `cd` and access(2) work."""
+    folder = mount.path / "made"
+    folder.mkdir()
+    (folder / "in").touch()
+    assert call_errno(folder.rmdir) == errno.ENOTEMPTY
+    (folder / "in").unlink()
+    assert os.access(folder, os.X_OK)
+    subprocess.run(["true"], cwd=folder, check=True, timeout=10)
+    folder.rmdir()
+    assert not folder.exists()
+
+
+def test_one_hung_call_stops_nobody_else(mount: MemoryMount) -> None:
+    """While one answer does not come, sixteen programs at once get theirs."""
+    hung = subprocess.Popen(["stat", mount.path / "hang"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wrong: list[object] = []
+
+    def read(worker: int) -> None:
+        for index in range(worker, 2000, 40):
+            content = (mount.path / f"small/f{index:06d}").read_bytes()
+            if content != b"content of %d\n" % index:
+                wrong.append((index, content))
+
+    threads = [threading.Thread(target=read, args=(worker,)) for worker in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not wrong
+    assert hung.poll() is None
+    mount.ask("unhang")
+    assert hung.wait(10) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_waiting_program_can_be_interrupted(mount: MemoryMount, number: int) -> None:
+    """A callback learns that the program it works for was interrupted, and the program ends at once."""
+    waiting = subprocess.Popen(["stat", mount.path / "wait"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert within(5, lambda: mount.counts()["getattr"] > 0)
+    waiting.send_signal(number)
+    assert waiting.wait(5) == -number
+
+
+def test_nothing_is_left_open(mount: MemoryMount) -> None:
+    """Every handle that was given is released."""
+    for index in range(50):
+        (mount.path / f"small/f{index:06d}").read_bytes()
+        os.listdir(mount.path)
+    assert within(5, lambda: mount.ask("counts")["handles"] == 0)
+
+
+# -- mounting and unmounting -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_unmounts(binding: str, number: int) -> None:
+    """The process ends well and at once, and nothing stays mounted."""
+    with MemoryMount(binding) as mounted:
+        assert os.listdir(mounted.path) == []
+        mounted.process.send_signal(number)
+        assert mounted.end(10) == 0
+        assert not mounted.mounted
+        assert mounted.log.read_text().strip() == "ended"
+
+
+def test_unmounting_from_outside_ends_the_process(binding: str) -> None:
+    """`umount` is as good as a signal."""
+    with MemoryMount(binding) as mounted:
+        mountpoints.unmount(mounted.path)
+        assert mounted.end(10) == 0
+
+
+def test_a_signal_unmounts_while_in_use(binding: str) -> None:
+    """The mount goes away at once; who still has a file open gets an error, not a hang."""
+    with MemoryMount(binding, keep_cache=False) as mounted:
+        mounted.put("/direct", "content")
+        number = os.open(mounted.path / "direct", os.O_RDONLY)
+        assert call_errno(lambda: mountpoints.unmount_once(mounted.path, lazy=False)) == errno.EBUSY
+        with pytest.raises(MountError, match="in use"):
+            mountpoints.unmount(mounted.path, patience=0)
+        mounted.process.send_signal(signal.SIGTERM)
+        assert mounted.end(10) == 0
+        assert not mounted.mounted
+        assert mounted.log.read_text().strip() == "ended"
+        assert call_errno(lambda: os.read(number, 10)) in (errno.ENOTCONN, errno.ECONNABORTED)
+        assert call_errno(lambda: os.close(number)) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def test_a_call_that_never_ends_does_not_keep_the_process(binding: str) -> None:
+    """After the time that calls may take, the process gives up, with an error."""
+    with MemoryMount(binding, stop_timeout=1) as mounted:
+        hung = subprocess.Popen(["stat", mounted.path / "hang"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        assert within(5, lambda: mounted.counts()["hanging"] > 0)
+        mounted.process.send_signal(signal.SIGTERM)
+        assert mounted.end(10) == 1
+        assert not mounted.mounted
+        assert "did not end within 1 s" in mounted.log.read_text()
+        assert hung.wait(10) == 1
+
+
+def test_a_failed_start_is_a_failed_mount(binding: str) -> None:
+    """What `started` raises is what `run` raises, and nothing stays mounted."""
+    mounted = MemoryMount(binding, fail_start=True)
+    mounted.start()
+    try:
+        assert mounted.end(10) == 1
+        assert mounted.log.read_text().strip() == "UnavailableError: nothing to serve"
+        assert not mounted.mounted
+    finally:
+        mounted.__exit__()
+
+
+def test_how_it_is_shown(binding: str, tmp_path: Path) -> None:
+    """Type, source and mount point are in the table of mounts, odd characters too; the process stays where it was."""
+    odd = tmp_path / "a b\\c\td"
+    odd.mkdir()
+    source = r"redisfuse#redis://u:***@host/0,x\y z"
+    with MemoryMount(binding, mountpoint=odd, fsname=source, read_only=True) as mounted:
+        shown = mountpoints.find(odd)
+        assert shown is not None
+        assert (shown.type, shown.source) == ("fuse.redisfuse", source)
+        assert odd in [mount.mountpoint for mount in mountpoints.mounts()]
+        assert os.readlink(f"/proc/{mounted.process.pid}/cwd") == os.getcwd()
+        assert call_errno(lambda: (odd / "new").touch()) == errno.EROFS
+
+
+def test_a_dead_mount_is_cleaned_away(binding: str) -> None:
+    """A mount whose process was killed is known as stale, and mounting there again just works."""
+    with MemoryMount(binding) as mounted:
+        assert not mountpoints.is_stale(mounted.path)
+        mounted.process.kill()
+        mounted.end()
+        assert mountpoints.is_stale(mounted.path)
+        assert mountpoints.check(mounted.path) == mounted.path
+        assert not mounted.mounted
+
+
+def test_an_unknown_option_is_named(binding: str) -> None:
+    """What libfuse says of an option that it doesn't know becomes the error, on one line."""
+    mounted = MemoryMount(binding, extra=["no_such_option"])
+    mounted.start()
+    try:
+        assert mounted.end(10) == 1
+        text = mounted.log.read_text().strip()
+        assert text.startswith("MountError: ")
+        assert "no_such_option" in text
+        assert "\n" not in text
+    finally:
+        mounted.__exit__()
+
+
+def test_mount_points_that_can_not_be_used(tmp_path: Path) -> None:
+    """Missing, a file, not empty, or taken: one line that says so."""
+    (tmp_path / "file").touch()
+    with pytest.raises(MountError, match="does not exist"):
+        mountpoints.check(tmp_path / "missing")
+    with pytest.raises(MountError, match="is not a directory"):
+        mountpoints.check(tmp_path / "file")
+    with pytest.raises(MountError, match="is not empty"):
+        mountpoints.check(tmp_path)
+    assert mountpoints.check(tmp_path, nonempty=True) == tmp_path
+    with pytest.raises(MountError, match="already mounted"):
+        mountpoints.check(Path("/proc"))
+    with pytest.raises(MountError, match="is not mounted"):
+        mountpoints.unmount(tmp_path)
+    with pytest.raises(MountError, match="not a redisfuse mount"):
+        mountpoints.unmount(Path("/proc"))
+
+
+def test_a_mount_point_that_is_taken_by_us(mount: MemoryMount) -> None:
+    """A second mount at the same place is refused, with how to leave the first."""
+    with pytest.raises(MountError, match=r"already mounted at .*redisfuse umount"):
+        mountpoints.check(mount.path)
+
+
+def test_choosing_a_binding() -> None:
+    """Both can be used here, libfuse 3 is preferred, and an unknown name is a usage error."""
+    assert [(found.name, found.reason) for found in available()] == [("fusepy", ""), ("mfusepy", "")]
+    assert choose().name == "mfusepy"
+    assert choose("fusepy").library.startswith("libfuse 2.")
+    with pytest.raises(UsageError, match="no binding 'pyfuse3'"):
+        choose("pyfuse3")
+
+
+# -- the kernel's caches -----------------------------------------------------------------------------------------------
+
+
+def told(mounted: MemoryMount, *paths: str, **more: bool) -> None:
+    """Tell the notifier of a change, and wait until it told the kernel."""
+    mounted.ask("invalidate", paths=list(paths), **more)
+    assert mounted.ask("drain")
+
+
+def test_a_change_that_is_told_is_seen_at_once(cached: MemoryMount) -> None:
+    """stat, read, mmap and an open descriptor show each change, though the kernel was told to believe for an hour."""
+    file = cached.path / "d/f000001"
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ) as mapped:
+        assert mapped[:] == b"content of 1\n"
+        for index in range(30):
+            before = os.stat(file).st_mtime_ns
+            content = b"change no %03d" % index
+            cached.put("/d/f000001", content.decode())
+            told(cached, "d/f000001", names_stand=index % 2 == 1)
+            assert os.stat(file).st_mtime_ns == os.fstat(opened.fileno()).st_mtime_ns == before + 1_000_000_000
+            assert mapped[:] == content
+            assert os.pread(opened.fileno(), 20, 0) == content
+            assert file.read_bytes() == content
+        cached.put("/d/f000001", "longer than all before")
+        told(cached, "d/f000001")
+        assert os.stat(file).st_size == os.fstat(opened.fileno()).st_size == 22
+        assert file.read_bytes() == b"longer than all before"
+
+
+def test_without_being_told_the_kernel_believes(cached: MemoryMount) -> None:
+    """What was not told is not seen (so the other tests show the notifier, and not the time-outs)."""
+    file = cached.path / "d/f000002"
+    before = os.stat(file).st_mtime_ns
+    cached.put("/d/f000002", "other")
+    cached.ask("counts")
+    assert os.stat(file).st_mtime_ns == before
+    assert cached.counts()["getattr"] == 0
+
+
+def test_files_that_come_and_go(cached: MemoryMount) -> None:
+    """A name that was not found appears, and one that was found vanishes, also under a name that is created again."""
+    file = cached.path / "d/comes"
+    for index in range(5):
+        assert not file.exists()
+        cached.put("/d/comes", f"here {index}")
+        told(cached, "d/comes")
+        assert file.read_text() == f"here {index}"
+        cached.ask("drop", path="/d/comes")
+        told(cached, "d/comes")
+    with open(file, "x") as created:
+        created.write("made here")
+    cached.ask("drop", path="/d/comes")
+    told(cached, "d/comes")
+    with open(file, "w") as created:  # a believed, vanished file is made again, not an error
+        created.write("again")
+    assert file.read_text() == "again"
+
+
+def test_a_vanished_file_can_be_created_untold(cached: MemoryMount) -> None:
+    """Opening a file to write it, that the kernel wrongly believes to be there, creates it."""
+    file = cached.path / "d/untold"
+    file.write_text("before")
+    assert file.exists()
+    cached.ask("drop", path="/d/untold")
+    file.write_text("after")
+    assert file.read_text() == "after"
+    cached.ask("drop", path="/d/untold")
+    assert call_errno(file.read_bytes) == errno.ENOENT
+
+
+def test_neighbours_can_be_told_of_one_after_the_other(cached: MemoryMount) -> None:
+    """A notification for one name does not hide the next ones in the same directory."""
+    files = [cached.path / f"d/f{index:06d}" for index in range(10, 40)]
+    descriptors = [os.open(file, os.O_RDONLY) for file in files]
+    assert [os.pread(descriptor, 50, 0)[:7] for descriptor in descriptors] == [b"content"] * 30
+    for index, file in enumerate(files, 10):
+        cached.put(f"/d/{file.name}", f"changed to {index}")
+        told(cached, f"d/{file.name}", parents_too=True)
+    for index, descriptor in enumerate(descriptors, 10):
+        assert os.pread(descriptor, 50, 0) == b"changed to %d" % index
+        os.close(descriptor)
+
+
+def test_directories_that_come_and_go(cached: MemoryMount) -> None:
+    """A directory's names change below it and it vanishes; what is asked next is true, at every depth."""
+    folder = cached.path / "new"
+    assert not folder.exists()
+    cached.ask("mkdir", path="/new")
+    cached.put("/new/in", "1")
+    told(cached, "new/in", parents_too=True)
+    assert os.listdir(folder) == ["in"]
+    assert (folder / "in").read_text() == "1"
+    cached.put("/new/more", "2")
+    told(cached, "new/more", parents_too=True)
+    assert sorted(os.listdir(folder)) == ["in", "more"]
+    for name in ("in", "more"):
+        cached.ask("drop", path=f"/new/{name}")
+    cached.ask("drop", path="/new")
+    told(cached, "new/in", "new/more", "new", parents_too=True)
+    assert not (folder / "in").exists()
+    assert not folder.exists()
+    assert "new" not in os.listdir(cached.path)
+
+
+def test_what_an_open_file_saw_stays_its_own(cached: MemoryMount) -> None:
+    """A file opened before a change reads what it was; one opened after it what it is, during and afterwards."""
+    file = cached.path / "snap"
+    cached.put("/snap", "old" * 10_000)
+    with open(file, "rb", buffering=0) as before:
+        assert before.read(3) == b"old"
+        cached.put("/snap", "new" * 10_000)
+        told(cached, "snap")
+        assert before.read(3) == b"old"
+        with open(file, "rb", buffering=0) as after:
+            assert after.read() == b"new" * 10_000
+            assert before.read(3) == b"old"
+    assert within(5, lambda: cached.ask("counts")["handles"] == 0)
+    assert file.read_bytes() == b"new" * 10_000
+
+
+@pytest.mark.parametrize("notify", [True, "old"])
+def test_everything_can_be_forgotten_at_once(binding: str, notify: object) -> None:
+    """After `invalidate_all`, files, missing names, open descriptors and kept pages are all asked about again."""
+    with MemoryMount(binding, tree={"d": 20}, notify=notify, **LONG) as mounted:
+        files = [mounted.path / f"d/f{index:06d}" for index in range(20)]
+        missing = [mounted.path / "no", mounted.path / "d/no"]
+        for _ in range(2):
+            assert all(file.read_bytes().startswith(b"content of") for file in files)
+            assert not any(file.exists() for file in missing)
+        with open(files[0], "rb") as opened:
+            os.fstat(opened.fileno())
+            for file in files:
+                mounted.put(f"/d/{file.name}", "CONTENT OF " + file.read_text()[11:])
+            mounted.put("/no", "yes")
+            mounted.put("/d/no", "yes")
+            before = os.fstat(opened.fileno()).st_mtime_ns
+            mounted.ask("invalidate_all")
+            assert mounted.ask("drain")
+            assert os.fstat(opened.fileno()).st_mtime_ns > before
+        assert all(file.read_bytes().startswith(b"CONTENT OF") for file in files)
+        assert all(file.read_bytes() == b"yes" for file in missing)
+        assert mounted.ask("counts")["notifier"]["epochs"] == (notify is True)
+
+
+def test_time_outs_can_change_while_mounted(cached: MemoryMount) -> None:
+    """From one second to an hour and back, for what is asked from then on."""
+    file = cached.path / "d/f000090"
+    assert cached.ask("counts")["timeouts_can_change"]
+    cached.ask("timeouts", value=0)
+    told(cached, "d/f000090")
+    os.stat(file)
+    cached.ask("counts")
+    os.stat(file)
+    assert cached.counts()["getattr"] > 0
+    cached.ask("timeouts", value=3600)
+    os.stat(file)
+    cached.ask("counts")
+    os.stat(file)
+    assert cached.counts()["getattr"] == 0
+
+
+def test_telling_much_at_once(cached: MemoryMount) -> None:
+    """A hundred thousand paths that the kernel never heard of are told within seconds, and the caller never waits."""
+    started = time.monotonic()
+    cached.ask("invalidate", paths=[f"d/unknown{index}" for index in range(100_000)])
+    assert time.monotonic() - started < 3
+    assert within(20, lambda: bool(cached.ask("drain")))
+    assert cached.ask("counts")["notifier"]["failed"] == 0
+
+
+def test_telling_during_requests_never_hangs(cached: MemoryMount) -> None:
+    """Reads, listings and attributes go on while changes are told as fast as possible; the end is fresh."""
+    stop = threading.Event()
+
+    def use(worker: int) -> None:
+        while not stop.is_set():
+            os.listdir(cached.path / "d")
+            file = cached.path / f"d/f{50 + worker:06d}"
+            assert file.read_bytes() in (b"content of %d\n" % (50 + worker), b"later, in %d \n" % (50 + worker))
+
+    workers = [threading.Thread(target=use, args=(worker,)) for worker in range(4)]
+    for worker in workers:
+        worker.start()
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline:
+        cached.ask("invalidate", paths=[f"d/f{50 + index:06d}" for index in range(4)], parents_too=True)
+    for index in range(4):
+        cached.put(f"/d/f{50 + index:06d}", f"later, in {50 + index} \n")
+    told(cached, *[f"d/f{50 + index:06d}" for index in range(4)])
+    fresh = [(cached.path / f"d/f{50 + index:06d}").read_bytes() for index in range(4)]
+    stop.set()
+    for worker in workers:
+        worker.join(20)
+    assert not any(worker.is_alive() for worker in workers)
+    assert fresh == [b"later, in %d \n" % (50 + index) for index in range(4)]
