@@ -1,6 +1,5 @@
 """Writing through a real mount: each save is one change, in Redis and in the journal, and takes nothing else along."""
 
-import json
 import mmap
 import os
 import shutil
@@ -9,31 +8,16 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
+from tests.support.changes import history, last_id, monitored
 from tests.support.mounts import Mount, eventually, mounted, run
 from tests.support.redis_server import RedisServer
 
 MIB = 1024 * 1024
-WRITES = {
-    "SET",
-    "SETRANGE",
-    "APPEND",
-    "HSET",
-    "HSETEX",
-    "DEL",
-    "UNLINK",
-    "RENAME",
-    "RESTORE",
-    "PEXPIREAT",
-    "PERSIST",
-    "HDEL",
-}
 
 
 @pytest.fixture(scope="module")
@@ -57,41 +41,6 @@ def client(server: RedisServer, mount: Mount) -> redis.Redis:
     client.flushall()
     eventually(lambda: mount.status()["ready"] and not mount.status()["keys"])
     return client
-
-
-def history(mount: Mount, after: int = 0) -> list[dict[str, Any]]:
-    """The journal's rows after an id, oldest first, as `redisfuse log --json` gives them."""
-    done = run(mount.path.parent, "log", "--json", "--limit", "100000", "--journal-file", str(mount.journal))
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return sorted((row for row in rows if row["id"] > after), key=lambda row: row["id"])
-
-
-def last_id(mount: Mount) -> int:
-    rows = history(mount)
-    return rows[-1]["id"] if rows else 0
-
-
-@contextmanager
-def monitored(server: RedisServer, key: bytes) -> Iterator[list[list[str]]]:
-    """The write commands that name `key` while the body runs, as MONITOR shows them."""
-    seen: list[list[str]] = []
-    done = threading.Event()
-    with server.client().monitor() as monitor:
-
-        def listen() -> None:
-            for event in monitor.listen():
-                words = event["command"].split()
-                if words[:2] == ["ECHO", "end"]:
-                    done.set()
-                    return
-                if words[0].upper() in WRITES and key.decode() in words:
-                    seen.append(words)
-
-        threading.Thread(target=listen, daemon=True).start()
-        yield seen
-        server.client().execute_command("ECHO", "end")
-        assert done.wait(20)
 
 
 def shell(mount: Mount, script: str) -> None:
@@ -119,7 +68,7 @@ def shell(mount: Mount, script: str) -> None:
 def test_the_shell_makes_one_change(
     server: RedisServer, client: redis.Redis, mount: Mount, script: str, content: bytes | None
 ) -> None:
-    """Whatever the shell does to a file with one redirection is one write command and one journal row; the TTL stays."""
+    """Whatever the shell does to a file with one redirection is one write command and one row; the TTL stays."""
     client.set("k", "old\n", px=600_000)
     eventually(lambda: (mount.path / "k").exists())
     before = last_id(mount)
@@ -135,7 +84,7 @@ def test_the_shell_makes_one_change(
 
 
 def test_new_files_become_strings_and_fields(client: redis.Redis, mount: Mount) -> None:
-    """A new file is a string, or with a dot a field of the hash before it; `.lock` and an existing string make a string."""
+    """A new file is a string, with a dot a field of the hash before it; `.lock` and an existing string: a string."""
     (mount.path / "plain").write_text("1")
     (mount.path / "hash.field").write_text("2")
     (mount.path / "x.lock").write_text("3")
@@ -270,7 +219,7 @@ def test_mmap_writes(client: redis.Redis, mount: Mount) -> None:
 
 
 def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> None:
-    """A value that somebody else changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
+    """A value that somebody changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
     client.set("k", "mine")
     eventually(lambda: (mount.path / "k").exists())
     before = last_id(mount)

@@ -1,0 +1,95 @@
+"""What a mount changed: in the journal, and on the wire as MONITOR shows it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from redisfuse.cli._journal import row_of
+from redisfuse.journal.changes import Filter
+from redisfuse.journal.journal import Journal
+from tests.support.mounts import Mount
+from tests.support.redis_server import RedisServer
+
+WRITES = frozenset(
+    {
+        *("APPEND", "DEL", "HDEL", "HSET", "HSETEX", "PERSIST", "PEXPIREAT", "RENAME"),
+        *("RESTORE", "RPUSH", "SADD", "SET", "SETRANGE", "UNLINK", "XADD", "ZADD"),
+    }
+)
+POLL = 0.0005  # seconds between two looks at whether a key exists
+
+
+def history(mount: Mount, after: int = 0) -> list[dict[str, Any]]:
+    """The journal's rows after an id, oldest first, as `redisfuse log --json` gives them."""
+    with Journal.open(mount.journal) as journal:
+        return [row_of(change) for change in journal.changes(Filter(oldest_first=True)) if change.id > after]
+
+
+def last_id(mount: Mount) -> int:
+    """The id of the newest row, 0 if there is none."""
+    rows = history(mount)
+    return rows[-1]["id"] if rows else 0
+
+
+@contextmanager
+def monitored(server: RedisServer, key: bytes | None = None) -> Iterator[list[list[str]]]:
+    """The write commands (that name `key`, or all) while the body runs, as MONITOR shows them."""
+    seen: list[list[str]] = []
+    done = threading.Event()
+    with server.client().monitor() as monitor:
+
+        def listen() -> None:
+            for event in monitor.listen():
+                words = event["command"].split()
+                if words[:2] == ["ECHO", "end"]:
+                    done.set()
+                    return
+                if words[0].upper() in WRITES and (key is None or key.decode() in words):
+                    seen.append(words)
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield seen
+        server.client().execute_command("ECHO", "end")
+        assert done.wait(20)
+
+
+@dataclass
+class Presence:
+    """How often a key or field was looked for, and how often it was not there."""
+
+    looks: int = 0
+    missing: int = 0
+    errors: list[Exception] = field(default_factory=list)
+
+
+@contextmanager
+def watched(server: RedisServer, key: bytes, hash_field: bytes | None = None) -> Iterator[Presence]:
+    """A thread that looks all the time whether a key, or a field of it, exists, while the body runs."""
+    presence = Presence()
+    ended = threading.Event()
+    client = server.client()
+
+    def look() -> None:
+        try:
+            while not ended.is_set():
+                there = client.exists(key) if hash_field is None else client.hexists(key, hash_field.decode())
+                presence.looks += 1
+                presence.missing += not there
+                time.sleep(POLL)
+        except Exception as error:
+            presence.errors.append(error)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield presence
+    finally:
+        ended.set()
+        thread.join(20)
+    assert not presence.errors, presence.errors
+    assert presence.looks
