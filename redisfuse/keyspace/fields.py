@@ -1,9 +1,10 @@
 """The fields of hashes: which there are, how long, and small values. Used by attributes.py, whose cache it shares.
 
-Names are listed by HSCAN in pieces, since HKEYS is not bounded. Where all values are small (a compact encoding: by
-the server's default none is longer than 64 bytes) they come along and are cached, so that `ls -l` and `cat` of the
-fields ask nothing more. Elsewhere NOVALUES leaves them out if the server has it (Redis 7.4, Valkey 8), and if it has
-not, the pieces are kept small.
+HKEYS is not bounded, so names are listed in other ways. Where all values are small (a compact encoding: by the server's
+default none is longer than 64 bytes) by HSCAN: the values come along and are cached, so that `ls -l` and `cat` of the
+fields ask nothing more. Elsewhere, up to 1000 fields, by HRANDFIELD with a larger count, which gives them all, without
+values, as of one moment. Beyond that, or before Redis 6.2, by HSCAN: with NOVALUES if the server has it (Redis 7.4,
+Valkey 8), else in small pieces.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from redisfuse.server.server import Command, Server
 
 COMPACT = (b"listpack", b"ziplist", b"listpackex")  # what OBJECT ENCODING says of hashes with small values
 
+_MOST = 1000  # fields that one command gives
 _KEPT = 16 << 10  # bytes of a value that a listing puts into the cache
 _PIECE = 1 << 20  # bytes that a piece with values should not exceed by much
 _AT_ONCE = 10_000  # fields that one round trip may bring
@@ -139,10 +141,12 @@ class Fields:
         asked = [key for key, known in compact.items() if known is None]
         encodings = self._server.ask_many([(b"OBJECT", b"ENCODING", key) for key in asked])
         compact.update({key: encoding in COMPACT for key, encoding in zip(asked, encodings, strict=True)})
+        facts = self._server.facts
         for walk in walks:
             walk.compact = bool(compact[walk.key])
-            walk.names_only = not walk.compact and self._server.facts.has_hscan_novalues
-            walk.count = 1000 if walk.compact or walk.names_only else 16
+            walk.at_once = not walk.compact and walk.length <= _MOST and facts.at_least((6, 2))
+            walk.names_only = not walk.compact and facts.has_hscan_novalues
+            walk.count = _MOST if walk.compact or walk.names_only else 16
 
     def _walk(self, walks: "list[_Walk]") -> None:
         while walks:
@@ -166,7 +170,8 @@ class _Walk:
     length: int  # fields, by HLEN
     limit: int
     compact: bool = False
-    names_only: bool = False
+    at_once: bool = False  # HRANDFIELD
+    names_only: bool = False  # NOVALUES
     count: int = 16
     cursor: bytes = b"0"
     values: dict[bytes, FieldValue] = field(default_factory=dict)
@@ -176,10 +181,12 @@ class _Walk:
     @property
     def weight(self) -> int:
         """How much of a round trip's share it takes."""
-        return self.length if self.compact or self.names_only else max(self.length, _WITH_VALUES)
+        return self.length if self.compact or self.at_once or self.names_only else max(self.length, _WITH_VALUES)
 
     def command(self) -> Command:
         """The next piece."""
+        if self.at_once:
+            return (b"HRANDFIELD", self.key, _MOST + 1)
         more = (b"NOVALUES",) if self.names_only else ()
         return (b"HSCAN", self.key, self.cursor, b"COUNT", self.count, *more)
 
@@ -190,13 +197,18 @@ class _Walk:
             return
         if isinstance(reply, RedisFuseError):
             raise reply
-        self.cursor, flat = reply
-        if self.names_only:
+        if self.at_once and len(reply) > _MOST:  # it has grown
+            self.at_once = False
+            return
+        flat = reply
+        if not self.at_once:
+            self.cursor, flat = reply
+        if self.at_once or self.names_only:
             self.values.update(dict.fromkeys(flat, -1))
         else:
             size = sum(map(len, flat))
             if flat and not self.compact:
-                self.count = max(1, min(1000, self.count * 8, _PIECE * len(flat) // (2 * max(1, size))))
+                self.count = max(1, min(_MOST, self.count * 8, _PIECE * len(flat) // (2 * max(1, size))))
             for name, value in zip(flat[::2], flat[1::2], strict=True):
                 self.values[name] = value if len(value) <= _KEPT else len(value)
         self.failed = len(self.values) > self.limit

@@ -26,7 +26,7 @@ _READING = frozenset(
     {
         *(b"DBSIZE", b"DUMP", b"EXISTS", b"PEXPIRETIME", b"PTTL", b"SCAN", b"TYPE"),
         *(b"GETRANGE", b"STRLEN"),
-        *(b"HEXISTS", b"HGET", b"HLEN", b"HMGET", b"HPEXPIRETIME", b"HPTTL", b"HSCAN", b"HSTRLEN"),
+        *(b"HEXISTS", b"HGET", b"HLEN", b"HMGET", b"HPEXPIRETIME", b"HPTTL", b"HRANDFIELD", b"HSCAN", b"HSTRLEN"),
         *(b"LLEN", b"LRANGE"),
         *(b"SCARD", b"SSCAN"),
         *(b"ZCARD", b"ZRANGE", b"ZSCAN"),

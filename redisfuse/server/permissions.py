@@ -151,6 +151,7 @@ def _reads(facts: Facts, key: bytes) -> _Tried:
         *([(b"CLIENT", b"NO-TOUCH", b"ON")] if facts.has_no_touch else []),
         *([(b"HPEXPIRETIME", key, b"FIELDS", 1, b"f")] if facts.has_hash_field_ttl else []),
         *([(b"JSON.GET", key)] if facts.has_json else []),
+        *([(b"HRANDFIELD", key, 1)] if facts.at_least((6, 2)) else []),
     )
 
 
