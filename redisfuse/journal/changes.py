@@ -194,45 +194,43 @@ def _fetch(query: blobs.Query, ids: list[int]) -> Iterator[Change]:
 
 
 def _ids(query: blobs.Query, wanted: Filter) -> Iterator[int]:
+    """Ids, newest first, at most as many as wanted."""
+    return islice(_all_ids(query, wanted), wanted.limit)
+
+
+def _all_ids(query: blobs.Query, wanted: Filter) -> Iterator[int]:
     """Ids, newest first.
 
-    An index on one exact value gives its ids in order. One on a range of keys or paths does not: then the newest rows
-    are looked through first (a range that matches much is soon satisfied), and the index gives the rest, sorted.
+    An index on one exact value gives its ids in order. One on a range (keys, paths, times) does not: then the newest
+    rows are looked through first (a range that matches much is soon satisfied), and the index gives the rest.
     """
     where, values = _conditions(wanted)
-    lowest, highest = 0, wanted.before - 1
-    if wanted.since is not None or wanted.until is not None:
-        since = 0 if wanted.since is None else wanted.since
-        until = MAX_ID if wanted.until is None else wanted.until
-        ((low, high),) = query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", (since, until))
-        if low is None:
-            return
-        lowest, highest = low, min(highest, high)
-        where.append("+at >= ? AND +at < ?")
-        values += [since, until]
-    left = wanted.limit if wanted.limit is not None else MAX_ID
+    highest = wanted.before - 1
     ranged = _range(wanted)
-    if ranged is not None:
-        column, condition, range_values = ranged
-        newest = max(lowest, _highest(query, highest) - NEWEST)
-        plain = [*where, condition.replace(column, f"+{column}")]
-        for id in _walk(query, plain, [*values, *range_values], newest, highest):
-            if left <= 0:
-                return
-            left -= 1
-            yield id
-        if left <= 0 or newest <= lowest:
-            return
-        table = f"changes INDEXED BY changes_{column.strip(chr(34))}"
-        sql = f"SELECT id FROM {table} WHERE {' AND '.join([condition, *where])} AND +id >= ? AND +id < ?"
-        rows = query(f"{sql} ORDER BY id DESC LIMIT ?", (*range_values, *values, lowest, newest, left))
-        yield from (id for (id,) in rows)
+    timed = wanted.since is not None or wanted.until is not None
+    if not ranged and not timed:
+        yield from _walk(query, where, values, 0, highest)
         return
-    for id in _walk(query, where, values, lowest, highest):
-        if left <= 0:
-            return
-        left -= 1
-        yield id
+    since = 0 if wanted.since is None else wanted.since
+    until = MAX_ID if wanted.until is None else wanted.until
+    if timed:
+        where = ["+at >= ? AND +at < ?", *where]
+        values = [since, until, *values]
+    newest = max(0, _highest(query, highest) - NEWEST)
+    if ranged:
+        column, condition, more = ranged
+        values = [*more, *values]
+        yield from _walk(query, [condition.replace(column, f"+{column}"), *where], values, newest + 1, highest)
+        conditions = " AND ".join([condition, *where, "+id <= ?"])
+        table = f"changes INDEXED BY changes_{column.strip(chr(34))}"
+        sql = f"SELECT id FROM {table} WHERE {conditions} ORDER BY id DESC LIMIT ?"
+        limit = -1 if wanted.limit is None else wanted.limit  # no more than all that are wanted
+        yield from (id for (id,) in query(sql, (*values, newest, limit)))
+        return
+    yield from _walk(query, where, values, newest + 1, highest)
+    ((low, high),) = query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", (since, until))
+    if low is not None:
+        yield from _walk(query, where, values, low, min(newest, high))
 
 
 def _walk(query: blobs.Query, where: list[str], values: list[Any], lowest: int, highest: int) -> Iterator[int]:

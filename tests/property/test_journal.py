@@ -1,0 +1,162 @@
+"""The journal against a model of it, and its key patterns against Redis's own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+
+from redisfuse.journal import changes
+from redisfuse.journal.check import check
+from redisfuse.journal.directories import decode, encode
+from redisfuse.journal.journal import Filter, Journal, literal_glob, now
+from redisfuse.journal.prune import prune
+from redisfuse.journal.states import ABSENT, CHUNK, Content, Intent, State
+from redisfuse.journal.text import escape
+from tests.support.redis_server import RedisServer
+from tests.unit.test_journal import INFO, facts_of
+
+KEYS = st.binary(max_size=6) | st.sampled_from([b"a", b"a:b", b"a:c", b"\xff" * 3])
+EXPIRIES = st.none() | st.integers(0, 1 << 42)
+CONTENTS = st.binary(max_size=300) | st.integers(0, 3).map(lambda n: bytes([n]) * (CHUNK + n))
+STATES = st.one_of(
+    st.just(ABSENT),
+    st.builds(lambda content, at: State.of_value(content, expires_at=at), CONTENTS, EXPIRIES),
+    st.builds(lambda content, offset: State.of_slice(content, offset, 10**6), CONTENTS, st.integers(0, 10**6)),
+    st.builds(
+        lambda dump, copy, at: State.of_object(b"hash", dump, Content.of(copy), expires_at=at),
+        st.none() | st.binary(max_size=50),
+        CONTENTS,
+        EXPIRIES,
+    ),
+)
+INTENTS = st.builds(
+    Intent,
+    path=KEYS,
+    op=st.sampled_from(["write", "remove"]),
+    key=KEYS,
+    field=st.none() | KEYS,
+    prior=STATES,
+    new=STATES,
+)
+PATTERNS = st.lists(st.sampled_from([b"*", b"?", b"[", b"]", b"^", b"-", b"\\", b"a", b"b", b"c", b"\xff"]), max_size=8)
+
+
+class JournalMachine(RuleBasedStateMachine):
+    """Random lives of a journal: changes, outcomes, restarts, prunings; the model is a dict of what must be there."""
+
+    ids: Bundle[int] = Bundle("ids")
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "state" / "journal.db"
+        self.journal = Journal.open(self.path, create=True)
+        self.session = self.journal.begin_session(INFO)
+        self.model: dict[int, tuple[Intent, str, int]] = {}
+        self.highest = 0
+
+    @rule(target=ids, intents=st.lists(INTENTS, min_size=1, max_size=4), grouped=st.booleans())
+    def intend(self, intents: list[Intent], grouped: bool) -> int:
+        ids = self.journal.intend(self.session, intents, group=grouped)
+        assert ids == list(range(self.highest + 1, self.highest + 1 + len(intents)))
+        self.highest = ids[-1]
+        for id, intent in zip(ids, intents, strict=True):
+            self.model[id] = (intent, "pending", ids[0] if grouped else id)
+        return ids[0]
+
+    @rule(id=ids, state=st.sampled_from(["applied", "failed", "unknown"]))
+    def settle(self, id: int, state: Any) -> None:
+        self.journal.settle([id], state)
+        if id in self.model:
+            intent, _, group = self.model[id]
+            self.model[id] = (intent, state, group)
+
+    @rule()
+    def restart(self) -> None:
+        self.journal.close()
+        self.journal = Journal.open(self.path)
+
+    @rule(keep=st.integers(0, 5))
+    def prune(self, keep: int) -> None:
+        kept = set(sorted(self.model)[len(self.model) - keep :])
+        kept |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
+        groups = {self.model[id][2] for id in kept}
+        gone = {id for id, (_, _, group) in self.model.items() if group not in groups}
+        assert prune(self.journal, before=now() + 10_000, keep_last=keep).changes == len(gone)
+        for id in gone:
+            del self.model[id]
+
+    @invariant()
+    def holds_what_the_model_does(self) -> None:
+        if not hasattr(self, "journal"):
+            return
+        found = {change.id: change for change in self.journal.changes(Filter(oldest_first=True))}
+        assert list(found) == sorted(self.model)
+        for id, (intent, state, group) in self.model.items():
+            change = found[id]
+            assert facts_of(change)[:6] == (intent.path, intent.op, intent.key, intent.field, intent.prior, intent.new)
+            assert (change.state, change.group) == (state, group)
+            if change.new.content is not None:
+                change.new.content.read()
+
+    def teardown(self) -> None:
+        if hasattr(self, "journal"):
+            wrong = [
+                problem for problem in check(self.journal) if "unknown" not in problem and "pending" not in problem
+            ]
+            self.journal.close()
+            self.folder.cleanup()
+            assert wrong == []
+
+
+TestJournal = JournalMachine.TestCase
+TestJournal.settings = settings(
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with RedisServer() as running:
+        yield running.client()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pattern=PATTERNS, keys=st.sets(st.text("abc-^]\\[*?", max_size=4).map(str.encode) | KEYS, max_size=20))
+def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[bytes]) -> None:
+    """A pattern of `log --key` and `rollback --key` matches the keys that KEYS of a real server does."""
+    glob = b"".join(pattern)
+    server.flushall()
+    for key in keys:
+        server.set(key, b"")
+    literal, regex = changes.glob(glob)
+    found = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
+    assert found == set(server.keys(glob))
+    assert all(key.startswith(literal) for key in found)
+
+
+@given(st.binary())
+def test_literal_glob(key: bytes) -> None:
+    """A key made into a pattern matches exactly itself."""
+    assert changes.glob(literal_glob(key)) == (key, None)
+
+
+@given(st.lists(st.binary(), min_size=1).map(tuple))
+def test_directories(directory: tuple[bytes, ...]) -> None:
+    """The components of a directory are read back as they were."""
+    assert decode(encode(directory)) == directory
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_escape(data: bytes) -> None:
+    """Every byte string has one printable spelling of its own."""
+    text = escape(data)
+    assert text.isprintable()
+    back = text.encode().decode("unicode_escape", "strict") if text.isascii() else None
+    assert back is None or back.encode("latin-1") == data
