@@ -32,6 +32,11 @@ class Command:
         return self.content is not None and self.content.size > CHUNK
 
     @property
+    def removes(self) -> bool:
+        """Whether it only takes data away."""
+        return self.words[0] in ("UNLINK", "DEL", "HDEL")
+
+    @property
     def size(self) -> int:
         """Bytes to send, about."""
         sent = sum(len(word) if isinstance(word, bytes) else 8 for word in self.words)

@@ -29,6 +29,7 @@ from redisfuse.errors import (
     BusyError,
     ConflictError,
     ConnectionLostError,
+    NoSpaceError,
     RedisFuseError,
     TryAgainError,
     UnavailableError,
@@ -158,7 +159,7 @@ class Steps:
             if len(everything) > 1 and sum(step.size for step in everything) > MULTI_BYTES:
                 return False
             ids = self._intend([steps for _, steps in going])
-            answer = self._send(dialogue, everything, ids)
+            answer = self._send(dialogue, everything, ids, found)
         if isinstance(answer, NotAppliedError):
             if len(going) == 1:
                 raise answer.reason
@@ -212,18 +213,34 @@ class Steps:
         intents = [intent for steps in operations for intent in intents_of(steps)]
         return self.journal.intend(self.session, intents, group=sizes)
 
-    def _send(self, dialogue: Dialogue, steps: Sequence[Step], ids: list[int]) -> Answer | NotAppliedError:
+    def _send(
+        self, dialogue: Dialogue, steps: Sequence[Step], ids: list[int], found: Mapping[Target, Found]
+    ) -> Answer | NotAppliedError:
         """The transaction of steps that are journaled; NotAppliedError if surely nothing was done (rows failed)."""
+        commands = [command for step in steps for command in step.commands]
         try:
-            return transact(dialogue, [command for step in steps for command in step.commands])
+            try:
+                return transact(dialogue, commands)
+            except NotAppliedError as refused:
+                if isinstance(refused.reason, NoSpaceError) and all(command.removes for command in commands):
+                    return self._remove_plainly(dialogue, steps, found)
+                self.journal.settle(ids, "failed", str(refused.reason))
+                return refused
         except UnavailableError as lost:
             return lost
-        except NotAppliedError as refused:
-            self.journal.settle(ids, "failed", str(refused.reason))
-            return refused
         except (RedisFuseError, OSError, ValueError) as error:  # while sending: the server has seen no EXEC
             self.journal.settle(ids, "failed", str(error))
             raise
+
+    def _remove_plainly(self, dialogue: Dialogue, steps: Sequence[Step], found: Mapping[Target, Found]) -> Answer:
+        """Remove without MULTI, in which a server that is out of memory refuses everything, also what would help.
+
+        WATCH is no guard then, so all is compared once more right before; what comes in the next moment is not seen.
+        """
+        again = self._capture(dialogue, [Look(target) for target in targets_of(steps)])
+        if not all(_same(found[target], now) for target, now in again.items()):
+            return None
+        return dialogue.exchange([command.words for step in steps for command in step.commands])
 
     def _conclude(self, going: Sequence[tuple[Request, list[Step]]], ids: list[int], answer: Answer) -> None:
         """Note what the answer says to each request. The connection is free by now."""
@@ -283,7 +300,7 @@ class Steps:
                     if not all(_same(found[target], now) for target, now in again.items()):
                         raise ConflictError(HALFWAY)
                     begun += len(rows)
-                    answer = self._send(dialogue, piece, rows)
+                    answer = self._send(dialogue, piece, rows, again)
                 if isinstance(answer, NotAppliedError):
                     raise answer.reason
                 if not self._outcomes.note(rows, piece, answer, request.tell):

@@ -69,6 +69,7 @@ _ADVICE = {
 
 _TOO_LARGE = ("string exceeds maximum allowed size", "invalid bulk length", "exceeds proto-max-bulk-len")
 _NO_SUCH_KEY = "no such key"
+_BECAUSE = "Transaction discarded because of: "
 
 
 def kind_and_text(error: Exception) -> tuple[str, str]:
@@ -109,6 +110,8 @@ def error_of(kind: str, text: str) -> RedisFuseError:
         if text.startswith("max number of clients"):
             return UnavailableError("the server has as many clients as it takes (maxclients)")
         return ServerReplyError(text)
+    if kind == "EXECABORT" and _BECAUSE in text:  # EXEC itself was refused: what counts is why
+        return error_of_text(text.partition(_BECAUSE)[2])
     if kind == "WRONGPASS" and "without any password" in text:
         return AccessError("a password was given, but the server has none for this user")
     advice = _ADVICE.get(kind, f"{kind} {{text}}")

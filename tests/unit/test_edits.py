@@ -477,7 +477,7 @@ def test_parallel_saves_share_transactions_and_groups_stay_apart(bench: Bench) -
 
 def test_of_changes_that_go_together_each_has_its_own_outcome(bench: Bench) -> None:
     """One conflict, or one key that changes in the middle, does not spoil the saves beside it."""
-    bench.redis.mset({"%d" % number: "old" for number in range(8)})
+    bench.redis.mset({str(number): "old" for number in range(8)})
     stop = threading.Event()
 
     def meddle() -> None:
