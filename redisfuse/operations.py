@@ -188,11 +188,11 @@ class Operations:
             raise AccessError("only strings and hash fields can be edited")
         if isinstance(node, UpdaterNode):
             self._outside.refresh()
-            return self._opened(SnapshotHandle(SmallSnapshot(b"")), path)
+            return self._opened(SnapshotHandle(SmallSnapshot(b"")), path, size=0)
         if not isinstance(node, FileNode):
             raise IsDirectoryError("a directory")
         snapshot, streamed = self._tree.reader.open(node)
-        return self._opened(SnapshotHandle(snapshot), path, streamed=streamed)
+        return self._opened(SnapshotHandle(snapshot), path, size=snapshot.size, streams=streamed)
 
     @property
     def _overlay(self) -> Overlay | None:
@@ -228,7 +228,7 @@ class Operations:
         append = bool(flags & os.O_APPEND)
         opener = self._outside.caller() if writing else 0
         handle = FileHandle(files, file, snapshot, writing=writing, append=append, opener=opener)
-        return self._opened(handle, path)
+        return self._opened(handle, path, size=None if snapshot is None else snapshot.size)
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened:
         path = path[1:]
@@ -250,12 +250,13 @@ class Operations:
         handle = FileHandle(self._overlay.files, made, None, writing=True, append=append, opener=opener)
         return self._opened(handle, path)
 
-    def _opened(self, handle: Handle, path: bytes, *, streamed: bool = False) -> Opened:
+    def _opened(self, handle: Handle, path: bytes, *, size: int | None = None, streams: bool = False) -> Opened:
+        """Number a handle; `size` is what it is read to, in bytes, None if it is being written."""
         with self._lock:
             number = next(self._numbers)
             self._handles[number] = (handle, path)
-        keep = not streamed and self._outside.coherent()
-        return Opened(number, direct_io=streamed, keep_cache=keep)
+        keep = not streams and self._outside.coherent()
+        return Opened(number, direct_io=streams, keep_cache=keep, size=None if streams else size)
 
     def _handle(self, handle: int) -> Handle:
         found = self._handles.get(handle)

@@ -152,7 +152,10 @@ class Callbacks:
     def _stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
         if path is not None:
             self.known.asked(path)
-        ctypes.memmove(buffer, self.layout.pack(self.calls.getattr(path, handle)), self.layout.size)
+        attr = self.calls.getattr(path, handle)
+        if path is not None:
+            self.known.told(path, attr.size)
+        ctypes.memmove(buffer, self.layout.pack(attr), self.layout.size)
         return 0
 
     def _rename(self, old: bytes, new: bytes, flags: int) -> int:

@@ -53,6 +53,7 @@ class Opened(NamedTuple):
     direct_io: bool = False
     keep_cache: bool = False
     nonseekable: bool = False
+    size: int | None = None
 
 
 # UTIME_NOW and UTIME_OMIT of utimensat(2), as they stand in a time's nanoseconds.

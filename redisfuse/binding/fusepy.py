@@ -7,14 +7,12 @@ none of its methods run here.
 from __future__ import annotations
 
 import ctypes
-import os
 import struct
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
 from typing import Any
 
 import fuse
 
-from redisfuse.binding import handshake
 from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
 from redisfuse.binding.session import Arguments, Session, versioned
@@ -105,7 +103,6 @@ class Fusepy(Session):
         self._channel: int | None = None
         self._fuse: int | None = None
         self._session: int | None = None
-        self._kernel: int | None = None  # while libfuse's own descriptor is something else
         self._timeouts: Any = None
 
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
@@ -154,8 +151,6 @@ class Fusepy(Session):
         return True
 
     def _descriptor(self) -> int:
-        if self._kernel is not None:
-            return self._kernel
         return int(self._libfuse.fuse_chan_fd(self._channel))
 
     def _configure(self, connection: int, _configuration: int, options: MountOptions) -> None:
@@ -164,20 +159,8 @@ class Fusepy(Session):
         if self.timeouts_can_change:
             self.set_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
 
-    def _prepare(self) -> bool:
-        """Answer the kernel's first request, INIT, with more than libfuse 2 knows to ask for."""
-        lib = self._libfuse
-        number = self._descriptor()
-
-        def process(request: bytes) -> None:
-            lib.fuse_session_process(self._session, request, len(request), self._channel)
-
-        self._kernel = os.dup(number)
-        try:
-            return handshake.answer_init(self._kernel, number, process)
-        finally:
-            kernel, self._kernel = self._kernel, None
-            os.close(kernel)
+    def _process(self, request: bytes) -> None:
+        self._libfuse.fuse_session_process(self._session, request, len(request), self._channel)
 
     def _loop(self) -> object:
         return self._libfuse.fuse_session_loop(self._session)

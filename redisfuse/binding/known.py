@@ -35,6 +35,7 @@ class Known:
         self._files: dict[bytes, _File] = {}
         self._handles: dict[int, tuple[bytes, int]] = {}  # path, and its version when it was opened
         self._kept: set[int] = set()  # hashes of paths whose pages, if there are any, are right
+        self._sizes: dict[int, int] = {}  # hashes of paths -> the length in bytes that the kernel was last told
         self.top: set[bytes] | None = None  # names at the top that the kernel was asked about, if that is needed
 
     # -- from callbacks ----------------------------------------------------------------------------------------------
@@ -55,6 +56,8 @@ class Known:
             self._handles[opened.handle] = (path, version)
             file = self._files[path]
             if opened.direct_io or (file.older and version == file.version):
+                return True, False
+            if opened.size is not None and self._sizes.get(mark) != opened.size:
                 return True, False
             if version != file.version or not opened.keep_cache:
                 self._kept.discard(mark)
@@ -95,6 +98,13 @@ class Known:
                 self._kept.clear()
             self._kept.add(mark)
             return False
+
+    def told(self, path: bytes, size: int) -> None:
+        """The kernel is told how long a file is."""
+        with self._lock:
+            if len(self._sizes) >= _MOST_KEPT:
+                self._sizes.clear()  # those files are read past the page cache until their length is asked again
+            self._sizes[hash(path)] = size
 
     def asked(self, path: bytes) -> None:
         """The kernel asks about a path."""

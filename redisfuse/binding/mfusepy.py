@@ -70,7 +70,7 @@ class Fuse3Callbacks(Callbacks):
         self._top.discard(self._handle(info))
         return super().releasedir(path, info)
 
-    def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
+    def readdir(self, path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
         fill = self._fill(filler)
         if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
             return 0
@@ -79,6 +79,7 @@ class Fuse3Callbacks(Callbacks):
         handle = self._handle(info)
         at_top = handle in self._top
         position = max(offset, 2)
+        base = None if path is None or not with_attributes else path.rstrip(b"/") + b"/"
         for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
             position += 1
             if attr is None:
@@ -86,6 +87,8 @@ class Fuse3Callbacks(Callbacks):
             else:
                 if at_top:
                     self.known.asked(b"/" + name)
+                if base is not None:
+                    self.known.told(base + name, attr.size)
                 full = fill(buffer, name, pack(attr), position, with_attributes)
             if full:
                 break
@@ -112,6 +115,7 @@ class Mfusepy(Session):
         lib.fuse_get_session.restype = c_void_p
         for function in (lib.fuse_get_session, lib.fuse_session_loop, lib.fuse_session_fd, lib.fuse_exit):
             function.argtypes = [c_void_p]
+        lib.fuse_session_process_buf.argtypes = [c_void_p, c_void_p]
         lib.fuse_unmount.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
         self._fuse: int | None = None
         self._session: int | None = None
@@ -163,6 +167,11 @@ class Mfusepy(Session):
         self.set_timeouts(
             options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
         )
+
+    def _process(self, request: bytes) -> None:
+        memory = ctypes.create_string_buffer(request, len(request))
+        buffer = self._module.fuse_buf(size=len(request), mem=ctypes.addressof(memory))
+        self._libfuse.fuse_session_process_buf(self._session, ctypes.byref(buffer))
 
     def _loop(self) -> object:
         return self._libfuse.fuse_session_loop(self._session)

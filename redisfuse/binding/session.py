@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from redisfuse.binding import handshake
 from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.binding.answers import guarded
 from redisfuse.binding.callbacks import SYNCING, WRITING, Callbacks, read_only_answer
@@ -88,7 +89,9 @@ class Session:
         self.crew: Crew | None = None
         self._wakeups: Wakeups | None = None
         self._failure: BaseException | None = None
-        self._started = False
+        self._started = False  # whether `started` was called, and
+        self._answering = False  # whether it returned
+        self._kernel: int | None = None  # the connection, while the library's own descriptor is something else
         self._keep: list[Any] = []  # what C holds pointers into, until the process ends
         self._context = self._libfuse.fuse_get_context
         self._context.restype = ctypes.POINTER(module.fuse_context)
@@ -119,9 +122,19 @@ class Session:
     def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
         raise NotImplementedError
 
+    def _process(self, request: bytes) -> None:
+        """Let the library answer one request."""
+        raise NotImplementedError
+
     def _prepare(self) -> bool:
-        """Just before the first thread serves; False if the mount has ended by then."""
-        return True
+        """Answer the kernel's first request, before there are threads; False if the mount has ended by then."""
+        number = self._descriptor()
+        self._kernel = os.dup(number)
+        try:
+            return handshake.answer_init(self._kernel, number, self._process)
+        finally:
+            kernel, self._kernel = self._kernel, None
+            os.close(kernel)
 
     def _loop(self) -> object:
         """Serve one request after the other until the session ends. Several threads do so at once."""
@@ -140,7 +153,7 @@ class Session:
     def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
         path = mountpoints.check(options.mountpoint, nonempty=options.nonempty)
         self._failure = None
-        self._started = False
+        self._started = self._answering = False
         with Wakeups() as wakeups:
             self._wakeups = wakeups
             self.crew = crew = Crew(self._loop, options.threads, lambda: wakeups.wake(_ENDED))
@@ -150,8 +163,7 @@ class Session:
                     crew.start()
                 else:
                     wakeups.wake(_ENDED)
-                while not wakeups.wait(None):
-                    pass
+                self._wait(wakeups, path, options)
                 self._close(path)
                 ended = crew.end(self._exit, options.stop_timeout, wakeups.handles_signals)
             finally:
@@ -194,9 +206,10 @@ class Session:
             try:
                 self._configure(connection, configuration, options)
                 if notifier is not None:
-                    notifier.attach(self._descriptor(), path, callbacks.known)
+                    notifier.attach(self._descriptor() if self._kernel is None else self._kernel, path, callbacks.known)
                 self._started = True
                 calls.started()
+                self._answering = True
             except BaseException as error:
                 self._failure = error
                 self._exit()
@@ -214,8 +227,6 @@ class Session:
             raise MountError(f"{path} could not be mounted: {_reason(text)}")
         if text:
             log.warning("%s says: %s", self.library, text)
-        if options.read_ahead is not None:
-            mountpoints.set_read_ahead(path, options.read_ahead)
 
     def _operations(
         self, callbacks: Callbacks, init: Callable[..., int], read_only: bool
@@ -237,6 +248,19 @@ class Session:
             functions.append(function)
             setattr(operations, name, ctypes.cast(function, fields[name]))
         return operations, functions
+
+    def _wait(self, wakeups: Wakeups, path: Path, options: MountOptions) -> None:
+        """Until a signal, `stop`, or the end of a thread."""
+        if options.read_ahead is not None:
+            # The kernel sets its own value when INIT is answered, which is when `started` has returned.
+            while not (came := wakeups.wait(0.2)):
+                if self._answering:
+                    mountpoints.set_read_ahead(path, options.read_ahead)
+                    break
+            if came:
+                return
+        while not wakeups.wait(None):
+            pass
 
     def _close(self, path: Path) -> None:
         """Unmount, also while in use, unless it is unmounted already."""

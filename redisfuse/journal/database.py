@@ -126,6 +126,7 @@ def migrate(connection: sqlite3.Connection) -> None:
 def _migrate(path: Path, *, new: bool) -> None:
     with contextlib.closing(_connect(path, "rw", BUSY_TIMEOUT)) as connection:
         if new:
+            connection.execute("PRAGMA page_size = 2048")  # a change touches a dozen pages: half as much to write
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can give space back
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode = WAL")

@@ -30,7 +30,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class MemoryCalls:
         self.next = 1
         self.keep_cache = False
         self.fail_start = False
-        self.interrupted = lambda: False
+        self.interrupted: Callable[[], bool] = lambda: False
         self.notifier: Notifier | None = None
         self.make(b"/", stat.S_IFDIR | 0o755)
 

@@ -225,6 +225,23 @@ def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> 
     assert peak < 24 * CHUNK
 
 
+def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
+    """Appending 1 KiB to a long string makes the journal at most 64 KiB longer, log included."""
+    session = journal.begin_session(INFO)
+    for number in range(300):
+        add(journal, session, intent(b"%d" % number, b"%d" % number))
+    with sqlite3.connect(path) as raw:
+        journal.flush()
+        raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    for turn in range(5):
+        before = sum(file.stat().st_size for file in path.parent.iterdir())
+        end = 10**8 + turn * 1024
+        prior, new = State.of_slice(b"", end, end), State.of_slice(os.urandom(1024), end, end + 1024)
+        add(journal, session, Intent(b"log", "append", b"log", None, prior, new))
+        journal.flush()
+        assert sum(file.stat().st_size for file in path.parent.iterdir()) - before <= 65536
+
+
 def test_content_of_file(tmp_path: Path) -> None:
     """A content of a file is its region, can be walked more than once, and notices that the file got shorter."""
     data = os.urandom(CHUNK * 2 + 10)
