@@ -1,4 +1,4 @@
-"""How a mount begins and ends: in the foreground, as a daemon, from fstab; what is said if it fails; no secret shows."""
+"""How mounts begin and end: in the foreground, as a daemon, from fstab; what is said if it fails; no secret shows."""
 
 import os
 import signal
