@@ -136,11 +136,14 @@ class Callbacks:
         known = self.known
         version = known.opening(path)
         try:
-            opened = ask(path, c_int.from_address(info).value)
+            flags = c_int.from_address(info).value
+            opened = ask(path, flags)
         except BaseException:
             known.failed(path, version)
             raise
         direct_io, keep_cache = known.opened(path, version, opened)
+        if flags & os.O_TRUNC:
+            known.cut(path, None, 0)
         c_uint64.from_address(info + self._handle_at).value = opened.handle
         if direct_io or keep_cache or opened.nonseekable:
             fi = self._info.from_address(info)
@@ -167,6 +170,11 @@ class Callbacks:
 
     def _chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> int:
         self.calls.chown(path, -1 if uid == _NONE else uid, -1 if gid == _NONE else gid, handle)
+        return 0
+
+    def _truncate(self, path: bytes | None, length: int, handle: int | None) -> int:
+        self.calls.truncate(path, length, handle)
+        self.known.cut(path, handle, length)
         return 0
 
     def _utimens(self, path: bytes | None, times: int, handle: int | None) -> int:
@@ -240,9 +248,11 @@ class Callbacks:
         return length
 
     def write(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        written = self.calls.write(self._handle(info), ctypes.string_at(buffer, size), offset)
+        handle = self._handle(info)
+        written = self.calls.write(handle, ctypes.string_at(buffer, size), offset)
         if not 0 < written <= size and size:
             raise ValueError(f"write took {written} of {size} bytes")
+        self.known.wrote(handle, offset + written)
         return written
 
     def access(self, path: bytes, wanted: int) -> int:

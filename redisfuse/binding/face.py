@@ -47,6 +47,8 @@ class Opened(NamedTuple):
     `direct_io`: reads come with the program's own offsets and sizes, past the page cache and past `size`.
     `keep_cache`: the kernel may keep pages of this file over several opens, until a change is told to the notifier.
     (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
+    `size`: how many bytes this handle reads to, if that is known. If the kernel was last told another length, it would
+    cut the content or fill it with zeros: such a file is read past the page cache instead.
     """
 
     handle: int

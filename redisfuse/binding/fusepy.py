@@ -56,12 +56,10 @@ class Fuse2Callbacks(Callbacks):
         return self._chown(path, uid, gid, None)
 
     def truncate(self, path: bytes, length: int) -> int:
-        self.calls.truncate(path, length, None)
-        return 0
+        return self._truncate(path, length, None)
 
     def ftruncate(self, path: bytes | None, length: int, info: int) -> int:
-        self.calls.truncate(path, length, self._handle(info))
-        return 0
+        return self._truncate(path, length, self._handle(info))
 
     def utimens(self, path: bytes, times: int) -> int:
         return self._utimens(path, times, None)

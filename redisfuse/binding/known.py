@@ -106,6 +106,28 @@ class Known:
                 self._sizes.clear()  # those files are read past the page cache until their length is asked again
             self._sizes[hash(path)] = size
 
+    def told_many(self, sizes: dict[int, int]) -> None:
+        """The same for many: hash of a path → length."""
+        with self._lock:
+            if len(self._sizes) >= _MOST_KEPT:
+                self._sizes.clear()
+            self._sizes.update(sizes)
+
+    def wrote(self, handle: int, end: int) -> None:
+        """A write made a file at least `end` bytes long, which the kernel knows without being told."""
+        with self._lock:
+            mark = hash(self._handles[handle][0])
+            if end > self._sizes.get(mark, 0):
+                self._sizes[mark] = end
+
+    def cut(self, path: bytes | None, handle: int | None, size: int) -> None:
+        """A truncate gave a file this length."""
+        with self._lock:
+            if handle is not None:
+                path = self._handles[handle][0]
+            if path is not None:
+                self._sizes[hash(path)] = size
+
     def asked(self, path: bytes) -> None:
         """The kernel asks about a path."""
         top = self.top

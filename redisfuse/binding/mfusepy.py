@@ -29,7 +29,7 @@ class Fuse3Callbacks(Callbacks):
     def __init__(self, library: Any, calls: Calls) -> None:
         super().__init__(library, calls)
         self.cache_listings = False
-        self._top: set[int] = set()  # open handles of the root
+        self._listed: dict[int, bytes] = {}  # open directories by handle: their paths, with a slash at the end
         self._caches = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
 
     def _maybe(self, info: int | None) -> int | None:
@@ -49,8 +49,7 @@ class Fuse3Callbacks(Callbacks):
         return self._chown(path, uid, gid, self._maybe(info))
 
     def truncate(self, path: bytes | None, length: int, info: int | None) -> int:
-        self.calls.truncate(path, length, self._maybe(info))
-        return 0
+        return self._truncate(path, length, self._maybe(info))
 
     def utimens(self, path: bytes | None, times: int, info: int | None) -> int:
         return self._utimens(path, times, self._maybe(info))
@@ -58,8 +57,7 @@ class Fuse3Callbacks(Callbacks):
     def opendir(self, path: bytes, info: int) -> int:
         kept = self.cache_listings and self._caches and self.known.listing_kept(path)
         super().opendir(path, info)
-        if path == b"/":
-            self._top.add(self._handle(info))
+        self._listed[self._handle(info)] = path.rstrip(b"/") + b"/"
         if self.cache_listings and self._caches:
             fi = self._info.from_address(info)
             fi.cache_readdir = 1
@@ -67,31 +65,33 @@ class Fuse3Callbacks(Callbacks):
         return 0
 
     def releasedir(self, path: bytes | None, info: int) -> int:
-        self._top.discard(self._handle(info))
+        self._listed.pop(self._handle(info), None)
         return super().releasedir(path, info)
 
-    def readdir(self, path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
+    def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
         fill = self._fill(filler)
         if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
             return 0
         pack, pack_type = self.layout.pack, self.layout.pack_type
         with_attributes = _FILL_PLUS if flags & _ASKED_PLUS else 0
         handle = self._handle(info)
-        at_top = handle in self._top
+        base = self._listed[handle]
+        sizes: dict[int, int] = {}
         position = max(offset, 2)
-        base = None if path is None or not with_attributes else path.rstrip(b"/") + b"/"
         for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
             position += 1
             if attr is None:
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
             else:
-                if at_top:
-                    self.known.asked(b"/" + name)
-                if base is not None:
-                    self.known.told(base + name, attr.size)
+                if with_attributes:
+                    if base == b"/":
+                        self.known.asked(base + name)
+                    sizes[hash(base + name)] = attr.size
                 full = fill(buffer, name, pack(attr), position, with_attributes)
             if full:
                 break
+        if sizes:
+            self.known.told_many(sizes)
         return 0
 
 

@@ -163,6 +163,10 @@ def check(path: Path, *, nonempty: bool = False) -> Path:
     """
     if not Path("/dev/fuse").exists():
         raise MountError("/dev/fuse is missing: `modprobe fuse` loads the module (in a container: --device /dev/fuse)")
+    if not os.access("/dev/fuse", os.R_OK | os.W_OK, effective_ids=True):
+        raise MountError(
+            "/dev/fuse may not be opened by this user: it usually has mode 0666, or belongs to a group `fuse`"
+        )
     if os.geteuid() != 0 and fusermount() is None:
         raise MountError("fusermount is missing: install it with `apt install fuse3`")
     clean_stale(path)

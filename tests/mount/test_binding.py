@@ -655,6 +655,31 @@ def test_what_an_open_file_saw_stays_its_own(cached: MemoryMount) -> None:
     assert file.read_bytes() == b"new" * 10_000
 
 
+def test_a_length_that_the_kernel_does_not_know_yet(cached: MemoryMount) -> None:
+    """A file that became shorter or longer untold is read as it is, neither cut nor filled with zeros."""
+    file = cached.path / "snap-size"
+    for content in ("x" * 100, "short", "much longer than it was before"):
+        cached.put("/snap-size", content)
+        assert file.read_bytes() == content.encode()
+    for content in ("listed", "listed and changed"):
+        cached.put("/snap-size", content)
+        told(cached, "snap-size", parents_too=True)
+        subprocess.run(["ls", "-l", cached.path], stdout=subprocess.DEVNULL, check=True, timeout=10)
+        cached.put("/snap-size", content * 2)
+        assert file.read_bytes() == content.encode() * 2
+
+
+def test_what_was_just_written_can_be_mapped(cached: MemoryMount) -> None:
+    """After a write or truncate through the mount the kernel's length is known to be right, so mmap works at once."""
+    file = cached.path / "snap-mapped"
+    file.write_bytes(b"written")
+    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        assert mapped[:] == b"written"
+    os.truncate(file, 3)
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:] == b"wri"
+
+
 @pytest.mark.parametrize("notify", [True, "old"])
 def test_everything_can_be_forgotten_at_once(binding: str, notify: object) -> None:
     """After `invalidate_all`, files, missing names, open descriptors and kept pages are all asked about again."""

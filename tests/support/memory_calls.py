@@ -162,7 +162,10 @@ class MemoryCalls:
                 seen.data[:] = node.data
                 node = seen
             self.handles[self.next] = node
-            return Opened(self.next, name.startswith(b"direct"), self.keep_cache, name.startswith(b"direct-stream"))
+            size = len(node.data) if name.startswith(b"snap") else None
+            return Opened(
+                self.next, name.startswith(b"direct"), self.keep_cache, name.startswith(b"direct-stream"), size
+            )
 
     # -- Calls -------------------------------------------------------------------------------------------------------
 
