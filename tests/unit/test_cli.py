@@ -337,7 +337,7 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_a_quick_start(option: str) -> None:
-    """`redisfuse --version` and `--help` take at most 0.15 s of processor time more than Python itself (best of ten)."""
+    """`redisfuse --version` and `--help` take at most 0.15 s of processor time more than Python itself."""
 
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
