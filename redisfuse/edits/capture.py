@@ -9,7 +9,7 @@ acted upon (EXEC answers nil).
 
 import tempfile
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
 from redisfuse.edits.commands import Argument, value
@@ -22,6 +22,7 @@ from redisfuse.server.server import Dialogue, Server
 Asked = list[tuple[Argument, ...]]
 Rounds = Generator[Asked, list[Any], "Found"]
 
+CLOCK_ERROR = 20  # ms; before Redis 7.0 an expiry is the sum of PTTL and TIME, asked one after the other
 BATCH_COMMANDS = 500
 BATCH_BYTES = 16 * CHUNK  # of answers that are expected
 
@@ -45,6 +46,7 @@ class Found:
     state: State
     key_expires_at: int | None = None  # ms; also where the field is absent
     usable: bool = True  # False: a field is meant, but its key is no hash
+    clock_error: int = 0  # ms by which the expiries may be wrong
 
 
 def spool() -> BinaryIO:
@@ -89,7 +91,7 @@ class Capture:
                 try:
                     again.append((look, rounds, rounds.send(answers)))
                 except StopIteration as end:
-                    found[look.target] = end.value
+                    found[look.target] = self._with_clock_error(end.value)
             waiting = again + waiting[len(batch) :]
         return found
 
@@ -108,6 +110,9 @@ class Capture:
             return left
         seconds, microseconds = value(replies[1])
         return int(seconds) * 1000 + int(microseconds) // 1000 + left
+
+    def _with_clock_error(self, found: Found) -> Found:
+        return found if self._facts.has_pexpiretime else replace(found, clock_error=CLOCK_ERROR)
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 

@@ -9,8 +9,6 @@ from redisfuse.names import Target
 
 Verdict = Literal["applied", "failed", "unknown"]
 
-CLOCK_ERROR = 20  # ms
-
 
 def look_for(target: Target, *states: State) -> Look:
     """What must be read to compare the target with these states."""
@@ -38,9 +36,7 @@ def holds(found: Found, state: State, *, expiry: bool = False, now: int | None =
         return state.kind == there.kind
     if state.type != there.type:
         return False
-    if expiry and not (
-        same_expiry(state.expires_at, there.expires_at) and same_expiry(state.field_expires_at, there.field_expires_at)
-    ):
+    if expiry and not same_expiry(found, state):
         return False
     if state.kind == "object":
         return there.kind == "object" and _same_object(state, there)
@@ -57,11 +53,17 @@ def same_state(one: State, other: State) -> bool:
     return _same_object(one, other) if one.kind == "object" else one.content == other.content
 
 
-def same_expiry(one: int | None, other: int | None) -> bool:
-    """Whether two expiries are the same; before Redis 7.0 they are known to some milliseconds only."""
+def same_expiry(found: Found, state: State) -> bool:
+    """Whether the expiries are the state's, as exactly as this server tells them."""
+    there = found.state
+    pairs = ((there.expires_at, state.expires_at), (there.field_expires_at, state.field_expires_at))
+    return all(_near(one, other, found.clock_error) for one, other in pairs)
+
+
+def _near(one: int | None, other: int | None, error: int) -> bool:
     if one is None or other is None:
         return one is other
-    return abs(one - other) <= CLOCK_ERROR
+    return abs(one - other) <= error
 
 
 def _passed(state: State, now: int) -> bool:

@@ -43,9 +43,7 @@ def reverse(change: Change, found: Found, now: int, *, force: bool = False) -> R
         return Reversal(change, found, ABSENT, note=f"it expired at {_clock(expected)}: it stays removed", nothing=True)
     # A change that left the expiry alone leaves it alone when it is taken back: somebody may have prolonged it since.
     kept = replace(prior, expires_at=found.state.expires_at, field_expires_at=found.state.field_expires_at)
-    note = None
-    if not same_expiry(found.state.expires_at, expected.expires_at):
-        note = "its expiry was changed since, and stays"
+    note = None if same_expiry(found, expected) else "its expiry was changed since, and stays"
     return Reversal(change, found, kept, note=note)
 
 
@@ -66,8 +64,8 @@ def _altered_expiry(change: Change) -> bool:
     if prior.kind == "absent" or new.kind == "absent":
         return False
     if prior.type == b"field":
-        return not same_expiry(prior.field_expires_at, new.field_expires_at)
-    return not same_expiry(prior.expires_at, new.expires_at)
+        return prior.field_expires_at != new.field_expires_at
+    return prior.expires_at != new.expires_at
 
 
 def _passed(state: State, found: Found, now: int) -> bool:

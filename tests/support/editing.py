@@ -17,7 +17,7 @@ from redisfuse.undo import Report, Rollback, Selection, select
 from tests.support.redis_server import RedisServer
 
 
-@dataclass
+@dataclass(repr=False)
 class Bench:
     """Everything that a test of edits needs. `redis` is the test's own client, as somebody else's would be."""
 
@@ -41,6 +41,9 @@ class Bench:
         applied: list[bytes] = []
         edits = Edits(server, journal, session, on_applied=applied.extend, **options)  # type: ignore[arg-type]
         return cls(redis_server.client(), server, journal, session, edits, applied)
+
+    def __repr__(self) -> str:
+        return "<Bench>"
 
     def close(self) -> None:
         """End it all."""
