@@ -673,7 +673,7 @@ def test_what_was_just_written_can_be_mapped(cached: MemoryMount) -> None:
     """After a write or truncate through the mount the kernel's length is known to be right, so mmap works at once."""
     file = cached.path / "snap-mapped"
     file.write_bytes(b"written")
-    with open(file, "r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+    with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert mapped[:] == b"written"
     os.truncate(file, 3)
     with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ) as mapped:

@@ -153,16 +153,17 @@ class MemoryCalls:
         size = 0 if node.unsized else len(node.data)
         return Attr(node.inode, node.mode, 1, size, node.mtime_ns, os.getuid(), os.getgid())
 
-    def _opened(self, node: Node, path: bytes) -> Opened:
+    def _opened(self, node: Node, path: bytes, flags: int) -> Opened:
         with self.lock:
             self.next += 1
             name = os.path.basename(path)
-            if name.startswith(b"snap"):
+            snapshot = name.startswith(b"snap") and flags & os.O_ACCMODE == os.O_RDONLY
+            if snapshot:
                 seen = Node(node.inode, node.mode)
                 seen.data[:] = node.data
                 node = seen
             self.handles[self.next] = node
-            size = len(node.data) if name.startswith(b"snap") else None
+            size = len(node.data) if snapshot else None
             return Opened(
                 self.next, name.startswith(b"direct"), self.keep_cache, name.startswith(b"direct-stream"), size
             )
@@ -204,11 +205,11 @@ class MemoryCalls:
             self._count("open-truncating", os.fsdecode(path))
             with self.lock:
                 node.data.clear()
-        return self._opened(node, path)
+        return self._opened(node, path, flags)
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened:
         self._count("create", path.decode("latin-1"), "EXCL" if flags & os.O_EXCL else "-", oct(mode))
-        return self._opened(self.make(path, mode | stat.S_IFREG), path)
+        return self._opened(self.make(path, mode | stat.S_IFREG), path, os.O_RDWR)
 
     def read(self, handle: int, size: int, offset: int) -> bytes | memoryview:
         self._count("read")
