@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from redisfuse.errors import MountError, RedisFuseError
+from redisfuse.printable import PrintableFormatter
 from redisfuse.settings import Settings
 
 
@@ -76,9 +77,18 @@ def _leave_terminal(settings: Settings) -> None:
     os.close(empty)
     os.close(log)
     os.chdir("/")
-    logging.basicConfig(
-        level=logging.DEBUG if settings.debug else logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    configure_log(settings)
+
+
+def configure_log(settings: Settings) -> None:
+    """Log to the terminal (or what stands for it), or to the file that was asked for; escaped, as keys are in it."""
+    to_file = settings.log_file is not None and not settings.daemon  # a daemon's standard error is its log file
+    handler = logging.FileHandler(settings.log_file) if to_file and settings.log_file else logging.StreamHandler()
+    dated = settings.daemon or to_file
+    handler.setFormatter(
+        PrintableFormatter("%(asctime)s %(levelname)s %(message)s" if dated else "redisfuse: %(message)s")
     )
+    logging.basicConfig(level=logging.DEBUG if settings.debug else logging.INFO, handlers=[handler])
 
 
 def default_log() -> Path:

@@ -6,7 +6,6 @@ server object that can't write.
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +14,7 @@ from pathlib import Path
 from redisfuse.binding.choice import choose
 from redisfuse.binding.face import Binding, MountOptions
 from redisfuse.binding.mountpoint import check as check_mountpoint
-from redisfuse.daemon import in_background
+from redisfuse.daemon import configure_log, in_background
 from redisfuse.mounted import Mounted
 from redisfuse.server.address import Address, Tls
 from redisfuse.server.limits import Limits
@@ -31,7 +30,7 @@ def run(settings: Settings) -> None:
     if settings.daemon:
         in_background(settings, lambda ready: _serve(settings, address, binding, mountpoint, ready))
     else:
-        _configure_log(settings)
+        configure_log(settings)
         _serve(settings, address, binding, mountpoint, lambda text: print(text, file=sys.stderr, flush=True))
 
 
@@ -99,12 +98,3 @@ def mount_options(settings: Settings, address: Address, mountpoint: Path) -> Mou
 
 def _nonempty(settings: Settings) -> bool:
     return any(name == "nonempty" for name, _value in settings.options.other)
-
-
-def _configure_log(settings: Settings) -> None:
-    level = logging.DEBUG if settings.debug else logging.INFO
-    form = "%(asctime)s %(levelname)s %(message)s" if settings.log_file else "redisfuse: %(message)s"
-    if settings.log_file is not None:
-        logging.basicConfig(level=level, format=form, filename=settings.log_file)
-    else:
-        logging.basicConfig(level=level, format=form)

@@ -66,6 +66,7 @@ class Mounted:
             on_change=self._changed,
             on_reset=self._reset,
             on_state=self._state_changed,
+            on_none_expiring=lambda: self.attributes.none_expiring(),
         )
         self.attributes = AttributeStore(
             server,

@@ -7,7 +7,7 @@ commit, at fsync, and at the last release. A file that is *held* (created like a
 committed until it is renamed over something, or its grace time has passed.
 
 Lock order: `OpenFiles._lock` is held only to look into the table, never while a file's lock is being waited
-for or Redis is asked. `OpenFile.lock` is held through a commit; it comes before every lock of edits, journal and server.
+for or Redis is asked. `OpenFile.lock` is held through a commit; it comes before every lock of edits, journal, server.
 """
 
 from __future__ import annotations

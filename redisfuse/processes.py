@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def process_of(thread: int) -> int:
-    """The process that a thread belongs to (FUSE names the thread that asks); the thread itself if that can't be told."""
+    """The process that a thread belongs to (FUSE names the thread that asks); the thread itself if unknown."""
     try:
         for line in Path(f"/proc/{thread}/status").read_bytes().splitlines():
             if line.startswith(b"Tgid:"):

@@ -166,21 +166,23 @@ class AttributeStore:
         if attributes.length > SMALL:
             return None
         content = self.cache.content(target.key)
-        return self._string(target.key) if content is None else content
+        return self._string(target.key, attributes) if content is None else content
 
-    def _string(self, key: bytes) -> bytes | None:
-        """A string's content in one round trip, believing that it is one."""
-        question = Question.of(key, b"string", SMALL, True)
+    def _string(self, key: bytes, known: Attributes) -> bytes | None:
+        """A string's content in one command, believing what is known of it; looked at anew if that is no longer so."""
         try:
             with self.cache.fetching() as fetch:
-                asked = time.monotonic()
-                attributes, content = question.answer(self._server.ask_many(question.commands), asked)
-                self._keep(fetch, {key: (attributes, content)})
+                content: bytes = self._server.ask(b"GETRANGE", key, 0, SMALL)
+                if len(content) <= SMALL and (content or not known.length):
+                    self.cache.store(fetch, {key: (Attributes(b"string", len(content), known.expires), content)})
+                    return content
         except WrongTypeError:
             self.cache.drop([key])
             raise
+        self.cache.drop([key])  # it is gone, was emptied, or is larger than it was
+        attributes = self.look(key)
         self._require(key, attributes, b"string")
-        return content
+        return self.cache.content(key) if attributes.length <= SMALL else None
 
     def _field_content(self, key: bytes, field: bytes) -> bytes | None:
         known = self.cache.fields([(key, field)])[0]
@@ -326,6 +328,10 @@ class AttributeStore:
     def drop(self, keys: Collection[bytes]) -> None:
         """These keys changed: nothing that was known of them, or is being fetched now, is believed any more."""
         self.cache.drop(keys)
+
+    def none_expiring(self) -> None:
+        """No key that was dropped by now has a time to live."""
+        self.cache.none_expiring()
 
     def drop_all(self) -> None:
         """Anything may have changed."""

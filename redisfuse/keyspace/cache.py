@@ -244,6 +244,12 @@ class Cache:
             self.memory = 0
             self._forget_recent()
 
+    def none_expiring(self) -> None:
+        """The server's statistics now cover all that was dropped lately: none of it has a TTL."""
+        with self._lock:
+            self._recent.clear()
+            self._all_recent_until = 0.0
+
     def _forget_recent(self) -> None:
         self._recent.clear()
         self._all_recent_until = time.monotonic() + RECENT_SECONDS

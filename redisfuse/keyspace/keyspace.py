@@ -56,6 +56,7 @@ class Keyspace:
     `on_touched(keys)` is called as soon as keys are told of: what is cached of them is no longer true.
     `on_change(keys)` follows, within a fraction of a second, when the index is right too. `on_reset()` means: anything
     may have changed; `live` and `ready` may have become false. `on_state()`: they may have become true.
+    `on_none_expiring()`: of all keys that were told of by now, none has a time to live.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Keyspace:
         on_reset: Callable[[], None] = lambda: None,
         on_touched: Callable[[Collection[bytes]], None] = lambda _keys: None,
         on_state: Callable[[], None] = lambda: None,
+        on_none_expiring: Callable[[], None] = lambda: None,
     ) -> None:
         """`is_long`: whether a key's path is too long for a directory. `index_memory`: bytes, beyond which the index
         goes to disk. `rescan_interval`: seconds between scans while there is no follower. `keep_alive`: seconds
@@ -86,6 +88,7 @@ class Keyspace:
         self._on_reset = on_reset
         self._on_touched = on_touched
         self._on_state = on_state
+        self._on_none_expiring = on_none_expiring
 
         self._known = Knowledge(lambda: Index(separator, is_long, memory_limit=index_memory))
         self._changes = Changes()
@@ -287,7 +290,6 @@ class Keyspace:
 
     def told(self, keys: list[bytes]) -> None:
         """These keys have changed."""
-        self._volatile = True  # until counted again: any of them may have got a time to live
         self._changes.record(keys)
         self._on_touched(keys)
         behind = self._known.note(keys)
@@ -314,6 +316,8 @@ class Keyspace:
     def alive(self, census: Census, told: int) -> None:
         """The server's counts: should keys and index drift apart, the keys are read again."""
         self._volatile = census.expiring != 0
+        if not self._volatile:
+            self._on_none_expiring()
         known = self._known
         if not known.ready or known.scanning or self._prefix or census.size is None:
             return
