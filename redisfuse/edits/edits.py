@@ -7,10 +7,11 @@ or (OutcomeUnknownError) the journal says that it has to be looked at.
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from redisfuse.edits import restore
 from redisfuse.edits.basis import Basis
-from redisfuse.edits.capture import Found, Look
+from redisfuse.edits.capture import Found, Look, spool
 from redisfuse.edits.moves import Move, move_step
 from redisfuse.edits.steps import OnApplied, RefusedError, Step, Steps
 from redisfuse.errors import (
@@ -103,7 +104,10 @@ class Edits:
             there = found[target]
             prior = there.state
             total = max(prior.total, offset + content.size)
-            new = State.of_slice(content, offset, total, expires_at=there.key_expires_at)
+            if prior.kind == "absent":
+                new = State.of_value(_padded(content, offset))
+            else:
+                new = State.of_slice(content, offset, total, expires_at=there.key_expires_at)
             name = op or ("append" if offset == prior.total else "write")
             intent = Intent(path, name, target.key, None, prior, new)
             self._check_basis(basis, there, intent)
@@ -252,3 +256,11 @@ class Edits:
             self.check_allowed(target.key)
         if size > LARGEST:
             raise TooLargeError(f"{size} bytes: a Redis string can't be larger than 512 MiB")
+
+
+def _padded(content: Content, offset: int) -> Content:
+    """What a write at an offset makes of nothing: NULs, then the content."""
+    if not offset:
+        return content
+    gap = (bytes(min(CHUNK, offset - start)) for start in range(0, offset, CHUNK))
+    return Content.of_chunks(chain(gap, content.chunks()), spool())

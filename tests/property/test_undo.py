@@ -98,7 +98,7 @@ def expected(model: Model, op: Op) -> None:
     elif op.name == "drop":
         take_field(model, op.key, op.field)
     elif op.name == "rename":
-        require(value is not None)
+        require(value is not None or op.other == op.key)
         there, there_at = model.get(op.other, (None, -1))
         require(not isinstance(value, bytes) or there is None or isinstance(there, bytes))
         if op.other != op.key:
@@ -291,8 +291,8 @@ def make(bench: Bench, model: Model, op: Op) -> Made | None:
         if change.field is not None:
             fields.setdefault(change.key, set()).add(change.field)
     part = None
-    if op.name == "patch":
-        old = before.get(op.key, (b"", -1))[0]
+    if op.name == "patch" and op.key in before:
+        old = before[op.key][0]
         part = (op.offset, len(old[op.offset : op.offset + len(op.value)]), len(op.value))
     return Made(
         changes[0].group,
