@@ -88,6 +88,9 @@ class Rearranger:
     def new_target(self, reading: Reading, *, whole: bool = False) -> Target:
         """What a new file of this name becomes (NAMES.md); `whole`: it must be a key, since no field can hold it."""
         field, key = self._tree.targets(reading)
+        for target in (field, key):
+            if target is not None and target in self._overlay.parking:
+                return target  # it is what was saved there before: an editor is at work
         if field is None or key is None:
             target = key if field is None else field
             assert target is not None
@@ -148,7 +151,7 @@ class Rearranger:
         """
         node = self._tree.find(path)
         if isinstance(node, ScratchNode):
-            self._overlay.scratch.rename(path, hidden)
+            self._overlay.scratch.hide(path, hidden)
             return
         target = _target(node)
         file = self._overlay.files.reopened_or_new(target, path)

@@ -177,6 +177,18 @@ class Scratch:
             if inode.directory:
                 self.rename_below(old, new)
 
+    def hide(self, old: bytes, hidden: bytes) -> None:
+        """An open file is unlinked: until `unlink(hidden)` it has that path, which no listing shows.
+
+        Raises NotFoundError, IsDirectoryError.
+        """
+        with self._lock:
+            inode = self._inode(old)
+            if inode.directory:
+                raise IsDirectoryError("a directory")
+            self._used += len(hidden) - len(old)
+            self._inodes[hidden] = self._unlink(old)
+
     def rename_below(self, old: bytes, new: bytes) -> None:
         """Follow a folder that was renamed: everything below it has the new path from now on."""
         with self._lock:
@@ -283,10 +295,11 @@ class Scratch:
 
     def _unlink(self, path: bytes) -> _Inode:
         folder, _, name = path.rpartition(b"/")
-        names = self._names[folder]
-        del names[name]
-        if not names:
-            del self._names[folder]
+        names = self._names.get(folder)
+        if names is not None:
+            names.pop(name, None)  # a hidden file is in no listing
+            if not names:
+                del self._names[folder]
         self._touch(folder)
         return self._inodes.pop(path)
 

@@ -8,7 +8,7 @@ from redisfuse.edits.capture import Found
 from redisfuse.edits.commands import Command
 from redisfuse.edits.step import Step
 from redisfuse.errors import AccessError, ConflictError, InvalidError
-from redisfuse.journal.states import ABSENT, Intent, State
+from redisfuse.journal.states import ABSENT, CHUNK, Intent, State
 from redisfuse.names import Target
 from redisfuse.server.server import Facts
 
@@ -66,7 +66,9 @@ def _own_expiry(state: State) -> int | None:
 
 
 def _commands(move: Move, source: Found, target: Found, new: State, facts: Facts) -> list[Command]:
-    if move.source.field is None and move.target.field is None:
+    small = source.state.content is not None and source.state.content.size <= CHUNK
+    in_one = source.state.kind == "value" and small and new.expires_at != source.state.expires_at
+    if move.source.field is None and move.target.field is None and not in_one:
         commands = [restore.rename(move.source.key, move.target.key)]
         if new.expires_at != source.state.expires_at:
             commands += restore.expire(move.target, new.expires_at, facts)
