@@ -22,6 +22,7 @@ class Pool:
         self._changed = threading.Condition()
         self._idle: list[Dialogue] = []
         self._used = 0
+        self._line: list[object] = []  # who waits, the first come first: else somebody could wait for ever
         self._process = os.getpid()
         self._closed = False
 
@@ -42,7 +43,7 @@ class Pool:
         deadline = time.monotonic() + seconds
         with self._changed:
             self._leave_parent_behind()
-            if not self._changed.wait_for(lambda: self._closed or self._used < self._most(), seconds):
+            if not self._stand_in_line(seconds):
                 raise UnavailableError(f"all connections were busy for {seconds:.1f} s (see --connections)")
             if self._closed:
                 raise UnavailableError("the connections are closed: the mount is ending")
@@ -57,8 +58,20 @@ class Pool:
         except BaseException:
             with self._changed:
                 self._used -= 1
-                self._changed.notify()
+                self._changed.notify_all()
             raise
+
+    def _stand_in_line(self, seconds: float) -> bool:
+        """Wait until it is one's turn, the first come first; False if that takes too long."""
+        ticket = object()
+        self._line.append(ticket)
+        try:
+            return self._changed.wait_for(
+                lambda: self._closed or (self._line[0] is ticket and self._used < self._most()), seconds
+            )
+        finally:
+            self._line.remove(ticket)
+            self._changed.notify_all()
 
     def _give_back(self, dialogue: Dialogue) -> None:
         with self._changed:
@@ -67,12 +80,13 @@ class Pool:
                 self._idle.append(dialogue)
             else:
                 dialogue.close()
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _leave_parent_behind(self) -> None:
         if os.getpid() != self._process:
             self._process = os.getpid()
             self._idle.clear()
+            self._line.clear()
             self._used = 0
 
     def shrink(self) -> None:

@@ -1,0 +1,101 @@
+"""Rolling back a session of 10 000 small changes, beside a bare loop of the same Redis commands; and parallel saves.
+
+Run: python -m tests.benchmarks.bench_rollback [CHANGES]. Prints one line a measurement.
+"""
+
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from redisfuse.edits import Basis
+from redisfuse.journal.states import Content
+from redisfuse.names import Target
+from redisfuse.undo import Selection, make_plan, select
+from tests.support.editing import Bench
+from tests.support.redis_server import RedisServer
+
+
+def report(what: str, count: int, seconds: float) -> None:
+    """One measurement."""
+    print(f"{what:<46} {count / seconds:>9.0f}/s  {seconds:8.3f} s")
+
+
+def make_changes(bench: Bench, changes: int, *, keys: int) -> None:
+    """Small saves, each key as often as it takes, by eight threads."""
+    for number in range(keys):
+        bench.redis.set(f"key:{number}", "before")
+
+    def work(thread: int) -> None:
+        for number in range(thread, changes, 8):
+            name = b"key:%d" % (number % keys)
+            value = b"value %d" % number
+            bench.edits.save(Target(name), Content.of(value), basis=Basis.anything(), path=name)
+
+    threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def bare_loop(bench: Bench, changes: int, keys: int) -> float:
+    """Seconds for the writes alone, one after the other, by redis-py."""
+    started = time.perf_counter()
+    for number in range(changes):
+        bench.redis.execute_command("SET", f"bare:{number % keys}", "before", "KEEPTTL")
+    return time.perf_counter() - started
+
+
+def roll_back(changes: int, keys: int) -> None:
+    """Measure planning and rolling back."""
+    with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
+        bench = Bench.of(Path(folder) / "state", server)
+        try:
+            make_changes(bench, changes, keys=keys)
+            report(f"bare SETs, {keys} keys", changes, bare_loop(bench, changes, keys))
+            started = time.perf_counter()
+            groups = select(bench.journal, Selection(session=bench.session))
+            selected = time.perf_counter()
+            report(f"selecting, {keys} keys", changes, selected - started)
+            plan = make_plan(bench.journal, bench.server, groups)
+            planned = time.perf_counter()
+            report(f"planning, {keys} keys", changes, planned - selected)
+            done = bench.rollback().run(plan.groups)
+            report(f"rolling back, {keys} keys", changes, time.perf_counter() - planned)
+            assert done.clean
+            assert len(done.done) == changes
+            assert bench.redis.get("key:0") == b"before"
+        finally:
+            bench.close()
+
+
+def parallel_saves(saves: int) -> None:
+    """Measure what going together gives."""
+    with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
+        bench = Bench.of(Path(folder) / "state", server)
+        try:
+            for writers in (1, 8):
+
+                def work(writer: int, writers: int = writers) -> None:
+                    for number in range(saves // writers):
+                        name = b"%d:%d:%d" % (writers, writer, number)
+                        bench.edits.save(Target(name), Content.of(name), basis=Basis.absent(), path=name)
+
+                threads = [threading.Thread(target=work, args=(writer,)) for writer in range(writers)]
+                started = time.perf_counter()
+                for thread in threads:
+                    thread.start()
+                for thread in threads:
+                    thread.join()
+                report(f"small saves, {writers} writers", saves, time.perf_counter() - started)
+        finally:
+            bench.close()
+
+
+if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
+    parallel_saves(min(number, 2_000))
+    roll_back(number, number)
+    roll_back(number, max(1, number // 100))
