@@ -1,7 +1,7 @@
 """Keys that were renamed or unlinked in a way that looks like the first half of an editor's save (DESIGN.md 7).
 
 A parked key is still in Redis, but not in the tree. Either something new is saved at its path (then that is one update
-of the key), or its time passes and the removal becomes a change of its own. If the process dies, the key is still there.
+of the key), or its time passes and the removal becomes a change of its own. If the process dies, the key is there.
 
 Lock order: the lock here is held only to look into the table.
 """

@@ -1,0 +1,154 @@
+"""A production server is a guest's house: nothing blocks it, nothing piles up in it, and big directories stay small."""
+
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.mounts import eventually, mounted
+from tests.support.redis_server import RedisServer
+
+MIB = 1024 * 1024
+MILLION = 1_000_000
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def test_no_command_takes_long(tmp_path: Path) -> None:
+    """find, ls -l and grep -r over collections of a million elements and a 500 MB string leave SLOWLOG at 10 ms empty."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        for start in range(0, MILLION, 100_000):
+            numbers = range(start, start + 100_000)
+            client.rpush("c:list", *numbers)
+            client.sadd("c:set", *numbers)
+            client.zadd("c:zset", {str(number): number for number in numbers})
+            client.hset("c:hash", mapping={str(number): number for number in numbers})
+        for _ in range(500):
+            client.append("c:text", bytes(MIB))
+        client.config_set("slowlog-log-slower-than", 10_000)
+        with mounted(tmp_path, server.tcp_url()) as mount:
+            slow: list[object] = []
+            for _attempt in range(3):  # this machine may take a core from the server in the middle of a command
+                client.slowlog_reset()
+                subprocess.run(["find", mount.path, "-size", "+1k", "-ls"], check=True, timeout=60, capture_output=True)
+                subprocess.run(["grep", "-rc", "999999", mount.path], check=True, timeout=120, capture_output=True)
+                slow = client.slowlog_get()
+                if not slow:
+                    break
+            assert not slow, slow
+
+
+def test_a_directory_of_a_million(tmp_path: Path) -> None:
+    """Its first name comes at once, all of it is listed, and the process does not double."""
+    with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
+        client = server.client()
+        client.execute_command("DEBUG", "POPULATE", MILLION, "big", 10)
+        with mounted(tmp_path, server.tcp_url()) as mount:
+            process = psutil.Process(mount.process.pid)
+            before = process.memory_info().rss
+            began = time.monotonic()
+            with os.scandir(mount.path / "big") as entries:
+                next(entries)
+                first = time.monotonic() - began
+            count = subprocess.run(
+                f"ls -f {mount.path}/big | wc -l", shell=True, check=True, capture_output=True, timeout=200
+            )
+            whole = time.monotonic() - began
+            assert int(count.stdout) == MILLION + 2
+            assert first < whole / 10
+            # What it asked is cached (--cache-memory, 64 MiB), and the names that the kernel was told are remembered.
+            assert process.memory_info().rss < before + 200 * MIB
+
+
+def test_at_most_so_many_connections(tmp_path: Path) -> None:
+    """However many programs read, at most --connections connections, all of them named."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.mset({f"k{number}": "x" * 100 for number in range(200)})
+        with mounted(tmp_path, server.tcp_url(), "--connections", "3", "--cache-memory", "1") as mount:
+            most = 0
+            done = threading.Event()
+
+            def read() -> None:
+                while not done.is_set():
+                    for number in range(200):
+                        (mount.path / f"k{number}").read_bytes()
+
+            threads = [threading.Thread(target=read) for _ in range(16)]
+            for thread in threads:
+                thread.start()
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline:
+                found = client.client_list()
+                names = [each["name"] for each in found]
+                most = max(most, names.count("redisfuse"))
+                time.sleep(0.02)
+            done.set()
+            for thread in threads:
+                thread.join(20)
+            assert 2 <= most <= 3
+
+
+def test_the_rate_is_kept(tmp_path: Path) -> None:
+    """--rate 200 sends at most about 200 commands a second, whatever is asked."""
+    with RedisServer(tcp=True) as server:
+        server.client().mset({f"k{number}": "x" for number in range(300)})
+        with mounted(tmp_path, server.tcp_url(), "--rate", "200") as mount:
+            before = mount.status()["commands"]
+            began = time.monotonic()
+            subprocess.run(["ls", "-l", mount.path], check=True, capture_output=True, timeout=60)
+            took = time.monotonic() - began
+            sent = mount.status()["commands"] - before
+            assert sent >= 500
+            assert sent / took < 300
+
+
+def test_a_prefix_is_a_part(tmp_path: Path) -> None:
+    """--prefix shows only the keys that begin with it, and follows them."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.mset({"app:a": "1", "app:b": "2", "other:c": "3", "ap": "4"})
+        with mounted(tmp_path, server.tcp_url(), "--prefix", "app:") as mount:
+            assert os.listdir(mount.path) == ["app"]
+            assert sorted(os.listdir(mount.path / "app")) == ["a", "b"]
+            client.set("app:n", "5")
+            client.set("other:n", "5")
+            eventually(lambda: sorted(os.listdir(mount.path / "app")) == ["a", "b", "n"], 1)
+            assert os.listdir(mount.path) == ["app"]
+
+
+def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
+    """Beyond --index-memory the names move to a private file that nobody else sees; everything works on."""
+    with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
+        client = server.client()
+        client.execute_command("DEBUG", "POPULATE", 100_000, "many:key", 10)
+        with mounted(tmp_path, server.tcp_url(), "--index-memory", "1MiB") as mount:
+            eventually(lambda: mount.status()["index_on_disk"])
+            assert len(os.listdir(mount.path / "many" / "key")) == 100_000
+            client.set("many:new", "1")
+            eventually(lambda: (mount.path / "many" / "new").exists(), 1)
+
+
+def test_others_go_on_while_one_waits(tmp_path: Path) -> None:
+    """A request that hangs (the server is stopped) does not stop what needs no answer of the server."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.mset({"cached": "1", "asked": "2"})
+        with mounted(tmp_path, server.tcp_url(), "--timeout", "3") as mount:
+            mount.wait_coherent()
+            assert (mount.path / "cached").read_text() == "1"
+            server.pause()
+            try:
+                hanging = threading.Thread(target=lambda: os.access(mount.path / "asked", os.F_OK))
+                hanging.start()
+                began = time.monotonic()
+                assert (mount.path / "cached").read_text() == "1"
+                assert time.monotonic() - began < 1
+                hanging.join(10)
+            finally:
+                server.resume()
