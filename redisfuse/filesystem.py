@@ -7,11 +7,12 @@ called from any thread.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from redisfuse.errors import NoAttributeError, NotDirectoryError, NotFoundError, TryAgainError
+from redisfuse.errors import InterruptedWaitError, NoAttributeError, NotDirectoryError, NotFoundError, TryAgainError
 from redisfuse.escapes import shown
 from redisfuse.junk import Junk
 from redisfuse.keyspace.attributes import ABSENT, UNREADABLE, Attributes, AttributeStore
@@ -101,6 +102,7 @@ class Filesystem:
         options: TreeOptions,
         started_ns: int,
         note_keys: Callable[[Iterable[bytes]], None],
+        interrupted: Callable[[], bool],
     ) -> None:
         self.grammar = grammar
         self.keyspace = keyspace
@@ -112,6 +114,7 @@ class Filesystem:
         self._options = options
         self.started_ns = started_ns
         self._note_keys = note_keys  # told of keys that are listed, before the server is asked about them
+        self._interrupted = interrupted  # whether the program that waits for the current answer was interrupted
 
     # -- looking up --------------------------------------------------------------------------------------------------
 
@@ -148,11 +151,24 @@ class Filesystem:
     def _knows_directories(self) -> bool:
         """Whether the index is whole, waiting a moment for it; where names are made, as long as it takes."""
         if self.overlay is not None:
-            self.keyspace.wait(None)
+            self.wait()
         else:
             with contextlib.suppress(TryAgainError):
                 self.keyspace.wait(BRIEFLY)
         return self.keyspace.ready
+
+    def wait(self) -> None:
+        """Wait until the index is whole. Raises InterruptedWaitError (Ctrl-C), or why it can't be had."""
+        while True:
+            began = time.monotonic()
+            try:
+                self.keyspace.wait(BRIEFLY)
+                return
+            except TryAgainError:
+                if time.monotonic() - began < BRIEFLY:
+                    raise  # not our time is up: the server says that it can't answer now (LOADING, BUSY)
+                if self._interrupted():
+                    raise InterruptedWaitError("interrupted while the keys are being read") from None
 
     def _is_directory(self, directory: tuple[bytes, ...]) -> bool:
         if self.keyspace.ready and self.keyspace.index.is_directory(directory):
@@ -241,7 +257,7 @@ class Filesystem:
             return
         if not isinstance(node, DIRECTORY_NODES):
             raise NotDirectoryError("not a directory")
-        self.keyspace.wait(None)
+        self.wait()
         lister = self._lister()
         if isinstance(node, PieceNode):
             yield from lister.piece(node)

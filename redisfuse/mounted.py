@@ -105,6 +105,7 @@ class Mounted:
             options=TreeOptions(settings.field_limit, settings.hash_limit, settings.show_junk),
             started_ns=self._started_ns,
             note_keys=self.told.note_keys,
+            interrupted=binding.interrupted,
         )
         self.operations = Operations(
             self.tree,

@@ -181,7 +181,7 @@ class Rearranger:
             raise NotDirectoryError("not a directory that can be removed")
         if not node.directory:
             raise AccessError("the root stays")
-        self._tree.keyspace.wait(None)
+        self._tree.wait()
         if self._overlay.parking.in_directory(self._tree.grammar.prefix(node.directory)):
             self.settle(None)
         index = self._tree.keyspace.index
@@ -307,7 +307,7 @@ class Rearranger:
                 raise NotDirectoryError("a file has that name")
             if index.is_directory(directory) or self._made.children(directory) or self._overlay.list(new):
                 raise NotEmptyError("the directory of that name is not empty")
-        self._tree.keyspace.wait(None)
+        self._tree.wait()
         self.settle(None)
         before, after = grammar.prefix(source.directory), grammar.prefix(directory)
         for file in self._overlay.files.all():
