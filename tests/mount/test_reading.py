@@ -263,7 +263,7 @@ def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: Mo
 
 
 def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
-    """Everything that the server receives during a walk over every type is flagged readonly, or about the connection."""
+    """What the server receives in a walk over every type is flagged readonly, or is about the connection."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.rpush("t:list", *range(3000))
