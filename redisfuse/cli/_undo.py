@@ -115,20 +115,20 @@ def working(journal: Journal, way: Way, change_session: int) -> Iterator[Work]:
 
 def settle_open(journal: Journal, way: Way, *, quiet: bool) -> tuple[list[tuple[Change, Outcome]], bool]:
     """Settle what is pending, server by server; also whether every server that has some could be reached."""
-    from redisfuse.undo import recover
+    from redisfuse.undo.recovery import open_changes, settle
 
-    sessions: dict[str, int] = {}
-    for change in journal.pending():
-        sessions[change.server] = change.session
-    if way.url is not None and len(sessions) > 1:
-        raise UsageError(f"changes of {len(sessions)} servers are open; --url can be only one of them")
+    waiting: dict[str, list[Change]] = {}
+    for change in open_changes(journal):
+        waiting.setdefault(change.server, []).append(change)
+    if way.url is not None and len(waiting) > 1:
+        raise UsageError(f"changes of {len(waiting)} servers are open; --url can be only one of them")
     settled: list[tuple[Change, Outcome]] = []
     complete = True
-    for name, id in sessions.items():
+    for name, changes in waiting.items():
         try:
-            server = way.connect(journal.session(id), writable=False)
+            server = way.connect(journal.session(changes[-1].session), writable=False)
             try:
-                settled += recover(journal, server, id)
+                settled += settle(journal, server, changes)
             finally:
                 server.close()
         except RedisFuseError as error:

@@ -23,6 +23,7 @@ Asked = list[tuple[Argument, ...]]
 Rounds = Generator[Asked, list[Any], "Found"]
 
 CLOCK_ERROR = 20  # ms; before Redis 7.0 an expiry is the sum of PTTL and TIME, asked one after the other
+WATCHED = 1000  # keys in one WATCH
 BATCH_COMMANDS = 500
 BATCH_BYTES = 16 * CHUNK  # of answers that are expected
 
@@ -70,7 +71,7 @@ class Capture:
         """
         keys = list(dict.fromkeys(look.target.key for look in looks))
         preface = list(before or [])
-        preface += [("WATCH", *keys[start : start + CHUNK // 1024]) for start in range(0, len(keys), CHUNK // 1024)]
+        preface += [("WATCH", *keys[start : start + WATCHED]) for start in range(0, len(keys), WATCHED)]
         found: dict[Target, Found] = {}
         waiting: list[tuple[Look, Rounds, Asked]] = []
         for look in looks:

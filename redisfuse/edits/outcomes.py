@@ -51,7 +51,7 @@ class Outcomes:
             self._journal.settle(ids, "failed", CHANGED)
             return False
         if isinstance(answer, UnavailableError):
-            self._find_out(ids, intents_of(steps), answer, on_applied)
+            raise_if_not_applied(ids, self.find_out(ids, intents_of(steps), answer, on_applied), answer)
         elif any(isinstance(reply, RedisFuseError) for reply in answer):
             self._sort_out(ids, steps, answer, on_applied)
         else:
@@ -89,8 +89,13 @@ class Outcomes:
 
     # -- lost answers -------------------------------------------------------------------------------------------------
 
-    def _find_out(self, ids: list[int], intents: list[Intent], lost: UnavailableError, on_applied: OnApplied) -> None:
-        """Look, within the time-out, what became of a write; returns if it was done. Raises `lost` if it was not."""
+    def find_out(
+        self, ids: list[int], intents: list[Intent], lost: UnavailableError, on_applied: OnApplied
+    ) -> list[Outcome]:
+        """The answer to a write never came: look, within the time-out, what became of it, and note that.
+
+        Raises OutcomeUnknownError if the server does not answer.
+        """
         deadline = time.monotonic() + self._server.limits.timeout
         while True:
             try:
@@ -106,13 +111,7 @@ class Outcomes:
                     ) from lost
                 time.sleep(PAUSE)
         self._settle(ids, intents, outcomes, LOST, on_applied)
-        if all(outcome == "applied" for outcome in outcomes):
-            return
-        if all(outcome == "failed" for outcome in outcomes):
-            raise lost
-        raise OutcomeUnknownError(
-            f"the answer to change {ids[0]} was lost, and the key holds neither what it held nor what was written"
-        ) from lost
+        return outcomes
 
     def settle_leftovers(self, on_applied: OnApplied) -> None:
         """Find out about rows whose answers never came, before anything else is changed. Raises UnavailableError."""
@@ -174,6 +173,17 @@ class Outcomes:
             if rows:
                 self._journal.settle(rows, outcome, words)
         on_applied({intent.key: None for intent in intents})
+
+
+def raise_if_not_applied(ids: Sequence[int], outcomes: Sequence[Outcome], lost: UnavailableError) -> None:
+    """Raise `lost` if nothing of an operation was done, OutcomeUnknownError if that can't be told of all of it."""
+    if all(outcome == "applied" for outcome in outcomes):
+        return
+    if all(outcome == "failed" for outcome in outcomes):
+        raise lost
+    raise OutcomeUnknownError(
+        f"the answer to change {ids[0]} was lost, and the key holds neither what it held nor what was written"
+    ) from lost
 
 
 def server_time(server: Server) -> int:

@@ -11,7 +11,7 @@ from itertools import groupby
 from redisfuse.edits.capture import Asked, Capture, Found, Look
 from redisfuse.edits.commands import NotAppliedError, transact
 from redisfuse.edits.compare import holds
-from redisfuse.edits.outcomes import PAUSE, Answer, Outcomes, server_time
+from redisfuse.edits.outcomes import PAUSE, Answer, Outcomes, raise_if_not_applied, server_time
 from redisfuse.edits.step import (
     MULTI_BYTES,
     MULTI_STEPS,
@@ -262,18 +262,22 @@ class Steps:
     def _conclude_lost(
         self, going: Sequence[tuple[Request, list[Step]]], ids: list[int], lost: UnavailableError
     ) -> None:
-        """One answer for several was lost: they were all done or all not, so they are looked for together."""
-        error: RedisFuseError | None = None
+        """One answer for several was lost: they are looked for together."""
+        everything = [step for _, steps in going for step in steps]
         try:
-            self._outcomes.note(ids, [step for _, steps in going for step in steps], lost, going[0][0].tell)
-        except RedisFuseError as found_out:
-            error = found_out
+            outcomes = self._outcomes.find_out(ids, intents_of(everything), lost, going[0][0].tell)
+        except RedisFuseError as error:
+            _fail([request for request, _ in going], error)
+            return
         row = 0
         for request, steps in going:
-            count = len(intents_of(steps))
-            request.error = error
-            request.ids = None if error else ids[row : row + count]
-            row += count
+            part = slice(row, row + len(intents_of(steps)))
+            row = part.stop
+            try:
+                raise_if_not_applied(ids[part], outcomes[part], lost)
+                request.ids = ids[part]
+            except UnavailableError as error:
+                request.error = error
 
     # -- more than one transaction can carry --------------------------------------------------------------------------
 

@@ -34,8 +34,19 @@ def recover(
 
     Changes in flight of other living sessions are left to these. Raises UnavailableError (what is settled stays so).
     """
-    mine = journal.session(session)
-    waiting = [change for change in journal.pending(mine.info.server.name) if not _in_flight(journal, change, session)]
+    waiting = open_changes(journal, journal.session(session).info.server.name, session)
+    return settle(journal, server, waiting, progress=progress)
+
+
+def open_changes(journal: Journal, name: str | None = None, session: int | None = None) -> list[Change]:
+    """Changes that nobody will settle if not we: of a server (None: of all), those of other living sessions apart."""
+    return [change for change in journal.pending(name) if not _in_flight(journal, change, session)]
+
+
+def settle(
+    journal: Journal, server: Server, waiting: Sequence[Change], *, progress: Progress = lambda _count: None
+) -> list[tuple[Change, Outcome]]:
+    """Settle these changes, all of this server. Raises UnavailableError."""
     settled: list[tuple[Change, Outcome]] = []
     for batch in _batches(waiting):
         for change, outcome in zip(batch, _outcomes(journal, server, batch), strict=True):
@@ -62,7 +73,7 @@ def _batches(changes: Sequence[Change]) -> Iterator[list[Change]]:
         yield batch
 
 
-def _in_flight(journal: Journal, change: Change, session: int) -> bool:
+def _in_flight(journal: Journal, change: Change, session: int | None) -> bool:
     if change.session == session or now() - change.at > LIVING:
         return False
     other = journal.session(change.session)
