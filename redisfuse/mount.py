@@ -21,6 +21,8 @@ from redisfuse.server.limits import Limits
 from redisfuse.server.server import Server
 from redisfuse.settings import Settings
 
+READ_AHEAD = 1024  # KiB that the kernel reads ahead, where we may say so (root): measured, tests/benchmarks/RESULTS.md
+
 
 def run(settings: Settings) -> None:
     """Mount, and serve until unmounted. Raises RedisFuseError if it can't be mounted; then nothing is left mounted."""
@@ -93,6 +95,7 @@ def mount_options(settings: Settings, address: Address, mountpoint: Path) -> Mou
         allow_other=options.allow_other,
         nonempty=_nonempty(settings),
         extra=extra,
+        read_ahead=READ_AHEAD,
     )
 
 
