@@ -115,6 +115,8 @@ class Reader:
         key, view = node.target.key, node.view
         if node.length > self._render_limit and view != "dump":
             return STREAMED
+        if view == "json" and self._expires(key):
+            return STREAMED  # the document tells the time to live, which is never the same twice
         count = self._keyspace.change_count(key)
         now = time.monotonic()
         with self._lock:
@@ -126,6 +128,10 @@ class Reader:
         with self._lock:
             self._remember((key, view), (count, now, text))
         return text
+
+    def _expires(self, key: bytes) -> bool:
+        known = self._attributes.known(key)
+        return known is None or known.expires is not None
 
     def _remember(self, name: tuple[bytes, str | None], found: tuple[int, float, bytes | None]) -> None:
         old = self._renderings.pop(name, None)

@@ -1,6 +1,7 @@
 """Reading through a real mount: every key a file, with its bytes, and no command that a guest would not send."""
 
 import hashlib
+import json
 import os
 import subprocess
 import threading
@@ -307,3 +308,12 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
             assert READS.allows([word.encode() for word in command.split()]), f"{command} is not on the allow-list"
         assert sent & {"TYPE", "STRLEN", "LRANGE", "GETRANGE"} == {"TYPE", "STRLEN", "LRANGE", "GETRANGE"}
         assert not sent & {"GET", "HGETALL", "SMEMBERS", "KEYS"}
+
+
+def test_a_view_tells_the_time_to_live_of_now(client: redis.Redis, mount: Mount) -> None:
+    """NAME%json of a key that expires is never an old document."""
+    client.set("k", "v", px=100_000)
+    eventually(lambda: mount.status()["keys"] == 1)
+    first = json.loads((mount.path / "k%json").read_bytes())["ttl"]
+    time.sleep(0.1)
+    assert json.loads((mount.path / "k%json").read_bytes())["ttl"] < first
