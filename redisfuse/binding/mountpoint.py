@@ -70,9 +70,9 @@ def absolute(path: Path) -> Path:
 
 
 def _resolved(path: Path) -> Path:
-    """As `absolute`, also following `path` itself where it is a symbolic link."""
+    """As `absolute`, also following `path` itself where it is a symbolic link, which what is mounted can't be."""
     path = absolute(path)
-    return Path(os.path.realpath(path)) if path.is_symlink() else path
+    return Path(os.path.realpath(path)) if find(path) is None and os.path.islink(path) else path
 
 
 def is_stale(path: Path) -> bool:
