@@ -92,18 +92,23 @@ class FileHandle:
 
     @property
     def size(self) -> int:
-        edited, snapshot = self.file.size, self._snapshot
-        return edited if edited is not None else snapshot.size if snapshot is not None else 0
+        with self.file.lock:
+            edited = self.file.size
+            return self._current().size if edited is None else edited
 
     def read(self, offset: int, size: int) -> bytes:
         with self.file.lock:
             edited = self.file.read(offset, size)
             if edited is not None:
                 return edited
-            snapshot = self._snapshot
-            if snapshot is None or self._version != self.file.version:
-                snapshot = self._renew()
+            snapshot = self._current()
         return snapshot.read(offset, size)
+
+    def _current(self) -> Snapshot:
+        """What `open` saw, or what this mount itself has put in its place since."""
+        if self._snapshot is None or self._version != self.file.version:
+            return self._renew()
+        return self._snapshot
 
     def _renew(self) -> Snapshot:
         """This mount itself replaced the content since: that is what every descriptor must see."""

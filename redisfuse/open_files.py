@@ -325,14 +325,18 @@ class OpenFiles:
     def closed(self, file: OpenFile, *, writing: bool) -> None:
         """Count one handle less; commits what is left when it was the last that could write."""
         with self._lock:
-            file.handles -= 1
             file.writers -= writing
-            if file.handles == 0 and file.held_until is not None:
-                file.held_until = time.monotonic() + self._hold_seconds
-                self.wake.set()
-        if writing:
-            file.released()
-        self.forget_if_idle(file)
+        try:
+            if writing:
+                file.released()
+        finally:
+            # Only now: until what is left is in Redis, whoever opens the file must find this one.
+            with self._lock:
+                file.handles -= 1
+                if file.handles == 0 and file.held_until is not None:
+                    file.held_until = time.monotonic() + self._hold_seconds
+                    self.wake.set()
+            self.forget_if_idle(file)
 
     def forget_if_idle(self, file: OpenFile) -> None:
         """Let a file go that nobody has open and that holds nothing of its own."""
