@@ -93,7 +93,9 @@ class Mounted:
         junk = Junk.of(settings)
         self.writing: WriteMode | None = None
         if settings.write:
-            self.writing = WriteMode(settings, server, self.reader, mountpoint, self._applied)
+            self.writing = WriteMode(
+                settings, server, self.reader, mountpoint, self.keyspace.will_change, self._applied
+            )
         self.tree = Filesystem(
             grammar=self.grammar,
             keyspace=self.keyspace,

@@ -59,10 +59,11 @@ class Reader:
 
         Raises NotFoundError, WrongTypeError.
         """
-        before = self._keyspace.change_count(target.key)
         content = self._attributes.content(target)
         if content is not None:
             return SmallSnapshot(content), Basis.of(content)
+        self._keyspace.hear_out(target.key)
+        before = self._keyspace.change_count(target.key)
         length = self._length(target)
         unchanged = _Unchanged(self._keyspace, target.key, before)
         if target.field is None:
@@ -172,7 +173,7 @@ def _cost(found: tuple[int, float, bytes | None]) -> int:
 
 
 class _Unchanged:
-    """Whether a key was not heard of since a big value of it was opened; own changes are allowed for."""
+    """Whether a key was not heard of since a big value of it was opened."""
 
     def __init__(self, keyspace: Keyspace, key: bytes, count: int) -> None:
         self._keyspace = keyspace

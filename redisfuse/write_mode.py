@@ -47,6 +47,7 @@ class WriteMode:
         server: Server,
         reader: Reader,
         mountpoint: Path,
+        on_begin: Callable[[Collection[bytes]], None],
         on_applied: OnApplied,
     ) -> None:
         self._settings = settings
@@ -63,6 +64,7 @@ class WriteMode:
                 conflict_check=settings.conflict_check,
                 allow=_allowed(settings.allow),
                 dump_limit=settings.dump_limit,
+                on_begin=on_begin,
                 on_applied=on_applied,
             )
         except BaseException:

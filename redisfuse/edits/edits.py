@@ -5,7 +5,7 @@ or (OutcomeUnknownError) the journal says that it has to be looked at.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -37,8 +37,9 @@ DUMP_LIMIT = 100_000  # elements
 class Edits:
     """Thread-safe. `session` is the journal's, already begun; `server` is writable.
 
-    `allow(key)` says which keys may be changed at all. `on_applied` is called after each change, from the thread
-    that made it, also when it is not known what became of it. `dump_limit`: elements of a collection that is DUMPed.
+    `allow(key)` says which keys may be changed at all. `on_begin` is called before each change, `on_applied` after it,
+    from the thread that made it, also when it is not known what became of it. `dump_limit`: elements of a collection
+    that is DUMPed.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Edits:
         conflict_check: bool = True,
         allow: Callable[[bytes], bool] = lambda _key: True,
         dump_limit: int = DUMP_LIMIT,
+        on_begin: Callable[[Collection[bytes]], None] = lambda _keys: None,
         on_applied: OnApplied = lambda _keys: None,
     ) -> None:
         self.server = server
@@ -57,6 +59,7 @@ class Edits:
         self.session = session
         self._conflict_check = conflict_check
         self._allow = allow
+        self._on_begin = on_begin
         self._name = journal.session(session).info.server.name
         self.steps = Steps(server, journal, session, dump_limit=dump_limit, on_applied=on_applied)
 
@@ -256,6 +259,7 @@ class Edits:
             self.check_allowed(target.key)
         if size > LARGEST:
             raise TooLargeError(f"{size} bytes: a Redis string can't be larger than 512 MiB")
+        self._on_begin({target.key for target in targets})
 
 
 def _padded(content: Content, offset: int) -> Content:

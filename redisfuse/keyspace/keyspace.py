@@ -22,6 +22,7 @@ from collections.abc import Callable, Collection
 from redisfuse.errors import AccessError, RedisFuseError, TryAgainError, UnavailableError
 from redisfuse.keyspace.changes import Changes
 from redisfuse.keyspace.deadlines import Deadlines
+from redisfuse.keyspace.echoes import Echoes
 from redisfuse.keyspace.existence import existing
 from redisfuse.keyspace.follow import Census, Follower, Probe
 from redisfuse.keyspace.index import Index
@@ -92,6 +93,7 @@ class Keyspace:
 
         self._known = Knowledge(lambda: Index(separator, is_long, memory_limit=index_memory))
         self._changes = Changes()
+        self._echoes = Echoes()
         self._deadlines = Deadlines()
         self._pace = Pace()
         self._size = SizeWatch()
@@ -191,10 +193,21 @@ class Keyspace:
 
     # -- for those who know ------------------------------------------------------------------------------------------
 
+    def will_change(self, keys: Collection[bytes]) -> None:
+        """The caller is about to change these keys."""
+        if self._live:
+            self._echoes.expect([key for key in keys if key.startswith(self._prefix)])
+
+    def hear_out(self, key: bytes) -> None:
+        """Wait for the message about our own last change of a key, so that what comes then is somebody else's."""
+        if self._live:
+            self._echoes.wait(key)
+
     def changed(self, key: bytes, exists: bool) -> None:
         """The caller has changed this key, or seen that it is (or is not) there: the index has it right at once."""
         if not key.startswith(self._prefix):
             return
+        self._echoes.made(key)
         self._known.change(key, exists)
         self._changes.record((key, *self._prefixes(key)))
         self._tell_looker()
@@ -293,6 +306,7 @@ class Keyspace:
         self._changes.record(keys)
         self._on_touched(keys)
         behind = self._known.note(keys)
+        self._echoes.heard(keys)
         self._tell_looker()
         if self._pace.told(len(keys), behind):
             self._give_up(_TOO_FAST)
