@@ -12,13 +12,21 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from redisfuse.errors import InterruptedWaitError, NoAttributeError, NotDirectoryError, NotFoundError, TryAgainError
+from redisfuse.errors import (
+    InterruptedWaitError,
+    NameTooLongError,
+    NoAttributeError,
+    NotDirectoryError,
+    NotFoundError,
+    TryAgainError,
+)
 from redisfuse.escapes import shown
 from redisfuse.junk import Junk
 from redisfuse.keyspace.attributes import ABSENT, UNREADABLE, Attributes, AttributeStore
 from redisfuse.keyspace.keyspace import Keyspace
 from redisfuse.listing import Lister
 from redisfuse.names import (
+    NAME_MAX,
     Grammar,
     LongEntry,
     LongField,
@@ -75,6 +83,7 @@ class Stat:
     readable: bool = True  # False: the server's ACL hides what the key holds
     mode: int | None = None  # the permission bits of junk; else they are the mount's
     streamed: bool = False  # its size is not known beforehand: read with direct I/O until the end
+    linked: bool = True  # False: it was unlinked while it was open
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +128,9 @@ class Filesystem:
     # -- looking up --------------------------------------------------------------------------------------------------
 
     def find(self, path: bytes) -> Node:
-        """What a path (from the mount's root) leads to. Raises NotFoundError."""
+        """What a path (from the mount's root) leads to. Raises NotFoundError, NameTooLongError."""
+        if len(path) > NAME_MAX and any(len(name) > NAME_MAX for name in path.split(b"/")):
+            raise NameTooLongError(f"a name has more than {NAME_MAX} bytes")
         if self.overlay is not None and (own := self.overlay.find(path)) is not None:
             return own
         meaning = self.grammar.parse(path)
@@ -316,7 +327,8 @@ class Filesystem:
             prefix = self.grammar.prefix(node.directory)
             return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.started_ns), True)
         if isinstance(node, OpenNode):
-            return Stat(False, node.file.size or 0, node.file.changed_ns, True)
+            linked = node.file.target is not None
+            return Stat(False, node.file.size or 0, node.file.changed_ns, True, linked=linked)
         if isinstance(node, ScratchNode):
             assert self.overlay is not None
             found = self.overlay.scratch.attributes(node.path)

@@ -131,7 +131,7 @@ class Operations:
 
     def _attr(self, path: bytes, found: Stat) -> Attr:
         own = self._own
-        nlink = 2 if found.directory else 1
+        nlink = 2 if found.directory else int(found.linked)
         return Attr(_inode(path), own.mode(found), nlink, found.size, found.mtime_ns, own.uid, own.gid)
 
     # -- directories -------------------------------------------------------------------------------------------------
