@@ -1,0 +1,153 @@
+"""Where a mount deliberately answers otherwise than an ordinary filesystem: the one list of it, each held by a test.
+
+What is not in here, and is tried in the other modules of this folder, is the same.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.mounts import Mount, mounted
+from tests.support.oracle import ordinary_folder, outcome, renameat2, tree
+from tests.support.redis_server import RedisServer
+
+RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`do` gets a folder with a file `f` (b"0123456789"), an empty directory `d` and a file `g`."""
+
+    what: str
+    why: str
+    do: Callable[[Path], Any]
+    ordinary: Any
+    here: Any
+    binding: str | None = None  # only with this one
+
+
+def on_descriptor(path: Path, flags: int, call: Callable[[int], Any]) -> Any:
+    fd = os.open(path, flags, 0o644)
+    try:
+        return outcome(call, fd)
+    finally:
+        os.close(fd)
+
+
+def mode_after_chmod(root: Path) -> str:
+    os.chmod(root / "f", 0o751)
+    return oct(stat.S_IMODE(os.stat(root / "f").st_mode))
+
+
+def execution(root: Path) -> bool:
+    os.chmod(root / "f", 0o755)
+    return os.access(root / "f", os.X_OK)
+
+
+def age_after_utime(root: Path) -> str:
+    os.utime(root / "f", (1_000_000_000, 1_000_000_000))
+    return "old" if os.stat(root / "f").st_mtime < time.time() - 10_000 else "new"
+
+
+def mode_of_new(root: Path) -> str:
+    os.close(os.open(root / "new", os.O_CREAT | os.O_WRONLY, 0o444))
+    return oct(stat.S_IMODE(os.stat(root / "new").st_mode))
+
+
+def exchange(root: Path) -> Any:
+    return outcome(renameat2, root / "f", root / "g", RENAME_EXCHANGE), tree(root)["f"]
+
+
+def a_file_beside_its_field(root: Path) -> Any:
+    (root / "readme.md").write_bytes(b"1")
+    return outcome((root / "readme").write_bytes, b"2")
+
+
+DIFFERENCES = (
+    Difference("link(2)", "Redis has no hard links", lambda r: outcome(os.link, r / "f", r / "l"), None, "EPERM"),
+    Difference("symlink(2)", "nor symbolic ones", lambda r: outcome(os.symlink, "f", r / "l"), None, "EPERM"),
+    Difference("mkfifo(3)", "nor pipes", lambda r: outcome(os.mkfifo, r / "p"), None, "EPERM"),
+    Difference("chmod(2)", "modes are the mount's", mode_after_chmod, "0o751", "0o600"),
+    Difference("the mode of a new file", "modes are the mount's", mode_of_new, "0o444", "0o600"),
+    Difference("utime(2)", "mtime is when the mount last saw the key change", age_after_utime, "old", "new"),
+    Difference("execution", "no file is executable", execution, True, False),
+    Difference(
+        "setxattr(2)",
+        "user.redis.ttl is the one attribute that can be set",
+        lambda r: outcome(os.setxattr, r / "f", "user.mine", b"1"),
+        None,
+        "EOPNOTSUPP",
+    ),
+    Difference(
+        "the end of a directory",
+        "FUSE leaves offsets of directories to the kernel, and their size is 0",
+        lambda r: on_descriptor(r / "d", os.O_RDONLY, lambda fd: os.lseek(fd, 2, os.SEEK_END)),
+        "EINVAL",
+        2,
+    ),
+    Difference("RENAME_EXCHANGE", "two keys can't swap names", exchange, (None, b"g"), ("EINVAL", b"0123456789")),
+    Difference(
+        "RENAME_NOREPLACE",
+        "libfuse 2 has no flags of rename; what exists is refused all the same",
+        lambda r: outcome(renameat2, r / "f", r / "new", RENAME_NOREPLACE),
+        None,
+        "EINVAL",
+        "fusepy",
+    ),
+    Difference(
+        "`readme` beside `readme.md`",
+        "the second is a field of the hash `readme` (NAMES.md; not so with --new-files string)",
+        a_file_beside_its_field,
+        1,
+        "EACCES",
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    folder = tmp_path_factory.mktemp("differences")
+    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
+        yield mount
+
+
+def test_differences(server: RedisServer, mount: Mount) -> None:
+    """Each deliberate difference is as listed, on an ordinary filesystem and on the mount."""
+    server.client().flushall()
+    binding = mount.status()["binding"]
+    for number, difference in enumerate(DIFFERENCES):
+        with ordinary_folder() as ordinary:
+            for root, expected in ((ordinary, difference.ordinary), (mount.path / f"t{number}", difference.here)):
+                root.mkdir(exist_ok=True)
+                (root / "f").write_bytes(b"0123456789")
+                (root / "g").write_bytes(b"g")
+                (root / "d").mkdir()
+                if root is not ordinary and difference.binding not in (None, binding):
+                    expected = difference.ordinary
+                assert difference.do(root) == expected, f"{difference.what} in {root}"
+
+
+def test_space_is_the_servers_memory(server: RedisServer, mount: Mount) -> None:
+    """statfs(2) tells of the server's memory: all of maxmemory, or of the machine's, and what of it is free."""
+    memory = server.client().info("memory")
+    found = os.statvfs(mount.path)
+    assert found.f_namemax == 255
+    total = found.f_blocks * found.f_frsize
+    assert abs(total - memory["total_system_memory"]) <= found.f_frsize
+    assert abs(total - found.f_bfree * found.f_frsize - memory["used_memory"]) < 64 * 1024 * 1024

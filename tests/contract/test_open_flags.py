@@ -1,0 +1,217 @@
+"""Every combination of open flags, on what there is and what there is not, as an ordinary filesystem answers it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from tests.support.mounts import Mount, eventually, mounted
+from tests.support.oracle import facts, ordinary_folder, outcome, tree
+from tests.support.redis_server import RedisServer
+
+CONTENT = b"0123456789"
+
+
+def reading(fd: int, _path: Path) -> Iterator[Any]:
+    yield outcome(os.read, fd, 4)
+    yield outcome(os.read, fd, 100)
+    yield outcome(os.pread, fd, 3, 8)
+    yield outcome(os.read, fd, 1)
+
+
+def writing(fd: int, _path: Path) -> Iterator[Any]:
+    yield outcome(os.write, fd, b"WXYZ")
+    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield outcome(os.write, fd, b"")
+    yield outcome(os.write, fd, b"!")
+    yield facts(outcome(os.fstat, fd))
+    yield outcome(os.pread, fd, 100, 0)
+    yield outcome(os.fsync, fd)
+
+
+def seeking(fd: int, _path: Path) -> Iterator[Any]:
+    yield outcome(os.lseek, fd, 3, os.SEEK_SET)
+    yield outcome(os.write, fd, b"seek")
+    yield outcome(os.lseek, fd, -2, os.SEEK_CUR)
+    yield outcome(os.read, fd, 5)
+    yield outcome(os.lseek, fd, -1, os.SEEK_SET)
+
+
+def at_the_end(fd: int, _path: Path) -> Iterator[Any]:
+    yield outcome(os.lseek, fd, 2, os.SEEK_END)
+    yield outcome(os.write, fd, b"gap")
+    yield outcome(os.lseek, fd, 0, os.SEEK_SET)
+    yield outcome(os.read, fd, 100)
+
+
+def placed(fd: int, _path: Path) -> Iterator[Any]:
+    yield outcome(os.pwrite, fd, b"far", 20)
+    yield outcome(os.pwrite, fd, b"near", 1)
+    yield outcome(os.pread, fd, 100, 0)
+    yield facts(outcome(os.fstat, fd))
+
+
+def truncating(fd: int, path: Path) -> Iterator[Any]:
+    yield outcome(os.ftruncate, fd, 3)
+    yield facts(outcome(os.fstat, fd))
+    yield outcome(os.ftruncate, fd, 15)
+    yield facts(outcome(os.stat, path))
+    yield outcome(os.read, fd, 100)
+    yield outcome(os.write, fd, b"end")
+
+
+def asking(fd: int, path: Path) -> Iterator[Any]:
+    yield facts(outcome(os.fstat, fd))
+    yield facts(outcome(os.stat, path))
+    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield outcome(os.fchmod, fd, 0o644)
+    yield outcome(os.utime, fd)
+    yield outcome(os.fdatasync, fd)
+
+
+def twice(fd: int, path: Path) -> Iterator[Any]:
+    second = outcome(os.open, path, os.O_RDWR)
+    if isinstance(second, str):
+        yield second
+        return
+    yield outcome(os.write, fd, b"first")
+    yield outcome(os.read, second, 100)
+    yield outcome(os.pwrite, second, b"second", 2)
+    yield outcome(os.pread, fd, 100, 0)
+    yield facts(outcome(os.fstat, fd))
+    yield outcome(os.ftruncate, second, 4)
+    yield facts(outcome(os.fstat, fd))
+    yield outcome(os.close, second)
+    yield outcome(os.write, fd, b"last")
+    yield outcome(os.pread, fd, 100, 0)
+
+
+def duplicated(fd: int, _path: Path) -> Iterator[Any]:
+    copy = os.dup(fd)
+    yield outcome(os.write, fd, b"ab")
+    yield outcome(os.write, copy, b"cd")
+    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield outcome(os.close, copy)
+    yield outcome(os.write, fd, b"ef")
+    yield outcome(os.lseek, fd, 1, os.SEEK_SET)
+    yield outcome(os.read, fd, 100)
+
+
+Script = Callable[[int, Path], Iterator[Any]]
+SCRIPTS: tuple[Script, ...] = (reading, writing, seeking, at_the_end, placed, truncating, asking, twice, duplicated)
+
+ACCESS = {"O_RDONLY": os.O_RDONLY, "O_WRONLY": os.O_WRONLY, "O_RDWR": os.O_RDWR}
+OTHERS = {"O_CREAT": os.O_CREAT, "O_EXCL": os.O_EXCL, "O_TRUNC": os.O_TRUNC, "O_APPEND": os.O_APPEND}
+EXISTING = {"file": CONTENT, "hash.field": CONTENT, "directory/child": b""}
+TARGETS = ("file", "missing", "hash.field", "hash.missing", "directory")
+SKIPPED = {("directory", at_the_end)}  # one of the differences
+
+
+def combinations() -> Iterator[tuple[str, int]]:
+    """Every combination of flags, with a name."""
+    for access, mode in ACCESS.items():
+        for count in range(len(OTHERS) + 1):
+            for names in itertools.combinations(OTHERS, count):
+                yield "|".join((access, *names)), mode | sum(OTHERS[name] for name in names)
+
+
+def cases(folder: Path) -> Iterator[tuple[str, int, str, Script]]:
+    """All of them; where the open fails anyway (as tried in `folder`), once instead of with every script."""
+    for name, flags in combinations():
+        for target in TARGETS:
+            prepare(folder)
+            fd = outcome(os.open, folder / target, flags, 0o644)
+            if not isinstance(fd, str):
+                os.close(fd)
+            shutil.rmtree(folder)
+            scripts = SCRIPTS[:1] if isinstance(fd, str) else SCRIPTS
+            for script in scripts:
+                if (target, script) not in SKIPPED:
+                    yield f"{name} {target} {script.__name__}", flags, target, script
+
+
+def prepare(folder: Path) -> None:
+    """What is there before."""
+    (folder / "directory").mkdir(parents=True)
+    for name, content in EXISTING.items():
+        (folder / name).write_bytes(content)
+
+
+def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]:
+    """Everything that a program sees of one case, and what is there afterwards."""
+    path = folder / target
+    fd = outcome(os.open, path, flags, 0o644)
+    if isinstance(fd, str):
+        return [fd, tree(folder)]
+    try:
+        seen = list(script(fd, path))
+    finally:
+        seen.append(outcome(os.close, fd))
+    return [*seen, facts(outcome(os.stat, path)), tree(folder)]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    folder = tmp_path_factory.mktemp("flags")
+    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
+        yield mount
+
+
+def test_every_combination(server: RedisServer, mount: Mount) -> None:
+    """Each combination of flags, target and what is done then gives the same results, errnos and files as tmpfs."""
+    client = server.client()
+    client.flushall()
+    different = []
+    with ordinary_folder() as ordinary:
+        todo = list(cases(ordinary / "try"))
+        with client.pipeline(transaction=False) as pipe:
+            for number in range(len(todo)):
+                pipe.mset({f"c{number}:file": CONTENT, f"c{number}:directory:child": b""})
+                pipe.hset(f"c{number}:hash", "field", CONTENT)
+            pipe.execute()
+        eventually(lambda: mount.status()["ready"] and mount.status()["keys"] == 3 * len(todo))
+        for number, (name, flags, target, script) in enumerate(todo):
+            folder = ordinary / f"c{number}"
+            prepare(folder)
+            expected = run_case(folder, flags, target, script)
+            seen = run_case(mount.path / f"c{number}", flags, target, script)
+            if seen != expected:
+                different.append(f"{name}\n  expected {expected}\n  but saw  {seen}")
+        for number, (name, *_) in enumerate(todo):
+            folder = ordinary / f"c{number}"
+            wanted = {each: (folder / each).read_bytes() for each in ("file", "missing") if (folder / each).exists()}
+            wanted |= {each.name: each.read_bytes() for each in folder.glob("hash.*")}
+            if not settled(lambda n=number, wanted=wanted: stored(client, n) == wanted):
+                different.append(f"{name}\n  left {wanted}\n  but Redis has {stored(client, number)}")
+    assert not different, f"{len(different)} of {len(todo)} cases:\n" + "\n".join(different[:20])
+
+
+def stored(client: redis.Redis, number: int) -> dict[str, bytes]:
+    """What Redis has of one case, by the names of its files."""
+    files = {name: client.get(f"c{number}:{name}") for name in ("file", "missing")}
+    fields = {f"hash.{name.decode()}": value for name, value in client.hgetall(f"c{number}:hash").items()}
+    return {name: value for name, value in files.items() if value is not None} | fields
+
+
+def settled(condition: Callable[[], bool]) -> bool:
+    """Whether it comes true: what a release saves comes a moment after the close."""
+    try:
+        eventually(condition, 2)
+    except AssertionError:
+        return False
+    return True

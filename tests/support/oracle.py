@@ -1,0 +1,60 @@
+"""Running the same file operations on an ordinary filesystem and on a mount, and comparing what a program sees."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+
+
+def renameat2(old: Path, new: Path, flags: int) -> None:
+    """renameat2(2), which Python does not have."""
+    if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """What a call gives, or the name of its errno."""
+    try:
+        return call(*arguments, **named)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+@contextmanager
+def ordinary_folder() -> Iterator[Path]:
+    """An empty folder of a tmpfs where there is one: the oracle."""
+    memory = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="redisfuse-oracle-", dir=memory if memory.is_dir() else None))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def facts(found: os.stat_result | str) -> Any:
+    """What of a stat(2) must be the same everywhere: the type, and a file's size and links."""
+    if isinstance(found, str):
+        return found
+    if stat.S_ISREG(found.st_mode):
+        return "file", found.st_size, found.st_nlink
+    return "directory" if stat.S_ISDIR(found.st_mode) else oct(found.st_mode)
+
+
+def tree(folder: Path) -> dict[str, Any]:
+    """Everything below a folder: contents of files, None for directories."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        found[str(path.relative_to(folder))] = None if path.is_dir() else path.read_bytes()
+    return found
