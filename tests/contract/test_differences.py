@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import Mount, empty, mounted
 from tests.support.oracle import ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
@@ -84,7 +84,7 @@ DIFFERENCES = (
         "user.redis.ttl is the one attribute that can be set",
         lambda r: outcome(os.setxattr, r / "f", "user.mine", b"1"),
         None,
-        "EOPNOTSUPP",
+        "ENOTSUP",
     ),
     Difference(
         "the end of a directory",
@@ -129,7 +129,7 @@ def mount(
 
 def test_differences(server: RedisServer, mount: Mount) -> None:
     """Each deliberate difference is as listed, on an ordinary filesystem and on the mount."""
-    server.client().flushall()
+    empty(server, mount)
     binding = mount.status()["binding"]
     for number, difference in enumerate(DIFFERENCES):
         with ordinary_folder() as ordinary:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.support.mounts import Mount, eventually, mounted
+from tests.support.mounts import Mount, empty, eventually, mounted
 from tests.support.oracle import facts, ordinary_folder, outcome, tree
 from tests.support.redis_server import RedisServer
 
@@ -175,7 +175,7 @@ def mount(
 def test_every_combination(server: RedisServer, mount: Mount) -> None:
     """Each combination of flags, target and what is done then gives the same results, errnos and files as tmpfs."""
     client = server.client()
-    client.flushall()
+    empty(server, mount)
     different = []
     with ordinary_folder() as ordinary:
         todo = list(cases(ordinary / "try"))

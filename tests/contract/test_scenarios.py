@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import Mount, empty, mounted
 from tests.support.oracle import facts, ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
@@ -750,7 +750,7 @@ def mount(
 @pytest.mark.parametrize("script", SCENARIOS, ids=lambda script: script.__name__)
 def test_scenario(server: RedisServer, mount: Mount, script: Scenario) -> None:
     """A program sees on the mount what it sees on tmpfs, and what it leaves there is the same."""
-    server.client().flushall()
+    empty(server, mount)
     if script in LIBFUSE_3 and mount.status()["binding"] != "mfusepy":
         return
     root = mount.path / script.__name__

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.redis_server import RedisServer
+
 PATIENCE = 20.0  # seconds for a mount to appear or go
 
 
@@ -58,6 +60,12 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
             return found
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.01)
+
+
+def empty(server: RedisServer, mount: Mount) -> None:
+    """Remove every key, and wait until the mount knows."""
+    server.client().flushall()
+    eventually(lambda: mount.status()["ready"] and not mount.status()["keys"])
 
 
 def is_mounted(path: Path) -> bool:
