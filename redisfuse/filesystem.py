@@ -181,6 +181,10 @@ class Filesystem:
                 if self._interrupted():
                     raise InterruptedWaitError("interrupted while the keys are being read") from None
 
+    def names_directory(self, reading: Reading) -> bool:
+        """Whether a reading is a directory, as far as is known by now."""
+        return reading.as_directory is not None and self._is_directory((*reading.directory, reading.as_directory))
+
     def _is_directory(self, directory: tuple[bytes, ...]) -> bool:
         if self.keyspace.ready and self.keyspace.index.is_directory(directory):
             return True

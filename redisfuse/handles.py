@@ -161,7 +161,10 @@ class ScratchHandle:
         return self.file.read(offset, size)
 
     def write(self, offset: int, data: bytes) -> None:
-        self.file.write(self.file.size if self._append else offset, data)
+        if self._append:
+            self.file.append(data)
+        else:
+            self.file.write(offset, data)
 
     def truncate(self, size: int) -> None:
         self.file.truncate(size)

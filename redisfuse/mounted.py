@@ -111,7 +111,7 @@ class Mounted:
         )
         self.operations = Operations(
             self.tree,
-            self.writing.rearranger(self.tree, junk) if self.writing else None,
+            self.writing.rearranger(self.tree, junk, self.told.changed) if self.writing else None,
             self._ownership(),
             Outside(
                 started=self._start,

@@ -25,7 +25,7 @@ from redisfuse.edits import Basis, Edits
 from redisfuse.errors import ConflictError, RedisFuseError
 from redisfuse.journal.states import CHUNK, Content
 from redisfuse.names import Target
-from redisfuse.parking import Parked
+from redisfuse.parking import Parked, PatientClock
 from redisfuse.values.snapshot import SmallSnapshot, Snapshot
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class OpenFile:
         self.writers = 0
         self.buffer: EditBuffer | None = None
         self.version = 0  # grows when what Redis holds was replaced through this file: readers look again
-        self.held_until: float | None = None  # monotonic; not committed before, unless renamed; inf while it is open
+        self.held_until: float | None = None  # by the clock; not committed before, unless renamed; inf while it is open
         self.changed_ns = time.time_ns()
         self._basis = Basis.anything()
         self.parked: Parked | None = None  # what is in Redis until a new file's first commit
@@ -280,6 +280,7 @@ class OpenFiles:
         check_size: Callable[[int], None],
         *,
         hold_seconds: float,
+        clock: PatientClock,
         wake: threading.Event,
     ) -> None:
         self.edits = edits
@@ -287,6 +288,7 @@ class OpenFiles:
         self.check_size = check_size  # raises TooLargeError
         self.wake = wake  # set whenever something begins to wait for its time
         self._hold_seconds = hold_seconds
+        self._clock = clock
         self._lock = threading.Lock()
         self._files: dict[Target, OpenFile] = {}
         self._hidden: dict[bytes, OpenFile] = {}
@@ -334,7 +336,7 @@ class OpenFiles:
             with self._lock:
                 file.handles -= 1
                 if file.handles == 0 and file.held_until is not None:
-                    file.held_until = time.monotonic() + self._hold_seconds
+                    file.held_until = self._clock.now + self._hold_seconds
                     self.wake.set()
             self.forget_if_idle(file)
 
@@ -387,11 +389,13 @@ class OpenFiles:
         with self._lock:
             return iter(list(self._files.values()))
 
-    def commit_held(self, now: float | None) -> None:
-        """Commit the held files whose grace time has passed (`now` monotonic; None: all of them)."""
+    def commit_held(self, now: float | None, prefix: bytes = b"") -> None:
+        """Commit the held files whose grace time has passed (`now` by the clock; None: all) and whose keys begin so."""
         for file in self.all():
             with file.lock:
                 if file.held_until is None or file.handles or (now is not None and file.held_until > now):
+                    continue
+                if file.target is None or not file.target.key.startswith(prefix):
                     continue
                 try:
                     file.commit()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable, Collection
 
 from redisfuse.edits import Basis, Edits
 from redisfuse.errors import (
@@ -24,7 +25,7 @@ from redisfuse.errors import (
 )
 from redisfuse.filesystem import Filesystem
 from redisfuse.journal.states import Content
-from redisfuse.junk import CreateFacts, Junk, Verdict
+from redisfuse.junk import CreateFacts, Junk, Kind, Verdict
 from redisfuse.made import MadeDirectories
 from redisfuse.names import Reading, Target
 from redisfuse.nodes import DirectoryNode, FileNode, Node, OpenNode, ScratchNode
@@ -50,6 +51,7 @@ class Rearranger:
         *,
         strings_only: bool,
         park_seconds: float,
+        reappeared: Callable[[Collection[bytes]], None],
     ) -> None:
         self._tree = tree
         self._overlay = overlay
@@ -58,6 +60,7 @@ class Rearranger:
         self._made = made
         self._strings_only = strings_only  # --new-files string
         self._park_seconds = park_seconds
+        self._reappeared = reappeared  # told of keys that were not in the tree for a while, though in Redis
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -71,26 +74,31 @@ class Rearranger:
             self._overlay.scratch.create(path, mode, exclusive=exclusive)
             return path
         reading = self._tree.grammar.creatable(path)
-        existing = self._tree.find_file(reading)
-        if existing is not None:
-            if exclusive:
-                raise ExistsError("it exists already")
-            target = _target(existing)
-            return self._overlay.files.opened(target, path, writing=True)
-        target = self.new_target(reading)
-        self._edits.check_allowed(target.key)
-        file = self._overlay.files.opened(target, path, writing=True)
-        parked = self._overlay.parking.take(target)
-        basis = Basis.absent() if parked is None else parked.basis
-        file.begin_new(basis, held=verdict.held and parked is None, parked=parked)
+        with self._overlay.parking.claimed(self._targets(reading)):
+            existing = self._tree.find_file(reading)
+            if existing is not None:
+                if exclusive:
+                    raise ExistsError("it exists already")
+                target = _target(existing)
+                return self._overlay.files.opened(target, path, writing=True)
+            target = self.new_target(reading)
+            self._edits.check_allowed(target.key)
+            file = self._overlay.files.opened(target, path, writing=True)
+            parked = self._overlay.parking.get(target)
+            basis = Basis.absent() if parked is None else parked.basis
+            file.begin_new(basis, held=verdict.held and parked is None, parked=parked)
+            self._overlay.parking.take(target)  # not before: else its old content would show for a moment
         return file
+
+    def _targets(self, reading: Reading) -> list[Target]:
+        return [target for target in self._tree.targets(reading) if target is not None]
 
     def new_target(self, reading: Reading, *, whole: bool = False) -> Target:
         """What a new file of this name becomes (NAMES.md); `whole`: it must be a key, since no field can hold it."""
+        for parked in self._targets(reading):
+            if parked in self._overlay.parking:
+                return parked  # it is what was saved there before: an editor is at work
         field, key = self._tree.targets(reading)
-        for target in (field, key):
-            if target is not None and target in self._overlay.parking:
-                return target  # it is what was saved there before: an editor is at work
         if field is None or key is None:
             target = key if field is None else field
             assert target is not None
@@ -133,14 +141,13 @@ class Rearranger:
         file = self._overlay.files.get(target)
         if file is not None:
             with file.lock:
-                parked = file.parked
-                only_here = file.new
+                if file.new:
+                    if file.parked is not None:
+                        self._edits.remove([target], path=path, basis=file.parked.basis)
+                    self._overlay.files.detach(file)
+                    self._keep_parent(target)
+                    return
                 self._overlay.files.detach(file)
-            if only_here:
-                if parked is not None:
-                    self._remove_parked(parked)
-                self._keep_parent(target)
-                return
         self._edits.remove([target], path=path)
         self._keep_parent(target)
 
@@ -159,12 +166,13 @@ class Rearranger:
         with file.lock:
             if file.new:
                 if file.parked is not None:
-                    parking.put_back(file.parked)
+                    parking.park(target, path, file.parked.basis, UNLINK_SECONDS, None)
                 files.detach(file)
             elif isinstance(node, FileNode) and not node.editable:
                 self._edits.remove([target], path=path)
                 files.detach(file, copy=False)  # who reads it has a snapshot
             else:
+                self._edits.check_allowed(target.key)
                 _snapshot, basis = files.snapshot(target)
                 files.detach(file)
                 parking.park(target, path, basis, UNLINK_SECONDS, None)
@@ -182,8 +190,7 @@ class Rearranger:
         if not node.directory:
             raise AccessError("the root stays")
         self._tree.wait()
-        if self._overlay.parking.in_directory(self._tree.grammar.prefix(node.directory)):
-            self.settle(None)
+        self.settle(None, self._tree.grammar.prefix(node.directory))
         index = self._tree.keyspace.index
         if index.is_directory(node.directory) or self._overlay.list(path) or self._made.children(node.directory):
             raise NotEmptyError("the directory is not empty")
@@ -203,6 +210,14 @@ class Rearranger:
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
         """Rename a file or a directory. Raises ExistsError unless `replace`, and what `edits.rename` raises."""
+        try:
+            targets = self._targets(self._tree.grammar.creatable(new))
+        except RedisFuseError:
+            targets = []  # a name for junk, if for anything
+        with self._overlay.parking.claimed(targets):
+            self._rename(old, new, replace=replace)
+
+    def _rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
         source = self._tree.find(old)
         try:
             existing: Node | None = self._tree.find(new)
@@ -211,28 +226,46 @@ class Rearranger:
         if existing is not None and not replace:
             raise ExistsError("it exists already")
         if isinstance(source, DirectoryNode):
+            self._check_no_junk(self._verdict(new, directory=True))
             self._rename_directory(source, old, new, existing)
-        elif isinstance(existing, DirectoryNode):
+            return
+        if isinstance(existing, DirectoryNode):
             raise IsDirectoryError("a directory has that name")
-        elif isinstance(source, ScratchNode):
+        if isinstance(source, ScratchNode):
             self._rename_scratch(source, old, new)
-        elif not isinstance(source, FileNode | OpenNode):
+            return
+        if not isinstance(source, FileNode | OpenNode):
             raise CrossDeviceError("this can't be renamed")
-        elif self._verdict(new).is_junk and _is_editable(source):
+        verdict = self._verdict(new)
+        if verdict.is_junk and _is_editable(source):
             self._park(source, old, new)
         else:
+            self._check_no_junk(verdict)
             self._rename_file(source, old, new, existing)
+
+    def _check_no_junk(self, verdict: Verdict) -> None:
+        """What scratch can't hold as it is (many keys, a list) does not get a name there: mv(1) then copies it.
+
+        A name that is junk only beside what it belongs to is as good as any.
+        """
+        if verdict.is_junk and (verdict.rule is None or verdict.rule.kind is not Kind.COMPANION):
+            raise CrossDeviceError("that is a place for junk, outside of Redis: it can only be copied there")
 
     def _rename_scratch(self, source: ScratchNode, old: bytes, new: bytes) -> None:
         scratch = self._overlay.scratch
-        if source.directory or self._verdict(new).is_junk:
+        if self._verdict(new, directory=source.directory).is_junk:
             scratch.rename(old, new)
             return
+        if source.directory:
+            raise CrossDeviceError("junk is outside of Redis: a directory of it can only be copied there")
         target, basis = self._destination(new)
         with scratch.reading(old) as file:
-            self._edits.save(target, Content.of_file(file), basis=basis, path=new, op="write")
+            content = Content.of_file(file)
+            parked = self._overlay.parking.get(target)
+            if parked is None or not parked.basis.is_content(content):  # else it was only moved away and back
+                self._edits.save(target, content, basis=basis, path=new, op="write")
         self._overlay.parking.take(target)
-        scratch.unlink(old)
+        scratch.hand_over(old)
 
     def _destination(self, new: bytes, *, whole: bool = False) -> tuple[Target, Basis]:
         """What a rename to `new` writes to, and what is expected there."""
@@ -241,6 +274,8 @@ class Rearranger:
         target = self.new_target(reading, whole=whole) if node is None else _target(node)
         if node is not None and isinstance(node, FileNode) and whole and target.field is not None:
             raise AccessError("a hash field can't hold a key of this type")
+        if isinstance(node, FileNode) and not whole and not node.editable:
+            raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
         parked = self._overlay.parking.get(target)
         if parked is not None:
             return target, parked.basis
@@ -256,10 +291,11 @@ class Rearranger:
                 if file.new:
                     self._overlay.scratch.store(new, file.content().chunks())
                     if file.parked is not None:
-                        self._overlay.parking.put_back(file.parked)
+                        self._overlay.parking.park(target, old, file.parked.basis, self._park_seconds, new)
                     files.detach(file)
                     return
                 file.commit()
+        self._edits.check_allowed(target.key)
         snapshot, basis = files.snapshot(target)
         chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
         self._overlay.scratch.store(new, chunks)
@@ -308,7 +344,7 @@ class Rearranger:
             if index.is_directory(directory) or self._made.children(directory) or self._overlay.list(new):
                 raise NotEmptyError("the directory of that name is not empty")
         self._tree.wait()
-        self.settle(None)
+        self.settle(None, grammar.prefix(source.directory))
         before, after = grammar.prefix(source.directory), grammar.prefix(directory)
         for file in self._overlay.files.all():
             if file.target is not None and file.target.key.startswith(before):
@@ -333,21 +369,33 @@ class Rearranger:
 
     # -- what waits for its time -------------------------------------------------------------------------------------
 
-    def settle(self, now: float | None) -> None:
-        """Make changes of the parked removals and held files whose time has come (`now` monotonic; None: of all)."""
-        for parked in self._overlay.parking.take_due(now):
-            self._remove_parked(parked)
-        self._overlay.files.commit_held(now)
+    def settle(self, now: float | None, prefix: bytes = b"") -> None:
+        """Make changes of the parked removals and held files whose time has come (`now` by the clock; None: of all)
+        and whose keys begin with `prefix`."""
+        stays: list[bytes] = []
+        with self._overlay.parking.due(now, prefix) as due:
+            for parked in due:
+                if not self._remove_parked(parked):
+                    stays.append(parked.target.key)
+        if stays:
+            self._reappeared(stays)
+        self._overlay.files.commit_held(now, prefix)
 
-    def _remove_parked(self, parked: Parked) -> None:
+    def _remove_parked(self, parked: Parked) -> bool:
+        """Whether it is gone."""
         shown = os.fsdecode(parked.path)
         try:
             self._edits.remove([parked.target], path=parked.path, basis=parked.basis)
+        except NotFoundError:
+            log.debug("%s was to be removed, and is gone", shown)
         except ConflictError as error:
             log.warning("%s was renamed or unlinked here but changed in Redis meanwhile, so it stays: %s", shown, error)
+            return False
         except RedisFuseError as error:
             log.error("%s was to be removed and is still in Redis: %s", shown, error)
+            return False
         else:
+            self._keep_parent(parked.target)
             if parked.copy is not None:
                 log.warning(
                     "%s was renamed to %s, which is kept out of Redis: the key is removed, its content is in this "
@@ -355,6 +403,7 @@ class Rearranger:
                     shown,
                     os.fsdecode(parked.copy),
                 )
+        return True
 
     # -- small ones --------------------------------------------------------------------------------------------------
 
@@ -391,17 +440,16 @@ class Rearranger:
         return self._junk.verdict(parent, name, facts)
 
     def _is_data(self, parent: bytes, name: bytes) -> bool:
-        """Whether `name` beside a candidate is a key or field in Redis, or a new file that will be one."""
+        """Whether `name` beside a candidate is a key, a field or a directory, or a new file that will be in Redis."""
         try:
             meaning = self._tree.grammar.parse(parent + b"/" + name if parent else name)
         except NotFoundError:
             return False
         if not isinstance(meaning, Reading):
             return False
-        field, key = self._tree.targets(meaning)
-        if any(target is not None and target in self._overlay.parking for target in (field, key)):
+        if any(target in self._overlay.parking for target in self._targets(meaning)):
             return True
-        return self._tree.find_file(meaning) is not None
+        return self._tree.names_directory(meaning) or self._tree.find_file(meaning) is not None
 
 
 _COPY = 1024 * 1024  # bytes a piece when a value is copied to scratch

@@ -17,6 +17,7 @@ from typing import BinaryIO
 
 from redisfuse.errors import (
     BadHandleError,
+    ConflictError,
     ExistsError,
     InvalidError,
     IsDirectoryError,
@@ -49,6 +50,7 @@ class _Inode:
     attributes: dict[bytes, bytes] = field(default_factory=dict)
     handles: int = 0
     linked: bool = True
+    handed_over: bool = False
 
 
 class Scratch:
@@ -188,6 +190,16 @@ class Scratch:
                 raise IsDirectoryError("a directory")
             self._used += len(hidden) - len(old)
             self._inodes[hidden] = self._unlink(old)
+
+    def hand_over(self, path: bytes) -> None:
+        """A file's contents were saved elsewhere: it goes, and who still has it open can't write to it any more.
+
+        Raises NotFoundError, IsDirectoryError.
+        """
+        with self._lock:
+            inode = self._inode(path)
+            self.unlink(path)
+            inode.handed_over = True
 
     def rename_below(self, old: bytes, new: bytes) -> None:
         """Follow a folder that was renamed: everything below it has the new path from now on."""
@@ -352,9 +364,12 @@ class ScratchFile:
             return bytes(memoryview(self._inode().data)[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write `data` at `offset`, with zeros before it if the file is shorter. Raises NoSpaceError."""
+        """Write `data` at `offset`, with zeros before it if the file is shorter.
+
+        Raises NoSpaceError, ConflictError (`hand_over`).
+        """
         with self._scratch._lock:
-            inode = self._inode()
+            inode = self._writable()
             if data:
                 if offset > len(inode.data):
                     self._resize(inode, offset + len(data))
@@ -363,14 +378,14 @@ class ScratchFile:
             inode.modified_ns = time.time_ns()
 
     def append(self, data: bytes) -> None:
-        """Write `data` at the end. Raises NoSpaceError."""
+        """Write `data` at the end. Raises as `write` does."""
         with self._scratch._lock:
             self.write(len(self._inode().data), data)
 
     def truncate(self, size: int) -> None:
-        """Cut the file, or lengthen it with zeros. Raises NoSpaceError."""
+        """Cut the file, or lengthen it with zeros. Raises as `write` does."""
         with self._scratch._lock:
-            inode = self._inode()
+            inode = self._writable()
             self._resize(inode, size)
             inode.modified_ns = time.time_ns()
 
@@ -386,6 +401,12 @@ class ScratchFile:
         if self._open is None:
             raise BadHandleError("the file is closed")
         return self._open
+
+    def _writable(self) -> _Inode:
+        inode = self._inode()
+        if inode.handed_over:
+            raise ConflictError("the file was saved in Redis under another name: open it there")
+        return inode
 
     def _resize(self, inode: _Inode, size: int) -> None:
         self._scratch._reserve(size - len(inode.data))

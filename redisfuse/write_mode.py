@@ -24,7 +24,7 @@ from redisfuse.junk import Junk
 from redisfuse.made import MadeDirectories
 from redisfuse.open_files import OpenFiles
 from redisfuse.overlay import Overlay
-from redisfuse.parking import Parking
+from redisfuse.parking import Parking, PatientClock
 from redisfuse.reading import Reader
 from redisfuse.rearranging import Rearranger
 from redisfuse.scratch import Scratch
@@ -72,16 +72,22 @@ class WriteMode:
             raise
         self._wake = threading.Event()
         self._ending = threading.Event()
+        self._clock = PatientClock()
         self.files = OpenFiles(
-            self.edits, reader.snapshot, _check_size, hold_seconds=settings.park_seconds, wake=self._wake
+            self.edits,
+            reader.snapshot,
+            _check_size,
+            hold_seconds=settings.park_seconds,
+            clock=self._clock,
+            wake=self._wake,
         )
-        self.parking = Parking(self._wake)
+        self.parking = Parking(self._clock, self._wake)
         self.scratch = Scratch(settings.scratch_memory)
         self.overlay = Overlay(self.scratch, self.files, self.parking)
         self._rearranger: Rearranger | None = None
         self._thread = threading.Thread(target=self._keep_time, name="redisfuse-waiting", daemon=True)
 
-    def rearranger(self, tree: Filesystem, junk: Junk) -> Rearranger:
+    def rearranger(self, tree: Filesystem, junk: Junk, reappeared: Callable[[Collection[bytes]], None]) -> Rearranger:
         """The tree's changer; made once, after the tree."""
         self._rearranger = Rearranger(
             tree,
@@ -91,6 +97,7 @@ class WriteMode:
             self.made,
             strings_only=self._settings.new_files == "string",
             park_seconds=self._settings.park_seconds,
+            reappeared=reappeared,
         )
         return self._rearranger
 
@@ -102,9 +109,13 @@ class WriteMode:
         while not self._ending.is_set():
             self._wake.wait()
             self._wake.clear()
+            before = time.monotonic()
             while not self._ending.is_set() and self._waiting():
                 self._ending.wait(TICK)
-                self._settle(time.monotonic())
+                now = time.monotonic()
+                self._clock.advance(min(now - before, 2 * TICK))
+                before = now
+                self._settle(self._clock.now)
 
     def _waiting(self) -> bool:
         return bool(self.parking) or any(file.held_until is not None for file in self.files.all())

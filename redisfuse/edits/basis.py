@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from redisfuse.journal.states import State
+from redisfuse.journal.states import Content, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,10 @@ class Basis:
     def anything(cls) -> Self:
         """Whatever is there may be replaced (a file opened without looking, `apply --force`)."""
         return cls("anything")
+
+    def is_content(self, content: Content) -> bool:
+        """Did the target surely hold just this?"""
+        return self.kind == "content" and self.length == content.size and self.digest == content.digest
 
     @property
     def expected(self) -> int | None:
