@@ -1,7 +1,8 @@
 """Commands as they are sent, small or streamed, and one transaction of them. Nothing here is ever sent twice."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from redisfuse.errors import RedisFuseError, UnavailableError
@@ -10,16 +11,20 @@ from redisfuse.server.server import Dialogue
 
 Argument = bytes | str | int
 
+MOST_AT_ONCE = 100  # commands of a series
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
     """One command. `content`, if there is one, is the last argument; a large one is sent in pieces.
 
-    `size` is about how many bytes it sends.
+    Or, with `series`, as many commands as that makes, for one thing: they are made while they are sent, and have one
+    reply, the first error among theirs or else the last. `words` are then only what it is called.
     """
 
     words: tuple[Argument, ...]
     content: Content | None = None
+    series: Callable[[], Iterator["Command"]] | None = None
 
     @classmethod
     def of(cls, *words: Argument) -> "Command":
@@ -28,8 +33,8 @@ class Command:
 
     @property
     def streamed(self) -> bool:
-        """Whether the last argument is too large to be held in memory whole."""
-        return self.content is not None and self.content.size > CHUNK
+        """Whether it is too large to be held in memory whole."""
+        return self.series is not None or (self.content is not None and self.content.size > CHUNK)
 
     @property
     def removes(self) -> bool:
@@ -70,8 +75,10 @@ def transact(dialogue: Dialogue, commands: Sequence[Command]) -> list[Any] | Non
     nobody knows.
     """
     if any(command.streamed for command in commands):
-        replies = _exchange_streamed(dialogue, commands)
+        counts = _queue_one_by_one(dialogue, commands)
+        replies = dialogue.exchange([("EXEC",)])
     else:
+        counts = [1] * len(commands)
         replies = dialogue.exchange([("MULTI",), *(command.whole for command in commands), ("EXEC",)])
     outcome = replies[-1]
     if isinstance(outcome, RedisFuseError):
@@ -79,26 +86,42 @@ def transact(dialogue: Dialogue, commands: Sequence[Command]) -> list[Any] | Non
         raise NotAppliedError(next(reply for reply in replies if isinstance(reply, RedisFuseError)))
     if outcome is None:
         return None
-    if not isinstance(outcome, list) or len(outcome) != len(commands):
+    if not isinstance(outcome, list) or len(outcome) != sum(counts):
         raise UnavailableError("the server's answer to EXEC makes no sense")
-    return outcome
+    each = iter(outcome)
+    return [_one_reply(list(islice(each, count))) for count in counts]
 
 
-def _exchange_streamed(dialogue: Dialogue, commands: Sequence[Command]) -> list[Any]:
-    """As exchange, one command at a time: before EXEC is sent, no failure leaves a doubt."""
-    replies: list[Any] = []
+def _queue_one_by_one(dialogue: Dialogue, commands: Sequence[Command]) -> list[int]:
+    """MULTI and the commands, each answered before the next is sent: no failure leaves a doubt. How many each was."""
+    counts: list[int] = []
     try:
-        replies += dialogue.exchange([("MULTI",)])
+        value(dialogue.exchange([("MULTI",)])[0])
         for command in commands:
-            value(replies[-1])
-            if command.streamed and command.content is not None:
-                dialogue.send_streamed(command.words, command.content.size, command.content.chunks())
-                replies.append(dialogue.receive())
-            else:
-                replies += dialogue.exchange([command.whole])
+            counts.append(_queue(dialogue, command))
     except RedisFuseError as error:
         raise NotAppliedError(error) from None
-    return replies + dialogue.exchange([("EXEC",)])
+    return counts
+
+
+def _queue(dialogue: Dialogue, command: Command) -> int:
+    if command.series is not None:
+        count = 0
+        for batch in batches(command.series(), MOST_AT_ONCE, CHUNK):
+            for reply in dialogue.exchange([each.whole for each in batch]):
+                value(reply)
+            count += len(batch)
+        return count
+    if command.streamed and command.content is not None:
+        dialogue.send_streamed(command.words, command.content.size, command.content.chunks())
+        value(dialogue.receive())
+    else:
+        value(dialogue.exchange([command.whole])[0])
+    return 1
+
+
+def _one_reply(replies: Sequence[Any]) -> Any:
+    return next((reply for reply in replies if isinstance(reply, RedisFuseError)), replies[-1] if replies else None)
 
 
 def batches(commands: Iterable[Command], most: int, most_bytes: int) -> Iterable[list[Command]]:

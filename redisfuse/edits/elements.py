@@ -210,13 +210,13 @@ class _Lines:
 # -- and back ----------------------------------------------------------------------------------------------------------
 
 
-def rebuild(key: bytes, copy: Content, expires_at: int | None) -> Iterator[Command]:
+def rebuild(key: bytes, copy: Content, facts: Facts) -> Iterator[Command]:
     """The commands that make the key (absent before) what its copy says, in pieces of 1 MiB or 1000 elements."""
     about, records = logical.decode(copy.chunks())
     key_type = about["type"].encode()
+    if key_type == b"hash" and not facts.has_hash_field_ttl:
+        records = (record[:2] for record in records)
     yield from _REBUILDERS[key_type](key, records, about)
-    if expires_at is not None:
-        yield Command.of("PEXPIREAT", key, expires_at)
 
 
 def can_rebuild(key_type: bytes) -> bool:
@@ -243,17 +243,12 @@ def _rebuild_zset(key: bytes, records: Iterable[Record], _about: dict[str, Any])
 
 
 def _rebuild_hash(key: bytes, records: Iterable[Record], _about: dict[str, Any]) -> Iterator[Command]:
-    times: list[tuple[bytes, int]] = []
-
-    def pairs() -> Iterator[tuple[Argument, ...]]:
-        for field, data, *at in records:
+    for batch in batches((Command(record) for record in records), LONGEST_PIECE, CHUNK):
+        yield Command(("HSET", key, *(word for element in batch for word in element.words[:2])))
+        for element in batch:
+            field, _data, *at = element.words
             if at:
-                times.append((bytes_of(field), int(at[0])))
-            yield field, data
-
-    yield from _in_pieces(("HSET", key), pairs())
-    for field, at in times:
-        yield Command.of("HPEXPIREAT", key, at, "FIELDS", 1, field)
+                yield Command.of("HPEXPIREAT", key, at[0], "FIELDS", 1, field)
 
 
 def _rebuild_stream(key: bytes, records: Iterable[Record], about: dict[str, Any]) -> Iterator[Command]:
@@ -272,12 +267,6 @@ def _rebuild_stream(key: bytes, records: Iterable[Record], about: dict[str, Any]
 def _rebuild_json(key: bytes, records: Iterable[Record], _about: dict[str, Any]) -> Iterator[Command]:
     for (document,) in records:
         yield Command.of("JSON.SET", key, "$", document)
-
-
-def bytes_of(part: bytes | int) -> bytes:
-    """A record's part that is bytes."""
-    assert isinstance(part, bytes)
-    return part
 
 
 _REBUILDERS: dict[bytes, Callable[[bytes, Iterable[Record], dict[str, Any]], Iterator[Command]]] = {

@@ -80,7 +80,7 @@ def restore(target: Target, found: Found, wanted: State, facts: Facts, *, portab
     if wanted.kind == "absent":
         return remove(target, facts) if found.state.kind != "absent" else []
     if wanted.kind == "object":
-        return _restore_object(target.key, found, wanted, portable=portable)
+        return _restore_object(target.key, found, wanted, facts, portable=portable)
     assert wanted.content is not None
     if target.field is not None:
         return _restore_field(target.key, target.field, found, wanted, facts)
@@ -111,7 +111,7 @@ def _restore_field(key: bytes, field: bytes, found: Found, wanted: State, facts:
     return commands
 
 
-def _restore_object(key: bytes, found: Found, wanted: State, *, portable: bool) -> list[Command]:
+def _restore_object(key: bytes, found: Found, wanted: State, facts: Facts, *, portable: bool) -> list[Command]:
     there = [Command.of("UNLINK", key)] if found.key_type != b"none" else []
     if wanted.content is not None and not portable:
         if wanted.content.size <= WHOLE:
@@ -124,7 +124,9 @@ def _restore_object(key: bytes, found: Found, wanted: State, *, portable: bool) 
         raise NotSupportedError(
             f"no copy of this {wanted.type.decode('ascii', 'replace')} was kept that could be restored"
         )
-    return [*there, *rebuild(key, wanted.logical, wanted.expires_at)]
+    copy = wanted.logical
+    rebuilt = Command(("rebuild", key), series=lambda: rebuild(key, copy, facts))
+    return [*there, rebuilt, *_expire_key(key, wanted.expires_at)]
 
 
 def _expire_key(key: bytes, at_ms: int | None) -> list[Command]:

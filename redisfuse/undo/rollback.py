@@ -21,6 +21,7 @@ from redisfuse.errors import (
 from redisfuse.journal.directories import decode
 from redisfuse.journal.states import CHUNK, Change, Intent
 from redisfuse.names import Target
+from redisfuse.server.server import Facts
 from redisfuse.undo.ground import Course, Ground, looks_for
 from redisfuse.undo.plan import Conflict, conflict_of, is_directory
 from redisfuse.undo.reverse import Reversal, commands_for, reverse
@@ -160,7 +161,7 @@ class Rollback:
         rest = [each for each in reversals if each.change.id not in settled]
         for reversal in sorted(rest, key=lambda each: each.wanted.kind == "absent"):  # make first, remove then
             if portable:
-                reversal = _portable(reversal)
+                reversal = _portable(reversal, self._steps.server.facts)
             if not reversal.nothing:
                 commands = commands_for(reversal, self._steps.server, portable=portable)
                 steps.append(Step((_intent(reversal),), commands, number))
@@ -220,10 +221,12 @@ def _step_back(moved: Reversal, left: Reversal, number: int) -> Step:
     return Step((_intent(left), _intent(back)), (command,), number)
 
 
-def _portable(reversal: Reversal) -> Reversal:
+def _portable(reversal: Reversal, facts: Facts) -> Reversal:
     if reversal.wanted.kind != "object":
         return reversal
     note = "the server refused the exact copy (another version or maker), so its elements were written back"
+    if reversal.wanted.type == b"hash" and not facts.has_hash_field_ttl:
+        note += ", without expiries of fields, which this server does not have"
     if reversal.wanted.note:
         note = f"{note}; {reversal.wanted.note}"
     return replace(reversal, note=note, wanted=replace(reversal.wanted, note=note))
