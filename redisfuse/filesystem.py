@@ -7,6 +7,8 @@ called from any thread.
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -55,6 +57,8 @@ from redisfuse.nodes import (
 )
 from redisfuse.overlay import Overlay
 from redisfuse.reading import Reader
+
+log = logging.getLogger(__name__)
 
 BRIEFLY = 0.25  # seconds that a look-up waits for the index before it takes an unknown name for a directory
 LONG_FIELD_LIMIT = 1_000_000  # fields of a hash that are looked through for the digest of a long one
@@ -122,6 +126,7 @@ class Filesystem:
         self._empty = empty
         self._options = options
         self.started_ns = started_ns
+        self._told_of_junk = False  # the log says once that some is not listed
         self._note_keys = note_keys  # told of keys that are listed, before the server is asked about them
         self._interrupted = interrupted  # whether the program that waits for the current answer was interrupted
 
@@ -297,16 +302,23 @@ class Filesystem:
                 return
             raise NotFoundError("no key is below it any more")
         for listed in lister.directory(directory):
-            if listed.name not in names and self._shows(listed, not directory):
+            if listed.name in names or (isinstance(listed.node, FileNode) and self._parked(listed.node.target)):
+                continue
+            if not self._options.show_junk and self._junk.hides(listed.name, root=not directory):
+                hidden += 1
+            else:
                 yield listed
-
-    def _shows(self, listed: Listed, root: bool) -> bool:
-        node = listed.node
-        if isinstance(node, FileNode) and self._parked(node.target):
-            return False
-        return self._options.show_junk or not self._junk.hides(listed.name, root=root)
+        if hidden and not self._told_of_junk:
+            self._told_of_junk = True
+            log.info(
+                "/%s: %d names are not listed, as they are junk by their names. An exact path opens them, --show-junk "
+                "lists them, `redisfuse junk scan` finds all of them on the server",
+                os.fsdecode(path),
+                hidden,
+            )
 
     def _lister(self) -> Lister:
+        hidden = 0
         options = self._options
         return Lister(
             self.grammar,

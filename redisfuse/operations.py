@@ -9,11 +9,12 @@ import itertools
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from redisfuse.binding.face import Attr, Entry, Opened, Time
+from redisfuse.binding.face import OMIT, Attr, Entry, Opened, Time
 from redisfuse.errors import (
     AccessError,
     BadHandleError,
@@ -40,6 +41,7 @@ from redisfuse.nodes import (
 )
 from redisfuse.overlay import Overlay
 from redisfuse.rearranging import Rearranger
+from redisfuse.scratch import Scratch
 from redisfuse.values.snapshot import SmallSnapshot
 
 RENAME_NOREPLACE = 1  # renameat2(2)
@@ -351,17 +353,26 @@ class Operations:
     def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
         """Succeeds without effect, as programs fail otherwise."""
         self.getattr(path, handle)
+    def _scratch_of(self, path: bytes) -> Scratch | None:
+        """The scratch area, if the path is of something in it."""
+        overlay = self._overlay
+        return overlay.scratch if overlay is not None and overlay.scratch.exists(path[1:]) else None
+
 
     def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
-        """Succeeds without effect, as programs fail otherwise."""
+        """Succeeds without effect (but on junk), as programs fail otherwise."""
+        if path is not None and (scratch := self._scratch_of(path)) is not None:
+            scratch.set_mode(path[1:], mode)
         self.getattr(path, handle)
 
     def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None:
-        """Succeeds without effect, as programs fail otherwise."""
+        """Succeeds without effect (but on junk), as programs fail otherwise."""
         self.getattr(path, handle)
 
     def statfs(self, path: bytes) -> Mapping[str, int]:
         return self._outside.space()
+        if mtime != OMIT and path is not None and (scratch := self._scratch_of(path)) is not None:
+            scratch.set_modified(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
