@@ -301,6 +301,7 @@ class Filesystem:
             if own or made or (self._empty is not None and directory in self._empty):
                 return
             raise NotFoundError("no key is below it any more")
+        hidden = 0
         for listed in lister.directory(directory):
             if listed.name in names or (isinstance(listed.node, FileNode) and self._parked(listed.node.target)):
                 continue
@@ -318,7 +319,6 @@ class Filesystem:
             )
 
     def _lister(self) -> Lister:
-        hidden = 0
         options = self._options
         return Lister(
             self.grammar,

@@ -350,29 +350,29 @@ class Operations:
         opened = self.create(path, os.O_WRONLY | os.O_EXCL, mode | 0o044)
         self.release(opened.handle)
 
-    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
-        """Succeeds without effect, as programs fail otherwise."""
-        self.getattr(path, handle)
     def _scratch_of(self, path: bytes) -> Scratch | None:
         """The scratch area, if the path is of something in it."""
         overlay = self._overlay
         return overlay.scratch if overlay is not None and overlay.scratch.exists(path[1:]) else None
 
-
-    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
+    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
         """Succeeds without effect (but on junk), as programs fail otherwise."""
+        self.getattr(path, handle)
         if path is not None and (scratch := self._scratch_of(path)) is not None:
             scratch.set_mode(path[1:], mode)
+
+    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
+        """Succeeds without effect, as programs fail otherwise."""
         self.getattr(path, handle)
 
     def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None:
         """Succeeds without effect (but on junk), as programs fail otherwise."""
         self.getattr(path, handle)
+        if mtime != OMIT and path is not None and (scratch := self._scratch_of(path)) is not None:
+            scratch.set_modified(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     def statfs(self, path: bytes) -> Mapping[str, int]:
         return self._outside.space()
-        if mtime != OMIT and path is not None and (scratch := self._scratch_of(path)) is not None:
-            scratch.set_modified(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
