@@ -151,6 +151,17 @@ class Filesystem:
             return node
         return self._find_long(meaning)
 
+    def present(self, path: bytes) -> bytes | None:
+        """The content of the string that a path leads to, if that is known without asking; for read-only mounts."""
+        meaning = self.grammar.parse(path)
+        if not isinstance(meaning, Reading) or meaning.as_key is None or meaning.as_field or meaning.view:
+            return None
+        content = self.attributes.present(self.grammar.join((*meaning.directory, meaning.as_key)))
+        if content is None or meaning.as_directory is None:
+            return content
+        # A directory of the same name has it, and a key that is marked doesn't get here.
+        return None if self._is_directory((*meaning.directory, meaning.as_directory)) else content
+
     def _find_reading(self, reading: Reading) -> Node:
         directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)
         if directory is not None and self._is_directory(directory):

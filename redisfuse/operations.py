@@ -44,6 +44,7 @@ from redisfuse.rearranging import Rearranger
 from redisfuse.scratch import Scratch
 from redisfuse.values.snapshot import SmallSnapshot
 
+_CHANGING = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
 RENAME_NOREPLACE = 1  # renameat2(2)
 TTL_NAME = b"user.redis.ttl"
 STATUS_NAME = b"user.redisfuse.status"  # on the root, never listed: what `redisfuse status` shows
@@ -178,6 +179,8 @@ class Operations:
 
     def open(self, path: bytes, flags: int) -> Opened:
         path = path[1:]
+        if self._change is None and not flags & _CHANGING and (content := self._tree.present(path)) is not None:
+            return self._opened(SnapshotHandle(SmallSnapshot(content)), path, size=len(content))
         node = self._tree.find(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._change is None:

@@ -64,11 +64,14 @@ class Reader:
             return SmallSnapshot(content), Basis.of(content)
         self._keyspace.hear_out(target.key)
         before = self._keyspace.change_count(target.key)
+        snapshot = self._large(target)
+        return snapshot, Basis.big(snapshot.size, _Unchanged(self._keyspace, target.key, before))
+
+    def _large(self, target: Target) -> Snapshot:
         length = self._length(target)
-        unchanged = _Unchanged(self._keyspace, target.key, before)
         if target.field is None:
-            return LargeString(self._server, target.key, length), Basis.big(length, unchanged)
-        return LargeField(self._server, target.key, target.field, length), Basis.big(length, unchanged)
+            return LargeString(self._server, target.key, length)
+        return LargeField(self._server, target.key, target.field, length)
 
     def _length(self, target: Target) -> int:
         if target.field is None:
@@ -96,7 +99,8 @@ class Reader:
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
         if node.view is None and node.type in (b"string", FIELD_TYPE):
-            return self.snapshot(node.target)[0], False
+            content = self._attributes.content(node.target)
+            return self._large(node.target) if content is None else SmallSnapshot(content), False
         text = self._rendering(node)
         if text is not STREAMED:
             return SmallSnapshot(text), False

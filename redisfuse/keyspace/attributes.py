@@ -97,12 +97,15 @@ class AttributeStore:
 
     def look(self, key: bytes) -> Attributes:
         """As `get`, for a key that is likely to be opened: its first 16 KiB come in the same two round trips."""
-        known = self.cache.attributes([key])[0]
-        return known or self._fetch([key], beginning=BEGINNING)[key]
+        return self.cache.attribute(key) or self._fetch([key], beginning=BEGINNING)[key]
 
     def known(self, key: bytes) -> Attributes | None:
         """The attributes if they are cached; the server is not asked."""
-        return self.cache.attributes([key])[0]
+        return self.cache.attribute(key)
+
+    def present(self, key: bytes) -> bytes | None:
+        """A string's whole content if it is cached; the server is not asked."""
+        return self.cache.present(key)
 
     def _fetch(self, keys: Sequence[bytes], *, beginning: int = 0) -> dict[bytes, Attributes]:
         found: dict[bytes, Attributes] = {}

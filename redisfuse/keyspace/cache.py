@@ -91,14 +91,34 @@ class Cache:
             self._count(entries)
             return [entry.attributes if entry else None for entry in entries]
 
-    def content(self, key: bytes) -> bytes | None:
-        """A string's whole content, if it is known."""
+    def attribute(self, key: bytes) -> Attributes | None:
+        """What is known of one key."""
         trust, now = self._trust(), time.monotonic()
         with self._lock:
             entry = self._believed(key, trust, now)
-            content = entry.content if entry else None
-            self._count([content])
-            return content
+            if entry is None:
+                self.misses += 1
+                return None
+            self.hits += 1
+            return entry.attributes
+
+    def content(self, key: bytes) -> bytes | None:
+        """A string's whole content, if it is known."""
+        content = self.present(key)
+        if content is None:
+            with self._lock:
+                self.misses += 1
+        return content
+
+    def present(self, key: bytes) -> bytes | None:
+        """The same, for those who ask in another way if it is not known: that is no miss yet."""
+        trust, now = self._trust(), time.monotonic()
+        with self._lock:
+            entry = self._believed(key, trust, now)
+            if entry is None or entry.content is None:
+                return None
+            self.hits += 1
+            return entry.content
 
     def fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | Unknown]:
         """What is known of fields: pairs of key and field."""
