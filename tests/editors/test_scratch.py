@@ -1,0 +1,267 @@
+"""Junk made through a mount works like any file, and nothing of it reaches Redis or the journal (DESIGN.md 7)."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.changes import history, last_id, monitored
+from tests.support.mounts import Mount, mounted
+from tests.support.redis_server import RedisServer
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        server.client().mset({"k": "data", "d:k": "data", "nums:1": "one", "nums:4913": "forty-nine"})
+        server.client().set("d:big", bytes(2 * MIB))
+        server.client().hset("user", "bio", "old")
+        yield server
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    folder = tmp_path_factory.mktemp("scratch")
+    options = ("--binding", request.param, "--scratch-memory", "1MiB", "--park-seconds", "0.5")
+    with mounted(folder, server.tcp_url(), *options, write=True) as mount:
+        yield mount
+
+
+@pytest.fixture
+def path(server: RedisServer, mount: Mount) -> Iterator[Path]:
+    """The mount; afterwards Redis and the journal must be what they were, and no command may have written."""
+    client = server.client()
+    keys, before = sorted(client.keys()), last_id(mount)
+    with monitored(server) as commands:
+        yield mount.path
+    assert commands == []
+    assert sorted(client.keys()) == keys
+    assert history(mount, before) == []
+
+
+def refused(number: int, call: Callable[..., object], *arguments: object) -> None:
+    """Assert that a call fails with an errno."""
+    with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is checked
+        call(*arguments)
+    assert raised.value.errno == number, raised.value
+
+
+@pytest.mark.parametrize(
+    "name", [".DS_Store", "._k", "._d", "d/._k", "d/.k.swp", "user.bio~", ".user.bio.swp", "k~", "#k#", "d/Thumbs.db"]
+)
+def test_a_junk_file(name: str, path: Path) -> None:
+    """A file with the name of junk is made, written, read, listed, mapped, renamed and removed like any other."""
+    file = path / name
+    with file.open("xb") as out:
+        out.write(b"hello world")
+    refused(errno.EEXIST, os.open, file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    assert file.read_bytes() == b"hello world"
+    assert file.name in os.listdir(file.parent)
+    with file.open("r+b") as both:
+        with mmap.mmap(both.fileno(), 0) as mapping:
+            mapping[0:5] = b"HELLO"
+            mapping.flush()
+        both.seek(6)
+        both.write(b"there, you")
+        both.flush()
+        assert os.fstat(both.fileno()).st_size == 16
+    assert file.read_bytes() == b"HELLO there, you"
+    os.truncate(file, 5)
+    with file.open("ab") as one, file.open("ab") as two:
+        one.write(b"1")
+        one.flush()
+        two.write(b"2")
+        two.flush()
+        one.write(b"3")
+    assert file.read_bytes() == b"HELLO123"
+    os.chmod(file, 0o640)
+    os.utime(file, ns=(1, 1_000_000_000_000_000_000))
+    found = file.stat()
+    assert (found.st_mode & 0o777, found.st_mtime_ns, found.st_size) == (0o640, 1_000_000_000_000_000_000, 8)
+    other = file.with_name(".other.swp")
+    os.rename(file, other)
+    assert not file.exists()
+    assert other.read_bytes() == b"HELLO123"
+    with other.open("rb") as still:
+        other.unlink()
+        assert still.read() == b"HELLO123"
+        assert not [each for each in os.listdir(file.parent) if each.startswith(".")]
+    refused(errno.ENOENT, other.stat)
+
+
+def test_extended_attributes(path: Path) -> None:
+    """Extended attributes of junk, which Finder sets, are kept, listed, replaced and removed."""
+    file = path / ".DS_Store"
+    file.touch()
+    os.setxattr(file, "user.com.apple.FinderInfo", b"x" * 32)
+    os.setxattr(file, "user.note", b"1", os.XATTR_CREATE)
+    refused(errno.EEXIST, os.setxattr, file, "user.note", b"2", os.XATTR_CREATE)
+    os.setxattr(file, "user.note", b"2", os.XATTR_REPLACE)
+    assert sorted(os.listxattr(file)) == ["user.com.apple.FinderInfo", "user.note"]
+    assert os.getxattr(file, "user.note") == b"2"
+    os.removexattr(file, "user.note")
+    refused(errno.ENODATA, os.getxattr, file, "user.note")
+    file.unlink()
+
+
+def test_a_folder_of_junk(path: Path) -> None:
+    """What is made in a folder that is junk is junk, whatever its name; the folder is renamed and removed whole."""
+    trash = path / ".Trash-1000"
+    (trash / "files" / "deep").mkdir(parents=True)
+    (trash / "files" / "plain.txt").write_text("1")
+    (trash / "files" / "deep" / "k").write_text("2")
+    (trash / "info").mkdir()
+    assert sorted(os.listdir(trash)) == ["files", "info"]
+    assert (trash / "files").is_dir()
+    refused(errno.ENOTEMPTY, os.rmdir, trash)
+    os.rename(trash / "files" / "deep", trash / "info" / "deeper")
+    assert (trash / "info" / "deeper" / "k").read_text() == "2"
+    other = path / ".Trash-1001"
+    os.rename(trash, other)
+    assert (other / "files" / "plain.txt").read_text() == "1"
+    refused(errno.EXDEV, os.rename, other / "files", path / "files")
+    refused(errno.EXDEV, os.rename, path / "d", other / "d")
+    shutil.rmtree(other)
+    assert not other.exists()
+
+
+def test_companions_of_folders(path: Path) -> None:
+    """A folder of keys is something that junk can belong to: AppleDouble files, backups."""
+    (path / "d" / ".DS_Store").touch()
+    (path / "._d").touch()
+    (path / "d~").mkdir()
+    assert {"._d", "d~"} <= set(os.listdir(path))
+    (path / "d" / ".DS_Store").unlink()
+    (path / "._d").unlink()
+    (path / "d~").rmdir()
+
+
+def test_junk_in_a_made_folder(mount: Mount, server: RedisServer) -> None:
+    """Junk lives in a folder that mkdir made, and beside it; the folder can't be removed before its junk."""
+    made = mount.path / "made"
+    before = last_id(mount)
+    made.mkdir()
+    names = (".DS_Store", ".new.swp")
+    for name in names:
+        (made / name).write_bytes(b"x")
+    made.with_name("._made").write_bytes(b"x")
+    assert sorted(os.listdir(made)) == sorted(names)
+    refused(errno.ENOTEMPTY, os.rmdir, made)
+    os.rename(made, made.with_name("renamed"))
+    assert sorted(os.listdir(made.with_name("renamed"))) == sorted(names)
+    shutil.rmtree(made.with_name("renamed"))
+    made.with_name("._made").unlink()
+    assert not server.client().keys("*made*")
+    assert [row["op"] for row in history(mount, before)] == ["mkdir", "rmdir"]
+
+
+def test_a_probe_that_is_a_key(path: Path) -> None:
+    """vim's probe 4913 never touches a key of that name, and leaves nothing where there is none."""
+    refused(errno.EEXIST, os.open, path / "nums" / "4913", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    for number in ("d/4913", "nums/5036"):
+        os.close(os.open(path / number, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+        os.chmod(path / number, 0o644)
+        os.unlink(path / number)
+        assert not (path / number).exists()
+
+
+def test_temporary_files_that_are_removed(path: Path) -> None:
+    """What is made with O_EXCL and mode 0600, synced, read and removed again, never was anywhere else."""
+    file = path / "d" / "sess1234"
+    descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    os.write(descriptor, b"secret")
+    os.fsync(descriptor)
+    os.close(descriptor)
+    assert file.read_bytes() == b"secret"
+    assert "sess1234" in os.listdir(path / "d")
+    file.unlink()
+
+
+def test_it_is_bounded(path: Path) -> None:
+    """Beyond --scratch-memory is ENOSPC, also for a backup; removing gives the room back."""
+    file = path / ".k.swp"
+    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY)
+
+    def fill() -> None:
+        while True:  # a write that is cut in pieces may succeed in part
+            os.write(descriptor, bytes(MIB // 4))
+
+    refused(errno.ENOSPC, fill)
+    size = os.fstat(descriptor).st_size
+    assert MIB // 2 < size <= MIB
+    refused(errno.ENOSPC, os.ftruncate, descriptor, 2 * MIB)
+    assert os.fstat(descriptor).st_size == size
+    os.close(descriptor)
+    file.unlink()
+    file.write_bytes(bytes(MIB * 3 // 4))
+    file.unlink()
+
+
+def test_a_backup_that_has_no_room(path: Path, server: RedisServer) -> None:
+    """A key that is too large for the scratch area is not renamed to a junk name: ENOSPC, and it is as it was."""
+    client = server.client()
+    refused(errno.ENOSPC, os.rename, path / "d" / "big", path / "d" / "big~")
+    assert client.strlen("d:big") == 2 * MIB
+    assert (path / "d" / "big").stat().st_size == 2 * MIB
+
+
+def test_copying_a_folder_with_junk(path: Path, tmp_path: Path) -> None:
+    """`cp -r` of a folder of junk and `cp -a`'s attributes succeed."""
+    source = tmp_path / "x.sb-1a2b3c4d-AbCdEf"
+    source.mkdir()
+    (source / ".DS_Store").write_bytes(b"x")
+    (source / "y").write_bytes(b"y")
+    subprocess.run(["cp", "-a", str(source), str(path)], check=True, timeout=20)
+    assert (path / source.name / "y").read_bytes() == b"y"
+    assert (path / source.name / "y").stat().st_mtime_ns // 1000 == (source / "y").stat().st_mtime_ns // 1000
+    shutil.rmtree(path / source.name)
+
+
+def test_it_is_gone_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
+    """After unmounting, nothing of the junk is anywhere; the next mount does not have it."""
+    for _ in range(2):
+        with mounted(tmp_path, server.tcp_url(), write=True) as mount:
+            assert sorted(os.listdir(mount.path)) == ["d", "k", "nums", "user.bio"]
+            (mount.path / ".DS_Store").write_bytes(b"x")
+            (mount.path / "._k").write_bytes(b"x")
+            mount.stop()
+            assert not history(mount)
+    assert len(server.client().keys()) == 6
+
+
+def test_a_read_only_mount_has_none(server: RedisServer, tmp_path: Path) -> None:
+    """In a read-only mount making junk is EROFS like anything else."""
+    with mounted(tmp_path, server.tcp_url()) as mount:
+        for name in (".DS_Store", ".k.swp", "k~", "4913"):
+            refused(errno.EROFS, os.open, mount.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        refused(errno.EROFS, os.mkdir, mount.path / ".Trash-1000")
+        refused(errno.EROFS, os.rename, mount.path / "k", mount.path / "k~")
+
+
+def test_without_the_filter(server: RedisServer, tmp_path: Path) -> None:
+    """With --no-junk-filter every name is data; with --keep one is, and with --junk another is not."""
+    client: redis.Redis = server.client()
+    with mounted(tmp_path, server.tcp_url(), "--no-junk-filter", write=True) as mount:
+        (mount.path / ".DS_Store").write_bytes(b"x")
+        assert client.get(".DS_Store") == b"x"
+        assert ".DS_Store" in os.listdir(mount.path)
+        (mount.path / ".DS_Store").unlink()
+    with mounted(tmp_path, server.tcp_url(), "--keep", ".DS_Store", "--junk", "*.bak", write=True) as mount:
+        (mount.path / ".DS_Store").write_bytes(b"x")
+        (mount.path / "k.bak").write_bytes(b"x")
+        assert client.get(".DS_Store") == b"x"
+        assert not client.exists("k.bak")
+        assert client.get("k") == b"data"
+        (mount.path / ".DS_Store").unlink()
