@@ -64,9 +64,11 @@ def make_plan(journal: Journal, server: Server, groups: Sequence[Group], *, forc
     """Look at everything and decide, without changing anything. Raises UnavailableError and what reading raises."""
     course = Course()
     decidable: dict[int, bool] = {}
-    for change in (change for group in groups for change in group if not is_directory(change)):
-        decidable[change.id] = course.admits(change)
-        course.add(change)
+    for group in groups:
+        keyed = [change for change in group if not is_directory(change)]
+        decidable |= {change.id: course.admits(change) for change in keyed}
+        for change in keyed:
+            course.add(change)
     ground = Ground(_read(server, [change for group in groups for change in group if decidable.get(change.id)]))
     now = server_time(server)
     chosen = {change.id for group in groups for change in group}

@@ -44,6 +44,8 @@ def _named(journal: Journal, wanted: Selection) -> list[Group]:
     rows: dict[int, Change] = {}
     for id in wanted.ids:
         change = journal.change(id)
+        if change.state == "pending":
+            raise UsageError(f"it is not known yet whether change {id} was made: `redisfuse recover` finds out")
         if change.state not in ("applied", "unknown"):
             raise UsageError(f"change {id} was never made (it is {change.state}): there is nothing to take back")
         rows[id] = change
