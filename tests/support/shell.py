@@ -1,0 +1,37 @@
+"""Running programs on a mount as somebody would: a script in a shell, with nothing of this machine's configuration."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+GIT = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "A",
+    "GIT_AUTHOR_EMAIL": "a@example.org",
+    "GIT_COMMITTER_NAME": "A",
+    "GIT_COMMITTER_EMAIL": "a@example.org",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
+
+def sh(folder: Path, script: str, *, timeout: float = 60) -> str:
+    """Run a bash script in a folder, stopping at the first command that fails; returns what it printed.
+
+    Fails with all that it printed if it does not end well within `timeout` seconds.
+    """
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=folder,
+        env={**os.environ, **GIT, "LC_ALL": "C.UTF-8"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"status {done.returncode} of\n{script}\n{done.stdout}"
+    return done.stdout
