@@ -115,10 +115,10 @@ def working(journal: Journal, way: Way, change_session: int) -> Iterator[Work]:
 
 def settle_open(journal: Journal, way: Way, *, quiet: bool) -> tuple[list[tuple[Change, Outcome]], bool]:
     """Settle what is pending, server by server; also whether every server that has some could be reached."""
-    from redisfuse.undo.recovery import open_changes, settle
+    from redisfuse.undo.recovery import settle
 
     waiting: dict[str, list[Change]] = {}
-    for change in open_changes(journal):
+    for change in journal.pending():
         waiting.setdefault(change.server, []).append(change)
     if way.url is not None and len(waiting) > 1:
         raise UsageError(f"changes of {len(waiting)} servers are open; --url can be only one of them")

@@ -1,6 +1,8 @@
 """Does a target hold a state that the journal knows? The question of conflict checks, rollbacks and recovery."""
 
 import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from redisfuse.edits.capture import Found, Look
@@ -53,6 +55,21 @@ def same_state(one: State, other: State) -> bool:
     return _same_object(one, other) if one.kind == "object" else one.content == other.content
 
 
+def agrees(seen: State, state: State) -> bool:
+    """Whether what was recorded as `seen` may have been `state`, as far as both tell: slices tell only a part."""
+    if "slice" not in (seen.kind, state.kind):
+        return same_state(seen, state)
+    if seen.kind not in ("value", "slice") or state.kind not in ("value", "slice") or seen.size != state.size:
+        return False
+    if seen.kind == state.kind and seen.offset != state.offset:
+        return True
+    part, whole = (state, seen) if state.kind == "slice" else (seen, state)
+    assert part.content is not None
+    assert whole.content is not None
+    start = part.offset - whole.offset
+    return _digest_of_part(whole.content, start, part.content.size) == part.content.digest
+
+
 def same_expiry(found: Found, state: State) -> bool:
     """Whether the expiries are the state's, as exactly as this server tells them."""
     there = found.state
@@ -83,29 +100,33 @@ def _same_slice(state: State, there: State) -> bool:
         return False
     if state.content.size == there.content.size:
         return state.content == there.content
-    return _prefix_digest(there.content, state.content.size) == state.content.digest
+    return _digest_of_part(there.content, 0, state.content.size) == state.content.digest
 
 
-def _prefix_digest(content: Content, size: int) -> bytes:
+def _digest_of_part(content: Content, start: int, size: int) -> bytes:
     sha = hashlib.sha256()
+    at = 0
     for chunk in content.chunks():
-        sha.update(chunk[:size])
-        size -= len(chunk)
-        if size <= 0:
+        sha.update(chunk[max(start - at, 0) : max(start + size - at, 0)])
+        at += len(chunk)
+        if at >= start + size:
             break
     return sha.digest()
 
 
+def reached(states: Sequence[State], found: Found, now: int) -> int | None:
+    """Which of the states that a target went through, or should have, it holds: the last that fits; None: none of them.
+
+    `now` is the server's clock, ms.
+    """
+    expiry = any(one.kind == other.kind and one.content == other.content for one, other in pairwise(states))
+    for number in reversed(range(len(states))):
+        if holds(found, states[number], expiry=expiry, now=now):
+            return number
+    return None
+
+
 def verdict(intent: Intent, found: Found, now: int) -> Verdict:
     """What became of a change whose answer never came: the new state there, the prior one, or something else."""
-    expiry = _only_expiry(intent)
-    if holds(found, intent.new, expiry=expiry, now=now):
-        return "applied"
-    if holds(found, intent.prior, expiry=expiry, now=now):
-        return "failed"
-    return "unknown"
-
-
-def _only_expiry(intent: Intent) -> bool:
-    """Whether nothing but the expiry tells the two states apart."""
-    return intent.prior.kind == intent.new.kind and intent.prior.content == intent.new.content
+    number = reached((intent.prior, intent.new), found, now)
+    return "unknown" if number is None else "applied" if number else "failed"

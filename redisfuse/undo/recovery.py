@@ -3,13 +3,15 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from redisfuse.edits.capture import Capture, Found
-from redisfuse.edits.compare import look_for, same_state, verdict
+from redisfuse.edits.capture import Capture
+from redisfuse.edits.compare import agrees, look_for, reached
 from redisfuse.edits.steps import server_time
 from redisfuse.journal.journal import Journal, now
-from redisfuse.journal.states import Change, Intent, Outcome
+from redisfuse.journal.states import Change, Outcome, State
 from redisfuse.names import Target
 from redisfuse.server.server import Server
+
+Chain = list[Change]
 
 LIVING = 60_000  # ms; a younger change of a session that is still running is settled by that session
 BATCH = 500
@@ -32,92 +34,102 @@ def recover(
 ) -> list[tuple[Change, Outcome]]:
     """Settle the pending changes of the server that `session` is for; returns each with what it turned out to be.
 
-    Changes in flight of other living sessions are left to these. Raises UnavailableError (what is settled stays so).
+    Changes in flight of other living sessions are settled only if they are seen to be made. Raises UnavailableError
+    (what is settled stays so).
     """
-    waiting = open_changes(journal, journal.session(session).info.server.name, session)
-    return settle(journal, server, waiting, progress=progress)
-
-
-def open_changes(journal: Journal, name: str | None = None, session: int | None = None) -> list[Change]:
-    """Changes that nobody will settle if not we: of a server (None: of all), those of other living sessions apart."""
-    return [change for change in journal.pending(name) if not _in_flight(journal, change, session)]
+    waiting = journal.pending(journal.session(session).info.server.name)
+    return settle(journal, server, waiting, session=session, progress=progress)
 
 
 def settle(
-    journal: Journal, server: Server, waiting: Sequence[Change], *, progress: Progress = lambda _count: None
+    journal: Journal,
+    server: Server,
+    waiting: Sequence[Change],
+    *,
+    session: int | None = None,
+    progress: Progress = lambda _count: None,
 ) -> list[tuple[Change, Outcome]]:
-    """Settle these changes, all of this server. Raises UnavailableError."""
+    """Settle these changes, all of one server, as `recover` does."""
     settled: list[tuple[Change, Outcome]] = []
-    for batch in _batches(waiting):
-        for change, outcome in zip(batch, _outcomes(journal, server, batch), strict=True):
-            journal.settle([change.id], outcome, WORDS[outcome])
-            settled.append((change, outcome))
-        progress(len(batch))
+    for batch in _batches(_chains(waiting)):
+        for chain, outcomes in zip(batch, _outcomes(journal, server, batch), strict=True):
+            for change, outcome in zip(chain, outcomes, strict=True):
+                if outcome == "applied" or not _in_flight(journal, change, session):
+                    journal.settle([change.id], outcome, WORDS[outcome])
+                    settled.append((change, outcome))
+        progress(sum(len(chain) for chain in batch))
     if settled:
         journal.flush()
     return settled
 
 
-def _batches(changes: Sequence[Change]) -> Iterator[list[Change]]:
-    """In order, each target at most once in a batch: one reading can't serve two changes of it."""
-    batch: list[Change] = []
-    seen: set[Target] = set()
+def _chains(changes: Sequence[Change]) -> list[Chain]:
+    """Changes of one target that follow each other within a moment, perhaps in one transaction."""
+    chains: dict[tuple[object, ...], Chain] = {}
     for change in changes:
-        target = Target(change.key, change.field)
+        alone = change.id if "slice" in (change.prior.kind, change.new.kind) else None
+        chains.setdefault((change.session, change.at, change.key, change.field, alone), []).append(change)
+    return list(chains.values())
+
+
+def _batches(chains: Sequence[Chain]) -> Iterator[list[Chain]]:
+    """In order, each target at most once in a batch: one reading can't serve two changes of it."""
+    batch: list[Chain] = []
+    seen: set[Target] = set()
+    for chain in chains:
+        target = _target(chain[0])
         if batch and (len(batch) >= BATCH or target in seen):
             yield batch
             batch, seen = [], set()
-        batch.append(change)
+        batch.append(chain)
         seen.add(target)
     if batch:
         yield batch
 
 
+def _target(change: Change) -> Target:
+    return Target(change.key, change.field)
+
+
 def _in_flight(journal: Journal, change: Change, session: int | None) -> bool:
+    """Whether another session may be about to make it right now."""
     if change.session == session or now() - change.at > LIVING:
         return False
     other = journal.session(change.session)
     return other.ended_at is None and not other.died
 
 
-def _outcomes(journal: Journal, server: Server, changes: Sequence[Change]) -> list[Outcome]:
-    intents = [intent_of(change) for change in changes]
-    found = _read(server, intents)
+def _outcomes(journal: Journal, server: Server, chains: Sequence[Chain]) -> list[list[Outcome]]:
+    looks = [look_for(_target(chain[0]), *_states(chain)) for chain in chains]
+    with server.dialogue() as dialogue:
+        found = Capture(server, dialogue, dump_limit=0).read(looks)
     at = server_time(server)
-    outcomes: list[Outcome] = []
-    for change, intent in zip(changes, intents, strict=True):
-        outcome: Outcome = verdict(intent, found[Target(change.key, change.field)], at)
-        outcomes.append(_witnessed(journal, change) or outcome)
+    outcomes: list[list[Outcome]] = []
+    for chain in chains:
+        seen = _witnessed(journal, chain)
+        if seen is None:
+            seen = reached(_states(chain), found[_target(chain[0])], at)
+        outcomes.append(_each(chain, seen))
     return outcomes
 
 
-def _read(server: Server, intents: Sequence[Intent]) -> dict[Target, Found]:
-    looks = [look_for(Target(intent.key, intent.field), intent.prior, intent.new) for intent in intents]
-    with server.dialogue() as dialogue:
-        return Capture(server, dialogue, dump_limit=0).read(looks)
+def _states(chain: Chain) -> list[State]:
+    """What the target held before the first, and after each."""
+    return [chain[0].prior, *(change.new for change in chain)]
 
 
-def _witnessed(journal: Journal, change: Change) -> Outcome | None:
-    """What the next change of the same target saw before it was made, if there is one: it was there first."""
-    later = [each for each in journal.later_changes(change) if each.field == change.field and each.state == "applied"]
+def _each(chain: Chain, done: int | None) -> list[Outcome]:
+    """The outcome of each change, of which so many were made."""
+    if done is None:
+        return ["unknown"] * len(chain)
+    return ["applied" if number < done else "failed" for number in range(len(chain))]
+
+
+def _witnessed(journal: Journal, chain: Chain) -> int | None:
+    """How many were made, by what the next change of the target found: that counts more than what is there now."""
+    last = chain[-1]
+    later = [each for each in journal.later_changes(last) if each.field == last.field and each.at != last.at]
     if not later:
         return None
-    seen = later[-1].prior
-    if same_state(seen, change.new):
-        return "applied"
-    return "failed" if same_state(seen, change.prior) else None
-
-
-def intent_of(change: Change) -> Intent:
-    """The intent that a change was recorded from."""
-    return Intent(
-        change.path,
-        change.op,
-        change.key,
-        change.field,
-        change.prior,
-        change.new,
-        reverts=change.reverts,
-        applies=change.applies,
-        new_path=change.new_path,
-    )
+    fitting = [number for number, state in enumerate(_states(chain)) if agrees(later[-1].prior, state)]
+    return fitting[0] if len(fitting) == 1 else None

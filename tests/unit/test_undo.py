@@ -455,7 +455,10 @@ def test_pending_changes_are_settled_by_looking(bench: Bench) -> None:
         (intent(b"ttl", value, State.of_value(b"v", expires_at=at)), "applied"),
         (intent(b"ttl", State.of_value(b"v", expires_at=at), value), "failed"),
     ]
-    ids = [bench.journal.intend(bench.session, [each])[0] for each, _ in intents]
+    ids = []
+    for each, _ in intents:
+        ids += bench.journal.intend(bench.session, [each])
+        time.sleep(0.002)
     settled = recover(bench.journal, bench.server, bench.session)
     assert [(change.id, outcome) for change, outcome in settled] == [
         (id, outcome) for id, (_, outcome) in zip(ids, intents, strict=True)
@@ -472,3 +475,39 @@ def test_a_later_change_is_a_witness(bench: Bench) -> None:
     bench.save(b"k", b"3")
     assert [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)] == ["applied"]
     assert bench.journal.change(id).state == "applied"
+
+
+def test_changes_of_one_transaction_are_settled_as_one(bench: Bench) -> None:
+    """Two steps of one target in one transaction were both made or neither; two transactions may have got half-way."""
+    one, two, three = (State.of_value(data) for data in (b"1", b"2", b"3"))
+    chain = [Intent(b"k", "rollback", b"k", None, one, two), Intent(b"k", "rollback", b"k", None, two, three)]
+    for there, outcomes in ((b"1", ["failed"] * 2), (b"2", ["applied", "failed"]), (b"3", ["applied"] * 2)):
+        bench.redis.set("k", there)
+        bench.journal.intend(bench.session, chain, group=[1, 1])
+        assert [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)] == outcomes
+
+
+def test_changes_in_flight_of_another_session_are_settled_only_if_made(bench: Bench) -> None:
+    """What a living mount is about to write is not said to have failed; what is seen to be made is."""
+    other = bench.journal.begin_session(bench.journal.session(bench.session).info)
+    bench.redis.mset({"made": "new", "flying": "old"})
+    old, new = State.of_value(b"old"), State.of_value(b"new")
+    for key in (b"made", b"flying"):
+        bench.journal.intend(other, [Intent(key, "write", key, None, old, new)])
+    settled = recover(bench.journal, bench.server, bench.session)
+    assert [(change.key, outcome) for change, outcome in settled] == [(b"made", "applied")]
+    bench.journal.end_session(other)
+    settled = recover(bench.journal, bench.server, bench.session)
+    assert [(change.key, outcome) for change, outcome in settled] == [(b"flying", "failed")]
+
+
+def test_appends_bear_witness_by_their_lengths(bench: Bench) -> None:
+    """An append that another one followed was made, though the string is longer now."""
+    bench.redis.set("k", "aaabbcc")
+    first = Intent(b"k", "append", b"k", None, State.of_slice(b"", 3, 3), State.of_slice(b"bb", 3, 5))
+    second = Intent(b"k", "append", b"k", None, State.of_slice(b"", 5, 5), State.of_slice(b"cc", 5, 7))
+    for each in (first, second):
+        bench.journal.intend(bench.session, [each])
+        time.sleep(0.002)
+    outcomes = [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)]
+    assert outcomes == ["applied", "applied"]

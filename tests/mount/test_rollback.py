@@ -1,0 +1,152 @@
+"""Review and rollback of what was done through a real mount, while it is mounted."""
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.changes import history, last_id
+from tests.support.mounts import Mount, empty, eventually, mounted, run
+from tests.support.redis_server import RedisServer
+from tests.unit.test_undo import contents, make_one_of_each
+
+AT = int(time.time() * 1000) + 3_600_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    with mounted(tmp_path_factory.mktemp("rollback"), server.tcp_url(), "--park-seconds", "0.2", write=True) as mount:
+        yield mount
+
+
+@pytest.fixture
+def client(server: RedisServer, mount: Mount) -> redis.Redis:
+    empty(server, mount)
+    return server.client()
+
+
+def prepare(client: redis.Redis, mount: Mount) -> dict[bytes, tuple[object, int]]:
+    """Keys of all types, some of which expire; returns what is there."""
+    for key in make_one_of_each(client, "d:"):
+        client.pexpireat(key, AT)
+    client.mset({"a": "1", "b": "2", "e:f:g": "deep"})
+    client.pexpireat("b", AT + 1)
+    eventually(lambda: (mount.path / "e" / "f" / "g").exists() and (mount.path / "d" / "stream").exists())
+    return contents(client)
+
+
+def roll_back(mount: Mount, *words: str) -> tuple[int, str]:
+    """Run the command on the mount's journal."""
+    done = run(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount: Mount) -> None:
+    """Every kind of edit is taken back at once, TTLs included, and the mount shows it within a second; then redone."""
+    root = mount.path
+    before = prepare(client, mount)
+    first = last_id(mount)
+    (root / "a").write_text("new")
+    with (root / "b").open("a") as file:
+        file.write("more")
+    os.truncate(root / "a", 1)
+    (root / "d" / "hash.f").write_text("other")
+    (root / "d" / "list").unlink()
+    (root / "d" / "hash.f").rename(root / "moved")
+    (root / "e").rename(root / "z")
+    os.setxattr(root / "a", "user.redis.ttl", b"50000000")
+    (root / "new").write_text("fresh")
+    after = contents(client)
+    ids = [row["id"] for row in history(mount, first)]
+    status, said = roll_back(mount, *map(str, ids))
+    assert status == 0, said
+    assert contents(client) == before
+    eventually(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists(), 1)
+    eventually(lambda: (root / "a").read_text() == "1", 1)
+    assert (root / "d" / "list").exists()
+    redone = [row["id"] for row in history(mount, ids[-1])]
+    status, said = roll_back(mount, *map(str, redone))
+    assert status == 0, said
+    assert contents(client) == after
+
+
+def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: Mount) -> None:
+    """What a conflict refused is listed, shown beside what is there, and written by apply."""
+    client.set("k", "old", pxat=AT)
+    eventually(lambda: (mount.path / "k").exists())
+    descriptor = os.open(mount.path / "k", os.O_RDWR)
+    os.write(descriptor, b"mine")
+    client.set("k", "theirs", keepttl=True)
+    with pytest.raises(OSError, match="Stale"):
+        os.close(descriptor)
+    id = str(last_id(mount))
+    journal = ("--journal-file", str(mount.journal))
+    [row] = run(mount.path.parent, "log", "--state", "refused", "--limit", "1", "--json", *journal).stdout.splitlines()
+    assert json.loads(row)["id"] == int(id)
+    assert "theirs" in run(mount.path.parent, "diff", id, *journal).stdout
+    assert run(mount.path.parent, "apply", id, *journal).returncode == 0
+    assert client.get("k") == b"mine"
+    assert client.pexpiretime("k") == AT
+    eventually(lambda: (mount.path / "k").read_text() == "mine", 1)
+
+
+def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]]:
+    """Edits as programs make them; not each is possible at each time."""
+    names = ["a", "b", "c", "d/string", "d/hash.f", "d/new", "d/hash.g", "e/f/g"]
+    any_name = lambda: root / random.choice([*names, "d/list", "d/set", "d/zset", "d/stream"])  # noqa: E731
+    file = lambda: root / random.choice(names)  # noqa: E731
+
+    def append(path: Path) -> None:
+        with path.open("ab") as out:
+            out.write(random.randbytes(5))
+
+    def patch(path: Path) -> None:
+        with path.open("r+b") as out:
+            out.seek(random.randrange(6))
+            out.write(b"patch")
+
+    return [
+        lambda: file().write_bytes(random.randbytes(random.randrange(20))),
+        lambda: append(file()),
+        lambda: patch(file()),
+        lambda: os.truncate(file(), random.randrange(10)),
+        lambda: any_name().unlink(),
+        lambda: file().rename(file()),
+        lambda: os.setxattr(file(), "user.redis.ttl", b"%d" % random.choice([-1, 10**8, 2 * 10**8])),
+        lambda: (root / "e").rename(root / "y"),
+        lambda: (root / "y").rename(root / "e"),
+    ]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mount: Mount, seed: int) -> None:
+    """After random edits through the mount, rolling back the newest of them gives the state before these, exactly."""
+    generator = random.Random(seed)
+    states = [(last_id(mount), prepare(client, mount))]
+    edits = random_edits(mount.path, generator)
+    for _ in range(30):
+        try:
+            generator.choice(edits)()
+        except OSError:
+            continue
+        time.sleep(0.3 if mount.status().get("parked") else 0)
+        states.append((last_id(mount), contents(client)))
+    for index in sorted(generator.sample(range(len(states)), min(4, len(states))), reverse=True):
+        id, before = states[index]
+        rows = [row for row in history(mount, id) if row["state"] in ("applied", "pending") and row["reverts"] is None]
+        status, said = roll_back(mount, *(str(row["id"]) for row in rows)) if rows else (0, "")
+        assert status == 0, said
+        assert contents(client) == before
+    roll_back(mount, *(str(row["id"]) for row in history(mount, states[0][0]) if row["reverts"] is None))
+    assert contents(client) == states[0][1]
