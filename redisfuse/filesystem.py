@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -140,7 +140,7 @@ class Filesystem:
             return own
         meaning = self.grammar.parse(path)
         if isinstance(meaning, Reading):
-            return self._find_reading(meaning)
+            return self._find_reading(path, meaning)
         if isinstance(meaning, Root):
             return DirectoryNode(())
         if isinstance(meaning, Updater):
@@ -162,7 +162,7 @@ class Filesystem:
         # A directory of the same name has it, and a key that is marked doesn't get here.
         return None if self._is_directory((*meaning.directory, meaning.as_directory)) else content
 
-    def _find_reading(self, reading: Reading) -> Node:
+    def _find_reading(self, path: bytes, reading: Reading) -> Node:
         directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)
         if directory is not None and self._is_directory(directory):
             return DirectoryNode(directory)
@@ -173,6 +173,8 @@ class Filesystem:
             return DirectoryNode(directory)  # nobody knows yet; whoever lists it will wait for the index
         if directory is not None and self._is_directory(directory):
             return DirectoryNode(directory)  # the index was completed meanwhile
+        if directory is not None and self.overlay is not None and self.overlay.has_below(path):
+            return DirectoryNode(directory)  # its keys have gone, but what is being edited there has not
         raise NotFoundError(f"{shown(reading.name)}: no such key")
 
     def _knows_directories(self) -> bool:
@@ -308,8 +310,10 @@ class Filesystem:
             name = self.grammar.directory_name(component, root=not directory)
             if name not in names and not lister.index.is_directory((*directory, component)):
                 yield Listed(name, DirectoryNode((*directory, component)))
+        kept = self._kept_by_own(path, names, lister)
+        yield from kept
         if not lister.index.is_directory(directory):
-            if own or made or (self._empty is not None and directory in self._empty):
+            if own or made or kept or (self._empty is not None and directory in self._empty):
                 return
             raise NotFoundError("no key is below it any more")
         hidden = 0
@@ -328,6 +332,19 @@ class Filesystem:
                 os.fsdecode(path),
                 hidden,
             )
+
+    def _kept_by_own(self, path: bytes, listed: Collection[bytes], lister: Lister) -> Sequence[Listed]:
+        """The directories in one that hold nothing but junk, or what is being edited."""
+        found = []
+        for name in self.overlay.folders(path) if self.overlay is not None else ():
+            if name in listed:
+                continue
+            meaning = self.grammar.parse(path + b"/" + name if path else name)
+            if isinstance(meaning, Reading) and meaning.as_directory is not None:
+                directory = (*meaning.directory, meaning.as_directory)
+                if not lister.index.is_directory(directory) and (self._empty is None or directory not in self._empty):
+                    found.append(Listed(name, DirectoryNode(directory)))
+        return found
 
     def _lister(self) -> Lister:
         options = self._options

@@ -94,7 +94,13 @@ class Mounted:
         self.writing: WriteMode | None = None
         if settings.write:
             self.writing = WriteMode(
-                settings, server, self.reader, mountpoint, self.keyspace.will_change, self._applied
+                settings,
+                server,
+                self.reader,
+                mountpoint,
+                self.keyspace.will_change,
+                self._applied,
+                self.told.changed,
             )
         self.tree = Filesystem(
             grammar=self.grammar,
@@ -111,7 +117,7 @@ class Mounted:
         )
         self.operations = Operations(
             self.tree,
-            self.writing.rearranger(self.tree, junk, self.told.changed) if self.writing else None,
+            self.writing.rearranger(self.tree, junk) if self.writing else None,
             self._ownership(),
             Outside(
                 started=self._start,

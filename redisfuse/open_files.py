@@ -202,6 +202,8 @@ class OpenFile:
         self._settle_new()
         self.version += 1
         self._drop_buffer()
+        if self.target is not None:
+            self._files.given_up(self.target.key)
 
     def _drop_buffer(self) -> None:
         if self.buffer is not None:
@@ -222,6 +224,7 @@ class OpenFile:
                     log.error("%s: not saved at its last close: %s", os.fsdecode(self.path), error)
             if self._error is not None and self.uncommitted:
                 self._keep_refused()
+                self._forget_edit()
             self._drop_buffer()
 
     def _keep_refused(self) -> None:
@@ -282,10 +285,12 @@ class OpenFiles:
         hold_seconds: float,
         clock: PatientClock,
         wake: threading.Event,
+        given_up: Callable[[bytes], None],
     ) -> None:
         self.edits = edits
         self.snapshot = snapshot
         self.check_size = check_size  # raises TooLargeError
+        self.given_up = given_up  # told of the key of an edit that came to nothing
         self.wake = wake  # set whenever something begins to wait for its time
         self._hold_seconds = hold_seconds
         self._clock = clock

@@ -35,6 +35,20 @@ class Overlay:
         """Whether a target is still in Redis but no longer in the tree."""
         return target in self.parking
 
+    def folders(self, path: bytes) -> set[bytes]:
+        """The names in a directory that lead to something of this mount's own, even if no key is below them."""
+        start = path + b"/" if path else b""
+        found = self.scratch.folders(path)
+        for file in self.files.all():
+            name, slash, _rest = file.path[len(start) :].partition(b"/")
+            if slash and file.path.startswith(start) and file.uncommitted:
+                found.add(name)
+        return found
+
+    def has_below(self, path: bytes) -> bool:
+        """Whether something of this mount's own is in a directory, or further below."""
+        return bool(self.list(path) or self.folders(path))
+
     def list(self, path: bytes) -> list[Listed]:
         """The junk in a directory, and the new files that are not in Redis yet."""
         base = path + b"/" if path else b""

@@ -136,6 +136,7 @@ class Rearranger:
         node = self._tree.find(path)
         if isinstance(node, ScratchNode):
             self._overlay.scratch.unlink(path)
+            self._keep_folder(path.rpartition(b"/")[0])
             return
         target = _target(node)
         file = self._overlay.files.get(target)
@@ -197,6 +198,12 @@ class Rearranger:
         self._edits.remove_directory(node.directory, path=path)
         self._made.load()
         self._keep_directory(node.directory[:-1])
+
+    def _keep_folder(self, path: bytes) -> None:
+        if path and not self._overlay.scratch.is_directory(path):
+            meaning = self._tree.grammar.parse(path)
+            if isinstance(meaning, Reading) and meaning.as_directory is not None:
+                self._keep_directory((*meaning.directory, meaning.as_directory))
 
     def _keep_parent(self, target: Target) -> None:
         """A directory stays when its last file goes, until rmdir."""

@@ -84,6 +84,13 @@ class Scratch:
         with self._lock:
             return tuple(self._names.get(path, ()))
 
+    def folders(self, path: bytes) -> set[bytes]:
+        """The names in a folder that lead to something here, as folders of any kind."""
+        start = path + b"/" if path else b""
+        with self._lock:
+            below = [folder[len(start) :] for folder in self._names if folder.startswith(start)]
+        return {name.partition(b"/")[0] for name in below if name}
+
     def attributes(self, path: bytes) -> ScratchAttributes:
         """Mode, size and time of a file or directory. Raises NotFoundError."""
         with self._lock:

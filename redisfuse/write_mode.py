@@ -49,6 +49,7 @@ class WriteMode:
         mountpoint: Path,
         on_begin: Callable[[Collection[bytes]], None],
         on_applied: OnApplied,
+        reappeared: Callable[[Collection[bytes]], None],
     ) -> None:
         self._settings = settings
         self.journal = Journal.open(settings.journal_file, create=True)
@@ -70,6 +71,7 @@ class WriteMode:
         except BaseException:
             self.journal.close()
             raise
+        self._reappeared = reappeared  # told of keys that the tree shows again as Redis has them
         self._wake = threading.Event()
         self._ending = threading.Event()
         self._clock = PatientClock()
@@ -80,6 +82,7 @@ class WriteMode:
             hold_seconds=settings.park_seconds,
             clock=self._clock,
             wake=self._wake,
+            given_up=lambda key: reappeared([key]),
         )
         self.parking = Parking(self._clock, self._wake)
         self.scratch = Scratch(settings.scratch_memory)
@@ -87,7 +90,7 @@ class WriteMode:
         self._rearranger: Rearranger | None = None
         self._thread = threading.Thread(target=self._keep_time, name="redisfuse-waiting", daemon=True)
 
-    def rearranger(self, tree: Filesystem, junk: Junk, reappeared: Callable[[Collection[bytes]], None]) -> Rearranger:
+    def rearranger(self, tree: Filesystem, junk: Junk) -> Rearranger:
         """The tree's changer; made once, after the tree."""
         self._rearranger = Rearranger(
             tree,
@@ -97,7 +100,7 @@ class WriteMode:
             self.made,
             strings_only=self._settings.new_files == "string",
             park_seconds=self._settings.park_seconds,
-            reappeared=reappeared,
+            reappeared=self._reappeared,
         )
         return self._rearranger
 
