@@ -136,7 +136,7 @@ def reading(folder: Path, rows: int) -> None:
     size = path.stat().st_size
     print(f"filled {rows} rows:  {rows / took:8.0f} /s, {size / rows:.0f} bytes a row")
     middle = str(rows // 2)
-    base = _median([], path)
+    base = answer_time([], path)
     print(f"{'redisfuse --version':60} {base * 1000:6.0f} ms")
     for words in (
         ["log"],
@@ -160,7 +160,7 @@ def reading(folder: Path, rows: int) -> None:
         ["diff", "--session", "3"],
         ["sessions"],
     ):
-        extra = _median(words, path) - base
+        extra = answer_time(words, path) - base
         verdict = "" if extra < LIMIT else "   MORE THAN 0.3 s"
         print(f"{'redisfuse ' + ' '.join(words):60} {extra * 1000:+6.0f} ms{verdict}")
 
@@ -177,7 +177,7 @@ def pruning(folder: Path, rows: int) -> None:
     print(f"prune of {done.changes} changes: {took:.1f} s, the file is {smaller:.0%} smaller")
 
 
-def _median(words: list[str], path: Path) -> float:
+def answer_time(words: list[str], path: Path) -> float:
     """Seconds until the first byte of the answer, or its end."""
     command = [str(Path(sys.executable).with_name("redisfuse")), *(words or ["--version"])]
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path)}

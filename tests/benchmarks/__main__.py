@@ -1,0 +1,102 @@
+"""The benchmarks: this mount beside the direct way and beside tmpfs, in one run.
+
+    python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
+
+Topics: reading, writing, undo, following; all unless named. `--write` puts the tables and the machine they were
+measured on into tests/benchmarks/RESULTS.md. Also by hand, in more detail: tests.benchmarks.bench_index,
+bench_journal and bench_rollback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks import machine
+from tests.benchmarks.ground import SIZES, Run, folders
+from tests.benchmarks.report import Table
+
+TOPICS = ("reading", "writing", "undo", "following")
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main() -> int:
+    """Measure, print, and write."""
+    options = _options()
+    topics: Sequence[str] = options.topics or TOPICS
+    load, began = machine.load(), time.time()
+    about = [
+        *machine.describe(),
+        ("Load before the run", load),
+        ("Run", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
+    ]
+    console = Console(width=max(160, Console().width))
+    sections: dict[str, list[Table]] = {}
+    with folders() as (disk, memory, kind):
+        about.append(("tmpfs", kind))
+        names = (options.binding,) if options.binding else tuple(machine.bindings())
+        for topic in topics:
+            (disk / topic).mkdir()
+            (memory / topic).mkdir()
+            run = Run(SIZES[options.size], names, disk / topic, memory / topic)
+            sections[topic] = importlib.import_module(f"tests.benchmarks.{topic}").measure(run)
+    about.append(("Took", f"{time.time() - began:.0f} s, with the {options.size} sizes"))
+    for tables in sections.values():
+        for table in tables:
+            console.print()
+            table.show(console)
+    console.print()
+    for name, value in about:
+        console.print(f"{name}: {value}", highlight=False)
+    if options.write:
+        _write(sections, about)
+        console.print(f"Written to {RESULTS}")
+    missed = [row for tables in sections.values() for table in tables for row in table.rows if "MISSED" in row[-1]]
+    console.print(f"Goals missed: {len(missed)}")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
+    parser.add_argument("topics", nargs="*", metavar="TOPIC", help=", ".join(TOPICS))
+    much = parser.add_mutually_exclusive_group()
+    much.add_argument("--quick", dest="size", action="store_const", const="quick", help="small sizes: does it all run?")
+    much.add_argument("--large", dest="size", action="store_const", const="large", help="5 M keys, 1 M journal rows")
+    parser.add_argument("--binding", help="this one only")
+    parser.add_argument("--write", action="store_true", help="write tests/benchmarks/RESULTS.md")
+    parser.set_defaults(size="normal")
+    options = parser.parse_args()
+    unknown = set(options.topics) - set(TOPICS)
+    if unknown:
+        parser.error(f"no such topic: {', '.join(sorted(unknown))} (there are {', '.join(TOPICS)})")
+    return options
+
+
+def _write(sections: dict[str, list[Table]], about: Sequence[tuple[str, str]]) -> None:
+    """Replace the sections of the topics that were measured; keep the others, each with the machine of its run."""
+    found = dict(_sections(RESULTS.read_text())) if RESULTS.exists() else {}
+    machine_text = "\n".join(f"- {name}: {value}" for name, value in about)
+    for topic, tables in sections.items():
+        found[topic] = "\n".join(
+            [*(table.markdown() for table in tables), f"### Machine of this run\n\n{machine_text}\n"]
+        )
+    ordered = [(topic, found[topic]) for topic in TOPICS if topic in found]
+    text = "# Results of the benchmarks\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
+    text += "Trust the ratios, not the absolute figures.\n\n"
+    RESULTS.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))
+
+
+def _sections(text: str) -> list[tuple[str, str]]:
+    parts = re.split(r"^# (.+)$", text, flags=re.MULTILINE)[1:]
+    return [(name.lower(), body) for name, body in zip(parts[::2], parts[1::2], strict=True)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

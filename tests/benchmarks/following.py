@@ -1,0 +1,117 @@
+"""Following: a server that is written to as fast as can be; what the mount and the server make of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+
+import psutil  # type: ignore[import-untyped]
+import redis
+
+from tests.benchmarks.ground import MIB, Run
+from tests.benchmarks.report import Table, goal, rate, size
+from tests.support.mounts import Mount
+from tests.support.redis_server import RedisServer
+
+PAUSE = 0.1  # seconds between two looks
+SETTLING = 60.0  # seconds that it may take to be live again
+
+
+def measure(bench: Run) -> list[Table]:
+    """All of it."""
+    table = Table(
+        "Following: a server written to as fast as redis-benchmark does",
+        (
+            "work",
+            "writes",
+            "without the mount",
+            "mount CPU",
+            "mount memory",
+            "server's buffers",
+            "was live",
+            "live again after",
+            "goal",
+        ),
+        notes=[
+            "mount CPU: cores in use, on average; server's buffers: the most memory that the server held for the "
+            "mount's connections (`CLIENT LIST`, tot-mem).",
+            "was live: the part of the time in which every change was followed; else it says so in `status`.",
+        ],
+    )
+    if not shutil.which("redis-benchmark"):
+        table.notes.append("redis-benchmark is missing.")
+        return [table]
+    for name, words in (
+        ("SET of existing keys", ["-r", "100000", "SET", "bench:__rand_int__", "value"]),
+        ("SET of ever new keys", ["-r", "1000000000", "SET", "new:__rand_int__", "value"]),
+    ):
+        for pipeline in (1, 32):
+            _follow(bench, table, f"{name}, pipeline {pipeline}", ["-P", str(pipeline), *words])
+    return [table]
+
+
+def _follow(bench: Run, table: Table, name: str, words: list[str]) -> None:
+    with RedisServer() as server:
+        client = server.client()
+        alone, _, _, _ = _load(server, client, words, bench.sizes.following / 4, None)
+        client.flushall()
+        client.mset({f"bench:{number:012}": "value" for number in range(100_000)})
+        with bench.mount(server, bench.bindings[0]) as mount:
+            process = psutil.Process(mount.process.pid)
+            before, idle = process.cpu_times(), mount.status()["memory_bytes"]
+            began = time.monotonic()
+            written, live, buffers, reason = _load(server, client, words, bench.sizes.following, mount)
+            cores = (sum(process.cpu_times()[:2]) - sum(before[:2])) / (time.monotonic() - began)
+            memory = process.memory_info().rss - idle
+            ended = time.monotonic()
+            while not mount.status()["live"] and time.monotonic() < ended + SETTLING:
+                time.sleep(PAUSE)
+            again = time.monotonic() - ended if mount.status()["live"] else None
+        if reason:
+            table.notes.append(f"{name}: while not live it said: {reason}")
+        table.add(
+            name,
+            rate(written),
+            rate(alone),
+            f"{cores:.2f} cores",
+            size(memory),
+            size(buffers),
+            f"{live:.0%}",
+            "" if live == 1 else "never" if again is None else f"{again:.1f} s",
+            goal("≤ 1 core, buffers ≤ 40 MiB", cores <= 1.0 and buffers <= 40 * MIB),
+        )
+
+
+def _load(
+    server: RedisServer, client: redis.Redis, words: list[str], seconds: float, mount: Mount | None
+) -> tuple[float, float, int, str]:
+    """Writes a second; the part of the looks that found the mount live; the server's most memory for it; its reason."""
+    command = ["redis-benchmark", "-s", server.socket_path, "-q", "-c", "16", "-n", "1000000000", *words]
+    looks, live, buffers, reason = 0, 0, 0, ""
+    before = _commands(client)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        began = time.monotonic()
+        try:
+            while time.monotonic() < began + seconds:
+                time.sleep(PAUSE)
+                if mount is not None:
+                    status = mount.status()
+                    looks += 1
+                    live += status["live"]
+                    reason = reason or ("" if status["live"] else str(status["reason"]))
+                    buffers = max(buffers, _held_for_mounts(client))
+            written = (_commands(client) - before) / (time.monotonic() - began)
+        finally:
+            process.kill()
+    return written, live / looks if looks else 1.0, buffers, reason
+
+
+def _commands(client: redis.Redis) -> int:
+    found = client.info("commandstats").get("cmdstat_set", {"calls": 0})
+    return int(found["calls"])
+
+
+def _held_for_mounts(client: redis.Redis) -> int:
+    """Bytes that the server holds for the connections named redisfuse."""
+    return sum(int(each["tot-mem"]) for each in client.client_list() if each.get("name") == "redisfuse")
