@@ -20,18 +20,32 @@ class MadeDirectories:
         self._server = server  # ServerIdentity.name
         self._lock = threading.Lock()
         self._made: set[Directory] = set()
+        self._version = -1
         self._children: dict[Directory, set[bytes]] = {}
         self.load()
 
-    def load(self) -> None:
-        """Read them again: something was changed in the journal."""
+    def load(self) -> set[Directory]:
+        """Read them again: something was changed in the journal. Returns those that came or went."""
         made = self._journal.directories(self._server)
         children: dict[Directory, set[bytes]] = {}
         for directory in made:
             for depth in range(len(directory)):
                 children.setdefault(directory[:depth], set()).add(directory[depth])
         with self._lock:
+            changed = self._made ^ made
             self._made, self._children = made, children
+        return changed
+
+    def reload_if_changed(self) -> set[Directory]:
+        """Read them again if anything was written to the journal since this was last asked (a rollback, another mount).
+
+        Returns those that came or went.
+        """
+        version = self._journal.data_version()
+        if version == self._version:
+            return set()
+        self._version = version
+        return self.load()
 
     def __contains__(self, directory: Directory) -> bool:
         with self._lock:
@@ -48,11 +62,8 @@ class MadeDirectories:
             self._journal.add_directory(self._server, directory)
             self.load()
 
-    def moved(self, old: Directory, new: Directory, *, keep: bool) -> None:
-        """A directory was renamed: what was made in it goes with it; `keep`: so does it, as it has no keys."""
+    def moves(self, old: Directory, new: Directory, *, itself: bool) -> list[tuple[Directory, Directory]]:
+        """What is renamed along with a directory: what was made in it; `itself`: and the directory, as it has no keys."""
         with self._lock:
-            below = [each for each in self._made if each[: len(old)] == old]
-        added = {new + each[len(old) :] for each in below} | ({new} if keep else set())
-        if below or keep:
-            self._journal.alter_directories(self._server, add=added, remove=below)
-            self.load()
+            below = {each for each in self._made if each[: len(old)] == old}
+        return [(each, new + each[len(old) :]) for each in sorted(below | ({old} if itself else set()))]

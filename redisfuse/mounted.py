@@ -101,6 +101,7 @@ class Mounted:
                 self.keyspace.will_change,
                 self._applied,
                 self.told.changed,
+                self._directories_changed,
             )
         self.tree = Filesystem(
             grammar=self.grammar,
@@ -215,6 +216,10 @@ class Mounted:
             return existing(self._server, keys)
         except RedisFuseError:
             return [None] * len(keys)  # the follower's thread will find out
+
+    def _directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
+        """Empty directories came or went in the journal: the kernel may know otherwise."""
+        self.notifier.invalidate([self.grammar.directory_path(each) for each in directories], parents_too=True)
 
     def _reset(self) -> None:
         self.attributes.drop_all()

@@ -362,7 +362,10 @@ class Rearranger:
         if moves:
             self._edits.rename(moves, path=old, new_path=new)
         self._follow(dict(moves), before, after, old, new)
-        self._made.moved(source.directory, directory, keep=not moves)
+        made = self._made.moves(source.directory, directory, itself=not moves)
+        if made:
+            self._edits.rename_directories(made, path=old, new_path=new)
+            self._made.load()
         self._overlay.scratch.rename_below(old, new)
 
     def _follow(self, moves: dict[Target, Target], before: bytes, after: bytes, old: bytes, new: bytes) -> None:

@@ -21,7 +21,7 @@ from redisfuse.filesystem import Filesystem
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.states import ServerIdentity, SessionInfo
 from redisfuse.junk import Junk
-from redisfuse.made import MadeDirectories
+from redisfuse.made import Directory, MadeDirectories
 from redisfuse.open_files import OpenFiles
 from redisfuse.overlay import Overlay
 from redisfuse.parking import Parking, PatientClock
@@ -35,6 +35,7 @@ from redisfuse.undo import recover
 log = logging.getLogger(__name__)
 
 LARGEST = 512 * 1024 * 1024  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+LOOK = 0.5  # seconds between looks whether somebody else wrote to the journal
 TICK = 0.05  # seconds between looks at what waits for its time
 
 
@@ -50,8 +51,10 @@ class WriteMode:
         on_begin: Callable[[Collection[bytes]], None],
         on_applied: OnApplied,
         reappeared: Callable[[Collection[bytes]], None],
+        on_directories: Callable[[Collection[Directory]], None],
     ) -> None:
         self._settings = settings
+        self._on_directories = on_directories  # told of empty directories that came or went in the journal
         self.journal = Journal.open(settings.journal_file, create=True)
         try:
             info = _session(settings, server, mountpoint)
@@ -110,7 +113,9 @@ class WriteMode:
 
     def _keep_time(self) -> None:
         while not self._ending.is_set():
-            self._wake.wait()
+            if not self._wake.wait(LOOK):
+                self._look_at_directories()
+                continue
             self._wake.clear()
             before = time.monotonic()
             while not self._ending.is_set() and self._waiting():
@@ -119,6 +124,16 @@ class WriteMode:
                 self._clock.advance(min(now - before, 2 * TICK))
                 before = now
                 self._settle(self._clock.now)
+
+    def _look_at_directories(self) -> None:
+        """Empty directories are in the journal only, where a rollback or another mount may have changed them."""
+        try:
+            changed = self.made.reload_if_changed()
+        except RedisFuseError as error:
+            log.debug("the journal's directories could not be read: %s", error)
+            return
+        if changed:
+            self._on_directories(changed)
 
     def _waiting(self) -> bool:
         return bool(self.parking) or any(file.held_until is not None for file in self.files.all())

@@ -240,6 +240,20 @@ class Edits:
         intent = Intent(path, "rmdir", encode(directory), None, DIRECTORY, ABSENT)
         self.journal.alter_directories(self._name, remove=[directory], session=self.session, intents=[intent])
 
+    def rename_directories(self, moves: Sequence[tuple[Directory, Directory]], *, path: bytes, new_path: bytes) -> None:
+        """Give empty directories other names."""
+        intents: list[Intent] = []
+        for old, new in moves:
+            intents.append(Intent(path, "rename", encode(old), None, DIRECTORY, ABSENT, new_path=new_path))
+            intents.append(Intent(path, "rename", encode(new), None, ABSENT, DIRECTORY, new_path=new_path))
+        self.journal.alter_directories(
+            self._name,
+            add=[new for _, new in moves],
+            remove=[old for old, _ in moves],
+            session=self.session,
+            intents=intents,
+        )
+
     # -- the rest -----------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:

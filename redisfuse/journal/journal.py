@@ -227,6 +227,12 @@ class Journal:
 
     # -- the rest ----------------------------------------------------------------------------------------------------
 
+    def data_version(self) -> int:
+        """A number that is another one whenever somebody (this process too) has written to the journal since."""
+        [(version,)] = self.query("PRAGMA data_version")
+        assert isinstance(version, int)
+        return version
+
     def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query. It sees what was committed before it began."""
         with self._reading, database.translated(self.path):

@@ -299,3 +299,26 @@ def test_the_journal_reads_well_without_us(client: redis.Redis, mount: Mount) ->
     with sqlite3.connect(f"file:{mount.journal}?mode=ro", uri=True) as database:
         rows = database.execute("SELECT op, path, key FROM history ORDER BY id DESC LIMIT 1").fetchall()
     assert rows == [("create", "k", "k")]
+
+
+def test_empty_directories_roll_back(client: redis.Redis, mount: Mount) -> None:
+    """A mkdir, and the rename of an empty directory, are taken back while mounted: the mount shows it within a second."""
+    assert client.dbsize() == 0
+    path = mount.path
+    (path / "made").mkdir()
+    (path / "made" / "inner").mkdir()
+    before = last_id(mount)
+    os.rename(path / "made", path / "moved")
+    assert (path / "moved" / "inner").is_dir()
+    assert not (path / "made").exists()
+    assert {row["op"] for row in history(mount, before)} == {"rename"}
+    done = run(path.parent, "rollback", str(last_id(mount)), "--yes", "--journal-file", str(mount.journal))
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: (path / "made" / "inner").is_dir() and not (path / "moved").exists(), 2)
+    (path / "made" / "inner").rmdir()
+    change = last_id(mount)
+    done = run(path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
+    assert done.returncode == 0, done.stderr
+    eventually(lambda: (path / "made" / "inner").is_dir(), 2)
+    (path / "made" / "inner").rmdir()
+    (path / "made").rmdir()
