@@ -196,7 +196,7 @@ class Scratch:
             if inode.directory:
                 raise IsDirectoryError("a directory")
             self._used += len(hidden) - len(old)
-            self._inodes[hidden] = self._unlink(old)
+            self._link(hidden, self._unlink(old), listed=False)
 
     def hand_over(self, path: bytes) -> None:
         """A file's contents were saved elsewhere: it goes, and who still has it open can't write to it any more.
@@ -306,10 +306,11 @@ class Scratch:
         self._reserve(_cost(path))
         self._link(path, inode)
 
-    def _link(self, path: bytes, inode: _Inode) -> None:
+    def _link(self, path: bytes, inode: _Inode, *, listed: bool = True) -> None:
         self._inodes[path] = inode
         folder, _, name = path.rpartition(b"/")
-        self._names.setdefault(folder, {})[name] = None
+        if listed:
+            self._names.setdefault(folder, {})[name] = None
         self._touch(folder)
 
     def _unlink(self, path: bytes) -> _Inode:
@@ -328,7 +329,9 @@ class Scratch:
 
     def _move(self, old: bytes, new: bytes) -> None:
         self._used += len(new) - len(old)  # the few bytes of a longer name are never refused
-        self._link(new, self._unlink(old))
+        folder, _, name = old.rpartition(b"/")
+        listed = name in self._names.get(folder, ())
+        self._link(new, self._unlink(old), listed=listed)
 
     def _remove(self, path: bytes) -> None:
         inode = self._unlink(path)

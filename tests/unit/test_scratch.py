@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from redisfuse.errors import (
     BadHandleError,
+    ConflictError,
     ExistsError,
     IsDirectoryError,
     NoAttributeError,
@@ -168,6 +169,53 @@ def test_bounded() -> None:
     file.close()
     scratch.unlink(b"a")
     scratch.mkdir(b"zz", 0o700)
+
+
+def test_hidden(scratch: Scratch) -> None:
+    """A file that is hidden is read by its new path, in no listing, also after its folder was renamed; then it goes."""
+    scratch.create(b"d/f", 0o600)
+    used = scratch.used
+    file = scratch.open(b"d/f")
+    file.write(0, b"abc")
+    scratch.hide(b"d/f", b"d/.hidden")
+    assert not scratch.exists(b"d/f")
+    assert content(scratch, b"d/.hidden") == b"abc"
+    scratch.rename_below(b"d", b"e")
+    assert content(scratch, b"e/.hidden") == b"abc"
+    assert scratch.list(b"d") == scratch.list(b"e") == ()
+    assert scratch.folders(b"") == set()
+    file.close()
+    scratch.unlink(b"e/.hidden")
+    assert used > scratch.used == 0
+    scratch.mkdir(b"dir", 0o700)
+    with pytest.raises(IsDirectoryError):
+        scratch.hide(b"dir", b".hidden")
+
+
+def test_handed_over(scratch: Scratch) -> None:
+    """Once a file was saved elsewhere, who has it open can read it but not write to it."""
+    scratch.create(b"f", 0o600)
+    file = scratch.open(b"f")
+    file.write(0, b"abc")
+    scratch.hand_over(b"f")
+    assert not scratch.exists(b"f")
+    assert file.read(0, 9) == b"abc"
+    for write in (lambda: file.write(0, b"x"), lambda: file.append(b"x"), lambda: file.truncate(0)):
+        with pytest.raises(ConflictError):
+            write()
+    file.close()
+    assert scratch.used == 0
+
+
+def test_folders(scratch: Scratch) -> None:
+    """It is known which names of a folder lead to something here, at any depth."""
+    for path in (b".x.swp", b"a/.x.swp", b"b/c/d/.x.swp", b"b/e/.x.swp"):
+        scratch.create(path, 0o600)
+    assert scratch.folders(b"") == {b"a", b"b"}
+    assert scratch.folders(b"b") == {b"c", b"e"}
+    assert scratch.folders(b"b/c/d") == set()
+    scratch.unlink(b"b/e/.x.swp")
+    assert scratch.folders(b"b") == {b"c"}
 
 
 def test_rename_below(scratch: Scratch) -> None:
