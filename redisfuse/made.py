@@ -63,7 +63,7 @@ class MadeDirectories:
             self.load()
 
     def moves(self, old: Directory, new: Directory, *, itself: bool) -> list[tuple[Directory, Directory]]:
-        """What is renamed along with a directory: what was made in it; `itself`: and the directory, as it has no keys."""
+        """What is renamed along with a directory: what was made in it, and (`itself`) the directory without keys."""
         with self._lock:
             below = {each for each in self._made if each[: len(old)] == old}
         return [(each, new + each[len(old) :]) for each in sorted(below | ({old} if itself else set()))]
