@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
+from redisfuse.keyspace.ahead import LONGEST
 from redisfuse.keyspace.cache import UNKNOWN, Attributes, Cache, Fetch, Unknown
 from redisfuse.keyspace.fields import COMPACT, Fields
 from redisfuse.keyspace.questions import ABSENT, Question
@@ -135,7 +136,7 @@ class AttributeStore:
                 changed.append(question.key)
             except AccessError:
                 found[question.key] = UNREADABLE
-        self._keep(fetch, fresh)
+        self._keep(fetch, fresh, together=True)
         found.update({key: attributes for key, (attributes, _) in fresh.items()})
         return changed
 
@@ -145,8 +146,10 @@ class AttributeStore:
             return dict.fromkeys(keys, True)
         return dict(zip(keys, self.cache.changed_lately(keys), strict=True))
 
-    def _keep(self, fetch: Fetch, fresh: dict[bytes, tuple[Attributes, bytes | None]]) -> None:
-        self.cache.store(fetch, fresh)
+    def _keep(
+        self, fetch: Fetch, fresh: dict[bytes, tuple[Attributes, bytes | None]], *, together: bool = False
+    ) -> None:
+        self.cache.store(fetch, fresh, together=together)
         if self._on_deadline is not None:
             for key, (attributes, _) in fresh.items():
                 if attributes.expires is not None:
@@ -175,10 +178,15 @@ class AttributeStore:
         """A string's content in one command, believing what is known of it; looked at anew if that is no longer so."""
         try:
             with self.cache.fetching() as fetch:
-                content: bytes = self._server.ask(b"GETRANGE", key, 0, SMALL)
+                ahead = self.cache.ahead(key)
+                commands: list[Command] = [(b"GETRANGE", other, 0, LONGEST) for other in ahead]
+                content, *contents = self._server.ask_many([(b"GETRANGE", key, 0, SMALL), *commands])
+                self._keep_ahead(fetch, ahead, contents)
+                if isinstance(content, RedisFuseError):
+                    raise content
                 if len(content) <= SMALL and (content or not known.length):
                     self.cache.store(fetch, {key: (Attributes(b"string", len(content), known.expires), content)})
-                    return content
+                    return bytes(content)
         except WrongTypeError:
             self.cache.drop([key])
             raise
@@ -186,6 +194,14 @@ class AttributeStore:
         attributes = self.look(key)
         self._require(key, attributes, b"string")
         return self.cache.content(key) if attributes.length <= SMALL else None
+
+    def _keep_ahead(self, fetch: Fetch, known: dict[bytes, Attributes], contents: Sequence[Any]) -> None:
+        """Keep what came along, where it is what it was thought to be; others are looked into when asked for."""
+        fresh: dict[bytes, tuple[Attributes, bytes | None]] = {}
+        for (key, attributes), content in zip(known.items(), contents, strict=True):
+            if isinstance(content, bytes) and len(content) <= LONGEST and (content or not attributes.length):
+                fresh[key] = Attributes(b"string", len(content), attributes.expires), content
+        self.cache.store(fetch, fresh)
 
     def _field_content(self, key: bytes, field: bytes) -> bytes | None:
         known = self.cache.fields([(key, field)])[0]

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
+from redisfuse.keyspace.ahead import LONGEST, LOOKED_AT, PATIENCE, ROOM, Batch
+
 ENTRY = 400  # bytes that an entry takes beside its key and its contents
 FIELD = 160  # and a field
 
@@ -54,6 +56,9 @@ class Entry:
     fields: dict[bytes, FieldValue] | None = None
     complete: bool = False  # `fields` has all fields of the hash
     compact: bool | None = None  # a hash in an encoding that only small values have
+    batch: Batch | None = None  # the keys that were described together with it
+    place: int = 0  # in `batch`
+    ahead: bool = False  # its content comes, or came, along with another's, and was not asked for yet
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +123,33 @@ class Cache:
             if entry is None or entry.content is None:
                 return None
             self.hits += 1
+            if entry.ahead:
+                entry.ahead = False
+                if entry.batch is not None:
+                    entry.batch.used()
             return entry.content
+
+    def ahead(self, key: bytes) -> dict[bytes, Attributes]:
+        """Strings whose contents are to come along with that of `key`, which has to be fetched: within `fetching`."""
+        found: dict[bytes, Attributes] = {}
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None or entry.batch is None:
+                return found
+            batch, place, room = entry.batch, entry.place + 1, ROOM
+            most = batch.asked()
+            for other in batch.keys[place : place + LOOKED_AT] if most else ():
+                near = self._entries.get(other)
+                if near is None or near.batch is not batch or near.ahead or near.content is not None:
+                    continue
+                if near.attributes.type == b"string" and near.attributes.length <= LONGEST:
+                    room -= near.attributes.length
+                    if room < 0 or len(found) >= most:
+                        break
+                    near.ahead = True
+                    found[other] = near.attributes
+            batch.brought(len(found))
+        return found
 
     def fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | Unknown]:
         """What is known of fields: pairs of key and field."""
@@ -187,15 +218,25 @@ class Cache:
             with self._lock:
                 self._fetches.remove(fetch)
 
-    def store(self, fetch: Fetch, found: Mapping[bytes, tuple[Attributes, bytes | None]]) -> None:
-        """Keep attributes, and with them the whole content of a string or None; what was known of these keys goes."""
+    def store(
+        self, fetch: Fetch, found: Mapping[bytes, tuple[Attributes, bytes | None]], *, together: bool = False
+    ) -> None:
+        """Keep attributes, and with them the whole content of a string or None; what was known of these keys goes.
+
+        `together`: they were listed, and may be read, one after the other.
+        """
+        batch = Batch(list(found)) if together and len(found) > PATIENCE else None
         with self._lock:
-            for key, (attributes, content) in found.items():
+            for place, (key, (attributes, content)) in enumerate(found.items()):
                 if not self._is_current(fetch, key):
                     continue
-                if key in self._entries:
-                    self._remove(key)
                 entry = Entry(attributes, fetch.began, fetch.trust, ENTRY + len(key) + len(content or b""), content)
+                old = self._entries.get(key)
+                if old is not None:
+                    self._remove(key)
+                    entry.batch, entry.place, entry.ahead = old.batch, old.place, old.ahead
+                if batch is not None:
+                    entry.batch, entry.place, entry.ahead = batch, place, False
                 self._entries[key] = entry
                 self.memory += entry.cost
             self._evict()
@@ -235,6 +276,8 @@ class Cache:
         while self.memory > self._most and self._entries:
             _, entry = self._entries.popitem(last=False)
             self.memory -= entry.cost
+            if entry.batch is not None:
+                entry.batch.keys = ()  # else the few that stay would keep the names of all
 
     def _remove(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
