@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from redisfuse.errors import (
     InterruptedWaitError,
@@ -76,8 +76,7 @@ class EmptyDirectories(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(NamedTuple):
     """What `stat` is told: size in bytes, mtime in ns since the epoch (UTC)."""
 
     directory: bool
@@ -317,10 +316,12 @@ class Filesystem:
                 return
             raise NotFoundError("no key is below it any more")
         hidden = 0
+        hides = None if self._options.show_junk else self._junk.hides
         for listed in lister.directory(directory):
-            if listed.name in names or (isinstance(listed.node, FileNode) and self._parked(listed.node.target)):
+            name, node = listed
+            if name in names or (self.overlay is not None and isinstance(node, FileNode) and self._parked(node.target)):
                 continue
-            if not self._options.show_junk and self._junk.hides(listed.name, root=not directory):
+            if hides is not None and hides(name, root=not directory):
                 hidden += 1
             else:
                 yield listed
@@ -365,8 +366,7 @@ class Filesystem:
             if node.type == UNREADABLE.type:
                 return Stat(False, 0, self.started_ns, False, readable=False)
             size, streamed = self.reader.measure(node)
-            mtime = max(self.keyspace.changed_at(node.target.key), self.started_ns)
-            return Stat(False, size, mtime, node.editable, streamed=streamed)
+            return Stat(False, size, self.age(node.target.key), node.editable, streamed=streamed)
         if isinstance(node, DirectoryNode):
             prefix = self.grammar.prefix(node.directory)
             return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.started_ns), True)
@@ -380,6 +380,10 @@ class Filesystem:
         if isinstance(node, UpdaterNode):
             return Stat(False, 0, self.started_ns, False)
         return Stat(True, 0, self.started_ns, False)
+
+    def age(self, key: bytes) -> int:
+        """The mtime of a file, in ns since the epoch: when its key was last seen to change, else the mount's start."""
+        return max(self.keyspace.changed_at(key), self.started_ns)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Protocol
 
 from redisfuse.binding.face import Entry
@@ -187,6 +188,7 @@ class DirectoryHandle:
     """
 
     KEPT = 4096  # names: more than the kernel asks for at once
+    PORTION = 64  # that are taken from the listing at once
 
     def __init__(self, begin: Callable[[], Iterator[Entry]]) -> None:
         self._begin = begin
@@ -207,34 +209,38 @@ class DirectoryHandle:
                 if self._first or self._kept or self._error:
                     self._restart()
         number = offset
-        while (entry := self._entry(number)) is not None:
-            yield entry
-            number += 1
+        while portion := self._portion(number):
+            yield from portion
+            number += len(portion)
 
-    def _entry(self, number: int) -> Entry | None:
+    def _portion(self, number: int) -> list[Entry]:
+        """Some entries from one on, none at the end."""
         with self._lock:
             if number < self._first:
                 self._restart()
             while number >= self._first + len(self._kept):
                 if not self._advance():
-                    return None
-            return self._kept[number - self._first]
+                    return []
+            start = number - self._first
+            return list(islice(self._kept, start, start + self.PORTION))
 
     def _advance(self) -> bool:
+        """Keep some more of the listing; False at its end."""
         if self._error is not None:
             raise self._error
         if self._ended:
             return False
+        before = len(self._kept)
         try:
-            entry = next(self._source, None)
+            self._kept.extend(islice(self._source, self.PORTION))
         except RedisFuseError as error:
-            self._error = error
-            raise
-        if entry is None:
+            self._error = error  # what came before it is given first
+        if len(self._kept) == before:
+            if self._error is not None:
+                raise self._error
             self._ended = True
             return False
-        self._kept.append(entry)
-        if len(self._kept) > self.KEPT:
+        while len(self._kept) > self.KEPT:
             self._kept.popleft()
             self._first += 1
         return True

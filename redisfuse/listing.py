@@ -13,6 +13,7 @@ from itertools import islice
 from typing import TypeVar
 
 from redisfuse.errors import NotFoundError
+from redisfuse.escapes import NAME_MAX
 from redisfuse.keyspace.attributes import Attributes, AttributeStore
 from redisfuse.keyspace.index import Child, Index
 from redisfuse.names import Grammar, Target, digest
@@ -49,10 +50,11 @@ class Lister:
         if not directory and next(self.index.long_keys(), None) is not None:
             yield Listed(b"%long", LongRootNode())
         for listed in self.uncut(directory):
-            first, *rest = self.grammar.pieces(listed.name)
-            if not rest:
+            if len(listed.name) <= NAME_MAX:
                 yield listed
-            elif first not in pieces:
+                continue
+            first = self.grammar.pieces(listed.name)[0]
+            if first not in pieces:
                 pieces.add(first)
                 yield Listed(first, PieceNode(directory, first[:-2]))
 

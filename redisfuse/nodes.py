@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.names import Target
 
@@ -43,8 +43,7 @@ class LongFieldsNode:
     key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class FileNode:
+class FileNode(NamedTuple):
     """A key, a field or a view of a key, as the server last described it."""
 
     target: Target
@@ -82,8 +81,7 @@ Node = DirectoryNode | PieceNode | LongRootNode | LongFieldsNode | FileNode | Op
 DIRECTORY_NODES = (DirectoryNode, PieceNode, LongRootNode, LongFieldsNode)
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
+class Listed(NamedTuple):
     """One name of a listing."""
 
     name: bytes

@@ -152,15 +152,19 @@ class Operations:
 
     def _entries(self, path: bytes, node: Node) -> Iterator[Entry]:
         base = path + b"/" if path else b""
+        plain = self._own.mode(Stat(False, 0, 0, True))
+        uid, gid, age = self._own.uid, self._own.gid, self._tree.age
         for listed in self._tree.list(path, node):
-            yield self._entry(base + listed.name, listed)
+            name, found = listed
+            if type(found) is FileNode and found.type == b"string" and found.view is None:  # most are
+                attr = Attr(_inode(base + name), plain, 1, found.length, age(found.target.key), uid, gid)
+                yield Entry(name, plain, attr)
+            else:
+                yield self._entry(base + name, listed)
 
     def _entry(self, path: bytes, listed: Listed) -> Entry:
         node = listed.node
-        if isinstance(node, FileNode) and node.type == b"string" and node.view is None:
-            attr = self._attr(path, self._tree.stat(node))
-            return Entry(listed.name, attr.mode, attr)
-        # Others get their attributes when they are asked for: a collection's size is that of its rendering, not worth
+        # They get their attributes when they are asked for: a collection's size is that of its rendering, not worth
         # making for a plain `ls`; and what the kernel remembers must have been noted before the server was asked.
         directory = isinstance(node, DIRECTORY_NODES) or (isinstance(node, ScratchNode) and node.directory)
         mode = self._own.mode(Stat(directory, 0, 0, True))
