@@ -91,7 +91,8 @@ class Junk:
         self._probes = _Matcher(self.rules, Kind.PROBE)
         self._behaviour = _Matcher(self.rules, Kind.BEHAVIOUR)
         self._companions = [(rule, *_around(rule)) for rule in self.rules if rule.kind is Kind.COMPANION]
-        self._hidden = _Matcher(self.rules, Kind.SAFE).name_matcher() if enabled else None
+        self._safe = _Matcher(self.rules, Kind.SAFE)
+        self._hidden = self._safe.name_matcher() if enabled else None
         self._listed = self._keep.name_matcher()
 
     @classmethod
@@ -152,6 +153,13 @@ class Junk:
             return False
         text = _text(name)
         return self._hidden(text, root) and not self._listed(text, root)
+
+    def hiding(self, name: bytes, *, root: bool = False) -> Rule | None:
+        """The *safe* rule for which `hides` keeps a name from listings; None if it is listed."""
+        if not self.hides(name, root=root):
+            return None
+        path = _text(name) if root else "x/" + _text(name)
+        return self._safe.find(path, False) or self._safe.find(path, True)
 
     def _bases(self, name: bytes) -> Iterable[tuple[Rule, bytes]]:
         """The companion rules that a name comes under, with the name it would belong to."""

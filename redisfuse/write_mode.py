@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from fnmatch import translate
 from pathlib import Path
 from re import DOTALL
@@ -57,7 +57,8 @@ class WriteMode:
         self._on_directories = on_directories  # told of empty directories that came or went in the journal
         self.journal = Journal.open(settings.journal_file, create=True)
         try:
-            info = _session(settings, server, mountpoint)
+            allow = [repr(each)[2:-1] for each in settings.allow]
+            info = session_info(server, mountpoint, {"conflict_check": settings.conflict_check, "allow": allow})
             self.session = self.journal.begin_session(info)
             self.recovered = recover(self.journal, server, self.session)
             self.made = MadeDirectories(self.journal, info.server.name)
@@ -171,7 +172,8 @@ class WriteMode:
             log.error("the journal could not be closed: %s", error)
 
 
-def _session(settings: Settings, server: Server, mountpoint: Path) -> SessionInfo:
+def session_info(server: Server, mountpoint: Path | None, options: Mapping[str, object]) -> SessionInfo:
+    """What the journal keeps of a session on this server."""
     facts, address = server.facts, server.address
     identity = ServerIdentity(
         scheme=address.kind,
@@ -187,8 +189,8 @@ def _session(settings: Settings, server: Server, mountpoint: Path) -> SessionInf
         run_id=facts.run_id,
         version=".".join(map(str, facts.version)),
         maker=facts.maker,
-        mountpoint=str(mountpoint),
-        options={"conflict_check": settings.conflict_check, "allow": [repr(each)[2:-1] for each in settings.allow]},
+        mountpoint=None if mountpoint is None else str(mountpoint),
+        options=options,
     )
 
 

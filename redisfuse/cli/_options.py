@@ -3,12 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from redisfuse.errors import UsageError
-from redisfuse.settings import DEFAULTS, format_size, parse_size
+from redisfuse.settings import DEFAULTS, Settings, format_size, parse_size
+
+if TYPE_CHECKING:
+    from redisfuse.server.address import Address
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -122,3 +125,16 @@ def server_options(command: Decorated) -> Decorated:
     for decorator in reversed(decorators):
         command = decorator(command)
     return command
+
+
+def address_from(source: tuple[str, ...], **given: Any) -> "Address":
+    """The server that a command was given, as HOST PORT or URL and with `server_options`. Raises UsageError."""
+    from redisfuse.mount import address_of
+
+    if len(source) == 1 and "://" in source[0]:
+        target, port = source[0], None
+    elif len(source) == 2 and source[1].isascii() and source[1].isdigit():
+        target, port = source[0], int(source[1])
+    else:
+        raise UsageError("which server? Say HOST PORT, such as 127.0.0.1 6379, or redis://HOST:PORT/DB")
+    return address_of(Settings(target=target, port=port, mountpoint=Path("/"), **given))

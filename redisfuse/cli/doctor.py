@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from redisfuse.cli._config import find_password
-from redisfuse.cli._options import BYTES, SectionCommand, server_options
+from redisfuse.cli._options import BYTES, SectionCommand, address_from, server_options
 from redisfuse.cli._output import Column, Table, json_option, print_json
-from redisfuse.errors import UsageError
 from redisfuse.printable import printable
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ def command(context: click.Context, /, source: tuple[str, ...], **given: Any) ->
     """
     as_json, prefix, write = given.pop("as_json"), given.pop("prefix"), given.pop("write")
     del given["password_file"]
-    address = _address(source, password=find_password(context), **given)
+    address = address_from(source, password=find_password(context), **given)
     findings = list(_examine(address, given["timeout"], prefix, write=write))
     if as_json:
         for finding in findings:
@@ -66,19 +64,6 @@ def command(context: click.Context, /, source: tuple[str, ...], **given: Any) ->
         _show(findings)
     if any(finding.counts and finding.ok is not True for finding in findings):
         context.exit(1)
-
-
-def _address(source: tuple[str, ...], **given: Any) -> Address:
-    from redisfuse.mount import address_of
-    from redisfuse.settings import Settings
-
-    if len(source) == 1 and "://" in source[0]:
-        target, port = source[0], None
-    elif len(source) == 2 and source[1].isascii() and source[1].isdigit():
-        target, port = source[0], int(source[1])
-    else:
-        raise UsageError("which server? Say HOST PORT, such as 127.0.0.1 6379, or redis://HOST:PORT/DB")
-    return address_of(Settings(target=target, port=port, mountpoint=Path("/"), **given))
 
 
 def _examine(address: Address, timeout: float, prefix: bytes, *, write: bool) -> Iterator[Finding]:

@@ -1,24 +1,36 @@
-"""List and try the patterns of files that are no data."""
+"""Find and remove junk that is in Redis; list and try the patterns of files that are no data."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redisfuse.cli._options import PATH
-from redisfuse.cli._output import Column, Table, json_option, plain, print_json
+from redisfuse.cli._config import find_password
+from redisfuse.cli._journal import CONTEXT, journal_option
+from redisfuse.cli._options import BYTES, PATH, SectionCommand, address_from, server_options
+from redisfuse.cli._output import Column, Printer, Table, amount, count, is_terminal, json_option, plain, print_json
+from redisfuse.errors import UsageError
 from redisfuse.printable import printable
+from redisfuse.settings import DEFAULTS
 
 if TYPE_CHECKING:
     from redisfuse.junk import Junk, Rule
+    from redisfuse.junk_keys import JunkKey
+    from redisfuse.server.address import Address
+    from redisfuse.server.server import Server
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _WIDTH = 28  # characters of a pattern or name
+_SHOWN = 10  # keys of a rule that are shown before they are removed
+_BATCH = 500  # keys that are removed together
 
 
 def _pattern_options(command: Decorated) -> Decorated:
@@ -34,7 +46,7 @@ def _pattern_options(command: Decorated) -> Decorated:
 
 @click.group
 def command() -> None:
-    """List and try the patterns of files that are no data."""
+    """Find and remove junk that is in Redis; list and try the patterns of files that are no data."""
 
 
 @command.command("list")
@@ -84,6 +96,192 @@ def check(
         table.row(
             (shown, pattern, f"{meaning} ({group})" if group else meaning), (shown, kind, meaning, pattern, group)
         )
+
+
+def _finding_options(command: Decorated) -> Decorated:
+    """Which server, and which of its keys are looked at by which patterns."""
+    command = json_option(command)
+    for option in (
+        click.option("--fields", is_flag=True, help="Look into small hashes too: the fields of each are read."),
+        click.option("--prefix", type=BYTES, default=b"", help="Look only at keys that begin with this."),
+        click.option(
+            "--separator",
+            type=BYTES,
+            default=os.fsdecode(DEFAULTS["separator"]),
+            show_default=True,
+            metavar="TEXT",
+            help="What separates directories in a key.",
+        ),
+    ):
+        command = option(command)
+    command = server_options(_pattern_options(command))
+    return click.argument("source", nargs=-1, metavar="(HOST PORT | URL)")(command)
+
+
+@command.command("scan", cls=SectionCommand, context_settings=CONTEXT)
+@_finding_options
+@click.pass_context
+def scan(context: click.Context, /, **given: Any) -> None:
+    """Find the keys of a server that no mount lists, because they have the names of junk.
+
+    Nothing is changed. All keys are looked through, in pieces, for patterns of the class safe. Piped, a line is: path
+    in a mount, type, length (bytes, or elements), pattern, who; between tabs.
+    """
+    task = _Task(context, given)
+    with task.connected(writable=False) as server:
+        found = task.find(server)
+    if given["as_json"]:
+        for each in found:
+            print_json(_found_row(each))
+        return
+    _show(found, None)
+    if is_terminal() and found:
+        Printer().line(f"{_total(found)}; `redisfuse junk clean` removes them, journaled")
+
+
+@command.command("clean", cls=SectionCommand, context_settings=CONTEXT)
+@_finding_options
+@click.option("-n", "--dry-run", is_flag=True, help="Say what would be removed; touch nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@journal_option
+@click.pass_context
+def clean(context: click.Context, /, dry_run: bool, yes: bool, journal_file: Path | None, **given: Any) -> None:
+    """Remove the keys that `redisfuse junk scan` finds, journaled: a rollback brings them back.
+
+    They are one session of the journal, and each is an operation of its own.
+    """
+    task = _Task(context, given)
+    with task.connected(writable=not dry_run) as server:
+        found = task.find(server)
+        if given["as_json"]:
+            for each in found:
+                print_json(_found_row(each))
+        else:
+            _show(found, None if dry_run else _SHOWN)
+        if not found or dry_run:
+            return
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(f"{_total(found)} would be removed: say --yes, or --dry-run")
+            if not click.confirm(f"Remove {_total(found)}?", err=True):
+                click.echo("nothing was changed", err=True)
+                return
+        removed, session = _remove(server, found, journal_file)
+    click.echo(
+        f"{count(removed, 'key')} removed; `redisfuse rollback --session {session}` brings them back",
+        err=given["as_json"],
+    )
+
+
+class _Task:
+    """What both commands were asked to look for, and where."""
+
+    def __init__(self, context: click.Context, given: dict[str, Any]) -> None:
+        self._junk = _load(given["junk_file"], given["junk"], given["keep"])
+        self._separator: bytes = given["separator"]
+        self._prefix: bytes = given["prefix"]
+        self._fields: bool = given["fields"]
+        self._timeout: float = given["timeout"]
+        if not self._separator:
+            raise UsageError("--separator can't be empty")
+        reaching = ("user", "db", "tls", "tls_ca", "tls_cert", "tls_key", "tls_insecure", "timeout")
+        self._address: Address = address_from(
+            given["source"], password=find_password(context), **{name: given[name] for name in reaching}
+        )
+
+    @contextmanager
+    def connected(self, *, writable: bool) -> Iterator[Server]:
+        """The server, for as long as the body runs."""
+        from redisfuse.server.limits import Limits
+        from redisfuse.server.server import Server
+
+        server = Server(self._address, Limits(timeout=self._timeout), writable=writable)
+        try:
+            server.connect()
+            yield server
+        finally:
+            server.close()
+
+    def find(self, server: Server) -> list[JunkKey]:
+        """All of it, by rule."""
+        from redisfuse.junk_keys import Finder
+        from redisfuse.names import Grammar
+
+        limit = DEFAULTS["field_limit"] if self._fields else 0
+        finder = Finder(server, Grammar(self._separator), self._junk, prefix=self._prefix, fields=limit)
+        order = {rule: number for number, rule in enumerate(self._junk.rules)}
+        with _progress() as (on_total, advance):
+            return sorted(finder.find(on_total, advance), key=lambda each: (order[each.rule], each.path))
+
+
+def _remove(server: Server, found: Sequence[JunkKey], journal_file: Path | None) -> tuple[int, int]:
+    """Remove them in a session of their own; how many were still there, and the session."""
+    from redisfuse.edits import Edits
+    from redisfuse.journal.journal import Journal
+    from redisfuse.undo import recover
+    from redisfuse.write_mode import session_info
+
+    with Journal.open(journal_file, create=True) as journal:
+        session = journal.begin_session(session_info(server, None, {"command": "junk clean"}))
+        try:
+            recover(journal, server, session)
+            edits = Edits(server, journal, session, dump_limit=DEFAULTS["dump_limit"])
+            removed = 0
+            for start in range(0, len(found), _BATCH):
+                removed += edits.remove_each({each.target: each.path for each in found[start : start + _BATCH]})
+            return removed, session
+        finally:
+            journal.end_session(session)
+
+
+def _show(found: Sequence[JunkKey], limit: int | None) -> None:
+    """What was found: on a terminal by rule, with sums, at most `limit` of each; piped a line each."""
+    if not is_terminal():
+        for each in found:
+            cells = (each.path, each.type, str(each.length), each.rule.pattern, each.rule.group)
+            click.echo("\t".join(printable(cell) for cell in cells))
+        return
+    printer = Printer()
+    if not found:
+        printer.line("no junk")
+    for rule, keys in groupby(found, key=lambda each: each.rule):
+        mine = list(keys)
+        who = f" ({printable(rule.group)})" if rule.group else ""
+        printer.line(f"{printable(rule.pattern)}{who}: {_total(mine)}", "bold")
+        for each in mine[:limit]:
+            size = f"{each.length} elements" if each.size is None else amount(each.size)
+            printer.line(f"  {size:>12}  {printable(each.path)}")
+        if limit is not None and len(mine) > limit:
+            printer.line(f"  … and {count(len(mine) - limit, 'more key')}")
+
+
+def _total(found: Sequence[JunkKey]) -> str:
+    return f"{count(len(found), 'key')}, {amount(sum(each.size or 0 for each in found))}"
+
+
+def _found_row(found: JunkKey) -> dict[str, Any]:
+    return {
+        "path": plain(found.path),
+        "key": plain(found.target.key),
+        "field": plain(found.target.field),
+        "type": plain(found.type),
+        "length": found.length,
+        **_row(found.rule),
+    }
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """A bar on standard error, if that is a terminal: who tells it the total, and who moves it on."""
+    if not sys.stderr.isatty():
+        yield lambda _total: None, lambda _keys: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("looking through the keys", total=None)
+        yield lambda total: progress.update(task, total=total), lambda keys: progress.advance(task, keys)
 
 
 def _load(junk_file: Path | None, junk: Sequence[str], keep: Sequence[str]) -> Junk:

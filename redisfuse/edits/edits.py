@@ -171,6 +171,26 @@ class Edits:
 
         self.steps.run([Look(target) for target in targets], decide)
 
+    def remove_each(self, paths: Mapping[Target, bytes]) -> int:
+        """Remove keys of any type, or fields, each as an operation of its own; returns how many were still there.
+
+        `paths`: what each is called in the mount. Raises AccessError, and what `Steps.run` does.
+        """
+        self._check(list(paths))
+
+        def decide(found: Mapping[Target, Found]) -> list[Step]:
+            return [
+                Step(
+                    (Intent(paths[target], "remove", target.key, target.field, there.state, ABSENT),),
+                    tuple(restore.remove(target, self.server.facts)),
+                    operation=number,
+                )
+                for number, (target, there) in enumerate(found.items())
+                if there.state.kind != "absent"
+            ]
+
+        return len(self.steps.run([Look(target) for target in paths], decide))
+
     def rename(
         self,
         moves: Sequence[tuple[Target, Target]],

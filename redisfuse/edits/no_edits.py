@@ -12,7 +12,7 @@ class NoEdits:
     def _refuse(self, *_arguments: object, **_options: object) -> NoReturn:
         raise ReadOnlyError("this mount is read-only: it was made without --write")
 
-    save = patch = keep_refused = remove = rename = expire = _refuse
+    save = patch = keep_refused = remove = remove_each = rename = expire = _refuse
     make_directory = remove_directory = rename_directories = check_allowed = _refuse
 
     def directories(self) -> set[Directory]:

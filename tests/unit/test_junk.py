@@ -199,6 +199,18 @@ def test_hides_agrees_with_the_patterns() -> None:
     for name in names:
         expected = any(fnmatch.fnmatchcase(name, pattern) for pattern in safe)
         assert junk.hides(name.encode()) == expected, name
+        hiding = junk.hiding(name.encode())
+        assert (hiding is not None and hiding.kind is Kind.SAFE) == expected, name
+
+
+def test_what_hides_a_name_in_the_root() -> None:
+    """A pattern for the root hides a name there and nowhere else; --keep ends it."""
+    hiding = junk.hiding(b".Trashes", root=True)
+    assert hiding is not None
+    assert hiding.pattern == "/.Trashes"
+    assert junk.hiding(b".Trashes") is None
+    assert Junk.load(keep=["*.swp"]).hiding(b".k.swp") is None
+    assert Junk.load(enabled=False).hiding(b".k.swp") is None
 
 
 def test_hiding_is_quick() -> None:

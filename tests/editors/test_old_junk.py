@@ -1,0 +1,195 @@
+"""Junk that is in Redis already: not listed, but there; found, removed and brought back by `redisfuse junk`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pexpect
+import pytest
+import redis
+
+from tests.support.changes import monitored
+from tests.support.mounts import command_line, environment, eventually, mounted, run
+from tests.support.redis_server import RedisServer
+
+JUNK = {
+    ".DS_Store": b"x" * 6148,
+    "app:.DS_Store": b"x" * 6148,
+    "app:cfg:.main.swp": b"b0VIM",
+    ".Trash-1000:info:x": b"trashed",
+    "app:main___jb_tmp___": b"{}",
+    "desktop.ini": b"[.ShellClassInfo]",
+}
+DATA = {"app:main": b"1", "app:main~": b"2", "app:x.tmp": b"3", "app:4913": b"4", "k.lock": b"5", "._app": b"6"}
+TTL = 3_600_000  # ms
+
+
+@pytest.fixture
+def server(redis_server: RedisServer) -> RedisServer:
+    """A server with junk of several kinds, and data with names that are nearly junk."""
+    client = redis_server.client()
+    client.mset({**JUNK, **DATA})
+    client.pexpire(".DS_Store", TTL)
+    client.rpush("lists:Thumbs.db", "a", "b")
+    client.hset("user", mapping={"bio": "old", "bio___jb_old___": "older"})
+    client.hset(".page", mapping={"html.swp": "b0VIM"})
+    return redis_server
+
+
+def content(client: redis.Redis) -> dict[bytes, object]:
+    """All of a server, DUMPed."""
+    return {key: client.dump(key) for key in sorted(client.keys())}
+
+
+def listed(path: Path) -> set[str]:
+    """All files of a mount."""
+    return {os.path.relpath(os.path.join(folder, name), path) for folder, _, names in os.walk(path) for name in names}
+
+
+DATA_FILES = {"app/main", "app/main~", "app/x.tmp", "app/4913", "k.lock", "._app", "user.bio"}
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_it_is_not_listed(server: RedisServer, tmp_path: Path, write: bool) -> None:
+    """No listing shows it and the log says so once; an exact path opens it; --show-junk lists it."""
+    with mounted(tmp_path, server.tcp_url(), write=write) as mount:
+        assert listed(mount.path) == DATA_FILES
+        assert (mount.path / ".DS_Store").read_bytes() == JUNK[".DS_Store"]
+        assert (mount.path / "app" / "cfg" / ".main.swp").read_bytes() == b"b0VIM"
+        assert (mount.path / ".Trash-1000" / "info" / "x").read_bytes() == b"trashed"
+        assert (mount.path / "user.bio___jb_old___").read_bytes() == b"older"
+        assert listed(mount.path) == DATA_FILES
+        lines = [line for line in mount.said().splitlines() if "junk" in line]
+        assert len(lines) == 1, lines
+        assert "names are not listed" in lines[0]
+        assert "--show-junk" in lines[0]
+        assert "redisfuse junk scan" in lines[0]
+    with mounted(tmp_path, server.tcp_url(), "--show-junk", write=write) as mount:
+        everything = {name.replace(":", "/") for name in JUNK} - {"desktop.ini"}
+        more = {"desktop.ini", "lists/Thumbs.db", "user.bio___jb_old___", ".page.html.swp"}
+        assert listed(mount.path) == DATA_FILES | everything | more
+
+
+def test_a_key_is_data(server: RedisServer, tmp_path: Path) -> None:
+    """A key with the name of junk, opened by its path, is written and removed as any key, not in scratch."""
+    client = server.client()
+    with mounted(tmp_path, server.tcp_url(), write=True) as mount:
+        (mount.path / ".DS_Store").write_bytes(b"new")
+        assert client.get(".DS_Store") == b"new"
+        assert client.pttl(".DS_Store") > 0
+        (mount.path / "desktop.ini").unlink()
+        assert not client.exists("desktop.ini")
+
+
+def test_scan(server: RedisServer, tmp_path: Path) -> None:
+    """`junk scan` finds just the junk, with sizes and rules; it writes nothing; --fields finds fields too."""
+    with monitored(server) as commands:
+        done = run(tmp_path, "junk", "scan", server.tcp_url(), "--json")
+    assert done.returncode == 0, done.stderr
+    assert commands == []
+    rows = {row["path"]: row for row in map(json.loads, done.stdout.splitlines())}
+    paths = {".DS_Store", "app/.DS_Store", "app/cfg/.main.swp", ".Trash-1000/info/x", "app/main___jb_tmp___"}
+    assert rows.keys() == paths | {"desktop.ini", "lists/Thumbs.db"}
+    store = rows["app/.DS_Store"]
+    assert (store["key"], store["field"], store["type"], store["length"]) == ("app:.DS_Store", None, "string", 6148)
+    assert (store["pattern"], store["who"], store["class"]) == (".DS_Store", "macOS: Finder", "safe")
+    assert rows[".Trash-1000/info/x"]["pattern"] == ".Trash-*"
+    assert (rows["lists/Thumbs.db"]["type"], rows["lists/Thumbs.db"]["length"]) == ("list", 2)
+    done = run(tmp_path, "junk", "scan", server.tcp_url(), "--fields")
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert {line[0] for line in lines} == rows.keys() | {"user.bio___jb_old___", ".page.html.swp"}
+    assert [line[1:3] for line in lines if line[0] == "user.bio___jb_old___"] == [["field", "5"]]
+    done = run(tmp_path, "junk", "scan", server.tcp_url(), "--prefix", "app:", "--keep", "*.swp", "--junk", "*.tmp")
+    assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {
+        "app/.DS_Store",
+        "app/main___jb_tmp___",
+        "app/x.tmp",
+    }
+
+
+def test_many_keys_are_looked_through_in_pieces(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Junk among many keys is found, with no command that is slow or that asks for all at once."""
+    client = redis_server.client()
+    client.mset({f"k:{number}": b"" for number in range(20_000)} | {f"d:{n}:.DS_Store": b"x" for n in range(1_500)})
+    client.config_set("slowlog-log-slower-than", 20_000)
+    client.slowlog_reset()
+    done = run(tmp_path, "junk", "scan", redis_server.tcp_url())
+    assert len(done.stdout.splitlines()) == 1_500
+    assert client.slowlog_len() == 0
+    done = run(tmp_path, "junk", "clean", redis_server.tcp_url(), "--yes")
+    assert "1,500 keys removed" in done.stdout, done
+    assert client.dbsize() == 20_000
+
+
+def test_clean_asks(server: RedisServer, tmp_path: Path) -> None:
+    """Without --yes it asks on a terminal and does nothing where there is none; --dry-run only says."""
+    client = server.client()
+    before = content(client)
+    done = run(tmp_path, "junk", "clean", server.tcp_url(), stdin=subprocess.DEVNULL)
+    assert done.returncode == 2
+    assert "7 keys" in done.stderr
+    assert "--yes" in done.stderr
+    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--dry-run")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 7
+    assert not (tmp_path / "state" / "redisfuse" / "journal.db").exists()
+    words = command_line("junk", "clean", server.tcp_url())
+    child = pexpect.spawn(
+        words[0], words[1:], env={**environment(tmp_path), "TERM": "xterm"}, timeout=30, encoding="utf-8"
+    )
+    child.expect(r"Remove 7 keys, 12\.0 KiB\?")
+    shown = child.before or ""
+    assert ".DS_Store (macOS: Finder): 2 keys" in shown
+    assert "app/cfg/.main.swp" in shown
+    child.sendline("n")
+    child.expect("nothing was changed")
+    child.expect(pexpect.EOF)
+    assert content(client) == before
+
+
+def test_clean_and_rollback(server: RedisServer, tmp_path: Path) -> None:
+    """`junk clean` removes all of it and nothing else, journaled; a rollback of its session brings all back."""
+    client = server.client()
+    before = content(client)
+    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields")
+    assert done.returncode == 0, done.stderr
+    assert sorted(client.keys()) == sorted([*map(str.encode, DATA), b"user"])
+    assert client.hgetall("user") == {b"bio": b"old"}
+    rows = [json.loads(line) for line in run(tmp_path, "log", "--json").stdout.splitlines()]
+    assert {(row["op"], row["state"]) for row in rows} == {("remove", "applied")}
+    assert len(rows) == 9
+    assert len({row["group"] for row in rows}) == 9
+    assert "app/.DS_Store" in {row["path"] for row in rows}
+    session = str(rows[0]["session"])
+    assert f"redisfuse rollback --session {session}" in done.stdout
+    one = next(row["id"] for row in rows if row["path"] == "desktop.ini")
+    assert run(tmp_path, "rollback", str(one), "--yes").returncode == 0
+    assert client.get("desktop.ini") == JUNK["desktop.ini"]
+    assert client.dbsize() == 8
+    done = run(tmp_path, "rollback", "--session", session, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert content(client) == before
+    assert 0 < client.pttl(".DS_Store") <= TTL
+    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--prefix", "nothing:")
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_living_mount_sees_it_go(server: RedisServer, tmp_path: Path) -> None:
+    """A mount that lists junk shows within a second that it was removed."""
+    with mounted(tmp_path, server.tcp_url(), "--show-junk") as mount:
+        assert (mount.path / ".DS_Store").exists()
+        assert run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields").returncode == 0
+        eventually(lambda: listed(mount.path) == DATA_FILES, 5)
+
+
+def test_usage(tmp_path: Path) -> None:
+    """A missing or wrong server is said in one line."""
+    done = run(tmp_path, "junk", "scan")
+    assert done.returncode == 2
+    assert "which server?" in done.stderr
+    done = run(tmp_path, "junk", "scan", "redis://127.0.0.1:1/0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
