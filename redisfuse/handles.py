@@ -221,8 +221,8 @@ class DirectoryHandle:
             while number >= self._first + len(self._kept):
                 if not self._advance():
                     return []
-            start = number - self._first
-            return list(islice(self._kept, start, start + self.PORTION))
+            kept, start = self._kept, number - self._first
+            return [kept[index] for index in range(start, min(start + self.PORTION, len(kept)))]
 
     def _advance(self) -> bool:
         """Keep some more of the listing; False at its end."""

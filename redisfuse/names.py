@@ -100,7 +100,7 @@ class Grammar:
 
     def prefix(self, directory: Sequence[bytes]) -> bytes:
         """Return what every key in or below a directory starts with."""
-        return b"".join(component + self.separator for component in directory)
+        return self.separator.join((*directory, b""))
 
     # -- written names, uncut ----------------------------------------------------------------------------------------
 

@@ -52,6 +52,11 @@ class FileNode(NamedTuple):
     view: str | None = None  # "json" or "dump"
 
     @property
+    def is_plain(self) -> bool:
+        """Whether it is a string as it is in Redis: its size is its length, and nothing is rendered."""
+        return self.type == b"string" and self.view is None
+
+    @property
     def editable(self) -> bool:
         """Whether its bytes can be edited as they are."""
         return self.view is None and self.type in EDITABLE_TYPES

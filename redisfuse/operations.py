@@ -91,6 +91,7 @@ class Operations:
         self._tree = tree
         self._change = rearranger
         self._own = ownership
+        self._plain_mode = ownership.mode(Stat(False, 0, 0, True))
         self._outside = outside
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -115,6 +116,8 @@ class Operations:
         path = path[1:]
         self._outside.note(path)
         node = self._tree.find(path)
+        if type(node) is FileNode and node.is_plain:
+            return self._plain_attr(path, node)
         if isinstance(node, UpdaterNode):
             self._outside.refresh()
         return self._attr(path, self._tree.stat(node))
@@ -131,6 +134,11 @@ class Operations:
         if known:
             return None
         return self._attr(path, Stat(False, opened.size, self._tree.started_ns, isinstance(opened, FileHandle)))
+
+    def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
+        """As `_attr` of its `stat`, quickly: most files are plain strings."""
+        own, tree = self._own, self._tree
+        return Attr(_inode(path), self._plain_mode, 1, node.length, tree.age(node.target.key), own.uid, own.gid)
 
     def _attr(self, path: bytes, found: Stat) -> Attr:
         own = self._own
@@ -152,13 +160,10 @@ class Operations:
 
     def _entries(self, path: bytes, node: Node) -> Iterator[Entry]:
         base = path + b"/" if path else b""
-        plain = self._own.mode(Stat(False, 0, 0, True))
-        uid, gid, age = self._own.uid, self._own.gid, self._tree.age
         for listed in self._tree.list(path, node):
             name, found = listed
-            if type(found) is FileNode and found.type == b"string" and found.view is None:  # most are
-                attr = Attr(_inode(base + name), plain, 1, found.length, age(found.target.key), uid, gid)
-                yield Entry(name, plain, attr)
+            if type(found) is FileNode and found.is_plain:
+                yield Entry(name, self._plain_mode, self._plain_attr(base + name, found))
             else:
                 yield self._entry(base + name, listed)
 

@@ -317,10 +317,17 @@ class Tree:
 
     def is_directory(self, directory: tuple[bytes, ...]) -> bool:
         """Whether a key lies below; the root is always a directory."""
-        if not directory:
-            return True
-        child = self.child(directory[:-1], directory[-1])
-        return child is not None and child.is_directory
+        node = self._root
+        for depth, name in enumerate(directory, 1):
+            entry = node.get(name)
+            if type(entry) is dict:
+                node = entry
+            elif entry is None or depth == len(directory):
+                return entry is not None
+            else:
+                child = self._child_packed(entry, list(directory[depth:]))
+                return child is not None and child.is_directory
+        return True
 
     def _find(self, directory: tuple[bytes, ...]) -> tuple[_Node | None, list[bytes]]:
         """A directory's dict, or, if it is packed or below a packed one, the tails of the keys in it."""
