@@ -106,7 +106,7 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
 def test_the_readmes_session_is_the_demos(folder: Path) -> None:
     """The README's pictures of sessions are what the demo really shows, but for folders and times."""
     pictures = re.findall(r"<!-- demo -->\n```console\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(pictures) > 3
+    assert pictures
     with demo(folder=folder) as process:
         output, _ = process.communicate(timeout=LIMIT)
     shown = parts(normal(output))
