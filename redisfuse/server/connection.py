@@ -288,7 +288,7 @@ def _reason(words: str) -> str:
         ("Permission denied", "you may not use that socket"),
         ("Name or service not known", "no such host name"),
         ("not known", "no such host name"),
-        ("CERTIFICATE_VERIFY_FAILED", "its certificate was not accepted (see ssl_ca_certs)"),
+        ("CERTIFICATE_VERIFY_FAILED", "its certificate was not accepted (see --tls-ca)"),
         ("WRONG_VERSION_NUMBER", "it does not speak TLS there; try redis:// in place of rediss://"),
         ("closed by server", "it hung up; does it want TLS (rediss://)?"),
     ):
