@@ -13,6 +13,7 @@ from pathlib import Path
 
 from redisfuse.binding.choice import choose
 from redisfuse.binding.face import Binding, MountOptions
+from redisfuse.binding.guard import Guard
 from redisfuse.binding.mountpoint import check as check_mountpoint
 from redisfuse.daemon import configure_log, in_background
 from redisfuse.mounted import Mounted
@@ -40,16 +41,17 @@ def _serve(
     settings: Settings, address: Address, binding: Binding, mountpoint: Path, ready: Callable[[str], None]
 ) -> None:
     """Everything that belongs to the process that serves: connections and threads begin here."""
-    server = Server(address, limits_of(settings), writable=settings.write)
-    try:
-        server.connect()
-        mounted = Mounted(settings, server, binding, mountpoint, ready)
+    with Guard(mountpoint):  # first: it forks
+        server = Server(address, limits_of(settings), writable=settings.write)
         try:
-            binding.run(mounted.operations, mount_options(settings, address, mountpoint), mounted.notifier)
+            server.connect()
+            mounted = Mounted(settings, server, binding, mountpoint, ready)
+            try:
+                binding.run(mounted.operations, mount_options(settings, address, mountpoint), mounted.notifier)
+            finally:
+                mounted.close()
         finally:
-            mounted.close()
-    finally:
-        server.close()
+            server.close()
 
 
 def address_of(settings: Settings) -> Address:

@@ -1,0 +1,66 @@
+"""Deaths that would leave programs hanging in the kernel for good, but for the guard beside each mount."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.mounts import eventually, mounted
+from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+
+HUNG = 30.0  # seconds that the server hangs in the test: longer than it lasts
+
+
+@pytest.fixture
+def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
+    with Proxy(own_redis.socket_path) as proxy:
+        yield proxy
+
+
+def notifier_hangs(pid: int) -> bool:
+    """Whether a thread of a process waits in the kernel for a request to end."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            found.append((task / "stat").read_bytes().rpartition(b")")[2].split()[0])
+    return b"D" in found
+
+
+@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+def test_killed_while_a_notification_waits_for_a_request(
+    own_redis: RedisServer, proxy: Proxy, tmp_path: Path, binding: str
+) -> None:
+    """A mount killed with an unlink under way and a change in the same directory to tell lets go of the program."""
+    client = own_redis.client()
+    client.mset({f"k{number}": "v" for number in range(8)})
+    errors: list[OSError] = []
+    with mounted(tmp_path, proxy.url(), "--timeout", str(HUNG), "--binding", binding, write=True) as mount:
+        mount.wait_coherent()
+        for number in range(8):
+            os.stat(mount.path / f"k{number}")
+        proxy.inject("hang", "EXEC", skip=1)  # the first only proves that there may be one
+
+        def remove() -> None:
+            try:
+                os.unlink(mount.path / "k0")
+            except OSError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=remove, daemon=True)
+        thread.start()
+        eventually(lambda: proxy.commands.count("EXEC") > 1)
+        client.delete(*(f"k{number}" for number in range(1, 8)))
+        eventually(lambda: notifier_hangs(mount.process.pid))
+        mount.process.kill()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert mount.process.wait(10) == -9
+    assert len(errors) == 1
+    with mounted(tmp_path, own_redis.tcp_url(), write=True) as mount:
+        assert os.listdir(mount.path) == ["k0"]
