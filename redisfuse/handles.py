@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -80,16 +81,21 @@ class SnapshotHandle:
 class FileHandle:
     """A string or field in write mode: the edit in progress that all its handles share, else what `open` saw."""
 
-    def __init__(
-        self, files: OpenFiles, file: OpenFile, snapshot: Snapshot | None, *, writing: bool, append: bool, opener: int
-    ) -> None:
+    def __init__(self, files: OpenFiles, file: OpenFile, snapshot: Snapshot | None, flags: int, *, opener: int) -> None:
+        """`flags`: of open(2)."""
         self.file = file
         self.opener = opener  # pid of the program that opened it
+        self.reads = flags & os.O_ACCMODE != os.O_WRONLY  # for Opening
         self._files = files
         self._snapshot = snapshot
         self._version = file.version
-        self._writing = writing
-        self._append = append
+        self._writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        self._append = bool(flags & os.O_APPEND)
+        file.openings.add(self)
+
+    def seen(self) -> Snapshot | None:
+        """What it alone reads; None if it reads what is there now."""
+        return None if self.file.size is not None or self._version != self.file.version else self._snapshot
 
     @property
     def size(self) -> int:
@@ -142,6 +148,7 @@ class FileHandle:
         self.file.fsync()
 
     def release(self) -> None:
+        self.file.openings.discard(self)
         if self._snapshot is not None:
             self._snapshot.close()
         self._files.closed(self.file, writing=self._writing)

@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
@@ -33,6 +34,19 @@ log = logging.getLogger(__name__)
 WHOLE_BYTES = CHUNK  # a value up to this size is always written whole
 
 
+class Opening(Protocol):
+    """One of the handles of an open file."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it was opened for reading."""
+        ...
+
+    def seen(self) -> Snapshot | None:
+        """What it alone reads; None if it reads what is there now."""
+        ...
+
+
 class OpenFile:
     """One target's bytes while it is open: the server's, or an edit in progress over them."""
 
@@ -43,6 +57,7 @@ class OpenFile:
         self.lock = threading.RLock()
         self.handles = 0
         self.writers = 0
+        self.openings: set[Opening] = set()
         self.buffer: EditBuffer | None = None
         self.version = 0  # grows when what Redis holds was replaced through this file: readers look again
         self.held_until: float | None = None  # by the clock; not committed before, unless renamed; inf while it is open
@@ -128,6 +143,12 @@ class OpenFile:
         with self.lock:
             if self.held_until is None:
                 self.commit()
+
+    def reads_alike(self, newest: Opening) -> bool:
+        """Whether the newest handle and all others read the same bytes."""
+        with self.lock:
+            now = newest.seen()
+            return all(_alike(each.seen(), now) for each in self.openings if each.reads and each is not newest)
 
     @property
     def uncommitted(self) -> bool:
@@ -408,6 +429,13 @@ class OpenFiles:
                     log.error("%s: not saved: %s", os.fsdecode(file.path), error)
                     file.released()
             self.forget_if_idle(file)
+
+
+def _alike(seen: Snapshot | None, now: Snapshot | None) -> bool:
+    """Whether a handle reads what is there now."""
+    if seen is None or seen is now:
+        return True
+    return isinstance(seen, SmallSnapshot) and isinstance(now, SmallSnapshot) and seen.content == now.content
 
 
 def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:

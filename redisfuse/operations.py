@@ -239,10 +239,10 @@ class Operations:
         except BaseException:
             files.closed(file, writing=writing)
             raise
-        append = bool(flags & os.O_APPEND)
         opener = self._outside.caller() if writing else 0
-        handle = FileHandle(files, file, snapshot, writing=writing, append=append, opener=opener)
-        return self._opened(handle, path, size=None if snapshot is None else snapshot.size)
+        handle = FileHandle(files, file, snapshot, flags, opener=opener)
+        size = None if snapshot is None else snapshot.size
+        return self._opened(handle, path, size=size, alike=file.reads_alike(handle))
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened:
         path = path[1:]
@@ -259,18 +259,18 @@ class Operations:
         except BaseException:
             self._overlay.files.closed(made, writing=True)
             raise
-        append = bool(flags & os.O_APPEND)
-        opener = self._outside.caller()
-        handle = FileHandle(self._overlay.files, made, None, writing=True, append=append, opener=opener)
-        return self._opened(handle, path)
+        handle = FileHandle(self._overlay.files, made, None, flags, opener=self._outside.caller())
+        return self._opened(handle, path, alike=made.reads_alike(handle))
 
-    def _opened(self, handle: Handle, path: bytes, *, size: int | None = None, streams: bool = False) -> Opened:
+    def _opened(
+        self, handle: Handle, path: bytes, *, size: int | None = None, streams: bool = False, alike: bool = False
+    ) -> Opened:
         """Number a handle; `size` is what it is read to, in bytes, None if it is being written."""
         with self._lock:
             number = next(self._numbers)
             self._handles[number] = (handle, path)
         keep = not streams and self._outside.coherent()
-        return Opened(number, direct_io=streams, keep_cache=keep, size=None if streams else size)
+        return Opened(number, direct_io=streams, keep_cache=keep, size=None if streams else size, alike=alike)
 
     def _handle(self, handle: int) -> Handle:
         found = self._handles.get(handle)

@@ -49,6 +49,7 @@ class Opened(NamedTuple):
     (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
     `size`: how many bytes this handle reads to, if that is known. If the kernel was last told another length, it would
     cut the content or fill it with zeros: such a file is read past the page cache instead.
+    `alike`: whoever has the file open reads the same, so pages can be shared, and mapped, whatever changed before.
     """
 
     handle: int
@@ -56,6 +57,7 @@ class Opened(NamedTuple):
     keep_cache: bool = False
     nonseekable: bool = False
     size: int | None = None
+    alike: bool = False
 
 
 # UTIME_NOW and UTIME_OMIT of utimensat(2), as they stand in a time's nanoseconds.

@@ -55,7 +55,7 @@ class Known:
         with self._lock:
             self._handles[opened.handle] = (path, version)
             file = self._files[path]
-            if opened.direct_io or (file.older and version == file.version):
+            if opened.direct_io or (file.older and version == file.version and not opened.alike):
                 return True, False
             if opened.size is not None and self._sizes.get(mark) != opened.size:
                 return True, False

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import Mount, empty, mounted
+from tests.support.mounts import Mount, empty, eventually, mounted
 from tests.support.oracle import facts, ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
@@ -763,3 +763,43 @@ def test_scenario(server: RedisServer, mount: Mount, script: Scenario) -> None:
         assert got == wanted, f"step {step}"
     assert tree(root) == left
     assert server.client().keys("*fuse_hidden*") == []
+
+
+def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: Mount) -> None:
+    """A key that somebody else changes while it is open: old descriptors read the old bytes, new ones the new.
+
+    As soon as it is edited here, all of them share that edit.
+    """
+    client = server.client()
+    empty(server, mount)
+    old, new = b"old " * 5000, b"new!" * 5000
+    client.set("k", old)
+    path = mount.path / "k"
+    eventually(path.exists)
+    reader = opened(path, os.O_RDONLY)
+    assert os.pread(reader, 10_000, 0) == old[:10_000]
+    client.set("k", new)
+    eventually(lambda: path.read_bytes() == new)
+    assert os.pread(reader, 20_000, 0) == old
+    second = opened(path, os.O_RDONLY)
+    assert (os.pread(second, 20_000, 0), os.pread(reader, 20_000, 0)) == (new, old)
+    os.close(second)
+    writer = opened(path, os.O_RDWR)
+    assert os.pread(writer, 20_000, 0) == new
+    os.pwrite(writer, b"mine", 10_000)
+    assert os.pread(reader, 20_000, 0) == os.pread(writer, 20_000, 0) == new[:10_000] + b"mine" + new[10_004:]
+    os.close(writer)
+    assert client.get("k") == new[:10_000] + b"mine" + new[10_004:]
+    os.close(reader)
+
+
+def test_a_file_just_written_can_be_mapped(mount: Mount) -> None:
+    """A shared mapping of a file that was closed a moment ago, whose release is still on its way."""
+    path = mount.path / "mapped"
+    for number in range(40):
+        with path.open("w+b") as file:
+            file.write(b"%04d" % number)
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            assert mapping[:] == b"%04d" % number
+            mapping[0:1] = b"x"
+        assert path.read_bytes() == b"x%03d" % number
