@@ -10,8 +10,8 @@ import click
 from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.cli._options import PATH
 from redisfuse.cli._terminal import say
-from redisfuse.printable import printable
 from redisfuse.errors import MountError
+from redisfuse.printable import printable
 from redisfuse.settings import format_size
 
 ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; operations.py answers it
