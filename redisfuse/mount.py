@@ -56,22 +56,30 @@ def _serve(
 
 def address_of(settings: Settings) -> Address:
     """The server that was asked for. Raises UsageError."""
-    tls = None
-    if settings.tls or settings.tls_ca or settings.tls_cert:
-        tls = Tls(
-            ca_certs=str(settings.tls_ca) if settings.tls_ca else None,
-            certfile=str(settings.tls_cert) if settings.tls_cert else None,
-            keyfile=str(settings.tls_key) if settings.tls_key else None,
-            cert_reqs="none" if settings.tls_insecure else "required",
-            check_hostname=not settings.tls_insecure,
-        )
     if settings.port is None:
         address = Address.parse(settings.target, username=settings.user, password=settings.password, db=settings.db)
     else:
         address = Address.from_host_port(
             settings.target, settings.port, settings.db or 0, username=settings.user, password=settings.password
         )
-    return address if tls is None else replace(address, tls=tls, kind="tls" if address.kind == "tcp" else address.kind)
+    return _with_tls(address, settings)
+
+
+def _with_tls(address: Address, settings: Settings) -> Address:
+    """The address with the TLS options of the command line over those of the URL."""
+    given = settings.tls or settings.tls_ca or settings.tls_cert
+    if not given and address.tls is None:
+        return address
+    tls = address.tls or Tls()
+    if settings.tls_ca:
+        tls = replace(tls, ca_certs=str(settings.tls_ca))
+    if settings.tls_cert:
+        tls = replace(tls, certfile=str(settings.tls_cert))
+    if settings.tls_key:
+        tls = replace(tls, keyfile=str(settings.tls_key))
+    if settings.tls_insecure:
+        tls = replace(tls, cert_reqs="none", check_hostname=False)
+    return replace(address, tls=tls, kind="tls" if address.kind == "tcp" else address.kind)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -97,6 +97,7 @@ class Settings:
     rate: int = 0  # commands a second; 0: no limit
     timeout: float = 5.0  # seconds until a silent server is an error
     scan_count: int = 1_000  # keys asked for by one SCAN
+    rescan_seconds: float = 30.0  # between scans where the server's changes can't be followed
 
     # -- junk
     junk_filter: bool = True

@@ -112,6 +112,13 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     help="At most so many commands a second; 0 is no limit.",
 )
 @setting("--scan-count", section=LIMITS, type=click.IntRange(1, 1000), metavar="N", help="Keys that one SCAN asks for.")
+@setting(
+    "--rescan-seconds",
+    section=LIMITS,
+    type=click.FloatRange(1),
+    metavar="SECONDS",
+    help="The keys are read again so often where changes can't be followed.",
+)
 @setting("--no-junk-filter", section=JUNK, is_flag=True, help="Let editors' and systems' droppings into Redis.")
 @setting("--junk-file", section=JUNK, type=PATH, help="Junk patterns (gitignore syntax) instead of the built-in ones.")
 @setting("--junk", section=JUNK, multiple=True, metavar="PATTERN", help="One more junk pattern; may be repeated.")

@@ -1,7 +1,10 @@
 """What is mounted, and how it is doing."""
 
+import errno
 import json
 import os
+import queue
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from redisfuse.errors import MountError
 from redisfuse.printable import printable
 from redisfuse.settings import format_size
 
+PATIENCE = 5.0  # seconds that a mount has to answer
 ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; operations.py answers it
 
 
@@ -34,7 +38,7 @@ def command(mountpoint: Path | None, as_json: bool) -> None:
     dead = []
     for mount in found:
         try:
-            facts = json.loads(os.getxattr(mount.mountpoint, ATTRIBUTE))
+            facts = json.loads(_ask(mount.mountpoint))
         except OSError as error:
             dead.append(f"{mount.mountpoint} does not answer: {error.strerror}")
             continue
@@ -45,6 +49,26 @@ def command(mountpoint: Path | None, as_json: bool) -> None:
                 say(line)
     if dead:
         raise MountError("; ".join(dead))
+
+
+def _ask(mountpoint: Path) -> bytes:
+    """A mount's own words. Raises OSError, also if it says none in time (its process may be stopped)."""
+    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answer.put(os.getxattr(mountpoint, ATTRIBUTE))
+        except OSError as error:
+            answer.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        found = answer.get(timeout=PATIENCE)
+    except queue.Empty:
+        raise TimeoutError(errno.ETIMEDOUT, f"nothing within {PATIENCE:g} s") from None
+    if isinstance(found, OSError):
+        raise found
+    return found
 
 
 def _lines(facts: dict[str, Any]) -> list[str]:

@@ -1,7 +1,7 @@
 """The one thread that writes to the journal, so that changes which arrive together share one fsync.
 
 `submit` hands it a piece of work and returns when the transaction with it is on the disk; `later` hands it rows that
-may ride in somebody's next transaction, or go alone within a second, and wakes nobody. If one work of a batch fails for
+may ride in somebody's next transaction, or go alone a moment later, and wakes nobody. If one work of a batch fails for
 itself, the transaction is begun anew with the others: it takes nothing with it. So a work may run more than once.
 
 After an I/O error the kernel may have dropped pages that it could not write and say "done" to the next fsync (fsync(2),
@@ -29,7 +29,7 @@ from redisfuse.journal.location import Mark
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-RIDE = 0.9  # seconds that rows handed to `later` wait at most for company
+RIDE = 0.1  # seconds that rows handed to `later` wait at most for company
 BATCH = 256  # works in one transaction
 CHECKPOINT = 4 << 20  # bytes written to the log before it is copied into the database
 
@@ -98,7 +98,7 @@ class Writer:
         return job.wait()
 
     def later(self, sql: str, row: tuple[Any, ...]) -> None:
-        """Run `sql` with `row` in the next transaction, or in one of its own within a second. It must not fail."""
+        """Run `sql` with `row` in the next transaction, or in one of its own a moment later. It must not fail."""
         if self._closed:
             raise JournalError(f"the journal {self._path} is closed")
         self._riders.append((sql, row))

@@ -1,13 +1,17 @@
 """Which changes are to be taken back: whole operations, newest first, without those that are taken back already."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redisfuse.errors import UsageError
+from redisfuse.errors import NotFoundError, UsageError
 from redisfuse.journal.journal import Filter, Journal
 from redisfuse.journal.states import Change
 
 Group = tuple[Change, ...]  # the changes of one operation, newest first
+
+
+PATIENCE = 1.5  # seconds that are given to changes of living mounts which are just being noted as made
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ def select(journal: Journal, wanted: Selection) -> list[Group]:
 
     Raises NotFoundError (no such change), UsageError (a change that was named was never applied, or nothing was named).
     """
+    _let_settle(journal)
     if wanted.ids or wanted.group is not None:
         return _named(journal, wanted)
     if wanted == Selection():
@@ -38,6 +43,21 @@ def select(journal: Journal, wanted: Selection) -> list[Group]:
         return _newest(journal, rows, wanted.last)
     # The changes of an operation share session and time, but not the key.
     return _effective(journal, _grouped(rows) if wanted.key is None else _whole(journal, rows))
+
+
+def _let_settle(journal: Journal) -> None:
+    """A mount notes a moment later that a change was made: wait for it, or the newest would be passed over."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and any(_lives(journal, change.session) for change in journal.pending()):
+        time.sleep(PATIENCE / 50)
+
+
+def _lives(journal: Journal, session: int) -> bool:
+    try:
+        found = journal.session(session)
+    except NotFoundError:
+        return False
+    return found.ended_at is None and not found.died
 
 
 def _named(journal: Journal, wanted: Selection) -> list[Group]:
