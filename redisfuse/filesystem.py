@@ -366,13 +366,14 @@ class Filesystem:
             if node.type == UNREADABLE.type:
                 return Stat(False, 0, self.started_ns, False, readable=False)
             size, streamed = self.reader.measure(node)
-            return Stat(False, size, self.age(node.target.key), node.editable, streamed=streamed)
+            return Stat(False, size, self.age(node.target), node.editable, streamed=streamed)
         if isinstance(node, DirectoryNode):
             prefix = self.grammar.prefix(node.directory)
             return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.started_ns), True)
         if isinstance(node, OpenNode):
-            linked = node.file.target is not None
-            return Stat(False, node.file.size or 0, node.file.changed_ns, True, linked=linked)
+            file = node.file
+            mtime = file.changed_ns or (self.started_ns if file.target is None else self.age(file.target))
+            return Stat(False, file.size or 0, mtime, True, linked=file.target is not None)
         if isinstance(node, ScratchNode):
             assert self.overlay is not None
             found = self.overlay.scratch.attributes(node.path)
@@ -381,9 +382,9 @@ class Filesystem:
             return Stat(False, 0, self.started_ns, False)
         return Stat(True, 0, self.started_ns, False)
 
-    def age(self, key: bytes) -> int:
-        """The mtime of a file, in ns since the epoch: when its key was last seen to change, else the mount's start."""
-        return max(self.keyspace.changed_at(key), self.started_ns)
+    def age(self, target: Target) -> int:
+        """The mtime of a file, in ns since the epoch: when it was last seen to change, else the mount's start."""
+        return max(self.keyspace.modified_at(target), self.started_ns)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 

@@ -100,6 +100,7 @@ class Mounted:
                 mountpoint,
                 self.keyspace.will_change,
                 self._applied,
+                self.keyspace.saved,
                 self.told.changed,
                 self._directories_changed,
             )
@@ -165,7 +166,7 @@ class Mounted:
 
     def _stop(self) -> None:
         if self.writing is not None:
-            self.writing.close()
+            self.writing.close(left_open=self._binding.left_open)
         self.keyspace.close()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ for or Redis is asked. `OpenFile.lock` is held through a commit; it comes before
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
@@ -23,7 +24,7 @@ from typing import Protocol
 
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
-from redisfuse.errors import ConflictError, RedisFuseError
+from redisfuse.errors import ConflictError, RedisFuseError, UnavailableError
 from redisfuse.journal.states import CHUNK, Content
 from redisfuse.names import Target
 from redisfuse.parking import Parked, PatientClock
@@ -61,7 +62,7 @@ class OpenFile:
         self.buffer: EditBuffer | None = None
         self.version = 0  # grows when what Redis holds was replaced through this file: readers look again
         self.held_until: float | None = None  # by the clock; not committed before, unless renamed; inf while it is open
-        self.changed_ns = time.time_ns()
+        self.changed_ns: int | None = None  # when it was last written here; None: the edit has altered nothing yet
         self._basis = Basis.anything()
         self.parked: Parked | None = None  # what is in Redis until a new file's first commit
         self.new = False  # not in Redis yet (but for a parked value): an empty file is a change too
@@ -84,6 +85,7 @@ class OpenFile:
             self.buffer = EditBuffer(0, _nothing)
             self._basis = basis
             self.new = True
+            self.changed_ns = time.time_ns()
             self.parked = parked
             self.held_until = math.inf if held else None
 
@@ -91,6 +93,7 @@ class OpenFile:
         assert self.target is not None
         snapshot, self._basis = self._files.snapshot(self.target)
         self._set_base(snapshot)
+        self.changed_ns = None
 
     def _set_base(self, snapshot: Snapshot) -> None:
         if self.buffer is not None:
@@ -133,9 +136,9 @@ class OpenFile:
             self.changed_ns = time.time_ns()
 
     def flush(self) -> None:
-        """Commit if something was written since the last commit. Raises what the commit raises."""
+        """Commit if something was written since the last commit, or if that failed. Raises what the commit raises."""
         with self.lock:
-            if self._written and self.held_until is None:
+            if (self._written or self._error is not None) and self.held_until is None:
                 self.commit()
 
     def fsync(self) -> None:
@@ -175,6 +178,8 @@ class OpenFile:
                     self._forget_edit()
                 raise
             self._error = None
+            if self.changed_ns is not None:
+                self._files.saved(self.target, self.changed_ns)
             self._settle_new()
             self.version += 1
             self._rebase(self.target, self.buffer)
@@ -243,21 +248,36 @@ class OpenFile:
                     self.commit()
                 except RedisFuseError as error:
                     log.error("%s: not saved at its last close: %s", os.fsdecode(self.path), error)
-            if self._error is not None and self.uncommitted:
-                self._keep_refused()
-                self._forget_edit()
+            self._give_up()
             self._drop_buffer()
 
-    def _keep_refused(self) -> None:
-        """No edit is lost: what could not be saved, and was reported so, is kept in the journal."""
+    def finish(self, *, left_open: bool) -> None:
+        """The mount ends: save what is left. What can't be, or what a program is still writing (then `left_open`), so
+        that it may be half of something, is kept in the journal, and said. Raises no RedisFuseError."""
+        with self.lock:
+            if not self.uncommitted:
+                return
+            if left_open and self.writers:
+                self._error = UnavailableError("the mount ended while it was open for writing")
+            else:
+                with contextlib.suppress(RedisFuseError):
+                    self.commit()
+            self._give_up()
+
+    def _give_up(self) -> None:
+        """No edit is lost: what could not be saved, and was reported so, is in the journal, now if not before."""
+        if self._error is None or not self.uncommitted:
+            return
         assert self.buffer is not None
         assert self.target is not None
+        change = self._error.change
         try:
             content = buffer_content(self.buffer, 0, self.buffer.size)
             change = self._files.edits.keep_refused(self.target, content, path=self.path, error=str(self._error))
             log.error("%s: its bytes are kept in the journal as change %d", os.fsdecode(self.path), change)
         except RedisFuseError as error:
             log.error("%s: its bytes could not be kept either: %s", os.fsdecode(self.path), error)
+        self._forget_edit()
 
     def detach(self) -> None:
         """It is about to be unlinked: take a copy of its bytes for the handles that stay. Raises what reading does."""
@@ -307,11 +327,13 @@ class OpenFiles:
         clock: PatientClock,
         wake: threading.Event,
         given_up: Callable[[bytes], None],
+        saved: Callable[[Target, int], None],
     ) -> None:
         self.edits = edits
         self.snapshot = snapshot
         self.check_size = check_size  # raises TooLargeError
         self.given_up = given_up  # told of the key of an edit that came to nothing
+        self.saved = saved  # told when what was just committed was last written (ns)
         self.wake = wake  # set whenever something begins to wait for its time
         self._hold_seconds = hold_seconds
         self._clock = clock
@@ -401,10 +423,11 @@ class OpenFiles:
         with self._lock:
             return self._hidden.pop(path, None) is not None
 
-    def moved(self, file: OpenFile, target: Target, path: bytes) -> None:
+    def moved(self, file: OpenFile, old: Target, target: Target, path: bytes) -> None:
         """The target of an open file got another name: its handles follow."""
         with self._lock:
-            self._forget(file)
+            if self._files.get(old) is file:
+                del self._files[old]
             file.target = target
             file.path = path
             if file.handles or file.held_until is not None:

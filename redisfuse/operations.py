@@ -138,7 +138,7 @@ class Operations:
     def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
         """As `_attr` of its `stat`, quickly: most files are plain strings."""
         own, tree = self._own, self._tree
-        return Attr(_inode(path), self._plain_mode, 1, node.length, tree.age(node.target.key), own.uid, own.gid)
+        return Attr(_inode(path), self._plain_mode, 1, node.length, tree.age(node.target), own.uid, own.gid)
 
     def _attr(self, path: bytes, found: Stat) -> Attr:
         own = self._own

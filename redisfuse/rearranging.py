@@ -269,8 +269,10 @@ class Rearranger:
         with scratch.reading(old) as file:
             content = Content.of_file(file)
             parked = self._overlay.parking.get(target)
-            if parked is None or not parked.basis.is_content(content):  # else it was only moved away and back
+            if parked is None or parked.copy != old or not parked.basis.is_content(content):  # else only away and back
+                modified = scratch.attributes(old).modified_ns
                 self._edits.save(target, content, basis=basis, path=new, op="write")
+                self._tree.keyspace.saved(target, modified)
         self._overlay.parking.take(target)
         scratch.hand_over(old)
 
@@ -306,6 +308,7 @@ class Rearranger:
         snapshot, basis = files.snapshot(target)
         chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
         self._overlay.scratch.store(new, chunks)
+        self._overlay.scratch.set_modified(new, self._tree.age(target))
         if file is not None:
             files.detach(file)
         self._overlay.parking.park(target, old, basis, self._park_seconds, new)
@@ -321,6 +324,7 @@ class Rearranger:
         if isinstance(existing, ScratchNode):
             self._overlay.scratch.unlink(new)
         files = self._overlay.files
+        modified = self._tree.age(target) if isinstance(source, FileNode) else self._tree.stat(source).mtime_ns
         replaced = files.get(destination)
         if replaced is not None:
             files.detach(replaced)
@@ -334,8 +338,9 @@ class Rearranger:
                 else:
                     file.commit()
                     self._edits.rename([(target, destination)], path=old, new_path=new)
-                files.moved(file, destination, new)
+                files.moved(file, target, destination, new)
             files.forget_if_idle(file)
+        self._tree.keyspace.saved(destination, modified)
         self._overlay.parking.take(destination)
         self._keep_parent(target)
 
@@ -376,7 +381,7 @@ class Rearranger:
                 target = file.target
                 if target is not None and Target(target.key) in moves:
                     moved = Target(after + target.key[len(before) :], target.field)
-                    self._overlay.files.moved(file, moved, new + file.path[len(old) :])
+                    self._overlay.files.moved(file, target, moved, new + file.path[len(old) :])
 
     # -- what waits for its time -------------------------------------------------------------------------------------
 

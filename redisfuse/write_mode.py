@@ -22,6 +22,7 @@ from redisfuse.journal.journal import Journal
 from redisfuse.journal.states import ServerIdentity, SessionInfo
 from redisfuse.junk import Junk
 from redisfuse.made import Directory, MadeDirectories
+from redisfuse.names import Target
 from redisfuse.open_files import OpenFiles
 from redisfuse.overlay import Overlay
 from redisfuse.parking import Parking, PatientClock
@@ -50,6 +51,7 @@ class WriteMode:
         mountpoint: Path,
         on_begin: Callable[[Collection[bytes]], None],
         on_applied: OnApplied,
+        on_saved: Callable[[Target, int], None],
         reappeared: Callable[[Collection[bytes]], None],
         on_directories: Callable[[Collection[Directory]], None],
     ) -> None:
@@ -87,6 +89,7 @@ class WriteMode:
             clock=self._clock,
             wake=self._wake,
             given_up=lambda key: reappeared([key]),
+            saved=on_saved,
         )
         self.parking = Parking(self._clock, self._wake)
         self.scratch = Scratch(settings.scratch_memory)
@@ -149,8 +152,11 @@ class WriteMode:
         except Exception:
             log.exception("what waited for its time could not be saved")
 
-    def close(self) -> None:
-        """The mount ends: commit what is left, and say what could not be. Never raises."""
+    def close(self, *, left_open: bool = False) -> None:
+        """The mount ends, `left_open`: while programs have files open. Commit what is left, and say what could not be.
+
+        Never raises.
+        """
         if self._ending.is_set():
             return
         self._ending.set()
@@ -158,11 +164,7 @@ class WriteMode:
         if self._thread.is_alive():
             self._thread.join()
         for file in self.files.all():
-            try:
-                file.commit()
-            except RedisFuseError as error:
-                log.error("not saved at the end of the mount: %s", error)
-                file.released()
+            file.finish(left_open=left_open)
         self._settle(None)
         self.edits.settle()
         try:

@@ -36,6 +36,13 @@ class Echoes:
             if found is not None:
                 self._expected[key] = (found[0], time.monotonic() + PATIENCE)
 
+    def among(self, keys: Iterable[bytes]) -> set[bytes]:
+        """Those of these keys about which a message of our own change is to come."""
+        if not self._expected:
+            return set()
+        with self._heard:
+            return {key for key in keys if key in self._expected}
+
     def heard(self, keys: Iterable[bytes]) -> None:
         """Messages about these keys came."""
         if not self._expected:

@@ -30,6 +30,7 @@ from redisfuse.keyspace.knowledge import Batch, Knowledge, SupersededError
 from redisfuse.keyspace.pace import Pace
 from redisfuse.keyspace.scan import scan
 from redisfuse.keyspace.size_watch import SizeWatch
+from redisfuse.names import Target
 from redisfuse.server.server import Server
 
 log = logging.getLogger(__name__)
@@ -187,6 +188,10 @@ class Keyspace:
         """
         return self._changes.at(key)
 
+    def modified_at(self, target: Target) -> int:
+        """When a file was last modified, in ns since the epoch: `changed_at`, or what `saved` said of it."""
+        return self._changes.shown(target.key, target.field)
+
     def change_count(self, key: bytes) -> int:
         """A number that grows whenever the key changes or may have changed."""
         return self._changes.at(key)
@@ -209,8 +214,13 @@ class Keyspace:
             return
         self._echoes.made(key)
         self._known.change(key, exists)
-        self._changes.record((key, *self._prefixes(key)))
+        self._changes.record(self._prefixes(key))
+        self._changes.record_own(key)
         self._tell_looker()
+
+    def saved(self, target: Target, moment: int) -> None:
+        """The caller has changed this target, whose file was last written at `moment` (ns since the epoch)."""
+        self._changes.saved(target.key, target.field, moment)
 
     def touched(self, key: bytes) -> None:
         """This key may have changed: look at it."""
@@ -303,7 +313,9 @@ class Keyspace:
 
     def told(self, keys: list[bytes]) -> None:
         """These keys have changed."""
-        self._changes.record(keys)
+        echoes = self._echoes.among(keys)
+        self._changes.record([key for key in keys if key not in echoes] if echoes else keys)
+        self._changes.record_echoes(echoes)
         self._on_touched(keys)
         behind = self._known.note(keys)
         self._echoes.heard(keys)

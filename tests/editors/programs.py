@@ -29,6 +29,7 @@ class Program:
     name: str
     save: Save
     leaves: tuple[str, ...] = ()  # names beside the file that may be in the mount afterwards; {} is the file's name
+    quick: bool = False  # done several times over in one test
     consumes: bool = False  # another key, FILE.other, that holds NEW, is used up
 
 
@@ -84,6 +85,17 @@ def vim_typed(path: Path, _scratch: Path) -> None:
     ends(child)
 
 
+def vim_twice(path: Path) -> None:
+    """Save twice in one session of vim."""
+    child = terminal(["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", "set directory=.", path.name], path)
+    child.expect("old text")
+    for word in ("new", "newer"):
+        child.send(f"0cw{word}\x1b:w\r")
+        child.expect("written")
+    child.send(":q\r")
+    ends(child)
+
+
 EMACS = """(progn (setq auto-save-default t create-lockfiles t) (find-file (getenv "FILE"))
  (goto-char (point-min)) (delete-char 3) (insert "new") (do-auto-save) (save-buffer) (kill-emacs))"""
 
@@ -101,6 +113,18 @@ def emacs_typed(path: Path, _scratch: Path) -> None:
     child.send("\x18\x13")  # C-x C-s
     child.expect("Wrote")
     child.send("\x18\x03")  # C-x C-c
+    ends(child)
+
+
+def emacs_twice(path: Path) -> None:
+    """Save twice in one session of emacs: the first makes a backup, the second does not."""
+    child = terminal(["emacs", "-nw", "-Q", path.name], path)
+    child.expect("old text")
+    for word in ("new", "newer"):
+        child.send(f"\x01\x1bd{word}")  # C-a M-d
+        child.send("\x18\x13")
+        child.expect("Wrote")
+    child.send("\x18\x03")
     ends(child)
 
 
@@ -260,26 +284,26 @@ PROGRAMS = [
     Program("nano", nano()),
     Program("nano-B", nano("--backup"), leaves=("{}~",)),
     Program("nano-G", nano("--locking")),
-    Program("sed-i", command("sed", "-i", "s/old/new/", "{}")),
-    Program("perl-i", command("perl", "-i", "-pe", "s/old/new/", "{}")),
-    Program("perl-i~", command("perl", "-i~", "-pe", "s/old/new/", "{}"), leaves=("{}~",)),
-    Program("python-replace", python_replace),
-    Program("rsync", command("rsync", "--ignore-times", "{new}", "{}")),
+    Program("sed-i", command("sed", "-i", "s/old/new/", "{}"), quick=True),
+    Program("perl-i", command("perl", "-i", "-pe", "s/old/new/", "{}"), quick=True),
+    Program("perl-i~", command("perl", "-i~", "-pe", "s/old/new/", "{}"), leaves=("{}~",), quick=True),
+    Program("python-replace", python_replace, quick=True),
+    Program("rsync", command("rsync", "--ignore-times", "{new}", "{}"), quick=True),
     Program("rsync-inplace", command("rsync", "--ignore-times", "--inplace", "{new}", "{}")),
     Program("rsync-delay", command("rsync", "-I", "--delay-updates", "{new}", "{}")),
     Program("rsync-backup", command("rsync", "-I", "-b", "{new}", "{}"), leaves=("{}~",)),
-    Program("cp", command("cp", "{new}", "{}")),
-    Program("cp-backup", command("cp", "--backup=simple", "{new}", "{}"), leaves=("{}~",)),
+    Program("cp", command("cp", "{new}", "{}"), quick=True),
+    Program("cp-backup", command("cp", "--backup=simple", "{new}", "{}"), leaves=("{}~",), quick=True),
     Program("dd", command("dd", "if={new}", "of={}")),
     Program("mv-of-another-key", command("mv", "-f", "{}.other", "{}"), consumes=True),
-    Program("gio-save", gio()),
-    Program("gio-save-backup", gio("--backup"), leaves=("{}~",)),
-    Program("vs-code", vs_code),
-    Program("jetbrains", jetbrains),
-    Program("libreoffice", libreoffice),
-    Program("kate", q_save_file),
-    Program("macos", macos_safe_save),
-    Program("while-it-is-read", while_read),
+    Program("gio-save", gio(), quick=True),
+    Program("gio-save-backup", gio("--backup"), leaves=("{}~",), quick=True),
+    Program("vs-code", vs_code, quick=True),
+    Program("jetbrains", jetbrains, quick=True),
+    Program("libreoffice", libreoffice, quick=True),
+    Program("kate", q_save_file, quick=True),
+    Program("macos", macos_safe_save, quick=True),
+    Program("while-it-is-read", while_read, quick=True),
     Program("slow", slow_backup, leaves=("{}~",)),
-    Program("in-place", in_place),
+    Program("in-place", in_place, quick=True),
 ]

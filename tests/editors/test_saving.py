@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,19 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.editors.programs import NEW, OLD, PROGRAMS, Program
+from tests.editors.programs import (
+    NEW,
+    OLD,
+    PROGRAMS,
+    Program,
+    emacs_twice,
+    in_place,
+    jetbrains,
+    python_replace,
+    slow_backup,
+    vim_twice,
+    vs_code,
+)
 from tests.support.changes import history, last_id, monitored, watched
 from tests.support.mounts import Mount, eventually, mounted, run
 from tests.support.redis_server import RedisServer
@@ -123,6 +136,74 @@ def check_save(bench: Bench, program: Program, kind: str, folder: Path) -> None:
 def test_one_save_is_one_change(program: Program, kind: str, bench: Bench, tmp_path: Path) -> None:
     """One write command, never absent, its TTL kept, one row in the journal, and no junk anywhere."""
     check_save(bench, program, kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["key", "field"])
+def test_again_and_again(kind: str, bench: Bench, tmp_path: Path) -> None:
+    """The tenth save is as good as the first, also with the same temporary names, or after somebody else's change."""
+    here = bench.place(kind)
+    programs = [program for program in PROGRAMS if program.quick and not program.consumes]
+    before = last_id(bench.mount)
+    with monitored(bench.server) as commands, watched(bench.server, here.key, here.field) as presence:
+        for program in programs * 2:
+            program.save(here.path, tmp_path)
+            eventually(lambda: bench.content(here) == NEW)
+            if here.field is None:
+                bench.client.set(here.key, OLD, keepttl=True)
+            else:
+                bench.client.hset(here.key.decode(), here.field.decode(), OLD)
+            eventually(lambda: here.path.read_bytes() == OLD)
+    assert not presence.missing
+    assert TTL - 300_000 < bench.client.pttl(here.key) <= TTL
+    ours = [words for words in commands if "new" in words]
+    assert len(ours) == 2 * len(programs)
+    assert len(history(bench.mount, before)) == 2 * len(programs)
+    for leaf in {leaf for program in programs for leaf in program.leaves}:
+        here.path.with_name(leaf.format(here.path.name)).unlink()
+
+
+def test_two_saves_of_one_session(bench: Bench) -> None:
+    """Two :w of one vim, and two C-x C-s of one emacs, are two changes each."""
+    for program in (vim_twice, emacs_twice):
+        here = bench.place("key")
+        before = last_id(bench.mount)
+        with monitored(bench.server, here.key) as commands, watched(bench.server, here.key) as presence:
+            program(here.path)
+            eventually(lambda place=here: bench.content(place) == b"newer text\n")
+        assert not presence.missing
+        assert [words[0] for words in commands] == ["SET", "SET"]
+        assert [row["op"] for row in history(bench.mount, before)] == ["write", "write"]
+        assert TTL - 60_000 < bench.client.pttl(here.key) <= TTL
+
+
+def test_the_time_of_a_save_stays(bench: Bench) -> None:
+    """What a program finds as a file's time after its save is what it finds later; of other fields it stays, too."""
+    for kind in ("key", "field"):
+        path = bench.place(kind).path
+        folder = path.parent
+        time.sleep(0.5)  # until all is told of how the place was made
+        times = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
+        for save in (in_place, vs_code, python_replace, jetbrains, slow_backup):
+            time.sleep(0.02)
+            save(path, folder)
+            found = path.stat().st_mtime_ns
+            assert found > times[path.name]
+            for _ in range(10):
+                time.sleep(0.02)
+                assert path.stat().st_mtime_ns == found, save
+                os.listdir(folder)
+            times[path.name] = found
+        for name, before in times.items():
+            assert (folder / name).stat().st_mtime_ns == before
+        descriptor = os.open(path, os.O_RDWR)
+        assert os.fstat(descriptor).st_mtime_ns == path.stat().st_mtime_ns == times[path.name]
+        os.close(descriptor)
+        if kind == "field":
+            bench.client.hset(f"{folder.name}:user", "name", "Grace")
+            other = folder / "user.name"
+            eventually(lambda other=other: other.read_bytes() == b"Grace")
+            assert other.stat().st_mtime_ns > times["user.name"]
+        folder.joinpath(path.name + "~").unlink()
 
 
 def test_each_save_can_be_taken_back(bench: Bench) -> None:
