@@ -12,6 +12,7 @@ class RedisFuseError(Exception):
 
     errno: int = _errno.EIO
     exit_status: int = 1
+    change: int | None = None  # the row of the journal that has what could not be written
 
 
 # -- the command line ------------------------------------------------------------------------------------------------

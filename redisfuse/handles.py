@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Protocol
 
 from redisfuse.binding.face import Entry
-from redisfuse.errors import BadHandleError, RedisFuseError
+from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
 from redisfuse.open_files import OpenFile, OpenFiles
 from redisfuse.scratch import ScratchFile
 from redisfuse.values.snapshot import Snapshot
@@ -91,6 +91,7 @@ class FileHandle:
         self._version = file.version
         self._writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         self._append = bool(flags & os.O_APPEND)
+        self._refused: ConflictError | None = None  # for which what was written through this was not saved
         file.openings.add(self)
 
     def seen(self) -> Snapshot | None:
@@ -130,10 +131,12 @@ class FileHandle:
 
     def write(self, offset: int, data: bytes) -> None:
         self._check_writing()
+        self._refused = None
         self.file.write(None if self._append else offset, data)
 
     def truncate(self, size: int) -> None:
         self._check_writing()
+        self._refused = None
         self.file.truncate(size)
 
     def _check_writing(self) -> None:
@@ -142,10 +145,20 @@ class FileHandle:
 
     def flush(self, final: bool) -> None:
         if self._writing and final:
-            self.file.flush()
+            self._reporting(self.file.flush)
 
     def fsync(self) -> None:
-        self.file.fsync()
+        self._reporting(self.file.fsync)
+
+    def _reporting(self, commit: Callable[[], None]) -> None:
+        """Commit; what was refused once is said again, as no later success may seem to have saved it."""
+        if self._refused is not None:
+            raise self._refused.with_traceback(None)
+        try:
+            commit()
+        except ConflictError as error:
+            self._refused = error
+            raise
 
     def release(self) -> None:
         self.file.openings.discard(self)

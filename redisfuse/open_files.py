@@ -272,9 +272,13 @@ class OpenFile:
         assert self.target is not None
         change = self._error.change
         try:
-            content = buffer_content(self.buffer, 0, self.buffer.size)
-            change = self._files.edits.keep_refused(self.target, content, path=self.path, error=str(self._error))
-            log.error("%s: its bytes are kept in the journal as change %d", os.fsdecode(self.path), change)
+            if change is None and self.buffer.size:
+                content = buffer_content(self.buffer, 0, self.buffer.size)
+                change = self._files.edits.keep_refused(self.target, content, path=self.path, error=str(self._error))
+            if change is None:
+                log.error("%s: not saved: %s", os.fsdecode(self.path), self._error)
+            else:
+                log.error("%s: %s; its bytes are kept as change %d", os.fsdecode(self.path), self._error, change)
         except RedisFuseError as error:
             log.error("%s: its bytes could not be kept either: %s", os.fsdecode(self.path), error)
         self._forget_edit()

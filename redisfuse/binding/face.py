@@ -180,6 +180,10 @@ class Binding(Protocol):
     def timeouts_can_change(self) -> bool:
         """Whether set_timeouts works; known once mounted. If not, don't mount with long ones."""
 
+    @property
+    def left_open(self) -> bool:
+        """Whether it was unmounted while programs had something open in it; known once `Calls.stopped` is called."""
+
     def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
         """Mount and serve until unmounted, `stop()`, SIGINT, SIGTERM or SIGHUP; then nothing is mounted any more.
 

@@ -15,6 +15,7 @@ import select
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from redisfuse.errors import MountError
 log = logging.getLogger("redisfuse.binding")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LAST_WORDS = 0.1  # seconds: the release of what was closed just before has come by then
 _ENDED = b"\0"  # signal numbers start at 1
 _STOP = b"\xff"
 
@@ -91,6 +93,7 @@ class Session:
         self._failure: BaseException | None = None
         self._started = False  # whether `started` was called, and
         self._answering = False  # whether it returned
+        self.left_open = False
         self._kernel: int | None = None  # the connection, while the library's own descriptor is something else
         self._keep: list[Any] = []  # what C holds pointers into, until the process ends
         self._context = self._libfuse.fuse_get_context
@@ -153,7 +156,7 @@ class Session:
     def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
         path = mountpoints.check(options.mountpoint, nonempty=options.nonempty)
         self._failure = None
-        self._started = self._answering = False
+        self._started = self._answering = self.left_open = False
         with Wakeups() as wakeups:
             self._wakeups = wakeups
             self.crew = crew = Crew(self._loop, options.threads, lambda: wakeups.wake(_ENDED))
@@ -267,6 +270,7 @@ class Session:
         poll = select.poll()
         poll.register(self._descriptor(), 0)
         if any(event & select.POLLERR for _, event in poll.poll(0)):
+            self.left_open = mountpoints.is_stale(path)  # the connection was aborted
             return  # the kernel has ended the connection; whatever is mounted there now is not ours
         try:
             mountpoints.unmount_once(path, lazy=False)
@@ -274,6 +278,8 @@ class Session:
             # In use: it goes away for new programs, and those that are inside get ENOTCONN when all is torn down.
             with contextlib.suppress(OSError, MountError):
                 mountpoints.unmount_once(path, lazy=True)
+            self.left_open = True
+            time.sleep(_LAST_WORDS)
             self._exit()
 
 

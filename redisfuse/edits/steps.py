@@ -87,6 +87,8 @@ class Steps:
             if request.told:
                 self._on_applied(request.told)
         if request.error is not None:
+            if isinstance(request.error, RedisFuseError):
+                request.error.change = request.recorded
             raise request.error
         assert request.ids is not None
         return request.ids
@@ -159,6 +161,7 @@ class Steps:
             if len(everything) > 1 and sum(step.size for step in everything) > MULTI_BYTES:
                 return False
             ids = self._intend([steps for _, steps in going])
+            _note_rows(going, ids)
             answer = self._send(dialogue, everything, ids, found)
         if isinstance(answer, NotAppliedError):
             if len(going) == 1:
@@ -173,6 +176,7 @@ class Steps:
             steps = list(request.decide({look.target: found[look.target] for look in request.looks}))
         except RefusedError as refused:
             ids = self.journal.intend(self.session, refused.intents, state="refused", error=str(refused.error))
+            request.recorded = ids[0]
             request.error = type(refused.error)(
                 f"{refused.error}; nothing was written, the edit is kept as change {ids[0]}: "
                 f"see `redisfuse diff {ids[0]}`, write it with `redisfuse apply {ids[0]}`"
@@ -294,6 +298,7 @@ class Steps:
         if not steps:
             return
         ids = self._intend([steps])
+        _note_rows([(request, steps)], ids)
         looks = {look.target: look for look in request.looks}
         begun = 0
         try:
@@ -315,6 +320,13 @@ class Steps:
                 self.journal.settle(ids[begun:], "failed", f"not begun: {error}")
             raise error from None
         request.ids = ids
+
+
+def _note_rows(going: Sequence[tuple[Request, list[Step]]], ids: Sequence[int]) -> None:
+    row = 0
+    for request, steps in going:
+        request.recorded = ids[row]
+        row += len(intents_of(steps))
 
 
 def _fail(requests: Sequence[Request], error: BaseException) -> None:

@@ -24,6 +24,7 @@ class Request:
     decide: Decide
     ids: list[int] | None = None
     error: BaseException | None = None
+    recorded: int | None = None  # its newest row, whatever became of it
     told: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
     woken: threading.Event = field(default_factory=threading.Event)
     leads: bool = False

@@ -1,0 +1,157 @@
+"""SIGKILL at random moments under load: what was acknowledged is in Redis, and in the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from redisfuse.journal.changes import Filter
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.states import Change
+from tests.support.mounts import PATIENCE, run, sweep
+from tests.support.nursery import Nursery
+from tests.support.redis_server import RedisServer
+
+WRITERS = 4
+ROUNDS = 5
+LONGEST = 0.6  # seconds that writers write before the mount is killed
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as nursery:
+        yield nursery
+
+
+class Writer(threading.Thread):
+    """Saves 1, 2, 3… to one file, in turn by close and by fsync, until an error; knows what was acknowledged."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self._folder = os.open(path.parent, os.O_RDONLY)  # what is mounted, whatever is at the path later
+        self._name = path.name
+        self.acknowledged = 0
+        self.begun = 0
+
+    def run(self) -> None:
+        try:
+            while True:
+                self.begun += 1
+                self._save(b"%d" % self.begun, sync=self.begun % 3 == 0)
+                self.acknowledged = self.begun
+        except OSError:
+            os.close(self._folder)
+
+    def _save(self, data: bytes, *, sync: bool) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        descriptor = os.open(self._name, flags, 0o644, dir_fd=self._folder)
+        try:
+            os.write(descriptor, data)
+            if sync:
+                os.fsync(descriptor)
+                self.acknowledged = self.begun
+        except OSError:
+            _close_quietly(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _close_quietly(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def changes(path: Path) -> list[Change]:
+    with Journal.open(path, write=False) as journal:
+        return list(journal.changes(Filter(oldest_first=True)))
+
+
+def test_killed_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: Path) -> None:
+    """Four writers, one SIGKILL: each key holds what was last acknowledged or what came right after, and the journal
+    has each of a key's values in their order, each with the one before it, and says `applied` of those that were."""
+    client = own_redis.client()
+    journal = tmp_path / "state" / "redisfuse" / "journal.db"
+    chosen = random.Random(4)
+    total = 0
+    for round_ in range(ROUNDS):
+        mount = nursery.begin(tmp_path, own_redis.tcp_url())
+        try:
+            writers = [Writer(mount.path / f"r{round_}w{number}") for number in range(WRITERS)]
+            (mount.path / f"d{round_}").mkdir()
+            for writer in writers:
+                writer.start()
+            time.sleep(chosen.uniform(0.05, LONGEST))
+            mount.process.kill()
+            mount.process.wait(PATIENCE)
+            for writer in writers:
+                writer.join(PATIENCE)
+                assert not writer.is_alive()
+        finally:
+            mount.process.kill()
+        found = {number: client.get(f"r{round_}w{number}") for number in range(WRITERS)}
+        for number, writer in enumerate(writers):
+            value = int(found[number] or 0)
+            assert writer.acknowledged <= value <= writer.begun
+            total += writer.acknowledged
+        if round_ == 0:  # by the command; else by the next mount
+            done = run(tmp_path, "recover")
+            assert done.returncode == 0, done.stderr
+    assert total > WRITERS * ROUNDS, "they hardly wrote"
+    mount = nursery.begin(tmp_path, own_redis.tcp_url())
+    try:
+        for round_ in range(ROUNDS):
+            assert (mount.path / f"d{round_}").is_dir()
+    finally:
+        sweep(mount)
+    rows = changes(journal)
+    assert {row.state for row in rows} <= {"applied", "failed"}
+    for round_ in range(ROUNDS):
+        for number in range(WRITERS):
+            key = b"r%dw%d" % (round_, number)
+            check_history([row for row in rows if row.key == key], client.get(key))
+
+
+def check_history(rows: list[Change], value: bytes | None) -> None:
+    """The applied rows lead from nothing to what is there, one from the other; the rest was not done."""
+    before: bytes | None = None
+    for row in rows:
+        prior = None if row.prior.content is None else row.prior.content.digest
+        if row.state == "applied":
+            assert row.new.content is not None
+            assert prior == before
+            before = row.new.content.digest
+    if value is None:
+        assert before is None
+    else:
+        assert before == sha256(value).digest()
+
+
+def test_terminated_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: Path) -> None:
+    """SIGTERM instead: what was acknowledged is there, nothing is half written, and no row is left open."""
+    client = own_redis.client()
+    mount = nursery.begin(tmp_path, own_redis.tcp_url())
+    try:
+        writers = [Writer(mount.path / f"w{number}") for number in range(WRITERS)]
+        for writer in writers:
+            writer.start()
+        time.sleep(0.3)
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.process.wait(PATIENCE) == 0
+        for writer in writers:
+            writer.join(PATIENCE)
+    finally:
+        mount.process.kill()
+    for number, writer in enumerate(writers):
+        assert writer.acknowledged <= int(client.get(f"w{number}") or 0) <= writer.begun
+    # Refused is what was open for writing in that moment: kept, not half saved.
+    states = {row.state for row in changes(tmp_path / "state" / "redisfuse" / "journal.db")}
+    assert states <= {"applied", "refused"}
