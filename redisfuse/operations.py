@@ -42,7 +42,7 @@ from redisfuse.nodes import (
 from redisfuse.overlay import Overlay
 from redisfuse.rearranging import Rearranger
 from redisfuse.scratch import Scratch
-from redisfuse.values.snapshot import SmallSnapshot
+from redisfuse.values.snapshot import SmallSnapshot, Snapshot
 
 _CHANGING = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
 RENAME_NOREPLACE = 1  # renameat2(2)
@@ -189,7 +189,7 @@ class Operations:
     def open(self, path: bytes, flags: int) -> Opened:
         path = path[1:]
         if self._change is None and not flags & _CHANGING and (content := self._tree.present(path)) is not None:
-            return self._opened(SnapshotHandle(SmallSnapshot(content)), path, size=len(content))
+            return self._opened_snapshot(SmallSnapshot(content), path)
         node = self._tree.find(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._change is None:
@@ -202,11 +202,11 @@ class Operations:
             raise AccessError("only strings and hash fields can be edited")
         if isinstance(node, UpdaterNode):
             self._outside.refresh()
-            return self._opened(SnapshotHandle(SmallSnapshot(b"")), path, size=0)
+            return self._opened_snapshot(SmallSnapshot(b""), path)
         if not isinstance(node, FileNode):
             raise IsDirectoryError("a directory")
         snapshot, streamed = self._tree.reader.open(node)
-        return self._opened(SnapshotHandle(snapshot), path, size=snapshot.size, streams=streamed)
+        return self._opened_snapshot(snapshot, path, streams=streamed)
 
     @property
     def _overlay(self) -> Overlay | None:
@@ -217,7 +217,7 @@ class Operations:
         file = self._overlay.scratch.open(path)
         if flags & os.O_TRUNC:
             file.truncate(0)
-        return self._opened(ScratchHandle(file, append=bool(flags & os.O_APPEND)), path)
+        return self._opened(ScratchHandle(file, append=bool(flags & os.O_APPEND)), path, None, alike=True)
 
     def _open_file(self, path: bytes, node: FileNode | OpenNode, flags: int, writing: bool) -> Opened:
         assert self._overlay is not None
@@ -241,8 +241,7 @@ class Operations:
             raise
         opener = self._outside.caller() if writing else 0
         handle = FileHandle(files, file, snapshot, flags, opener=opener)
-        size = None if snapshot is None else snapshot.size
-        return self._opened(handle, path, size=size, alike=file.reads_alike(handle))
+        return self._opened(handle, path, snapshot, alike=file.reads_alike(handle))
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened:
         path = path[1:]
@@ -260,17 +259,26 @@ class Operations:
             self._overlay.files.closed(made, writing=True)
             raise
         handle = FileHandle(self._overlay.files, made, None, flags, opener=self._outside.caller())
-        return self._opened(handle, path, alike=made.reads_alike(handle))
+        return self._opened(handle, path, None, alike=made.reads_alike(handle))
 
-    def _opened(
-        self, handle: Handle, path: bytes, *, size: int | None = None, streams: bool = False, alike: bool = False
-    ) -> Opened:
-        """Number a handle; `size` is what it is read to, in bytes, None if it is being written."""
+    def _opened_snapshot(self, snapshot: Snapshot, path: bytes, *, streams: bool = False) -> Opened:
+        """A handle that only reads."""
+        number = self._number(SnapshotHandle(snapshot), path)
+        if streams:
+            return Opened(number, direct_io=True)
+        return Opened(number, keep_cache=self._outside.coherent(), size=snapshot.size, content=_stand_in(snapshot))
+
+    def _opened(self, handle: Handle, path: bytes, snapshot: Snapshot | None, *, alike: bool) -> Opened:
+        """A handle in write mode; it reads `snapshot`, or (None) what is being edited."""
+        size = None if snapshot is None else snapshot.size
+        number, keep = self._number(handle, path), self._outside.coherent()
+        return Opened(number, keep_cache=keep, size=size, alike=alike, content=_stand_in(snapshot))
+
+    def _number(self, handle: Handle, path: bytes) -> int:
         with self._lock:
             number = next(self._numbers)
             self._handles[number] = (handle, path)
-        keep = not streams and self._outside.coherent()
-        return Opened(number, direct_io=streams, keep_cache=keep, size=None if streams else size, alike=alike)
+        return number
 
     def _handle(self, handle: int) -> Handle:
         found = self._handles.get(handle)
@@ -438,6 +446,11 @@ class Operations:
             change.expire(path, -1)
         else:
             raise NoAttributeError("no such attribute")
+
+
+def _stand_in(snapshot: Snapshot | None) -> int | None:
+    """What stands for the bytes of a snapshot, where that is had cheaply."""
+    return hash(snapshot.content) if isinstance(snapshot, SmallSnapshot) else None
 
 
 def _inode(path: bytes) -> int:

@@ -49,7 +49,9 @@ class Opened(NamedTuple):
     (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
     `size`: how many bytes this handle reads to, if that is known. If the kernel was last told another length, it would
     cut the content or fill it with zeros: such a file is read past the page cache instead.
-    `alike`: whoever has the file open reads the same, so pages can be shared, and mapped, whatever changed before.
+    `alike`: whether all who have the file open now read the same, so that pages can be shared, and mapped, whatever
+    changed before; None if that is not known.
+    `content`: stands for the bytes that are read: pages that were kept of others are of no use.
     """
 
     handle: int
@@ -57,7 +59,8 @@ class Opened(NamedTuple):
     keep_cache: bool = False
     nonseekable: bool = False
     size: int | None = None
-    alike: bool = False
+    alike: bool | None = None
+    content: int | None = None
 
 
 # UTIME_NOW and UTIME_OMIT of utimensat(2), as they stand in a time's nanoseconds.

@@ -2,7 +2,8 @@
 
 Pages. A file's pages in the kernel are shared by all who have it open, but each open file reads what its own open saw.
 So pages are kept over an open only if they were read since the last change of that path, and by nobody who opened it
-before the change; while such an older one is still open, new ones read past the page cache.
+before the change; while such an older one is still open, new ones read past the page cache. A change may be seen before
+it is told of: so, where the tree can say cheaply what is read, that is compared too.
 
 The lock is held for a few dictionary operations, in callbacks and by whoever tells of a change; nothing waits under it.
 """
@@ -21,12 +22,13 @@ _MOST_TOP = 500_000  # names in the root, remembered only where the kernel can't
 class _File:
     """A path that somebody has open, or is opening."""
 
-    __slots__ = ("count", "older", "version")
+    __slots__ = ("content", "count", "older", "version")
 
     def __init__(self) -> None:
         self.count = 0
         self.version = 0  # one more for each change told
         self.older = 0  # how many of `count` began before the last change
+        self.content: int | None = None  # stands for what the first of them reads
 
 
 class Known:
@@ -34,7 +36,8 @@ class Known:
         self._lock = threading.Lock()
         self._files: dict[bytes, _File] = {}
         self._handles: dict[int, tuple[bytes, int]] = {}  # path, and its version when it was opened
-        self._kept: set[int] = set()  # hashes of paths whose pages, if there are any, are right
+        # hashes of paths whose pages, if there are any, are right -> what stands for their content
+        self._kept: dict[int, int | None] = {}
         self._sizes: dict[int, int] = {}  # hashes of paths -> the length in bytes that the kernel was last told
         self.top: set[bytes] | None = None  # names at the top that the kernel was asked about, if that is needed
 
@@ -55,19 +58,30 @@ class Known:
         with self._lock:
             self._handles[opened.handle] = (path, version)
             file = self._files[path]
-            if opened.direct_io or (file.older and version == file.version and not opened.alike):
+            if opened.direct_io or not self._shares(file, version, opened):
                 return True, False
             if opened.size is not None and self._sizes.get(mark) != opened.size:
                 return True, False
             if version != file.version or not opened.keep_cache:
-                self._kept.discard(mark)
+                self._kept.pop(mark, None)
                 return False, False
-            if mark in self._kept:
+            if mark in self._kept and self._kept[mark] == opened.content:
                 return False, True
-            if len(self._kept) >= _MOST_KEPT:
-                self._kept.clear()
-            self._kept.add(mark)
+            self._keep(mark, opened.content)
             return False, False
+
+    def _shares(self, file: _File, version: int, opened: Opened) -> bool:
+        """Whether who opens a file now may read the pages of those who have it open."""
+        if file.count == 1:
+            file.content = opened.content
+        if opened.alike is not None:
+            return opened.alike
+        return file.content == opened.content and not (file.older and version == file.version)
+
+    def _keep(self, mark: int, content: int | None = None) -> None:
+        if len(self._kept) >= _MOST_KEPT:
+            self._kept.clear()
+        self._kept[mark] = content
 
     def failed(self, path: bytes, version: int) -> None:
         with self._lock:
@@ -84,7 +98,7 @@ class Known:
         file.count -= 1
         if version != file.version:
             file.older -= 1
-            self._kept.discard(hash(path))  # it may have read pages of what it had opened
+            self._kept.pop(hash(path), None)  # it may have read pages of what it had opened
         if not file.count:
             del self._files[path]
 
@@ -94,9 +108,7 @@ class Known:
         with self._lock:
             if mark in self._kept:
                 return True
-            if len(self._kept) >= _MOST_KEPT:
-                self._kept.clear()
-            self._kept.add(mark)
+            self._keep(mark)
             return False
 
     def told(self, path: bytes, size: int) -> None:
@@ -146,7 +158,7 @@ class Known:
         with self._lock:
             for path in paths:
                 path = b"/" + path
-                self._kept.discard(hash(path))
+                self._kept.pop(hash(path), None)
                 file = self._files.get(path)
                 if file is not None:
                     file.version += 1

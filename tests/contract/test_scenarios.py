@@ -795,7 +795,7 @@ def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: M
 
 def test_a_file_just_written_can_be_mapped(mount: Mount) -> None:
     """A shared mapping of a file that was closed a moment ago, whose release is still on its way."""
-    path = mount.path / "mapped"
+    path = mount.path / "just_written"
     for number in range(40):
         with path.open("w+b") as file:
             file.write(b"%04d" % number)
