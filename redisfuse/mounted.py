@@ -26,7 +26,7 @@ from redisfuse.keyspace.attributes import AttributeStore
 from redisfuse.keyspace.existence import existing
 from redisfuse.keyspace.keyspace import Keyspace
 from redisfuse.names import UPDATER, Grammar
-from redisfuse.operations import Operations, Outside, Ownership
+from redisfuse.operations import Operations, Outside, Ownership, inode_of
 from redisfuse.progress import show_progress
 from redisfuse.reading import Reader
 from redisfuse.server.server import Server
@@ -74,6 +74,7 @@ class Mounted:
             trust=self._trust,
             volatile=lambda: self.keyspace.volatile,
             on_deadline=self._expires,
+            order=lambda key: inode_of(self.grammar.key_path(key)),
         )
         self.reader = Reader(
             server,

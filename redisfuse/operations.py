@@ -138,12 +138,12 @@ class Operations:
     def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
         """As `_attr` of its `stat`, quickly: most files are plain strings."""
         own, tree = self._own, self._tree
-        return Attr(_inode(path), self._plain_mode, 1, node.length, tree.age(node.target), own.uid, own.gid)
+        return Attr(inode_of(path), self._plain_mode, 1, node.length, tree.age(node.target), own.uid, own.gid)
 
     def _attr(self, path: bytes, found: Stat) -> Attr:
         own = self._own
         nlink = 2 if found.directory else int(found.linked)
-        return Attr(_inode(path), own.mode(found), nlink, found.size, found.mtime_ns, own.uid, own.gid)
+        return Attr(inode_of(path), own.mode(found), nlink, found.size, found.mtime_ns, own.uid, own.gid)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class Operations:
         # making for a plain `ls`; and what the kernel remembers must have been noted before the server was asked.
         directory = isinstance(node, DIRECTORY_NODES) or (isinstance(node, ScratchNode) and node.directory)
         mode = self._own.mode(Stat(directory, 0, 0, True))
-        return Entry(listed.name, mode, None, _inode(path))
+        return Entry(listed.name, mode, None, inode_of(path))
 
     def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
         found = self._directories.get(handle)
@@ -453,6 +453,6 @@ def _stand_in(snapshot: Snapshot | None) -> int | None:
     return hash(snapshot.content) if isinstance(snapshot, SmallSnapshot) else None
 
 
-def _inode(path: bytes) -> int:
+def inode_of(path: bytes) -> int:
     """A number for a path: the same at every mount. (Two paths share one with a chance of 2^-63.)"""
     return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

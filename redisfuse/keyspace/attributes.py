@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
-from redisfuse.keyspace.ahead import LONGEST
+from redisfuse.keyspace.ahead import LONGEST, Order
 from redisfuse.keyspace.cache import UNKNOWN, Attributes, Cache, Fetch, Unknown
 from redisfuse.keyspace.fields import COMPACT, Fields
 from redisfuse.keyspace.questions import ABSENT, Question
@@ -48,6 +48,7 @@ class AttributeStore:
     `memory` bounds the cache, in bytes. `trust()` says how many seconds an entry may be believed: math.inf while the
     server tells of every change (through `drop`), little otherwise. `volatile()` says whether the database has keys
     that expire; `on_deadline(key, when)` is told (time.monotonic()) when one of those that were looked at will.
+    `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
     """
 
     def __init__(
@@ -58,11 +59,12 @@ class AttributeStore:
         trust: Callable[[], float],
         volatile: Callable[[], bool] = lambda: True,
         on_deadline: Callable[[bytes, float], None] | None = None,
+        order: Order = len,
     ) -> None:
         self._server = server
         self._volatile = volatile
         self._on_deadline = on_deadline
-        self.cache = Cache(memory, trust)
+        self.cache = Cache(memory, trust, order)
         self._fields = Fields(server, self.cache)
 
     @property

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
-from redisfuse.keyspace.ahead import LONGEST, LOOKED_AT, PATIENCE, ROOM, Batch
+from redisfuse.keyspace.ahead import LONGEST, LOOKED_AT, PATIENCE, ROOM, Batch, Order
 
 ENTRY = 400  # bytes that an entry takes beside its key and its contents
 FIELD = 160  # and a field
@@ -72,11 +72,15 @@ class Fetch:
 
 
 class Cache:
-    """Entries by key; at most `memory` bytes (estimated). `trust()`: for how many seconds one may be believed."""
+    """Entries by key; at most `memory` bytes (estimated). `trust()`: for how many seconds one may be believed.
 
-    def __init__(self, memory: int, trust: Callable[[], float]) -> None:
+    `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
+    """
+
+    def __init__(self, memory: int, trust: Callable[[], float], order: Order = len) -> None:
         self._most = memory
         self._trust = trust
+        self._order = order
         self._lock = Lock()
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()
         self._fetches: list[Fetch] = []
@@ -134,11 +138,15 @@ class Cache:
         found: dict[bytes, Attributes] = {}
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.batch is None:
+            batch = entry.batch if entry is not None else None
+            if entry is None or batch is None or not batch.keys:
                 return found
-            batch, place, room = entry.batch, entry.place + 1, ROOM
-            most = batch.asked()
-            for other in batch.keys[place : place + LOOKED_AT] if most else ():
+            if not batch.has_order:
+                if not batch.find_order(key, self._order):
+                    return found
+                self._place(batch)
+            most, last, room = batch.asked(entry.place), entry.place, ROOM
+            for place, other in enumerate(batch.keys[last + 1 : last + 1 + LOOKED_AT] if most else (), last + 1):
                 near = self._entries.get(other)
                 if near is None or near.batch is not batch or near.ahead or near.content is not None:
                     continue
@@ -146,10 +154,16 @@ class Cache:
                     room -= near.attributes.length
                     if room < 0 or len(found) >= most:
                         break
-                    near.ahead = True
+                    near.ahead, last = True, place
                     found[other] = near.attributes
-            batch.brought(len(found))
+            batch.brought(len(found), last)
         return found
+
+    def _place(self, batch: Batch) -> None:
+        for place, key in enumerate(batch.keys):
+            entry = self._entries.get(key)
+            if entry is not None and entry.batch is batch:
+                entry.place = place
 
     def fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | Unknown]:
         """What is known of fields: pairs of key and field."""
