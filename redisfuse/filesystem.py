@@ -10,7 +10,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -113,7 +113,6 @@ class Filesystem:
         empty: EmptyDirectories | None,
         options: TreeOptions,
         started_ns: int,
-        note_keys: Callable[[Iterable[bytes]], None],
         interrupted: Callable[[], bool],
     ) -> None:
         self.grammar = grammar
@@ -126,7 +125,6 @@ class Filesystem:
         self._options = options
         self.started_ns = started_ns
         self._told_of_junk = False  # the log says once that some is not listed
-        self._note_keys = note_keys  # told of keys that are listed, before the server is asked about them
         self._interrupted = interrupted  # whether the program that waits for the current answer was interrupted
 
     # -- looking up --------------------------------------------------------------------------------------------------
@@ -355,7 +353,7 @@ class Filesystem:
             self.attributes,
             options.field_limit,
             options.hash_limit,
-            self._note_keys,
+            self.keyspace.change_count,
         )
 
     # -- describing --------------------------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
-from redisfuse.binding.face import Entry
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
 from redisfuse.open_files import OpenFile, OpenFiles
 from redisfuse.scratch import ScratchFile
 from redisfuse.values.snapshot import Snapshot
+
+_T = TypeVar("_T")
 
 
 class Handle(Protocol):
@@ -200,7 +201,7 @@ class ScratchHandle:
         self.file.close()
 
 
-class DirectoryHandle:
+class DirectoryHandle(Generic[_T]):
     """A listing in progress. Keeps only the last names given, so that a directory of any length costs little.
 
     Beginning again (rewinddir), or going back further than is kept, lists anew. An error ends the listing for good, so
@@ -210,31 +211,31 @@ class DirectoryHandle:
     KEPT = 4096  # names: more than the kernel asks for at once
     PORTION = 64  # that are taken from the listing at once
 
-    def __init__(self, begin: Callable[[], Iterator[Entry]]) -> None:
+    def __init__(self, begin: Callable[[], Iterator[_T]]) -> None:
         self._begin = begin
         self._lock = threading.Lock()
         self._restart()
 
     def _restart(self) -> None:
         self._source = self._begin()
-        self._kept: deque[Entry] = deque()
-        self._first = 0  # number of the first entry that is kept
+        self._kept: deque[_T] = deque()
+        self._first = 0  # number of the first name that is kept
         self._ended = False
         self._error: RedisFuseError | None = None
 
-    def entries(self, offset: int) -> Iterator[Entry]:
-        """The entries after the first `offset`. Raises what the listing raises."""
+    def portions(self, offset: int) -> Iterator[list[_T]]:
+        """The names after the first `offset`, some at a time. Raises what the listing raises."""
         if offset == 0:
             with self._lock:
                 if self._first or self._kept or self._error:
                     self._restart()
         number = offset
         while portion := self._portion(number):
-            yield from portion
+            yield portion
             number += len(portion)
 
-    def _portion(self, number: int) -> list[Entry]:
-        """Some entries from one on, none at the end."""
+    def _portion(self, number: int) -> list[_T]:
+        """Some names from one on, none at the end."""
         with self._lock:
             if number < self._first:
                 self._restart()

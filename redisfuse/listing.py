@@ -42,7 +42,7 @@ class Lister:
     attributes: AttributeStore
     field_limit: int
     hash_limit: int
-    note: Callable[[Iterable[bytes]], None]  # told of keys before the server is asked about them
+    change_count: Callable[[bytes], int]  # of a key, looked at before the server is asked about it
 
     def directory(self, directory: tuple[bytes, ...]) -> Iterator[Listed]:
         """The names in a directory of keys, each once; long ones as the first of their pieces. Raises NotFoundError."""
@@ -95,10 +95,10 @@ class Lister:
 
     def _keys(self, directory: tuple[bytes, ...], children: Sequence[Child], hashes: _Hashes) -> Iterator[Listed]:
         keys = [self.grammar.join((*directory, child.component)) for child in children]
-        self.note(keys)
+        counts = list(map(self.change_count, keys))
         found = self.attributes.get_many(keys)
         shadowed = self._shadowed(directory, [child.component for child in children])
-        for child, key, attributes in zip(children, keys, found, strict=True):
+        for child, key, attributes, count in zip(children, keys, found, counts, strict=True):
             if attributes.type == b"none":
                 continue  # gone since the index heard of it
             if attributes.type == b"hash":
@@ -110,7 +110,7 @@ class Lister:
                     is_directory=child.is_directory,
                     root=not directory,
                 )
-                yield Listed(name, FileNode(Target(key), attributes.type, attributes.length))
+                yield Listed(name, FileNode(Target(key), attributes.type, attributes.length, None, count))
 
     def _shadowed(self, directory: tuple[bytes, ...], components: Iterable[bytes]) -> set[bytes]:
         """Which keys share their spelling with a field that exists."""

@@ -115,7 +115,6 @@ class Mounted:
             empty=self.writing.made if self.writing else None,
             options=TreeOptions(settings.field_limit, settings.hash_limit, settings.show_junk),
             started_ns=self._started_ns,
-            note_keys=self.told.note_keys,
             interrupted=binding.interrupted,
         )
         self.operations = Operations(
@@ -131,6 +130,7 @@ class Mounted:
                 space=Space(server),
                 refresh=self._refresh,
                 note=self.told.note,
+                note_keys=self.told.note_keys,
                 status=self._status_text,
             ),
         )
@@ -190,14 +190,14 @@ class Mounted:
     def _expires(self, key: bytes, deadline: float) -> None:
         """A key will expire (time.monotonic()): nobody tells of that in time, so it is then looked at."""
         if not self.keyspace.expires_at(key, deadline):
-            self.attributes.drop([key])
-            self.told.changed([key])
+            self._changed([key])
 
     def _touched(self, keys: Collection[bytes]) -> None:
         self.attributes.drop(keys)
+        self.operations.listings.changed(keys)
 
     def _changed(self, keys: Collection[bytes]) -> None:
-        self.attributes.drop(keys)
+        self._touched(keys)
         self.told.changed(keys)
 
     def _applied(self, keys: Mapping[bytes, bool | None]) -> None:
@@ -235,6 +235,7 @@ class Mounted:
             self._binding.set_timeouts(LONG, LONG, LONG)
         else:
             self._binding.set_timeouts(SHORT, SHORT, 0.0)
+        self.operations.listings.forget()
         self.told.forget()
 
     def _refresh(self) -> None:

@@ -50,6 +50,7 @@ class FileNode(NamedTuple):
     type: bytes  # Redis's word; FIELD_TYPE for a hash field
     length: int  # bytes of a string or field, elements of a collection
     view: str | None = None  # "json" or "dump"
+    changes: int = 0  # what `Keyspace.change_count` was before the server described it; only in listings
 
     @property
     def is_plain(self) -> bool:

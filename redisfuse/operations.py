@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 from redisfuse.binding.face import OMIT, Attr, Entry, Opened, Time
 from redisfuse.errors import (
@@ -29,11 +30,11 @@ from redisfuse.errors import (
 )
 from redisfuse.filesystem import Filesystem, Stat
 from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
+from redisfuse.listings import Listings
 from redisfuse.nodes import (
     DIRECTORY_NODES,
     DirectoryNode,
     FileNode,
-    Listed,
     Node,
     OpenNode,
     ScratchNode,
@@ -81,7 +82,17 @@ class Outside:
     space: Callable[[], Mapping[str, int]]  # statvfs
     refresh: Callable[[], None]
     note: Callable[[bytes], None]  # the kernel will remember what it is told about a path
+    note_keys: Callable[[Sequence[bytes]], None]  # and about the names of these keys, with their attributes
     status: Callable[[], bytes]  # JSON
+
+
+class Name(NamedTuple):
+    """One name of a listing."""
+
+    name: bytes
+    mode: int
+    inode: int
+    file: FileNode | None  # a string, whose attributes can be told with its name
 
 
 class Operations:
@@ -96,7 +107,8 @@ class Operations:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._handles: dict[int, tuple[Handle, bytes]] = {}
-        self._directories: dict[int, DirectoryHandle] = {}
+        self._directories: dict[int, DirectoryHandle[Name]] = {}
+        self.listings: Listings[Name] = Listings(tree.grammar.split)
 
     # -- the mount's life --------------------------------------------------------------------------------------------
 
@@ -152,34 +164,46 @@ class Operations:
         node = self._tree.find(path)
         if not isinstance(node, DIRECTORY_NODES) and not (isinstance(node, ScratchNode) and node.directory):
             raise NotDirectoryError("not a directory")
-        handle = DirectoryHandle(lambda: self._entries(path, node))
+        handle = DirectoryHandle(lambda: self._listing(path, node))
         with self._lock:
             number = next(self._numbers)
             self._directories[number] = handle
         return number
 
-    def _entries(self, path: bytes, node: Node) -> Iterator[Entry]:
-        base = path + b"/" if path else b""
-        for listed in self._tree.list(path, node):
-            name, found = listed
-            if type(found) is FileNode and found.is_plain:
-                yield Entry(name, self._plain_mode, self._plain_attr(base + name, found))
-            else:
-                yield self._entry(base + name, listed)
+    def _listing(self, path: bytes, node: Node) -> Iterator[Name]:
+        # Only what comes from Redis alone is kept; in write mode the scratch area and open files are listed too.
+        if self._change is None and isinstance(node, DirectoryNode) and self._outside.coherent():
+            return self.listings.of(node.directory, lambda: self._names(path, node))
+        return self._names(path, node)
 
-    def _entry(self, path: bytes, listed: Listed) -> Entry:
-        node = listed.node
-        # They get their attributes when they are asked for: a collection's size is that of its rendering, not worth
-        # making for a plain `ls`; and what the kernel remembers must have been noted before the server was asked.
-        directory = isinstance(node, DIRECTORY_NODES) or (isinstance(node, ScratchNode) and node.directory)
-        mode = self._own.mode(Stat(directory, 0, 0, True))
-        return Entry(listed.name, mode, None, inode_of(path))
+    def _names(self, path: bytes, node: Node) -> Iterator[Name]:
+        base = path + b"/" if path else b""
+        for name, found in self._tree.list(path, node):
+            if type(found) is FileNode and found.is_plain:
+                yield Name(name, self._plain_mode, inode_of(base + name), found)
+            else:
+                # The others get their attributes when they are asked for: a collection's size is that of its rendering,
+                # not worth making for a plain `ls`.
+                directory = isinstance(found, DIRECTORY_NODES) or (isinstance(found, ScratchNode) and found.directory)
+                yield Name(name, self._own.mode(Stat(directory, 0, 0, True)), inode_of(base + name), None)
 
     def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
         found = self._directories.get(handle)
         if found is None:
             raise BadHandleError("no such directory is open")
-        return found.entries(offset)
+        for portion in found.portions(offset):
+            # What the kernel remembers must be noted before it is looked whether it is still right: what changes after
+            # that is pushed.
+            self._outside.note_keys([file.target.key for _, _, _, file in portion if file is not None])
+            for name, mode, inode, file in portion:
+                yield Entry(name, mode, None if file is None else self._listed_attr(inode, file), inode)
+
+    def _listed_attr(self, inode: int, file: FileNode) -> Attr | None:
+        """The attributes of a listed string, unless it was heard of since."""
+        own, tree = self._own, self._tree
+        if tree.keyspace.change_count(file.target.key) != file.changes:
+            return None
+        return Attr(inode, self._plain_mode, 1, file.length, tree.age(file.target), own.uid, own.gid)
 
     def releasedir(self, handle: int) -> None:
         self._directories.pop(handle, None)
