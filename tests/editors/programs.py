@@ -57,11 +57,15 @@ def ends(child: pexpect.spawn) -> None:
 # -- real programs -----------------------------------------------------------------------------------------------------
 
 
+# By itself vim makes no backups in /tmp, where tests are; neovim has swap files and backups in a folder of its own.
+SWAPS_AND_BACKUPS = "set directory=. backupdir=. backupskip="
+
+
 def vim(*settings: str, program: str = "vim") -> Save:
     """Change and save with vim on a terminal, with its swap file beside the file."""
 
     def save(path: Path, scratch: Path) -> None:
-        own = [f"set directory=. viewdir={scratch}", *(f"set {each}" for each in settings)]
+        own = [SWAPS_AND_BACKUPS, f"set viewdir={scratch}", *(f"set {each}" for each in settings)]
         commands = [word for each in own for word in ("--cmd", each)]
         ends(
             terminal(
@@ -75,7 +79,8 @@ def vim(*settings: str, program: str = "vim") -> Save:
 def vim_typed(path: Path, _scratch: Path) -> None:
     """Type into vim: a swap file appears while the buffer is changed, then :w, then :q."""
     child = terminal(
-        ["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", "set directory=. updatecount=1", path.name], path
+        ["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", SWAPS_AND_BACKUPS, "--cmd", "set updatecount=1", path.name],
+        path,
     )
     child.expect("old text")
     child.send("cwnew\x1b")
@@ -87,7 +92,7 @@ def vim_typed(path: Path, _scratch: Path) -> None:
 
 def vim_twice(path: Path) -> None:
     """Save twice in one session of vim."""
-    child = terminal(["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", "set directory=.", path.name], path)
+    child = terminal(["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", SWAPS_AND_BACKUPS, path.name], path)
     child.expect("old text")
     for word in ("new", "newer"):
         child.send(f"0cw{word}\x1b:w\r")
@@ -96,18 +101,30 @@ def vim_twice(path: Path) -> None:
     ends(child)
 
 
+def vim_new(program: str) -> Save:
+    """Make a file with vim."""
+
+    def save(path: Path, _scratch: Path) -> None:
+        words = [program, "-N", "-u", "NONE", "-i", "NONE", "--cmd", SWAPS_AND_BACKUPS]
+        ends(terminal([*words, "-c", "normal inew text", "-c", "wq", path.name], path))
+
+    return save
+
+
+# By itself emacs makes no backups in /tmp, where tests are.
+BACKUPS = "(setq backup-enable-predicate (lambda (_) t))"
 EMACS = """(progn (setq auto-save-default t create-lockfiles t) (find-file (getenv "FILE"))
  (goto-char (point-min)) (delete-char 3) (insert "new") (do-auto-save) (save-buffer) (kill-emacs))"""
 
 
 def emacs_batch(path: Path, _scratch: Path) -> None:
     """Save once with emacs, without a terminal."""
-    run(["env", f"FILE={path.name}", "emacs", "-Q", "--batch", "--eval", EMACS], path)
+    run(["env", f"FILE={path.name}", "emacs", "-Q", "--batch", "--eval", BACKUPS, "--eval", EMACS], path)
 
 
 def emacs_typed(path: Path, _scratch: Path) -> None:
     """Type into emacs on a terminal, and save with C-x C-s."""
-    child = terminal(["emacs", "-nw", "-Q", path.name], path)
+    child = terminal(["emacs", "-nw", "-Q", "--eval", BACKUPS, path.name], path)
     child.expect("old text")
     child.send("\x1bdnew")  # M-d: kill the word
     child.send("\x18\x13")  # C-x C-s
@@ -118,7 +135,7 @@ def emacs_typed(path: Path, _scratch: Path) -> None:
 
 def emacs_twice(path: Path) -> None:
     """Save twice in one session of emacs: the first makes a backup, the second does not."""
-    child = terminal(["emacs", "-nw", "-Q", path.name], path)
+    child = terminal(["emacs", "-nw", "-Q", "--eval", BACKUPS, path.name], path)
     child.expect("old text")
     for word in ("new", "newer"):
         child.send(f"\x01\x1bd{word}")  # C-a M-d
@@ -277,8 +294,8 @@ PROGRAMS = [
     Program("vim-nowritebackup", vim("nobackup", "nowritebackup")),
     Program("vim-undofile", vim("undofile", "undodir=."), leaves=(".{}.un~",)),
     Program("vim-compatible", vim("compatible")),
-    Program("neovim", vim("undofile", "undodir=.", program="nvim"), leaves=("{}~", ".{}.un~", "%*")),
-    Program("neovim-backup", vim("backup", "backupdir=.", program="nvim"), leaves=("{}~",)),
+    Program("neovim", vim("undofile", "undodir=.", program="nvim"), leaves=(".{}.un~",)),
+    Program("neovim-backup", vim("backup", program="nvim"), leaves=("{}~",)),
     Program("emacs-batch", emacs_batch, leaves=("{}~",)),
     Program("emacs-typed", emacs_typed, leaves=("{}~",)),
     Program("nano", nano()),
