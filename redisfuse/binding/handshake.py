@@ -67,7 +67,7 @@ def _improved(request: bytes, reply: bytes) -> bytes:
         body = _FULL.pack(major, minor, readahead, flags, background, threshold, write, 0, pages, 0, 0, *[0] * 7)
     elif size == _FULL.size:
         fields = list(_FULL.unpack_from(reply, _OUT_HEADER))
-        fields[3] |= offered & _HANDLE_KILLPRIV_V2
+        fields[3] |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2)  # the former is forgotten by libfuse 3.14
         body = _FULL.pack(*fields)
     else:
         return reply  # an error

@@ -4,6 +4,7 @@ Everything that changes Redis goes through `Steps.run`. Thread-safe: threads sha
 transactions and fsyncs by going together; WATCH keeps them, and everybody else, apart.
 """
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -29,6 +30,7 @@ from redisfuse.errors import (
     BusyError,
     ConflictError,
     ConnectionLostError,
+    JournalError,
     NoSpaceError,
     RedisFuseError,
     TryAgainError,
@@ -87,11 +89,17 @@ class Steps:
             if request.told:
                 self._on_applied(request.told)
         if request.error is not None:
-            if isinstance(request.error, RedisFuseError):
-                request.error.change = request.recorded
+            self._say(request)
             raise request.error
         assert request.ids is not None
         return request.ids
+
+    def _say(self, request: Request) -> None:
+        """Who looks into the journal because of the error finds what became of the change."""
+        if isinstance(request.error, RedisFuseError) and request.recorded is not None:
+            request.error.change = request.recorded
+            with contextlib.suppress(JournalError):
+                self.journal.show()
 
     def settle_leftovers(self) -> None:
         """Find out about changes whose answers never came. Raises UnavailableError."""

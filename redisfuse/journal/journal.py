@@ -125,6 +125,11 @@ class Journal:
         for id in ids:
             writer.later(changes.SETTLE, (state, error, at, id))
 
+    def show(self) -> None:
+        """Let other processes read what `settle` has noted, now; a crash may still undo it."""
+        if self._writer is not None:
+            self._writer.submit(nothing, durable=False)
+
     def flush(self) -> None:
         """Write what `settle` has noted, now."""
         if self._writer is not None:

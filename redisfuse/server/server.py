@@ -26,7 +26,7 @@ from redisfuse.server.counters import Brake, Counters
 from redisfuse.server.dialogue import Argument, Command, Dialogue
 from redisfuse.server.facts import Facts, facts_of_hello, facts_of_info
 from redisfuse.server.limits import Limits
-from redisfuse.server.pool import Pool
+from redisfuse.server.pool import Pool, Room
 
 __all__ = ["Argument", "Command", "Dialogue", "Facts", "Limits", "Server"]
 
@@ -45,8 +45,9 @@ class Server:
         self.writable = writable
         self.counters = Counters()
         self._brake = Brake(self.limits.rate)
-        self._readers = Pool(self._most_readers, lambda seconds: self._open(READS, seconds))
-        self._writers = Pool(self._most_writers, lambda seconds: self._open(WRITES, seconds))
+        self._room = Room(self._most_pooled)
+        self._readers = Pool(self._room, self._most_readers, lambda seconds: self._open(READS, seconds))
+        self._writers = Pool(self._room, self._most_writers, lambda seconds: self._open(WRITES, seconds))
         self._lock = threading.Lock()
         self._facts: Facts | None = None
         self._dialogues: set[Dialogue] = set()
@@ -143,7 +144,7 @@ class Server:
         """
         with self._lock:
             self._extra += 1
-        self._readers.shrink()
+        self._room.shrink()
         dialogue: Dialogue | None = None
         try:
             dialogue = self._open(guard, self.limits.timeout, resp3=resp3)
@@ -184,11 +185,17 @@ class Server:
 
     # -- how many -----------------------------------------------------------------------------------------------------
 
+    def _most_pooled(self) -> int:
+        """Connections for reading and writing together: what the dialogues leave."""
+        return max(2 if self.writable else 1, self.limits.connections - self._extra)
+
     def _most_writers(self) -> int:
-        return max(1, self.limits.connections // 2)
+        """Half of all, but at least one stays for reading."""
+        return max(1, min(self.limits.connections // 2, self._most_pooled() - 1))
 
     def _most_readers(self) -> int:
-        return max(1, self.limits.connections - self._extra - (self._most_writers() if self.writable else 0))
+        """All but one, which stays for writing: so one request that hangs does not stop the others."""
+        return max(1, self._most_pooled() - (1 if self.writable else 0))
 
     # -- connecting ---------------------------------------------------------------------------------------------------
 
