@@ -57,6 +57,7 @@ from redisfuse.nodes import (
 )
 from redisfuse.overlay import Overlay
 from redisfuse.reading import Reader
+from redisfuse.values.snapshot import Snapshot
 
 log = logging.getLogger(__name__)
 
@@ -148,16 +149,16 @@ class Filesystem:
             return node
         return self._find_long(meaning)
 
-    def present(self, path: bytes) -> bytes | None:
-        """The content of the string that a path leads to, if that is known without asking; for read-only mounts."""
+    def present(self, path: bytes) -> Snapshot | None:
+        """What the string holds that a path leads to, if that is known without asking; for read-only mounts."""
         meaning = self.grammar.parse(path)
         if not isinstance(meaning, Reading) or meaning.as_key is None or meaning.as_field or meaning.view:
             return None
-        content = self.attributes.present(self.grammar.join((*meaning.directory, meaning.as_key)))
-        if content is None or meaning.as_directory is None:
-            return content
+        snapshot = self.reader.present(Target(self.grammar.join((*meaning.directory, meaning.as_key))))
+        if snapshot is None or meaning.as_directory is None:
+            return snapshot
         # A directory of the same name has it, and a key that is marked doesn't get here.
-        return None if self._is_directory((*meaning.directory, meaning.as_directory)) else content
+        return None if self._is_directory((*meaning.directory, meaning.as_directory)) else snapshot
 
     def _find_reading(self, path: bytes, reading: Reading) -> Node:
         directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)

@@ -62,6 +62,7 @@ class Mounted:
             is_long=self.grammar.key_is_long,
             prefix=settings.prefix,
             index_memory=settings.index_memory,
+            rescan_interval=settings.rescan_seconds,
             on_touched=self._touched,
             on_change=self._changed,
             on_reset=self._reset,

@@ -25,6 +25,7 @@ from typing import Protocol
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
 from redisfuse.errors import ConflictError, RedisFuseError, UnavailableError
+from redisfuse.following import content_of
 from redisfuse.journal.states import CHUNK, Content
 from redisfuse.names import Target
 from redisfuse.parking import Parked, PatientClock
@@ -462,7 +463,8 @@ def _alike(seen: Snapshot | None, now: Snapshot | None) -> bool:
     """Whether a handle reads what is there now."""
     if seen is None or seen is now:
         return True
-    return isinstance(seen, SmallSnapshot) and isinstance(now, SmallSnapshot) and seen.content == now.content
+    content = content_of(seen)
+    return content is not None and content == content_of(now)
 
 
 def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:

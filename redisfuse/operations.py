@@ -24,11 +24,13 @@ from redisfuse.errors import (
     IsDirectoryError,
     NoAttributeError,
     NotDirectoryError,
+    NotFoundError,
     NotPermittedError,
     NotSupportedError,
     ReadOnlyError,
 )
 from redisfuse.filesystem import Filesystem, Stat
+from redisfuse.following import content_of
 from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
 from redisfuse.listings import Listings
 from redisfuse.nodes import (
@@ -145,6 +147,10 @@ class Operations:
             return self._attr(path, self._tree.stat(OpenNode(opened.file)))
         if known:
             return None
+        try:
+            return self._attr(path, self._tree.stat(self._tree.find(path)))
+        except NotFoundError:
+            pass  # it is gone: it was as long as what is being read
         return self._attr(path, Stat(False, opened.size, self._tree.started_ns, isinstance(opened, FileHandle)))
 
     def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
@@ -212,8 +218,8 @@ class Operations:
 
     def open(self, path: bytes, flags: int) -> Opened:
         path = path[1:]
-        if self._change is None and not flags & _CHANGING and (content := self._tree.present(path)) is not None:
-            return self._opened_snapshot(SmallSnapshot(content), path)
+        if self._change is None and not flags & _CHANGING and (present := self._tree.present(path)) is not None:
+            return self._opened_snapshot(present, path)
         node = self._tree.find(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._change is None:
@@ -259,7 +265,7 @@ class Operations:
                 if flags & os.O_TRUNC:
                     file.truncate(0)
             elif file.size is None and file.target is not None:
-                snapshot, _basis = files.snapshot(file.target)
+                snapshot = self._tree.reader.following(file.target)
         except BaseException:
             files.closed(file, writing=writing)
             raise
@@ -474,7 +480,8 @@ class Operations:
 
 def _stand_in(snapshot: Snapshot | None) -> int | None:
     """What stands for the bytes of a snapshot, where that is had cheaply."""
-    return hash(snapshot.content) if isinstance(snapshot, SmallSnapshot) else None
+    content = content_of(snapshot)
+    return None if content is None else hash(content)
 
 
 def inode_of(path: bytes) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 from redisfuse.edits import Basis
 from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
+from redisfuse.following import FollowingSnapshot
 from redisfuse.keyspace.attributes import UNREADABLE, AttributeStore
 from redisfuse.keyspace.keyspace import Keyspace
 from redisfuse.names import Target
@@ -99,12 +100,34 @@ class Reader:
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
         if node.view is None and node.type in (b"string", FIELD_TYPE):
-            content = self._attributes.content(node.target)
-            return self._large(node.target) if content is None else SmallSnapshot(content), False
+            return self.following(node.target), False
         text = self._rendering(node)
         if text is not STREAMED:
             return SmallSnapshot(text), False
         return StreamedRendering(lambda: self._render(node)), True
+
+    def following(self, target: Target) -> Snapshot:
+        """What a string or field holds, for a reader that may hold on to its file. Raises as `snapshot` does."""
+        version = self._keyspace.change_count(target.key)
+        return FollowingSnapshot(self._whole(target), version, target, self)
+
+    def present(self, target: Target) -> Snapshot | None:
+        """As `following` of a string, if its content is known without asking; else None."""
+        version = self._keyspace.change_count(target.key)
+        content = self._attributes.present(target.key)
+        return None if content is None else FollowingSnapshot(SmallSnapshot(content), version, target, self)
+
+    def version(self, target: Target) -> int:
+        """A number that grows whenever the target may have changed."""
+        return self._keyspace.change_count(target.key)
+
+    def renew(self, target: Target) -> Snapshot:
+        """What it holds now."""
+        return self._whole(target)
+
+    def _whole(self, target: Target) -> Snapshot:
+        content = self._attributes.content(target)
+        return self._large(target) if content is None else SmallSnapshot(content)
 
     def measure(self, node: FileNode) -> tuple[int, bool]:
         """A file's size in bytes, and whether it streams (its size is 0 then)."""

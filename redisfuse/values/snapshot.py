@@ -20,7 +20,9 @@ from redisfuse.values.strings import PIECE, ranges
 class Snapshot(Protocol):
     """The content of an open file."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes from `offset`, `size` of them or up to the end."""

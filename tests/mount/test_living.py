@@ -320,3 +320,19 @@ def test_a_user_that_may_not_track_is_told_so(tmp_path: Path) -> None:
             assert "secret" not in mount.said()
             assert "secret" not in Path("/proc/mounts").read_text()
             assert "secret" not in Path(f"/proc/{mount.process.pid}/cmdline").read_text()
+
+
+def test_tail_follows(client: redis.Redis, mount: Mount) -> None:
+    """`tail -F` shows what is appended to a small and to a large string."""
+    for name, start in (("log:small", b"first\n"), ("log:large", b"x" * 3_000_000 + b"\nfirst\n")):
+        client.set(name, start)
+        path = mount.path / name.replace(":", "/")
+        within_a_second(path.exists)
+        with subprocess.Popen(["tail", "-n", "1", "-s", "0.1", "-F", path], stdout=subprocess.PIPE) as tail:
+            assert tail.stdout is not None
+            assert tail.stdout.readline() == b"first\n"
+            for number in range(3):
+                client.append(name, b"line %d\n" % number)
+                assert tail.stdout.readline() == b"line %d\n" % number
+            tail.terminate()
+            tail.wait(10)

@@ -302,7 +302,7 @@ def test_the_journal_reads_well_without_us(client: redis.Redis, mount: Mount) ->
 
 
 def test_empty_directories_roll_back(client: redis.Redis, mount: Mount) -> None:
-    """A mkdir, and the rename of an empty directory, are taken back while mounted: the mount shows it within a second."""
+    """A mkdir, and the rename of an empty directory, are taken back while mounted: the mount shows it soon."""
     assert client.dbsize() == 0
     path = mount.path
     (path / "made").mkdir()
