@@ -82,15 +82,17 @@ class SnapshotHandle:
 class FileHandle:
     """A string or field in write mode: the edit in progress that all its handles share, else what `open` saw."""
 
-    def __init__(self, files: OpenFiles, file: OpenFile, snapshot: Snapshot | None, flags: int, *, opener: int) -> None:
-        """`flags`: of open(2)."""
+    def __init__(
+        self, files: OpenFiles, file: OpenFile, snapshot: Snapshot | None, flags: int, *, writing: bool, opener: int
+    ) -> None:
+        """`flags`: of open(2). `writing`: counted as a writer; who makes a file is one, whatever the flags are."""
         self.file = file
         self.opener = opener  # pid of the program that opened it
         self.reads = flags & os.O_ACCMODE != os.O_WRONLY  # for Opening
         self._files = files
         self._snapshot = snapshot
         self._version = file.version
-        self._writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
+        self._writing = writing
         self._append = bool(flags & os.O_APPEND)
         self._refused: ConflictError | None = None  # for which what was written through this was not saved
         file.openings.add(self)

@@ -270,7 +270,7 @@ class Operations:
             files.closed(file, writing=writing)
             raise
         opener = self._outside.caller() if writing else 0
-        handle = FileHandle(files, file, snapshot, flags, opener=opener)
+        handle = FileHandle(files, file, snapshot, flags, writing=writing, opener=opener)
         return self._opened(handle, path, snapshot, alike=file.reads_alike(handle))
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened:
@@ -288,7 +288,8 @@ class Operations:
         except BaseException:
             self._overlay.files.closed(made, writing=True)
             raise
-        handle = FileHandle(self._overlay.files, made, None, flags, opener=self._outside.caller())
+        opener = self._outside.caller()
+        handle = FileHandle(self._overlay.files, made, None, flags, writing=True, opener=opener)
         return self._opened(handle, path, None, alike=made.reads_alike(handle))
 
     def _opened_snapshot(self, snapshot: Snapshot, path: bytes, *, streams: bool = False) -> Opened:
