@@ -363,12 +363,27 @@ def _reading(grammar: Grammar, directory: tuple[bytes, ...], name: bytes, path: 
     return Reading(directory, name, as_directory, as_field, as_key, marked, view)
 
 
+@lru_cache(maxsize=1024)
+def _plain_directory(grammar: Grammar, path: bytes) -> tuple[bytes, ...] | None:
+    """The components of a directory's path without a `%`; None for a spelling that no directory has."""
+    try:
+        names, _start = _uncut(path)
+        return _directory(grammar, names, path)
+    except NotFoundError:
+        return None
+
+
 @lru_cache(maxsize=8192)  # the kernel asks about one path several times in a row
 def _parse(grammar: Grammar, path: bytes) -> Meaning:
     if not path:
         return Root()
     if path == UPDATER:
         return Updater()
+    if b"%" not in path and path.isascii():  # as most are: the same as below, quickly
+        above, slash, last = path.rpartition(b"/")
+        directory = _plain_directory(grammar, above) if slash else ()
+        if directory is not None and 0 < len(last) <= NAME_MAX:
+            return _reading(grammar, directory, last, path)
     if path == LONG:
         return LongRoot()
     if not is_utf8(path):

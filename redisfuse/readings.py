@@ -1,6 +1,7 @@
 """What a path may mean: the frozen values that `names.py` reads paths into. Import them from there."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,7 @@ class Updater:
     """`.updater` at the root: touching it starts a rescan."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """What one path may mean, in the order in which it is to be tried: directory, field, key."""
 
     directory: tuple[bytes, ...]
