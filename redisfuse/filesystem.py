@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from redisfuse.errors import (
+    AccessError,
     InterruptedWaitError,
     NameTooLongError,
     NoAttributeError,
@@ -97,6 +98,7 @@ class TreeOptions:
     field_limit: int
     hash_limit: int
     show_junk: bool
+    prefix: bytes  # of the keys that are mounted
 
 
 class Filesystem:
@@ -154,6 +156,8 @@ class Filesystem:
         meaning = self.grammar.parse(path)
         if not isinstance(meaning, Reading) or meaning.as_key is None or meaning.as_field or meaning.view:
             return None
+        if self._options.prefix:
+            return None  # not worth a way of its own: whether it is mounted is looked at in `find`
         snapshot = self.reader.present(Target(self.grammar.join((*meaning.directory, meaning.as_key))))
         if snapshot is None or meaning.as_directory is None:
             return snapshot
@@ -238,7 +242,19 @@ class Filesystem:
             field = Target(self.grammar.join((*reading.directory, component)), name)
         if reading.as_key is not None:
             key = Target(self.grammar.join((*reading.directory, reading.as_key)))
+        if self._options.prefix:
+            field, key = self._mounted(field), self._mounted(key)
         return field, key
+
+    def _mounted(self, target: Target | None) -> Target | None:
+        """None for what is not in the part of the keys that is mounted (--prefix)."""
+        return target if target is not None and target.key.startswith(self._options.prefix) else None
+
+    def check_mounted(self, directory: tuple[bytes, ...]) -> None:
+        """Raises AccessError for a directory that can't hold keys of the part that is mounted (--prefix)."""
+        start, prefix = self.grammar.prefix(directory), self._options.prefix
+        if not start.startswith(prefix) and not prefix.startswith(start):
+            raise AccessError("that is outside of the part that is mounted (--prefix)")
 
     def _parked(self, target: Target) -> bool:
         return self.overlay is not None and self.overlay.is_parked(target)

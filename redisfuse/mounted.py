@@ -114,7 +114,7 @@ class Mounted:
             junk=junk,
             overlay=self.writing.overlay if self.writing else None,
             empty=self.writing.made if self.writing else None,
-            options=TreeOptions(settings.field_limit, settings.hash_limit, settings.show_junk),
+            options=TreeOptions(settings.field_limit, settings.hash_limit, settings.show_junk, settings.prefix),
             started_ns=self._started_ns,
             interrupted=binding.interrupted,
         )

@@ -101,7 +101,8 @@ class Rearranger:
         field, key = self._tree.targets(reading)
         if field is None or key is None:
             target = key if field is None else field
-            assert target is not None
+            if target is None:
+                raise AccessError("that is outside of the part that is mounted (--prefix)")
             return target
         if whole or self._strings_only or reading.name.endswith(b".lock"):
             return key
@@ -122,6 +123,7 @@ class Rearranger:
             self._tree.find(path)
         except NotFoundError:
             directory = (*reading.directory, reading.as_directory)
+            self._tree.check_mounted(directory)
             self._edits.make_directory(directory, path=path)
             self._made.load()
         else:
@@ -350,6 +352,7 @@ class Rearranger:
         if reading.as_directory is None:
             raise grammar.refusal(new)
         directory = (*reading.directory, reading.as_directory)
+        self._tree.check_mounted(directory)
         if existing is not None:
             if not isinstance(existing, DirectoryNode):
                 raise NotDirectoryError("a file has that name")

@@ -122,6 +122,24 @@ def test_a_prefix_is_a_part(tmp_path: Path) -> None:
             assert os.listdir(mount.path) == ["app"]
 
 
+def test_a_prefix_bounds_writes(tmp_path: Path) -> None:
+    """Nothing outside of --prefix is opened, made, or renamed to, by its exact path either."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.mset({"app:a": "1", "other:c": "3"})
+        with mounted(tmp_path, server.tcp_url(), "--prefix", "app:", write=True) as mount:
+            assert not (mount.path / "other" / "c").exists()
+            for name in ("outside", "app"):
+                with pytest.raises(OSError, match=r"denied|directory"):
+                    (mount.path / name).write_text("x")
+            with pytest.raises(PermissionError):
+                (mount.path / "other").mkdir()
+            with pytest.raises(PermissionError):
+                os.rename(mount.path / "app" / "a", mount.path / "outside")
+            (mount.path / "app" / "new").write_text("2")
+            assert sorted(client.keys()) == [b"app:a", b"app:new", b"other:c"]
+
+
 def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
     """Beyond --index-memory the names move to a private file that nobody else sees; everything works on."""
     with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
