@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
 
 
@@ -22,6 +23,13 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     client.config_resetstat()
     client.close()
     return shared_redis
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Where mounts come from that begin in a fraction of a second."""
+    with Nursery() as nursery:
+        yield nursery
 
 
 @pytest.fixture

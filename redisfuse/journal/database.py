@@ -179,6 +179,8 @@ def translate(error: sqlite3.Error, path: Path) -> JournalError:
         return moved(path)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return JournalReadOnlyError(f"the journal {path} can't be written: {error}")
+    if primary == sqlite3.SQLITE_IOERR and _is_read_only(path):
+        return JournalReadOnlyError(f"the journal {path} can't be written: its disk has become read-only")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return JournalLockedError(f"another process keeps the journal {path} locked; try again when it is done")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -214,6 +216,11 @@ def _disk_is_full(path: Path) -> bool:
         disk = os.statvfs(path.parent)
         return disk.f_bavail * disk.f_frsize < 262144
     return False
+
+
+def _is_read_only(path: Path) -> bool:
+    """SQLite says only "disk I/O error" when the disk has become read-only under an open file."""
+    return os.path.exists(path) and not os.access(path, os.W_OK)
 
 
 def _descriptors_are_out() -> bool:

@@ -52,12 +52,6 @@ OPERATIONS = {
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     with RedisServer(tcp=True) as server:
         yield server

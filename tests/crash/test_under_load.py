@@ -8,11 +8,8 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-
-import pytest
 
 from redisfuse.journal.changes import Filter
 from redisfuse.journal.journal import Journal
@@ -24,12 +21,6 @@ from tests.support.redis_server import RedisServer
 WRITERS = 4
 ROUNDS = 5
 LONGEST = 0.6  # seconds that writers write before the mount is killed
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
 
 
 class Writer(threading.Thread):

@@ -9,43 +9,20 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 import redis
 
+from tests.faults.conftest import TIMEOUT, MakeMount
 from tests.support.changes import monitored
 from tests.support.failing import changes, errno_of, save, states, timed
 from tests.support.mounts import Mount, eventually
-from tests.support.nursery import Nursery
 from tests.support.proxy import Kind, Proxy
 from tests.support.redis_server import RedisServer, free_port
 
-TIMEOUT = 1.0  # seconds, of the mounts
 PATIENT = 3 * TIMEOUT  # what a call may take at most: an attempt, looking what became of it, and a slow machine
 GONE = ("EIO", "ETIMEDOUT")
-
-MakeMount = Callable[..., Mount]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    with Nursery() as nursery:
-        yield nursery
-
-
-@pytest.fixture
-def make_mount(nursery: Nursery, tmp_path: Path) -> Iterator[MakeMount]:
-    """Mounts a URL in write mode, with a short time-out."""
-    with ExitStack() as stack:
-
-        def make(url: str, *options: str, **others: bool) -> Mount:
-            mounted = nursery.mounted(tmp_path, url, "--timeout", str(TIMEOUT), *options, **others)
-            return stack.enter_context(mounted)
-
-        yield make
 
 
 @pytest.fixture

@@ -1,0 +1,378 @@
+"""A journal that fails under a write mount: the program gets the errno, Redis is not touched, the mount lives on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from redisfuse.journal.check import check
+from redisfuse.journal.journal import Journal
+from tests.faults.conftest import MakeMount
+from tests.support.changes import monitored
+from tests.support.failing import changes, errno_of, save, states
+from tests.support.mounts import PATIENCE, Mount, eventually, is_mounted, run
+from tests.support.redis_server import RedisServer
+from tests.support.strace import traced
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+
+
+@pytest.fixture
+def client(own_redis: RedisServer) -> redis.Redis:
+    client = own_redis.client()
+    client.set("k", "old")
+    return client
+
+
+@pytest.fixture
+def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> Mount:  # noqa: ARG001 - `k` first
+    """A mount of a server that holds `k`."""
+    return make_mount(own_redis.tcp_url())
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+
+
+def untouched(server: RedisServer, mount: Mount, errors: tuple[str, ...]) -> None:
+    """Saving, removing and renaming fail, and nothing of it reaches Redis."""
+    client = server.client()
+    with monitored(server) as seen:
+        # In this order: removing a file that is still open would be done when it is closed.
+        assert errno_of((mount.path / "k").unlink) in errors
+        assert errno_of(os.rename, mount.path / "k", mount.path / "j") in errors
+        assert errno_of((mount.path / "dir").mkdir) in errors
+        assert save(mount.path / "k", b"new") in errors
+    assert seen == []
+    assert client.get("k") == b"old"
+    assert (mount.path / "k").read_bytes() == b"old"
+
+
+def works(mount: Mount, client: redis.Redis) -> None:
+    """The mount saves again, and the journal is sound."""
+    eventually(lambda: save(mount.path / "k", b"works") == "", 10)
+    assert client.get("k") == b"works"
+    eventually(lambda: states(mount, b"k")[-1] == "applied", 3)
+    with Journal.open(mount.journal, write=False) as journal:
+        assert list(check(journal)) == []
+
+
+# -- disks -----------------------------------------------------------------------------------------------------------
+
+
+@needs_root
+def test_full_disk(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path) -> None:
+    """With the journal's disk full every change is ENOSPC before Redis sees anything; with room again it goes on."""
+    mount = make_mount(own_redis.tcp_url(), "--journal-file", str(disk / "journal.db"))
+    mount.journal = disk / "journal.db"
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
+        while True:
+            out.write(bytes(4096))
+    untouched(own_redis, mount, ("ENOSPC",))
+    filler.unlink()
+    works(mount, client)
+
+
+@needs_root
+def test_read_only_at_the_start(
+    own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path, tmp_path: Path
+) -> None:
+    """On a read-only disk, with a journal or without, a write mount is refused by the journal's name."""
+    url = own_redis.tcp_url()
+    mount = make_mount(url, "--journal-file", str(disk / "journal.db"))
+    assert mount.stop() == 0
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, timeout=10)
+    for name in ("journal.db", "none.db"):
+        refused(tmp_path, url, disk / name)
+    assert client.get("k") == b"old"
+
+
+def refused(folder: Path, url: str, journal: Path) -> str:
+    """A write mount with this journal ends with status 1 and one line that names it; nothing is mounted."""
+    path = folder / "mnt"
+    path.mkdir(exist_ok=True)
+    done = run(folder, "--write", "--journal", "--journal-file", str(journal), url, str(path))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert str(journal) in done.stderr
+    assert not is_mounted(path)
+    return done.stderr
+
+
+def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+    """When the journal's disk turns read-only under the mount (its calls fail with EROFS), changes are EROFS."""
+    calls = "pwrite64,access,faccessat,faccessat2"
+    log = tmp_path / "strace"
+    with traced(mount.process.pid, log, calls, f"{calls}:error=EROFS"):
+        untouched(own_redis, mount, ("EROFS",))
+    works(mount, client)
+
+
+def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+    """When the journal can't be synced, changes are EIO; none succeeds until it has been written anew and synced."""
+    with traced(mount.process.pid, tmp_path / "strace", "fdatasync", "fdatasync:error=EIO"):
+        untouched(own_redis, mount, ("EIO",))
+    works(mount, client)
+    mount.process.kill()
+    mount.process.wait()
+    assert "pending" not in states(mount, b"k")[:-1]
+
+
+def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+    """After one failed fsync the next save syncs the database itself before it succeeds: it does not rest on pages
+    that the kernel may have dropped."""
+    log = tmp_path / "strace"
+    with traced(mount.process.pid, log, "fdatasync,fsync", "fdatasync,fsync:error=EIO:when=1"):
+        assert save(mount.path / "k", b"lost") == "EIO"
+        before = log.read_text().count("= 0")
+        assert save(mount.path / "k", b"new") == ""
+        after = log.read_text().count("= 0")
+    assert after - before >= 2  # the log into the database, then the change
+    assert client.get("k") == b"new"
+    works(mount, client)
+
+
+# -- other processes -------------------------------------------------------------------------------------------------
+
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN EXCLUSIVE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def locked(journal: Path) -> Iterator[None]:
+    """Another process holds the journal's lock."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCKER, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(10)
+
+
+def test_locked(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+    """While another process keeps the journal locked a save is EBUSY after a limit, Redis is untouched, reading goes
+    on; afterwards saving works."""
+    with locked(mount.journal), monitored(own_redis) as seen:
+        descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
+        os.write(descriptor, b"new")
+        assert errno_of(os.fsync, descriptor) == "EBUSY"
+        assert seen == []
+        assert client.get("k") == b"old"
+    assert errno_of(os.close, descriptor) == ""  # which tries once more
+    assert client.get("k") == b"new"
+    works(mount, client)
+
+
+def test_two_mounts_on_one_journal(
+    own_redis: RedisServer, client: redis.Redis, mount: Mount, make_mount: MakeMount, tmp_path: Path
+) -> None:
+    """Two mounts share a journal: both save, neither settles what the other has under way, and of two edits of one
+    file the later is a conflict."""
+    folder = tmp_path / "second"
+    folder.mkdir()
+    other = make_mount(own_redis.tcp_url(), "--journal-file", str(mount.journal), folder=folder)
+    for number in range(10):
+        assert save(mount.path / f"a{number}", b"1") == ""
+        assert save(other.path / f"b{number}", b"2") == ""
+    mine, theirs = (os.open(each.path / "k", os.O_WRONLY) for each in (mount, other))
+    os.write(mine, b"mine")
+    os.write(theirs, b"theirs")
+    os.close(mine)
+    assert errno_of(os.close, theirs) == "ESTALE"
+    assert client.get("k") == b"mine"
+    assert client.dbsize() == 21
+    eventually(lambda: sorted(set(states(mount))) == ["applied", "refused"], 5)
+    rows = changes(mount)
+    assert len(rows) == 22
+    assert len({row.session for row in rows}) == 2
+
+
+# -- files that are not what they should be --------------------------------------------------------------------------
+
+
+def _garbage(path: Path) -> None:
+    path.write_bytes(os.urandom(20_000))
+
+
+def _truncated(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _other_program(path: Path) -> None:
+    path.unlink()
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE notes (text)")
+    path.chmod(0o600)
+
+
+def _newer(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("INSERT INTO _sqlite_migrations VALUES (99, 'redisfuse', 'm9999_future', 'now')")
+        connection.commit()
+
+
+def _directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [_garbage, _truncated, _other_program, _newer, _directory])
+def test_not_a_journal(
+    own_redis: RedisServer, client: redis.Redis, tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    """A write mount is refused, by the name of the file, for what is no journal of ours, which stays as it is."""
+    path = tmp_path / "journal.db"
+    Journal.open(path, create=True).close()
+    spoil(path)
+    before = path.read_bytes() if path.is_file() else None
+    refused(tmp_path, own_redis.tcp_url(), path)
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert client.get("k") == b"old"
+
+
+@pytest.mark.parametrize("how", ["unlinked", "swapped"])
+def test_taken_away_under_the_mount(own_redis: RedisServer, client: redis.Redis, mount: Mount, how: str) -> None:
+    """A journal that is unlinked or replaced is noticed before the first write: EIO, its name in the log, Redis
+    untouched; put back, it goes on."""
+    kept, other = mount.journal.with_name("kept.db"), mount.journal.with_name("other.db")
+    os.link(mount.journal, kept)
+    if how == "swapped":
+        shutil.copy(mount.journal, other)
+        before = other.read_bytes()
+        other.rename(mount.journal)
+    else:
+        mount.journal.unlink()
+    with monitored(own_redis) as seen:
+        assert save(mount.path / "k", b"new") == "EIO"
+    assert seen == []
+    assert client.get("k") == b"old"
+    if how == "swapped":
+        assert mount.journal.read_bytes() == before
+    eventually(lambda: str(mount.journal) in mount.said(), 3)
+    kept.rename(mount.journal)
+    works(mount, client)
+
+
+# -- limits of the process -------------------------------------------------------------------------------------------
+
+
+def test_no_descriptors_left(client: redis.Redis, mount: Mount) -> None:
+    """A mount that may open nothing more answers what it can, with an error for the rest, lives, and recovers."""
+    pid = mount.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    client.set("fresh", "1")
+    errors = {errno_of((mount.path / "fresh").read_bytes), save(mount.path / "k", b"new")}
+    assert errors <= {"", "EIO", "EMFILE", "ENFILE"}
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+    assert mount.process.poll() is None
+    eventually(lambda: (mount.path / "fresh").read_bytes() == b"1", 5)
+    works(mount, client)
+
+
+def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+    """Past RLIMIT_FSIZE a save is ENOSPC, Redis untouched, the mount lives."""
+    pid = mount.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, before[1]))
+    with monitored(own_redis) as seen:
+        assert save(mount.path / "k", os.urandom(300_000)) == "ENOSPC"
+    assert seen == []
+    assert client.get("k") == b"old"
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+    works(mount, client)
+
+
+# -- ends of a mount with work left ----------------------------------------------------------------------------------
+
+
+def test_terminated_with_a_file_open(client: redis.Redis, mount: Mount) -> None:
+    """What a program was still writing at SIGTERM is not half saved: it is in the journal, and the log says so."""
+    descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
+    os.write(descriptor, b"half of")
+    try:
+        assert mount.stop() == 0
+        assert not is_mounted(mount.path)
+    finally:
+        errno_of(os.close, descriptor)
+    assert client.get("k") == b"old"
+    [kept] = changes(mount, b"k")
+    assert kept.state == "refused"
+    assert kept.new.content is not None
+    assert kept.new.content.size == len(b"half of")
+    assert f"change {kept.id}" in mount.said()
+    done = run(mount.path.parent, "apply", str(kept.id), "--force")
+    assert done.returncode == 0, done.stderr
+    assert client.get("k") == b"half of"
+
+
+def test_terminated_after_a_close(client: redis.Redis, mount: Mount) -> None:
+    """What was closed before SIGTERM is saved, be it only the kernel's word that it was emptied."""
+    os.close(os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC))
+    os.close(os.open(mount.path / "new", os.O_WRONLY | os.O_CREAT))
+    mount.process.send_signal(signal.SIGTERM)
+    assert mount.process.wait() == 0
+    assert client.mget("k", "new") == [b"", b""]
+    assert states(mount) == ["applied", "applied"]
+
+
+def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: Mount) -> None:
+    """After umount -l a program that has a file open finishes its save; then the mount's process ends."""
+    descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
+    os.write(descriptor, b"ne")
+    subprocess.run(["umount", "-l", str(mount.path)], check=True, timeout=PATIENCE)
+    assert not is_mounted(mount.path)
+    os.write(descriptor, b"w")
+    os.close(descriptor)
+    assert client.get("k") == b"new"
+    assert mount.process.wait() == 0
+    assert states(mount, b"k") == ["applied"]
+
+
+def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+    """SIGTERM with a file open and a server that hangs: the mount ends in time, and what was written is kept."""
+    descriptor = os.open(mount.path / "k", os.O_WRONLY)
+    os.write(descriptor, b"new")
+    own_redis.pause()
+    began = time.monotonic()
+    try:
+        mount.process.send_signal(signal.SIGTERM)
+        assert mount.process.wait(PATIENCE) in (0, 1)
+        assert time.monotonic() - began < 15
+        assert not is_mounted(mount.path)
+    finally:
+        own_redis.resume()
+        errno_of(os.close, descriptor)
+    assert client.get("k") == b"old"
+    assert states(mount, b"k") == ["refused"]
