@@ -1,0 +1,196 @@
+"""The three barriers of a read-only mount (DESIGN.md 6), each with the two others taken away, and all together.
+
+Whatever is tried: EROFS, no command that writes reaches the server (MONITOR), and the data is what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from redisfuse.errors import ForbiddenCommandError, ReadOnlyError
+from redisfuse.server.address import Address
+from redisfuse.server.server import Server
+from tests.support.failing import errno_of, save
+from tests.support.mounts import PATIENCE, is_mounted, mounted
+from tests.support.nursery import ROOT
+from tests.support.redis_server import RedisServer
+
+BARRIERS = ("kernel", "changer", "connection")
+
+Data = dict[bytes, tuple[bytes, int]]
+
+
+@pytest.fixture
+def client(own_redis: RedisServer) -> redis.Redis:
+    client = own_redis.client()
+    client.mset({"k": "value", "dir:a": "1", "dir:b": "2"})
+    client.set("ttl", "x", px=3_600_000)
+    client.hset("h", mapping={"f": "1"})
+    client.rpush("list", "a", "b")
+    return client
+
+
+def data_of(client: redis.Redis) -> Data:
+    """Every key with its payload, and when it expires."""
+    return {key: (client.dump(key), client.pexpiretime(key)) for key in client.scan_iter()}
+
+
+def mutations(path: Path) -> dict[str, Callable[[], str]]:
+    """Everything by which a program could change data; each gives the name of the errno."""
+    return {
+        "overwrite": lambda: save(path / "k", b"new"),
+        "append": lambda: errno_of(_append, path / "k"),
+        "field": lambda: save(path / "h.f", b"new"),
+        "create": lambda: save(path / "new", b"new"),
+        "truncate": lambda: errno_of(os.truncate, path / "k", 1),
+        "unlink": lambda: errno_of(os.unlink, path / "dir" / "a"),
+        "unlink list": lambda: errno_of(os.unlink, path / "list"),
+        "rename": lambda: errno_of(os.rename, path / "k", path / "moved"),
+        "rename over": lambda: errno_of(os.rename, path / "k", path / "ttl"),
+        "rename directory": lambda: errno_of(os.rename, path / "dir", path / "moved"),
+        "expire": lambda: errno_of(os.setxattr, path / "k", "user.redis.ttl", b"1000"),
+        "persist": lambda: errno_of(os.removexattr, path / "ttl", "user.redis.ttl"),
+    }
+
+
+def others(path: Path) -> dict[str, Callable[[], str]]:
+    """What changes no data, but the tree."""
+    return {
+        "mkdir": lambda: errno_of(os.mkdir, path / "made"),
+        "rmdir": lambda: errno_of(os.rmdir, path / "dir"),
+        "mknod": lambda: errno_of(os.mknod, path / "node"),
+        "symlink": lambda: errno_of(os.symlink, "k", path / "link"),
+        "link": lambda: errno_of(os.link, path / "k", path / "hard"),
+    }
+
+
+def _append(path: Path) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, b"more")
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def recorded(server: RedisServer) -> Iterator[list[str]]:
+    """First words, and first two words, of all commands that reach the server meanwhile, as MONITOR shows them."""
+    names: list[str] = []
+    done = threading.Event()
+    with server.client().monitor() as monitor:
+
+        def listen() -> None:
+            for event in monitor.listen():
+                words = event["command"].upper().split()
+                if words[0] == "ECHO":
+                    done.set()
+                    return
+                names.extend((words[0], " ".join(words[:2])))
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield names
+        server.client().execute_command("ECHO", "end")
+        assert done.wait(20)
+
+
+def writes(client: redis.Redis) -> set[str]:
+    """The commands that write (of one word or two), by the server's own word."""
+    return {name.upper().replace("|", " ") for name in client.acl_cat("write")}
+
+
+@contextlib.contextmanager
+def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterator[Path]:
+    """A mount of which only one barrier is left."""
+    path = folder / "mnt"
+    path.mkdir()
+    (folder / "state").mkdir(mode=0o700)
+    words = [sys.executable, "-m", "tests.support.barrier_mount", barrier, binding, url, str(path)]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*words, str(folder / "state" / "journal.db")], cwd=ROOT, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not is_mounted(path):
+            assert process.poll() is None, (folder / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        yield path
+    finally:
+        process.terminate()
+        try:
+            process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(PATIENCE)
+        if is_mounted(path):
+            subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("barrier", BARRIERS)
+def test_one_barrier_is_enough(
+    own_redis: RedisServer, client: redis.Redis, tmp_path: Path, barrier: str, binding: str
+) -> None:
+    """With any two of the barriers taken away, the third alone refuses every change with EROFS."""
+    before = data_of(client)
+    with barrier_mount(tmp_path, barrier, binding, own_redis.tcp_url()) as path:
+        options = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line)
+        assert options.split()[5].startswith("ro") == (barrier == "kernel")
+        assert sorted(os.listdir(path)) == ["dir", "h.f", "k", "list", "ttl"]
+        with recorded(own_redis) as names:
+            errors = {name: act() for name, act in mutations(path).items()}
+            if barrier != "connection":
+                errors |= {name: act() for name, act in others(path).items()}
+            assert (path / "k").read_bytes() == b"value"
+    if barrier == "changer":  # there are no links on any mount: that comes before the question whether it may
+        assert {errors.pop("symlink"), errors.pop("link")} == {"EPERM"}
+    assert set(errors.values()) == {"EROFS"}, errors
+    assert not writes(client) & set(names), names
+    assert data_of(client) == before
+
+
+@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+def test_all_barriers(own_redis: RedisServer, client: redis.Redis, tmp_path: Path, binding: str) -> None:
+    """A read-only mount, as everybody makes it, refuses every change with EROFS; its files are 0400."""
+    before = data_of(client)
+    with mounted(tmp_path, own_redis.tcp_url(), "--binding", binding) as mount, recorded(own_redis) as names:
+        errors = {name: act() for name, act in (mutations(mount.path) | others(mount.path)).items()}
+        assert set(errors.values()) == {"EROFS"}, errors
+        assert os.stat(mount.path / "k").st_mode & 0o777 == 0o400
+        assert os.stat(mount.path / "dir").st_mode & 0o777 == 0o500
+    assert not writes(client) & set(names), names
+    assert data_of(client) == before
+
+
+def test_the_connection_refuses_every_write(own_redis: RedisServer, client: redis.Redis) -> None:
+    """Every command that the server calls a write, sent straight on a read-only Server's connections, is refused
+    before it is sent; and there is no connection that could write."""
+    before = data_of(client)
+    server = Server(Address.parse(own_redis.url()))
+    try:
+        server.connect()
+        with recorded(own_redis) as names:
+            for name in sorted(writes(client)):
+                for words in ((*name.split(), "k"), (*name.lower().split(), "k"), (*name.split(), "k", "1", "2")):
+                    with pytest.raises(ForbiddenCommandError):
+                        server.ask(*words)
+                    with pytest.raises(ForbiddenCommandError):
+                        server.ask_many([("GETRANGE", "k", 0, 1), words])
+                    with server.dialogue() as dialogue, pytest.raises(ForbiddenCommandError):
+                        dialogue.send([("MULTI",), words, ("EXEC",)])
+            with pytest.raises(ReadOnlyError), server.writer():
+                pass
+            assert server.ask("GETRANGE", "k", 0, -1) == b"value"
+    finally:
+        server.close()
+    assert not writes(client) & set(names), names
+    assert data_of(client) == before
