@@ -25,6 +25,7 @@ from redisfuse.values.rendering import render, rendered
 from redisfuse.values.snapshot import LargeField, LargeString, SmallSnapshot, Snapshot, StreamedRendering
 
 RENDER_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
+ATTEMPTS = 8  # at a large value that keeps changing; then its edit may be refused for no reason
 CACHED_BYTES = 32 * 1024 * 1024  # renderings kept so that a size and the content agree
 
 STREAMED = None  # in the cache of renderings: it is too long to be kept
@@ -63,9 +64,12 @@ class Reader:
         content = self._attributes.content(target)
         if content is not None:
             return SmallSnapshot(content), Basis.of(content)
-        self._keyspace.hear_out(target.key)
-        before = self._keyspace.change_count(target.key)
-        snapshot = self._large(target)
+        for _ in range(ATTEMPTS):
+            before = self._keyspace.change_count(target.key)
+            snapshot = self._large(target)
+            self._keyspace.catch_up()
+            if self._keyspace.change_count(target.key) == before:  # else it was an older change, or one in between
+                break
         return snapshot, Basis.big(snapshot.size, _Unchanged(self._keyspace, target.key, before))
 
     def _large(self, target: Target) -> Snapshot:

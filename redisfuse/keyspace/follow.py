@@ -10,9 +10,12 @@ reported, and whoever hears it must forget all that it knew.
 Threads: `Follower` has one thread, from which it calls its listener. No lock is held while it does.
 """
 
+import contextlib
 import logging
+import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -124,6 +127,8 @@ class Follower:
         self._keep_alive = keep_alive
         self._may_count = True  # may ask for INFO
         self._ending = threading.Event()
+        self._asking: deque[threading.Event] = deque()  # those who wait in `catch_up`
+        self._wakeup, self._wake = socket.socketpair()
         self._dialogue: Dialogue | None = None
         self._thread = threading.Thread(target=self._run, name="redisfuse-follow", daemon=True)
 
@@ -137,6 +142,17 @@ class Follower:
         if dialogue is not None:
             dialogue.close()
 
+    def catch_up(self, timeout: float) -> None:
+        """Return when every change that the caller has seen was told of (or is not going to be), or after `timeout`.
+
+        Not from the follower's own thread.
+        """
+        caught_up = threading.Event()
+        self._asking.append(caught_up)
+        with contextlib.suppress(OSError):  # closed: the thread has ended
+            self._wake.send(b"\0", socket.MSG_DONTWAIT)
+            caught_up.wait(timeout)
+
     def close(self, timeout: float = 5.0) -> None:
         """End the thread, and wait for that up to `timeout` seconds unless it is the caller's own."""
         self._ending.set()
@@ -147,6 +163,19 @@ class Follower:
     # -- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            self._wake.close()
+            self._wakeup.close()
+            self._give_up_asking()
+
+    def _give_up_asking(self) -> None:
+        """Nobody needs to wait for what will not be told."""
+        while self._asking:
+            self._asking.popleft().set()
+
+    def _follow(self) -> None:
         pause = _FIRST_PAUSE
         while not self._ending.is_set():
             began = None
@@ -171,6 +200,7 @@ class Follower:
                 self._report(UnavailableError("following the server's changes failed"), was_following=began is not None)
             finally:
                 self._dialogue = None
+                self._give_up_asking()
             if began is not None and time.monotonic() - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
             self._ending.wait(pause)
@@ -218,9 +248,27 @@ class Follower:
                 self._listener.alive(census, told)
                 told = 0
                 next_count = now + self._keep_alive
-            push = dialogue.receive_push(max(0.001, next_count - now))
+            push = dialogue.receive_push(max(0.001, next_count - now), unless=self._wakeup.fileno())
             if push is not None:
                 told += self._hand_on(dialogue, push)
+            if self._asking:
+                told += self._answer(dialogue)
+
+    def _answer(self, dialogue: Dialogue) -> int:
+        """Tell those who wait that this has caught up; answer how many keys were told of until then."""
+        with contextlib.suppress(BlockingIOError):
+            self._wakeup.recv(4096, socket.MSG_DONTWAIT)
+        asking = [self._asking.popleft() for _ in range(len(self._asking))]
+        try:
+            # The message of a change that anybody has seen comes before the answer to anything that is asked now.
+            dialogue.exchange([(b"PING",)])
+            count = 0
+            while (push := dialogue.receive_push(0)) is not None:
+                count += self._hand_on(dialogue, push)
+            return count
+        finally:
+            for caught_up in asking:
+                caught_up.set()
 
     def _hand_on(self, dialogue: Dialogue, push: list[Any] | None) -> int:
         """Hand on this message and those that are there already; answer how many keys were told of."""

@@ -203,10 +203,11 @@ class Keyspace:
         if self._live:
             self._echoes.expect([key for key in keys if key.startswith(self._prefix)])
 
-    def hear_out(self, key: bytes) -> None:
-        """Wait for the message about our own last change of a key, so that what comes then is somebody else's."""
-        if self._live:
-            self._echoes.wait(key)
+    def catch_up(self) -> None:
+        """Return when every change that the caller has seen was told of, so that what is told later came later."""
+        follower = self._follower
+        if self._live and follower is not None:
+            follower.catch_up(self._server.limits.timeout)
 
     def changed(self, key: bytes, exists: bool) -> None:
         """The caller has changed this key, or seen that it is (or is not) there: the index has it right at once."""

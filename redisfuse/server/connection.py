@@ -89,6 +89,16 @@ class Wire:
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
+    def wait(self, seconds: float, other: int) -> bool:
+        """Wait up to `seconds` until something has come, as `readable` says; False if not, or if `other` is first."""
+        descriptor = self._inner.fileno()
+        if descriptor < 0 or (isinstance(self._inner, ssl.SSLSocket) and self._inner.pending()):
+            return True
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.register(other, select.POLLIN)
+        return any(found == descriptor for found, _ in poll.poll(seconds * 1000))
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 

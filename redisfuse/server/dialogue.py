@@ -144,9 +144,15 @@ class Dialogue:
             return answers
         return [self.receive() for _ in commands]
 
-    def receive_push(self, timeout: float) -> list[Any] | None:
-        """The next RESP3 push message; None if none comes within `timeout` seconds. Answers are kept for receive()."""
+    def receive_push(self, timeout: float, *, unless: int | None = None) -> list[Any] | None:
+        """The next RESP3 push message; None if none comes within `timeout` seconds. Answers are kept for receive().
+
+        `unless`: a descriptor; when that is readable, it is not waited any longer.
+        """
         self._require_open()
+        if unless is not None:
+            push = self.receive_push(0)
+            return self.receive_push(timeout) if push is None and self._wire.wait(timeout, unless) else push
         if self._pushes:
             return self._pushes.popleft()
         self._wire.allow(timeout if timeout > 0 else 0.05 if self._wire.readable() else 0)
