@@ -24,7 +24,7 @@ from typing import Protocol
 
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
-from redisfuse.errors import ConflictError, RedisFuseError, UnavailableError
+from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, UnavailableError, WrongTypeError
 from redisfuse.following import content_of
 from redisfuse.journal.states import CHUNK, Content
 from redisfuse.names import Target
@@ -72,11 +72,14 @@ class OpenFile:
 
     # -- beginning an edit -------------------------------------------------------------------------------------------
 
-    def begin_edit(self) -> None:
-        """Make ready for writing over what Redis holds now. Raises what reading raises."""
+    def begin_edit(self, *, anew: bool = False) -> None:
+        """Make ready for writing over what Redis holds now. `anew`: nothing of it will be kept.
+
+        Raises what reading raises.
+        """
         with self.lock:
             if self.buffer is None and self.target is not None:
-                self._load()
+                self._load(anew=anew)
 
     def begin_new(self, basis: Basis, *, held: bool, parked: Parked | None) -> None:
         """Make ready for writing something new where Redis holds what `basis` says (nothing, or a parked value)."""
@@ -90,9 +93,13 @@ class OpenFile:
             self.parked = parked
             self.held_until = math.inf if held else None
 
-    def _load(self) -> None:
+    def _load(self, *, anew: bool = False) -> None:
         assert self.target is not None
-        snapshot, self._basis = self._files.snapshot(self.target)
+        snapshot, basis = self._files.snapshot(self.target)
+        if self.target.field is not None and not anew:
+            # A field is written whole: should somebody change it meanwhile, its other bytes could not be had any more.
+            snapshot.read(0, 1)
+        self._basis = basis
         self._set_base(snapshot)
         self.changed_ns = None
 
@@ -172,7 +179,7 @@ class OpenFile:
             self.held_until = None
             self._written = False
             try:
-                self._basis = self._write_out(self.target, self.buffer)
+                self._write_out(self.target, self.buffer)
             except RedisFuseError as error:
                 self._error = error
                 if isinstance(error, ConflictError):
@@ -183,29 +190,38 @@ class OpenFile:
                 self._files.saved(self.target, self.changed_ns)
             self._settle_new()
             self.version += 1
-            self._rebase(self.target, self.buffer)
+            self._rebase(self.buffer)
 
-    def _write_out(self, target: Target, buffer: EditBuffer) -> Basis:
-        """Make the change; returns what the next edit of this file stands on."""
+    def _write_out(self, target: Target, buffer: EditBuffer) -> None:
+        """Make the change."""
         edits = self._files.edits
         patch = buffer.patch() if buffer.size > WHOLE_BYTES and target.field is None and not self.new else None
         if patch is not None and patch[1] * 2 <= buffer.size:
             offset, size = patch
             edits.patch(target, offset, buffer_content(buffer, offset, size), basis=self._basis, path=self.path)
-            return Basis.big(buffer.size, _as_far_as_known)
+            return
         op = "create" if self._basis.kind == "absent" else "write"
-        content = buffer_content(buffer, 0, buffer.size)
+        try:
+            content = buffer_content(buffer, 0, buffer.size)
+        except (NotFoundError, WrongTypeError) as error:
+            raise ConflictError(f"what was not overwritten can't be read any more: {error}") from error
         edits.save(target, content, basis=self._basis, path=self.path, op=op)
-        return Basis.content(content.size, content.digest)
 
-    def _rebase(self, target: Target, buffer: EditBuffer) -> None:
+    def _rebase(self, buffer: EditBuffer) -> None:
         """Go on editing over what was just written."""
         if not self.writers:
             self._drop_buffer()
         elif buffer.size <= WHOLE_BYTES:
-            self._set_base(SmallSnapshot(buffer.read(0, buffer.size)))
+            content = buffer.read(0, buffer.size)
+            self._basis = Basis.of(content)
+            self._set_base(SmallSnapshot(content))
         else:
-            self._set_base(self._files.snapshot(target)[0])
+            changed_ns = self.changed_ns
+            try:
+                self._load()
+            except RedisFuseError:
+                self._drop_buffer()  # all is saved; whoever goes on editing looks again
+            self.changed_ns = changed_ns
 
     def commit_as(self, target: Target, path: bytes, basis: Basis) -> None:
         """Commit a new file at another target than it was made for: it was renamed before it was ever in Redis.
@@ -475,11 +491,6 @@ def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:
     for chunk in buffer.chunks(offset, size):
         sha.update(chunk)
     return Content(size, sha.digest(), lambda: buffer.chunks(offset, size))
-
-
-def _as_far_as_known() -> bool:
-    """A string that this file itself has patched: its length is compared; that others change it shows in WATCH only."""
-    return True
 
 
 def _nothing(_offset: int, _size: int) -> bytes:

@@ -261,7 +261,7 @@ class Operations:
         try:
             snapshot = None
             if writing:
-                file.begin_edit()
+                file.begin_edit(anew=bool(flags & os.O_TRUNC))
                 if flags & os.O_TRUNC:
                     file.truncate(0)
             elif file.size is None and file.target is not None:
@@ -282,7 +282,7 @@ class Operations:
             return self._open_scratch(made, flags)
         try:
             if not made.new:
-                made.begin_edit()
+                made.begin_edit(anew=bool(flags & os.O_TRUNC))
                 if flags & os.O_TRUNC:
                     made.truncate(0)
         except BaseException:

@@ -1,0 +1,94 @@
+"""What somebody else changes while a program is editing is never overwritten, whatever is edited and whenever it is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests.support.changes import history, last_id
+from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.redis_server import RedisServer
+
+SMALL, LARGE = b"0123456789", b"0123456789abcdef" * 100_000
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+    with mounted(tmp_path_factory.mktemp("conflicts"), server.tcp_url(), write=True) as mount:
+        yield mount
+
+
+@pytest.fixture
+def client(server: RedisServer, mount: Mount) -> redis.Redis:
+    empty(server, mount)
+    return server.client()
+
+
+@pytest.mark.parametrize("where", ["string", "field"])
+@pytest.mark.parametrize("before", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("synced", [0, 1, 2])
+@pytest.mark.parametrize("theirs", ["same length", "longer", "gone", "another type"])
+def test_others_changes_stay(
+    client: redis.Redis, mount: Mount, where: str, before: bytes, synced: int, theirs: str
+) -> None:
+    """ESTALE at close, after none or some saves of that descriptor; the server has their bytes, the journal ours."""
+    if where == "string":
+        client.set("k", before)
+    else:
+        client.hset("k", "f", before)
+    path = mount.path / ("k" if where == "string" else "k.f")
+    eventually(path.exists)
+    newest = last_id(mount)
+    fd = os.open(path, os.O_RDWR)
+    for number in range(synced):
+        os.pwrite(fd, b"%d" % number, 1)
+        os.fsync(fd)
+    change(client, where, before, theirs)
+    expected = client.dump("k")
+    os.pwrite(fd, b"XY", 3)
+    with pytest.raises(OSError, match="Stale"):
+        os.close(fd)
+    assert client.dump("k") == expected
+    rows = history(mount, newest)
+    assert [row["state"] for row in rows[-1:]] == ["refused"]
+    assert len(rows) == synced + 1
+
+
+def change(client: redis.Redis, where: str, before: bytes, how: str) -> None:
+    """Somebody else changes the key or field."""
+    if how == "gone":
+        client.delete("k")
+    elif how == "another type":
+        client.delete("k")
+        client.rpush("k", "a", "list")
+    else:
+        value = before[::-1] + (b"more" if how == "longer" else b"")
+        if where == "string":
+            client.set("k", value)
+        else:
+            client.hset("k", "f", value)
+
+
+@pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
+def test_ones_own_saves_are_no_conflict(client: redis.Redis, mount: Mount, content: bytes) -> None:
+    """Saving, and opening again at once, and saving again through the same descriptor, as often as one likes."""
+    path = mount.path / "k"
+    path.write_bytes(content)
+    for number in range(10):
+        with path.open("r+b", buffering=0) as file:
+            file.seek(number)
+            file.write(b"x")
+    with path.open("ab", buffering=0) as file:
+        for _ in range(5):
+            file.write(b"y")
+            os.fsync(file.fileno())
+    assert client.get("k") == b"x" * 10 + content[10:] + b"y" * 5
