@@ -407,6 +407,8 @@ class OpenFiles:
                 if file.handles == 0 and file.held_until is not None:
                     file.held_until = self._clock.now + self._hold_seconds
                     self.wake.set()
+                if file.handles == 0 and file.target is None and self._hidden:
+                    self._hidden = {path: each for path, each in self._hidden.items() if each is not file}
             self.forget_if_idle(file)
 
     def forget_if_idle(self, file: OpenFile) -> None:
@@ -435,9 +437,10 @@ class OpenFiles:
                     del self._files[target]
 
     def hide(self, file: OpenFile, path: bytes) -> None:
-        """libfuse goes on calling an unlinked file by `path`."""
+        """libfuse goes on calling an unlinked file by `path`, until its last close (as `Scratch.hide` has it)."""
         with self._lock:
-            self._hidden[path] = file
+            if file.handles:
+                self._hidden[path] = file
 
     def unhide(self, path: bytes) -> bool:
         """The last descriptor of an unlinked file is gone. False if `path` names none."""

@@ -51,6 +51,7 @@ class _Inode:
     handles: int = 0
     linked: bool = True
     handed_over: bool = False
+    hidden: bytes | None = None  # its path, if that is in no listing
 
 
 class Scratch:
@@ -187,16 +188,21 @@ class Scratch:
                 self.rename_below(old, new)
 
     def hide(self, old: bytes, hidden: bytes) -> None:
-        """An open file is unlinked: until `unlink(hidden)` it has that path, which no listing shows.
+        """An open file is unlinked: until its last close it has the path `hidden`, which no listing shows.
 
-        Raises NotFoundError, IsDirectoryError.
+        libfuse asks for this, and then for `unlink(hidden)`; but not for the latter if the last close overtakes the
+        former. So nothing is left after the last close in any case. Raises NotFoundError, IsDirectoryError.
         """
         with self._lock:
             inode = self._inode(old)
             if inode.directory:
                 raise IsDirectoryError("a directory")
+            if not inode.handles:
+                self._remove(old)
+                return
             self._used += len(hidden) - len(old)
             self._link(hidden, self._unlink(old), listed=False)
+            inode.hidden = hidden
 
     def hand_over(self, path: bytes) -> None:
         """A file's contents were saved elsewhere: it goes, and who still has it open can't write to it any more.
@@ -331,11 +337,15 @@ class Scratch:
         self._used += len(new) - len(old)  # the few bytes of a longer name are never refused
         folder, _, name = old.rpartition(b"/")
         listed = name in self._names.get(folder, ())
-        self._link(new, self._unlink(old), listed=listed)
+        inode = self._unlink(old)
+        self._link(new, inode, listed=listed)
+        if inode.hidden is not None:
+            inode.hidden = new
 
     def _remove(self, path: bytes) -> None:
         inode = self._unlink(path)
         inode.linked = False
+        inode.hidden = None
         self._used -= _cost(path)
         self._forget(inode)
 
@@ -405,6 +415,8 @@ class ScratchFile:
             inode, self._open = self._open, None
             if inode is not None:
                 inode.handles -= 1
+                if inode.hidden is not None and not inode.handles:
+                    self._scratch._remove(inode.hidden)
                 self._scratch._forget(inode)
 
     def _inode(self) -> _Inode:

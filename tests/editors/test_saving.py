@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import redis
 
 from tests.editors.programs import (
     NEW,
@@ -25,108 +22,15 @@ from tests.editors.programs import (
     vim_twice,
     vs_code,
 )
+from tests.editors.saving import TTL, Bench, bench_on, check_rollback, check_save
 from tests.support.changes import history, last_id, monitored, watched
-from tests.support.mounts import Mount, eventually, mounted, run
-from tests.support.redis_server import RedisServer
-
-TTL = 3_600_000  # ms
-NUMBERS = itertools.count(1)
+from tests.support.mounts import eventually
 
 
-@dataclass(frozen=True)
-class Place:
-    """What is saved: a key, or a field of a hash."""
-
-    key: bytes
-    field: bytes | None
-    path: Path
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A save that was one change, which is to be taken back."""
-
-    place: Place
-    id: int
-    program: str
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A mount, its server, and what was saved through it so far."""
-
-    server: RedisServer
-    mount: Mount
-    client: redis.Redis
-    saved: list[Saved] = field(default_factory=list)
-
-    def place(self, kind: str) -> Place:
-        """A key or field with OLD in it and a time to live, in a folder of its own, once the mount shows it."""
-        folder = f"d{next(NUMBERS)}"
-        if kind == "key":
-            key, hash_field, path = f"{folder}:page.html", None, self.mount.path / folder / "page.html"
-            self.client.set(key, OLD, px=TTL)
-        else:
-            key, hash_field, path = f"{folder}:user", b"bio", self.mount.path / folder / "user.bio"
-            self.client.hset(key, mapping={"bio": OLD, "name": "Ada"})
-            self.client.pexpire(key, TTL)
-        eventually(path.exists)
-        return Place(key.encode(), hash_field, path)
-
-    def content(self, place: Place) -> bytes | None:
-        """What Redis holds there."""
-        if place.field is not None:
-            found = self.client.hget(place.key.decode(), place.field.decode())
-        else:
-            found = self.client.get(place.key)
-        assert found is None or isinstance(found, bytes)
-        return found
-
-
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    folder = tmp_path_factory.mktemp("saving")
-    with (
-        RedisServer(tcp=True) as server,
-        mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount,
-    ):
-        client = server.client()
-        yield Bench(server, mount, client)
-        keys, rows = sorted(client.keys()), len(history(mount))
-        mount.stop()
-        assert sorted(client.keys()) == keys, "something was left for the end of the mount"
-        assert len(history(mount)) == rows, mount.said()
-        assert "Traceback" not in mount.said()
-
-
-def check_save(bench: Bench, program: Program, kind: str, folder: Path) -> None:
-    """Save once, and look at it from all sides."""
-    here = bench.place(kind)
-    name = here.path.name
-    if program.consumes:
-        bench.client.set(f"{here.path.parent.name}:{name}.other", NEW)
-        eventually(here.path.with_name(name + ".other").exists)
-    keys = [key for key in sorted(bench.client.keys()) if not key.endswith(b".other")]
-    before = last_id(bench.mount)
-    with monitored(bench.server) as commands, watched(bench.server, here.key, here.field) as presence:
-        program.save(here.path, folder)
-        eventually(lambda: bench.content(here) == NEW)
-
-    assert not presence.missing, f"missing in {presence.missing} of {presence.looks} looks"
-    to_it = [words for words in commands if words[1] == here.key.decode()]
-    assert [words[0] for words in to_it] == ["SET" if here.field is None else "HSET"], commands
-    assert len(commands) == 1 + program.consumes, commands
-    assert TTL - 60_000 < bench.client.pttl(here.key) <= TTL
-    rows = history(bench.mount, before)
-    assert len(rows) == 1 + program.consumes, rows
-    [change] = [row for row in rows if row["key"] == here.key.decode()]
-    assert change["state"] in ("applied", "pending")  # that it was applied is noted a little later
-    assert program.consumes or change["path"] == str(here.path.relative_to(bench.mount.path))
-    assert sorted(bench.client.keys()) == keys
-    left = {each for each in os.listdir(here.path.parent) if each not in (name, "user.name")}
-    assert left == {leaf.format(name) for leaf in program.leaves}
-    assert here.path.read_bytes() == NEW
-    bench.saved.append(Saved(here, change["id"], program.name))
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with bench_on("mfusepy", tmp_path_factory.mktemp("saving")) as bench:
+        yield bench
 
 
 @pytest.mark.parametrize("kind", ["key", "field"])
@@ -206,14 +110,4 @@ def test_the_time_of_a_save_stays(bench: Bench) -> None:
 
 def test_each_save_can_be_taken_back(bench: Bench) -> None:
     """Every one of these changes is applied, and `redisfuse rollback ID` brings the old content back, with its TTL."""
-    mount = bench.mount
-    ids = {saved.id for saved in bench.saved}
-    eventually(lambda: all(row["state"] == "applied" for row in history(mount) if row["id"] in ids))
-    words = [str(id) for id in sorted(ids)]
-    done = run(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
-    assert done.returncode == 0, done.stderr
-    for saved in bench.saved:
-        assert bench.content(saved.place) == OLD, saved.program
-        assert TTL - 300_000 < bench.client.pttl(saved.place.key) <= TTL, saved.program
-        eventually(lambda path=saved.place.path: path.read_bytes() == OLD)
-    assert not bench.client.keys("*~*")
+    check_rollback(bench)

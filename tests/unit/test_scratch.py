@@ -172,7 +172,7 @@ def test_bounded() -> None:
 
 
 def test_hidden(scratch: Scratch) -> None:
-    """A file that is hidden is read by its new path, in no listing, also after its folder was renamed; then it goes."""
+    """A file that is hidden is read by its new path, in no listing, also in a renamed folder; it goes when closed."""
     scratch.create(b"d/f", 0o600)
     used = scratch.used
     file = scratch.open(b"d/f")
@@ -184,9 +184,22 @@ def test_hidden(scratch: Scratch) -> None:
     assert content(scratch, b"e/.hidden") == b"abc"
     assert scratch.list(b"d") == scratch.list(b"e") == ()
     assert scratch.folders(b"") == set()
+    other = scratch.open(b"e/.hidden")
     file.close()
-    scratch.unlink(b"e/.hidden")
+    assert other.read(0, 9) == b"abc"
+    other.close()
     assert used > scratch.used == 0
+    assert not scratch.exists(b"e/.hidden")
+    scratch.create(b"f", 0o600)
+    scratch.hide(b"f", b".hidden")  # its close came first
+    assert scratch.used == 0
+    scratch.create(b"f", 0o600)
+    file = scratch.open(b"f")
+    scratch.hide(b"f", b".hidden")
+    scratch.unlink(b".hidden")
+    assert not scratch.exists(b".hidden")
+    file.close()
+    assert scratch.used == 0
     scratch.mkdir(b"dir", 0o700)
     with pytest.raises(IsDirectoryError):
         scratch.hide(b"dir", b".hidden")
