@@ -315,14 +315,15 @@ class Session:
 def process_mark(pid: int) -> str | None:
     """A text that no other process will ever have: the boot and the process's start in it (proc(5), field 22).
 
-    None where there is no /proc or no such process.
+    None where there is no /proc or no such process; empty for a dead one that nobody has taken notice of (a zombie).
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return f"{boot}.{stat.rpartition(b')')[2].split()[19].decode()}"
+    state, *fields = stat.rpartition(b")")[2].split()
+    return "" if state in (b"Z", b"X") else f"{boot}.{fields[18].decode()}"
 
 
 def _process_exists(pid: int) -> bool:

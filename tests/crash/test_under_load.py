@@ -14,7 +14,7 @@ from pathlib import Path
 from redisfuse.journal.changes import Filter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.states import Change
-from tests.support.mounts import PATIENCE, run, sweep
+from tests.support.mounts import PATIENCE, eventually, mounted, run, sweep
 from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
 
@@ -146,3 +146,17 @@ def test_terminated_under_load(nursery: Nursery, own_redis: RedisServer, tmp_pat
     # Refused is what was open for writing in that moment: kept, not half saved.
     states = {row.state for row in changes(tmp_path / "state" / "redisfuse" / "journal.db")}
     assert states <= {"applied", "refused"}
+
+
+def test_dead_and_not_noticed(own_redis: RedisServer, tmp_path: Path) -> None:
+    """A mount that died is dead though its parent took no notice (as in a container without an init): its open change
+    is settled at once."""
+    with mounted(tmp_path, own_redis.tcp_url(), write=True) as mount:
+        (mount.path / "k").write_bytes(b"new")
+        os.kill(mount.process.pid, signal.SIGKILL)
+        stat = Path(f"/proc/{mount.process.pid}/stat")
+        eventually(lambda: stat.read_bytes().rpartition(b")")[2].split()[0] == b"Z")
+        assert [row.state for row in changes(mount.journal)] == ["pending"]
+        done = run(tmp_path, "recover")
+        assert done.returncode == 0, done.stderr
+        assert [row.state for row in changes(mount.journal)] == ["applied"]

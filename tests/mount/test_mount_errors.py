@@ -1,0 +1,375 @@
+"""Mounts that can't be made, or end in unusual ways: the exit status, one clear line, and nothing left behind.
+
+What everybody meets first (server down, mount point missing, wrong password…) is in test_starting.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import psutil
+import pytest
+
+from tests.support import mounts
+from tests.support.mounts import PATIENCE, command_line, environment, eventually, is_mounted, mounted
+from tests.support.nursery import ROOT, Nursery
+from tests.support.redis_server import RedisServer, free_port
+
+SECRET = "s3cr3t"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="private mount namespaces need root")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """A folder to mount at; afterwards nothing is mounted there."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    if is_mounted(path):
+        subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=PATIENCE)
+
+
+def processes(path: Path) -> list[psutil.Process]:
+    """Everything that runs because of a mount at a path."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if str(path) in process.cmdline():
+                found.append(process)
+    return found
+
+
+def outcome(nursery: Nursery, folder: Path, *words: str, seconds: float = PATIENCE) -> tuple[int, str]:
+    """Exit status and words of a command; one that goes on for longer is terminated."""
+    log = folder / "said"
+    log.unlink(missing_ok=True)
+    process = nursery.run(list(words), folder, log)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    return process.wait(), log.read_text()
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line that a failed command says."""
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("redisfuse: ")
+    return done.stderr
+
+
+# -- usage -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["HOST"], "HOST PORT MOUNTPOINT"),
+        (["127.0.0.1", "6399"], "HOST PORT MOUNTPOINT"),
+        (["127.0.0.1", "port", "PATH"], "port"),
+        (["127.0.0.1", "99999", "PATH"], "port"),
+        (["redis://127.0.0.1:6399/0"], "mount point"),
+        (["redis://127.0.0.1:6399/zero", "PATH"], "database"),
+        (["http://127.0.0.1", "PATH"], "no address of a Redis server"),
+        (["--journal", "127.0.0.1", "6399", "PATH"], "--write"),
+        (["--write", "-o", "ro", "127.0.0.1", "6399", "PATH"], "ro"),
+        (["--daemon", "-f", "127.0.0.1", "6399", "PATH"], "--daemon"),
+        (["--binding", "none", "127.0.0.1", "6399", "PATH"], "none"),
+        (["--separator", "", "127.0.0.1", "6399", "PATH"], "--separator"),
+        (["--timeout", "-1", "127.0.0.1", "6399", "PATH"], "timeout"),
+        (["--cache-memory", "much", "127.0.0.1", "6399", "PATH"], "much"),
+        (["--nonsense", "127.0.0.1", "6399", "PATH"], "--nonsense"),
+        (["--password-file", "/does/not/exist", "127.0.0.1", "6399", "PATH"], "/does/not/exist"),
+    ],
+)
+def test_usage(nursery: Nursery, tmp_path: Path, path: Path, words: list[str], what: str) -> None:
+    """A command line that makes no sense is one line that names what is wrong, and status 2; nothing was tried."""
+    status, said = outcome(nursery, tmp_path, *(str(path) if word == "PATH" else word for word in words))
+    assert status == 2, said
+    assert len(said.splitlines()) == 1
+    assert what in said
+    assert not is_mounted(path)
+
+
+# -- what is missing on this machine ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("binding", "library"), [("fusepy", "libfuse 2"), ("mfusepy", "libfuse 3"), ("auto", "libfuse")]
+)
+def test_no_libfuse(
+    redis_server: RedisServer, tmp_path: Path, path: Path, binding: str, library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without libfuse: status 1, one line that says which and how to get it."""
+    real = mounts.environment
+    missing = {"FUSE_LIBRARY_PATH": "/does/not/exist/libfuse.so"}  # where fusepy and mfusepy then look
+    monkeypatch.setattr(mounts, "environment", lambda folder: real(folder) | missing)
+    done = mounts.run(tmp_path, "--binding", binding, redis_server.url(), str(path))
+    assert done.returncode == 1
+    assert f"{library}" in one_line(done)
+    assert "apt install" in done.stderr
+    assert not is_mounted(path)
+
+
+@contextlib.contextmanager
+def private(folder: Path, script: str, *arguments: str) -> Iterator[subprocess.CompletedProcess[str]]:
+    """The outcome of a shell script in a mount namespace of its own, of which nothing stays."""
+    words = ["unshare", "--mount", "sh", "-ec", script, "sh", *arguments]
+    yield subprocess.run(words, env=environment(folder), capture_output=True, text=True, timeout=60, check=False)
+
+
+@needs_root
+def test_no_fuse_device(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
+    """Without /dev/fuse: status 1, one line that says how to get it."""
+    script = 'mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9; exec "$@"'
+    with private(tmp_path, script, *command_line(redis_server.url(), str(path))) as done:
+        assert done.returncode == 1
+        assert "/dev/fuse" in one_line(done)
+        assert "modprobe fuse" in done.stderr
+
+
+# Everything that somebody who is not root can't reach here, or may not open, is put where they can.
+AS_NOBODY = """
+base=$1 python=$2 site=$3 source=$4 programs=$5 url=$6
+mount -t tmpfs tmpfs "$base"
+mknod "$base/fuse" c 10 229; chmod 666 "$base/fuse"; mount --bind "$base/fuse" /dev/fuse
+for each in python site source; do mkdir "$base/$each"; done
+mount --bind "$python" "$base/python"; mount --bind "$site" "$base/site"; mount --bind "$source" "$base/source"
+mkdir "$base/bin"; for each in $programs; do ln -s "$(command -v $each)" "$base/bin/"; done
+mkdir -p "$base/home/mnt"; chown -R 65534:65534 "$base/home"
+cd "$base/home"
+exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i HOME="$base/home" PATH="$base/bin" \\
+    XDG_STATE_HOME="$base/home/state" LD_LIBRARY_PATH="$base/python/lib" PYTHONDONTWRITEBYTECODE=1 \\
+    PYTHONPATH="$base/site:$base/source" run="$base/python/bin/python3 -m redisfuse.cli.main" url="$url" sh -c '
+$run --write --journal --daemon "$url" mnt || exit
+grep -q " $HOME/mnt .*user_id=65534" /proc/self/mountinfo || exit 10
+[ "$(cat mnt/k)" = old ] || exit 11
+printf new > mnt/k || exit 12
+$run umount mnt || exit 13
+if grep -q " $HOME/mnt " /proc/self/mountinfo; then exit 14; fi
+'
+"""
+
+
+def nobodys(folder: Path, url: str, *, fusermount: bool) -> subprocess.CompletedProcess[str]:
+    """Mount, save and unmount as somebody who is not root."""
+    (folder / "base").mkdir()
+    programs = "sh env grep cat" + (" fusermount fusermount3" if fusermount else "")
+    places = (folder / "base", sys.base_prefix, sysconfig.get_paths()["purelib"], ROOT)
+    for parent in (folder, *folder.parents):
+        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
+            parent.chmod(0o755)  # pytest's own are 0700
+    with private(folder, AS_NOBODY, *map(str, places), programs, url) as done:
+        return done
+
+
+@needs_root
+def test_not_root(own_redis: RedisServer, tmp_path: Path) -> None:
+    """Somebody who is not root mounts, saves and unmounts, with fusermount."""
+    client = own_redis.client()
+    client.set("k", "old")
+    done = nobodys(tmp_path, own_redis.tcp_url(), fusermount=True)
+    assert done.returncode == 0, done.stderr
+    assert client.get("k") == b"new"
+
+
+@needs_root
+def test_no_fusermount(own_redis: RedisServer, tmp_path: Path) -> None:
+    """Without fusermount, somebody who is not root gets status 1 and one line that says how to get it."""
+    done = nobodys(tmp_path, own_redis.tcp_url(), fusermount=False)
+    assert done.returncode == 1
+    assert "fusermount is missing" in one_line(done)
+    assert "apt install fuse3" in done.stderr
+
+
+# -- mount points ----------------------------------------------------------------------------------------------------
+
+
+def test_odd_mount_points(redis_server: RedisServer, tmp_path: Path) -> None:
+    """Blanks, commas, backslashes, quotes and letters of all kinds in a mount point, a link to one, and a relative
+    path are all the same to it."""
+    redis_server.client().set("k", "value")
+    odd = tmp_path / "a b,c\\d'e\"é"
+    odd.mkdir()
+    (tmp_path / "link").symlink_to(odd)
+    for where, options in ((str(odd), {}), (str(tmp_path / "link"), {}), (odd.name, {"cwd": tmp_path})):
+        done = mounts.run(tmp_path, "--daemon", redis_server.url(), where, **options)
+        assert done.returncode == 0, done.stderr
+        assert (odd / "k").read_bytes() == b"value"
+        done = mounts.run(tmp_path, "umount", where, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert os.listdir(odd) == []
+
+
+def test_already_mounted(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A second mount at one place is refused, also with -o nonempty, and the first goes on."""
+    redis_server.client().set("k", "value")
+    with mounted(tmp_path, redis_server.url()) as mount:
+        for options in ([], ["-o", "nonempty"], ["--daemon"]):
+            done = mounts.run(tmp_path, *options, redis_server.url(), str(mount.path))
+            assert done.returncode == 1
+            assert "already mounted" in one_line(done)
+        assert (mount.path / "k").read_bytes() == b"value"
+
+
+def test_a_dead_mount_is_taken_away(redis_server: RedisServer, tmp_path: Path) -> None:
+    """What a killed mount left is taken away by the next mount there, and by `redisfuse umount`."""
+    redis_server.client().set("k", "value")
+    for next_ in ("umount", "mount"):
+        with mounted(tmp_path, redis_server.url()) as mount:
+            mount.process.kill()
+            mount.process.wait(PATIENCE)
+            assert is_mounted(mount.path)
+            if next_ == "umount":
+                done = mounts.run(tmp_path, "umount", str(mount.path))
+                assert (done.returncode, done.stderr) == (0, "")
+            else:
+                done = mounts.run(tmp_path, "--daemon", redis_server.url(), str(mount.path))
+                assert done.returncode == 0, done.stderr
+                assert (mount.path / "k").read_bytes() == b"value"
+                assert mounts.run(tmp_path, "umount", str(mount.path)).returncode == 0
+            assert not is_mounted(mount.path)
+
+
+# -- ends ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", [False, True])
+@pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "redisfuse umount", "umount"])
+def test_ends_cleanly(redis_server: RedisServer, tmp_path: Path, how: str, write: bool) -> None:
+    """Ctrl-C, SIGTERM, SIGHUP, `redisfuse umount` and umount(8) end a mount with status 0; no process and no mount
+    stays, nothing is said but the first line."""
+    with mounted(tmp_path, redis_server.url(), write=write) as mount:
+        others = processes(mount.path)
+        assert len(others) == 2  # it and its guard
+        if how == "redisfuse umount":
+            assert mounts.run(tmp_path, "umount", str(mount.path)).returncode == 0
+        elif how == "umount":
+            words = ["umount", str(mount.path)] if os.geteuid() == 0 else ["fusermount", "-u", str(mount.path)]
+            subprocess.run(words, check=True, timeout=PATIENCE)
+        else:
+            mount.process.send_signal(signal.Signals[how])
+        assert mount.process.wait(PATIENCE) == 0
+        assert not is_mounted(mount.path)
+        eventually(lambda: not any(each.is_running() for each in others), 5)
+        assert len(mount.said().splitlines()) == 1
+
+
+def test_control_c_at_a_terminal(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
+    """Ctrl-C at a terminal, which interrupts every process there, ends the mount with status 0."""
+    program, *words = command_line(redis_server.url(), str(path))
+    child = pexpect.spawn(program, words, env=environment(tmp_path), timeout=PATIENCE)
+    try:
+        child.expect_exact("is mounted at")
+        eventually(lambda: is_mounted(path))
+        os.listdir(path)
+        child.sendintr()
+        child.expect(pexpect.EOF)
+        child.wait()
+        assert child.exitstatus == 0
+        assert not is_mounted(path)
+        assert not processes(path)
+    finally:
+        child.close(force=True)
+
+
+@pytest.mark.parametrize("case", ["down", "password", "journal", "mount point"])
+def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
+    """With --daemon an error comes back as one line and status 1, and no process stays."""
+    words: list[str] = []
+    where = path
+    with RedisServer(tcp=True, password=SECRET) as server:
+        url = server.tcp_url().replace("://", f"://:{SECRET}@")
+        if case == "down":
+            url, what = f"redis://127.0.0.1:{free_port()}/0", "127.0.0.1"
+        elif case == "password":
+            url, what = server.tcp_url().replace("://", "://:wr0ng@"), "password"
+        elif case == "journal":
+            (tmp_path / "journal").mkdir()
+            words, what = ["--write", "--journal", "--journal-file", str(tmp_path / "journal")], "journal"
+        else:
+            where, what = tmp_path / "nowhere", "does not exist"
+        done = mounts.run(tmp_path, "--daemon", *words, url, str(where))
+    assert done.returncode == 1
+    assert what in one_line(done)
+    assert "wr0ng" not in done.stderr
+    assert SECRET not in done.stderr
+    assert not is_mounted(path)
+    eventually(lambda: not processes(where), 5)
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_secret_shows_in_failures(nursery: Nursery, tmp_path: Path, path: Path) -> None:
+    """However it fails, and with --debug, a password of a URL is in no word that is said or logged."""
+    with RedisServer(tcp=True) as server:
+        server.client().execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+get", "&*")
+        good, bad = f"user:{SECRET}@127.0.0.1:{server.port}", f"user:wr0ng{SECRET}@127.0.0.1:{server.port}"
+        cases = [
+            f"redis://{bad}/0",
+            f"redis://{good}/0",  # this user may not even SCAN
+            f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0",
+            f"rediss://{good}/0",
+            f"redis://{good}/zero",
+            f"redis://user:{SECRET}@no such host:1/0",
+            f"http://{good}/0",
+            f"redis+cluster://{good}",
+            f"unix://user:{SECRET}@{tmp_path}/none.sock",
+            f"redis://127.0.0.1:{server.port}/0?password={SECRET}",
+        ]
+        for url in cases:
+            for options in ([], ["--debug"], ["--daemon", "--log-file", str(tmp_path / "log")]):
+                words = ["--timeout", "0.5", *options, url, str(path)]
+                _, said = outcome(nursery, tmp_path, *words, seconds=2)
+                assert SECRET not in said, (url, options)
+                if is_mounted(path):
+                    mounts.run(tmp_path, "umount", str(path))
+    for file in tmp_path.rglob("*"):
+        if file.is_file():
+            assert SECRET.encode() not in file.read_bytes(), file
+
+
+def test_no_secret_shows_in_a_running_mount(tmp_path: Path) -> None:
+    """The password of an ACL user, given in the URL, is nowhere in ps, /proc/mounts, status, logs, errors, or any file
+    that the mount writes: the journal's bytes among them."""
+    with RedisServer(tcp=True) as server:
+        client = server.client()
+        client.set("k", "old")
+        client.execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "&*", "+@all")
+        url = f"redis://user:{SECRET}@127.0.0.1:{server.port}/0"
+        with mounted(tmp_path, url, "--debug", write=True) as mount:
+            (mount.path / "k").write_bytes(b"new")
+            client.execute_command("ACL", "SETUSER", "user", "-get", "-getrange")
+            with contextlib.suppress(OSError):
+                (mount.path / "k").read_bytes()
+            server.kill()
+            with contextlib.suppress(OSError):
+                (mount.path / "other").read_bytes()
+            server.start()
+            shown = {
+                "ps": subprocess.run(["ps", "-ww", "-ef"], capture_output=True, timeout=20, check=True).stdout,
+                "mounts": Path("/proc/mounts").read_bytes(),
+                "status": mounts.run(tmp_path, "status", "--json").stdout.encode(),
+                "log": mounts.run(tmp_path, "log", "--json").stdout.encode(),
+            }
+    shown |= {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    assert any("journal.db" in name for name in shown)
+    for name, text in shown.items():
+        assert SECRET.encode() not in text, name
+
+
+def test_the_programs_are_there() -> None:
+    """What these tests drive is installed (.ci/setup): none is skipped for want of it."""
+    for program in ("strace", "fusermount", "umount", "unshare", "setpriv", "ps"):
+        assert shutil.which(program), program
