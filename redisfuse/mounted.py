@@ -127,6 +127,7 @@ class Mounted:
                 stopped=self._stop,
                 coherent=lambda: self._coherent,
                 caller=lambda: processes.process_of(binding.caller()[2]),
+                removing=lambda: processes.is_removing(binding.caller()[2]),
                 has_open=lambda pid, path: processes.has_open(pid, os.fsencode(mountpoint) + b"/" + path),
                 space=Space(server),
                 refresh=self._refresh,

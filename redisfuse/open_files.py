@@ -300,15 +300,25 @@ class OpenFile:
             log.error("%s: its bytes could not be kept either: %s", os.fsdecode(self.path), error)
         self._forget_edit()
 
-    def detach(self) -> None:
-        """It is about to be unlinked: take a copy of its bytes for the handles that stay. Raises what reading does."""
+    def detach(self, unlink: Callable[[], None]) -> None:
+        """Unlink it, once there is a copy of its bytes for the handles that stay. Raises what reading and `unlink` do;
+        then it is what it was."""
         with self.lock:
             if self.target is None:
                 return
-            if self.buffer is None:
+            loaded = self.buffer is None
+            if loaded:
                 self._load()
             assert self.buffer is not None
-            self._copy_base(self.buffer)
+            try:
+                copy = _copied(self.buffer)
+                unlink()
+            except RedisFuseError:
+                if loaded:
+                    self._drop_buffer()
+                raise
+            self.buffer.close()
+            self.buffer = copy
             self.target = None
             self.held_until = None
             self._settle_new()
@@ -319,15 +329,6 @@ class OpenFile:
             self._drop_buffer()
             self.buffer = EditBuffer(0, _nothing)
             self.target = None
-
-    def _copy_base(self, old: EditBuffer) -> None:
-        new = EditBuffer(0, _nothing)
-        offset = 0
-        for chunk in old.chunks():
-            new.write(offset, chunk)
-            offset += len(chunk)
-        old.close()
-        self.buffer = new
 
     def content(self) -> Content:
         """All its bytes; valid while the caller holds `lock`."""
@@ -421,16 +422,16 @@ class OpenFiles:
         if file.target is not None and self._files.get(file.target) is file:
             del self._files[file.target]
 
-    def detach(self, file: OpenFile, *, copy: bool = True) -> None:
-        """A file is unlinked or replaced: it leaves the table, and keeps its bytes for its handles (if `copy`).
-
-        Raises what reading them raises; then nothing was done.
+    def detach(self, file: OpenFile, unlink: Callable[[], None] = lambda: None, *, copy: bool = True) -> None:
+        """A file is unlinked (by `unlink`) or replaced: it leaves the table, and keeps its bytes for its handles (if
+        `copy`). Raises what reading them and `unlink` raise; then nothing was done.
         """
         with file.lock:
             target = file.target
             if copy and file.handles:
-                file.detach()
+                file.detach(unlink)
             else:
+                unlink()
                 file.detach_empty()
             with self._lock:
                 if target is not None and self._files.get(target) is file:
@@ -494,6 +495,16 @@ def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:
     for chunk in buffer.chunks(offset, size):
         sha.update(chunk)
     return Content(size, sha.digest(), lambda: buffer.chunks(offset, size))
+
+
+def _copied(old: EditBuffer) -> EditBuffer:
+    """The same bytes, with nothing under them."""
+    new = EditBuffer(0, _nothing)
+    offset = 0
+    for chunk in old.chunks():
+        new.write(offset, chunk)
+        offset += len(chunk)
+    return new
 
 
 def _nothing(_offset: int, _size: int) -> bytes:

@@ -80,6 +80,7 @@ class Outside:
     stopped: Callable[[], None]
     coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
     caller: Callable[[], int]  # pid of the program that the current callback works for
+    removing: Callable[[], bool]  # whether that is surely about to remove a file, and not to replace it
     has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
     space: Callable[[], Mapping[str, int]]  # statvfs
     refresh: Callable[[], None]
@@ -382,7 +383,7 @@ class Operations:
         self._changing().unlink(path[1:])
 
     def unlink_open(self, path: bytes, hidden: bytes) -> None:
-        self._changing().unlink_open(path[1:], hidden[1:])
+        self._changing().unlink_open(path[1:], hidden[1:], for_good=self._outside.removing())
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
+
+_REMOVING = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
+"""The numbers of unlink(2) and unlinkat(2), as syscalls(2) has them for each machine."""
 
 
 def process_of(thread: int) -> int:
@@ -15,6 +19,14 @@ def process_of(thread: int) -> int:
     except (OSError, ValueError):
         pass
     return thread
+
+
+def is_removing(thread: int) -> bool:
+    """Whether a thread is in unlink(2) or unlinkat(2). False too where that is not known, or if we may not look."""
+    try:
+        return Path(f"/proc/{thread}/syscall").read_bytes().partition(b" ")[0] in _REMOVING
+    except OSError:
+        return False
 
 
 def has_open(process: int, path: bytes) -> bool:

@@ -148,16 +148,16 @@ class Rearranger:
                     if file.parked is not None:
                         self._edits.remove([target], path=path, basis=file.parked.basis)
                     self._overlay.files.detach(file)
-                    self._keep_parent(target)
-                    return
-                self._overlay.files.detach(file)
-        self._edits.remove([target], path=path)
+                else:
+                    self._overlay.files.detach(file, lambda: self._edits.remove([target], path=path))
+        else:
+            self._edits.remove([target], path=path)
         self._keep_parent(target)
 
-    def unlink_open(self, path: bytes, hidden: bytes) -> None:
-        """A file that is open is removed, or about to be replaced: its bytes stay for its handles.
+    def unlink_open(self, path: bytes, hidden: bytes, *, for_good: bool) -> None:
+        """A file that is open is removed (`for_good`: surely), or about to be replaced: its bytes stay for its handles.
 
-        Whether it is a removal shows in the next moment; until then it is parked (`parking.py`).
+        Where that is not known it shows in the next moment; until then it is parked (`parking.py`).
         """
         node = self._tree.find(path)
         if isinstance(node, ScratchNode):
@@ -168,7 +168,9 @@ class Rearranger:
         files, parking = self._overlay.files, self._overlay.parking
         with file.lock:
             if file.new:
-                if file.parked is not None:
+                if file.parked is not None and for_good:
+                    self._edits.remove([target], path=path, basis=file.parked.basis)
+                elif file.parked is not None:
                     parking.park(target, path, file.parked.basis, UNLINK_SECONDS, None)
                 files.detach(file)
             elif isinstance(node, FileNode) and not node.editable:
@@ -177,8 +179,11 @@ class Rearranger:
             else:
                 self._edits.check_allowed(target.key)
                 _snapshot, basis = files.snapshot(target)
-                files.detach(file)
-                parking.park(target, path, basis, UNLINK_SECONDS, None)
+                if for_good:
+                    files.detach(file, lambda: self._edits.remove([target], path=path, basis=basis))
+                else:
+                    files.detach(file)
+                    parking.park(target, path, basis, UNLINK_SECONDS, None)
             files.hide(file, hidden)
         self._keep_parent(target)
 

@@ -261,6 +261,19 @@ def test_replica(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> N
     works(mount, client)
 
 
+def test_an_open_file_that_may_not_be_removed(client: redis.Redis, mount: Mount) -> None:
+    """An unlink that the server refuses has its error, and who has the file open goes on as before."""
+    with (mount.path / "k").open("r+b", buffering=0) as file:
+        client.replicaof("127.0.0.1", str(free_port()))
+        assert errno_of((mount.path / "k").unlink) == "EROFS"
+        client.replicaof("no", "one")
+        assert file.read() == b"old"
+        file.write(b"!")
+    eventually(lambda: client.get("k") == b"old!")
+    assert "k" in os.listdir(mount.path)
+    assert client.keys("*fuse*") == []
+
+
 def test_replica_without_its_master(client: redis.Redis, mount: Mount) -> None:
     """MASTERDOWN is an error for reading, saving and listing: never an empty directory."""
     client.config_set("replica-serve-stale-data", "no")

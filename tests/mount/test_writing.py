@@ -198,13 +198,14 @@ def test_handles_share_one_file(client: redis.Redis, mount: Mount) -> None:
         assert one.read() == b"Jello"
         assert os.fstat(one.fileno()).st_size == 5
         path.unlink()
+        assert not client.exists("k")
         assert not path.exists()
         assert "k" not in os.listdir(mount.path)
         one.seek(0)
         assert one.read() == b"Jello"
         one.write(b"!")
         assert os.fstat(two.fileno()).st_size == 6
-    eventually(lambda: not client.exists("k"))
+    assert not client.exists("k")
     assert client.keys("*fuse*") == []
 
 
