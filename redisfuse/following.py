@@ -50,6 +50,11 @@ class FollowingSnapshot:
         """What it reads from at this moment."""
         return self._snapshot
 
+    @property
+    def stands(self) -> bool:
+        """Whether the value was not heard of since it was last looked at."""
+        return self._version == self._source.version(self._target)
+
     def read(self, offset: int, size: int) -> bytes:
         """The bytes; raises what reading the value raises."""
         snapshot = self._snapshot
@@ -94,3 +99,13 @@ def content_of(snapshot: Snapshot | None) -> bytes | None:
     if isinstance(snapshot, FollowingSnapshot):
         snapshot = snapshot.current
     return snapshot.content if isinstance(snapshot, SmallSnapshot) else None
+
+
+def present(snapshot: Snapshot, offset: int, size: int) -> bytes | None:
+    """The bytes from `offset`, as reading gives them, if they are held in memory and nothing need be asked."""
+    if isinstance(snapshot, FollowingSnapshot):
+        inner = snapshot.current
+        if not isinstance(inner, SmallSnapshot) or not (offset + size <= inner.size or snapshot.stands):
+            return None
+        return inner.read(offset, size)
+    return snapshot.read(offset, size) if isinstance(snapshot, SmallSnapshot) else None

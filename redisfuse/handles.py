@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
+from redisfuse.following import content_of, present
 from redisfuse.open_files import OpenFile, OpenFiles
 from redisfuse.scratch import ScratchFile
 from redisfuse.values.snapshot import Snapshot
@@ -59,6 +60,15 @@ class SnapshotHandle:
     @property
     def size(self) -> int:
         return self._snapshot.size
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing has to be waited for to read it or to let go of it."""
+        return content_of(self._snapshot) is not None
+
+    def present(self, offset: int, size: int) -> bytes | None:
+        """As `read`, without waiting; None if that takes more than memory."""
+        return present(self._snapshot, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
         return self._snapshot.read(offset, size)

@@ -125,6 +125,7 @@ class Mounted:
             Outside(
                 started=self._start,
                 stopped=self._stop,
+                waiting=binding.waiting,
                 coherent=lambda: self._coherent,
                 caller=lambda: processes.process_of(binding.caller()[2]),
                 removing=lambda: processes.is_removing(binding.caller()[2]),

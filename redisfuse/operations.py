@@ -78,6 +78,7 @@ class Outside:
 
     started: Callable[[], None]
     stopped: Callable[[], None]
+    waiting: Callable[[], None]  # `open`, `read` or `release` may have to wait: as Binding.waiting
     coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
     caller: Callable[[], int]  # pid of the program that the current callback works for
     removing: Callable[[], bool]  # whether that is surely about to remove a file, and not to replace it
@@ -221,6 +222,7 @@ class Operations:
         path = path[1:]
         if self._change is None and not flags & _CHANGING and (present := self._tree.present(path)) is not None:
             return self._opened_snapshot(present, path)
+        self._outside.waiting()
         node = self._tree.find(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._change is None:
@@ -321,7 +323,11 @@ class Operations:
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     def read(self, handle: int, size: int, offset: int) -> bytes:
-        return self._handle(handle).read(offset, size)
+        opened = self._handle(handle)
+        if type(opened) is SnapshotHandle and (data := opened.present(offset, size)) is not None:
+            return data
+        self._outside.waiting()
+        return opened.read(offset, size)
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
         self._handle(handle).write(offset, data)
@@ -364,6 +370,8 @@ class Operations:
         with self._lock:
             found = self._handles.pop(handle, None)
         if found is not None:
+            if type(found[0]) is not SnapshotHandle or not found[0].in_memory:
+                self._outside.waiting()
             found[0].release()
 
     # -- the tree ----------------------------------------------------------------------------------------------------

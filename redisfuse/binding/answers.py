@@ -27,18 +27,24 @@ def errno_of(error: BaseException, call: str) -> int:
     return errno.EIO
 
 
-def guarded(
-    call: str, function: Callable[..., int], enter: Callable[[], None], leave: Callable[[], None]
-) -> Callable[..., int]:
-    """`function` as a libfuse callback: -errno for every exception, BaseException included."""
+def guarded(call: str, function: Callable[..., int], before: Callable[[], None] | None) -> Callable[..., int]:
+    """`function` as a libfuse callback: -errno for every exception, BaseException included. `before` is called first."""
 
-    def answer(*arguments: Any) -> int:
-        enter()
-        try:
-            return function(*arguments)
-        except BaseException as error:
-            return -errno_of(error, call)
-        finally:
-            leave()
+    if before is None:
+
+        def answer(*arguments: Any) -> int:
+            try:
+                return function(*arguments)
+            except BaseException as error:
+                return -errno_of(error, call)
+
+    else:
+
+        def answer(*arguments: Any) -> int:
+            try:
+                before()
+                return function(*arguments)
+            except BaseException as error:
+                return -errno_of(error, call)
 
     return answer

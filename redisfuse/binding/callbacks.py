@@ -63,6 +63,8 @@ CommonTypes: dict[str, tuple[Any, ...]] = {
 WRITING = {"mknod", "mkdir", "unlink", "rmdir", "symlink", "link", "rename", "chmod", "chown", "truncate", "ftruncate"}
 WRITING |= {"utimens", "write", "create", "setxattr", "removexattr"}
 SYNCING = {"flush", "fsync"}
+# What `Calls` may answer from memory: it says itself when it has to wait (`Binding.waiting`). The others always may.
+PROMPT = {"open", "read", "release"}
 
 
 class StatLayout:

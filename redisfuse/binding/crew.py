@@ -1,9 +1,14 @@
 """The threads that serve the kernel: Python's own, one more whenever all are busy, up to a bound.
 
-Each runs the library's single-threaded session loop; the kernel gives each request to one of them. (The libraries' own
-loops make threads that Python doesn't know: a thread state is then made for every callback, at half the speed; libfuse
-2 makes and ends them without limit; both cancel them at the end.) The lock is held only
-while a thread is being started.
+One of them at a time reads requests: it has the turn. What can be answered from memory it answers itself and reads on,
+so that a program which opens one known file after the other costs no change of threads. Before a callback may wait (for
+the server, for a lock), it hands over: another thread gets the turn, so that requests are served side by side.
+(The libraries' own loops make threads that Python doesn't know: a thread state is then made for every callback, at half
+the speed; libfuse 2 makes and ends them without limit; both cancel them at the end. And they wake a thread for each
+request, two of which then wait for the interpreter: for the release of one file and the open of the next.)
+
+Locks: `_turn` is held by who reads, from one thread's `_serve` to its own `hand_over`, and nobody who holds it waits for
+anything but the kernel. `_lock` is held only while a thread is being started.
 """
 
 from __future__ import annotations
@@ -17,11 +22,14 @@ from threading import get_ident
 
 
 class Crew:
-    def __init__(self, loop: Callable[[], object], most: int, ended: Callable[[], None]) -> None:
-        """`loop` blocks until the session ends; `ended` is called by each thread when it has."""
-        self._loop = loop
+    def __init__(self, server: Callable[[], Callable[[], bool]], most: int, ended: Callable[[], None]) -> None:
+        """`server` makes, for one thread, what reads a request, answers it, and returns False once the session has
+        ended; `ended` is called by each thread when it has."""
+        self._server = server
         self._most = most
         self._ended = ended
+        self._turn = threading.Lock()
+        self._reader = 0  # the thread that has the turn
         self._busy: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
@@ -39,16 +47,18 @@ class Crew:
             self._threads.append(thread)
             thread.start()
 
-    def enter(self) -> None:
-        """Called at the start of each callback. If nobody is left to take the next request, somebody is added."""
+    def hand_over(self) -> None:
+        """Inside a callback, before it waits: let another thread read on. If nobody is left to, somebody is added."""
+        me = get_ident()
+        if self._reader != me:
+            return  # it has, or this is the end of a session
         busy = self._busy
-        busy.add(get_ident())
+        busy.add(me)
         if len(busy) >= len(self._threads) < self._most:
             with contextlib.suppress(RuntimeError):  # no more threads to be had: those that are must do
                 self.start()
-
-    def leave(self) -> None:
-        self._busy.discard(get_ident())
+        self._reader = 0
+        self._turn.release()
 
     def end(self, exit_loop: Callable[[], None], patience: float, interrupt: bool) -> bool:
         """Wait until all have ended, for `patience` seconds at most; True if they have.
@@ -72,7 +82,20 @@ class Crew:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _serve(self) -> None:
+        me = get_ident()
         try:
-            self._loop()
+            serve = self._server()
+            while True:
+                if self._reader != me:
+                    self._turn.acquire()
+                    self._reader = me
+                if not serve():
+                    break
+                if self._reader != me:
+                    self._busy.discard(me)
         finally:
+            if self._reader == me:
+                self._reader = 0
+                self._turn.release()
+            self._busy.discard(me)
             self._ended()

@@ -205,6 +205,13 @@ class Binding(Protocol):
     def interrupted(self) -> bool:
         """Inside a callback: whether the program that waits for this answer was interrupted (then raise EINTR)."""
 
+    def waiting(self) -> None:
+        """Inside `open`, `read` or `release`: the call is about to wait, so that others must serve meanwhile.
+
+        It must be called before anything that can take long (a server, the journal, a lock held meanwhile); for the
+        other calls it is done by the binding. Calling it again is harmless.
+        """
+
     def caller(self) -> tuple[int, int, int]:
         """Inside a callback: uid, gid and pid of the program that asks."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Callable
 from ctypes import CFUNCTYPE, PYFUNCTYPE, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
 from typing import Any
 
@@ -94,9 +95,8 @@ class Fusepy(Session):
         )
         lib.fuse_chan_fd.argtypes = [c_void_p]
         lib.fuse_get_session.restype = c_void_p
-        lib.fuse_get_session.argtypes = lib.fuse_session_loop.argtypes = [c_void_p]
-        lib.fuse_session_process.argtypes = [c_void_p, c_char_p, c_size_t, c_void_p]
-        lib.fuse_exit.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
+        lib.fuse_get_session.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
+        lib.fuse_session_process.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p]
         lib.fuse_unmount.argtypes = [c_char_p, c_void_p]
         self._channel: int | None = None
         self._fuse: int | None = None
@@ -157,14 +157,9 @@ class Fusepy(Session):
         if self.timeouts_can_change:
             self.set_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
 
-    def _process(self, request: bytes) -> None:
-        self._libfuse.fuse_session_process(self._session, request, len(request), self._channel)
-
-    def _loop(self) -> object:
-        return self._libfuse.fuse_session_loop(self._session)
-
-    def _exit(self) -> None:
-        self._libfuse.fuse_exit(self._fuse)
+    def _processor(self, address: int) -> Callable[[int], object]:
+        process, session, channel = self._libfuse.fuse_session_process, self._session, self._channel
+        return lambda size: process(session, address, size, channel)
 
     def _tear_down(self, path: bytes) -> None:
         self._libfuse.fuse_unmount(path, self._channel)

@@ -7,6 +7,7 @@ mfusepy's own `FUSE` class drops rename's flags and ftruncate's handle, and neve
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import PYFUNCTYPE, c_char_p, c_int, c_longlong, c_size_t, c_uint, c_void_p
 from typing import Any
 
@@ -16,9 +17,28 @@ from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
 from redisfuse.binding.session import Arguments, Session, versioned
 
+_CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_PARALLEL_DIROPS = 1 << 18
 _FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS
 _ASKED_PLUS = 1  # FUSE_READDIR_PLUS
+_WITH_ATTRIBUTES = 25_000  # the first names of a listing, which have their attributes with them whoever lists
+
+
+class _Listing:
+    """A directory that is being listed: its path with a slash at the end, and whether attributes are wanted.
+
+    Attributes that come with a name spare the program a look-up, but make the kernel and the library remember the name:
+    too much in a directory of millions that is only being counted. So past the first names they are given only if the
+    name that was left without them last was looked up since: then the program wants those of all. (The kernel's own
+    guess, READDIRPLUS_AUTO, gives up on programs that read a whole directory before they open its files: grep, find.)
+    """
+
+    __slots__ = ("base", "probe", "wanted")
+
+    def __init__(self, base: bytes) -> None:
+        self.base = base
+        self.probe = b""  # path of the name without attributes
+        self.wanted = True
 
 
 class Fuse3Callbacks(Callbacks):
@@ -29,13 +49,16 @@ class Fuse3Callbacks(Callbacks):
     def __init__(self, library: Any, calls: Calls) -> None:
         super().__init__(library, calls)
         self.cache_listings = False
-        self._listed: dict[int, bytes] = {}  # open directories by handle: their paths, with a slash at the end
+        self._listed: dict[int, _Listing] = {}  # open directories by handle
+        self._probes: set[bytes] = set()
         self._caches = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
 
     def _maybe(self, info: int | None) -> int | None:
         return self._handle(info) if info else None
 
     def getattr(self, path: bytes | None, buffer: int, info: int | None) -> int:
+        if self._probes and path is not None:
+            self._probes.discard(path)
         return self._stat(buffer, path, self._maybe(info))
 
     def rename(self, old: bytes, new: bytes, flags: int) -> int:
@@ -57,7 +80,7 @@ class Fuse3Callbacks(Callbacks):
     def opendir(self, path: bytes, info: int) -> int:
         kept = self.cache_listings and self._caches and self.known.listing_kept(path)
         super().opendir(path, info)
-        self._listed[self._handle(info)] = path.rstrip(b"/") + b"/"
+        self._listed[self._handle(info)] = _Listing(path.rstrip(b"/") + b"/")
         if self.cache_listings and self._caches:
             fi = self._info.from_address(info)
             fi.cache_readdir = 1
@@ -65,7 +88,9 @@ class Fuse3Callbacks(Callbacks):
         return 0
 
     def releasedir(self, path: bytes | None, info: int) -> int:
-        self._listed.pop(self._handle(info), None)
+        listing = self._listed.pop(self._handle(info), None)
+        if listing is not None:
+            self._probes.discard(listing.probe)
         return super().releasedir(path, info)
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
@@ -73,14 +98,21 @@ class Fuse3Callbacks(Callbacks):
         if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
             return 0
         pack, pack_type = self.layout.pack, self.layout.pack_type
-        with_attributes = _FILL_PLUS if flags & _ASKED_PLUS else 0
         handle = self._handle(info)
-        base = self._listed[handle]
-        sizes: dict[int, int] = {}
+        listing = self._listed[handle]
+        base = listing.base
         position = max(offset, 2)
+        with_attributes = _FILL_PLUS if flags & _ASKED_PLUS and self._attributes_wanted(listing, position) else 0
+        probing = position >= _WITH_ATTRIBUTES
+        sizes: dict[int, int] = {}
         for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
             position += 1
             if attr is None:
+                full = fill(buffer, name, pack_type(mode, inode), position, 0)
+            elif probing:
+                probing = False
+                listing.probe = base + name
+                self._probes.add(listing.probe)
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
             else:
                 if with_attributes:
@@ -93,6 +125,15 @@ class Fuse3Callbacks(Callbacks):
         if sizes:
             self.known.told_many(sizes)
         return 0
+
+    def _attributes_wanted(self, listing: _Listing, position: int) -> bool:
+        if position < _WITH_ATTRIBUTES:
+            return True
+        if listing.probe:
+            listing.wanted = listing.probe not in self._probes
+            self._probes.discard(listing.probe)
+            listing.probe = b""
+        return listing.wanted
 
 
 class Mfusepy(Session):
@@ -113,8 +154,7 @@ class Mfusepy(Session):
         )
         lib.fuse_mount.argtypes = [c_void_p, c_char_p]
         lib.fuse_get_session.restype = c_void_p
-        for function in (lib.fuse_get_session, lib.fuse_session_loop, lib.fuse_session_fd, lib.fuse_exit):
-            function.argtypes = [c_void_p]
+        lib.fuse_get_session.argtypes = lib.fuse_session_fd.argtypes = [c_void_p]
         lib.fuse_session_process_buf.argtypes = [c_void_p, c_void_p]
         lib.fuse_unmount.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
         self._fuse: int | None = None
@@ -161,6 +201,7 @@ class Mfusepy(Session):
     def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
         info = self._module.fuse_conn_info.from_address(connection)
         info.want |= info.capable & _CAP_PARALLEL_DIROPS
+        info.want &= ~_CAP_READDIRPLUS_AUTO
         self._configuration = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
         self._configuration.use_ino = 1
         self._configuration.nullpath_ok = 1
@@ -168,16 +209,16 @@ class Mfusepy(Session):
             options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
         )
 
-    def _process(self, request: bytes) -> None:
-        memory = ctypes.create_string_buffer(request, len(request))
-        buffer = self._module.fuse_buf(size=len(request), mem=ctypes.addressof(memory))
-        self._libfuse.fuse_session_process_buf(self._session, ctypes.byref(buffer))
+    def _processor(self, address: int) -> Callable[[int], object]:
+        process, session = self._libfuse.fuse_session_process_buf, self._session
+        buffer = self._module.fuse_buf(mem=address)
+        pointer = ctypes.byref(buffer)
 
-    def _loop(self) -> object:
-        return self._libfuse.fuse_session_loop(self._session)
+        def answer(size: int) -> None:
+            buffer.size = size
+            process(session, pointer)
 
-    def _exit(self) -> None:
-        self._libfuse.fuse_exit(self._fuse)
+        return answer
 
     def _tear_down(self, _path: bytes) -> None:
         self._configuration = None

@@ -1,15 +1,17 @@
 """Mounting, serving and ending, the same for both libraries.
 
-Requests are served by a `Crew` of threads, so that the main thread stays free: it waits on a pipe into which signals
-(`signal.set_wakeup_fd`), `stop()` and the end of a thread are written. A signal unmounts; the kernel then ends the
-threads' loops. Nothing here takes a lock that a callback takes.
+Requests are read here and answered by the library, in a `Crew` of threads, so that the main thread stays free: it waits
+on a pipe into which signals (`signal.set_wakeup_fd`), `stop()` and the end of a thread are written. A signal unmounts;
+the kernel then ends the threads' loops. Nothing here takes a lock that a callback takes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
+import mmap
 import os
 import select
 import signal
@@ -23,7 +25,7 @@ from typing import Any
 from redisfuse.binding import handshake
 from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.binding.answers import guarded
-from redisfuse.binding.callbacks import SYNCING, WRITING, Callbacks, read_only_answer
+from redisfuse.binding.callbacks import PROMPT, SYNCING, WRITING, Callbacks, read_only_answer
 from redisfuse.binding.crew import Crew
 from redisfuse.binding.face import Attachable, Calls, MountOptions
 from redisfuse.errors import MountError
@@ -32,6 +34,8 @@ log = logging.getLogger("redisfuse.binding")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST_WORDS = 0.1  # seconds: the release of what was closed just before has come by then
+_LARGEST = (1 << 20) + 8192  # bytes of a request: the longest write (libfuse 3's FUSE_MAX_MAX_PAGES) and its headers
+_AGAIN = {errno.EINTR, errno.EAGAIN, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
 _ENDED = b"\0"  # signal numbers start at 1
 _STOP = b"\xff"
 
@@ -88,6 +92,10 @@ class Session:
     def __init__(self, module: Any) -> None:
         self._module = module
         self._libfuse = ctypes.CDLL(module._libfuse._name)  # a handle of our own: its prototypes are ours to set
+        self._read = ctypes.CDLL(None, use_errno=True).read  # not os.read, which goes on after a signal
+        self._read.restype = ctypes.c_ssize_t
+        self._read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        self._exiting = False
         self.crew: Crew | None = None
         self._wakeups: Wakeups | None = None
         self._failure: BaseException | None = None
@@ -125,9 +133,14 @@ class Session:
     def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
         raise NotImplementedError
 
+    def _processor(self, address: int) -> Callable[[int], object]:
+        """What lets the library answer the request, of so many bytes, that is at an address."""
+        raise NotImplementedError
+
     def _process(self, request: bytes) -> None:
         """Let the library answer one request."""
-        raise NotImplementedError
+        memory = ctypes.create_string_buffer(request, len(request))
+        self._processor(ctypes.addressof(memory))(len(request))
 
     def _prepare(self) -> bool:
         """Answer the kernel's first request, before there are threads; False if the mount has ended by then."""
@@ -139,13 +152,27 @@ class Session:
             kernel, self._kernel = self._kernel, None
             os.close(kernel)
 
-    def _loop(self) -> object:
-        """Serve one request after the other until the session ends. Several threads do so at once."""
-        raise NotImplementedError
+    def _server(self) -> Callable[[], bool]:
+        """For one thread: what reads a request and lets it be answered; False once the session has ended."""
+        memory = (ctypes.c_char * _LARGEST).from_buffer(mmap.mmap(-1, _LARGEST))  # takes no memory until it is used
+        address = ctypes.addressof(memory)
+        process, read, kernel = self._processor(address), self._read, self._descriptor()
+        self._keep.append(memory)
+
+        def serve() -> bool:
+            if self._exiting:
+                return False
+            size = read(kernel, address, _LARGEST)
+            if size > 0:
+                process(size)
+                return True
+            return size < 0 and ctypes.get_errno() in _AGAIN  # else ENODEV: unmounted
+
+        return serve
 
     def _exit(self) -> None:
-        """Tell the loop to end when it next looks."""
-        raise NotImplementedError
+        """Tell the threads to end when they next look."""
+        self._exiting = True
 
     def _tear_down(self, path: bytes) -> None:
         """Unmount if still mounted, and free everything. The loop has ended."""
@@ -156,10 +183,10 @@ class Session:
     def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
         path = mountpoints.check(options.mountpoint, nonempty=options.nonempty)
         self._failure = None
-        self._started = self._answering = self.left_open = False
+        self._started = self._answering = self._exiting = self.left_open = False
         with Wakeups() as wakeups:
             self._wakeups = wakeups
-            self.crew = crew = Crew(self._loop, options.threads, lambda: wakeups.wake(_ENDED))
+            self.crew = crew = Crew(self._server, options.threads, lambda: wakeups.wake(_ENDED))
             self._open(path, calls, options, notifier)
             try:
                 if self._prepare():
@@ -192,6 +219,10 @@ class Session:
 
     def interrupted(self) -> bool:
         return bool(self._libfuse.fuse_interrupted())
+
+    def waiting(self) -> None:
+        if self.crew is not None:
+            self.crew.hand_over()
 
     def caller(self) -> tuple[int, int, int]:
         context = self._context().contents
@@ -247,7 +278,8 @@ class Session:
                 function: Any = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(init)
             else:
                 method = read_only_answer if read_only and name in WRITING else getattr(callbacks, name)
-                function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(guarded(name, method, crew.enter, crew.leave))
+                before = None if name in PROMPT else crew.hand_over
+                function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(guarded(name, method, before))
             functions.append(function)
             setattr(operations, name, ctypes.cast(function, fields[name]))
         return operations, functions

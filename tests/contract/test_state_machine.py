@@ -539,6 +539,8 @@ class Life(RuleBasedStateMachine):
         change()
         self.model = self.stored()
         self.was = deepcopy(self.model)
+        # A directory stays when its last file goes through the mount; whether one is its last, the index must know.
+        same(lambda: self.mount.status()["keys"], self.client.dbsize())
         self.happened(before, 0, give_back)
 
     @rule(path=paths, value=small)
