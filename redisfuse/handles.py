@@ -97,7 +97,7 @@ class FileHandle:
     ) -> None:
         """`flags`: of open(2). `writing`: counted as a writer; who makes a file is one, whatever the flags are."""
         self.file = file
-        self.opener = opener  # pid of the program that opened it
+        self.opener = opener  # the thread that opened it
         self.reads = flags & os.O_ACCMODE != os.O_WRONLY  # for Opening
         self._files = files
         self._snapshot = snapshot

@@ -80,7 +80,8 @@ class Outside:
     stopped: Callable[[], None]
     waiting: Callable[[], None]  # `open`, `read` or `release` may have to wait: as Binding.waiting
     coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
-    caller: Callable[[], int]  # pid of the program that the current callback works for
+    caller: Callable[[], int]  # the thread that the current callback works for
+    process_of: Callable[[int], int]  # the process of a thread; the thread itself if that is not known any more
     removing: Callable[[], bool]  # whether that is surely about to remove a file, and not to replace it
     has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
     space: Callable[[], Mapping[str, int]]  # statvfs
@@ -361,7 +362,11 @@ class Operations:
     def _is_final(self, opener: int, path: bytes) -> bool:
         """Whether a close means that the writing is done: not if a child closes what it inherited and the program
         that opened the file still has it open (`sh -c 'a; b' > file` closes once for each command)."""
-        return opener == self._outside.caller() or not self._outside.has_open(opener, path)
+        caller, process_of = self._outside.caller(), self._outside.process_of
+        if caller == opener:
+            return True
+        process = process_of(opener)
+        return process == process_of(caller) or not self._outside.has_open(process, path)
 
     def fsync(self, handle: int, datasync: bool) -> None:
         self._handle(handle).fsync()
