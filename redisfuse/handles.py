@@ -98,11 +98,11 @@ class FileHandle:
         """`flags`: of open(2). `writing`: counted as a writer; who makes a file is one, whatever the flags are."""
         self.file = file
         self.opener = opener  # the thread that opened it
+        self.writing = writing
         self.reads = flags & os.O_ACCMODE != os.O_WRONLY  # for Opening
         self._files = files
         self._snapshot = snapshot
         self._version = file.version
-        self._writing = writing
         self._append = bool(flags & os.O_APPEND)
         self._refused: ConflictError | None = None  # for which what was written through this was not saved
         file.openings.add(self)
@@ -147,17 +147,29 @@ class FileHandle:
         self._refused = None
         self.file.write(None if self._append else offset, data)
 
+    def write_present(self, offset: int, data: bytes) -> bool:
+        """As `write`, without waiting; False, and nothing was done, if the edit must be begun, or is being saved."""
+        if not self.file.lock.acquire(blocking=False):
+            return False
+        try:
+            if self.file.size is None or not self.writing:
+                return False
+            self.write(offset, data)
+            return True
+        finally:
+            self.file.lock.release()
+
     def truncate(self, size: int) -> None:
         self._check_writing()
         self._refused = None
         self.file.truncate(size)
 
     def _check_writing(self) -> None:
-        if not self._writing:
+        if not self.writing:
             raise BadHandleError("the file was not opened for writing")
 
     def flush(self, final: bool) -> None:
-        if self._writing and final:
+        if self.writing and final:
             self._reporting(self.file.flush)
 
     def fsync(self) -> None:
@@ -173,11 +185,23 @@ class FileHandle:
             self._refused = error
             raise
 
+    def release_present(self) -> bool:
+        """As `release`, without waiting; False, and nothing was done, if something is left to be saved."""
+        if not self.file.lock.acquire(blocking=False):
+            return False
+        try:
+            if self.file.uncommitted or (self._snapshot is not None and content_of(self._snapshot) is None):
+                return False
+            self.release()
+            return True
+        finally:
+            self.file.lock.release()
+
     def release(self) -> None:
         self.file.openings.discard(self)
         if self._snapshot is not None:
             self._snapshot.close()
-        self._files.closed(self.file, writing=self._writing)
+        self._files.closed(self.file, writing=self.writing)
 
 
 class ScratchHandle:

@@ -33,6 +33,7 @@ from redisfuse.filesystem import Filesystem, Stat
 from redisfuse.following import content_of
 from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
 from redisfuse.listings import Listings
+from redisfuse.names import MARK
 from redisfuse.nodes import (
     DIRECTORY_NODES,
     DirectoryNode,
@@ -78,7 +79,7 @@ class Outside:
 
     started: Callable[[], None]
     stopped: Callable[[], None]
-    waiting: Callable[[], None]  # `open`, `read` or `release` may have to wait: as Binding.waiting
+    waiting: Callable[[], None]  # the current call may have to wait: as Binding.waiting
     coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
     caller: Callable[[], int]  # the thread that the current callback works for
     process_of: Callable[[int], int]  # the process of a thread; the thread itself if that is not known any more
@@ -188,11 +189,11 @@ class Operations:
     def _names(self, path: bytes, node: Node) -> Iterator[Name]:
         base = path + b"/" if path else b""
         for name, found in self._tree.list(path, node):
-            if type(found) is FileNode and found.is_plain:
+            if type(found) is FileNode and found.is_plain and not name.endswith(MARK):
                 yield Name(name, self._plain_mode, inode_of(base + name), found)
             else:
                 # The others get their attributes when they are asked for: a collection's size is that of its rendering,
-                # not worth making for a plain `ls`.
+                # not worth making for a plain `ls`; and changes are pushed to a marked name only if it was asked for.
                 directory = isinstance(found, DIRECTORY_NODES) or (isinstance(found, ScratchNode) and found.directory)
                 yield Name(name, self._own.mode(Stat(directory, 0, 0, True)), inode_of(base + name), None)
 
@@ -331,7 +332,10 @@ class Operations:
         return opened.read(offset, size)
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
-        self._handle(handle).write(offset, data)
+        opened = self._handle(handle)
+        if not (type(opened) is FileHandle and opened.write_present(offset, data)):
+            self._outside.waiting()
+            opened.write(offset, data)
         return len(data)
 
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
@@ -354,6 +358,9 @@ class Operations:
         found = self._handles.get(handle)
         if found is None:
             raise BadHandleError("no such file is open")
+        if type(found[0]) is FileHandle and not found[0].writing:
+            return
+        self._outside.waiting()
         final = True
         if isinstance(found[0], FileHandle) and found[0].file.uncommitted:
             final = self._is_final(found[0].opener, found[1])
@@ -374,10 +381,14 @@ class Operations:
     def release(self, handle: int) -> None:
         with self._lock:
             found = self._handles.pop(handle, None)
-        if found is not None:
-            if type(found[0]) is not SnapshotHandle or not found[0].in_memory:
-                self._outside.waiting()
-            found[0].release()
+        if found is None:
+            return
+        opened = found[0]
+        if type(opened) is FileHandle and opened.release_present():
+            return
+        if type(opened) is not SnapshotHandle or not opened.in_memory:
+            self._outside.waiting()
+        opened.release()
 
     # -- the tree ----------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.index import Index
-from redisfuse.names import Grammar, Reading, Root, Updater
+from redisfuse.names import VIEWS, Grammar, Reading, Root, Updater
 
 MOST = 400_000  # keys and names remembered, at about 100 bytes each
 AT_ONCE = 5_000  # changed keys for which single names are pushed; beyond, everything is
@@ -36,7 +36,8 @@ class Told:
         self._push_listings = push_listings  # of directories whose own names stand
         self._push_all = push_all
         self._lock = threading.Lock()
-        self._keys: set[int] = set()  # hashes of keys whose own name was asked about
+        self._keys: set[int] = set()  # hashes of keys whose own name was listed or asked about
+        self._marked: set[int] = set()  # hashes of paths that were asked about and have a `%` in the last name
         self._fields: dict[int, set[bytes]] = {}  # hash of a key -> names that read as its fields
         self._directories: dict[int, bool] = {}  # hash of a prefix -> whether it existed when it was last looked at
         self._count = 0
@@ -69,9 +70,11 @@ class Told:
 
     def _note(self, path: bytes, reading: Reading) -> None:
         grammar = self._grammar
-        before = len(self._keys) + len(self._directories)
+        before = len(self._keys) + len(self._directories) + len(self._marked)
         if reading.as_key is not None:
             self._keys.add(hash(grammar.join((*reading.directory, reading.as_key))))
+            if b"%" in reading.name:
+                self._marked.add(hash(path))
         if reading.as_directory is not None:
             directory = (*reading.directory, reading.as_directory)
             self._directories[hash(grammar.prefix(directory))] = self._index().is_directory(directory)
@@ -80,7 +83,7 @@ class Told:
             self._count -= len(names)
             names.add(path)
             self._count += len(names)
-        self._count += len(self._keys) + len(self._directories) - before
+        self._count += len(self._keys) + len(self._directories) + len(self._marked) - before
 
     def changed(self, keys: Collection[bytes]) -> None:
         """These keys were made, altered or removed: push what the kernel knows of them."""
@@ -115,7 +118,7 @@ class Told:
             return False
         paths.update(names)
         if known:
-            paths.update(_spellings(grammar, directory, leaf))
+            paths.update(self._spellings(directory, leaf))
         self._collect_directories(directory, paths, listings)
         return True
 
@@ -135,8 +138,21 @@ class Told:
                 with self._lock:
                     self._directories[mark] = exists
                 paths.add(grammar.directory_path(above))
-                paths.update(_spellings(grammar, list(above[:-1]), above[-1]))
+                paths.update(self._spellings(list(above[:-1]), above[-1]))
                 listings.add(grammar.directory_path(above[:-1]))
+
+    def _spellings(self, directory: list[bytes], leaf: bytes) -> set[bytes]:
+        """Every path at which a program may have found a key."""
+        grammar, root = self._grammar, not directory
+        names = {grammar.key_name(leaf, dots=dots, root=root) for dots in (False, True)}
+        if not self._marked:
+            return {grammar.path(directory, name) for name in names}
+        marked = {grammar.mark(name) for name in names} | {name + view for name in names for view in VIEWS}
+        found = {grammar.path(directory, name) for name in names}
+        for path in (grammar.path(directory, name) for name in marked - names):
+            if hash(path) in self._marked:
+                found.add(path)
+        return found
 
     def forget(self) -> None:
         """Anything may have changed: let the kernel forget all."""
@@ -144,16 +160,9 @@ class Told:
             self._keys.clear()
             self._fields.clear()
             self._directories.clear()
+            self._marked.clear()
             self._count = 0
         self._push_all()
 
 
 _ODD = 0  # stands for names that are cut or are digests: too rare to be told apart
-
-
-def _spellings(grammar: Grammar, directory: list[bytes], leaf: bytes) -> set[bytes]:
-    """Every path at which a key can be found."""
-    root = not directory
-    names = {grammar.key_name(leaf, dots=dots, root=root) for dots in (False, True)}
-    names |= {grammar.mark(name) for name in names} | {name + view for name in names for view in (b"%json", b"%dump")}
-    return {grammar.path(directory, name) for name in names}

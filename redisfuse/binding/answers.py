@@ -28,8 +28,7 @@ def errno_of(error: BaseException, call: str) -> int:
 
 
 def guarded(call: str, function: Callable[..., int], before: Callable[[], None] | None) -> Callable[..., int]:
-    """`function` as a libfuse callback: -errno for every exception, BaseException included. `before` is called first."""
-
+    """`function` as a libfuse callback: -errno for every exception, BaseException included; after `before`, if any."""
     if before is None:
 
         def answer(*arguments: Any) -> int:

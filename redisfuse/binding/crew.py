@@ -7,8 +7,9 @@ the server, for a lock), it hands over: another thread gets the turn, so that re
 the speed; libfuse 2 makes and ends them without limit; both cancel them at the end. And they wake a thread for each
 request, two of which then wait for the interpreter: for the release of one file and the open of the next.)
 
-Locks: `_turn` is held by who reads, from one thread's `_serve` to its own `hand_over`, and nobody who holds it waits for
-anything but the kernel. `_lock` is held only while a thread is being started.
+Locks: `_lock` is held for a few operations on what is below it, and while a thread is being started. Each idle thread
+waits for a lock of its own, which who hands over opens. The last that became idle is the first to be called, so that
+few threads serve few programs.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ class Crew:
         self._server = server
         self._most = most
         self._ended = ended
-        self._turn = threading.Lock()
-        self._reader = 0  # the thread that has the turn
-        self._busy: set[int] = set()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
+        self._reader = 0  # the thread that has the turn; 0: nobody
+        self._idle: list[tuple[int, threading.Lock]] = []  # threads that wait for it
         self._ending = False
 
     def __len__(self) -> int:
@@ -41,24 +41,29 @@ class Crew:
     def start(self) -> None:
         """Begin to serve. Raises RuntimeError if no thread can be started."""
         with self._lock:
-            if self._ending or len(self._threads) >= self._most:
-                return
-            thread = threading.Thread(target=self._serve, name=f"fuse-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._start()
+
+    def _start(self) -> None:
+        if self._ending or len(self._threads) >= self._most:
+            return
+        thread = threading.Thread(target=self._serve, name=f"fuse-{len(self._threads)}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def hand_over(self) -> None:
         """Inside a callback, before it waits: let another thread read on. If nobody is left to, somebody is added."""
-        me = get_ident()
-        if self._reader != me:
-            return  # it has, or this is the end of a session
-        busy = self._busy
-        busy.add(me)
-        if len(busy) >= len(self._threads) < self._most:
-            with contextlib.suppress(RuntimeError):  # no more threads to be had: those that are must do
-                self.start()
+        if self._reader == get_ident():  # else it has, or this is the end of a session
+            with self._lock:
+                self._pass_on()
+                if not self._reader:
+                    with contextlib.suppress(RuntimeError):  # no more threads to be had: those that are must do
+                        self._start()
+
+    def _pass_on(self) -> None:
         self._reader = 0
-        self._turn.release()
+        if self._idle:
+            self._reader, waiting = self._idle.pop()
+            waiting.release()
 
     def end(self, exit_loop: Callable[[], None], patience: float, interrupt: bool) -> bool:
         """Wait until all have ended, for `patience` seconds at most; True if they have.
@@ -83,19 +88,25 @@ class Crew:
 
     def _serve(self) -> None:
         me = get_ident()
+        called = threading.Lock()
+        called.acquire()
         try:
             serve = self._server()
             while True:
                 if self._reader != me:
-                    self._turn.acquire()
-                    self._reader = me
+                    self._take_turn(me, called)
                 if not serve():
                     break
-                if self._reader != me:
-                    self._busy.discard(me)
         finally:
-            if self._reader == me:
-                self._reader = 0
-                self._turn.release()
-            self._busy.discard(me)
+            with self._lock:
+                if self._reader == me:
+                    self._pass_on()
             self._ended()
+
+    def _take_turn(self, me: int, called: threading.Lock) -> None:
+        with self._lock:
+            if not self._reader:
+                self._reader = me
+                return
+            self._idle.append((me, called))
+        called.acquire()
