@@ -180,6 +180,33 @@ def test_attributes_come_with_the_names_on_libfuse_3(binding: str) -> None:
     assert asked <= 10 if binding == "mfusepy" else asked >= 2000
 
 
+def test_attributes_come_also_to_who_reads_all_names_first(binding: str) -> None:
+    """grep and find read a whole directory before they open its files: they need no look-ups on libfuse 3 either."""
+    with MemoryMount(binding, tree={"d": 2000}, entry_timeout=3600, attr_timeout=3600) as fresh:
+        fresh.ask("counts")
+        for name in os.listdir(fresh.path / "d"):
+            os.stat(fresh.path / "d" / name)
+        asked = fresh.counts()["getattr"]
+    assert asked <= 10 if binding == "mfusepy" else asked >= 2000
+
+
+def test_attributes_past_the_first_names_only_for_who_wants_them() -> None:
+    """In a directory of very many names, who only counts them is not given attributes, and who asks for them is."""
+    many = 30_000  # mfusepy._WITH_ATTRIBUTES, and some more
+    for wanting in (True, False):
+        with MemoryMount("mfusepy", tree={"d": many}, entry_timeout=3600, attr_timeout=3600) as fresh:
+            fresh.ask("counts")
+            with os.scandir(fresh.path / "d") as entries:
+                found = [(entry.name, entry.stat().st_size if wanting else 0) for entry in entries]
+            assert len({name for name, _ in found}) == many
+            asked = fresh.counts()["getattr"]
+            assert asked < 100
+            for name, _ in found[-1000:]:
+                os.stat(fresh.path / "d" / name)
+            more = fresh.counts()["getattr"]
+            assert more <= 10 if wanting else more == 1000
+
+
 def test_direct_io_reads_past_the_size(mount: MemoryMount) -> None:
     """A file that shows no size and is opened for direct I/O is read to its end, with the program's own sizes."""
     mount.put("/direct-1", "x" * 200_000)
