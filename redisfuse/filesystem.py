@@ -151,18 +151,27 @@ class Filesystem:
             return node
         return self._find_long(meaning)
 
+    def known(self, path: bytes) -> DirectoryNode | FileNode | None:
+        """As `find`, if it is a directory or a string and that is known without waiting; for read-only mounts."""
+        if self._options.prefix or len(path) > NAME_MAX:
+            return None  # not worth a way of its own: `find` looks whether it is mounted, and at each name's length
+        meaning = self.grammar.parse(path)
+        if not isinstance(meaning, Reading):
+            return None
+        if meaning.as_directory is not None:
+            directory = (*meaning.directory, meaning.as_directory)
+            if self._is_directory(directory):
+                return DirectoryNode(directory)
+        if meaning.as_key is None or meaning.as_field or meaning.view:
+            return None
+        target = Target(self.grammar.join((*meaning.directory, meaning.as_key)))
+        found = self.attributes.known(target.key)
+        return None if found is None or found.type != b"string" else FileNode(target, found.type, found.length)
+
     def present(self, path: bytes) -> Snapshot | None:
         """What the string holds that a path leads to, if that is known without asking; for read-only mounts."""
-        meaning = self.grammar.parse(path)
-        if not isinstance(meaning, Reading) or meaning.as_key is None or meaning.as_field or meaning.view:
-            return None
-        if self._options.prefix:
-            return None  # not worth a way of its own: whether it is mounted is looked at in `find`
-        snapshot = self.reader.present(Target(self.grammar.join((*meaning.directory, meaning.as_key))))
-        if snapshot is None or meaning.as_directory is None:
-            return snapshot
-        # A directory of the same name has it, and a key that is marked doesn't get here.
-        return None if self._is_directory((*meaning.directory, meaning.as_directory)) else snapshot
+        node = self.known(path)
+        return self.reader.present(node.target) if isinstance(node, FileNode) else None
 
     def _find_reading(self, path: bytes, reading: Reading) -> Node:
         directory = None if reading.as_directory is None else (*reading.directory, reading.as_directory)

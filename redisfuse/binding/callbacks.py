@@ -64,7 +64,7 @@ WRITING = {"mknod", "mkdir", "unlink", "rmdir", "symlink", "link", "rename", "ch
 WRITING |= {"utimens", "write", "create", "setxattr", "removexattr"}
 SYNCING = {"flush", "fsync"}
 # What `Calls` may answer from memory: it says itself when it has to wait (`Binding.waiting`). The others always may.
-PROMPT = {"open", "read", "write", "flush", "release"}
+PROMPT = {"getattr", "fgetattr", "open", "read", "write", "flush", "release"}
 
 
 class StatLayout:

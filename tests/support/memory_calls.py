@@ -87,6 +87,7 @@ class MemoryCalls:
         self.keep_cache = False
         self.fail_start = False
         self.interrupted: Callable[[], bool] = lambda: False
+        self.waiting: Callable[[], None] = lambda: None
         self.notifier: Notifier | None = None
         self.make(b"/", stat.S_IFDIR | 0o755)
 
@@ -141,8 +142,10 @@ class MemoryCalls:
                 raise FAILURES[name]
             if name == b"hang":
                 self.counts["hanging"] += 1
+                self.waiting()
                 self.hanging.wait(60)
             if name == b"wait":
+                self.waiting()
                 while not self.interrupted():
                     time.sleep(0.01)
                 raise errors.InterruptedWaitError("interrupted")
@@ -411,6 +414,7 @@ def main(name: str, mountpoint: str, control: str, settings: str = "{}") -> int:
     options.setdefault("read_only", False)
     binding = choose(name)
     calls.interrupted = binding.interrupted
+    calls.waiting = binding.waiting
     serve_control(control, calls, binding, notifier)
     try:
         binding.run(calls, MountOptions(mountpoint=Path(mountpoint), **options), notifier)
