@@ -206,7 +206,7 @@ class Binding(Protocol):
         """Inside a callback: whether the program that waits for this answer was interrupted (then raise EINTR)."""
 
     def waiting(self) -> None:
-        """In `getattr`, `open`, `read`, `write`, `flush`, `release`: it is about to wait, so let others serve meanwhile.
+        """In `getattr`, `open`, `read`, `write`, `flush`, `release`: it is about to wait; let others serve meanwhile.
 
         It must be called before anything that can take long (a server, the journal, a lock held meanwhile); for the
         other calls it is done by the binding. Calling it again is harmless.

@@ -36,5 +36,7 @@ def command(
     what = f"{count(done.changes, 'change')}, {count(done.sessions, 'session')}, {count(done.contents, 'content')}"
     if dry_run:
         say(f"would remove {what}: about {amount(done.freed)}")
+    elif not (done.changes or done.sessions or done.contents):
+        say(f"nothing settled is so old; the journal is {amount(done.freed)} smaller, as its file was tidied up")
     else:
         say(f"removed {what}; the journal is {amount(done.freed)} smaller")

@@ -12,7 +12,7 @@ import click
 
 from redisfuse.cli import _journal, _undo
 from redisfuse.cli._options import BYTES
-from redisfuse.cli._output import Printer, count, escape, json_option, print_json
+from redisfuse.cli._output import Printer, count, escape, json_option, local_time, print_json
 from redisfuse.cli._terminal import tell
 from redisfuse.errors import RedisFuseError, UsageError
 
@@ -219,6 +219,9 @@ def _action(entry: Planned) -> str:
         return f"nothing to do{note}"
     if reversal.wanted.kind == "absent":
         return f"remove{note}"
+    if change.op == "expire":
+        at = reversal.wanted.expires_at if change.field is None else reversal.wanted.field_expires_at
+        return f"{'never to expire' if at is None else f'to expire at {local_time(at)}'}{note}"
     return f"back to {_journal.described(reversal.wanted)}{note}"
 
 

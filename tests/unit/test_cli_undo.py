@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pexpect
@@ -60,6 +61,20 @@ def test_rollback_prints_its_plan_and_does_it(bench: Bench, run: Run) -> None:
     assert "nothing to take back" in out
     assert run("rollback", str(bench.last.id))[0] == 0
     assert bench.redis.get("k") == b"new"
+
+
+def test_the_plan_of_an_expiry_says_which(bench: Bench, run: Run) -> None:
+    """Taking back a change of expiry: the plan says when the key will expire then, or that it never will."""
+    bench.redis.set("k", "v")
+    at = 1_900_000_000_000
+    bench.edits.expire(Target(b"k"), at, path=b"k")
+    bench.edits.expire(Target(b"k"), None, path=b"k")
+    first, second = (str(row.id) for row in bench.rows())
+    when = datetime.fromtimestamp(at // 1000)
+    assert f"{second}  expire  k  (k): to expire at {when:%Y-%m-%d %H:%M:%S}" in run("rollback", second)[1]
+    assert bench.redis.pexpiretime("k") == at
+    assert f"{first}  expire  k  (k): never to expire" in run("rollback", first)[1]
+    assert bench.redis.pexpiretime("k") == -1
 
 
 def test_a_conflict_is_explained(bench: Bench, run: Run) -> None:
