@@ -61,7 +61,10 @@ class Index:
     def memory(self) -> int:
         """Bytes of memory, estimated to within a fifth."""
         with self._lock:
-            return self._form.memory
+            return self._memory()
+
+    def _memory(self) -> int:
+        return self._form.measured if isinstance(self._form, Tree) else self._form.memory
 
     @property
     def on_disk(self) -> bool:
@@ -93,7 +96,9 @@ class Index:
         """Whether it has outgrown its memory, and `move_to_disk` should be called."""
         with self._lock:
             limit = self._memory_limit
-            return limit is not None and not self._form.on_disk and self._moving is None and self._form.memory > limit
+            if limit is None or self._form.on_disk or self._moving is not None:
+                return False
+            return self._form.memory > 0.8 * limit and self._memory() > limit  # the quick look first
 
     def move_to_disk(self) -> None:
         """Change to the disk form, in the calling thread; others go on using the index meanwhile.

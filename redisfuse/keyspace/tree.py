@@ -14,6 +14,7 @@ Nothing here locks: `Index` (index.py) does.
 """
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ from redisfuse.keyspace.child import Child
 
 PACKED = 192  # bytes that a packed directory may have; past it, it becomes a dict
 STEPS = 20_000  # changes to packed directories that are remembered; about 5 MB
+LARGE = 10_000  # entries of a dict whose memory is looked at, and not estimated
 PIECE = 1000  # children or keys in a piece of a listing
 
 _LENGTHS = tuple(bytes((length,)) for length in range(255))
@@ -81,6 +83,17 @@ class Tree:
 
     def __len__(self) -> int:
         return self._count + len(self._long)
+
+    @property
+    def measured(self) -> int:
+        """`memory`, corrected by what the largest dicts really take: their tables double, so an average can be a third
+        off. Looks at the root's children only, and not at all if there are very many."""
+        correction = 0
+        if len(self._root) < LARGE:
+            for node in (self._root, *self._root.values()):
+                if type(node) is dict and len(node) >= LARGE:
+                    correction += sys.getsizeof(node) - _SLOT * len(node)
+        return self.memory + correction
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
