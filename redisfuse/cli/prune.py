@@ -37,6 +37,7 @@ def command(
     if dry_run:
         say(f"would remove {what}: about {amount(done.freed)}")
     elif not (done.changes or done.sessions or done.contents):
-        say(f"nothing settled is so old; the journal is {amount(done.freed)} smaller, as its file was tidied up")
+        tidied = f"; the journal is {amount(done.freed)} smaller, as its file was tidied up" if done.freed else ""
+        say(f"nothing settled is so old{tidied}")
     else:
         say(f"removed {what}; the journal is {amount(done.freed)} smaller")
