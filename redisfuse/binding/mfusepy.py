@@ -15,7 +15,7 @@ import mfusepy
 
 from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
-from redisfuse.binding.session import Arguments, Session, versioned
+from redisfuse.binding.session import LONGEST_WRITE, Arguments, Session, versioned
 
 _CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_PARALLEL_DIROPS = 1 << 18
@@ -202,6 +202,7 @@ class Mfusepy(Session):
         info = self._module.fuse_conn_info.from_address(connection)
         info.want |= info.capable & _CAP_PARALLEL_DIROPS
         info.want &= ~_CAP_READDIRPLUS_AUTO
+        info.max_write = min(info.max_write, LONGEST_WRITE)
         self._configuration = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
         self._configuration.use_ino = 1
         self._configuration.nullpath_ok = 1

@@ -34,7 +34,8 @@ log = logging.getLogger("redisfuse.binding")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST_WORDS = 0.1  # seconds: the release of what was closed just before has come by then
-_LARGEST = (1 << 20) + 8192  # bytes of a request: the longest write (libfuse 3's FUSE_MAX_MAX_PAGES) and its headers
+LONGEST_WRITE = 1 << 20  # bytes: what the kernel sends at once, unless its administrator raised that
+_LARGEST = LONGEST_WRITE + 8192  # bytes of a request, with its headers
 _AGAIN = {errno.EINTR, errno.EAGAIN, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
 _ENDED = b"\0"  # signal numbers start at 1
 _STOP = b"\xff"
