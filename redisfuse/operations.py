@@ -127,21 +127,18 @@ class Operations:
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def getattr(self, path: bytes | None, handle: int | None) -> Attr:
-        if self._change is None and path is not None and handle is None:
-            self._outside.note(path[1:])
-            node: Node | None = self._tree.known(path[1:])
-            if type(node) is FileNode:
-                return self._plain_attr(path[1:], node)
-            if node is not None:
-                return self._attr(path[1:], self._tree.stat(node))
-        self._outside.waiting()
-        if handle is not None and (found := self._handle_attr(handle, known=path is not None)) is not None:
-            return found
+        if handle is not None:
+            self._outside.waiting()
+            if (found := self._handle_attr(handle, known=path is not None)) is not None:
+                return found
         if path is None:
             raise BadHandleError("no such file is open")
         path = path[1:]
         self._outside.note(path)
-        node = self._tree.find(path)
+        node: Node | None = self._tree.known(path) if self._change is None else None
+        if node is None:
+            self._outside.waiting()
+            node = self._tree.find(path)
         if type(node) is FileNode and node.is_plain:
             return self._plain_attr(path, node)
         if isinstance(node, UpdaterNode):

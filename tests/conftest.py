@@ -26,6 +26,13 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
     return shared_redis
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    """A server of a module's own, for mounts that its tests share."""
+    with RedisServer(tcp=True) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def newer_redis() -> Iterator[RedisServer]:
     """A server of this day (Valkey 9), shared: Debian's has no expiries of hash fields and no NO-TOUCH."""

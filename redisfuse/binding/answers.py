@@ -29,21 +29,13 @@ def errno_of(error: BaseException, call: str) -> int:
 
 def guarded(call: str, function: Callable[..., int], before: Callable[[], None] | None) -> Callable[..., int]:
     """`function` as a libfuse callback: -errno for every exception, BaseException included; after `before`, if any."""
-    if before is None:
 
-        def answer(*arguments: Any) -> int:
-            try:
-                return function(*arguments)
-            except BaseException as error:
-                return -errno_of(error, call)
-
-    else:
-
-        def answer(*arguments: Any) -> int:
-            try:
+    def answer(*arguments: Any) -> int:
+        try:
+            if before is not None:
                 before()
-                return function(*arguments)
-            except BaseException as error:
-                return -errno_of(error, call)
+            return function(*arguments)
+        except BaseException as error:
+            return -errno_of(error, call)
 
     return answer

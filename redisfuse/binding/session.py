@@ -18,6 +18,7 @@ import signal
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Wakeups:
         return os.read(self._read, 512) if ready else b""
 
 
-class Session:
+class Session(ABC):
     """One mount by way of one library. Subclasses know the library's functions."""
 
     name: str
@@ -116,27 +117,33 @@ class Session:
 
     # -- what the library does ---------------------------------------------------------------------------------------
 
+    @abstractmethod
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
-        raise NotImplementedError
+        """The C arguments of each callback, by its name in `struct fuse_operations`."""
 
+    @abstractmethod
     def _callbacks(self, calls: Calls) -> Callbacks:
-        raise NotImplementedError
+        """The callbacks that answer by way of `calls`."""
 
+    @abstractmethod
     def _option_list(self, options: MountOptions) -> list[str]:
-        raise NotImplementedError
+        """What stands behind -o."""
 
+    @abstractmethod
     def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
-        raise NotImplementedError
+        """Mount; False if the library could not, and has said why on descriptor 2."""
 
+    @abstractmethod
     def _descriptor(self) -> int:
-        raise NotImplementedError
+        """The kernel's connection."""
 
+    @abstractmethod
     def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
-        raise NotImplementedError
+        """While INIT is answered: ask for what is wanted, in the structures at these addresses (libfuse 2 has one)."""
 
+    @abstractmethod
     def _processor(self, address: int) -> Callable[[int], object]:
         """What lets the library answer the request, of so many bytes, that is at an address."""
-        raise NotImplementedError
 
     def _process(self, request: bytes) -> None:
         """Let the library answer one request."""
@@ -175,9 +182,9 @@ class Session:
         """Tell the threads to end when they next look."""
         self._exiting = True
 
+    @abstractmethod
     def _tear_down(self, path: bytes) -> None:
         """Unmount if still mounted, and free everything. The loop has ended."""
-        raise NotImplementedError
 
     # -- for the rest of the program ---------------------------------------------------------------------------------
 
@@ -229,8 +236,9 @@ class Session:
         context = self._context().contents
         return context.uid, context.gid, context.pid
 
+    @abstractmethod
     def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
-        raise NotImplementedError
+        """As `Binding.set_timeouts`."""
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

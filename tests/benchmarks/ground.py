@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
@@ -49,39 +49,27 @@ class Sizes:
         return self.grep_directories * self.grep_each
 
 
+_NORMAL = Sizes(
+    "normal",
+    first_ls=(100_000, 1_000_000),
+    directory=20_000,
+    opened=2_000,
+    grep_directories=100,
+    grep_each=1_000,
+    large=500 * MIB,
+    appended=100 * MIB,
+    written=200 * MIB,
+    saves=2_000,
+    cloned=500,
+    rolled_back=10_000,
+    journal=200_000,
+    following=8.0,
+)
 SIZES = {
     "quick": Sizes("quick", (20_000,), 2_000, 500, 10, 200, 20 * MIB, 5 * MIB, 10 * MIB, 200, 40, 500, 5_000, 2.0),
-    "normal": Sizes(
-        "normal",
-        first_ls=(100_000, 1_000_000),
-        directory=20_000,
-        opened=2_000,
-        grep_directories=100,
-        grep_each=1_000,
-        large=500 * MIB,
-        appended=100 * MIB,
-        written=200 * MIB,
-        saves=2_000,
-        cloned=500,
-        rolled_back=10_000,
-        journal=200_000,
-        following=8.0,
-    ),
-    "large": Sizes(
-        "large",
-        first_ls=(100_000, 1_000_000, 5_000_000),
-        directory=20_000,
-        opened=2_000,
-        grep_directories=100,
-        grep_each=1_000,
-        large=500 * MIB,
-        appended=100 * MIB,
-        written=200 * MIB,
-        saves=2_000,
-        cloned=500,
-        rolled_back=10_000,
-        journal=1_000_000,
-        following=20.0,
+    "normal": _NORMAL,
+    "large": replace(
+        _NORMAL, name="large", first_ls=(100_000, 1_000_000, 5_000_000), journal=1_000_000, following=20.0
     ),
 }
 

@@ -16,12 +16,6 @@ SMALL, LARGE = b"0123456789", b"0123456789abcdef" * 100_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounted(tmp_path_factory.mktemp("conflicts"), server.tcp_url(), write=True) as mount:
         yield mount

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.support.mounts import Mount, empty, mounted
+from tests.support.mounts import Mount, empty
 from tests.support.oracle import ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
@@ -110,21 +108,6 @@ DIFFERENCES = (
         "EACCES",
     ),
 )
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
-def mount(
-    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    folder = tmp_path_factory.mktemp("differences")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
-        yield mount
 
 
 def test_differences(server: RedisServer, mount: Mount) -> None:

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.mounts import Mount, empty, eventually
 from tests.support.oracle import facts, ordinary_folder, outcome, tree
 from tests.support.redis_server import RedisServer
 
@@ -155,21 +154,6 @@ def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]
     finally:
         seen.append(outcome(os.close, fd))
     return [*seen, facts(outcome(os.stat, path)), tree(folder)]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
-def mount(
-    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    folder = tmp_path_factory.mktemp("flags")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
-        yield mount
 
 
 def test_every_combination(server: RedisServer, mount: Mount) -> None:

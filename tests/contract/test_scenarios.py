@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.mounts import Mount, empty, eventually
 from tests.support.oracle import facts, ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
@@ -730,21 +730,6 @@ def large_files(root: Path) -> Iterator[Any]:
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
-def mount(
-    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    folder = tmp_path_factory.mktemp("scenarios")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
-        yield mount
 
 
 @pytest.mark.parametrize("script", SCENARIOS, ids=lambda script: script.__name__)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -29,7 +28,7 @@ from redisfuse.journal.states import Change
 from redisfuse.server.address import Address
 from redisfuse.server.server import Server
 from redisfuse.undo import Rollback, Selection, select
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import Mount
 from tests.support.oracle import outcome
 from tests.support.redis_server import RedisServer
 
@@ -642,21 +641,6 @@ def brief(found: Any) -> Any:
     if isinstance(found, dict):
         return {name: brief(value) for name, value in found.items()}
     return tuple(map(brief, found)) if isinstance(found, tuple) else found
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
-def mount(
-    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    folder = tmp_path_factory.mktemp("life")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
-        yield mount
 
 
 LIVES = int(os.environ.get("REDISFUSE_TEST_LIVES", "0"))  # for a long search by hand: other lives each time, shrunk

@@ -7,7 +7,7 @@ before; the next write mount settles every row rightly, on the mount point that 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,6 @@ OPERATIONS = {
     "rename": Operation({b"k": b"old", b"j": b"there"}, {b"j": b"old"}, lambda path: os.rename(path / "k", path / "j")),
     "append": Operation({b"k": BIG}, {b"k": BIG + b"more"}, _append),
 }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
 
 
 def data_of(client: redis.Redis) -> Data:

@@ -20,12 +20,6 @@ SLOW = 0.15  # seconds that each command takes longer
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounted(tmp_path_factory.mktemp("circumstances"), server.tcp_url(), write=True) as mount:
         yield mount

@@ -22,12 +22,6 @@ PARKED = 0.5  # seconds: --park-seconds of the shared mount
 OVER = PARKED + 0.3  # seconds after which nothing is parked or held any more
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory

@@ -1,17 +1,32 @@
 """Fixtures of the tests that make a mount's surroundings fail."""
 
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import redis
 
 from tests.support.mounts import Mount
 from tests.support.nursery import Nursery
+from tests.support.redis_server import RedisServer
 
 TIMEOUT = 1.0  # seconds, of the mounts
 
 MakeMount = Callable[..., Mount]
+
+
+@contextmanager
+def small_disk_at(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """A disk of so many MiB, mounted at a new folder; needs root."""
+    folder.mkdir()
+    options = f"size={mebibytes}m,mode=700"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, timeout=10)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 @pytest.fixture
@@ -24,3 +39,17 @@ def make_mount(nursery: Nursery, tmp_path: Path) -> Iterator[MakeMount]:
             return stack.enter_context(mounted)
 
         yield make
+
+
+@pytest.fixture
+def client(own_redis: RedisServer) -> redis.Redis:
+    """Of a server of the test's own, which holds `k`."""
+    client = own_redis.client()
+    client.set("k", "old")
+    return client
+
+
+@pytest.fixture
+def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> Mount:  # noqa: ARG001 - `k` first
+    """A mount of that server."""
+    return make_mount(own_redis.tcp_url())

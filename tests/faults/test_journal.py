@@ -24,6 +24,7 @@ import pytest
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
 from redisfuse.journal.check import check
 from redisfuse.journal.journal import Journal
+from tests.faults.conftest import small_disk_at
 from tests.unit.test_journal import INFO, add, intent
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,13 +49,8 @@ def made(path: Path) -> Path:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 1 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
-    try:
+    with small_disk_at(tmp_path / "disk", 1) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 def run(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:

@@ -26,19 +26,6 @@ GONE = ("EIO", "ETIMEDOUT")
 
 
 @pytest.fixture
-def client(own_redis: RedisServer) -> redis.Redis:
-    client = own_redis.client()
-    client.set("k", "old")
-    return client
-
-
-@pytest.fixture
-def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> Mount:  # noqa: ARG001 - `k` first
-    """A mount of a server of the test's own, which holds `k`."""
-    return make_mount(own_redis.tcp_url())
-
-
-@pytest.fixture
 def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
     with Proxy(own_redis.socket_path) as proxy:
         yield proxy

@@ -19,7 +19,7 @@ import redis
 
 from redisfuse.journal.check import check
 from redisfuse.journal.journal import Journal
-from tests.faults.conftest import MakeMount
+from tests.faults.conftest import MakeMount, small_disk_at
 from tests.support.changes import monitored
 from tests.support.failing import changes, errno_of, save, states
 from tests.support.mounts import PATIENCE, Mount, eventually, is_mounted, run
@@ -30,28 +30,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs need
 
 
 @pytest.fixture
-def client(own_redis: RedisServer) -> redis.Redis:
-    client = own_redis.client()
-    client.set("k", "old")
-    return client
-
-
-@pytest.fixture
-def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> Mount:  # noqa: ARG001 - `k` first
-    """A mount of a server that holds `k`."""
-    return make_mount(own_redis.tcp_url())
-
-
-@pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 2 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
-    try:
+    with small_disk_at(tmp_path / "disk", 2) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 def untouched(server: RedisServer, mount: Mount, errors: tuple[str, ...]) -> None:

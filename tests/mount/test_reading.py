@@ -23,12 +23,6 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounted(tmp_path_factory.mktemp("reading"), server.tcp_url()) as mount:
         yield mount

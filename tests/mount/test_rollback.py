@@ -19,12 +19,6 @@ AT = int(time.time() * 1000) + 3_600_000
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
-    with RedisServer(tcp=True) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     with mounted(tmp_path_factory.mktemp("rollback"), server.tcp_url(), "--park-seconds", "0.2", write=True) as mount:
         yield mount

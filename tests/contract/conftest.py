@@ -1,0 +1,18 @@
+"""A mount that the tests of a module share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.mounts import Mount, mounted
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    """In write mode, by each binding."""
+    folder = tmp_path_factory.mktemp("contract")
+    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
+        yield mount
