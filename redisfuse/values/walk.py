@@ -14,6 +14,7 @@ from redisfuse.values.kinds import Element
 
 MOST = 1000  # elements a piece
 PIECE = 1 << 20  # bytes a piece should not exceed by much
+ATTEMPTS = 3  # at a collection that seems to be empty, which none is, but for a hash whose fields all expire now
 REMEMBERED = 1 << 16  # elements among which a repetition is noticed
 
 
@@ -80,23 +81,28 @@ def walk_scan(server: Server, key: bytes, type: bytes, command: bytes, width: in
     pace = Pace()
     repetitions = Repetitions()
     cursor = b"0"
+    empty = 0
+    found = False
     while True:
         cursor, flat = server.ask(command, key, cursor, b"COUNT", pace.count)
         piece: list[Element] = list(zip(*[iter(flat)] * width, strict=True))
         pace.saw(piece)
         if piece:
+            found = True
             yield repetitions.fresh(piece)
         if cursor == b"0":
             if not piece:  # what HSCAN says of a key that is gone
                 check_end(server, key, type)
-            return
+            empty += 1
+            if found or empty == ATTEMPTS:
+                return
 
 
 def walk_ranks(server: Server, key: bytes, type: bytes, command: bytes, *more: bytes) -> Iterator[list[Element]]:
     """The elements that LRANGE or ZRANGE … WITHSCORES gives (member and score then), by rank."""
     pace = Pace()
     repetitions = Repetitions() if more else None  # a member whose score grows meanwhile would come again
-    start = 0
+    start = empty = 0
     while True:
         asked = pace.count
         flat = server.ask(command, key, start, start + asked - 1, *more)
@@ -106,6 +112,9 @@ def walk_ranks(server: Server, key: bytes, type: bytes, command: bytes, *more: b
             yield repetitions.fresh(piece) if repetitions else piece
         else:
             check_end(server, key, type)
+            empty += 1
+            if not start and empty < ATTEMPTS:
+                continue  # it was gone, and is there again
         if len(piece) < asked:
             return
         start += asked
