@@ -84,7 +84,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 5))
     def prune(self, keep: int) -> None:
-        kept = set(sorted(self.model)[len(self.model) - keep :])
+        kept = set(sorted(self.model)[max(0, len(self.model) - keep) :])
         kept |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
         groups = {self.model[id][2] for id in kept}
         gone = {id for id, (_, _, group) in self.model.items() if group not in groups}
