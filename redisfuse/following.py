@@ -55,13 +55,17 @@ class FollowingSnapshot:
         """Whether the value was not heard of since it was last looked at."""
         return self._version == self._source.version(self._target)
 
+    def grow(self) -> None:
+        """Take in what was appended since."""
+        version = self._source.version(self._target)
+        if version != self._version:
+            self._look_again(version)
+
     def read(self, offset: int, size: int) -> bytes:
         """The bytes; raises what reading the value raises."""
+        if offset + size > self._snapshot.size:
+            self.grow()
         snapshot = self._snapshot
-        if offset + size > snapshot.size:
-            version = self._source.version(self._target)
-            if version != self._version:
-                snapshot = self._look_again(version)
         data = snapshot.read(offset, size)
         if data and offset + len(data) == snapshot.size and not isinstance(snapshot, SmallSnapshot):
             self._end = data[-COMPARED:]
@@ -94,10 +98,14 @@ class FollowingSnapshot:
             self._snapshot.close()
 
 
+def innermost(snapshot: Snapshot | None) -> Snapshot | None:
+    """What is read from at this moment."""
+    return snapshot.current if isinstance(snapshot, FollowingSnapshot) else snapshot
+
+
 def content_of(snapshot: Snapshot | None) -> bytes | None:
     """What a snapshot that is held in memory holds; None of any other."""
-    if isinstance(snapshot, FollowingSnapshot):
-        snapshot = snapshot.current
+    snapshot = innermost(snapshot)
     return snapshot.content if isinstance(snapshot, SmallSnapshot) else None
 
 

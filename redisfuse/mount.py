@@ -112,6 +112,7 @@ def mount_options(settings: Settings, address: Address, mountpoint: Path) -> Mou
     return MountOptions(
         mountpoint=mountpoint,
         read_only=not settings.write,
+        no_open=not settings.write and not settings.ask_on_open,
         fsname=address.url,
         allow_other=options.allow_other,
         nonempty=_nonempty(settings),

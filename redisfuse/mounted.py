@@ -126,9 +126,19 @@ class Mounted:
                 started=self._start,
                 stopped=self._stop,
                 waiting=binding.waiting,
+                without_open=lambda: binding.without_open,
+                brief=binding.brief,
+                number=binding.node,
+                believed_size=binding.believed_size,
+                has_node=binding.has_node,
+                store=binding.store,
+                outdated=binding.outdated,
+                push=self.notifier.invalidate,
+                trust=self._trust,
                 coherent=lambda: self._coherent,
                 caller=lambda: binding.caller()[2],
                 process_of=processes.process_of,
+                reading=lambda: processes.is_reading(binding.caller()[2]),
                 removing=lambda: processes.is_removing(binding.caller()[2]),
                 has_open=lambda pid, path: processes.has_open(pid, os.fsencode(mountpoint) + b"/" + path),
                 space=Space(server),
@@ -170,6 +180,7 @@ class Mounted:
         )
 
     def _stop(self) -> None:
+        self.operations.shared.close()
         if self.writing is not None:
             self.writing.close(left_open=self._binding.left_open)
         self.keyspace.close()
@@ -199,6 +210,7 @@ class Mounted:
     def _touched(self, keys: Collection[bytes]) -> None:
         self.attributes.drop(keys)
         self.operations.listings.changed(keys)
+        self.operations.shared.changed(keys)
 
     def _changed(self, keys: Collection[bytes]) -> None:
         self._touched(keys)
@@ -230,6 +242,7 @@ class Mounted:
     def _reset(self) -> None:
         self.attributes.drop_all()
         self.reader.forget()
+        self.operations.shared.changed_all()
         self._state_changed()
         self.told.forget()
 
@@ -240,6 +253,7 @@ class Mounted:
         else:
             self._binding.set_timeouts(SHORT, SHORT, 0.0)
         self.operations.listings.forget()
+        self.operations.shared.changed_all()
         self.told.forget()
 
     def _refresh(self) -> None:

@@ -10,12 +10,13 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
 from redisfuse.binding.face import OMIT, Attr, Entry, Opened, Time
+from redisfuse.binding.retired import live
 from redisfuse.errors import (
     AccessError,
     BadHandleError,
@@ -30,12 +31,13 @@ from redisfuse.errors import (
     ReadOnlyError,
 )
 from redisfuse.filesystem import Filesystem, Stat
-from redisfuse.following import content_of
+from redisfuse.following import FollowingSnapshot, content_of
 from redisfuse.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
 from redisfuse.listings import Listings
 from redisfuse.names import MARK
 from redisfuse.nodes import (
     DIRECTORY_NODES,
+    EDITABLE_TYPES,
     DirectoryNode,
     FileNode,
     Node,
@@ -46,8 +48,10 @@ from redisfuse.nodes import (
 from redisfuse.overlay import Overlay
 from redisfuse.rearranging import Rearranger
 from redisfuse.scratch import Scratch
+from redisfuse.shared import Beginning, SharedFiles
 from redisfuse.values.snapshot import SmallSnapshot, Snapshot
 
+HOT_BYTES = 64 * 1024  # a longer value is not fetched before it is read
 _CHANGING = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
 RENAME_NOREPLACE = 1  # renameat2(2)
 TTL_NAME = b"user.redis.ttl"
@@ -80,9 +84,19 @@ class Outside:
     started: Callable[[], None]
     stopped: Callable[[], None]
     waiting: Callable[[], None]  # the current call may have to wait: as Binding.waiting
+    without_open: Callable[[], bool]  # whether files are read without being opened: as Binding.without_open
+    brief: Callable[[], None]  # what is told now is not to be believed for any time: as Binding.brief
+    number: Callable[[], int]  # of the kernel's node that is read: as Binding.node
+    believed_size: Callable[[bytes, int], int | None]  # how long it believes that one is: as Binding.believed_size
+    has_node: Callable[[int], bool]  # whether the kernel still knows one: as Binding.has_node
+    store: Callable[[int, bytes], None]  # give it bytes of one: as Binding.store
+    outdated: Callable[[], None]  # the length that the kernel knows of it is too short: as Binding.outdated
+    push: Callable[[Collection[bytes]], None]  # the kernel is to look again at these paths
+    trust: Callable[[], float]  # for how many seconds anything may be believed
     coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
     caller: Callable[[], int]  # the thread that the current callback works for
     process_of: Callable[[int], int]  # the process of a thread; the thread itself if that is not known any more
+    reading: Callable[[], bool | None]  # whether that reads, False: seeks to the end, None: not known
     removing: Callable[[], bool]  # whether that is surely about to remove a file, and not to replace it
     has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
     space: Callable[[], Mapping[str, int]]  # statvfs
@@ -115,6 +129,10 @@ class Operations:
         self._handles: dict[int, tuple[Handle, bytes]] = {}
         self._directories: dict[int, DirectoryHandle[Name]] = {}
         self.listings: Listings[Name] = Listings(tree.grammar.split)
+        keyspace = tree.keyspace
+        self.shared = SharedFiles(
+            self._begin, self._at_hand, keyspace.change_count, keyspace.is_recent, outside.push, outside.trust
+        )
 
     # -- the mount's life --------------------------------------------------------------------------------------------
 
@@ -133,17 +151,75 @@ class Operations:
                 return found
         if path is None:
             raise BadHandleError("no such file is open")
+        if (superseded := self.shared.seen(path)) is not None:
+            self._outside.note(path[1:])
+            return self._seen_attr(path[1:], superseded, reading=False)
         path = path[1:]
         self._outside.note(path)
         node: Node | None = self._tree.known(path) if self._change is None else None
         if node is None:
             self._outside.waiting()
             node = self._tree.find(path)
-        if type(node) is FileNode and node.is_plain:
-            return self._plain_attr(path, node)
+        if type(node) is FileNode:
+            if self._is_hot(node):
+                return self._prepared_attr(path, node)
+            if node.is_plain:
+                return self._plain_attr(path, node)
         if isinstance(node, UpdaterNode):
             self._outside.refresh()
-        return self._attr(path, self._tree.stat(node))
+        return self._told(path, self._tree.stat(node))
+
+    def _is_hot(self, node: FileNode) -> bool:
+        """Whether a value changes so often that it might be another one by the time that it is read.
+
+        (Where each open is told, that is when it is asked for.)
+        """
+        if not self._tree.keyspace.is_busy(node.target.key) or not self._outside.without_open():
+            return False
+        return node.view is None and node.type in EDITABLE_TYPES and node.length <= HOT_BYTES
+
+    def _prepared_attr(self, path: bytes, node: FileNode) -> Attr:
+        """Attributes, with what goes with them kept to be read."""
+        self._outside.waiting()
+        beginning = self.shared.prepare(b"/" + path, self._beginning(node, None))
+        return self._attr(path, Stat(False, beginning.snapshot.size, beginning.mtime_ns, True))
+
+    def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
+        path = live(node)[1:]
+        self._outside.waiting()
+        if path == node[1:]:
+            self._outside.note(path)
+        else:
+            self._outside.brief()
+        seen = self.shared.seen(node)
+        if seen is None:
+            found = self._tree.stat(self._tree.find(path))
+            if not reading or not (found.streamed or not found.readable) or self._outside.reading() is False:
+                return self._told(path, found)
+            seen = self.shared.begin(node, self._outside.number())
+        return self._seen_attr(path, seen, reading=reading)
+
+    def _told(self, path: bytes, found: Stat) -> Attr:
+        """As `_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
+        if (found.streamed or not found.readable) and self._outside.without_open():
+            self._outside.brief()
+        return self._attr(path, found)
+
+    def _seen_attr(self, path: bytes, seen: Beginning, *, reading: bool) -> Attr:
+        """What is told of a superseded or retired file: what was read of it, and what was appended to that."""
+        self._outside.brief()
+        if seen.streams:
+            if reading:
+                self.shared.extend(seen, self._outside.store, to_the_end=not self._outside.reading())
+            return self._attr(path, Stat(False, seen.so_far, seen.mtime_ns, True))
+        mtime = seen.mtime_ns
+        if isinstance(seen.snapshot, FollowingSnapshot) and not seen.superseded:
+            self._outside.waiting()
+            before = seen.snapshot.size
+            seen.snapshot.grow()
+            if seen.snapshot.size != before:
+                mtime = seen.mtime_ns = time.time_ns()
+        return self._attr(path, Stat(False, seen.snapshot.size, mtime, True))
 
     def _handle_attr(self, handle: int, *, known: bool) -> Attr | None:
         """What an edited, new or unlinked file is now, whatever its path leads to; and, where the path is no longer
@@ -216,7 +292,10 @@ class Operations:
     def _listed_attr(self, inode: int, file: FileNode) -> Attr | None:
         """The attributes of a listed string, unless it was heard of since."""
         own, tree = self._own, self._tree
-        if tree.keyspace.change_count(file.target.key) != file.changes:
+        key = file.target.key
+        if tree.keyspace.change_count(key) != file.changes:
+            return None
+        if self.shared.is_changing(key) or self._is_hot(file):
             return None
         return Attr(inode, self._plain_mode, 1, file.length, tree.age(file.target), own.uid, own.gid)
 
@@ -335,6 +414,54 @@ class Operations:
             return data
         self._outside.waiting()
         return opened.read(offset, size)
+
+    # Where files are not opened.
+
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+        shared, number = self.shared, self._outside.number()
+        data = shared.present(node, number, size, offset, told)
+        if data is not None:
+            return data
+        self._outside.waiting()
+        believed = self._outside.believed_size
+        return shared.read(
+            node, number, size, offset, told, lambda: believed(live(node), number), self._outside.outdated
+        )
+
+    def _begin(self, path: bytes, told: int | None) -> Beginning:
+        node = self._tree.find(path[1:])
+        if isinstance(node, UpdaterNode):
+            return Beginning(SmallSnapshot(b""), b"", self._tree.started_ns, 0)
+        if not isinstance(node, FileNode):
+            raise IsDirectoryError("a directory")
+        return self._beginning(node, told)
+
+    def _beginning(self, node: FileNode, told: int | None) -> Beginning:
+        key = node.target.key
+        version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
+        snapshot, streams = self._tree.reader.open(node, told)
+        return Beginning(snapshot, key, age, version, streams)
+
+    def _at_hand(self, path: bytes) -> Beginning | None:
+        node = self._tree.known(path[1:])
+        if not isinstance(node, FileNode):
+            return None
+        key = node.target.key
+        version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
+        snapshot = self._tree.reader.present(node.target)
+        return None if snapshot is None else Beginning(snapshot, key, age, version)
+
+    def retire(self, node: bytes, retired: bytes) -> None:
+        self.shared.retire(node, retired)
+
+    def forgotten(self, numbers: Iterable[int]) -> None:
+        self.shared.forgotten(numbers, self._outside.has_node)
+
+    def was_read(self, node: bytes) -> bool:
+        return self.shared.was_read(node)
+
+    def read_nodes(self) -> Sequence[bytes]:
+        return self.shared.nodes()
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
         opened = self._handle(handle)

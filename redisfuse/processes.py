@@ -8,6 +8,12 @@ from pathlib import Path
 
 _REMOVING = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
 """The numbers of unlink(2) and unlinkat(2), as syscalls(2) has them for each machine."""
+_READING = {"x86_64": (b"0", b"17", b"19", b"295", b"327"), "aarch64": (b"63", b"65", b"67", b"69", b"286")}.get(
+    platform.machine(), ()
+)
+"""Of read(2), pread, readv, preadv and preadv2."""
+_SEEKING = {"x86_64": (b"8",), "aarch64": (b"62",)}.get(platform.machine(), ())
+"""Of lseek(2)."""
 
 
 def process_of(thread: int) -> int:
@@ -23,10 +29,21 @@ def process_of(thread: int) -> int:
 
 def is_removing(thread: int) -> bool:
     """Whether a thread is in unlink(2) or unlinkat(2). False too where that is not known, or if we may not look."""
+    return _call_of(thread) in _REMOVING
+
+
+def is_reading(thread: int) -> bool | None:
+    """Whether a thread is in read(2) or the like; False if it is in lseek(2); None if that is not known."""
+    call = _call_of(thread)
+    return True if call in _READING else False if call in _SEEKING else None
+
+
+def _call_of(thread: int) -> bytes:
+    """The number of the system call that a thread is in; nothing if we may not look."""
     try:
-        return Path(f"/proc/{thread}/syscall").read_bytes().partition(b" ")[0] in _REMOVING
+        return Path(f"/proc/{thread}/syscall").read_bytes().partition(b" ")[0]
     except OSError:
-        return False
+        return b""
 
 
 def has_open(process: int, path: bytes) -> bool:

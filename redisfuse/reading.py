@@ -96,16 +96,19 @@ class Reader:
 
     # -- everything --------------------------------------------------------------------------------------------------
 
-    def open(self, node: FileNode) -> tuple[Snapshot, bool]:
-        """A file's bytes to read, and whether they stream (then they come with direct I/O, whatever the size says).
+    def open(self, node: FileNode, told: int | None = None) -> tuple[Snapshot, bool]:
+        """A file's bytes to read, and whether they stream (then they are read to their end, whatever the size says).
 
+        `told`: a length that the program was told a moment ago; the rendering that had it is taken if it is kept.
         Raises NotFoundError, WrongTypeError, TooLargeError (`%dump`).
         """
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
         if node.view is None and node.type in (b"string", FIELD_TYPE):
             return self.following(node.target), False
-        text = self._rendering(node)
+        text = self._measured(node, told)
+        if text is STREAMED:
+            text = self._rendering(node)
         if text is not STREAMED:
             return SmallSnapshot(text), False
         return StreamedRendering(lambda: self._render(node)), True
@@ -160,6 +163,11 @@ class Reader:
         with self._lock:
             self._remember((key, view), (count, now, text))
         return text
+
+    def _measured(self, node: FileNode, told: int | None) -> bytes | None:
+        with self._lock:
+            found = self._renderings.get((node.target.key, node.view))
+        return found[2] if found is not None and found[2] is not None and len(found[2]) == told else None
 
     def _expires(self, key: bytes) -> bool:
         known = self._attributes.known(key)

@@ -109,6 +109,7 @@ class Settings:
     park_seconds: float = 5.0  # how long a key renamed to a junk name waits for its new content
 
     # -- how it runs
+    ask_on_open: bool = False  # in a read-only mount too, each open is told to us (binding/retired.py)
     binding: str = "auto"  # "auto", "fusepy" (libfuse 2) or "mfusepy" (libfuse 3)
     options: FuseOptions = FuseOptions()
     daemon: bool = False

@@ -21,8 +21,8 @@ _RESOLVE_CACHED = 0x20
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _AT_HANDLE_FID = 0x200  # Linux 6.6: a handle that need not be opened again
-_STATX_TYPE = 1
-_STX_MODE = 28  # offset in struct statx
+_STATX_TYPE_SIZE = 1 | 0x200
+_STX_MODE, _STX_SIZE = 28, 40  # offsets in struct statx
 _INO64_GEN = 0x81  # FILEID_INO64_GEN: node id's high and low half, generation
 _ATTEMPTS = 3  # a walk without locks also fails when something else is renamed or mounted just then
 _HOW = struct.pack("QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
@@ -31,10 +31,11 @@ ROOT = 1  # the node id of a FUSE filesystem's root
 
 
 class Node(NamedTuple):
-    """`number` 0: the kernel has it cached that there is no such name."""
+    """`number` 0: the kernel has it cached that there is no such name. `size`: bytes, as the kernel believes."""
 
     number: int
     directory: bool
+    size: int | None = None
 
 
 ABSENT = Node(0, False)
@@ -103,10 +104,11 @@ class CachedNodes:
         _, kind, high, low = struct.unpack_from("=IiII", self._handle)
         if kind != _INO64_GEN:
             return None  # something else is mounted there
-        directory = True  # where statx is missing: the careful answer
+        directory, size = True, None  # where statx is missing: the careful answer
         if self._statx is not None:
             flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-            if self._statx(descriptor, b"", flags, _STATX_TYPE, self._status) == 0:
+            if self._statx(descriptor, b"", flags, _STATX_TYPE_SIZE, self._status) == 0:
                 (mode,) = struct.unpack_from("=H", self._status, _STX_MODE)
+                (size,) = struct.unpack_from("=Q", self._status, _STX_SIZE)
                 directory = mode & 0o170000 == 0o040000
-        return Node(high << 32 | low, directory)
+        return Node(high << 32 | low, directory, size)

@@ -19,6 +19,7 @@ from typing import Any
 
 from redisfuse.binding.face import NOW, OMIT, Attr, Calls, Opened, Time
 from redisfuse.binding.known import Known
+from redisfuse.binding.retired import is_retired, live
 from redisfuse.errors import NotFoundError
 
 # libfuse's own names for files removed while open (hide_node in lib/fuse.c): node id and a counter, in hexadecimal.
@@ -128,6 +129,7 @@ class Callbacks:
         self._root = os.geteuid() == 0
         self._fillers: dict[int, Callable[..., int]] = {}
         self.known = Known()
+        self.no_open = False  # files are read without being opened
 
     # -- helpers ---------------------------------------------------------------------------------------------------
 
@@ -157,7 +159,10 @@ class Callbacks:
     def _stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
         if path is not None:
             self.known.asked(path)
-        attr = self.calls.getattr(path, handle)
+        if self.no_open and path is not None and (handle is not None or is_retired(path)):
+            attr = self.calls.getattr_node(path, reading=handle is not None)
+        else:
+            attr = self.calls.getattr(path, handle)
         if path is not None:
             self.known.told(path, attr.size)
         ctypes.memmove(buffer, self.layout.pack(attr), self.layout.size)
@@ -229,7 +234,17 @@ class Callbacks:
         self.calls.link(old, new)
         return 0
 
+    def retire(self, old: bytes, new: bytes, _flags: int = 0) -> int:
+        """The rename of a mount whose files are not opened, which is read-only."""
+        if not is_retired(new):
+            return -errno.EROFS
+        if not is_retired(old):  # below a directory that is retired itself nothing changes any more
+            self.calls.retire(old, new)
+        return 0
+
     def open(self, path: bytes, info: int) -> int:
+        if self.no_open:
+            return -errno.ENOSYS  # it never asks again
         try:
             return self._open(info, path, self.calls.open)
         except NotFoundError:
@@ -239,8 +254,12 @@ class Callbacks:
     def create(self, path: bytes, mode: int, info: int) -> int:
         return self._open(info, path, lambda where, flags: self.calls.create(where, flags, mode))
 
-    def read(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        data = self.calls.read(self._handle(info), size, offset)
+    def read(self, path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
+        handle = self._handle(info)
+        if handle or path is None:
+            data = self.calls.read(handle, size, offset)
+        else:
+            data = self.calls.read_node(path, size, offset, self.known.size(path))
         if not isinstance(data, bytes):
             data = bytes(data)
         length = len(data)
@@ -294,10 +313,10 @@ class Callbacks:
     def getxattr(self, path: bytes, name: bytes, buffer: int, size: int) -> int:
         if name.startswith(_NEVER):
             return -errno.ENOTSUP
-        return _sized(self.calls.getxattr(path, name), buffer, size)
+        return _sized(self.calls.getxattr(live(path), name), buffer, size)
 
     def listxattr(self, path: bytes, buffer: int, size: int) -> int:
-        return _sized(b"".join(name + b"\0" for name in self.calls.listxattr(path)), buffer, size)
+        return _sized(b"".join(name + b"\0" for name in self.calls.listxattr(live(path))), buffer, size)
 
     def removexattr(self, path: bytes, name: bytes) -> int:
         if name.startswith(_NEVER):

@@ -89,6 +89,37 @@ class Calls(Protocol):
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened: ...
     def read(self, handle: int, size: int, offset: int) -> bytes | bytearray | memoryview: ...
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+        """As `read`, where files are not opened (`MountOptions.no_open`): all who read one node read the same.
+
+        `node`: a path, or what `retire` made of one. `told`: the length that the kernel was told last, if it is known.
+        Where the content is longer, `Binding.outdated` makes the kernel ask again before it believes to be at the end.
+        """
+
+    def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
+        """As `getattr`, where files are not opened, of a retired node; or (`reading`) for a program that reads it.
+
+        What has no length beforehand is then read on, and the bytes go to `Binding.store`.
+        """
+
+    def retire(self, node: bytes, retired: bytes) -> None:
+        """What was read as `node` goes on as `retired`; `node` is another file from now on. Must not wait.
+
+        No read of the node is under way meanwhile.
+        """
+
+    def forgotten(self, numbers: Iterable[int]) -> None:
+        """The kernel has forgotten these nodes (as `Binding.node` numbers them), or one of several look-ups of them.
+
+        `Binding.has_node` tells which. Must not wait.
+        """
+
+    def was_read(self, node: bytes) -> bool:
+        """Whether a node that was not retired may have been read: if not, it need not be."""
+
+    def read_nodes(self) -> Sequence[bytes]:
+        """The nodes that were read lately and were not retired."""
+
     def write(self, handle: int, data: bytes, offset: int) -> int: ...
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None: ...
     def flush(self, handle: int) -> None:
@@ -150,6 +181,7 @@ class MountOptions:
     attr_timeout: float = 1.0
     negative_timeout: float = 0.0
     cache_listings: bool = False  # as `listings` of Binding.set_timeouts
+    no_open: bool = False  # read files without being asked to open them, where that can be done (see retired.py)
     allow_other: bool = False
     nonempty: bool = False
     extra: tuple[str, ...] = ()  # further -o options, each "name" or "name=value", as the library takes them
@@ -157,9 +189,18 @@ class MountOptions:
     read_ahead: int | None = None  # KiB; tried after mounting, needs root
     stop_timeout: float = 10.0  # seconds that a running call may take to end when the mount is told to end
 
+    @property
+    def may_do_without_open(self) -> bool:
+        """Whether `no_open` is asked for, and no file will be opened for writing."""
+        return self.no_open and self.read_only
+
 
 class Attachable(Protocol):
     """What is told the descriptor of the kernel's connection, while there is one: the notifier."""
+
+    @property
+    def supported(self) -> bool:
+        """Whether it can tell the kernel of changes; known once attached."""
 
     def attach(self, descriptor: int, mountpoint: Path, known: Known) -> None: ...
     def detach(self) -> None: ...
@@ -182,6 +223,10 @@ class Binding(Protocol):
     @property
     def timeouts_can_change(self) -> bool:
         """Whether set_timeouts works; known once mounted. If not, don't mount with long ones."""
+
+    @property
+    def without_open(self) -> bool:
+        """Whether files are read without being opened (`MountOptions.no_open`); known once mounted."""
 
     @property
     def left_open(self) -> bool:
@@ -211,6 +256,24 @@ class Binding(Protocol):
         It must be called before anything that can take long (a server, the journal, a lock held meanwhile); for the
         other calls it is done by the binding. Calling it again is harmless.
         """
+
+    def brief(self) -> None:
+        """In `getattr` and `getattr_node`: the kernel must ask again each time, whatever the time-outs are."""
+
+    def node(self) -> int:
+        """In `getattr_node` and `read_node`: the kernel's number of the node."""
+
+    def believed_size(self, path: bytes, number: int) -> int | None:
+        """In `read_node`: how long the kernel believes that the node at a path is, if it is still that node."""
+
+    def has_node(self, number: int) -> bool:
+        """In `forgotten`: whether the kernel still knows a node."""
+
+    def store(self, offset: int, data: bytes) -> None:
+        """In `getattr_node`: give the kernel bytes of the file, which from then on it takes for at least so long."""
+
+    def outdated(self) -> None:
+        """In `read_node`: the kernel must ask for the length again before it believes that the file ends."""
 
     def caller(self) -> tuple[int, int, int]:
         """Inside a callback: uid, gid and pid of the program that asks."""

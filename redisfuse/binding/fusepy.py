@@ -102,6 +102,7 @@ class Fusepy(Session):
         self._fuse: int | None = None
         self._session: int | None = None
         self._timeouts: Any = None
+        self._without_paths = 1  # whether calls with a handle get no path
 
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
         return {
@@ -123,6 +124,7 @@ class Fusepy(Session):
 
     def _option_list(self, options: MountOptions) -> list[str]:
         entry, negative, attr = self._marked = _marked(options)
+        self._without_paths = int(not options.may_do_without_open)
         listed = ["ro"] if options.read_only else ["rw", "big_writes"]
         listed += [f"fsname={options.fsname}", "subtype=redisfuse", "use_ino"]
         listed += [f"entry_timeout={entry!r}", f"negative_timeout={negative!r}", f"attr_timeout={attr!r}"]
@@ -131,8 +133,7 @@ class Fusepy(Session):
         return [*listed, *options.extra]
 
     def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
-        operations.flag_nullpath_ok = 1
-        operations.flag_nopath = 1
+        operations.flag_nullpath_ok = operations.flag_nopath = self._without_paths
         operations.flag_utime_omit_ok = 1
         lib = self._libfuse
         self._channel = lib.fuse_mount(path, ctypes.byref(arguments))
@@ -166,9 +167,13 @@ class Fusepy(Session):
         self._libfuse.fuse_destroy(self._fuse)
         self._fuse = self._session = self._channel = self._timeouts = None
 
-    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:  # noqa: ARG002
+    def _set_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:  # noqa: ARG002
         if self._timeouts is not None:
-            self._timeouts[:] = [entry, negative, attr]
+            self._timeouts[:2] = [entry, negative]
+
+    def _set_attr_timeout(self, seconds: float) -> None:
+        if self._timeouts is not None:
+            self._timeouts[2] = seconds
 
 
 def _marked(options: MountOptions) -> tuple[float, float, float]:

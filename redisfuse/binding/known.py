@@ -11,7 +11,7 @@ The lock is held for a few dictionary operations, in callbacks and by whoever te
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from redisfuse.binding.face import Opened
 
@@ -35,11 +35,17 @@ class Known:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[bytes, _File] = {}
-        self._handles: dict[int, tuple[bytes, int]] = {}  # path, and its version when it was opened
+        # path, its version when it was opened, and whether it ends where it ended then
+        self._handles: dict[int, tuple[bytes, int, bool]] = {}
         # hashes of paths whose pages, if there are any, are right -> what stands for their content
         self._kept: dict[int, int | None] = {}
         self._sizes: dict[int, int] = {}  # hashes of paths -> the length in bytes that the kernel was last told
         self.top: set[bytes] | None = None  # names at the top that the kernel was asked about, if that is needed
+        self.ask_again: Callable[[Sequence[bytes]], object] = list  # what makes the kernel ask about paths again, soon
+        # Where files are not opened: what retires a name in a directory's node, and the paths that were read.
+        self.retire: Callable[[int, bytes], None] | None = None
+        self.was_read: Callable[[bytes], bool] = bool
+        self.read_nodes: Callable[[], Sequence[bytes]] = tuple
 
     # -- from callbacks ----------------------------------------------------------------------------------------------
 
@@ -56,7 +62,7 @@ class Known:
         """(direct_io, keep_cache) for the kernel, from what the tree said."""
         mark = hash(path)
         with self._lock:
-            self._handles[opened.handle] = (path, version)
+            self._handles[opened.handle] = (path, version, opened.size is not None)
             file = self._files[path]
             if opened.direct_io or not self._shares(file, version, opened):
                 return True, False
@@ -84,23 +90,27 @@ class Known:
         self._kept[mark] = content
 
     def failed(self, path: bytes, version: int) -> None:
-        with self._lock:
-            self._closed(path, version)
+        self._closed(path, version, ended=False)
 
     def released(self, handle: int) -> None:
-        with self._lock:
-            found = self._handles.pop(handle, None)
-            if found is not None:
-                self._closed(*found)
+        found = self._handles.pop(handle, None)
+        if found is not None:
+            self._closed(*found)
 
-    def _closed(self, path: bytes, version: int) -> None:
-        file = self._files[path]
-        file.count -= 1
-        if version != file.version:
-            file.older -= 1
-            self._kept.pop(hash(path), None)  # it may have read pages of what it had opened
-        if not file.count:
-            del self._files[path]
+    def _closed(self, path: bytes, version: int, ended: bool) -> None:
+        with self._lock:
+            file = self._files[path]
+            file.count -= 1
+            older = version != file.version
+            if older:
+                file.older -= 1
+                self._kept.pop(hash(path), None)  # it may have read pages of what it had opened
+                if ended:
+                    self._sizes.pop(hash(path), None)  # and where that ends, the kernel thinks that the file does
+            if not file.count:
+                del self._files[path]
+        if older and ended:
+            self.ask_again([path])
 
     def listing_kept(self, path: bytes) -> bool:
         """Whether the listing that the kernel may hold of a directory is right; from now on it is."""
@@ -117,6 +127,10 @@ class Known:
             if len(self._sizes) >= _MOST_KEPT:
                 self._sizes.clear()  # those files are read past the page cache until their length is asked again
             self._sizes[hash(path)] = size
+
+    def size(self, path: bytes) -> int | None:
+        """The length that the kernel was last told, if that is remembered."""
+        return self._sizes.get(hash(path))
 
     def told_many(self, sizes: dict[int, int]) -> None:
         """The same for many: hash of a path → length."""

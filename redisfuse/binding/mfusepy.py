@@ -205,7 +205,7 @@ class Mfusepy(Session):
         info.max_write = min(info.max_write, LONGEST_WRITE)
         self._configuration = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
         self._configuration.use_ino = 1
-        self._configuration.nullpath_ok = 1
+        self._configuration.nullpath_ok = not options.may_do_without_open
         self.set_timeouts(
             options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
         )
@@ -227,10 +227,13 @@ class Mfusepy(Session):
         self._libfuse.fuse_destroy(self._fuse)
         self._fuse = self._session = None
 
-    def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
+    def _set_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:
         configuration = self._configuration
         if configuration is not None and self._table is not None:
             configuration.entry_timeout = entry
-            configuration.attr_timeout = attr
             configuration.negative_timeout = negative
             self._table.cache_listings = listings
+
+    def _set_attr_timeout(self, seconds: float) -> None:
+        if self._configuration is not None:
+            self._configuration.attr_timeout = seconds

@@ -13,7 +13,8 @@ import logging
 import os
 import struct
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,11 +23,12 @@ from redisfuse.binding.known import Known
 
 log = logging.getLogger("redisfuse.binding")
 
-_INVAL_INODE, _INVAL_ENTRY, _INC_EPOCH = 2, 3, 8  # enum fuse_notify_code
+_INVAL_INODE, _INVAL_ENTRY, _STORE, _INC_EPOCH = 2, 3, 4, 8  # enum fuse_notify_code
 _EXPIRE_ONLY = 1  # FUSE_EXPIRE_ONLY, Linux 6.2: look again, but leave the name to those who have it open
 _PIECE = 1000  # paths looked up together before their notifications are written
 _MOST_PENDING = 200_000  # paths queued; past it all is invalidated
 _MOST_NODES = 20_000  # node ids remembered of names that were invalidated
+_PAUSE = 0.2  # seconds between two notifications of one path
 _PATIENCE = 5.0  # seconds that `detach` waits for a notification that waits for a request
 
 _STANDS, _PARENTS = 1, 2  # what is known of a queued path
@@ -57,6 +59,7 @@ class Notifier:
         self._nodes: CachedNodes | None = None
         self._known: Known | None = None
         self._remembered: dict[bytes, Node] = {}
+        self._pushed: dict[bytes, float] = {}  # when each path was pushed last: time.monotonic()
         self._reason = "not mounted yet"
         self._epoch = False
         self._expire = False
@@ -88,6 +91,7 @@ class Notifier:
     def attach(self, descriptor: int, mountpoint: Path, known: Known) -> None:
         """The mount is there. Called by the binding, before the first request is answered."""
         self._known = known
+        known.ask_again = self.invalidate
         self._descriptor = os.dup(descriptor)
         self._expire = _kernel_version() >= (6, 2)
         try:
@@ -183,12 +187,12 @@ class Notifier:
                 with self._lock:
                     self._working = False
                     self._news.notify_all()
-                    self._news.wait_for(lambda: self._ended or self._pending or self._everything)
+                    due = self._wait_for_work()
                     if self._ended:
                         return
                     self._working = True
                     everything, self._everything = self._everything, False
-                    pending, self._pending = self._pending, {}
+                    pending = {path: self._pending.pop(path) for path in due}
                 self._work(everything, list(pending.items()))
         except BaseException as error:
             # Without it the kernel would go on believing: say so, so that nobody gives it long time-outs.
@@ -197,6 +201,22 @@ class Notifier:
                 log.exception("the notifier failed")
         finally:
             self._close()
+
+    def _wait_for_work(self) -> list[bytes]:
+        """The paths to push now: where files are not opened, none again so soon that it would meet a read of what was
+        pushed before."""
+        while True:
+            self._news.wait_for(lambda: self._ended or self._pending or self._everything)
+            if self._ended or self._everything or self._known is None or self._known.retire is None:
+                return list(self._pending)
+            now, pushed = time.monotonic(), self._pushed
+            due = [path for path in self._pending if now - pushed.get(path, 0.0) >= _PAUSE]
+            if due:
+                if len(pushed) > _MOST_NODES:
+                    self._pushed = pushed = {path: when for path, when in pushed.items() if now - when < _PAUSE}
+                pushed.update(dict.fromkeys(due, now))
+                return due
+            self._news.wait(_PAUSE / 4)
 
     def _work(self, everything: bool, pending: list[tuple[bytes, int]]) -> None:
         if everything:
@@ -208,25 +228,35 @@ class Notifier:
 
     def _forget(self, pending: list[tuple[bytes, int]]) -> None:
         """All are looked up before anything is written, since each notification makes its directory uncached."""
+        assert self._known is not None
+        retire = self._known.retire
         parents: dict[bytes, int] = {}
-        inodes: dict[int, None] = {}
+        inodes: dict[int, bool] = {}
         entries: dict[tuple[int, bytes], int] = {}
+        files: list[tuple[int, bytes]] = []
         for path, what in pending:
             node, cached = self._find(path)
             if node.number:
-                inodes[node.number] = None
+                inodes[node.number] = True
             if path and not (what & _STANDS and node.number and cached):
-                self._add_entry(path, node, parents, entries)
+                parent = self._add_entry(path, node, parents, entries)
+                if retire and parent and node.number and not node.directory and self._known.was_read(b"/" + path):
+                    files.append((parent, path.rpartition(b"/")[2]))
+                    inodes[node.number] = False  # its pages stay
             if what & _PARENTS:
                 self._add_parents(path, parents, inodes, entries)
-        for number in inodes:
-            self._inode(number)
+        if retire is not None:
+            for parent, name in files:
+                retire(parent, name)
+        for number, pages in inodes.items():
+            self._inode(number, pages=pages)
         for (parent, name), flags in entries.items():
             self._entry(parent, name, flags)
 
     def _add_entry(
         self, path: bytes, node: Node, parents: dict[bytes, int], entries: dict[tuple[int, bytes], int]
-    ) -> None:
+    ) -> int:
+        """The directory's node; 0 if it is not cached."""
         directory, _, name = path.rpartition(b"/")
         parent = parents.get(directory)
         if parent is None:
@@ -234,19 +264,20 @@ class Notifier:
         if parent:
             gentle = self._expire and node.number and not node.directory
             entries[parent, name] = _EXPIRE_ONLY if gentle else 0
+        return parent
 
     def _add_parents(
         self,
         path: bytes,
         parents: dict[bytes, int],
-        inodes: dict[int, None],
+        inodes: dict[int, bool],
         entries: dict[tuple[int, bytes], int],
     ) -> None:
         while path:
             path = path.rpartition(b"/")[0]
             node = self._find(path)[0] if path else Node(ROOT, True)
             if node.number:
-                inodes[node.number] = None
+                inodes[node.number] = True
             else:
                 self._add_entry(path, node, parents, entries)
 
@@ -267,20 +298,41 @@ class Notifier:
 
     def _forget_all(self) -> None:
         assert self._known is not None
-        nodes = [self._find(path)[0].number for path in self._known.changed_all()]
+        nodes = {self._find(path)[0].number: True for path in self._known.changed_all()}
+        nodes.update((node.number, node.directory or self._known.retire is None) for node in self._remembered.values())
+        entries: list[tuple[int, bytes]] = []
+        if self._known.retire is not None:
+            entries = self._retire_all(self._known.retire, self._known.read_nodes(), nodes)
         if self._epoch:
             self._count(2, self._write(_INC_EPOCH, b""))
         else:
             for name in list(self._known.top or ()):
-                self._entry(ROOT, name, 0)  # takes everything below it along
-        for number in {ROOT, *nodes, *(node.number for node in self._remembered.values())} - {0}:
-            self._inode(number)
+                self._entry(ROOT, name, 0)  # takes everything below it along, but for what is open
+            for parent, name in entries:
+                self._entry(parent, name, _EXPIRE_ONLY if self._expire else 0)
+        for number, pages in {**nodes, ROOT: True}.items():
+            if number:
+                self._inode(number, pages=pages)
+
+    def _retire_all(
+        self, retire: Callable[[int, bytes], None], paths: Iterable[bytes], nodes: dict[int, bool]
+    ) -> list[tuple[int, bytes]]:
+        """Nobody who opens these files from now on reads what others read. Their names in their directories' nodes."""
+        entries: list[tuple[int, bytes]] = []
+        for path in paths:
+            directory, _, name = path.strip(b"/").rpartition(b"/")
+            nodes[self._find(path.strip(b"/"))[0].number] = False  # the pages may stay
+            parent = self._find(directory)[0].number
+            if parent:
+                retire(parent, name)
+                entries.append((parent, name))
+        return entries
 
     # -- notifications -----------------------------------------------------------------------------------------------
 
-    def _inode(self, number: int) -> None:
+    def _inode(self, number: int, *, pages: bool) -> None:
         """Attributes, and all pages (from 0, a length of 0 being to the end)."""
-        self._count(0, self._write(_INVAL_INODE, struct.pack("=Qqq", number, 0, 0)))
+        self._count(0, self._write(_INVAL_INODE, struct.pack("=Qqq", number, 0 if pages else -1, 0)))
 
     def _entry(self, parent: int, name: bytes, flags: int) -> None:
         self._count(1, self._write(_INVAL_ENTRY, struct.pack("=QII", parent, len(name), flags) + name + b"\0"))
@@ -300,10 +352,24 @@ class Notifier:
     def _write(self, code: int, payload: bytes) -> int:
         """0, or the errno."""
         try:
-            os.write(self._descriptor, struct.pack("=IiQ", 16 + len(payload), code, 0) + payload)
+            os.write(self._descriptor, _notification(code, payload))
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+
+def forget_attributes(number: int) -> bytes:
+    """The notification that takes the attributes of a node from the kernel, and leaves it the pages."""
+    return _notification(_INVAL_INODE, struct.pack("=Qqq", number, -1, 0))
+
+
+def stored(number: int, offset: int, data: bytes) -> bytes:
+    """The notification that gives the kernel bytes of a node, and makes it as long as they reach."""
+    return _notification(_STORE, struct.pack("=QQII", number, offset, len(data), 0) + data)
+
+
+def _notification(code: int, payload: bytes) -> bytes:
+    return struct.pack("=IiQ", 16 + len(payload), code, 0) + payload
 
 
 def _kernel_version() -> tuple[int, int]:

@@ -10,25 +10,29 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import logging
 import mmap
 import os
 import select
 import signal
+import struct
 import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from redisfuse.binding import handshake
+from redisfuse.binding import handshake, retired
 from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.binding.answers import guarded
+from redisfuse.binding.cached_nodes import CachedNodes
 from redisfuse.binding.callbacks import PROMPT, SYNCING, WRITING, Callbacks, read_only_answer
 from redisfuse.binding.crew import Crew
 from redisfuse.binding.face import Attachable, Calls, MountOptions
+from redisfuse.binding.notifier import forget_attributes, stored
 from redisfuse.errors import MountError
 
 log = logging.getLogger("redisfuse.binding")
@@ -40,6 +44,9 @@ _LARGEST = LONGEST_WRITE + 8192  # bytes of a request, with its headers
 _AGAIN = {errno.EINTR, errno.EAGAIN, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
 _ENDED = b"\0"  # signal numbers start at 1
 _STOP = b"\xff"
+_OPCODE, _NODE = 4, 16  # offsets in struct fuse_in_header
+_IN_HEADER = 40  # its size
+_FORGET, _BATCH_FORGET = _FORGETS = (2, 42)
 
 
 class Arguments(ctypes.Structure):
@@ -90,6 +97,7 @@ class Session(ABC):
     name: str
     has_readdirplus: bool
     timeouts_can_change = False
+    without_open = False
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -106,6 +114,13 @@ class Session(ABC):
         self.left_open = False
         self._kernel: int | None = None  # the connection, while the library's own descriptor is something else
         self._keep: list[Any] = []  # what C holds pointers into, until the process ends
+        self._addresses: dict[int, int] = {}  # thread -> where the request is that it answers
+        self._lock = threading.Lock()
+        self._attr_timeout = 0.0  # seconds, as `set_timeouts` said
+        self._briefs: set[int] = set()  # threads whose answer is not to be believed for any time
+        self._retirements = itertools.count(1)
+        self._forgotten: Callable[[Iterable[int]], None] | None = None
+        self._nodes: CachedNodes | None = None
         self._context = self._libfuse.fuse_get_context
         self._context.restype = ctypes.POINTER(module.fuse_context)
         version = self._libfuse.fuse_version()
@@ -166,6 +181,8 @@ class Session(ABC):
         address = ctypes.addressof(memory)
         process, read, kernel = self._processor(address), self._read, self._descriptor()
         self._keep.append(memory)
+        self._addresses[threading.get_ident()] = address
+        briefs, opcode = self._briefs, ctypes.c_uint32.from_address(address + _OPCODE)
 
         def serve() -> bool:
             if self._exiting:
@@ -173,6 +190,10 @@ class Session(ABC):
             size = read(kernel, address, _LARGEST)
             if size > 0:
                 process(size)
+                if self._forgotten is not None and opcode.value in _FORGETS:
+                    self._forgotten(forgotten(memory, opcode.value))
+                if briefs:
+                    self._end_brief()
                 return True
             return size < 0 and ctypes.get_errno() in _AGAIN  # else ENODEV: unmounted
 
@@ -212,6 +233,8 @@ class Session(ABC):
                     with _captured_errors():  # libfuse says so if we have unmounted already
                         self._tear_down(os.fsencode(path))
             finally:
+                if self._nodes is not None:
+                    self._nodes.close()
                 if self._started:
                     calls.stopped()
             if not ended:
@@ -232,13 +255,61 @@ class Session(ABC):
         if self.crew is not None:
             self.crew.hand_over()
 
+    def brief(self) -> None:
+        # The library takes the time-out of all answers when it sends one: for a moment all are brief.
+        with self._lock:
+            self._briefs.add(threading.get_ident())
+            self._set_attr_timeout(0.0)
+
+    def _end_brief(self) -> None:
+        with self._lock:
+            self._briefs.discard(threading.get_ident())
+            if not self._briefs:
+                self._set_attr_timeout(self._attr_timeout)
+
+    def node(self) -> int:
+        return ctypes.c_uint64.from_address(self._addresses[threading.get_ident()] + _NODE).value
+
+    def store(self, offset: int, data: bytes) -> None:
+        with contextlib.suppress(OSError):  # it has forgotten the file; or memory is short, and it will ask
+            os.write(self._descriptor(), stored(self.node(), offset, data))
+
+    def outdated(self) -> None:
+        self.has_node(self.node())
+
+    def believed_size(self, path: bytes, number: int) -> int | None:
+        with self._lock:
+            found = self._nodes.find(path[1:]) if self._nodes is not None else None
+        return found.size if found is not None and found.number == number else None
+
+    def has_node(self, number: int) -> bool:
+        # Only the attributes are dropped, so the kernel takes no lock that it holds while it waits for an answer.
+        try:
+            os.write(self._descriptor(), forget_attributes(number))
+        except OSError as error:
+            return error.errno != errno.ENOENT
+        return True
+
+    def _retire(self, parent: int, name: bytes) -> None:
+        self._process(retired.request(parent, name, next(self._retirements), os.getuid()))
+
     def caller(self) -> tuple[int, int, int]:
         context = self._context().contents
         return context.uid, context.gid, context.pid
 
-    @abstractmethod
     def set_timeouts(self, entry: float, attr: float, negative: float, *, listings: bool = False) -> None:
-        """As `Binding.set_timeouts`."""
+        with self._lock:
+            self._attr_timeout = attr
+            self._set_timeouts(entry, negative, listings=listings)
+            self._set_attr_timeout(0.0 if self._briefs else attr)
+
+    @abstractmethod
+    def _set_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:
+        """What set_timeouts says, but for the attributes'."""
+
+    @abstractmethod
+    def _set_attr_timeout(self, seconds: float) -> None:
+        """For how long the kernel may believe the attributes that it is told from now on."""
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -250,6 +321,8 @@ class Session(ABC):
                 self._configure(connection, configuration, options)
                 if notifier is not None:
                     notifier.attach(self._descriptor() if self._kernel is None else self._kernel, path, callbacks.known)
+                    if options.may_do_without_open and notifier.supported and self.timeouts_can_change:
+                        self._do_without_open(path, calls, callbacks)
                 self._started = True
                 calls.started()
                 self._answering = True
@@ -271,6 +344,13 @@ class Session(ABC):
         if text:
             log.warning("%s says: %s", self.library, text)
 
+    def _do_without_open(self, path: Path, calls: Calls, callbacks: Callbacks) -> None:
+        self._nodes = CachedNodes(path)
+        self.without_open = callbacks.no_open = True
+        known = callbacks.known
+        known.retire, known.was_read, known.read_nodes = self._retire, calls.was_read, calls.read_nodes
+        self._forgotten = calls.forgotten
+
     def _operations(
         self, callbacks: Callbacks, init: Callable[..., int], read_only: bool
     ) -> tuple[ctypes.Structure, list[Any]]:
@@ -286,7 +366,9 @@ class Session(ABC):
             if name == "init":
                 function: Any = ctypes.CFUNCTYPE(ctypes.c_void_p, *types)(init)
             else:
-                method = read_only_answer if read_only and name in WRITING else getattr(callbacks, name)
+                method = getattr(callbacks, name)
+                if read_only and name in WRITING:
+                    method = callbacks.retire if name == "rename" else read_only_answer
                 before = None if name in PROMPT else crew.hand_over
                 function = ctypes.CFUNCTYPE(ctypes.c_int, *types)(guarded(name, method, before))
             functions.append(function)
@@ -322,6 +404,14 @@ class Session(ABC):
             self.left_open = True
             time.sleep(_LAST_WORDS)
             self._exit()
+
+
+def forgotten(request: ctypes.Array[ctypes.c_char], opcode: int) -> list[int]:
+    """The nodes that a request tells to be forgotten."""
+    if opcode == _FORGET:
+        return list(struct.unpack_from("=Q", request, _NODE))
+    (count,) = struct.unpack_from("=I", request, _IN_HEADER)
+    return list(struct.unpack_from(f"={2 * count}Q", request, _IN_HEADER + 8)[::2])
 
 
 def versioned(library: ctypes.CDLL, name: bytes, version: bytes) -> int:

@@ -138,6 +138,12 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     type=click.Choice(["auto", "fusepy", "mfusepy"]),
     help="fusepy is libfuse 2, mfusepy libfuse 3.",
 )
+@setting(
+    "--ask-on-open",
+    section=RUNNING,
+    is_flag=True,
+    help="Without --write: a file shows what it held when it was opened, not when it was first read; slower.",
+)
 @click.option(
     "-o",
     "options",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 CAPACITY = 100_000  # keys remembered exactly, twice over; about 25 MB when full
 _BUCKETS = 1 << 16
+BUSY_NS = 1_000_000_000
 _OWN = 10_000  # keys changed by this mount itself whose files' times are remembered, at least
 
 
@@ -43,6 +44,7 @@ class Changes:
         self._older: dict[bytes, int] = {}
         self._buckets = [0] * _BUCKETS
         self._own: dict[bytes, _Own] = {}
+        self._busy: dict[bytes, int] = {}  # keys that changed again soon, and when
 
     def _now(self) -> int:
         self._last = max(self._last + 1, time.time_ns())
@@ -51,7 +53,13 @@ class Changes:
     def record(self, keys: Collection[bytes]) -> None:
         """These keys have changed now."""
         with self._lock:
-            self._recent.update(dict.fromkeys(keys, self._now()))
+            now, recent = self._now(), self._recent
+            again = [key for key in keys if now - recent.get(key, 0) < BUSY_NS]
+            if again:
+                if len(self._busy) > _OWN:
+                    self._busy.clear()
+                self._busy.update(dict.fromkeys(again, now))
+            recent.update(dict.fromkeys(keys, now))
             if len(self._recent) > self._capacity:
                 self._forget_older()
 
@@ -120,6 +128,14 @@ class Changes:
             if own is None or own.moment != moment:
                 return moment
             return own.others if field is None else own.fields.get(field, own.others)
+
+    def is_busy(self, key: bytes) -> bool:
+        """Whether a key has changed twice within a second, less than a second ago."""
+        return bool(self._busy) and time.time_ns() - self._busy.get(key, 0) < BUSY_NS
+
+    def is_recent(self, key: bytes) -> bool:
+        """Whether a key has changed, as far as is known, less than a second ago."""
+        return time.time_ns() - self.at(key) < BUSY_NS
 
     def at(self, key: bytes) -> int:
         """When the key was last seen to change."""

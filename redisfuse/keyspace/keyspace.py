@@ -192,6 +192,14 @@ class Keyspace:
         """When a file was last modified, in ns since the epoch: `changed_at`, or what `saved` said of it."""
         return self._changes.shown(target.key, target.field)
 
+    def is_busy(self, key: bytes) -> bool:
+        """Whether a key has changed twice within a second, less than a second ago."""
+        return self._changes.is_busy(key)
+
+    def is_recent(self, key: bytes) -> bool:
+        """Whether a key has changed, as far as is known, less than a second ago."""
+        return self._changes.is_recent(key)
+
     def change_count(self, key: bytes) -> int:
         """A number that grows whenever the key changes or may have changed."""
         return self._changes.at(key)

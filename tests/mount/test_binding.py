@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -694,6 +695,141 @@ def test_a_length_that_the_kernel_does_not_know_yet(cached: MemoryMount) -> None
         subprocess.run(["ls", "-l", cached.path], stdout=subprocess.DEVNULL, check=True, timeout=10)
         cached.put("/snap-size", content * 2)
         assert file.read_bytes() == content.encode() * 2
+
+
+@pytest.fixture(scope="module")
+def unopened(binding: str) -> Iterator[MemoryMount]:
+    """A read-only mount with long time-outs whose files are read without being opened."""
+    long = {"entry_timeout": 3600.0, "attr_timeout": 3600.0, "negative_timeout": 3600.0}
+    with MemoryMount(binding, notify=True, no_open=True, read_only=True, tree={"many": 200}, **long) as mount:
+        yield mount
+
+
+def test_a_warm_read_never_leaves_the_kernel(unopened: MemoryMount) -> None:
+    """Files that were read once are opened, read and closed without a request; nor are they opened before."""
+    names = [unopened.path / "many" / f"f{index:06d}" for index in range(200)]
+    unopened.counts()
+    assert [name.read_bytes() for name in names] == [b"content of %d\n" % index for index in range(200)]
+    first = unopened.counts()
+    assert first["read_node"] == 200
+    assert first["open"] == first["release"] == 0
+    for name in names:
+        descriptor = os.open(name, os.O_RDONLY)
+        assert os.read(descriptor, 4096)
+        os.close(descriptor)
+    assert not unopened.counts()
+
+
+def test_writing_is_refused_where_files_are_not_opened(unopened: MemoryMount) -> None:
+    """The kernel refuses, as in any read-only mount."""
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+        assert call_errno(lambda flags=flags: os.open(unopened.path / "many" / "f000000", flags)) == errno.EROFS  # type: ignore[misc]
+    assert call_errno(lambda: os.rename(unopened.path / "many", unopened.path / "moved")) == errno.EROFS
+
+
+def test_who_began_to_read_goes_on_with_that(unopened: MemoryMount) -> None:
+    """A program that has read a part of a file reads the rest of the same, whatever becomes of the file; who opens it
+    after the change was told reads what it is; and both again after the next change."""
+    file = unopened.path / "text"
+    contents = [letter * 300_000 for letter in "abc"]
+    unopened.put("/text", contents[0])
+    told(unopened, "text", parents_too=True)
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for content in contents:
+            unopened.put("/text", content)
+            told(unopened, "text")
+            opened.append(stack.enter_context(file.open("rb", buffering=0)))
+            assert opened[-1].read(1000) == content[:1000].encode()
+        for handle, content in zip(opened, contents, strict=True):
+            rest = b"".join(iter(lambda handle=handle: handle.read(65536), b""))  # type: ignore[misc]
+            assert rest == content[1000:].encode()
+        unopened.ask("drop", path="/text")
+        told(unopened, "text")
+        assert os.pread(opened[0].fileno(), 10, 5) == b"a" * 10
+        assert os.fstat(opened[0].fileno()).st_size == 300_000
+        assert not file.exists()
+    unopened.put("/text", "new")
+    told(unopened, "text")
+    assert file.read_text() == "new"
+
+
+def test_who_has_not_read_yet_reads_what_is_there(unopened: MemoryMount) -> None:
+    """A file that was opened before a change, and that nobody had read, is read as it is, whole; if somebody had, as it
+    was when it was opened."""
+    for number, content in enumerate(("longer than it was", "x", "y" * 10_000)):
+        file = unopened.path / f"later{number}"
+        unopened.put(f"/{file.name}", "short")
+        told(unopened, file.name, parents_too=True)
+        with open(file, "rb", buffering=0) as handle:
+            unopened.put(f"/{file.name}", content)
+            told(unopened, file.name)
+            assert handle.read() == content.encode()
+        with open(file, "rb", buffering=0) as handle:
+            unopened.put(f"/{file.name}", "something else")
+            told(unopened, file.name)
+            assert handle.read() == content.encode()
+            assert file.read_text() == "something else"
+
+
+def test_a_length_that_is_out_of_date(unopened: MemoryMount) -> None:
+    """Untold: what became longer is read whole; what became shorter is an error, not filled with zeros."""
+    file = unopened.path / "length"
+    unopened.put("/length", "1234")
+    told(unopened, "length", parents_too=True)
+    with open(file, "rb", buffering=0) as handle:
+        unopened.put("/length", "123456789")
+        assert b"".join(iter(lambda: handle.read(100), b"")) == b"123456789"
+    unopened.put("/length", "1" * 100)
+    told(unopened, "length")
+    assert file.stat().st_size == 100
+    unopened.put("/length", "12")
+    assert call_errno(file.read_bytes) == errno.ESTALE
+    told(unopened, "length")
+    assert file.read_bytes() == b"12"
+
+
+def test_what_has_no_length_is_read_to_its_end(unopened: MemoryMount) -> None:
+    """A file of size 0 whose content is known only when it is read."""
+    file = unopened.path / "direct-long"
+    unopened.put("/direct-long", "0123456789" * 50_000)
+    told(unopened, "direct-long", parents_too=True)
+    for _ in range(2):
+        assert file.stat().st_size == 0
+        assert file.read_bytes() == b"0123456789" * 50_000
+    assert subprocess.run(["head", "-c", "5", file], capture_output=True, check=True, timeout=10).stdout == b"01234"
+
+
+def test_all_at_once_where_files_are_not_opened(binding: str) -> None:
+    """After all was invalidated, who has begun goes on, and everybody else reads what is there; also on old kernels."""
+    long = {"entry_timeout": 3600.0, "attr_timeout": 3600.0}
+    for notify in (True, "old"):
+        with MemoryMount(binding, notify=notify, no_open=True, read_only=True, tree={"many": 20}, **long) as mount:
+            names = [mount.path / "many" / f"f{index:06d}" for index in range(20)]
+            handles = [open(name, "rb", buffering=0) for name in names]  # noqa: SIM115
+            assert [handle.read(3) for handle in handles] == [b"con"] * 20
+            for index in range(20):
+                mount.put(f"/many/f{index:06d}", f"changed to {index}\n")
+            mount.ask("invalidate_all")
+            assert mount.ask("drain")
+            assert [name.read_text() for name in names] == [f"changed to {index}\n" for index in range(20)]
+            assert [handle.read() for handle in handles] == [b"tent of %d\n" % index for index in range(20)]
+            for handle in handles:
+                handle.close()
+
+
+def test_what_the_kernel_forgets_is_let_go(unopened: MemoryMount) -> None:
+    """Nothing is kept of a retired file that nobody has open."""
+    file = unopened.path / "kept"
+    unopened.put("/kept", "1" * 100)
+    told(unopened, "kept", parents_too=True)
+    with open(file, "rb", buffering=0) as handle:
+        assert handle.read(10) == b"1" * 10
+        unopened.put("/kept", "2" * 100)
+        told(unopened, "kept")
+        assert file.read_text() == "2" * 100
+        unopened.counts()
+    assert within(5, lambda: unopened.counts()["forgotten"] > 0)
 
 
 def test_what_was_just_written_can_be_mapped(cached: MemoryMount) -> None:

@@ -1,6 +1,7 @@
 """The server changes under the mount: what programs see is never older than a second, and a quiet mount is silent."""
 
 import contextlib
+import errno
 import mmap
 import os
 import random
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import redis
@@ -19,11 +21,11 @@ from tests.support.redis_server import RedisServer
 SECOND = 1.0
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy", "mfusepy --ask-on-open"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("living"), server.tcp_url(), "--binding", request.param) as mount:
+    with mounted(tmp_path_factory.mktemp("living"), server.tcp_url(), "--binding", *request.param.split()) as mount:
         yield mount
 
 
@@ -330,3 +332,100 @@ def test_tail_follows(client: redis.Redis, mount: Mount) -> None:
                 assert tail.stdout.readline() == b"line %d\n" % number
             tail.terminate()
             tail.wait(10)
+
+
+def test_who_began_to_read_goes_on_with_that(client: redis.Redis, mount: Mount) -> None:
+    """A program that has read a part reads the rest of the same, also when the follower was lost meanwhile; of a string
+    over 1 MiB, which is not held in memory, that or ESTALE. Who opens it afterwards reads what it is then."""
+    for name, size, lost in (("small", 600_000, False), ("kept", 600_000, True), ("large", 3_000_000, False)):
+        client.set(name, "a" * size)
+        path = mount.path / name
+        within_a_second(path.exists)
+        with path.open("rb", buffering=0) as file:
+            assert file.read(1000) == b"a" * 1000
+            if lost:
+                follower = [each for each in client.client_list() if "t" in each["flags"]]
+                client.client_kill_filter(_id=follower[0]["id"])
+            client.set(name, "b" * (size + 5))
+            eventually(lambda path=path, size=size: rest_of(path) == b"b" * (size + 5))  # type: ignore[misc]
+            rest = rest_of(file)
+            assert rest == b"a" * (size - 1000) or (rest is None and name == "large")
+        assert read(path) == b"b" * (size + 5)
+
+
+def rest_of(file: Path | BinaryIO) -> bytes | None:
+    """What is read to the end; None if the program is told that it has changed meanwhile."""
+    try:
+        with file.open("rb", buffering=0) if isinstance(file, Path) else contextlib.nullcontext(file) as opened:
+            return b"".join(iter(lambda: opened.read(65536), b""))
+    except OSError as error:
+        if error.errno != errno.ESTALE:
+            raise
+        return None
+
+
+def test_what_changes_all_the_time_is_read_whole(client: redis.Redis, mount: Mount) -> None:
+    """Values that get another length 300 times a second, and a list that now and then is not there for a moment: each
+    read gives one value, never a mixture, a part, zeros, or nothing; few are refused (ESTALE)."""
+    client.set("hot", "x" * 10)
+    client.hset("hash", "field", "x")
+    client.rpush("list", "a")
+    done = threading.Event()
+
+    def write() -> None:
+        chance = random.Random(1)
+        while not done.wait(0.003):
+            value = bytes([chance.randrange(97, 123)]) * chance.randrange(1, 20_000)
+            client.set("hot", value)
+            client.hset("hash", "field", value)
+            if chance.random() < 0.05:
+                client.delete("list")
+            client.rpush("list", value[:100])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    within_a_second((mount.path / "hot").exists)
+    try:
+        reads, refused, ends = 0, 0, time.monotonic() + 3
+        while time.monotonic() < ends:
+            for name in ("hot", "hash.field"):
+                found = rest_of(mount.path / name)
+                assert found is None or len(set(found)) == 1
+                refused += found is None
+            found = read(mount.path / "list")
+            assert found is None or (found and found.endswith(b"\n"))
+            assert found is None or all(len(set(line)) == 1 for line in found.splitlines())
+            reads += 1
+    finally:
+        done.set()
+        writer.join(20)
+    assert reads > 100
+    assert refused <= reads // 50
+
+
+def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, mount: Mount) -> None:
+    """Opening, reading and closing files that were read before asks nobody, until they change; nor the server, where
+    each open is told."""
+    client.mset({f"warm:{number}": f"value {number}" for number in range(100)})
+    eventually(lambda: mount.status()["keys"] == 100)
+    time.sleep(1.1)  # what has just changed is not believed for long
+    paths = [mount.path / "warm" / str(number) for number in range(100)]
+    for _ in range(2):
+        assert [path.read_bytes() for path in paths] == [b"value %d" % number for number in range(100)]
+    before, commands = requests(mount), mount.status()["commands"]
+    for _ in range(10):
+        for path in paths:
+            descriptor = os.open(path, os.O_RDONLY)
+            assert os.read(descriptor, 100)
+            os.close(descriptor)
+    assert mount.status()["commands"] - commands < 10
+    asked = requests(mount) - before  # what follows the server reads too, now and then
+    assert asked > 1000 if "--ask-on-open" in mount.process.args else asked < 100  # type: ignore[operator]
+    client.set("warm:7", "changed")
+    within_a_second(lambda: paths[7].read_bytes() == b"changed")
+
+
+def requests(mount: Mount) -> int:
+    """How often the mount has called read(2): for each request of the kernel, and now and then for other things."""
+    counts = dict(line.split(": ") for line in Path(f"/proc/{mount.process.pid}/io").read_text().splitlines())
+    return int(counts["syscr"])

@@ -1,6 +1,7 @@
 """Reading through a real mount: every key a file, with its bytes, and no command that a guest would not send."""
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -127,8 +128,67 @@ def test_a_large_collection_streams(client: redis.Redis, mount: Mount) -> None:
     """Above --render-limit a file says 0 bytes and still reads to its end."""
     client.rpush("big", *range(20_000))
     eventually(lambda: mount.status()["keys"] == 1)
-    assert (mount.path / "big").stat().st_size == 0
-    assert (mount.path / "big").read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
+    file = mount.path / "big"
+    assert file.stat().st_size == 0
+    assert file.read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
+    assert file.stat().st_size == 0
+    for command, answer in (
+        ("head -n 2", b"0\n1\n"),
+        ("tail -n 1", b"19999\n"),
+        ("grep -c 7", b"6878\n"),
+        ("cat", None),
+    ):
+        found = subprocess.run([*command.split(), file], capture_output=True, check=True, timeout=20).stdout
+        assert found == (file.read_bytes() if answer is None else answer), command
+    with file.open("rb", buffering=0) as opened:
+        assert opened.read(10) == b"0\n1\n2\n3\n4\n"
+        assert opened.seek(0, os.SEEK_END) == len(file.read_bytes())
+
+
+def test_a_large_collection_streams_where_opens_are_told(client: redis.Redis, tmp_path: Path) -> None:
+    """With --ask-on-open, size 0 and direct I/O."""
+    client.rpush("big", *range(20_000))
+    url = f"unix://{client.connection_pool.connection_kwargs['path']}"
+    with mounted(tmp_path, url, "--ask-on-open") as mount:
+        file = mount.path / "big"
+        assert file.stat().st_size == 0
+        assert file.read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
+        assert subprocess.run(["tail", "-n", "1", file], capture_output=True, check=True).stdout == b"19999\n"
+
+
+def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount: Mount) -> None:
+    """Each reads all elements, in order and whole, whoever else reads or describes it, and whatever is appended."""
+    client.rpush("big", *range(30_000))
+    eventually(lambda: mount.status()["keys"] == 1)
+    file, done = mount.path / "big", threading.Event()
+
+    def append() -> None:
+        writer = client.__class__(connection_pool=client.connection_pool)
+        for number in itertools.count(30_000):
+            if done.wait(0.002):
+                return
+            writer.rpush("big", number)
+
+    def describe() -> None:
+        while not done.wait(0.0005):
+            file.stat()
+
+    others = [threading.Thread(target=append), threading.Thread(target=describe)]
+    for thread in others:
+        thread.start()
+    try:
+        for _ in range(10):
+            readers = [subprocess.Popen(["cat", file], stdout=subprocess.PIPE) for _ in range(6)]
+            for reader in readers:
+                text, _ = reader.communicate(timeout=30)
+                lines = text.splitlines()
+                assert len(lines) >= 30_000
+                assert text.endswith(b"\n")
+                assert lines == [b"%d" % number for number in range(len(lines))]
+    finally:
+        done.set()
+        for thread in others:
+            thread.join(20)
 
 
 def test_extended_attributes(client: redis.Redis, mount: Mount) -> None:

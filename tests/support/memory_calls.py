@@ -24,13 +24,14 @@ import collections
 import errno
 import json
 import logging
+import math
 import os
 import socket
 import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ from redisfuse import errors
 from redisfuse.binding.choice import choose
 from redisfuse.binding.face import NOW, Attr, Entry, MountOptions, Opened, Time
 from redisfuse.binding.notifier import Notifier
+from redisfuse.binding.retired import is_retired, live
+from redisfuse.shared import Beginning, SharedFiles
+from redisfuse.values.snapshot import SmallSnapshot
 
 FAILURES: dict[bytes, BaseException] = {
     b"raise-notfound": errors.NotFoundError("no such key"),
@@ -89,6 +93,10 @@ class MemoryCalls:
         self.interrupted: Callable[[], bool] = lambda: False
         self.waiting: Callable[[], None] = lambda: None
         self.notifier: Notifier | None = None
+        self.binding: Any = None
+        self.shared = SharedFiles(
+            self._begin, {}.get, lambda _key: 0, lambda _key: False, lambda _paths: None, lambda: math.inf
+        )
         self.make(b"/", stat.S_IFDIR | 0o755)
 
     # -- for the tests -----------------------------------------------------------------------------------------------
@@ -175,7 +183,10 @@ class MemoryCalls:
 
     def getattr(self, path: bytes | None, handle: int | None) -> Attr:
         self._count("getattr")
-        return self._attr(self._node(path, handle))
+        node = self._node(path, handle)
+        if node.unsized:
+            self.binding.brief()
+        return self._attr(node)
 
     def opendir(self, path: bytes) -> int:
         self._count("opendir")
@@ -219,6 +230,49 @@ class MemoryCalls:
         with self.lock:
             node = self._node(None, handle)
             return bytes(node.data[offset : offset + size])
+
+    def _begin(self, path: bytes, told: int | None) -> Beginning:
+        with self.lock:
+            node = self._node(path)
+            return Beginning(SmallSnapshot(bytes(node.data)), path, node.mtime_ns, 0, streams=node.unsized)
+
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+        self._count("read_node", node.decode("latin-1"), offset)
+        number, outdated = self.binding.node(), self.binding.outdated
+        found = self.shared.present(node, number, size, offset, told)
+        return self.shared.read(node, number, size, offset, told, lambda: None, outdated) if found is None else found
+
+    def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
+        self._count("getattr_node")
+        seen = self.shared.seen(node)
+        if is_retired(node):
+            self.binding.brief()
+        if seen is None and reading and self._node(live(node)).unsized:
+            seen = self.shared.begin(node, self.binding.node())
+        if seen is None:
+            return self.getattr(live(node), None)
+        size = seen.snapshot.size
+        if seen.streams:
+            self.binding.brief()
+            if reading:
+                self.shared.extend(seen, self.binding.store)
+            size = seen.so_far
+        return Attr(7, stat.S_IFREG | 0o644, 1, size, seen.mtime_ns, os.getuid(), os.getgid())
+
+    def retire(self, node: bytes, retired: bytes) -> None:
+        self._count("retire", node.decode("latin-1"))
+        self.shared.retire(node, retired)
+
+    def forgotten(self, numbers: Iterable[int]) -> None:
+        numbers = list(numbers)
+        self.counts["forgotten"] += len(numbers)
+        self.shared.forgotten(numbers, self.binding.has_node)
+
+    def was_read(self, node: bytes) -> bool:
+        return self.shared.was_read(node)
+
+    def read_nodes(self) -> Sequence[bytes]:
+        return self.shared.nodes()
 
     def write(self, handle: int, data: bytes, offset: int) -> int:
         self._count("write")
@@ -412,7 +466,7 @@ def main(name: str, mountpoint: str, control: str, settings: str = "{}") -> int:
     notifier = calls.notifier = (OldKernel() if notify == "old" else Notifier()) if notify else None
     options["extra"] = tuple(options.get("extra", ()))
     options.setdefault("read_only", False)
-    binding = choose(name)
+    binding = calls.binding = choose(name)
     calls.interrupted = binding.interrupted
     calls.waiting = binding.waiting
     serve_control(control, calls, binding, notifier)

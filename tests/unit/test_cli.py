@@ -24,7 +24,7 @@ EVERY_OPTION = """
     --separator :: --prefix app: --new-files string --render-limit 1 --field-limit 2 --hash-limit 3
     --cache-memory 1MiB --index-memory 2M --connections 5 --rate 6 --scan-count 7
     --no-junk-filter --junk-file /p --junk *.x --keep y --show-junk --scratch-memory 8 --park-seconds 9
-    --binding mfusepy -o allow_other -o max_read=9 --daemon --log-file /l --debug
+    --binding mfusepy --ask-on-open -o allow_other -o max_read=9 --daemon --log-file /l --debug
 """
 
 
@@ -136,6 +136,7 @@ def test_every_option_arrives() -> None:
         scratch_memory=8,
         park_seconds=9.0,
         binding="mfusepy",
+        ask_on_open=True,
         options=FuseOptions(allow_other=True, other=(("max_read", "9"),)),
         daemon=True,
         log_file=Path("/l"),
