@@ -16,7 +16,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from redisfuse.binding.face import OMIT, Attr, Entry, Opened, Time
-from redisfuse.binding.retired import live
+from redisfuse.binding.retired import is_retired, live
 from redisfuse.errors import (
     AccessError,
     BadHandleError,
@@ -151,9 +151,9 @@ class Operations:
                 return found
         if path is None:
             raise BadHandleError("no such file is open")
-        if (superseded := self.shared.seen(path)) is not None:
+        if (seen := self.shared.seen(path)) is not None:
             self._outside.note(path[1:])
-            return self._seen_attr(path[1:], superseded, reading=False)
+            return self._seen_attr(path[1:], seen, reading=False)
         path = path[1:]
         self._outside.note(path)
         node: Node | None = self._tree.known(path) if self._change is None else None
@@ -206,14 +206,15 @@ class Operations:
         return self._attr(path, found)
 
     def _seen_attr(self, path: bytes, seen: Beginning, *, reading: bool) -> Attr:
-        """What is told of a superseded or retired file: what was read of it, and what was appended to that."""
-        self._outside.brief()
+        """What is told of a file that was read: what it was, and what was appended to that."""
+        if seen.superseded or seen.streams or is_retired(seen.node):
+            self._outside.brief()
         if seen.streams:
             if reading:
                 self.shared.extend(seen, self._outside.store, to_the_end=not self._outside.reading())
             return self._attr(path, Stat(False, seen.so_far, seen.mtime_ns, True))
         mtime = seen.mtime_ns
-        if isinstance(seen.snapshot, FollowingSnapshot) and not seen.superseded:
+        if isinstance(seen.snapshot, FollowingSnapshot) and is_retired(seen.node):
             self._outside.waiting()
             before = seen.snapshot.size
             seen.snapshot.grow()
@@ -417,15 +418,15 @@ class Operations:
 
     # Where files are not opened.
 
-    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None, sure: bool) -> bytes:
         shared, number = self.shared, self._outside.number()
-        data = shared.present(node, number, size, offset, told)
+        data = shared.present(node, number, size, offset, told, sure)
         if data is not None:
             return data
         self._outside.waiting()
         believed = self._outside.believed_size
         return shared.read(
-            node, number, size, offset, told, lambda: believed(live(node), number), self._outside.outdated
+            node, number, size, offset, told, sure, lambda: believed(live(node), number), self._outside.outdated
         )
 
     def _begin(self, path: bytes, told: int | None) -> Beginning:
@@ -440,6 +441,9 @@ class Operations:
         key = node.target.key
         version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
         snapshot, streams = self._tree.reader.open(node, told)
+        if node.view is None and node.type in EDITABLE_TYPES and snapshot.size != node.length:
+            self._tree.attributes.drop([key])  # it has changed since, which will be told of
+            self._tree.keyspace.touched(key)
         return Beginning(snapshot, key, age, version, streams)
 
     def _at_hand(self, path: bytes) -> Beginning | None:

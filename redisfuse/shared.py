@@ -3,8 +3,7 @@
 What is read is what the first read of a node saw, as if that had opened it. When the file changes, the kernel is told
 to look again and finds a new node; who has the old one open, which is retired then, goes on with what he began to read.
 
-A node that was read before a change is *superseded* until it is retired, a moment later. So long it is described as it
-was, so that a length and a content that belong together never part.
+A node that was read before a change is *superseded* until it is retired, a moment later; so long it is what it was.
 
 Threads: any. The lock is held for bookkeeping only; nothing waits in `retire`, `changed` and `forgotten`.
 """
@@ -90,7 +89,7 @@ class SharedFiles:
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def present(self, node: bytes, number: int, size: int, offset: int, told: int | None) -> bytes | None:
+    def present(self, node: bytes, number: int, size: int, offset: int, told: int | None, sure: bool) -> bytes | None:
         """As `read`, if it is in memory and as long as the kernel believes; else None."""
         found = self._small.get(node)
         if found is None:
@@ -101,7 +100,7 @@ class SharedFiles:
         if found.superseded or (told is not None and found.snapshot.size != told):
             return None
         if not found.checked:
-            if self._is_recent(found.key):
+            if not sure and self._is_recent(found.key):
                 return None
             found.checked = True
         self._use(found, number)
@@ -114,11 +113,12 @@ class SharedFiles:
         size: int,
         offset: int,
         told: int | None,
+        sure: bool,
         believed: Callable[[], int | None],
         outdated: Callable[[], None],
     ) -> bytes:
-        """The bytes; short only at the end. `outdated` is called if there are more than `told`, or than are `believed`:
-        that tells the same, but surely, if it can be told.
+        """The bytes; short only at the end. `outdated` is called if there are more than `told`; or, if that is not
+        `sure`, than are `believed`, which is None if it can't be found out.
 
         Raises what finding and reading raise; ConflictError if the file has changed so that it can't be gone on with.
         """
@@ -130,7 +130,7 @@ class SharedFiles:
         data = found.snapshot.read(offset, size)
         if not found.checked and not found.streams:
             # While a change is being pushed, the kernel takes not every answer that tells a length.
-            if self._is_recent(found.key) and (told := believed()) is None:
+            if not sure and self._is_recent(found.key) and (told := believed()) is None:
                 raise ConflictError("the file is changing")
             found.checked = True
         if not found.streams and told is not None and found.snapshot.size != told:
@@ -225,14 +225,11 @@ class SharedFiles:
     # -- describing --------------------------------------------------------------------------------------------------
 
     def seen(self, node: bytes) -> Beginning | None:
-        """What is to be described by what was read of it: a retired or superseded node, or what grows as it is read."""
-        if is_retired(node):
-            return self._small.get(node) or self._large.get(node)
-        found = self._superseded.get(node)
-        if found is None:
-            found = self._large.get(node)
-            return found if found is not None and found.streams else None
-        return found if time.monotonic() - found.superseded <= SUPERSEDED else None
+        """What a node is to be described by, if it was read, so that a length and a content never part."""
+        found = self._small.get(node) or self._large.get(node)
+        if found is not None and found.superseded and time.monotonic() - found.superseded > SUPERSEDED:
+            return None
+        return found
 
     def is_changing(self, key: bytes) -> bool:
         """Whether the kernel may still hold what a key was, and must not be told yet what it is."""

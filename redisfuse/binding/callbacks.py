@@ -259,7 +259,7 @@ class Callbacks:
         if handle or path is None:
             data = self.calls.read(handle, size, offset)
         else:
-            data = self.calls.read_node(path, size, offset, self.known.size(path))
+            data = self.calls.read_node(path, size, offset, *self.known.size(path))
         if not isinstance(data, bytes):
             data = bytes(data)
         length = len(data)

@@ -89,11 +89,12 @@ class Calls(Protocol):
 
     def create(self, path: bytes, flags: int, mode: int) -> Opened: ...
     def read(self, handle: int, size: int, offset: int) -> bytes | bytearray | memoryview: ...
-    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None, sure: bool) -> bytes:
         """As `read`, where files are not opened (`MountOptions.no_open`): all who read one node read the same.
 
-        `node`: a path, or what `retire` made of one. `told`: the length that the kernel was told last, if it is known.
-        Where the content is longer, `Binding.outdated` makes the kernel ask again before it believes to be at the end.
+        `node`: a path, or what `retire` made of one. `told`: the length that the kernel was told last, if it is known;
+        `sure`: it was told no other lately. Where the content is longer, `Binding.outdated` makes the kernel ask again
+        before it believes to be at the end.
         """
 
     def getattr_node(self, node: bytes, *, reading: bool) -> Attr:

@@ -11,11 +11,14 @@ The lock is held for a few dictionary operations, in callbacks and by whoever te
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 
 from redisfuse.binding.face import Opened
 
 _MOST_KEPT = 200_000  # paths whose pages are known to be right; past it all are dropped at their next open
+_VARIED = 10.0  # seconds for which it is remembered that a length was another one before
+_MOST_VARIED = 100_000
 _MOST_TOP = 500_000  # names in the root, remembered only where the kernel can't forget all at once
 
 
@@ -40,6 +43,7 @@ class Known:
         # hashes of paths whose pages, if there are any, are right -> what stands for their content
         self._kept: dict[int, int | None] = {}
         self._sizes: dict[int, int] = {}  # hashes of paths -> the length in bytes that the kernel was last told
+        self._varied: dict[int, float] = {}  # hashes of paths -> when the kernel was told another length than before
         self.top: set[bytes] | None = None  # names at the top that the kernel was asked about, if that is needed
         self.ask_again: Callable[[Sequence[bytes]], object] = list  # what makes the kernel ask about paths again, soon
         # Where files are not opened: what retires a name in a directory's node, and the paths that were read.
@@ -126,18 +130,34 @@ class Known:
         with self._lock:
             if len(self._sizes) >= _MOST_KEPT:
                 self._sizes.clear()  # those files are read past the page cache until their length is asked again
-            self._sizes[hash(path)] = size
+            self._tell(hash(path), size)
 
-    def size(self, path: bytes) -> int | None:
-        """The length that the kernel was last told, if that is remembered."""
-        return self._sizes.get(hash(path))
+    def _tell(self, mark: int, size: int) -> None:
+        before = self._sizes.get(mark)
+        if before != size:
+            self._sizes[mark] = size
+            if before is not None:
+                if len(self._varied) >= _MOST_VARIED:
+                    now = time.monotonic()
+                    self._varied = {mark: when for mark, when in self._varied.items() if now - when <= _VARIED}
+                self._varied[mark] = time.monotonic()
+
+    def size(self, path: bytes) -> tuple[int | None, bool]:
+        """The length that the kernel was last told, if that is remembered; and whether it was told no other lately.
+
+        (It may not have taken the last, if a change was pushed at that moment.)
+        """
+        mark = hash(path)
+        size = self._sizes.get(mark)
+        return size, size is not None and time.monotonic() - self._varied.get(mark, 0.0) > _VARIED
 
     def told_many(self, sizes: dict[int, int]) -> None:
         """The same for many: hash of a path → length."""
         with self._lock:
             if len(self._sizes) >= _MOST_KEPT:
                 self._sizes.clear()
-            self._sizes.update(sizes)
+            for mark, size in sizes.items():
+                self._tell(mark, size)
 
     def wrote(self, handle: int, end: int) -> None:
         """A write made a file at least `end` bytes long, which the kernel knows without being told."""

@@ -236,11 +236,13 @@ class MemoryCalls:
             node = self._node(path)
             return Beginning(SmallSnapshot(bytes(node.data)), path, node.mtime_ns, 0, streams=node.unsized)
 
-    def read_node(self, node: bytes, size: int, offset: int, told: int | None) -> bytes:
+    def read_node(self, node: bytes, size: int, offset: int, told: int | None, sure: bool) -> bytes:
         self._count("read_node", node.decode("latin-1"), offset)
         number, outdated = self.binding.node(), self.binding.outdated
-        found = self.shared.present(node, number, size, offset, told)
-        return self.shared.read(node, number, size, offset, told, lambda: None, outdated) if found is None else found
+        found = self.shared.present(node, number, size, offset, told, sure)
+        return (
+            self.shared.read(node, number, size, offset, told, sure, lambda: None, outdated) if found is None else found
+        )
 
     def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
         self._count("getattr_node")

@@ -23,6 +23,7 @@ class Source:
         self.trust = math.inf
         self.outdated = 0
         self.recent = False
+        self.sure = False
         self.believed: int | None = None
         self.files = SharedFiles(
             self.begin,
@@ -50,7 +51,7 @@ class Source:
         self, node: bytes, size: int = 1 << 20, offset: int = 0, told: int | None = None, number: int = 0
     ) -> bytes:
         return self.files.read(
-            node, number or hash(node), size, offset, told, lambda: self.believed, self.note_outdated
+            node, number or hash(node), size, offset, told, self.sure, lambda: self.believed, self.note_outdated
         )
 
 
@@ -114,8 +115,8 @@ def test_lengths(source: Source) -> None:
     assert source.outdated == 1
     with pytest.raises(ConflictError):
         source.read(b"/k", told=9)
-    assert source.files.present(b"/k", 1, 100, 0, 9) is None
-    assert source.files.present(b"/k", 1, 100, 0, 5) == b"12345"
+    assert source.files.present(b"/k", 1, 100, 0, 9, True) is None
+    assert source.files.present(b"/k", 1, 100, 0, 5, True) == b"12345"
 
 
 def test_what_has_just_changed_is_as_long_as_the_kernel_says_itself(source: Source) -> None:
@@ -133,13 +134,15 @@ def test_what_has_just_changed_is_as_long_as_the_kernel_says_itself(source: Sour
             with pytest.raises(ConflictError):
                 source.read(name, told=5)
     assert source.outdated == 1
+    source.contents[b"/same"], source.sure = b"12345", True  # it was never told another
+    assert source.read(b"/same", told=5) == b"12345"
 
 
 def test_between_a_change_and_the_kernels_knowing(source: Source) -> None:
     """Until it is retired a node is described as it was read; if nobody comes to do it, that ends."""
     source.contents[b"/k"] = b"old"
     source.read(b"/k")
-    assert source.files.seen(b"/k") is None
+    assert not source.files.is_changing(b"/k")
     source.contents[b"/k"] = b"newer"
     source.files.changed([b"/k", b"/other"])
     seen = source.files.seen(b"/k")
