@@ -19,6 +19,7 @@ from typing import Any
 
 from redisfuse.binding.face import NOW, OMIT, Attr, Calls, Opened, Time
 from redisfuse.binding.known import Known
+from redisfuse.binding.requests import NEVER
 from redisfuse.binding.retired import is_retired, live
 from redisfuse.errors import NotFoundError
 
@@ -30,10 +31,6 @@ _BLOCK = 4096
 _UTIME_NOW = (1 << 30) - 1  # utimensat(2)
 _UTIME_OMIT = (1 << 30) - 2
 _NONE = 0xFFFFFFFF  # (uid_t) -1
-
-# Attributes that every `ls -l` or exec asks for and that are never kept here: not supported, for good (ls then stops
-# asking on this device; ENOSYS would end all extended attributes).
-_NEVER = (b"system.posix_acl_", b"security.")
 
 # The C functions' types, with pointers as addresses.
 P, S = c_void_p, c_char_p
@@ -305,13 +302,13 @@ class Callbacks:
         return 0
 
     def setxattr(self, path: bytes, name: bytes, value: int, size: int, flags: int) -> int:
-        if name.startswith(_NEVER):
+        if name.startswith(NEVER):
             return -errno.ENOTSUP
         self.calls.setxattr(path, name, ctypes.string_at(value, size) if size else b"", flags)
         return 0
 
     def getxattr(self, path: bytes, name: bytes, buffer: int, size: int) -> int:
-        if name.startswith(_NEVER):
+        if name.startswith(NEVER):
             return -errno.ENOTSUP
         return _sized(self.calls.getxattr(live(path), name), buffer, size)
 
@@ -319,7 +316,7 @@ class Callbacks:
         return _sized(b"".join(name + b"\0" for name in self.calls.listxattr(live(path))), buffer, size)
 
     def removexattr(self, path: bytes, name: bytes) -> int:
-        if name.startswith(_NEVER):
+        if name.startswith(NEVER):
             return -errno.ENOTSUP
         self.calls.removexattr(path, name)
         return 0

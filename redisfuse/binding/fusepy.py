@@ -96,7 +96,6 @@ class Fusepy(Session):
         lib.fuse_chan_fd.argtypes = [c_void_p]
         lib.fuse_get_session.restype = c_void_p
         lib.fuse_get_session.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
-        lib.fuse_session_process.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p]
         lib.fuse_unmount.argtypes = [c_char_p, c_void_p]
         self._channel: int | None = None
         self._fuse: int | None = None
@@ -158,8 +157,9 @@ class Fusepy(Session):
         if self.timeouts_can_change:
             self.set_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
 
-    def _processor(self, address: int) -> Callable[[int], object]:
-        process, session, channel = self._libfuse.fuse_session_process, self._session, self._channel
+    def _processor(self, address: int, library: ctypes.CDLL) -> Callable[[int], object]:
+        process, session, channel = library.fuse_session_process, self._session, self._channel
+        process.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p]
         return lambda size: process(session, address, size, channel)
 
     def _tear_down(self, path: bytes) -> None:

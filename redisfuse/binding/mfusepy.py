@@ -15,7 +15,8 @@ import mfusepy
 
 from redisfuse.binding.callbacks import Callbacks, CommonTypes, P, S
 from redisfuse.binding.face import Calls, MountOptions
-from redisfuse.binding.session import LONGEST_WRITE, Arguments, Session, versioned
+from redisfuse.binding.requests import LONGEST_WRITE
+from redisfuse.binding.session import Arguments, Session, versioned
 
 _CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_PARALLEL_DIROPS = 1 << 18
@@ -155,7 +156,6 @@ class Mfusepy(Session):
         lib.fuse_mount.argtypes = [c_void_p, c_char_p]
         lib.fuse_get_session.restype = c_void_p
         lib.fuse_get_session.argtypes = lib.fuse_session_fd.argtypes = [c_void_p]
-        lib.fuse_session_process_buf.argtypes = [c_void_p, c_void_p]
         lib.fuse_unmount.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
         self._fuse: int | None = None
         self._session: int | None = None
@@ -210,8 +210,9 @@ class Mfusepy(Session):
             options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
         )
 
-    def _processor(self, address: int) -> Callable[[int], object]:
-        process, session = self._libfuse.fuse_session_process_buf, self._session
+    def _processor(self, address: int, library: ctypes.CDLL) -> Callable[[int], object]:
+        process, session = library.fuse_session_process_buf, self._session
+        process.argtypes = [c_void_p, c_void_p]
         buffer = self._module.fuse_buf(mem=address)
         pointer = ctypes.byref(buffer)
 

@@ -29,6 +29,7 @@ _PIECE = 1000  # paths looked up together before their notifications are written
 _MOST_PENDING = 200_000  # paths queued; past it all is invalidated
 _MOST_NODES = 20_000  # node ids remembered of names that were invalidated
 _PAUSE = 0.2  # seconds between two notifications of one path
+_BREATH = 0.005  # seconds that paths are let gather while they come thick and fast
 _PATIENCE = 5.0  # seconds that `detach` waits for a notification that waits for a request
 
 _STANDS, _PARENTS = 1, 2  # what is known of a queued path
@@ -194,6 +195,7 @@ class Notifier:
                     everything, self._everything = self._everything, False
                     pending = {path: self._pending.pop(path) for path in due}
                 self._work(everything, list(pending.items()))
+                time.sleep(_BREATH)
         except BaseException as error:
             # Without it the kernel would go on believing: say so, so that nobody gives it long time-outs.
             if not self._ended:

@@ -16,7 +16,6 @@ import mmap
 import os
 import select
 import signal
-import struct
 import tempfile
 import threading
 import time
@@ -33,20 +32,16 @@ from redisfuse.binding.callbacks import PROMPT, SYNCING, WRITING, Callbacks, rea
 from redisfuse.binding.crew import Crew
 from redisfuse.binding.face import Attachable, Calls, MountOptions
 from redisfuse.binding.notifier import forget_attributes, stored
+from redisfuse.binding.requests import FORGETS, GETXATTR, KEPT, LARGEST, NODE, OPCODE, POLL, forgotten, unsupported
 from redisfuse.errors import MountError
 
 log = logging.getLogger("redisfuse.binding")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST_WORDS = 0.1  # seconds: the release of what was closed just before has come by then
-LONGEST_WRITE = 1 << 20  # bytes: what the kernel sends at once, unless its administrator raised that
-_LARGEST = LONGEST_WRITE + 8192  # bytes of a request, with its headers
-_AGAIN = {errno.EINTR, errno.EAGAIN, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
+_AGAIN = {errno.EINTR, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
 _ENDED = b"\0"  # signal numbers start at 1
 _STOP = b"\xff"
-_OPCODE, _NODE = 4, 16  # offsets in struct fuse_in_header
-_IN_HEADER = 40  # its size
-_FORGET, _BATCH_FORGET = _FORGETS = (2, 42)
 
 
 class Arguments(ctypes.Structure):
@@ -102,9 +97,14 @@ class Session(ABC):
     def __init__(self, module: Any) -> None:
         self._module = module
         self._libfuse = ctypes.CDLL(module._libfuse._name)  # a handle of our own: its prototypes are ours to set
-        self._read = ctypes.CDLL(None, use_errno=True).read  # not os.read, which goes on after a signal
-        self._read.restype = ctypes.c_ssize_t
+        self._keeping = ctypes.PyDLL(module._libfuse._name)  # the same, for calls that never wait (requests.py)
+        libc = ctypes.PyDLL(None, use_errno=True)
+        self._read, self._write = libc.read, libc.write  # not os.read, which goes on after a signal
+        self._read.restype = self._write.restype = ctypes.c_ssize_t
         self._read.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]
+        self._write.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
+        self._wait_for_request = ctypes.CDLL(None).poll  # and not select.poll, likewise
+        self._wait_for_request.argtypes = [ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int]
         self._exiting = False
         self.crew: Crew | None = None
         self._wakeups: Wakeups | None = None
@@ -157,45 +157,60 @@ class Session(ABC):
         """While INIT is answered: ask for what is wanted, in the structures at these addresses (libfuse 2 has one)."""
 
     @abstractmethod
-    def _processor(self, address: int) -> Callable[[int], object]:
+    def _processor(self, address: int, library: ctypes.CDLL) -> Callable[[int], object]:
         """What lets the library answer the request, of so many bytes, that is at an address."""
 
     def _process(self, request: bytes) -> None:
         """Let the library answer one request."""
         memory = ctypes.create_string_buffer(request, len(request))
-        self._processor(ctypes.addressof(memory))(len(request))
+        self._processor(ctypes.addressof(memory), self._libfuse)(len(request))
 
     def _prepare(self) -> bool:
         """Answer the kernel's first request, before there are threads; False if the mount has ended by then."""
         number = self._descriptor()
         self._kernel = os.dup(number)
         try:
-            return handshake.answer_init(self._kernel, number, self._process)
+            answered = handshake.answer_init(self._kernel, number, self._process)
+            os.set_blocking(number, False)
+            return answered
         finally:
             kernel, self._kernel = self._kernel, None
             os.close(kernel)
 
     def _server(self) -> Callable[[], bool]:
         """For one thread: what reads a request and lets it be answered; False once the session has ended."""
-        memory = (ctypes.c_char * _LARGEST).from_buffer(mmap.mmap(-1, _LARGEST))  # takes no memory until it is used
+        memory = (ctypes.c_char * LARGEST).from_buffer(mmap.mmap(-1, LARGEST))  # takes no memory until it is used
         address = ctypes.addressof(memory)
-        process, read, kernel = self._processor(address), self._read, self._descriptor()
+        process, prompt = self._processor(address, self._libfuse), self._processor(address, self._keeping)
+        read, write, kernel = self._read, self._write, self._descriptor()
+        opcode = ctypes.c_uint32.from_address(address + OPCODE)
+        waited = ctypes.create_string_buffer(POLL.pack(kernel, select.POLLIN, 0))
         self._keep.append(memory)
         self._addresses[threading.get_ident()] = address
-        briefs, opcode = self._briefs, ctypes.c_uint32.from_address(address + _OPCODE)
+        briefs, wait = self._briefs, self._wait_for_request
 
         def serve() -> bool:
             if self._exiting:
                 return False
-            size = read(kernel, address, _LARGEST)
-            if size > 0:
+            size = read(kernel, address, LARGEST)
+            if size < 0:
+                number = ctypes.get_errno()
+                if number == errno.EAGAIN:
+                    wait(waited, 1, -1)
+                    return True
+                return number in _AGAIN  # else ENODEV: unmounted
+            what = opcode.value
+            if what in KEPT:
+                prompt(size)
+            elif what == GETXATTR and (answer := unsupported(memory)) is not None:
+                write(kernel, answer, len(answer))
+            else:
                 process(size)
-                if self._forgotten is not None and opcode.value in _FORGETS:
-                    self._forgotten(forgotten(memory, opcode.value))
-                if briefs:
-                    self._end_brief()
-                return True
-            return size < 0 and ctypes.get_errno() in _AGAIN  # else ENODEV: unmounted
+            if self._forgotten is not None and what in FORGETS:
+                self._forgotten(forgotten(memory, what))
+            if briefs:
+                self._end_brief()
+            return True
 
         return serve
 
@@ -268,7 +283,7 @@ class Session(ABC):
                 self._set_attr_timeout(self._attr_timeout)
 
     def node(self) -> int:
-        return ctypes.c_uint64.from_address(self._addresses[threading.get_ident()] + _NODE).value
+        return ctypes.c_uint64.from_address(self._addresses[threading.get_ident()] + NODE).value
 
     def store(self, offset: int, data: bytes) -> None:
         with contextlib.suppress(OSError):  # it has forgotten the file; or memory is short, and it will ask
@@ -404,14 +419,6 @@ class Session(ABC):
             self.left_open = True
             time.sleep(_LAST_WORDS)
             self._exit()
-
-
-def forgotten(request: ctypes.Array[ctypes.c_char], opcode: int) -> list[int]:
-    """The nodes that a request tells to be forgotten."""
-    if opcode == _FORGET:
-        return list(struct.unpack_from("=Q", request, _NODE))
-    (count,) = struct.unpack_from("=I", request, _IN_HEADER)
-    return list(struct.unpack_from(f"={2 * count}Q", request, _IN_HEADER + 8)[::2])
 
 
 def versioned(library: ctypes.CDLL, name: bytes, version: bytes) -> int:
