@@ -5,13 +5,14 @@ Redis is data. The patterns, with their classes, are in `junk_patterns.gitignore
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
+from pathspec.util import normalize_file
 
 from redisfuse.errors import UsageError
 from redisfuse.printable import printable
@@ -208,18 +209,26 @@ class _Matcher:
         for rule in self._rules:
             _check(rule)
         self._spec = GitIgnoreSpec.from_lines([rule.pattern for rule in self._rules])
+        # Most names match none: one expression says so at once.
+        self._any = re.compile("|".join(f"(?:{each.replace('?P<ps_d>', '?:')})" for each in self._expressions()))
 
     def find(self, path: str, directory: bool) -> Rule | None:
-        index = self._spec.check_file(path + "/" if directory else path).index
+        path = normalize_file(path + "/" if directory else path)
+        if not self._rules or self._any.search(path) is None:
+            return None
+        index = self._spec.check_file(path).index
         return None if index is None else self._rules[index]
+
+    def _expressions(self) -> Iterator[str]:
+        for pattern in self._spec.patterns:
+            assert pattern.regex is not None  # `_check` saw to that
+            yield pattern.regex.pattern
 
     def name_matcher(self) -> Callable[[str, bool], bool]:
         """One expression for all patterns, for single names: (name, is it in the root) -> does one match."""
         anywhere: list[str] = []
         at_root: list[str] = []
-        for pattern in self._spec.patterns:
-            assert pattern.regex is not None  # `_check` saw to that
-            expression: str = pattern.regex.pattern
+        for expression in self._expressions():
             for optional in ("(?:(?P<ps_d>/)|$)", "(?P<ps_d>/)"):  # a listing does not say which names are folders
                 expression = expression.replace(optional, "$")
             floating = expression.removeprefix("^(?:.+/)?")

@@ -2,8 +2,8 @@
 
 Reading one never waits, nor does answering those of `KEPT`: for them the interpreter is not given up. (Another thread
 would take it for longer than the call lasts, at the price of two changes of threads, a dozen times for each file that
-is saved.) All others may wait in the library, for a path that another thread's callback has locked: a thread that did so
-with the interpreter in its hands would wait for ever.
+is saved.) All others may wait in the library, for a path that another thread's callback has locked: a thread that did
+so with the interpreter in its hands would wait for ever.
 """
 
 from __future__ import annotations

@@ -16,6 +16,12 @@ MOST = 64  # changes that go together
 PATIENCE = 0.0005  # seconds that a leader waits for those who went along last time: about what an fsync takes
 
 
+def _closed() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """One change to be made, and in the end its rows or its error."""
@@ -26,7 +32,7 @@ class Request:
     error: BaseException | None = None
     recorded: int | None = None  # its newest row, whatever became of it
     told: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
-    woken: threading.Event = field(default_factory=threading.Event)
+    woken: threading.Lock = field(default_factory=_closed)  # opened once: it has its outcome, or leads
     leads: bool = False
 
     @property
@@ -62,7 +68,7 @@ class Line:
             self._led = True
             self._arrival.notify()
         if not request.leads:
-            request.woken.wait()
+            request.woken.acquire()
             if not request.leads:
                 return
         company = self._company(request)
@@ -72,7 +78,7 @@ class Line:
             self._pass_on()
             for each in company:
                 if each is not request:
-                    each.woken.set()
+                    each.woken.release()
 
     def _company(self, leader: Request) -> list[Request]:
         """The leader and those who wait, in order; of two that concern one key only the first."""
@@ -93,4 +99,4 @@ class Line:
                 self._led = False
                 return
             self._waiting[0].leads = True
-            self._waiting[0].woken.set()
+            self._waiting[0].woken.release()

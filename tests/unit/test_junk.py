@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
 
 from redisfuse.cli.main import group
 from redisfuse.errors import UsageError
-from redisfuse.junk import CreateFacts, Junk, Kind, Verdict, default_rules, parse_rules
+from redisfuse.junk import CreateFacts, Junk, Kind, Verdict, _Matcher, default_rules, parse_rules
 
 junk = Junk.load()
 
@@ -211,6 +214,42 @@ def test_what_hides_a_name_in_the_root() -> None:
     assert junk.hiding(b".Trashes") is None
     assert Junk.load(keep=["*.swp"]).hiding(b".k.swp") is None
     assert Junk.load(enabled=False).hiding(b".k.swp") is None
+
+
+_PIECES = st.sampled_from(
+    [
+        *SAFE,
+        *DATA,
+        "4913",
+        "5036",
+        ".sw",
+        "swp",
+        "~",
+        "#",
+        ".#",
+        "._",
+        "lock",
+        "Icon\r",
+        "a",
+        "x",
+        "é",
+        "\n",
+        " ",
+        "*",
+        "%2E",
+    ]
+)
+
+
+@given(st.lists(st.lists(_PIECES, min_size=1, max_size=3).map("".join), min_size=1, max_size=3), st.booleans())
+def test_the_short_cut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
+    """One expression says of most names that no pattern matches; what it lets pass and what not is pathspec's word."""
+    path = "/".join(names).lstrip("/")
+    for kinds in ((Kind.KEEP,), (Kind.SAFE, Kind.NEW), (Kind.PROBE,), (Kind.BEHAVIOUR,), tuple(Kind)):
+        rules = [rule for rule in [*default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")] if rule.kind in kinds]
+        spec = GitIgnoreSpec.from_lines([rule.pattern for rule in rules])
+        index = spec.check_file(path + "/" if directory else path).index
+        assert _Matcher(rules, *kinds).find(path, directory) == (None if index is None else rules[index])
 
 
 def test_hiding_is_quick() -> None:
