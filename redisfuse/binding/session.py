@@ -26,6 +26,7 @@ from typing import Any
 
 from redisfuse.binding import handshake, retired
 from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.binding.affinity import Affinity
 from redisfuse.binding.answers import guarded
 from redisfuse.binding.cached_nodes import CachedNodes
 from redisfuse.binding.callbacks import PROMPT, SYNCING, WRITING, Callbacks, read_only_answer
@@ -105,6 +106,7 @@ class Session(ABC):
         self._write.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t]
         self._wait_for_request = ctypes.CDLL(None).poll  # and not select.poll, likewise
         self._wait_for_request.argtypes = [ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int]
+        self._affinity = Affinity()
         self._exiting = False
         self.crew: Crew | None = None
         self._wakeups: Wakeups | None = None
@@ -187,7 +189,7 @@ class Session(ABC):
         waited = ctypes.create_string_buffer(POLL.pack(kernel, select.POLLIN, 0))
         self._keep.append(memory)
         self._addresses[threading.get_ident()] = address
-        briefs, wait = self._briefs, self._wait_for_request
+        briefs, wait, affinity = self._briefs, self._wait_for_request, self._affinity
 
         def serve() -> bool:
             if self._exiting:
@@ -196,9 +198,11 @@ class Session(ABC):
             if size < 0:
                 number = ctypes.get_errno()
                 if number == errno.EAGAIN:
+                    affinity.waited()
                     wait(waited, 1, -1)
                     return True
                 return number in _AGAIN  # else ENODEV: unmounted
+            affinity.asked()
             what = opcode.value
             if what in KEPT:
                 prompt(size)

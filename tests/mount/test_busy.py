@@ -1,0 +1,75 @@
+"""Many programs at once: they are served side by side, on one processor, and all that they save arrives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.redis_server import RedisServer
+
+PROGRAMS, EACH = 8, 250
+PROCESSORS = os.sched_getaffinity(0)
+SAVE = """
+import os, sys
+for number in range(int(sys.argv[2])):
+    with open(f"{sys.argv[1]}-{number}", "wb", buffering=0) as file:
+        file.write(b"%d" % number)
+"""
+
+
+@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+def mount(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mount]:
+    folder = tmp_path_factory.mktemp("busy")
+    with mounted(folder, server.url(), "--binding", request.param, write=True) as mount:
+        yield mount
+
+
+@pytest.fixture
+def client(server: RedisServer, mount: Mount) -> redis.Redis:
+    empty(server, mount)
+    return server.client()
+
+
+def processors(mount: Mount) -> set[int]:
+    """Those on which some thread of the mount may run."""
+    allowed: set[int] = set()
+    for task in Path(f"/proc/{mount.process.pid}/task").iterdir():
+        with suppress(ProcessLookupError):
+            allowed |= os.sched_getaffinity(int(task.name))
+    return allowed
+
+
+def test_many_programs_save_at_once(client: redis.Redis, mount: Mount) -> None:
+    """Each save is its key; the mount keeps to one processor meanwhile, and only meanwhile."""
+    assert processors(mount) == PROCESSORS
+    saving = [
+        subprocess.Popen([sys.executable, "-c", SAVE, str(mount.path / f"p{number}"), str(EACH)])
+        for number in range(PROGRAMS)
+    ]
+    try:
+        eventually(lambda: len(processors(mount)) == 1, 20)
+    finally:
+        ended = [program.wait(60) for program in saving]
+    assert not any(ended)
+    expected = {b"p%d-%d" % (program, number): b"%d" % number for program in range(PROGRAMS) for number in range(EACH)}
+    names = list(expected)
+    assert client.mget(names) == [expected[name] for name in names]
+    assert client.dbsize() == len(expected)
+    assert len(mount.path.joinpath("p0-1").read_bytes()) == 1
+
+    def one_program_asks() -> bool:
+        for number in range(200):
+            mount.path.joinpath(f"absent{number}-{os.urandom(4).hex()}").exists()
+        return processors(mount) == PROCESSORS
+
+    eventually(one_program_asks, 20)
