@@ -23,7 +23,6 @@ from redisfuse.errors import (
     NotFoundError,
     TryAgainError,
 )
-from redisfuse.escapes import shown
 from redisfuse.junk import Junk
 from redisfuse.keyspace.attributes import ABSENT, UNREADABLE, Attributes, AttributeStore
 from redisfuse.keyspace.keyspace import Keyspace
@@ -186,7 +185,7 @@ class Filesystem:
             return DirectoryNode(directory)  # the index was completed meanwhile
         if directory is not None and self.overlay is not None and self.overlay.has_below(path):
             return DirectoryNode(directory)  # its keys have gone, but what is being edited there has not
-        raise NotFoundError(f"{shown(reading.name)}: no such key")
+        raise NotFoundError("no such key")
 
     def _knows_directories(self) -> bool:
         """Whether the index is whole, waiting a moment for it; where names are made, as long as it takes."""

@@ -60,6 +60,7 @@ class Notifier:
         self._nodes: CachedNodes | None = None
         self._known: Known | None = None
         self._remembered: dict[bytes, Node] = {}
+        self._found: dict[bytes, tuple[Node, bool]] = {}  # paths that were looked up for what is being written now
         self._pushed: dict[bytes, float] = {}  # when each path was pushed last: time.monotonic()
         self._reason = "not mounted yet"
         self._epoch = False
@@ -231,6 +232,7 @@ class Notifier:
     def _forget(self, pending: list[tuple[bytes, int]]) -> None:
         """All are looked up before anything is written, since each notification makes its directory uncached."""
         assert self._known is not None
+        self._found.clear()
         retire = self._known.retire
         parents: dict[bytes, int] = {}
         inodes: dict[int, bool] = {}
@@ -285,6 +287,12 @@ class Notifier:
 
     def _find(self, path: bytes) -> tuple[Node, bool]:
         """The node of a path, and whether that is what is cached now; else what it was when it was last found."""
+        found = self._found.get(path)
+        if found is None:
+            found = self._found[path] = self._look_up(path)
+        return found
+
+    def _look_up(self, path: bytes) -> tuple[Node, bool]:
         assert self._nodes is not None
         node = self._nodes.find(path)
         remembered = self._remembered
@@ -300,6 +308,7 @@ class Notifier:
 
     def _forget_all(self) -> None:
         assert self._known is not None
+        self._found.clear()
         nodes = {self._find(path)[0].number: True for path in self._known.changed_all()}
         nodes.update((node.number, node.directory or self._known.retire is None) for node in self._remembered.values())
         entries: list[tuple[int, bytes]] = []

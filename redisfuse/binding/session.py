@@ -123,7 +123,7 @@ class Session(ABC):
         self._retirements = itertools.count(1)
         self._forgotten: Callable[[Iterable[int]], None] | None = None
         self._nodes: CachedNodes | None = None
-        self._context = self._libfuse.fuse_get_context
+        self._context = self._keeping.fuse_get_context
         self._context.restype = ctypes.POINTER(module.fuse_context)
         version = self._libfuse.fuse_version()
         self.version = (version // 100, version % 100) if version >= 100 else (version // 10, version % 10)

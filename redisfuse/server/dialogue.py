@@ -5,6 +5,7 @@ answer says LOADING. One thread at a time uses a Dialogue, except that close() m
 """
 
 import contextlib
+import functools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO, NoReturn
@@ -287,6 +288,7 @@ class Dialogue:
         raise connection_error(error, self._address) from None
 
 
+@functools.lru_cache(1024)
 def _name(word: Argument) -> bytes:
     return (word if isinstance(word, bytes) else str(word).encode()).upper()
 

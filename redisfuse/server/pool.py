@@ -96,6 +96,8 @@ class Pool:
 
     def _stand_in_line(self, seconds: float) -> bool:
         """Wait until it is one's turn, the first come first; False if that takes too long."""
+        if not self._line and (self._closed or self.idle or self._may_grow):
+            return True
         ticket = object()
         self._line.append(ticket)
         try:
