@@ -150,6 +150,23 @@ def spent(mount: Mount, work: Callable[[], object]) -> Spent:
     )
 
 
+def in_parallel(processes: int, work: Callable[[int], None]) -> None:
+    """Each in a process of its own; `work` is told which it is."""
+    children = []
+    for number in range(processes):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                work(number)
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    failed = [child for child in children if os.waitpid(child, 0)[1]]
+    assert not failed, "a process failed"
+
+
 def run(*words: object) -> None:
     """A program to its end, unseen; CalledProcessError unless its status is 0 (or 1, as grep's that finds nothing)."""
     done = subprocess.run([str(word) for word in words], capture_output=True, check=False, timeout=600)

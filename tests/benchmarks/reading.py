@@ -13,6 +13,7 @@ from typing import Any
 import redis
 
 from tests.benchmarks.bench_index import in_process, key
+from tests.benchmarks.crowd import several_at_once
 from tests.benchmarks.ground import MIB, Peak, Run, best, clock, fill, requests, run, spent
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
 from tests.support.memory_mount import MemoryMount
@@ -43,6 +44,7 @@ def measure(bench: Run) -> list[Table]:
     tables = [_first_listings(bench)]
     for binding in bench.bindings:
         tables.append(_small(bench, binding))
+    tables.append(several_at_once(bench))
     tables.append(_long(bench))
     return tables
 

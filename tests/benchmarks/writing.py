@@ -6,11 +6,11 @@ import os
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from tests.benchmarks.ground import MIB, Peak, Run, best, clock, file_bytes, fsyncs, run, spent
+from tests.benchmarks.ground import MIB, Peak, Run, best, clock, file_bytes, fsyncs, in_parallel, run, spent
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
+from tests.benchmarks.slow_disk import slow_disk
 from tests.support.mounts import Mount
 from tests.support.redis_server import RedisServer
 
@@ -29,6 +29,7 @@ COLUMNS = (
 )
 WRITERS = 8
 AGAIN = 10  # files that are saved again and again
+SLOWER = (1, 2, 5)  # milliseconds
 TRACED = 100  # saves that are made once more under strace
 
 
@@ -49,17 +50,48 @@ def _saves(bench: Run) -> Table:
             f"or {AGAIN} in turn.",
             "direct: redis-py, SET KEEPTTL one after the other: nothing journaled, no conflict check.",
             "disk, fsync: plain files on the disk of the journal, with one fsync a save.",
+            "fsync longer: by LD_PRELOAD in the mount's process; cloud disks and SSDs without a capacitor take 1 to 5 ms.",
             "commands, round trips, fsyncs (by strace): of one save, its look-ups and its conflict check included.",
         ],
     )
     for kind, names in (("new files", bench.sizes.saves), ("the same files again", AGAIN)):
         alone = 0.0
         with RedisServer() as server, bench.mount(server, bench.bindings[0], write=True) as mount:
-            _in_parallel(WRITERS, lambda writer: _save_files(mount.path / f"w{writer}", AGAIN, AGAIN))
+            in_parallel(WRITERS, lambda writer: _save_files(mount.path / f"w{writer}", AGAIN, AGAIN))
             for writers in (1, WRITERS):
                 reached = _add_saves(bench, table, server, mount, kind, names, writers, alone)
                 alone = alone or reached
+    for milliseconds in SLOWER:
+        _add_slow(bench, table, milliseconds)
     return table
+
+
+def _add_slow(bench: Run, table: Table, milliseconds: int) -> None:
+    """What sharing an fsync is worth where one takes longer."""
+    names, alone = bench.sizes.saves, 0.0
+    with RedisServer() as server, slow_disk(bench.folder, milliseconds) as slow:
+        if not slow:
+            return
+        with bench.mount(server, bench.bindings[0], write=True) as mount:
+            in_parallel(WRITERS, lambda writer: _save_files(mount.path / f"w{writer}", AGAIN, AGAIN))
+            for writers in (1, WRITERS):
+                each = names // writers
+                took = spent(
+                    mount,
+                    lambda: in_parallel(
+                        writers,  # noqa: B023
+                        lambda writer: _save_files(mount.path / f"w{writer}", each, names, f"s{writers}-"),  # noqa: B023
+                    ),
+                )
+                reached = each * writers / took.seconds
+                table.add(
+                    f"new files, {writers} writer{'s' * (writers > 1)}, each fsync {milliseconds} ms longer",
+                    rate(reached),
+                    ratio=f"{reached / alone:.1f} times one writer" if alone else "",
+                    mount_CPU=seconds(took.mount_cpu / each / writers),
+                    goal=goal("≥ 3 times one writer", reached >= 3 * alone) if alone else "",
+                )
+                alone = alone or reached
 
 
 def _add_saves(
@@ -71,9 +103,9 @@ def _add_saves(
     prefix = f"{kind[0]}{writers}-"
     took = spent(
         mount,
-        lambda: _in_parallel(writers, lambda writer: _save_files(mount.path / f"w{writer}", each, names, prefix)),
+        lambda: in_parallel(writers, lambda writer: _save_files(mount.path / f"w{writer}", each, names, prefix)),
     )
-    direct = clock(lambda: _in_parallel(writers, lambda writer: _set_keys(server, writer, each)))
+    direct = clock(lambda: in_parallel(writers, lambda writer: _set_keys(server, writer, each)))
     reached = saves / took.seconds
     synced = _fsyncs_a_save(bench, mount, names, writers)
     table.add(
@@ -98,7 +130,7 @@ def _fsyncs_a_save(bench: Run, mount: Mount, names: int, writers: int) -> float:
     found = fsyncs(
         mount,
         bench.new_folder(),
-        lambda: _in_parallel(
+        lambda: in_parallel(
             writers, lambda writer: _save_files(mount.path / f"w{writer}", each, names, f"traced{names}-{writers}-")
         ),
     )
@@ -113,7 +145,7 @@ def _elsewhere(folder: Path, writers: int, each: int, names: int, *, fsync: bool
         each
         * writers
         / clock(
-            lambda: _in_parallel(writers, lambda writer: _save_files(parent / f"w{writer}", each, names, fsync=fsync))
+            lambda: in_parallel(writers, lambda writer: _save_files(parent / f"w{writer}", each, names, fsync=fsync))
         )
     )
 
@@ -134,23 +166,6 @@ def _set_keys(server: RedisServer, writer: int, times: int) -> None:
     client = server.client()
     for number in range(times):
         client.set(f"direct:{writer}:{number % AGAIN}", b"v" * 100, keepttl=True)
-
-
-def _in_parallel(writers: int, work: Callable[[int], None]) -> None:
-    """Each in a process of its own."""
-    children = []
-    for writer in range(writers):
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                work(writer)
-                status = 0
-            finally:
-                os._exit(status)
-        children.append(child)
-    failed = [child for child in children if os.waitpid(child, 0)[1]]
-    assert not failed, "a writer failed"
 
 
 # -- long strings ----------------------------------------------------------------------------------------------------
