@@ -50,7 +50,7 @@ def _saves(bench: Run) -> Table:
             f"or {AGAIN} in turn.",
             "direct: redis-py, SET KEEPTTL one after the other: nothing journaled, no conflict check.",
             "disk, fsync: plain files on the disk of the journal, with one fsync a save.",
-            "fsync longer: by LD_PRELOAD in the mount's process; cloud disks and SSDs without a capacitor take 1 to 5 ms.",
+            "each fsync longer: what sharing one is worth on a slower disk (LD_PRELOAD in the mount's process).",
             "commands, round trips, fsyncs (by strace): of one save, its look-ups and its conflict check included.",
         ],
     )
