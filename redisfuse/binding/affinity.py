@@ -54,18 +54,22 @@ class Affinity:
             processors = os.sched_getaffinity(0)
             if len(processors) > 1:
                 self._before = processors
-                _keep_to({_current()} & processors or {min(processors)})
+                _keep_to(processors & _current() or {min(processors)})
 
 
 def _keep_to(processors: set[int]) -> None:
     """Let all threads of this process run there."""
     done: set[str] = set()
-    while tasks := set(os.listdir(_TASKS)) - done:  # they may have started others meanwhile
-        for task in tasks:
-            with contextlib.suppress(OSError):  # it has ended; or this is not allowed here
-                os.sched_setaffinity(int(task), processors)
-        done |= tasks
+    with contextlib.suppress(OSError):  # no /proc here
+        while tasks := set(os.listdir(_TASKS)) - done:  # they may have started others meanwhile
+            for task in tasks:
+                with contextlib.suppress(OSError):  # it has ended; or this is not allowed here
+                    os.sched_setaffinity(int(task), processors)
+            done |= tasks
 
 
-def _current() -> int:
-    return int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[_PROCESSOR])
+def _current() -> set[int]:
+    """The processor on which this thread runs, if that can be found out."""
+    with contextlib.suppress(OSError):
+        return {int(Path("/proc/thread-self/stat").read_text().rpartition(")")[2].split()[_PROCESSOR])}
+    return set()

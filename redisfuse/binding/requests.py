@@ -17,7 +17,7 @@ LARGEST = LONGEST_WRITE + 8192  # bytes of a request, with its headers
 OPCODE, UNIQUE, NODE, BODY = 4, 8, 16, 40  # offsets in struct fuse_in_header, and its size
 FORGET, _BATCH_FORGET = FORGETS = (2, 42)
 GETXATTR = 22
-KEPT = (16, 25)  # WRITE and FLUSH: in write mode the library is told no path for them, and waits for nothing
+KEPT = (16, 25)  # WRITE and FLUSH: for them the library looks for no path, unless files are not opened
 NAME = BODY + 8  # of the attribute, behind struct fuse_getxattr_in
 POLL = struct.Struct("=ihh")  # struct pollfd of poll(2)
 _ANSWER = struct.Struct("=IiQ")  # struct fuse_out_header

@@ -114,6 +114,7 @@ class Session(ABC):
         self._started = False  # whether `started` was called, and
         self._answering = False  # whether it returned
         self.left_open = False
+        self._kept: tuple[int, ...] = ()  # kinds of requests that are answered without giving up the interpreter
         self._kernel: int | None = None  # the connection, while the library's own descriptor is something else
         self._keep: list[Any] = []  # what C holds pointers into, until the process ends
         self._addresses: dict[int, int] = {}  # thread -> where the request is that it answers
@@ -185,7 +186,7 @@ class Session(ABC):
         address = ctypes.addressof(memory)
         process, prompt = self._processor(address, self._libfuse), self._processor(address, self._keeping)
         read, write, kernel = self._read, self._write, self._descriptor()
-        opcode = ctypes.c_uint32.from_address(address + OPCODE)
+        opcode, kept = ctypes.c_uint32.from_address(address + OPCODE), self._kept
         waited = ctypes.create_string_buffer(POLL.pack(kernel, select.POLLIN, 0))
         self._keep.append(memory)
         self._addresses[threading.get_ident()] = address
@@ -204,7 +205,7 @@ class Session(ABC):
                 return number in _AGAIN  # else ENODEV: unmounted
             affinity.asked()
             what = opcode.value
-            if what in KEPT:
+            if what in kept:
                 prompt(size)
             elif what == GETXATTR and (answer := unsupported(memory)) is not None:
                 write(kernel, answer, len(answer))
@@ -232,6 +233,7 @@ class Session(ABC):
         path = mountpoints.check(options.mountpoint, nonempty=options.nonempty)
         self._failure = None
         self._started = self._answering = self._exiting = self.left_open = False
+        self._kept = () if options.may_do_without_open else KEPT
         with Wakeups() as wakeups:
             self._wakeups = wakeups
             self.crew = crew = Crew(self._server, options.threads, lambda: wakeups.wake(_ENDED))
