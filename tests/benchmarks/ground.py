@@ -203,7 +203,7 @@ class Peak:
 
 
 REQUESTS = {1: "LOOKUP", 3: "GETATTR", 14: "OPEN", 15: "READ", 16: "WRITE", 18: "RELEASE", 28: "READDIR"}
-REQUESTS |= {44: "READDIRPLUS"}  # of <linux/fuse.h>
+REQUESTS |= {22: "GETXATTR", 27: "OPENDIR", 29: "RELEASEDIR", 44: "READDIRPLUS"}  # of <linux/fuse.h>
 _READ = re.compile(r'"((?:\\x[0-9a-f]{2}){8})"\.*, \d+\)\s+= (\d+)')
 
 
