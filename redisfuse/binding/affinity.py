@@ -4,8 +4,8 @@ Only one thread at a time runs Python. Where several are ready on different proc
 wakes a processor and moves what its caches hold, and the same work takes twice the time (tests/benchmarks/RESULTS.md,
 "several programs at once"). On one processor they take turns without that. But one program that waits for each of its
 answers is served best on the processor on which it runs itself, which the kernel sees to if it may. So the process
-keeps to one processor only while requests are found waiting when the last is answered. Which one is of no matter: the kernel
-moves others away from it if they may run elsewhere.
+keeps to one processor only while requests are found waiting when the last is answered. Which one is of no matter: the
+kernel moves others away from it if they may run elsewhere.
 """
 
 from __future__ import annotations
