@@ -15,13 +15,17 @@ import redis
 from tests.support.mounts import Mount, empty, eventually, mounted
 from tests.support.redis_server import RedisServer
 
-PROGRAMS, EACH = 8, 250
+PROGRAMS, EACH = 8, 100
 PROCESSORS = os.sched_getaffinity(0)
 SAVE = """
 import os, sys
-for number in range(int(sys.argv[2])):
-    with open(f"{sys.argv[1]}-{number}", "wb", buffering=0) as file:
-        file.write(b"%d" % number)
+path, each, end = sys.argv[1:]
+while True:
+    for number in range(int(each)):
+        with open(f"{path}-{number}", "wb", buffering=0) as file:
+            file.write(b"%d" % number)
+    if os.path.exists(end):
+        break
 """
 
 
@@ -49,16 +53,18 @@ def processors(mount: Mount) -> set[int]:
     return allowed
 
 
-def test_many_programs_save_at_once(client: redis.Redis, mount: Mount) -> None:
+def test_many_programs_save_at_once(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
     """Each save is its key; the mount keeps to one processor meanwhile, and only meanwhile."""
     assert processors(mount) == PROCESSORS
+    end = tmp_path / "end"
     saving = [
-        subprocess.Popen([sys.executable, "-c", SAVE, str(mount.path / f"p{number}"), str(EACH)])
+        subprocess.Popen([sys.executable, "-c", SAVE, mount.path / f"p{number}", str(EACH), end])
         for number in range(PROGRAMS)
     ]
     try:
         eventually(lambda: len(processors(mount)) == 1, 20)
     finally:
+        end.touch()
         ended = [program.wait(60) for program in saving]
     assert not any(ended)
     expected = {b"p%d-%d" % (program, number): b"%d" % number for program in range(PROGRAMS) for number in range(EACH)}
