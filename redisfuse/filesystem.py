@@ -89,6 +89,11 @@ class Stat(NamedTuple):
     streamed: bool = False  # its size is not known beforehand: read with direct I/O until the end
     linked: bool = True  # False: it was unlinked while it was open
 
+    @property
+    def measured(self) -> bool:
+        """Whether its size is what will be read."""
+        return self.readable and not self.streamed
+
 
 @dataclass(frozen=True, slots=True)
 class TreeOptions:

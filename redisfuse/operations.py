@@ -37,7 +37,6 @@ from redisfuse.listings import Listings
 from redisfuse.names import MARK
 from redisfuse.nodes import (
     DIRECTORY_NODES,
-    EDITABLE_TYPES,
     DirectoryNode,
     FileNode,
     Node,
@@ -176,7 +175,7 @@ class Operations:
         """
         if not self._tree.keyspace.is_busy(node.target.key) or not self._outside.without_open():
             return False
-        return node.view is None and node.type in EDITABLE_TYPES and node.length <= HOT_BYTES
+        return node.editable and node.length <= HOT_BYTES
 
     def _prepared_attr(self, path: bytes, node: FileNode) -> Attr:
         """Attributes, with what goes with them kept to be read."""
@@ -194,14 +193,14 @@ class Operations:
         seen = self.shared.seen(node)
         if seen is None:
             found = self._tree.stat(self._tree.find(path))
-            if not reading or not (found.streamed or not found.readable) or self._outside.reading() is False:
+            if not reading or found.measured or self._outside.reading() is False:
                 return self._told(path, found)
             seen = self.shared.begin(node, self._outside.number())
         return self._seen_attr(path, seen, reading=reading)
 
     def _told(self, path: bytes, found: Stat) -> Attr:
         """As `_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
-        if (found.streamed or not found.readable) and self._outside.without_open():
+        if not found.measured and self._outside.without_open():
             self._outside.brief()
         return self._attr(path, found)
 
@@ -441,7 +440,7 @@ class Operations:
         key = node.target.key
         version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
         snapshot, streams = self._tree.reader.open(node, told)
-        if node.view is None and node.type in EDITABLE_TYPES and snapshot.size != node.length:
+        if node.editable and snapshot.size != node.length:
             self._tree.attributes.drop([key])  # it has changed since, which will be told of
             self._tree.keyspace.touched(key)
         return Beginning(snapshot, key, age, version, streams)

@@ -17,7 +17,7 @@ from redisfuse.following import FollowingSnapshot
 from redisfuse.keyspace.attributes import UNREADABLE, AttributeStore
 from redisfuse.keyspace.keyspace import Keyspace
 from redisfuse.names import Target
-from redisfuse.nodes import FIELD_TYPE, FileNode
+from redisfuse.nodes import FileNode
 from redisfuse.server.server import Server
 from redisfuse.values.document import document
 from redisfuse.values.dump import dump
@@ -104,7 +104,7 @@ class Reader:
         """
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
-        if node.view is None and node.type in (b"string", FIELD_TYPE):
+        if node.editable:
             return self.following(node.target), False
         text = self._measured(node, told)
         if text is STREAMED:
@@ -138,7 +138,7 @@ class Reader:
 
     def measure(self, node: FileNode) -> tuple[int, bool]:
         """A file's size in bytes, and whether it streams (its size is 0 then)."""
-        if node.view is None and node.type in (b"string", FIELD_TYPE):
+        if node.editable:
             return node.length, False
         try:
             text = self._rendering(node)

@@ -50,6 +50,11 @@ class Beginning:
     checked: bool = False  # whether the kernel believes that it is as long
     superseded: float = 0.0  # since when, by time.monotonic()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it was superseded so long ago that nobody can be about to retire it."""
+        return bool(self.superseded) and time.monotonic() - self.superseded > SUPERSEDED
+
 
 class SharedFiles:
     def __init__(
@@ -63,8 +68,8 @@ class SharedFiles:
     ) -> None:
         """`begin` finds what is at a path, given the length that the kernel was told, if that is known; `at_hand` the
         same without waiting. `version`: a number that grows with each change of a key; `is_recent`: whether the last
-        was just now. `push` makes the kernel look
-        again, and returns at once. `trust`: for how many seconds what was read may be believed without being told."""
+        was just now. `push` makes the kernel look again, and returns at once. `trust`: for how many seconds what was
+        read may be believed without being told."""
         self._begin = begin
         self._at_hand = at_hand
         self._version = version
@@ -151,7 +156,7 @@ class SharedFiles:
                 found = table.get(node)
                 if found is None:
                     continue
-                if found.superseded and time.monotonic() - found.superseded > SUPERSEDED:
+                if found.is_over:
                     self._drop(found)  # nobody came to retire it
                     return None
                 table.move_to_end(node)
@@ -226,10 +231,11 @@ class SharedFiles:
 
     def seen(self, node: bytes) -> Beginning | None:
         """What a node is to be described by, if it was read, so that a length and a content never part."""
-        found = self._small.get(node) or self._large.get(node)
-        if found is not None and found.superseded and time.monotonic() - found.superseded > SUPERSEDED:
-            return None
-        return found
+        found = self._known(node)
+        return None if found is None or found.is_over else found
+
+    def _known(self, node: bytes) -> Beginning | None:
+        return self._small.get(node) or self._large.get(node)
 
     def is_changing(self, key: bytes) -> bool:
         """Whether the kernel may still hold what a key was, and must not be told yet what it is."""
@@ -262,7 +268,7 @@ class SharedFiles:
 
     def _supersede_all(self, nodes: Iterable[bytes]) -> None:
         for node in nodes:
-            found = self._small.get(node) or self._large.get(node)
+            found = self._known(node)
             if found is not None:
                 self._supersede(found)
 

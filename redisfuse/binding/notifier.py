@@ -234,7 +234,6 @@ class Notifier:
         assert self._known is not None
         self._found.clear()
         retire = self._known.retire
-        parents: dict[bytes, int] = {}
         inodes: dict[int, bool] = {}
         entries: dict[tuple[int, bytes], int] = {}
         files: list[tuple[int, bytes]] = []
@@ -243,12 +242,12 @@ class Notifier:
             if node.number:
                 inodes[node.number] = True
             if path and not (what & _STANDS and node.number and cached):
-                parent = self._add_entry(path, node, parents, entries)
+                parent = self._add_entry(path, node, entries)
                 if retire and parent and node.number and not node.directory and self._known.was_read(b"/" + path):
                     files.append((parent, path.rpartition(b"/")[2]))
                     inodes[node.number] = False  # its pages stay
             if what & _PARENTS:
-                self._add_parents(path, parents, inodes, entries)
+                self._add_parents(path, inodes, entries)
         if retire is not None:
             for parent, name in files:
                 retire(parent, name)
@@ -257,14 +256,10 @@ class Notifier:
         for (parent, name), flags in entries.items():
             self._entry(parent, name, flags)
 
-    def _add_entry(
-        self, path: bytes, node: Node, parents: dict[bytes, int], entries: dict[tuple[int, bytes], int]
-    ) -> int:
+    def _add_entry(self, path: bytes, node: Node, entries: dict[tuple[int, bytes], int]) -> int:
         """The directory's node; 0 if it is not cached."""
         directory, _, name = path.rpartition(b"/")
-        parent = parents.get(directory)
-        if parent is None:
-            parent = parents[directory] = self._find(directory)[0].number if directory else ROOT
+        parent = self._directory(directory).number
         if parent:
             gentle = self._expire and node.number and not node.directory
             entries[parent, name] = _EXPIRE_ONLY if gentle else 0
@@ -273,17 +268,19 @@ class Notifier:
     def _add_parents(
         self,
         path: bytes,
-        parents: dict[bytes, int],
         inodes: dict[int, bool],
         entries: dict[tuple[int, bytes], int],
     ) -> None:
         while path:
             path = path.rpartition(b"/")[0]
-            node = self._find(path)[0] if path else Node(ROOT, True)
+            node = self._directory(path)
             if node.number:
                 inodes[node.number] = True
             else:
-                self._add_entry(path, node, parents, entries)
+                self._add_entry(path, node, entries)
+
+    def _directory(self, path: bytes) -> Node:
+        return self._find(path)[0] if path else Node(ROOT, True)
 
     def _find(self, path: bytes) -> tuple[Node, bool]:
         """The node of a path, and whether that is what is cached now; else what it was when it was last found."""
@@ -333,7 +330,7 @@ class Notifier:
         for path in paths:
             directory, _, name = path.strip(b"/").rpartition(b"/")
             nodes[self._find(path.strip(b"/"))[0].number] = False  # the pages may stay
-            parent = self._find(directory)[0].number
+            parent = self._directory(directory).number
             if parent:
                 retire(parent, name)
                 entries.append((parent, name))

@@ -96,17 +96,20 @@ class Pool:
 
     def _stand_in_line(self, seconds: float) -> bool:
         """Wait until it is one's turn, the first come first; False if that takes too long."""
-        if not self._line and (self._closed or self.idle or self._may_grow):
+        if self._closed or (not self._line and self._has_one):
             return True
         ticket = object()
         self._line.append(ticket)
         try:
-            return self._changed.wait_for(
-                lambda: self._closed or (self._line[0] is ticket and (bool(self.idle) or self._may_grow)), seconds
-            )
+            return self._changed.wait_for(lambda: self._closed or (self._line[0] is ticket and self._has_one), seconds)
         finally:
             self._line.remove(ticket)
             self._changed.notify_all()
+
+    @property
+    def _has_one(self) -> bool:
+        """Whether there is a connection to be had at once."""
+        return bool(self.idle) or self._may_grow
 
     @property
     def _may_grow(self) -> bool:

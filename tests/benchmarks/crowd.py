@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from tests.benchmarks.ground import Run, fill, in_parallel, spent
+from tests.benchmarks.ground import Run, fill, in_parallel, read_all, spent
 from tests.benchmarks.report import Table, rate, seconds
 from tests.support.mounts import Mount
 from tests.support.redis_server import RedisServer
@@ -38,10 +36,7 @@ def _add(bench: Run, table: Table, name: str, mount: Mount) -> None:
     each = bench.sizes.opened
 
     def read(folder: int) -> None:
-        for number in range(each):
-            file = os.open(mount.path / f"d{folder}" / f"f{number}", os.O_RDONLY)
-            os.read(file, 4096)
-            os.close(file)
+        read_all(f"{mount.path}/d{folder}/f{number}" for number in range(each))
 
     alone = spent(mount, lambda: in_parallel(1, lambda _: read(PROGRAMS)))
     many = spent(mount, lambda: in_parallel(PROGRAMS, read))

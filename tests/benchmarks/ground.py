@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -165,6 +165,14 @@ def in_parallel(processes: int, work: Callable[[int], None]) -> None:
         children.append(child)
     failed = [child for child in children if os.waitpid(child, 0)[1]]
     assert not failed, "a process failed"
+
+
+def read_all(names: Iterable[str]) -> None:
+    """Open, read and close each file."""
+    for name in names:
+        file = os.open(name, os.O_RDONLY)
+        os.read(file, 4096)
+        os.close(file)
 
 
 def run(*words: object) -> None:

@@ -14,7 +14,7 @@ import redis
 
 from tests.benchmarks.bench_index import in_process, key
 from tests.benchmarks.crowd import several_at_once
-from tests.benchmarks.ground import MIB, Peak, Run, best, clock, fill, requests, run, spent
+from tests.benchmarks.ground import MIB, Peak, Run, best, clock, fill, read_all, requests, run, spent
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
 from tests.support.memory_mount import MemoryMount
 from tests.support.mounts import Mount, is_mounted, mounted
@@ -243,9 +243,9 @@ def _opens(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: 
         goal=goal("≥ 1/2 of tmpfs", tmpfs >= warm.seconds / 2),
     )
     for _ in range(2):
-        _read_all(names)
-    warm = min((spent(mount, lambda: _repeat(_read_all, names)) for _ in range(3)), key=lambda each: each.seconds)
-    tmpfs = best(lambda: _repeat(_read_all, plain))
+        read_all(names)
+    warm = min((spent(mount, lambda: _repeat(read_all, names)) for _ in range(3)), key=lambda each: each.seconds)
+    tmpfs = best(lambda: _repeat(read_all, plain))
     direct = best(lambda: [client.get(f"many:{each}") for each in range(number)])
     table.add(
         "open + read + close, warm",
@@ -267,13 +267,6 @@ def _repeat(work: Callable[[Sequence[str]], None], names: Sequence[str]) -> None
 def _stat_all(names: Sequence[str]) -> None:
     for name in names:
         os.stat(name)
-
-
-def _read_all(names: Sequence[str]) -> None:
-    for name in names:
-        file = os.open(name, os.O_RDONLY)
-        os.read(file, 4096)
-        os.close(file)
 
 
 def _cats(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: Path) -> None:
@@ -339,8 +332,8 @@ def _floor(bench: Run, table: Table, binding: str) -> None:
         took = clock(lambda: run("grep", "-r", "nothing", *[memory.path / name for name in tree]))
         names = [f"{memory.path}/d0/f{number:06}" for number in range(each)]
         for _ in range(2):
-            _read_all(names)
-        opened = best(lambda: _repeat(_read_all, names))
+            read_all(names)
+        opened = best(lambda: _repeat(read_all, names))
     floor = files / took
     table.add(f"binding alone: `grep -r` over {count(files)}, cold", rate(floor, "files"))
     table.add("binding alone: open + read + close, warm, each open told", rate(10 * each / opened))
