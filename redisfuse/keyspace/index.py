@@ -26,6 +26,7 @@ __all__ = ["Child", "Index"]
 
 SHORT = 256  # a key of fewer bytes never has a path that is too long; `is_long` is not asked about it
 _POURED = 20_000  # keys that go to disk in one go
+_FEW = 1000  # changes that are done on disk while the lock is held
 
 
 class Index:
@@ -46,8 +47,8 @@ class Index:
         self._memory_limit = memory_limit
         self._lock = threading.Lock()
         self._form: Tree | Table = self._table() if on_disk else Tree(separator, is_long, SHORT)
-        # While the index moves to disk: what changed meanwhile, to be done again there.
-        self._moving: list[tuple[bytes, bool]] | None = None
+        # While the index moves to disk: the keys that changed meanwhile, and whether they exist, to be done there too.
+        self._moving: dict[bytes, bool] | None = None
 
     def _table(self) -> Table:
         return Table(self._separator, self._is_long, SHORT)
@@ -81,14 +82,14 @@ class Index:
         """Add keys; answer how many were new. Raises NoSpaceError if the disk form is out of room."""
         with self._lock:
             if self._moving is not None:
-                self._moving.extend((key, True) for key in keys)
+                self._moving.update(dict.fromkeys(keys, True))
             return self._form.add_many(keys)
 
     def discard(self, key: bytes) -> bool:
         """Remove a key, and the directories that it leaves empty; answer whether it was there."""
         with self._lock:
             if self._moving is not None:
-                self._moving.append((key, False))
+                self._moving[key] = False
             return self._form.discard(key)
 
     @property
@@ -108,7 +109,7 @@ class Index:
         with self._lock:
             if self._moving is not None or self._form.on_disk:
                 return
-            self._moving = []
+            self._moving = {}
             tree = self._form
         table = self._table()
         try:
@@ -120,12 +121,16 @@ class Index:
                         table.add_many(poured)
                         poured = []
             table.add_many(poured)
+            # What changed meanwhile is done in rounds, so that the lock is held for the few changes of the last one;
+            # as long as that gets them fewer, for others may change as much as is done.
+            before = 2 * len(self._moving)
+            while _FEW < len(self._moving) <= before / 2:
+                with self._lock:
+                    changes, self._moving = self._moving, {}
+                _repeat(changes, table)
+                before = len(changes)
             with self._lock:
-                for key, exists in self._moving:
-                    if exists:
-                        table.add_many((key,))
-                    else:
-                        table.discard(key)
+                _repeat(self._moving, table)
                 self._form = table
         except RedisFuseError:
             self._memory_limit = None
@@ -217,3 +222,9 @@ class Index:
     def _flat(pieces: Iterator[list[T]]) -> Iterator[T]:
         for piece in pieces:
             yield from piece
+
+
+def _repeat(changes: dict[bytes, bool], table: Table) -> None:
+    """Do to a table what was done to the keys: each exists, or it doesn't."""
+    table.add_many([key for key, exists in changes.items() if exists])
+    table.discard_many([key for key, exists in changes.items() if not exists])

@@ -156,7 +156,7 @@ class Tree:
                         node[head] = unpacked
                         node = unpacked
                         continue
-                if longer is not entry:
+                if longer != entry:  # (equal ones need not be the same: `steps` may know another)
                     if entry == b"":
                         memory += _SLOT + _ROW + ((_OBJECT + 15 + len(head)) & ~15)
                     elif entry is None:

@@ -199,6 +199,20 @@ def test_a_key_beside_a_directory(on_disk: bool) -> None:
 
 
 @BOTH
+def test_a_key_that_is_there_is_not_new(on_disk: bool) -> None:
+    """A key is counted once, also after the key that its directory was has gone."""
+    index = Index(on_disk=on_disk)
+    for _ in range(2):
+        index.add_many([b":0"])
+    index.add(b"")
+    index.discard(b"")
+    memory = index.memory
+    assert index.add_many([b":0"]) == 0
+    assert len(index) == 1
+    assert index.memory == memory
+
+
+@BOTH
 def test_very_deep_keys(on_disk: bool) -> None:
     """A key of thousands of components is listed, found and removed, whatever Python's recursion limit."""
     index = Index(on_disk=on_disk)
@@ -235,7 +249,9 @@ def test_changes_while_it_moves_to_disk() -> None:
     mover.start()
     expected = set(keys)
     number = 0
+    patience = time.monotonic() + 30
     while mover.is_alive() or number < 1000:
+        assert time.monotonic() < patience, "the move does not end while others change what is moved"
         index.add(b"new:%d" % number)
         expected.add(b"new:%d" % number)
         index.discard(keys[number % 60_000])
