@@ -5,7 +5,6 @@ Every query goes by an index (tests look at the plans). Rows are ordered by id, 
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from itertools import islice, repeat
 from typing import Any
 
 from redisfuse.journal import blobs
+from redisfuse.journal.globs import glob
 from redisfuse.journal.states import Change, Content, Intent, Outcome, State
 from redisfuse.journal.text import escape_or_none
 
@@ -295,53 +295,6 @@ def _after(prefix: bytes) -> bytes:
     """The least bytes greater than everything that begins with `prefix` (nearly: keys end before 64 bytes of 0xFF)."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else prefix + b"\xff" * 64
-
-
-def glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
-    """(literal beginning, compiled pattern) of a Redis glob; a pattern without specials: (the literal, None)."""
-    literal = bytearray()
-    regex = bytearray()
-    special = False
-    at = 0
-    while at < len(pattern):
-        byte = pattern[at : at + 1]
-        at += 1
-        if byte in (b"*", b"?"):
-            special = True
-            regex += b".*" if byte == b"*" else b"."
-            continue
-        if byte == b"[":
-            special = True
-            at, part = _character_class(pattern, at)
-            regex += part
-            continue
-        if byte == b"\\" and at < len(pattern):
-            byte = pattern[at : at + 1]
-            at += 1
-        regex += re.escape(byte)
-        if not special:
-            literal += byte
-    return bytes(literal), re.compile(bytes(regex), re.DOTALL) if special else None
-
-
-def _character_class(pattern: bytes, at: int) -> tuple[int, bytes]:
-    """The regular expression for a `[…]` that begins before `at`, and where it ends. As Redis's stringmatchlen."""
-    negated = pattern[at : at + 1] == b"^"
-    at += negated
-    members = bytearray()
-    while at < len(pattern) and pattern[at : at + 1] != b"]":
-        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
-            at += 1
-        first = last = pattern[at]
-        if pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
-            last = pattern[at + 2]
-            at += 2
-        first, last = min(first, last), max(first, last)
-        members += b"\\x%02x-\\x%02x" % (first, last)
-        at += 1
-    if not members:
-        return at + 1, b"." if negated else b"(?!)"
-    return at + 1, b"[" + (b"^" if negated else b"") + bytes(members) + b"]"
 
 
 def _change(query: blobs.Query, row: tuple[Any, ...]) -> Change:

@@ -20,6 +20,7 @@ from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import blobs, changes, database, directories, location, sessions
 from redisfuse.journal.changes import Filter
 from redisfuse.journal.directories import Directory
+from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.states import Change, Content, Intent, Outcome, Session, SessionInfo, State
 from redisfuse.journal.writer import Writer, nothing
 
@@ -282,16 +283,6 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-def literal_glob(key: bytes) -> bytes:
-    """The glob that matches only this key."""
-    escaped = bytearray()
-    for byte in key:
-        if byte in b"*?[]\\":
-            escaped += b"\\"
-        escaped.append(byte)
-    return bytes(escaped)
-
-
 def _contents(intents: Sequence[Intent]) -> dict[bytes, tuple[Content, bool]]:
     """Every content of these intents once, and whether it is new: what was there before is often in the journal."""
     found: dict[bytes, tuple[Content, bool]] = {}
@@ -315,7 +306,7 @@ def _matcher() -> Any:
     def matches(pattern: bytes, key: bytes) -> bool:
         regex = compiled.get(pattern)
         if regex is None:
-            literal, regex = changes.glob(pattern)
+            literal, regex = glob(pattern)
             if regex is None:
                 return key == literal
             compiled[pattern] = regex

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from redisfuse.journal import changes
 from redisfuse.journal.check import check
 from redisfuse.journal.directories import decode, encode
-from redisfuse.journal.journal import Filter, Journal, literal_glob, now
+from redisfuse.journal.globs import glob, literal_glob
+from redisfuse.journal.journal import Filter, Journal, now
 from redisfuse.journal.prune import prune
 from redisfuse.journal.states import ABSENT, CHUNK, Content, Intent, State
 from redisfuse.journal.text import escape
@@ -131,21 +131,22 @@ def server() -> Any:
 @given(pattern=PATTERNS, keys=st.sets(st.text("abc-^]\\[*?", max_size=4).map(str.encode) | KEYS, max_size=20))
 def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[bytes]) -> None:
     """A pattern of `log --key` and `rollback --key` matches the keys that KEYS of a real server does."""
-    glob = b"".join(pattern)
+    joined = b"".join(pattern)
+    assume(not {b"[", b"-", b"\xff"} <= set(pattern))  # see globs.py: what such a range is depends on the build
     keys = keys - {b""}  # of the empty key Redis says that `**` does not match it, though `*` does
     server.flushall()
     for key in keys:
         server.set(key, b"")
-    literal, regex = changes.glob(glob)
+    literal, regex = glob(joined)
     found = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
-    assert found == set(server.keys(glob))
+    assert found == set(server.keys(joined))
     assert all(key.startswith(literal) for key in found)
 
 
 @given(st.binary())
 def test_literal_glob(key: bytes) -> None:
     """A key made into a pattern matches exactly itself."""
-    assert changes.glob(literal_glob(key)) == (key, None)
+    assert glob(literal_glob(key)) == (key, None)
 
 
 @given(st.lists(st.binary(), min_size=1).map(tuple))

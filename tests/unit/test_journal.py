@@ -21,7 +21,8 @@ import pytest
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import changes, database
 from redisfuse.journal.check import check
-from redisfuse.journal.journal import Filter, Journal, literal_glob, now
+from redisfuse.journal.globs import glob, literal_glob
+from redisfuse.journal.journal import Filter, Journal, now
 from redisfuse.journal.prune import prune
 from redisfuse.journal.states import (
     ABSENT,
@@ -452,6 +453,9 @@ def test_order_is_by_id_when_the_clock_goes_back(journal: Journal, monkeypatch: 
         (b"x[", [], [b"x", b"x["]),
         (b"tail\\", [b"tail\\"], [b"tail"]),
         (b"\xff*", [b"\xff", b"\xff\xff\xff"], [b"\xfe"]),
+        (b"[\\a-c]", [b"a", b"-", b"c"], [b"b"]),
+        (b"a*bc*bc*c", [b"abcbcc", b"a.bc.bc.bc.c"], [b"abcbc", b"abcc"]),
+        (b"*a" * 20 + b"*b", [b"a" * 20 + b"b"], [b"a" * 2000, b"a" * 19 + b"b"]),
     ],
 )
 def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: list[bytes], others: list[bytes]) -> None:
@@ -460,7 +464,7 @@ def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: li
     found = {change.key for change in journal.changes(Filter(key=pattern))}
     assert found & set(matching) == set(matching)
     assert not found & set(others)
-    assert all(changes.glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
+    assert all(glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
 
 
 def test_later_changes_and_reverts(journal: Journal) -> None:
