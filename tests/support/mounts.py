@@ -82,7 +82,8 @@ def command_line(*words: str) -> list[str]:
 def environment(folder: Path) -> dict[str, str]:
     """An environment whose state and config folders are in `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
-    return {**kept, "XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1"}
+    own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1"}
+    return {**kept, **own, "PYTHONFAULTHANDLER": "1"}
 
 
 def run(folder: Path, *words: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -65,7 +65,10 @@ class Nursery:
 
     def __enter__(self) -> Self:
         self._parent = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.nursery"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-X", "faulthandler", "-m", "tests.support.nursery"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         threading.Thread(target=self._listen, daemon=True).start()
         return self

@@ -22,10 +22,10 @@ def traced(pid: int, log: Path, *expressions: str) -> Iterator[subprocess.Popen[
     words = [program, "-f", "-o", str(log), *(f"--trace={expression}" for expression in expressions[:1])]
     words += [f"--inject={expression}" for expression in expressions[1:]]
     with subprocess.Popen([*words, "-p", str(pid)], stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        assert "attached" in line, line
         try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert "attached" in line, line
             yield process
         finally:
             process.terminate()

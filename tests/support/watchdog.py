@@ -1,0 +1,161 @@
+"""Ends what hangs where a test's own time-out (pytest-timeout) does not reach, and says what it hung at.
+
+A program that waits for a mount's answer can't be interrupted any more once the mount has read the question: a mount
+that hangs would hold the whole suite. And the time-out comes once for each test: what hangs while that is cleaned up
+would hang for good. So a thread watches over each phase of each test. Past its time it prints where all threads are,
+here and in the mounts, and ends the mounts; if that doesn't help, all that this process started and it itself, for
+which xdist begins another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+LEEWAY = 60.0  # seconds past a test's time-out, for each of its phases
+SHRINKING = 300.0  # seconds that Hypothesis at most looks for a simpler example of a failure
+LAST_WORDS = 1.0  # seconds that a mount has to print where its threads are
+STATUS = 70  # of a process that could not be helped (EX_SOFTWARE of sysexits.h)
+LONGEST_LOG = 20_000  # characters of what a mount said
+_FORCE, _DETACH = 1, 2  # flags of umount2(2)
+
+
+class Watchdog:
+    """A plugin of pytest, to be registered in `pytest_configure`, when descriptor 2 is not captured."""
+
+    def __init__(self, config: pytest.Config, leeway: float = LEEWAY) -> None:
+        self._limit = float(config.getini("timeout") or 0)
+        self._leeway = leeway
+        self._out = os.dup(2)
+        self._folder = ""  # where the tests of this process have their files
+        self._news = threading.Condition()
+        self._phase = ""  # what is under way
+        self._number = 0  # the how manieth that is
+        self._deadline = 0.0
+        self._thread: threading.Thread | None = None
+
+    # -- of pytest ---------------------------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
+        with self._watched(item, "its setup"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+        with self._watched(item, "the test"):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
+        with self._watched(item, "its teardown"):
+            return (yield)
+
+    @contextlib.contextmanager
+    def _watched(self, item: pytest.Item, phase: str) -> Iterator[None]:
+        mark = item.get_closest_marker("timeout")
+        limit = (float(mark.args[0]) if mark else self._limit) + self._leeway
+        limit += SHRINKING if item.get_closest_marker("hypothesis") else 0.0
+        if self._thread is None:
+            self._folder = str(item.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        with self._news:
+            self._phase, self._deadline = f"{item.nodeid}, {phase}", time.monotonic() + limit
+            self._number += 1
+            self._news.notify()
+        try:
+            yield
+        finally:
+            with self._news:
+                self._phase = ""
+
+    # -- the thread --------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while True:
+            with self._news:
+                self._news.wait_for(lambda: self._phase)
+                phase, number, left = self._phase, self._number, self._deadline - time.monotonic()
+            if left > 0:
+                time.sleep(min(left, 1.0))
+            else:
+                self._end(phase, number)
+
+    def _end(self, phase: str, number: int) -> None:
+        self._say(f"\n=== hangs: {phase}\n")
+        faulthandler.dump_traceback(self._out)
+        started = [process for process in psutil.process_iter() if self._is_of_ours(process)]
+        for process in started:
+            self._say(_where(process))
+        self._end_mounts([process.pid for process in started if _is_mount(process.pid)])
+        deadline = time.monotonic() + self._leeway
+        while time.monotonic() < deadline:
+            if not self._phase or self._number != number:
+                return
+            time.sleep(0.05)
+        self._say(f"=== still hangs: {phase}; process {os.getpid()} ends\n")
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        os._exit(STATUS)
+
+    def _end_mounts(self, mounts: list[int]) -> None:
+        for pid in mounts:
+            with contextlib.suppress(OSError):
+                log = os.readlink(f"/proc/{pid}/fd/2")
+                os.kill(pid, signal.SIGABRT)  # faulthandler then prints where its threads are
+                os.kill(pid, signal.SIGCONT)
+                time.sleep(LAST_WORDS)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self._say(f"--- the mount {pid} said\n{Path(log).read_text(errors='replace')[-LONGEST_LOG:]}\n")
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            path, rest = line.split()[4], line.partition(" - ")[2]
+            if rest.startswith("fuse") and path.startswith(self._folder):
+                ctypes.CDLL(None).umount2(os.fsencode(path), _FORCE)  # ends all that waits for it
+                ctypes.CDLL(None).umount2(os.fsencode(path), _DETACH)
+
+    def _is_of_ours(self, process: psutil.Process) -> bool:
+        """Whether a process is one that this one started, or (a mount in the background) one in the tests' folder."""
+        with contextlib.suppress(psutil.Error):
+            above = {parent.pid for parent in process.parents()}
+            return os.getpid() in above or any(self._folder in word for word in process.cmdline())
+        return False
+
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._out, text.encode())
+
+
+def _is_mount(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{name}") == "/dev/fuse":
+                    return True
+    return False
+
+
+def _where(process: psutil.Process) -> str:
+    """A process, and what each of its threads is at in the kernel (proc(5))."""
+    said = f"--- {process.pid}: "
+    with contextlib.suppress(psutil.Error):
+        said += " ".join(process.cmdline())
+    for task in sorted(Path(f"/proc/{process.pid}/task").glob("*")):
+        with contextlib.suppress(OSError):
+            name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
+            stack = (task / "stack").read_text().split("\n") if os.geteuid() == 0 else []
+            calls = " < ".join(line.partition(" ")[2] for line in stack if line)
+            said += f"\n    {task.name} {name} {rest.split()[0]} {calls}"
+    return said + "\n"
