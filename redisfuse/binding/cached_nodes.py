@@ -45,14 +45,15 @@ class CachedNodes:
     """Looks up nodes of the mount at `mountpoint`. Raises OSError if this kernel can't do that."""
 
     def __init__(self, mountpoint: Path) -> None:
-        # None of these calls waits, so they keep the interpreter: giving it up takes longer than they do.
+        # None of these calls waits, so they keep the interpreter: giving it up takes longer than they do. But for
+        # closing: whoever is the last to let go of a file waits for what is being read ahead of it, from us.
         libc = ctypes.PyDLL(None, use_errno=True)
         self._syscall = libc.syscall
         self._syscall.argtypes = [c_long, c_int, c_char_p, c_char_p, c_size_t]
         self._syscall.restype = c_long
         self._to_handle = libc.name_to_handle_at
         self._to_handle.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int]
-        self._close = libc.close
+        self._close = ctypes.CDLL(None).close
         self._statx = getattr(libc, "statx", None)
         if self._statx is not None:
             self._statx.argtypes = [c_int, c_char_p, c_int, c_uint, c_void_p]

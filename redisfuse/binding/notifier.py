@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -20,11 +19,10 @@ from typing import NamedTuple
 
 from redisfuse.binding.cached_nodes import ABSENT, ROOT, CachedNodes, Node
 from redisfuse.binding.known import Known
+from redisfuse.binding.notices import EXPIRE_ONLY, NEXT_EPOCH, forget_attributes, forget_name, forget_node
 
 log = logging.getLogger("redisfuse.binding")
 
-_INVAL_INODE, _INVAL_ENTRY, _STORE, _INC_EPOCH = 2, 3, 4, 8  # enum fuse_notify_code
-_EXPIRE_ONLY = 1  # FUSE_EXPIRE_ONLY, Linux 6.2: look again, but leave the name to those who have it open
 _PIECE = 1000  # paths looked up together before their notifications are written
 _MOST_PENDING = 200_000  # paths queued; past it all is invalidated
 _MOST_NODES = 20_000  # node ids remembered of names that were invalidated
@@ -98,7 +96,7 @@ class Notifier:
         self._expire = _kernel_version() >= (6, 2)
         try:
             self._nodes = CachedNodes(mountpoint)
-            self._epoch = self._write(_INC_EPOCH, b"") == 0
+            self._epoch = self._write(NEXT_EPOCH) == 0
             if not self._epoch:
                 known.top = set()
             self._reason = ""
@@ -262,7 +260,7 @@ class Notifier:
         parent = self._directory(directory).number
         if parent:
             gentle = self._expire and node.number and not node.directory
-            entries[parent, name] = _EXPIRE_ONLY if gentle else 0
+            entries[parent, name] = EXPIRE_ONLY if gentle else 0
         return parent
 
     def _add_parents(
@@ -312,12 +310,12 @@ class Notifier:
         if self._known.retire is not None:
             entries = self._retire_all(self._known.retire, self._known.read_nodes(), nodes)
         if self._epoch:
-            self._count(2, self._write(_INC_EPOCH, b""))
+            self._count(2, self._write(NEXT_EPOCH))
         else:
             for name in list(self._known.top or ()):
                 self._entry(ROOT, name, 0)  # takes everything below it along, but for what is open
             for parent, name in entries:
-                self._entry(parent, name, _EXPIRE_ONLY if self._expire else 0)
+                self._entry(parent, name, EXPIRE_ONLY if self._expire else 0)
         for number, pages in {**nodes, ROOT: True}.items():
             if number:
                 self._inode(number, pages=pages)
@@ -340,10 +338,10 @@ class Notifier:
 
     def _inode(self, number: int, *, pages: bool) -> None:
         """Attributes, and all pages (from 0, a length of 0 being to the end)."""
-        self._count(0, self._write(_INVAL_INODE, struct.pack("=Qqq", number, 0 if pages else -1, 0)))
+        self._count(0, self._write(forget_node(number) if pages else forget_attributes(number)))
 
     def _entry(self, parent: int, name: bytes, flags: int) -> None:
-        self._count(1, self._write(_INVAL_ENTRY, struct.pack("=QII", parent, len(name), flags) + name + b"\0"))
+        self._count(1, self._write(forget_name(parent, name, flags)))
 
     def _count(self, kind: int, number: int) -> None:
         if number == 0:
@@ -357,27 +355,13 @@ class Notifier:
             else:
                 log.warning("the kernel refused a notification: %s", os.strerror(number))
 
-    def _write(self, code: int, payload: bytes) -> int:
+    def _write(self, notice: bytes) -> int:
         """0, or the errno."""
         try:
-            os.write(self._descriptor, _notification(code, payload))
+            os.write(self._descriptor, notice)
         except OSError as error:
             return error.errno or errno.EIO
         return 0
-
-
-def forget_attributes(number: int) -> bytes:
-    """The notification that takes the attributes of a node from the kernel, and leaves it the pages."""
-    return _notification(_INVAL_INODE, struct.pack("=Qqq", number, -1, 0))
-
-
-def stored(number: int, offset: int, data: bytes) -> bytes:
-    """The notification that gives the kernel bytes of a node, and makes it as long as they reach."""
-    return _notification(_STORE, struct.pack("=QQII", number, offset, len(data), 0) + data)
-
-
-def _notification(code: int, payload: bytes) -> bytes:
-    return struct.pack("=IiQ", 16 + len(payload), code, 0) + payload
 
 
 def _kernel_version() -> tuple[int, int]:

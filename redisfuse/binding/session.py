@@ -15,12 +15,10 @@ import logging
 import mmap
 import os
 import select
-import signal
-import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +28,16 @@ from redisfuse.binding.affinity import Affinity
 from redisfuse.binding.answers import guarded
 from redisfuse.binding.cached_nodes import CachedNodes
 from redisfuse.binding.callbacks import PROMPT, SYNCING, WRITING, Callbacks, read_only_answer
+from redisfuse.binding.captured import captured_errors
 from redisfuse.binding.crew import Crew
 from redisfuse.binding.face import Attachable, Calls, MountOptions
-from redisfuse.binding.notifier import forget_attributes, stored
+from redisfuse.binding.notices import forget_attributes, stored, write_aside
 from redisfuse.binding.requests import FORGETS, GETXATTR, KEPT, LARGEST, NODE, OPCODE, POLL, forgotten, unsupported
+from redisfuse.binding.wakeups import Wakeups
 from redisfuse.errors import MountError
 
 log = logging.getLogger("redisfuse.binding")
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LAST_WORDS = 0.1  # seconds: the release of what was closed just before has come by then
 _AGAIN = {errno.EINTR, errno.ENOENT}  # ENOENT: the request was interrupted before it was read
 _ENDED = b"\0"  # signal numbers start at 1
@@ -49,42 +48,6 @@ class Arguments(ctypes.Structure):
     """struct fuse_args of fuse_opt.h."""
 
     _fields_ = (("argc", ctypes.c_int), ("argv", ctypes.POINTER(ctypes.c_char_p)), ("allocated", ctypes.c_int))
-
-
-class Wakeups:
-    """The pipe that the main thread waits on. Signals reach it only if it is made in the main thread."""
-
-    def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.handles_signals = threading.current_thread() is threading.main_thread()
-        self._before: dict[int, Any] = {}
-        self._wakeup = -1
-
-    def __enter__(self) -> Wakeups:
-        if self.handles_signals:
-            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            for number in _SIGNALS:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
-                    self._before[number] = signal.signal(number, lambda _number, _frame: None)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
-        if self.handles_signals:
-            signal.set_wakeup_fd(self._wakeup)
-        write, self._write = self._write, -1
-        os.close(write)
-        os.close(self._read)
-
-    def wake(self, what: bytes) -> None:
-        with contextlib.suppress(OSError):  # full (then it wakes anyway) or closed already
-            os.write(self._write, what)
-
-    def wait(self, timeout: float | None) -> bytes:
-        """What came since, or nothing after `timeout` seconds."""
-        ready, _, _ = select.select([self._read], [], [], timeout)
-        return os.read(self._read, 512) if ready else b""
 
 
 class Session(ABC):
@@ -251,7 +214,7 @@ class Session(ABC):
                     notifier.detach()
             try:
                 if ended:
-                    with _captured_errors():  # libfuse says so if we have unmounted already
+                    with captured_errors():  # libfuse says so if we have unmounted already
                         self._tear_down(os.fsencode(path))
             finally:
                 if self._nodes is not None:
@@ -292,11 +255,11 @@ class Session(ABC):
         return ctypes.c_uint64.from_address(self._addresses[threading.get_ident()] + NODE).value
 
     def store(self, offset: int, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # it has forgotten the file; or memory is short, and it will ask
-            os.write(self._descriptor(), stored(self.node(), offset, data))
+        # If it has forgotten the file, or memory is short, then it will ask.
+        write_aside(self._descriptor(), stored(self.node(), offset, data))
 
     def outdated(self) -> None:
-        self.has_node(self.node())
+        write_aside(self._descriptor(), forget_attributes(self.node()))
 
     def believed_size(self, path: bytes, number: int) -> int | None:
         with self._lock:
@@ -304,7 +267,8 @@ class Session(ABC):
         return found.size if found is not None and found.number == number else None
 
     def has_node(self, number: int) -> bool:
-        # Only the attributes are dropped, so the kernel takes no lock that it holds while it waits for an answer.
+        # While the kernel lets go of a node it waits for what it has asked of it, and this for that.
+        self.waiting()
         try:
             os.write(self._descriptor(), forget_attributes(number))
         except OSError as error:
@@ -357,7 +321,7 @@ class Session(ABC):
         argv = (ctypes.c_char_p * (len(words) + 1))(*[os.fsencode(word) for word in words])
         arguments = Arguments(len(words), argv, 0)
         self._keep = [operations, functions, argv, arguments]
-        with _captured_errors() as said:
+        with captured_errors() as said:
             mounted = self._mount(os.fsencode(path), arguments, operations)
         text = said()
         if not mounted:
@@ -446,23 +410,3 @@ def _escaped(option: str) -> str:
 def _reason(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(lines) if lines else "libfuse gave no reason"
-
-
-@contextlib.contextmanager
-def _captured_errors() -> Iterator[Callable[[], str]]:
-    """Catch what libfuse and fusermount print to descriptor 2, the only place where they say what is wrong."""
-    with tempfile.TemporaryFile() as file:
-        text = ""
-        try:
-            saved = os.dup(2)
-        except OSError:  # no stderr at all
-            yield lambda: text
-            return
-        os.dup2(file.fileno(), 2)
-        try:
-            yield lambda: text
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            file.seek(0)
-            text = file.read().decode(errors="replace").strip()

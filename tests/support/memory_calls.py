@@ -38,6 +38,7 @@ from typing import Any
 from redisfuse import errors
 from redisfuse.binding.choice import choose
 from redisfuse.binding.face import NOW, Attr, Entry, MountOptions, Opened, Time
+from redisfuse.binding.notices import NEXT_EPOCH
 from redisfuse.binding.notifier import Notifier
 from redisfuse.binding.retired import is_retired, live
 from redisfuse.shared import Beginning, SharedFiles
@@ -62,8 +63,8 @@ FAILURES: dict[bytes, BaseException] = {
 class OldKernel(Notifier):
     """As on Linux before 6.16, which refuses INC_EPOCH."""
 
-    def _write(self, code: int, payload: bytes) -> int:
-        return errno.EINVAL if code == 8 else super()._write(code, payload)
+    def _write(self, notice: bytes) -> int:
+        return errno.EINVAL if notice == NEXT_EPOCH else super()._write(notice)
 
 
 class Node:
