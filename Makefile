@@ -16,7 +16,8 @@ demo: ## Mount a sample Redis and show a session
 test: ## Run everything: check, then all tests
 	@bash .ci/setup test
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --reruns 2 --reruns-delay 1
+	timeout --foreground --signal=INT --kill-after=60 45m \
+		$(BIN)/pytest -n $(JOBS) --dist loadfile --reruns 2 --reruns-delay 1
 
 check: ## Lint, format, types, and who may import whom
 	@bash .ci/setup dev
