@@ -30,8 +30,9 @@ class Handle(Protocol):
         """Up to `size` bytes; short only at the end."""
         ...
 
-    def write(self, offset: int, data: bytes) -> None:
-        """Put bytes; raises BadHandleError if it was not opened for writing."""
+    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
+        """Put bytes at `offset`; at the end if it was opened to append, but for what comes from a mapping. Raises
+        BadHandleError if it was not opened for writing."""
         ...
 
     def truncate(self, size: int) -> None:
@@ -73,7 +74,7 @@ class SnapshotHandle:
     def read(self, offset: int, size: int) -> bytes:
         return self._snapshot.read(offset, size)
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
         raise BadHandleError("the file was not opened for writing")
 
     def truncate(self, size: int) -> None:
@@ -142,19 +143,19 @@ class FileHandle:
             old.close()
         return self._snapshot
 
-    def write(self, offset: int, data: bytes) -> None:
+    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
         self._check_writing()
         self._refused = None
-        self.file.write(None if self._append else offset, data)
+        self.file.write(None if self._append and not mapped else offset, data)
 
-    def write_present(self, offset: int, data: bytes) -> bool:
+    def write_present(self, offset: int, data: bytes, *, mapped: bool) -> bool:
         """As `write`, without waiting; False, and nothing was done, if the edit must be begun, or is being saved."""
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
             if self.file.size is None or not self.writing:
                 return False
-            self.write(offset, data)
+            self.write(offset, data, mapped=mapped)
             return True
         finally:
             self.file.lock.release()
@@ -218,8 +219,8 @@ class ScratchHandle:
     def read(self, offset: int, size: int) -> bytes:
         return self.file.read(offset, size)
 
-    def write(self, offset: int, data: bytes) -> None:
-        if self._append:
+    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
+        if self._append and not mapped:
             self.file.append(data)
         else:
             self.file.write(offset, data)

@@ -443,6 +443,14 @@ class OpenFiles:
             if file.handles:
                 self._hidden[path] = file
 
+    def rename_hidden_below(self, old: bytes, new: bytes) -> None:
+        """Follow a directory that was renamed."""
+        with self._lock:
+            self._hidden = {
+                new + path[len(old) :] if path.startswith(old + b"/") else path: file
+                for path, file in self._hidden.items()
+            }
+
     def unhide(self, path: bytes) -> bool:
         """The last descriptor of an unlinked file is gone. False if `path` names none."""
         with self._lock:

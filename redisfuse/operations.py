@@ -5,6 +5,7 @@ Every method may run in many threads at once. The lock here is held only to look
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -114,6 +115,15 @@ class Name(NamedTuple):
     file: FileNode | None  # a string, whose attributes can be told with its name
 
 
+@dataclass(slots=True)
+class Opening:
+    """An open file, and where it is as far as this mount knows."""
+
+    handle: Handle
+    path: bytes
+    gone: bool = False  # it was unlinked or replaced there, through this mount
+
+
 class Operations:
     """Implements `binding.face.Calls`."""
 
@@ -125,7 +135,7 @@ class Operations:
         self._outside = outside
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._handles: dict[int, tuple[Handle, bytes]] = {}
+        self._openings: dict[int, Opening] = {}
         self._directories: dict[int, DirectoryHandle[Name]] = {}
         self.listings: Listings[Name] = Listings(tree.grammar.split)
         keyspace = tree.keyspace
@@ -224,18 +234,20 @@ class Operations:
     def _handle_attr(self, handle: int, *, known: bool) -> Attr | None:
         """What an edited, new or unlinked file is now, whatever its path leads to; and, where the path is no longer
         `known` (the kernel was made to forget it), what any other file was when it was opened."""
-        found = self._handles.get(handle)
+        found = self._openings.get(handle)
         if found is None:
             return None
-        opened, path = found
+        opened, path = found.handle, found.path
         if isinstance(opened, FileHandle) and opened.file.size is not None:
             return self._attr(path, self._tree.stat(OpenNode(opened.file)))
         if known:
             return None
-        try:
-            return self._attr(path, self._tree.stat(self._tree.find(path)))
-        except NotFoundError:
-            pass  # it is gone: it was as long as what is being read
+        if not found.gone:
+            with contextlib.suppress(NotFoundError):
+                there = self._tree.stat(self._tree.find(path))
+                if not there.directory:
+                    return self._attr(path, there)
+        # It is as long as what is being read.
         return self._attr(path, Stat(False, opened.size, self._tree.started_ns, isinstance(opened, FileHandle)))
 
     def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
@@ -397,14 +409,29 @@ class Operations:
     def _number(self, handle: Handle, path: bytes) -> int:
         with self._lock:
             number = next(self._numbers)
-            self._handles[number] = (handle, path)
+            self._openings[number] = Opening(handle, path)
         return number
 
     def _handle(self, handle: int) -> Handle:
-        found = self._handles.get(handle)
+        return self._opening(handle).handle
+
+    def _opening(self, handle: int) -> Opening:
+        found = self._openings.get(handle)
         if found is None:
             raise BadHandleError("no such file is open")
-        return found[0]
+        return found
+
+    def _moved(self, old: bytes, new: bytes | None) -> None:
+        """What is open at or below a path is at or below another now; None: nowhere."""
+        below = old + b"/"
+        with self._lock:
+            for opening in self._openings.values():
+                if opening.gone or not (opening.path == old or opening.path.startswith(below)):
+                    continue
+                if new is None:
+                    opening.gone = True
+                else:
+                    opening.path = new + opening.path[len(old) :]
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -466,11 +493,11 @@ class Operations:
     def read_nodes(self) -> Sequence[bytes]:
         return self.shared.nodes()
 
-    def write(self, handle: int, data: bytes, offset: int) -> int:
+    def write(self, handle: int, data: bytes, offset: int, *, mapped: bool) -> int:
         opened = self._handle(handle)
-        if not (type(opened) is FileHandle and opened.write_present(offset, data)):
+        if not (type(opened) is FileHandle and opened.write_present(offset, data, mapped=mapped)):
             self._outside.waiting()
-            opened.write(offset, data)
+            opened.write(offset, data, mapped=mapped)
         return len(data)
 
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
@@ -490,16 +517,15 @@ class Operations:
             change.truncate(path, length)
 
     def flush(self, handle: int) -> None:
-        found = self._handles.get(handle)
-        if found is None:
-            raise BadHandleError("no such file is open")
-        if type(found[0]) is FileHandle and not found[0].writing:
+        opening = self._opening(handle)
+        opened = opening.handle
+        if type(opened) is FileHandle and not opened.writing:
             return
         self._outside.waiting()
         final = True
-        if isinstance(found[0], FileHandle) and found[0].file.uncommitted:
-            final = self._is_final(found[0].opener, found[1])
-        found[0].flush(final)
+        if isinstance(opened, FileHandle) and opened.file.uncommitted:
+            final = self._is_final(opened.opener, opening.path)
+        opened.flush(final)
 
     def _is_final(self, opener: int, path: bytes) -> bool:
         """Whether a close means that the writing is done: not if a child closes what it inherited and the program
@@ -515,10 +541,10 @@ class Operations:
 
     def release(self, handle: int) -> None:
         with self._lock:
-            found = self._handles.pop(handle, None)
+            found = self._openings.pop(handle, None)
         if found is None:
             return
-        opened = found[0]
+        opened = found.handle
         if type(opened) is FileHandle and opened.release_present():
             return
         if type(opened) is not SnapshotHandle or not opened.in_memory:
@@ -543,11 +569,13 @@ class Operations:
 
     def unlink_open(self, path: bytes, hidden: bytes) -> None:
         self._changing().unlink_open(path[1:], hidden[1:], for_good=self._outside.removing())
+        self._moved(path[1:], None)
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:
             raise InvalidError("only RENAME_NOREPLACE is known here")
         self._changing().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
+        self._moved(old[1:], new[1:])
 
     def symlink(self, target: bytes, path: bytes) -> None:
         raise NotPermittedError("there are no symbolic links in Redis")

@@ -380,6 +380,7 @@ class Rearranger:
             self._edits.rename_directories(made, path=old, new_path=new)
             self._made.load()
         self._keep_directory(source.directory[:-1])
+        self._overlay.files.rename_hidden_below(old, new)
         self._overlay.scratch.rename_below(old, new)
 
     def _follow(self, moves: dict[Target, Target], before: bytes, after: bytes, old: bytes, new: bytes) -> None:

@@ -267,7 +267,8 @@ class Callbacks:
 
     def write(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
         handle = self._handle(info)
-        written = self.calls.write(handle, ctypes.string_at(buffer, size), offset)
+        mapped = bool(self._info.from_address(info).writepage)
+        written = self.calls.write(handle, ctypes.string_at(buffer, size), offset, mapped=mapped)
         if not 0 < written <= size and size:
             raise ValueError(f"write took {written} of {size} bytes")
         self.known.wrote(handle, offset + written)

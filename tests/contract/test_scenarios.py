@@ -163,6 +163,35 @@ def renamed_while_open(root: Path) -> Iterator[Any]:
 
 
 @scenario
+def renamed_while_it_is_read(root: Path) -> Iterator[Any]:
+    """A descriptor stays with its file when another one, or a directory, takes the name at once."""
+    for number, flags in enumerate((os.O_RDONLY, os.O_RDWR)):
+        for make in (Path.mkdir, lambda path: path.write_bytes(b"another")):
+            path, other = root / f"f{number}{make is Path.mkdir}", root / f"g{number}{make is Path.mkdir}"
+            path.write_bytes(b"0123456789")
+            fd = opened(path, flags)
+            os.rename(path, other)
+            outcome(make, path)
+            yield outcome(os.read, fd, 20), facts(outcome(os.fstat, fd)), outcome(os.close, fd)
+    yield tree(root)
+
+
+@scenario
+def replaced_where_a_directory_is_renamed(root: Path) -> Iterator[Any]:
+    """Descriptors of a file that is not there any more don't lose it when its directory is renamed."""
+    (root / "d").mkdir()
+    path, other = root / "d" / "f", root / "d" / "g"
+    path.write_bytes(b"old")
+    other.write_bytes(b"new!")
+    fd, third = opened(path), opened(other)
+    os.rename(other, path)
+    os.rename(root / "d", root / "e")
+    yield outcome(os.fstat, fd).st_size, whole(fd), outcome(os.fstat, third).st_size, whole(third)
+    os.write(third, b"N")
+    yield outcome(os.close, fd), outcome(os.close, third), tree(root)
+
+
+@scenario
 def renamed_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
     """A new file can be renamed while it is being written."""
     fd = opened(root / "f", os.O_RDWR | os.O_CREAT)
@@ -561,6 +590,21 @@ def odd_names(root: Path) -> Iterator[Any]:
 
 
 # -- other calls -------------------------------------------------------------------------------------------------------
+
+
+@scenario
+def mapped_beside_appending(root: Path) -> Iterator[Any]:
+    """What is written through a mapping goes where it is mapped, though a descriptor was opened to append."""
+    path = root / "f"
+    path.write_bytes(b"0123456789")
+    plain, append = opened(path), opened(path, os.O_RDWR | os.O_APPEND)
+    for fd, place in ((append, 2), (plain, 5)):
+        with mmap.mmap(fd, 0) as mapping:
+            mapping[place : place + 1] = b"X"
+            mapping.flush()
+        yield path.read_bytes(), os.fstat(fd).st_size
+    os.write(append, b"end")
+    yield whole(plain), outcome(os.close, plain), outcome(os.close, append), tree(root)
 
 
 @scenario
