@@ -68,11 +68,19 @@ class NotAppliedError(RedisFuseError):
         self.reason = reason
 
 
+class NoTransactionError(RedisFuseError):
+    """The server refused MULTI, and so did each command on its own. `replies`: theirs."""
+
+    def __init__(self, reason: RedisFuseError, replies: list[Any]) -> None:
+        super().__init__(str(reason))
+        self.replies = replies
+
+
 def transact(dialogue: Dialogue, commands: Sequence[Command]) -> list[Any] | None:
     """MULTI, the commands, EXEC: their replies (errors among them as values), or None if a watched key had changed.
 
-    One round trip. Raises NotAppliedError if nothing was done; UnavailableError if the answer never came, so that
-    nobody knows.
+    One round trip. Raises NotAppliedError if nothing was done; NoTransactionError if it was done, but unguarded;
+    UnavailableError if the answer never came, so that nobody knows.
     """
     if any(command.streamed for command in commands):
         counts = _queue_one_by_one(dialogue, commands)
@@ -81,6 +89,11 @@ def transact(dialogue: Dialogue, commands: Sequence[Command]) -> list[Any] | Non
         counts = [1] * len(commands)
         replies = dialogue.exchange([("MULTI",), *(command.whole for command in commands), ("EXEC",)])
     outcome = replies[-1]
+    if len(replies) > 1 and isinstance(replies[0], RedisFuseError):
+        dialogue.close()
+        if isinstance(outcome, RedisFuseError) and b"QUEUED" not in replies:
+            raise NoTransactionError(replies[0], replies[1:-1])
+        raise UnavailableError("the server's answer to MULTI makes no sense")
     if isinstance(outcome, RedisFuseError):
         # An error while queueing says why; EXEC's own reply is then only EXECABORT.
         raise NotAppliedError(next(reply for reply in replies if isinstance(reply, RedisFuseError)))

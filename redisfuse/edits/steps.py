@@ -5,12 +5,14 @@ transactions and fsyncs by going together; WATCH keeps them, and everybody else,
 """
 
 import contextlib
+import logging
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 from redisfuse.edits.capture import Asked, Capture, Found, Look
-from redisfuse.edits.commands import NotAppliedError, transact
+from redisfuse.edits.commands import NotAppliedError, NoTransactionError, transact
 from redisfuse.edits.compare import holds
 from redisfuse.edits.outcomes import PAUSE, Answer, Outcomes, raise_if_not_applied, server_time
 from redisfuse.edits.step import (
@@ -40,6 +42,8 @@ from redisfuse.journal.journal import Journal
 from redisfuse.names import Target
 from redisfuse.server.server import Dialogue, Server
 
+log = logging.getLogger(__name__)
+
 __all__ = ["Decide", "OnApplied", "PartlyAppliedError", "RefusedError", "Step", "Steps", "server_time"]
 
 ATTEMPTS = 16  # how often a change is begun anew because its key changed in the middle
@@ -66,7 +70,7 @@ class Steps:
         self.session = session
         self._dump_limit = dump_limit
         self._on_applied = on_applied
-        self._proved = False  # that this user may use MULTI and EXEC at all
+        self._proved: weakref.WeakSet[Dialogue] = weakref.WeakSet()  # on which this user may use MULTI and EXEC at all
         self._outcomes = Outcomes(server, journal, self._read)
         self._line = Line(self._together)
 
@@ -198,13 +202,14 @@ class Steps:
         return steps
 
     def _capture(self, dialogue: Dialogue, looks: Sequence[Look]) -> dict[Target, Found]:
-        # Somebody who may SET but not MULTI would else write outside of any transaction: see once that they may.
-        before: Asked = [] if self._proved else [("MULTI",), ("EXEC",)]
+        # Somebody who may SET but not MULTI would else write outside of any transaction: see once that they may. (It
+        # can be forbidden later, but not unnoticed: see `_send`.)
+        before: Asked = [] if dialogue in self._proved else [("MULTI",), ("EXEC",)]
         try:
             found = Capture(self.server, dialogue, dump_limit=self._dump_limit).read(looks, before=before)
         except UnavailableError as error:
             raise _NotBegunError(error) from error
-        self._proved = True
+        self._proved.add(dialogue)
         return found
 
     def _read(self, looks: Sequence[Look]) -> dict[Target, Found]:
@@ -233,6 +238,9 @@ class Steps:
         try:
             try:
                 return transact(dialogue, commands)
+            except NoTransactionError as error:
+                log.warning("written without a transaction, for which the server refused MULTI: %s", error)
+                return error.replies
             except NotAppliedError as refused:
                 if isinstance(refused.reason, NoSpaceError) and all(command.removes for command in commands):
                     return self._remove_plainly(dialogue, steps, found)
@@ -240,6 +248,9 @@ class Steps:
                 return refused
         except UnavailableError as lost:
             return lost
+        except _NotBegunError as lost:
+            self.journal.settle(ids, "failed", f"not begun: {lost}")
+            raise
         except (RedisFuseError, OSError, ValueError) as error:  # while sending: the server has seen no EXEC
             self.journal.settle(ids, "failed", str(error))
             raise

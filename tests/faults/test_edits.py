@@ -177,6 +177,35 @@ def test_denied_by_the_acl(
     assert states(bench) == states_after
 
 
+@pytest.mark.parametrize("change", ["save", "remove"])
+def test_transactions_are_forbidden_in_the_middle(bench: Bench, change: str) -> None:
+    """Whoever may not use MULTI any more has made his change, and knows it: it can be taken back. There is no next."""
+    bench.redis.mset({"k": "old", "other": "old"})
+    bench.save(b"other", b"new")
+    bench.redis.execute_command("ACL", "SETUSER", "default", "-multi")
+    if change == "save":
+        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+        assert bench.redis.get("k") == b"new"
+    else:
+        bench.edits.remove([Target(b"k")], path=b"k")
+        assert not bench.redis.exists("k")
+    assert states(bench) == ["applied", "applied"]
+    with pytest.raises(AccessError):
+        bench.save(b"other", b"newer")
+    assert bench.redis.get("other") == b"new"
+    assert states(bench) == ["applied", "applied"]
+
+
+def test_the_connection_is_lost_where_memory_was_short(behind: Bench, proxy: Proxy) -> None:
+    """A removal that is tried once more, as the server is out of memory, leaves no row open if that isn't begun."""
+    behind.redis.set("k", "old")
+    behind.redis.config_set("maxmemory", "1")
+    proxy.inject("drop", "WATCH", skip=1, times=1)
+    behind.edits.remove([Target(b"k")], path=b"k")
+    assert not behind.redis.exists("k")
+    assert states(behind) == ["failed", "applied"]
+
+
 def test_a_value_over_the_servers_limit(bench: Bench) -> None:
     """A value over proto-max-bulk-len is TooLargeError, the old value is intact, the row failed."""
     bench.redis.set("k", "old")
