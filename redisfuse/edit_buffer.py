@@ -81,6 +81,11 @@ class EditBuffer:
         """Whether anything was written or truncated."""
         return bool(self._starts) or self.size != self._base_size or self._base_kept != self._base_size
 
+    @property
+    def has_base(self) -> bool:
+        """Whether any of it may still have to be read from the base."""
+        return self._base_kept > 0
+
     def patch(self) -> tuple[int, int] | None:
         """(offset, size) of the one range that holds all edits, if the rest of the base still stands; else None."""
         if self._base_kept < self._base_size or not self.changed:
@@ -91,6 +96,14 @@ class EditBuffer:
             ends.append(self.size)
         offset = min(starts)
         return offset, max(ends) - offset
+
+    def written(self) -> list[tuple[int, int]]:
+        """(offset, size) of what was written, in order; of what was only truncated or is NULs in a gap, nothing."""
+        return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
+
+    def size_with(self, end: int) -> int:
+        """How long the base is with only what was written up to `end`, and what was truncated."""
+        return min(self.size, max(self._base_size, end))
 
     def chunks(self, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
         """The bytes of a range (default: all of them), in pieces of at most CHUNK_BYTES."""

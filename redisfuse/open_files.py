@@ -26,7 +26,7 @@ from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, UnavailableError, WrongTypeError
 from redisfuse.following import content_of
-from redisfuse.journal.states import CHUNK, Content
+from redisfuse.journal.states import CHUNK, Content, State
 from redisfuse.names import Target
 from redisfuse.parking import Parked, PatientClock
 from redisfuse.values.snapshot import SmallSnapshot, Snapshot
@@ -290,8 +290,9 @@ class OpenFile:
         change = self._error.change
         try:
             if change is None and self.buffer.size:
-                content = buffer_content(self.buffer, 0, self.buffer.size)
-                change = self._files.edits.keep_refused(self.target, content, path=self.path, error=str(self._error))
+                states, error = self._edited(self.buffer, self.target), str(self._error)
+                if states:
+                    change = self._files.edits.keep_refused(self.target, states, path=self.path, error=error)
             if change is None:
                 log.error("%s: not saved: %s", os.fsdecode(self.path), self._error)
             else:
@@ -299,6 +300,23 @@ class OpenFile:
         except RedisFuseError as error:
             log.error("%s: its bytes could not be kept either: %s", os.fsdecode(self.path), error)
         self._forget_edit()
+
+    def _edited(self, buffer: EditBuffer, target: Target) -> list[State]:
+        """What is to be kept of an edit: all, or what was written, where the rest is large or can't be read any more.
+
+        Raises what reading does.
+        """
+        if target.field is not None or not buffer.has_base or buffer.size <= WHOLE_BYTES:
+            try:
+                content = buffer_content(buffer, 0, buffer.size)
+                return [State.of_value(content, b"string" if target.field is None else b"field")]
+            except RedisFuseError:
+                if target.field is not None:
+                    raise
+        return [
+            State.of_slice(buffer_content(buffer, offset, size), offset, buffer.size_with(offset + size))
+            for offset, size in buffer.written()
+        ]
 
     def detach(self, unlink: Callable[[], None]) -> None:
         """Unlink it, once there is a copy of its bytes for the handles that stay. Raises what reading and `unlink` do;

@@ -15,7 +15,9 @@ from redisfuse.cli._terminal import say
 @click.command
 @click.option("--older-than", type=_journal.MOMENT, required=True, metavar="AGE", help="Such as 30d, 12h, or a time.")
 @click.option("--keep-last", type=click.IntRange(0), default=0, metavar="N", help="Keep the newest N in any case.")
-@click.option("--refused", is_flag=True, help="Also edits that were refused and never applied: their bytes go.")
+@click.option(
+    "--refused", is_flag=True, help="Also edits that were refused or failed and never applied: their bytes go."
+)
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 @json_option
 @_journal.journal_option

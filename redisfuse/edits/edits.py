@@ -119,12 +119,11 @@ class Edits:
         look = Look(target, content.size, part=(offset, content.size), objects=False)
         self.steps.run([look], decide, light=content.size <= LIGHT)
 
-    def keep_refused(self, target: Target, content: Content, *, path: bytes, error: str, op: str = "write") -> int:
-        """Keep bytes in the journal that could not be saved, as a refused change; returns its id."""
+    def keep_refused(self, target: Target, states: Sequence[State], *, path: bytes, error: str) -> int:
+        """Keep bytes in the journal that could not be saved, as refused changes; returns the first one's id."""
         prior = replace(ABSENT, note="what was there was not read")
-        new = State.of_value(content, b"string" if target.field is None else b"field")
-        intent = Intent(path, op, target.key, target.field, prior, new)
-        return self.journal.intend(self.session, [intent], state="refused", error=error)[0]
+        intents = [Intent(path, "write", target.key, target.field, prior, new) for new in states]
+        return self.journal.intend(self.session, intents, state="refused", error=error)[0]
 
     def _check_basis(self, basis: Basis, there: Found, intent: Intent) -> None:
         """Raise RefusedError if this is not what the file was opened on. The type is checked in any case."""

@@ -31,8 +31,8 @@ class Pruned:
 def prune(journal: Journal, *, before: int, keep_last: int = 0, refused: bool = False, dry_run: bool = False) -> Pruned:
     """Remove the changes made before `before` (ms), whole operations only, never one of the newest `keep_last` changes.
 
-    An operation with a change that is not settled (pending, unknown) stays. So does a refused edit that was not
-    applied later, unless `refused`. Sessions without changes go if they ended, or died, before `before`.
+    An operation with a change that is not settled (pending, unknown) stays. So does an edit that was refused or failed
+    and was not applied later, unless `refused`. Sessions without changes go if they ended, or died, before `before`.
     """
     if journal.writable:
         journal.flush()
@@ -75,10 +75,17 @@ def _choose_changes(connection: sqlite3.Connection, before: int, keep_last: int,
         INSERT INTO temp.doomed
         SELECT min(id), max(id), count(*) FROM changes GROUP BY group_id
         HAVING max(at) < :before AND max(id) <= :highest AND NOT max(
-            state IN ('pending', 'unknown') OR (state = 'refused' AND NOT :refused AND id NOT IN (
-                SELECT applied.applies FROM changes AS applied
-                WHERE applied.applies IS NOT NULL AND applied.state = 'applied'
-            ))
+            state IN ('pending', 'unknown') OR (
+                (state = 'refused' OR (state = 'failed' AND op IN ('create', 'write', 'append') AND NOT EXISTS (
+                    SELECT 1 FROM changes AS again
+                    WHERE again."key" = changes."key" AND again.field IS changes.field AND again.id > changes.id
+                        AND again.state = 'applied' AND again.new_blob IS changes.new_blob
+                )))
+                AND NOT :refused AND id NOT IN (
+                    SELECT applied.applies FROM changes AS applied
+                    WHERE applied.applies IS NOT NULL AND applied.state = 'applied'
+                )
+            )
         )
         """,
         {"before": before, "highest": highest, "refused": refused},

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -17,7 +18,7 @@ import redis
 from tests.faults.conftest import TIMEOUT, MakeMount
 from tests.support.changes import monitored
 from tests.support.failing import changes, errno_of, save, states, timed
-from tests.support.mounts import Mount, eventually
+from tests.support.mounts import Mount, eventually, run
 from tests.support.proxy import Kind, Proxy
 from tests.support.redis_server import RedisServer, free_port
 
@@ -99,6 +100,26 @@ def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
         server.start()
         assert server.client().get("k") == b"old"
         works(mount, server.client())
+
+
+def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path) -> None:
+    """The same of a value the rest of which only the server has: what was written is kept, and can be applied."""
+    large = bytes(range(256)) * 8192
+    with RedisServer(tcp=True, keep=True) as server:
+        server.client().set("k", large)
+        mount = make_mount(server.tcp_url())
+        descriptor = os.open(mount.path / "k", os.O_WRONLY)
+        os.pwrite(descriptor, b"first", 100)
+        os.pwrite(descriptor, b"second", len(large))
+        server.kill()
+        assert errno_of(os.close, descriptor) in GONE
+        eventually(lambda: states(mount, b"k") == ["refused", "refused"], 10)
+        server.start()
+        assert server.client().get("k") == large
+        for change in changes(mount, b"k"):
+            done = run(tmp_path, "apply", str(change.id), "--journal-file", str(mount.journal))
+            assert done.returncode == 0, done.stderr
+        assert server.client().get("k") == large[:100] + b"first" + large[105:] + b"second"
 
 
 def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:

@@ -526,25 +526,28 @@ def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (pending,) = journal.intend(session, [intent(b"pending")])
     (refused,) = journal.intend(session, [intent(b"refused")], state="refused")
     (applied_later,) = journal.intend(session, [intent(b"refused, applied later")], state="refused")
+    (failed, failed_first) = journal.intend(session, [intent(b"failed"), intent(b"tried again")], group=[1, 1])
+    journal.settle([failed, failed_first], "failed", "OOM")
+    add(journal, session, intent(b"tried again"))
     add(journal, session, intent(b"apply", applies=applied_later, op="apply"))
     before = now() + 1
     monkeypatch.setattr("redisfuse.journal.journal.now", lambda: before + 5)
     (young,) = add(journal, session, intent(b"young", prior=State.of_value(shared)))
     journal.flush()
     foreseen = prune(journal, before=before, dry_run=True)
-    assert len(list(journal.changes())) == 8
+    assert len(list(journal.changes())) == 11
     done = prune(journal, before=before)
-    assert (done.changes, done.sessions, done.contents) == (5, 1, 2)
-    assert (foreseen.changes, foreseen.sessions, foreseen.contents) == (5, 1, 2)
+    assert (done.changes, done.sessions, done.contents) == (7, 1, 2)
+    assert (foreseen.changes, foreseen.sessions, foreseen.contents) == (7, 1, 2)
     assert foreseen.freed >= 5 * CHUNK
     assert done.freed >= 4 * CHUNK
     assert path.stat().st_size < 3 * CHUNK
-    assert [change.id for change in journal.changes()] == [young, refused, pending]
+    assert [change.id for change in journal.changes()] == [young, failed, refused, pending]
     kept = journal.change(young).prior.content
     assert kept is not None
     assert kept.read() == shared
     assert all("pending" in problem for problem in check(journal))
-    assert prune(journal, before=before, refused=True).changes == 1
+    assert prune(journal, before=before, refused=True).changes == 2
     assert add(journal, session, intent())[0] == young + 1
 
 
