@@ -20,6 +20,7 @@ class EditBuffer:
         self._base_size = base_size
         self._read_base = read_base
         self._base_kept = base_size  # base bytes from here on are gone: a truncate went below them
+        self._cut = False  # whether it was ever made shorter
         self._starts: list[int] = []  # written ranges [start, end): sorted, disjoint, not touching
         self._ends: list[int] = []
         self._written = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - closed by close()
@@ -69,6 +70,7 @@ class EditBuffer:
     def truncate(self, size: int) -> None:
         """Make the file `size` bytes long: the rest is gone, or NULs are added."""
         if size < self.size:
+            self._cut = True
             self._base_kept = min(self._base_kept, size)
             keep = bisect_left(self._starts, size)
             del self._starts[keep:], self._ends[keep:]
@@ -100,6 +102,18 @@ class EditBuffer:
     def written(self) -> list[tuple[int, int]]:
         """(offset, size) of what was written, in order; of what was only truncated or is NULs in a gap, nothing."""
         return [(start, end - start) for start, end in zip(self._starts, self._ends, strict=True)]
+
+    def over(self, base_size: int, read_base: Callable[[int, int], bytes]) -> "EditBuffer":
+        """The same edits over another base, in which some of them may have been made already."""
+        new = EditBuffer(base_size, read_base)
+        if self._cut:  # bytes that an edit made and a later one took away may be in that base
+            new.truncate(min(self._base_kept, base_size))
+        new.truncate(self.size)
+        for offset, size in self.written():
+            for chunk in self.chunks(offset, size):
+                new.write(offset, chunk)
+                offset += len(chunk)
+        return new
 
     def size_with(self, end: int) -> int:
         """How long the base is with only what was written up to `end`, and what was truncated."""

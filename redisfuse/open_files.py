@@ -24,7 +24,14 @@ from typing import Protocol
 
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
-from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, UnavailableError, WrongTypeError
+from redisfuse.errors import (
+    ConflictError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RedisFuseError,
+    UnavailableError,
+    WrongTypeError,
+)
 from redisfuse.following import content_of
 from redisfuse.journal.states import CHUNK, Content, State
 from redisfuse.names import Target
@@ -69,6 +76,8 @@ class OpenFile:
         self.new = False  # not in Redis yet (but for a parked value): an empty file is a change too
         self._written = False  # since the last commit
         self._error: RedisFuseError | None = None  # why the last commit failed
+        self._unsure: int | None = None  # the change that an earlier commit may have made
+        self._altered = False  # since that commit
 
     # -- beginning an edit -------------------------------------------------------------------------------------------
 
@@ -131,6 +140,7 @@ class OpenFile:
             self.buffer.write(end - len(data), data)
             self._written = True
             self._error = None
+            self._altered = True
             self.changed_ns = time.time_ns()
 
     def truncate(self, size: int) -> None:
@@ -141,6 +151,7 @@ class OpenFile:
             self._files.check_size(size)
             self.buffer.truncate(size)
             self._error = None
+            self._altered = True
             self.changed_ns = time.time_ns()
 
     def flush(self) -> None:
@@ -179,9 +190,12 @@ class OpenFile:
             self.held_until = None
             self._written = False
             try:
-                self._write_out(self.target, self.buffer)
+                if not self._was_made(self.target, self.buffer):
+                    self._write_out(self.target, self.buffer)
             except RedisFuseError as error:
                 self._error = error
+                if isinstance(error, OutcomeUnknownError):
+                    self._unsure, self._altered = error.change, False
                 if isinstance(error, ConflictError):
                     self._forget_edit()
                 raise
@@ -191,6 +205,30 @@ class OpenFile:
             self._settle_new()
             self.version += 1
             self._rebase(self.buffer)
+
+    def _was_made(self, target: Target, buffer: EditBuffer) -> bool:
+        """Whether an earlier commit, of which nobody knew what became, has made all of the edit already.
+
+        If it has made some, the rest goes on over that. Raises UnavailableError if it can't be known yet.
+        """
+        if self._unsure is None:
+            return False
+        made = self._files.edits.made(self._unsure)
+        self._unsure = None
+        if made is None:
+            return False
+        if not self._altered:
+            return True
+        if made.kind == "value" and made.content is not None and made.content.size <= WHOLE_BYTES:
+            content = made.content.read()
+            snapshot: Snapshot = SmallSnapshot(content)
+            self._basis = Basis.of(content)
+        else:
+            snapshot, self._basis = self._files.snapshot(target)
+        self.buffer = buffer.over(snapshot.size, snapshot.read)
+        buffer.close()
+        self._settle_new()
+        return False
 
     def _write_out(self, target: Target, buffer: EditBuffer) -> None:
         """Make the change."""
@@ -230,7 +268,7 @@ class OpenFile:
         """
         with self.lock:
             before = (self.target, self.path, self._basis, self.parked, self.held_until)
-            self.target, self.path, self._basis, self.parked = target, path, basis, None
+            self.target, self.path, self._basis, self.parked, self._unsure = target, path, basis, None, None
             try:
                 self.commit()
             except RedisFuseError:
@@ -243,6 +281,7 @@ class OpenFile:
 
     def _forget_edit(self) -> None:
         self._settle_new()
+        self._unsure = None
         self.version += 1
         self._drop_buffer()
         if self.target is not None:

@@ -282,6 +282,12 @@ class Edits:
         except UnavailableError:
             return
 
+    def made(self, change: int) -> State | None:
+        """What a change of this mount made, if it was applied after all. Raises UnavailableError if nobody knows."""
+        self.steps.settle_leftovers()
+        found = self.journal.change(change)
+        return found.new if found.state == "applied" else None
+
     def check_allowed(self, key: bytes) -> None:
         """Raises AccessError for a key that this mount may not change (--allow)."""
         if not self._allow(key):

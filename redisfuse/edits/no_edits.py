@@ -13,7 +13,7 @@ class NoEdits:
         raise ReadOnlyError("this mount is read-only: it was made without --write")
 
     save = patch = keep_refused = remove = remove_each = rename = expire = _refuse
-    make_directory = remove_directory = rename_directories = check_allowed = _refuse
+    make_directory = remove_directory = rename_directories = check_allowed = made = _refuse
 
     def directories(self) -> set[Directory]:
         """None: empty directories live in a journal, and there is none here."""

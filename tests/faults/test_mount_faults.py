@@ -176,6 +176,32 @@ def test_server_hangs_after_the_write(own_redis: RedisServer, client: redis.Redi
     assert client.get("k") == b"new"
 
 
+@pytest.mark.parametrize("size", [3, 3_000_000])
+@pytest.mark.parametrize("more", [b"", b" and more"])
+@pytest.mark.parametrize("flags", [os.O_TRUNC, os.O_APPEND])
+def test_fsync_once_more_after_a_lost_answer(
+    client: redis.Redis, proxy: Proxy, behind: Mount, size: int, more: bytes, flags: int
+) -> None:
+    """A save that was made, though nobody knew for a while, is no conflict for the program that saves once more."""
+    client.set("other", b"o" * size)
+    eventually(lambda: (behind.path / "other").exists())
+    descriptor = os.open(behind.path / "other", os.O_WRONLY | flags)
+    written = b"n" * size
+    os.write(descriptor, written)
+    proxy.inject("lost_reply", "EXEC", times=1)
+    proxy.refuse()
+    assert errno_of(os.fsync, descriptor) in GONE
+    assert states(behind, b"other") == ["pending"]
+    proxy.clear()
+    if more:
+        os.write(descriptor, more)
+    eventually(lambda: errno_of(os.fsync, descriptor) not in GONE, 10)
+    assert errno_of(os.close, descriptor) == ""
+    expected = (b"" if flags & os.O_TRUNC else b"o" * size) + written + more
+    assert client.get("other") == expected
+    settled(behind, b"other", *["applied"] * (1 + bool(more)))
+
+
 @pytest.mark.parametrize("call", ["STRLEN", "EXEC"])
 def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: Mount, call: str) -> None:
     """While one file's request hangs, other files are read at once, in its directory and elsewhere."""

@@ -56,6 +56,16 @@ def test_patch_over_base_gives_the_content(base: bytes, todo: list[tuple[str, in
         assert bytes(model) == base
 
 
+@given(st.binary(max_size=30), steps, st.integers(0, 12))
+def test_edits_over_what_some_of_them_made(base: bytes, todo: list[tuple[str, int, bytes]], made: int) -> None:
+    """The edits give the same content over a base in which the first of them were made."""
+    buffer, model = apply_steps(base, todo)
+    _, halfway = apply_steps(base, todo[:made])
+    moved = buffer.over(len(halfway), lambda offset, size: bytes(halfway[offset : offset + size]))
+    assert b"".join(moved.chunks()) == bytes(model)
+    assert moved.size == len(model)
+
+
 def test_far_writes_do_not_allocate_the_gap() -> None:
     """A write at 400 MiB costs its own bytes, not the gap before it."""
     buffer = EditBuffer(0, lambda _offset, _size: b"")
