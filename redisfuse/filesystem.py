@@ -151,9 +151,13 @@ class Filesystem:
             return UpdaterNode()
         if isinstance(meaning, Piece):
             node = PieceNode(meaning.directory, meaning.start)
-            next(self._lister().piece(node))
+            if not self._is_left(path):
+                next(self._lister().piece(node))
             return node
         return self._find_long(meaning)
+
+    def _is_left(self, path: bytes) -> bool:
+        return self.overlay is not None and path in self.overlay.pieces
 
     def known(self, path: bytes) -> DirectoryNode | FileNode | None:
         """As `find`, if it is a directory or a string and that is known without waiting; for read-only mounts."""
@@ -320,7 +324,11 @@ class Filesystem:
         self.wait()
         lister = self._lister()
         if isinstance(node, PieceNode):
-            yield from lister.piece(node)
+            try:
+                yield from lister.piece(node)
+            except NotFoundError:
+                if not self._is_left(path):
+                    raise
         elif isinstance(node, LongRootNode):
             yield from lister.long_root()
         elif isinstance(node, LongFieldsNode):

@@ -16,6 +16,8 @@ class Overlay:
         self.scratch = scratch
         self.files = files
         self.parking = parking
+        # Paths of directories that long names are cut into, the last file of which was removed here: left until rmdir.
+        self.pieces: set[bytes] = set()
 
     def find(self, path: bytes) -> OpenNode | ScratchNode | None:
         """What a path leads to without asking Redis."""

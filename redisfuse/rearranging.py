@@ -23,12 +23,13 @@ from redisfuse.errors import (
     NotFoundError,
     RedisFuseError,
 )
+from redisfuse.escapes import CUT
 from redisfuse.filesystem import Filesystem
 from redisfuse.journal.states import Content
 from redisfuse.junk import CreateFacts, Junk, Kind, Verdict
 from redisfuse.made import MadeDirectories
 from redisfuse.names import Reading, Target
-from redisfuse.nodes import DirectoryNode, FileNode, Node, OpenNode, ScratchNode
+from redisfuse.nodes import DirectoryNode, FileNode, Node, OpenNode, PieceNode, ScratchNode
 from redisfuse.open_files import OpenFile
 from redisfuse.overlay import Overlay
 from redisfuse.parking import Parked
@@ -153,6 +154,7 @@ class Rearranger:
         else:
             self._edits.remove([target], path=path)
         self._keep_parent(target)
+        self._keep_pieces(path)
 
     def unlink_open(self, path: bytes, hidden: bytes, *, for_good: bool) -> None:
         """A file that is open is removed (`for_good`: surely), or about to be replaced: its bytes stay for its handles.
@@ -186,12 +188,18 @@ class Rearranger:
                     parking.park(target, path, basis, UNLINK_SECONDS, None)
             files.hide(file, hidden)
         self._keep_parent(target)
+        self._keep_pieces(path)
 
     def remove_directory(self, path: bytes) -> None:
         """rmdir. Raises NotEmptyError, NotDirectoryError."""
         node = self._tree.find(path)
         if isinstance(node, ScratchNode):
             self._overlay.scratch.rmdir(path)
+            return
+        if isinstance(node, PieceNode):
+            if any(True for _ in self._tree.list(path, node)):
+                raise NotEmptyError("the directory is not empty")
+            self._overlay.pieces.discard(path)
             return
         if not isinstance(node, DirectoryNode):
             raise NotDirectoryError("not a directory that can be removed")
@@ -215,6 +223,11 @@ class Rearranger:
     def _keep_parent(self, target: Target) -> None:
         """A directory stays when its last file goes, until rmdir."""
         self._keep_directory(self._tree.grammar.split(target.key)[:-1])
+
+    def _keep_pieces(self, path: bytes) -> None:
+        """So do those that its name is cut into."""
+        while (path := path.rpartition(b"/")[0]).endswith(CUT):
+            self._overlay.pieces.add(path)
 
     def _keep_directory(self, directory: tuple[bytes, ...]) -> None:
         if directory and not self._tree.keyspace.index.is_directory(directory):
@@ -372,12 +385,11 @@ class Rearranger:
         keys = list(index.keys_below(source.directory)) if index.is_directory(source.directory) else []
         keys += [key for key in index.long_keys() if key.startswith(before)]
         moves = [(Target(key), Target(after + key[len(before) :])) for key in keys]
-        if moves:
-            self._edits.rename(moves, path=old, new_path=new)
+        renamed = self._edits.rename(moves, path=old, new_path=new) if moves else []
         self._follow(dict(moves), before, after, old, new)
         made = self._made.moves(source.directory, directory, itself=not moves)
         if made:
-            self._edits.rename_directories(made, path=old, new_path=new)
+            self._edits.rename_directories(made, path=old, new_path=new, group=renamed[0] if renamed else None)
             self._made.load()
         self._keep_directory(source.directory[:-1])
         self._overlay.files.rename_hidden_below(old, new)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
+MOST = (1 << 63) - 1  # that SQLite can count
 CONTEXT = {"auto_envvar_prefix": "REDISFUSE", "help_option_names": ["-h", "--help"]}  # of commands inside a group
 OPS = ("create", "write", "append", "truncate", "remove", "rename", "expire", "mkdir", "rmdir", "rollback", "apply")
 STATES = ("pending", "applied", "failed", "unknown", "refused")
@@ -99,6 +100,14 @@ def _local(naive: datetime) -> datetime:
 # -- ids and paths that complete -------------------------------------------------------------------------------------
 
 
+def _id(value: Any) -> int:
+    """Raises ValueError."""
+    number = int(value)
+    if not 0 <= number <= MOST:
+        raise ValueError("SQLite has no such number")
+    return number
+
+
 class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The id of a change."""
 
@@ -107,7 +116,7 @@ class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read an id; `#42` is one too."""
         try:
-            return int(str(value).removeprefix("#"))
+            return _id(str(value).removeprefix("#"))
         except ValueError:
             self.fail(f"{value!r} is no id of a change; redisfuse log shows them", param, ctx)
 
@@ -128,7 +137,7 @@ class SessionId(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read an id."""
         try:
-            return int(value)
+            return _id(value)
         except ValueError:
             self.fail(f"{value!r} is no id of a session; redisfuse sessions shows them", param, ctx)
 

@@ -13,7 +13,7 @@ from redisfuse.cli._output import Column, Table, amount, escape, json_option, lo
 
 @click.command
 @_journal.filter_options
-@click.option("-n", "--limit", type=click.IntRange(0), metavar="N", help="At most so many.")
+@click.option("-n", "--limit", type=click.IntRange(0, _journal.MOST), metavar="N", help="At most so many.")
 @json_option
 @_journal.journal_option
 def command(journal_file: Path | None, as_json: bool, limit: int | None, **chosen: Any) -> None:

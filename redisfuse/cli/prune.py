@@ -14,7 +14,9 @@ from redisfuse.cli._terminal import say
 
 @click.command
 @click.option("--older-than", type=_journal.MOMENT, required=True, metavar="AGE", help="Such as 30d, 12h, or a time.")
-@click.option("--keep-last", type=click.IntRange(0), default=0, metavar="N", help="Keep the newest N in any case.")
+@click.option(
+    "--keep-last", type=click.IntRange(0, _journal.MOST), default=0, metavar="N", help="Keep the newest N in any case."
+)
 @click.option(
     "--refused", is_flag=True, help="Also edits that were refused or failed and never applied: their bytes go."
 )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command
-@click.option("-n", "--limit", type=click.IntRange(0), metavar="N", help="At most so many.")
+@click.option("-n", "--limit", type=click.IntRange(0, _journal.MOST), metavar="N", help="At most so many.")
 @json_option
 @_journal.journal_option
 def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None:

@@ -197,8 +197,9 @@ class Edits:
         path: bytes,
         new_path: bytes,
         replace: bool = True,
-    ) -> None:
-        """Move keys or fields to other names, as one operation (a directory's rename is many moves).
+    ) -> list[int]:
+        """Move keys or fields to other names, as one operation (a directory's rename is many moves); returns the ids of
+        the changes.
 
         What replaces a key or field takes over its expiry; else the own one stays. Raises NotFoundError (nothing was
         there), ExistsError (`replace` is false), AccessError (not allowed, or a string would replace a collection),
@@ -218,9 +219,9 @@ class Edits:
             facts = self.server.facts
             return [move_step(move, found, facts, path=path, new_path=new_path) for move in there]
 
-        if wanted:
-            looks = [Look(target) for move in wanted for target in (move.source, move.target)]
-            self.steps.run(looks, decide)
+        if not wanted:
+            return []
+        return self.steps.run([Look(target) for move in wanted for target in (move.source, move.target)], decide)
 
     def expire(self, target: Target, at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires (absolute, Unix time in ms), or None: never.
@@ -259,8 +260,10 @@ class Edits:
         intent = Intent(path, "rmdir", encode(directory), None, DIRECTORY, ABSENT)
         self.journal.alter_directories(self._name, remove=[directory], session=self.session, intents=[intent])
 
-    def rename_directories(self, moves: Sequence[tuple[Directory, Directory]], *, path: bytes, new_path: bytes) -> None:
-        """Give empty directories other names."""
+    def rename_directories(
+        self, moves: Sequence[tuple[Directory, Directory]], *, path: bytes, new_path: bytes, group: int | None
+    ) -> None:
+        """Give empty directories other names. `group`: a change of the same operation, if there is one."""
         intents: list[Intent] = []
         for old, new in moves:
             intents.append(Intent(path, "rename", encode(old), None, DIRECTORY, ABSENT, new_path=new_path))
@@ -271,6 +274,7 @@ class Edits:
             remove=[old for old, _ in moves],
             session=self.session,
             intents=intents,
+            group=group,
         )
 
     # -- the rest -----------------------------------------------------------------------------------------------------

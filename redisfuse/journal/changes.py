@@ -110,6 +110,18 @@ def insert(
     return ids
 
 
+def join(connection: sqlite3.Connection, ids: Sequence[int], group: int) -> None:
+    """Make changes with consecutive ids a part of the operation of another one, unless somebody's came between."""
+    connection.execute(
+        """
+        UPDATE changes SET (group_id, at) = (SELECT group_id, at FROM changes WHERE id = :group)
+        WHERE id BETWEEN :first AND :last AND (SELECT group_id FROM changes WHERE id = :first - 1)
+            = (SELECT group_id FROM changes WHERE id = :group)
+        """,
+        {"group": group, "first": ids[0], "last": ids[-1]},
+    )
+
+
 def _groups(first: int, rows: int, grouped: bool | Sequence[int]) -> Iterator[int]:
     """The group of each row: the id of its operation's first."""
     sizes = grouped if not isinstance(grouped, bool) else [rows] if grouped else [1] * rows

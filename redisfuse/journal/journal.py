@@ -215,10 +215,12 @@ class Journal:
         remove: Iterable[Directory] = (),
         session: int | None = None,
         intents: Sequence[Intent] = (),
+        group: int | None = None,
     ) -> list[int]:
         """Remove and add directories, and record it as `intents` (applied, one group), all in one transaction.
 
-        Returns the ids of the changes. The intents' states are ABSENT and DIRECTORY: they have no content.
+        `group`: the change whose operation this is a part of; None: it is one of its own. Returns the ids of the
+        changes. The intents' states are ABSENT and DIRECTORY: they have no content.
         """
         added, removed = list(add), list(remove)
 
@@ -227,7 +229,10 @@ class Journal:
             directories.alter(connection, server, added, removed, at)
             if session is None or not intents:
                 return []
-            return changes.insert(connection, session, intents, {}, state="applied", error=None, at=at, grouped=True)
+            ids = changes.insert(connection, session, intents, {}, state="applied", error=None, at=at, grouped=True)
+            if group is not None:
+                changes.join(connection, ids, group)
+            return ids
 
         return self._write().submit(work)
 

@@ -73,7 +73,7 @@ class Rollback:
         Raises UnavailableError, ReadOnlyError, JournalError when nothing more can be done; `report` then says what was.
         """
         self._chosen = {change.id for group in groups for change in group}
-        for batch in _batches(groups):
+        for batch in _batches([part for group in groups for part in _parts(group)]):
             if is_directory(batch[0][0]):
                 self._directories(batch[0])
             else:
@@ -171,15 +171,27 @@ class Rollback:
         return steps
 
     def _directories(self, group: Group) -> None:
-        """Empty directories are in the journal only: nothing can be in their way."""
+        """Empty directories are in the journal only: nothing can be in their way, but the keys renamed with them."""
+        journal, whole = self._steps.journal, group[0].group
+        if any(conflict.change.group == whole for conflict in self.report.conflicts):
+            return
+        if any(change.group == whole for change, _ in self.report.failures):
+            return
         add = [decode(change.key) for change in group if change.prior.kind == "directory"]
         remove = [decode(change.key) for change in group if change.new.kind == "directory"]
         intents = [
             Intent(change.path, "rollback", change.key, None, change.new, change.prior, reverts=change.id)
             for change in group
         ]
-        self._steps.journal.alter_directories(
-            self._name, add=add, remove=remove, session=self._steps.session, intents=intents
+        keys = (change.id for change in journal.group(whole) if not is_directory(change))
+        reverting = (ids[0] for id in keys if (ids := journal.reverted_by(id)))
+        journal.alter_directories(
+            self._name,
+            add=add,
+            remove=remove,
+            session=self._steps.session,
+            intents=intents,
+            group=next(reverting, None),
         )
         self.report.done += group
 
@@ -235,6 +247,13 @@ def _portable(reversal: Reversal, facts: Facts) -> Reversal:
 def _payload_refused(error: RedisFuseError) -> bool:
     text = str(error)
     return isinstance(error, ServerReplyError) and ("DUMP payload" in text or "Bad data format" in text)
+
+
+def _parts(group: Group) -> Iterator[Group]:
+    """What of an operation is in Redis, and what only in the journal."""
+    keys = tuple(change for change in group if not is_directory(change))
+    directories = tuple(change for change in group if is_directory(change))
+    yield from filter(None, (keys, directories))
 
 
 def _batches(groups: Sequence[Group]) -> Iterator[list[Group]]:

@@ -29,9 +29,12 @@ class Selection:
 def select(journal: Journal, wanted: Selection) -> list[Group]:
     """The operations to be taken back, newest first. Whoever names one change of an operation means all of it.
 
-    Raises NotFoundError (no such change), UsageError (a change that was named was never applied, or nothing was named).
+    Raises NotFoundError (no such change or session), UsageError (a change that was named was never applied, or nothing
+    was named).
     """
     _let_settle(journal)
+    if wanted.session is not None:
+        journal.session(wanted.session)
     if wanted.ids or wanted.group is not None:
         return _named(journal, wanted)
     if wanted == Selection():

@@ -75,6 +75,28 @@ def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount:
     assert contents(client) == after
 
 
+def test_a_directory_with_empty_ones_is_renamed(client: redis.Redis, mount: Mount) -> None:
+    """That is one operation: `--last` takes all of it back, and once more brings it back."""
+    client.set("d:x", "1")
+    root = mount.path
+    eventually(lambda: (root / "d" / "x").exists())
+    (root / "d" / "empty").mkdir()
+    before = last_id(mount)
+    (root / "d").rename(root / "renamed")
+    rows = history(mount, before)
+    assert len(rows) == 4
+    assert len({row["group"] for row in rows}) == 1
+    status, printed = roll_back(mount, "--last")
+    assert status == 0, printed
+    assert client.keys("*") == [b"d:x"]
+    eventually(lambda: sorted(os.listdir(root / "d")) == ["empty", "x"])
+    eventually(lambda: not (root / "renamed").exists())
+    status, printed = roll_back(mount, *(str(row["id"]) for row in history(mount, rows[-1]["id"])))
+    assert status == 0, printed
+    assert client.keys("*") == [b"renamed:x"]
+    eventually(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
+
+
 def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: Mount) -> None:
     """What a conflict refused is listed, shown beside what is there, and written by apply."""
     client.set("k", "old", pxat=AT)

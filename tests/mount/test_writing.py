@@ -213,6 +213,19 @@ def test_mmap_writes(client: redis.Redis, mount: Mount) -> None:
     eventually(lambda: client.get("k") == b"01XY456789")
 
 
+def test_a_folder_of_long_names_is_removed(client: redis.Redis, mount: Mount) -> None:
+    """rm -r, where a key's name is cut into directories, of which its last key's stay as any other does."""
+    client.mset({b"q:" + b"L" * 400: "x", b"q:" + b"L" * 700: "y", "q:z": "z"})
+    eventually(lambda: (mount.path / "q" / "z").exists())
+    (piece,) = (path for path in (mount.path / "q").iterdir() if path.is_dir())
+    with pytest.raises(OSError, match="not empty"):
+        piece.rmdir()
+    subprocess.run(["rm", "-r", mount.path / "q"], check=True, timeout=30)
+    assert client.dbsize() == 0
+    assert not piece.exists()
+    assert not (mount.path / "q").exists()
+
+
 def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> None:
     """A value that somebody changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
     client.set("k", "mine")

@@ -193,6 +193,14 @@ def test_show_refuses(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize("words", ["show", "diff", "apply", "rollback", "rollback --group", "log --session", "log -n"])
+@pytest.mark.parametrize("number", [1 << 63, 10**30])
+def test_no_such_number(run: Run, words: str, number: int) -> None:
+    """A number that no change can have is a usage error."""
+    run(*words.split(), str(number), status=2)
+
+
+@pytest.mark.usefixtures("filled")
 def test_diff(run: Run) -> None:
     """`diff` shows text, bytes and elements, of single changes and of a session in its order."""
     lines = run("diff", "1").stdout.decode().splitlines()

@@ -494,6 +494,20 @@ def test_pending_is_oldest_first(journal: Journal) -> None:
 # -- empty directories -----------------------------------------------------------------------------------------------
 
 
+def test_directories_join_an_operation(journal: Journal) -> None:
+    """They belong to the rename of their keys; where somebody's change came between they don't: ids are consecutive."""
+    session = journal.begin_session(INFO)
+    made = [replace(intent(), new=DIRECTORY)]
+    first, second = add(journal, session, intent(), intent())
+    (joined,) = journal.alter_directories("s", session=session, intents=made, group=first)
+    assert [change.id for change in journal.group(first)] == [first, second, joined]
+    assert journal.change(joined).at == journal.change(first).at
+    add(journal, session, intent())
+    (alone,) = journal.alter_directories("s", session=session, intents=made, group=first)
+    assert [change.id for change in journal.group(alone)] == [alone]
+    assert [change.id for change in journal.group(first)] == [first, second, joined]
+
+
 def test_directories(path: Path) -> None:
     """Empty directories of any name are kept, per server, until they are removed."""
     awkward = {(b"a",), (b"a", b"b"), (b"",), (b"", b""), (b"x/y", b"%2F%"), (b"\xff\x00", b"c")}
