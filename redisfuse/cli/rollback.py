@@ -86,7 +86,7 @@ def command(
             Printer().line("there is nothing to take back: it is taken back already" if ids else "nothing to take back")
         for name in servers:
             mine = [group for group in groups if group[0].server == name]
-            task = _Task(journal, way, mine, force=force, as_json=as_json)
+            task = _Task(journal, way, mine, force=force, as_json=as_json, last=last)
             done = task.plan_only() if dry_run else task.run(ask=not yes)
             status = status or (0 if done else 1)
     return status
@@ -95,12 +95,15 @@ def command(
 class _Task:
     """The rollback of one server's operations."""
 
-    def __init__(self, journal: Journal, way: _undo.Way, groups: list[Group], *, force: bool, as_json: bool) -> None:
+    def __init__(
+        self, journal: Journal, way: _undo.Way, groups: list[Group], *, force: bool, as_json: bool, last: int | None
+    ) -> None:
         self._journal = journal
         self._way = way
         self._groups = groups
         self._force = force
         self._as_json = as_json
+        self._last = last
         self._printer = Printer()
         self._session = groups[0][0].session
 
@@ -189,6 +192,8 @@ class _Task:
         for change, note in report.notes:
             self._printer.line(f"{_undo.line_of(change)}: {escape(note.encode())}", "yellow")
         self._printer.line(f"{count(len(report.done), 'change')} taken back{_rest(plan, report)}")
+        if self._last is not None and len(report.nothing) == len(plan.entries):
+            self._printer.line(f"to go further back: redisfuse rollback --last {self._last + 1}")
 
 
 def _rest(plan: Plan, report: Report) -> str:

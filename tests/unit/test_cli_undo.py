@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -75,6 +76,21 @@ def test_the_plan_of_an_expiry_says_which(bench: Bench, run: Run) -> None:
     assert bench.redis.pexpiretime("k") == at
     assert f"{first}  expire  k  (k): never to expire" in run("rollback", first)[1]
     assert bench.redis.pexpiretime("k") == -1
+
+
+def test_the_newest_needs_nothing(bench: Bench, run: Run) -> None:
+    """A key that has expired stays removed; who wants to go further back is told how, and gets there."""
+    bench.redis.mset({"a": "old", "b": "old"})
+    bench.save(b"a", b"new")
+    bench.redis.pexpire("b", 300)
+    bench.save(b"b", b"new")
+    time.sleep(0.4)
+    status, out, _ = run("rollback", "--last")
+    assert (status, bench.redis.get("a")) == (0, b"new")
+    assert "1 needed nothing\nto go further back: redisfuse rollback --last 2\n" in out
+    status, out, _ = run("rollback", "--last", "2")
+    assert (status, bench.redis.get("a")) == (0, b"old")
+    assert "further back" not in out
 
 
 def test_a_conflict_is_explained(bench: Bench, run: Run) -> None:
