@@ -140,8 +140,10 @@ class Filesystem:
         """What a path (from the mount's root) leads to. Raises NotFoundError, NameTooLongError."""
         if len(path) > NAME_MAX and any(len(name) > NAME_MAX for name in path.split(b"/")):
             raise NameTooLongError(f"a name has more than {NAME_MAX} bytes")
-        if self.overlay is not None and (own := self.overlay.find(path)) is not None:
-            return own
+        if self.overlay is not None:
+            if (own := self.overlay.find(path)) is not None:
+                return own
+            path = self.overlay.path_of(path)
         meaning = self.grammar.parse(path)
         if isinstance(meaning, Reading):
             return self._find_reading(path, meaning)

@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from redisfuse.edit_buffer import EditBuffer
 from redisfuse.edits import Basis, Edits
@@ -54,6 +54,17 @@ class Opening(Protocol):
     def seen(self) -> Snapshot | None:
         """What it alone reads; None if it reads what is there now."""
         ...
+
+
+class Attachment(NamedTuple):
+    """What ties an open file to its target."""
+
+    target: Target | None
+    basis: Basis
+    new: bool
+    uncommitted: bool
+    held_until: float | None
+    parked: Parked | None
 
 
 class OpenFile:
@@ -387,6 +398,19 @@ class OpenFile:
             self.buffer = EditBuffer(0, _nothing)
             self.target = None
 
+    @property
+    def attachment(self) -> Attachment:
+        """What `detach` takes away."""
+        return Attachment(self.target, self._basis, self.new, self.uncommitted, self.held_until, self.parked)
+
+    def attach(self, before: Attachment) -> None:
+        """Undo `detach`. What was not saved then is not saved now."""
+        with self.lock:
+            self.target, self._basis, self.new = before.target, before.basis, before.new
+            self.held_until, self.parked = before.held_until, before.parked
+            if not before.uncommitted:
+                self._drop_buffer()
+
     def content(self) -> Content:
         """All its bytes; valid while the caller holds `lock`."""
         assert self.buffer is not None
@@ -493,6 +517,21 @@ class OpenFiles:
             with self._lock:
                 if target is not None and self._files.get(target) is file:
                     del self._files[target]
+
+    def displace(self, file: OpenFile) -> Callable[[], None]:
+        """As `detach`, for what may come to nothing: call what it returns, and the file is where it was."""
+        with file.lock:
+            before = file.attachment
+            self.detach(file)
+
+        def restore() -> None:
+            with file.lock:
+                file.attach(before)
+                with self._lock:
+                    if before.target is not None and (file.handles or file.held_until is not None):
+                        self._files.setdefault(before.target, file)
+
+        return restore
 
     def hide(self, file: OpenFile, path: bytes) -> None:
         """libfuse goes on calling an unlinked file by `path`, until its last close (as `Scratch.hide` has it)."""

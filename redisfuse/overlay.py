@@ -22,11 +22,16 @@ class Overlay:
     def find(self, path: bytes) -> OpenNode | ScratchNode | None:
         """What a path leads to without asking Redis."""
         hidden = self.files.hidden(path)
-        if hidden is not None:
+        if hidden is not None and hidden.buffer is not None:
             return OpenNode(hidden)
         if self.scratch.exists(path):
             return ScratchNode(path, self.scratch.is_directory(path))
         return None
+
+    def path_of(self, path: bytes) -> bytes:
+        """The path itself, or where a file that libfuse believes to be hidden there is nevertheless."""
+        hidden = self.files.hidden(path)
+        return path if hidden is None or hidden.target is None else hidden.path
 
     def open_node(self, target: Target) -> OpenNode | None:
         """The edit in progress on a target."""

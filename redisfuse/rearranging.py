@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from redisfuse.edits import Basis, Edits
 from redisfuse.errors import (
@@ -39,6 +40,13 @@ log = logging.getLogger(__name__)
 UNLINK_SECONDS = 0.2  # how long an unlink of an open file waits: a rename over it may be what is really meant
 
 
+class _Displaced(NamedTuple):
+    """An open file that gave way to what is about to be renamed over it, or was unlinked: that is not known yet."""
+
+    restore: Callable[[], None]
+    editable: bool
+
+
 class Rearranger:
     """Makes, removes and renames."""
 
@@ -61,6 +69,7 @@ class Rearranger:
         self._made = made
         self._strings_only = strings_only  # --new-files string
         self._park_seconds = park_seconds
+        self._displaced: dict[Target, _Displaced] = {}  # what gave way to what is being renamed over it
         self._reappeared = reappeared  # told of keys that were not in the tree for a while, though in Redis
 
     # -- making ------------------------------------------------------------------------------------------------------
@@ -169,22 +178,31 @@ class Rearranger:
         file = self._overlay.files.reopened_or_new(target, path)
         files, parking = self._overlay.files, self._overlay.parking
         with file.lock:
+            editable = _is_editable(node) if isinstance(node, FileNode | OpenNode) else True
+            parked = file.parked
             if file.new:
-                if file.parked is not None and for_good:
-                    self._edits.remove([target], path=path, basis=file.parked.basis)
-                elif file.parked is not None:
-                    parking.park(target, path, file.parked.basis, UNLINK_SECONDS, None)
-                files.detach(file)
-            elif isinstance(node, FileNode) and not node.editable:
-                self._edits.remove([target], path=path)
-                files.detach(file, copy=False)  # who reads it has a snapshot
+                if for_good:
+                    if parked is not None:
+                        self._edits.remove([target], path=path, basis=parked.basis)
+                    files.detach(file)
+                else:
+                    self._displaced[target] = _Displaced(files.displace(file), editable)
+                    if parked is not None:
+                        parking.park(target, path, parked.basis, UNLINK_SECONDS, None)
+            elif not editable:  # who reads it has a snapshot
+                self._edits.check_allowed(target.key)
+                if for_good:
+                    self._edits.remove([target], path=path)
+                else:
+                    self._displaced[target] = _Displaced(lambda: None, editable)
+                    parking.park(target, path, Basis.anything(), UNLINK_SECONDS, None)
             else:
                 self._edits.check_allowed(target.key)
                 _snapshot, basis = files.snapshot(target)
                 if for_good:
                     files.detach(file, lambda: self._edits.remove([target], path=path, basis=basis))
                 else:
-                    files.detach(file)
+                    self._displaced[target] = _Displaced(files.displace(file), editable)
                     parking.park(target, path, basis, UNLINK_SECONDS, None)
             files.hide(file, hidden)
         self._keep_parent(target)
@@ -242,7 +260,23 @@ class Rearranger:
         except RedisFuseError:
             targets = []  # a name for junk, if for anything
         with self._overlay.parking.claimed(targets):
-            self._rename(old, new, replace=replace)
+            try:
+                self._rename(old, new, replace=replace)
+            except BaseException:
+                self._give_back(targets)
+                raise
+            for target in targets:
+                self._displaced.pop(target, None)
+
+    def _give_back(self, targets: list[Target]) -> None:
+        """Nothing came over the open file that gave way for it: it is there as before."""
+        for target in targets:
+            displaced, parked = self._displaced.pop(target, None), self._overlay.parking.get(target)
+            if displaced is None or (parked is not None and parked.copy is not None):
+                continue
+            self._overlay.parking.take(target)
+            displaced.restore()
+            self._reappeared([target.key])
 
     def _rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
         source = self._tree.find(old)
@@ -264,11 +298,19 @@ class Rearranger:
         if not isinstance(source, FileNode | OpenNode):
             raise CrossDeviceError("this can't be renamed")
         verdict = self._verdict(new)
+        if _is_editable(source) and any(not each.editable for each in self._displaced_at(new)):
+            raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
         if verdict.is_junk and _is_editable(source):
             self._park(source, old, new)
         else:
             self._check_no_junk(verdict)
             self._rename_file(source, old, new, existing)
+
+    def _displaced_at(self, path: bytes) -> list[_Displaced]:
+        if not self._displaced:
+            return []
+        found = map(self._displaced.get, self._targets(self._tree.grammar.creatable(path)))
+        return [each for each in found if each is not None]
 
     def _check_no_junk(self, verdict: Verdict) -> None:
         """What scratch can't hold as it is (many keys, a list) does not get a name there: mv(1) then copies it.
@@ -412,6 +454,7 @@ class Rearranger:
         stays: list[bytes] = []
         with self._overlay.parking.due(now, prefix) as due:
             for parked in due:
+                self._displaced.pop(parked.target, None)
                 if not self._remove_parked(parked):
                     stays.append(parked.target.key)
         if stays:

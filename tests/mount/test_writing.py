@@ -226,6 +226,60 @@ def test_a_folder_of_long_names_is_removed(client: redis.Redis, mount: Mount) ->
     assert not (mount.path / "q").exists()
 
 
+@pytest.mark.parametrize("source", ["view%json", "list", "gone"])
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
+def test_a_rename_that_fails_leaves_the_open_file(client: redis.Redis, mount: Mount, source: str, flags: int) -> None:
+    """What was to be replaced, and is open, is still there, and what is written to it then is saved."""
+    client.mset({"view": "x", "gone": "x"})
+    client.rpush("list", "x")
+    client.hset("h", "f", "field")
+    client.set("k", "precious", px=1_000_000)
+    target = mount.path / ("h.f" if source == "list" else "k")
+    eventually(lambda: target.exists() and (mount.path / source).exists())
+    before = last_id(mount)
+    descriptor = os.open(target, flags)
+    content = target.read_bytes()
+    if flags == os.O_RDWR:
+        os.pwrite(descriptor, b"P", 0)
+        content = b"P" + content[1:]
+    if source == "gone":
+        client.delete("gone")
+    with pytest.raises(OSError, match=r"denied|Invalid|No such file"):
+        (mount.path / source).rename(target)
+    time.sleep(0.5)  # the removal of what is replaced waits for 0.2 seconds
+    assert target.read_bytes() == os.pread(descriptor, 100, 0) == content
+    assert os.fstat(descriptor).st_size == len(content)
+    if flags == os.O_RDWR:
+        os.pwrite(descriptor, b"!", len(content))
+        content += b"!"
+    os.close(descriptor)
+    assert target.read_bytes() == content
+    assert (client.hget("h", "f") if source == "list" else client.get("k")) == content
+    assert client.pttl("k") > 0
+    assert [row["op"] for row in history(mount, before)] == ["write"] * (flags == os.O_RDWR)
+    target.unlink()
+    assert not client.exists("h" if source == "list" else "k")
+
+
+def test_a_string_does_not_replace_an_open_list(client: redis.Redis, mount: Mount) -> None:
+    """As it does not replace one that nobody has open; another list does."""
+    client.set("k", "v")
+    client.rpush("list", "x")
+    client.rpush("list2", "y")
+    eventually(lambda: all((mount.path / name).exists() for name in ("k", "list", "list2")))
+    with (mount.path / "list").open("rb") as file:
+        with pytest.raises(PermissionError):
+            (mount.path / "k").rename(mount.path / "list")
+        time.sleep(0.5)
+        assert client.lrange("list", 0, -1) == [b"x"]
+        (mount.path / "list2").rename(mount.path / "list")
+        assert file.read() == b"x\n"
+    assert client.lrange("list", 0, -1) == [b"y"]
+    with (mount.path / "list").open("rb"):
+        (mount.path / "list").unlink()
+        eventually(lambda: not client.exists("list"))
+
+
 def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> None:
     """A value that somebody changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
     client.set("k", "mine")
