@@ -398,6 +398,25 @@ class OpenFile:
             self.buffer = EditBuffer(0, _nothing)
             self.target = None
 
+    def follow(self) -> None:
+        """Its target has another name now: what is read piece by piece is read there."""
+        with self.lock:
+            seen = [snapshot for each in self.openings if (snapshot := each.seen()) is not None]
+            if any(content_of(snapshot) is None for snapshot in seen):
+                self.version += 1
+            if self.buffer is None or self.target is None or self._basis.kind != "length":
+                return
+            try:
+                snapshot, basis = self._files.snapshot(self.target)
+                if self.target.field is not None:
+                    snapshot.read(0, 1)
+            except RedisFuseError as error:
+                log.warning("%s: what it held can't be read after it was renamed: %s", os.fsdecode(self.path), error)
+                return
+            buffer, self.buffer = self.buffer, self.buffer.over(snapshot.size, snapshot.read)
+            self._basis = basis
+            buffer.close()
+
     @property
     def attachment(self) -> Attachment:
         """What `detach` takes away."""
@@ -561,6 +580,7 @@ class OpenFiles:
             file.path = path
             if file.handles or file.held_until is not None:
                 self._files[target] = file
+        file.follow()
 
     def all(self) -> Iterator[OpenFile]:
         """Every file with a target, as of now."""

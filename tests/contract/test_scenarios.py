@@ -177,6 +177,33 @@ def renamed_while_it_is_read(root: Path) -> Iterator[Any]:
 
 
 @scenario
+def renamed_while_it_is_large(root: Path) -> Iterator[Any]:
+    """The same of a value that isn't read whole, by its own name and by that of its directory."""
+    (root / "d").mkdir()
+    for old, new in (("big", "big2"), ("d/big", "e/big")):
+        size = 1_200_000
+        (root / old).write_bytes(b"a" * size)
+        reader, writer = opened(root / old, os.O_RDONLY), opened(root / old)
+        os.pwrite(writer, b"before", size // 2)
+        if "/" in old:
+            os.rename(root / "d", root / "e")
+        else:
+            os.rename(root / old, root / new)
+        yield os.pread(writer, 5, size - 5), (root / new).read_bytes()[-5:], os.pread(reader, 5, size - 5)
+        (root / old).parent.mkdir(exist_ok=True)
+        (root / old).write_bytes(b"Z" * size)
+        yield os.pread(writer, 5, size - 5), os.pread(reader, 5, size - 5)
+        os.pwrite(writer, b"EDIT", 3)
+        yield outcome(os.fsync, writer), os.pread(reader, 8, 0)
+        with mmap.mmap(reader, 0, access=mmap.ACCESS_READ) as mapping:
+            yield mapping[size - 5 :], mapping[:8]
+        os.pwrite(writer, b"MORE" * 200_000, 0)
+        yield outcome(os.close, writer), outcome(os.close, reader)
+        content = (root / new).read_bytes()
+        yield content[:8], content[800_000:800_005], content[-5:], len(content), (root / old).read_bytes()[:5]
+
+
+@scenario
 def replaced_where_a_directory_is_renamed(root: Path) -> Iterator[Any]:
     """Descriptors of a file that is not there any more don't lose it when its directory is renamed."""
     (root / "d").mkdir()
