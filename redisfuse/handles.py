@@ -105,8 +105,13 @@ class FileHandle:
         self._snapshot = snapshot
         self._version = file.version
         self._append = bool(flags & os.O_APPEND)
+        self._wrote = False
         self._refused: ConflictError | None = None  # for which what was written through this was not saved
         file.openings.add(self)
+
+    def refuse(self, error: ConflictError) -> None:
+        """What was written through this, or would be over what it was opened on, is not saved."""
+        self._refused = error
 
     def seen(self) -> Snapshot | None:
         """What it alone reads; None if it reads what is there now."""
@@ -145,7 +150,6 @@ class FileHandle:
 
     def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
         self._check_writing()
-        self._refused = None
         self.file.write(None if self._append and not mapped else offset, data)
 
     def write_present(self, offset: int, data: bytes, *, mapped: bool) -> bool:
@@ -162,12 +166,18 @@ class FileHandle:
 
     def truncate(self, size: int) -> None:
         self._check_writing()
-        self._refused = None
         self.file.truncate(size)
 
     def _check_writing(self) -> None:
         if not self.writing:
             raise BadHandleError("the file was not opened for writing")
+        self._check_not_refused()
+        self._wrote = True
+
+    def _check_not_refused(self) -> None:
+        """What was refused once is said again, until it is opened anew: no later success may seem to have saved it."""
+        if self._refused is not None:
+            raise self._refused.with_traceback(None)
 
     def flush(self, final: bool) -> None:
         if self.writing and final:
@@ -177,14 +187,9 @@ class FileHandle:
         self._reporting(self.file.fsync)
 
     def _reporting(self, commit: Callable[[], None]) -> None:
-        """Commit; what was refused once is said again, as no later success may seem to have saved it."""
-        if self._refused is not None:
-            raise self._refused.with_traceback(None)
-        try:
-            commit()
-        except ConflictError as error:
-            self._refused = error
-            raise
+        if self._wrote:
+            self._check_not_refused()
+        commit()
 
     def release_present(self) -> bool:
         """As `release`, without waiting; False, and nothing was done, if something is left to be saved."""

@@ -18,7 +18,8 @@ from redisfuse.errors import UsageError
 from redisfuse.printable import printable
 from redisfuse.settings import Settings
 
-PRIVATE_MODE = 0o600  # with O_EXCL: how mkstemp(3), and so nearly every program, makes a temporary file
+# With O_EXCL: how mkstemp(3), and so nearly every program, makes a temporary file; rsync one of what can be executed.
+PRIVATE_MODES = (0o600, 0o700)
 
 _HEADING = re.compile(r"##\s*(.*?)\s*(?:\((\w+)\))?\s*")
 _CONTROL = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
@@ -45,7 +46,7 @@ _MEANINGS = {
     Kind.NEW: "junk when it is made through the mount",
     Kind.COMPANION: "junk if what it belongs to is a key or field beside it",
     Kind.PROBE: "held back if it is made with O_EXCL; becomes a key if it stays",
-    Kind.BEHAVIOUR: "held back only if it is made with O_EXCL and mode 0600; becomes a key if it stays",
+    Kind.BEHAVIOUR: "held back only if it is made with O_EXCL and mode 0600 or 0700; becomes a key if it stays",
     Kind.KEEP: "data",
 }
 
@@ -132,8 +133,8 @@ class Junk:
             return Verdict(True, False, rule, "it has the name of junk")
         if rule is not None and rule.kind is Kind.PROBE and facts.exclusive:
             return Verdict(False, True, rule, "it is a probe if it goes at once")
-        if facts.exclusive and facts.mode & 0o777 == PRIVATE_MODE and not facts.directory:
-            return Verdict(False, True, rule, "it is made as temporary files are (O_EXCL, mode 0600)")
+        if facts.exclusive and facts.mode & 0o777 in PRIVATE_MODES and not facts.directory:
+            return Verdict(False, True, rule, "it is made as temporary files are (O_EXCL, mode 0600 or 0700)")
         return Verdict(False, False, rule, "no pattern matches" if rule is None else "its name alone is not enough")
 
     def rule(self, parent: bytes, name: bytes, *, directory: bool = False) -> Rule | None:

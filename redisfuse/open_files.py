@@ -55,6 +55,10 @@ class Opening(Protocol):
         """What it alone reads; None if it reads what is there now."""
         ...
 
+    def refuse(self, error: ConflictError) -> None:
+        """Others have changed what it was opened on."""
+        ...
+
 
 class Attachment(NamedTuple):
     """What ties an open file to its target."""
@@ -92,14 +96,11 @@ class OpenFile:
 
     # -- beginning an edit -------------------------------------------------------------------------------------------
 
-    def begin_edit(self, *, anew: bool = False) -> None:
-        """Make ready for writing over what Redis holds now. `anew`: nothing of it will be kept.
-
-        Raises what reading raises.
-        """
+    def begin_edit(self) -> None:
+        """Make ready for writing over what Redis holds now. Raises what reading raises."""
         with self.lock:
             if self.buffer is None and self.target is not None:
-                self._load(anew=anew)
+                self._load()
 
     def begin_new(self, basis: Basis, *, held: bool, parked: Parked | None) -> None:
         """Make ready for writing something new where Redis holds what `basis` says (nothing, or a parked value)."""
@@ -113,13 +114,13 @@ class OpenFile:
             self.parked = parked
             self.held_until = math.inf if held else None
 
-    def _load(self, *, anew: bool = False) -> None:
+    def _load(self) -> None:
         assert self.target is not None
-        snapshot, basis = self._files.snapshot(self.target)
-        if self.target.field is not None and not anew:
-            # A field is written whole: should somebody change it meanwhile, its other bytes could not be had any more.
-            snapshot.read(0, 1)
-        self._basis = basis
+        snapshot, self._basis = self._files.snapshot(self.target)
+        if self.target.field is not None and self._basis.kind == "length":
+            # Read whole: should somebody change it meanwhile, its other bytes could not be had any more; and that it is
+            # another one can't be told from what is heard of its key, which is heard of for any of its fields.
+            self._basis = Basis.content(snapshot.size, _digest(snapshot))
         self._set_base(snapshot)
         self.changed_ns = None
 
@@ -209,6 +210,8 @@ class OpenFile:
                     self._unsure, self._altered = error.change, False
                 if isinstance(error, ConflictError):
                     self._forget_edit()
+                    for each in self.openings:
+                        each.refuse(error)
                 raise
             self._error = None
             if self.changed_ns is not None:
@@ -408,8 +411,6 @@ class OpenFile:
                 return
             try:
                 snapshot, basis = self._files.snapshot(self.target)
-                if self.target.field is not None:
-                    snapshot.read(0, 1)
             except RedisFuseError as error:
                 log.warning("%s: what it held can't be read after it was renamed: %s", os.fsdecode(self.path), error)
                 return
@@ -629,6 +630,14 @@ def _copied(old: EditBuffer) -> EditBuffer:
         new.write(offset, chunk)
         offset += len(chunk)
     return new
+
+
+def _digest(snapshot: Snapshot) -> bytes:
+    """SHA-256 of all of it."""
+    sha = hashlib.sha256()
+    for offset in range(0, snapshot.size, CHUNK):
+        sha.update(snapshot.read(offset, CHUNK))
+    return sha.digest()
 
 
 def _nothing(_offset: int, _size: int) -> bytes:

@@ -362,7 +362,7 @@ class Operations:
         try:
             snapshot = None
             if writing:
-                file.begin_edit(anew=bool(flags & os.O_TRUNC))
+                file.begin_edit()
                 if flags & os.O_TRUNC:
                     file.truncate(0)
             elif file.size is None and file.target is not None:
@@ -383,7 +383,7 @@ class Operations:
             return self._open_scratch(made, flags)
         try:
             if not made.new:
-                made.begin_edit(anew=bool(flags & os.O_TRUNC))
+                made.begin_edit()
                 if flags & os.O_TRUNC:
                     made.truncate(0)
         except BaseException:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from redisfuse.edits import Basis, Edits
 from redisfuse.errors import (
     AccessError,
+    BusyError,
     ConflictError,
     CrossDeviceError,
     ExistsError,
@@ -365,7 +366,7 @@ class Rearranger:
                         self._overlay.parking.park(target, old, file.parked.basis, self._park_seconds, new)
                     files.detach(file)
                     return
-                file.commit()
+                _save(file)
         self._edits.check_allowed(target.key)
         snapshot, basis = files.snapshot(target)
         chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
@@ -398,7 +399,7 @@ class Rearranger:
                 if file.new:
                     file.commit_as(destination, new, basis)
                 else:
-                    file.commit()
+                    _save(file)
                     self._edits.rename([(target, destination)], path=old, new_path=new)
                 files.moved(file, target, destination, new)
             files.forget_if_idle(file)
@@ -423,7 +424,7 @@ class Rearranger:
         before, after = grammar.prefix(source.directory), grammar.prefix(directory)
         for file in self._overlay.files.all():
             if file.target is not None and file.target.key.startswith(before):
-                file.commit()
+                _save(file)
         keys = list(index.keys_below(source.directory)) if index.is_directory(source.directory) else []
         keys += [key for key in index.long_keys() if key.startswith(before)]
         moves = [(Target(key), Target(after + key[len(before) :])) for key in keys]
@@ -533,6 +534,14 @@ class Rearranger:
 
 
 _COPY = 1024 * 1024  # bytes a piece when a value is copied to scratch
+
+
+def _save(file: OpenFile) -> None:
+    """Commit an edit before its file is moved. A conflict is BusyError: after ESTALE the kernel would try once more."""
+    try:
+        file.commit()
+    except ConflictError as error:
+        raise BusyError(str(error)) from error
 
 
 def _is_editable(node: FileNode | OpenNode) -> bool:

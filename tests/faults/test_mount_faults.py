@@ -509,6 +509,59 @@ def test_a_refused_save_stays_refused(client: redis.Redis, mount: Mount) -> None
     assert states(mount, b"k") == ["refused"]
 
 
+def test_a_refused_descriptor_writes_no_more(client: redis.Redis, mount: Mount) -> None:
+    """After a save was refused, only who opens the file anew can write over what somebody else put there."""
+    first, second, idle = (os.open(mount.path / "k", os.O_RDWR) for _ in range(3))
+    os.write(first, b"one")
+    os.pwrite(second, b"two", 3)
+    client.set("k", "theirs")
+    assert errno_of(os.fsync, first) == "ESTALE"
+    for descriptor in (first, second, idle):
+        assert errno_of(os.write, descriptor, b"more") == "ESTALE"
+        assert errno_of(os.ftruncate, descriptor, 1) == "ESTALE"
+    with (mount.path / "k").open("ab") as file:
+        file.write(b"!")
+    assert errno_of(os.close, first) == errno_of(os.close, second) == "ESTALE"
+    assert errno_of(os.close, idle) == ""
+    assert client.get("k") == b"theirs!"
+    settled(mount, b"k", "refused", "applied")
+
+
+@pytest.mark.parametrize("place", ["k2", "e/k", "k~"])
+def test_a_refused_file_is_renamed(client: redis.Redis, mount: Mount, place: str) -> None:
+    """A rename that would save what others have changed says so, and so do fsync and close; the kernel doesn't hide it
+    by trying once more."""
+    client.set("d:k", "old")
+    eventually(lambda: (mount.path / "d" / "k").exists())
+    descriptor = os.open(mount.path / "d" / "k", os.O_RDWR)
+    os.write(descriptor, b"MINE")
+    client.set("d:k", "theirs")
+    if "/" in place:
+        assert errno_of(os.rename, mount.path / "d", mount.path / "e") == "EBUSY"
+    else:
+        assert errno_of(os.rename, mount.path / "d" / "k", mount.path / "d" / place) == "EBUSY"
+    assert errno_of(os.fsync, descriptor) == "ESTALE"
+    assert errno_of(os.close, descriptor) == "ESTALE"
+    assert client.keys("d:*") == [b"d:k"]
+    assert client.get("d:k") == b"theirs"
+    settled(mount, b"d:k", "refused")
+
+
+def test_another_field_is_no_conflict(client: redis.Redis, mount: Mount) -> None:
+    """A large field is saved though another one of its hash was changed, here and by somebody else."""
+    client.hset("h", mapping={"f": "a" * 1_200_000, "g": "x"})
+    eventually(lambda: (mount.path / "h.f").exists())
+    descriptor = os.open(mount.path / "h.f", os.O_RDWR)
+    os.pwrite(descriptor, b"EDIT", 0)
+    (mount.path / "h.g").write_bytes(b"other")
+    client.hset("h", "g", "outside")
+    time.sleep(0.2)
+    assert errno_of(os.fsync, descriptor) == ""
+    os.pwrite(descriptor, b"MORE", 4)
+    client.hset("h", "f", "b" * 1_200_000)
+    assert errno_of(os.close, descriptor) == "ESTALE"
+
+
 def test_close_after_a_failed_fsync(client: redis.Redis, mount: Mount) -> None:
     """After fsync failed for the server, close tries once more: it is saved then, or an error again."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.changes import history, last_id
 from tests.support.mounts import Mount, empty, eventually, mounted
 from tests.support.oracle import tree
 from tests.support.redis_server import RedisServer
@@ -158,6 +159,11 @@ def test_rsync_in_and_out(client: redis.Redis, mount: Mount, sources: Path, tmp_
     sh(copy, "echo changed >> README; rm empty; echo new > lib0/new; mv data moved")
     sh(tmp_path, f"rsync -a --delete --checksum copy/ {mount.path}/in/")
     assert tree(mount.path / "in") == tree(copy)
+    for mode in ("644", "755"):
+        sh(copy, f"echo once more >> README; chmod {mode} README")
+        before = last_id(mount)
+        sh(tmp_path, f"rsync -a --checksum copy/README {mount.path}/in/")
+        assert [row["op"] for row in history(mount, before)] == ["write"]
     sh(copy, "echo inplace >> README")
     sh(tmp_path, f"rsync -a --inplace copy/README {mount.path}/in/")
     sh(tmp_path, f"rsync -a {mount.path}/in/ out/")

@@ -108,6 +108,7 @@ def test_behaviour(name: str) -> None:
     """What is made with O_EXCL and mode 0600 is held back whatever its name; the name alone does nothing."""
     assert verdict(name, exclusive=True, mode=0o600).held
     assert verdict(name, exclusive=True, mode=0o100600).held
+    assert verdict(name, exclusive=True, mode=0o700).held
     assert not verdict(name, exclusive=True, mode=0o600).is_junk
     assert not verdict(name, exclusive=True, mode=0o644).held
     assert not verdict(name, mode=0o600).held
