@@ -182,7 +182,7 @@ class OpenFile:
         """Whether the newest handle and all others read the same bytes."""
         with self.lock:
             now = newest.seen()
-            return all(_alike(each.seen(), now) for each in self.openings if each.reads and each is not newest)
+            return all(_alike(each.seen(), now) for each in list(self.openings) if each.reads and each is not newest)
 
     @property
     def uncommitted(self) -> bool:
@@ -210,7 +210,7 @@ class OpenFile:
                     self._unsure, self._altered = error.change, False
                 if isinstance(error, ConflictError):
                     self._forget_edit()
-                    for each in self.openings:
+                    for each in list(self.openings):
                         each.refuse(error)
                 raise
             self._error = None
@@ -404,7 +404,7 @@ class OpenFile:
     def follow(self) -> None:
         """Its target has another name now: what is read piece by piece is read there."""
         with self.lock:
-            seen = [snapshot for each in self.openings if (snapshot := each.seen()) is not None]
+            seen = [snapshot for each in list(self.openings) if (snapshot := each.seen()) is not None]
             if any(content_of(snapshot) is None for snapshot in seen):
                 self.version += 1
             if self.buffer is None or self.target is None or self._basis.kind != "length":

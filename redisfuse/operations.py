@@ -116,7 +116,7 @@ class Name(NamedTuple):
 
 
 @dataclass(slots=True)
-class Opening:
+class OpenHandle:
     """An open file, and where it is as far as this mount knows."""
 
     handle: Handle
@@ -135,7 +135,7 @@ class Operations:
         self._outside = outside
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._openings: dict[int, Opening] = {}
+        self._openings: dict[int, OpenHandle] = {}
         self._directories: dict[int, DirectoryHandle[Name]] = {}
         self.listings: Listings[Name] = Listings(tree.grammar.split)
         keyspace = tree.keyspace
@@ -409,13 +409,13 @@ class Operations:
     def _number(self, handle: Handle, path: bytes) -> int:
         with self._lock:
             number = next(self._numbers)
-            self._openings[number] = Opening(handle, path)
+            self._openings[number] = OpenHandle(handle, path)
         return number
 
     def _handle(self, handle: int) -> Handle:
         return self._opening(handle).handle
 
-    def _opening(self, handle: int) -> Opening:
+    def _opening(self, handle: int) -> OpenHandle:
         found = self._openings.get(handle)
         if found is None:
             raise BadHandleError("no such file is open")

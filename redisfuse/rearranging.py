@@ -38,6 +38,7 @@ from redisfuse.parking import Parked
 
 log = logging.getLogger(__name__)
 
+_STALE = 60.0  # seconds after which what gave way was unlinked, and not renamed over
 UNLINK_SECONDS = 0.2  # how long an unlink of an open file waits: a rename over it may be what is really meant
 
 
@@ -46,6 +47,7 @@ class _Displaced(NamedTuple):
 
     restore: Callable[[], None]
     editable: bool
+    at: float  # time.monotonic()
 
 
 class Rearranger:
@@ -180,14 +182,16 @@ class Rearranger:
         files, parking = self._overlay.files, self._overlay.parking
         with file.lock:
             editable = _is_editable(node) if isinstance(node, FileNode | OpenNode) else True
-            parked = file.parked
+            parked, now = file.parked, time.monotonic()
+            for each in [each for each, displaced in list(self._displaced.items()) if now - displaced.at > _STALE]:
+                self._displaced.pop(each, None)
             if file.new:
                 if for_good:
                     if parked is not None:
                         self._edits.remove([target], path=path, basis=parked.basis)
                     files.detach(file)
                 else:
-                    self._displaced[target] = _Displaced(files.displace(file), editable)
+                    self._displaced[target] = _Displaced(files.displace(file), editable, now)
                     if parked is not None:
                         parking.park(target, path, parked.basis, UNLINK_SECONDS, None)
             elif not editable:  # who reads it has a snapshot
@@ -195,7 +199,7 @@ class Rearranger:
                 if for_good:
                     self._edits.remove([target], path=path)
                 else:
-                    self._displaced[target] = _Displaced(lambda: None, editable)
+                    self._displaced[target] = _Displaced(lambda: None, editable, now)
                     parking.park(target, path, Basis.anything(), UNLINK_SECONDS, None)
             else:
                 self._edits.check_allowed(target.key)
@@ -203,7 +207,7 @@ class Rearranger:
                 if for_good:
                     files.detach(file, lambda: self._edits.remove([target], path=path, basis=basis))
                 else:
-                    self._displaced[target] = _Displaced(files.displace(file), editable)
+                    self._displaced[target] = _Displaced(files.displace(file), editable, now)
                     parking.park(target, path, basis, UNLINK_SECONDS, None)
             files.hide(file, hidden)
         self._keep_parent(target)
