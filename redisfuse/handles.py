@@ -30,9 +30,8 @@ class Handle(Protocol):
         """Up to `size` bytes; short only at the end."""
         ...
 
-    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
-        """Put bytes at `offset`; at the end if it was opened to append, but for what comes from a mapping. Raises
-        BadHandleError if it was not opened for writing."""
+    def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
+        """Put bytes at `offset`, or (`append`) at the end; raises BadHandleError if it was not opened for writing."""
         ...
 
     def truncate(self, size: int) -> None:
@@ -74,7 +73,7 @@ class SnapshotHandle:
     def read(self, offset: int, size: int) -> bytes:
         return self._snapshot.read(offset, size)
 
-    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
+    def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
         raise BadHandleError("the file was not opened for writing")
 
     def truncate(self, size: int) -> None:
@@ -104,7 +103,6 @@ class FileHandle:
         self._files = files
         self._snapshot = snapshot
         self._version = file.version
-        self._append = bool(flags & os.O_APPEND)
         self._wrote = False
         self._refused: ConflictError | None = None  # for which what was written through this was not saved
         file.openings.add(self)
@@ -148,18 +146,18 @@ class FileHandle:
             old.close()
         return self._snapshot
 
-    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
+    def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
         self._check_writing()
-        self.file.write(None if self._append and not mapped else offset, data)
+        self.file.write(None if append else offset, data)
 
-    def write_present(self, offset: int, data: bytes, *, mapped: bool) -> bool:
+    def write_present(self, offset: int, data: bytes, *, append: bool) -> bool:
         """As `write`, without waiting; False, and nothing was done, if the edit must be begun, or is being saved."""
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
             if self.file.size is None or not self.writing:
                 return False
-            self.write(offset, data, mapped=mapped)
+            self.write(offset, data, append=append)
             return True
         finally:
             self.file.lock.release()
@@ -213,9 +211,8 @@ class FileHandle:
 class ScratchHandle:
     """A junk file: written straight into the scratch area."""
 
-    def __init__(self, file: ScratchFile, *, append: bool) -> None:
+    def __init__(self, file: ScratchFile) -> None:
         self.file = file
-        self._append = append
 
     @property
     def size(self) -> int:
@@ -224,8 +221,8 @@ class ScratchHandle:
     def read(self, offset: int, size: int) -> bytes:
         return self.file.read(offset, size)
 
-    def write(self, offset: int, data: bytes, *, mapped: bool = False) -> None:
-        if self._append and not mapped:
+    def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
+        if append:
             self.file.append(data)
         else:
             self.file.write(offset, data)

@@ -348,7 +348,7 @@ class Operations:
         file = self._overlay.scratch.open(path)
         if flags & os.O_TRUNC:
             file.truncate(0)
-        return self._opened(ScratchHandle(file, append=bool(flags & os.O_APPEND)), path, None, alike=True)
+        return self._opened(ScratchHandle(file), path, None, alike=True)
 
     def _open_file(self, path: bytes, node: FileNode | OpenNode, flags: int, writing: bool) -> Opened:
         assert self._overlay is not None
@@ -493,11 +493,11 @@ class Operations:
     def read_nodes(self) -> Sequence[bytes]:
         return self.shared.nodes()
 
-    def write(self, handle: int, data: bytes, offset: int, *, mapped: bool) -> int:
+    def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
         opened = self._handle(handle)
-        if not (type(opened) is FileHandle and opened.write_present(offset, data, mapped=mapped)):
+        if not (type(opened) is FileHandle and opened.write_present(offset, data, append=append)):
             self._outside.waiting()
-            opened.write(offset, data, mapped=mapped)
+            opened.write(offset, data, append=append)
         return len(data)
 
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:

@@ -267,8 +267,9 @@ class Callbacks:
 
     def write(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
         handle = self._handle(info)
-        mapped = bool(self._info.from_address(info).writepage)
-        written = self.calls.write(handle, ctypes.string_at(buffer, size), offset, mapped=mapped)
+        # The flags are those of this moment (fcntl can change O_APPEND). A page of a mapping goes to its place.
+        append = bool(c_int.from_address(info).value & os.O_APPEND) and not self._info.from_address(info).writepage
+        written = self.calls.write(handle, ctypes.string_at(buffer, size), offset, append=append)
         if not 0 < written <= size and size:
             raise ValueError(f"write took {written} of {size} bytes")
         self.known.wrote(handle, offset + written)

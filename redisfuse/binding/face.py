@@ -121,8 +121,8 @@ class Calls(Protocol):
     def read_nodes(self) -> Sequence[bytes]:
         """The nodes that were read lately and were not retired."""
 
-    def write(self, handle: int, data: bytes, offset: int, *, mapped: bool) -> int:
-        """How many bytes were taken. `mapped`: they come from a mapping of the file (mmap), maybe another program's."""
+    def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
+        """How many bytes were taken. `append`: they go to the end, wherever the kernel believes that to be."""
 
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None: ...
     def flush(self, handle: int) -> None:

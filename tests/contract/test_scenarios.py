@@ -292,6 +292,21 @@ def appending_beside_plain_writing(root: Path) -> Iterator[Any]:
 
 
 @scenario
+def appending_begins_and_ends(root: Path) -> Iterator[Any]:
+    """fcntl(2) takes O_APPEND from a descriptor, and gives it."""
+    path = root / "f"
+    path.write_bytes(b"0123456789")
+    fd = opened(path, os.O_RDWR | os.O_APPEND)
+    os.write(fd, b"end")
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    os.pwrite(fd, b"XX", 0)
+    yield whole(fd)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
+    os.lseek(fd, 0, os.SEEK_SET)
+    yield os.write(fd, b"more"), whole(fd), outcome(os.close, fd), tree(root)
+
+
+@scenario
 def a_reader_beside_a_writer(root: Path) -> Iterator[Any]:
     """A reader sees each write at once, saved or not, and the new size."""
     path = root / "f"

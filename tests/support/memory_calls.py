@@ -277,7 +277,7 @@ class MemoryCalls:
     def read_nodes(self) -> Sequence[bytes]:
         return self.shared.nodes()
 
-    def write(self, handle: int, data: bytes, offset: int, *, mapped: bool) -> int:
+    def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
         self._count("write")
         with self.lock:
             node = self._node(None, handle)
