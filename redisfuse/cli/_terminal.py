@@ -2,7 +2,7 @@
 
 import click
 
-from redisfuse.printable import printable
+from redisfuse.text import printable
 
 
 def say(text: str) -> None:

@@ -7,16 +7,16 @@ from typing import Any
 
 import click
 
-from redisfuse.cli import _journal, _undo
+from redisfuse.cli import _journal_options, _write_session
 from redisfuse.cli._output import Printer, json_option, print_json
 
 
 @click.command
-@click.argument("id", type=_journal.CHANGE)
+@click.argument("id", type=_journal_options.CHANGE)
 @click.option("--force", is_flag=True, help="Write it also over what was changed since, or over another type.")
 @json_option
-@_undo.server_options
-@_journal.journal_option
+@_write_session.server_options
+@_journal_options.journal_option
 @click.pass_context
 def command(
     context: click.Context, /, id: int, force: bool, as_json: bool, journal_file: Path | None, **_reaching: Any
@@ -26,16 +26,16 @@ def command(
     A refused edit is written only over what it was refused for; if that was changed once more, look again and use
     --force. Any other change can be made once more too. It is journaled, and can be rolled back.
     """
-    from redisfuse.undo import apply
+    from redisfuse.transactions.apply import apply
 
-    with _journal.open_journal(journal_file, write=True) as journal:
+    with _journal_options.open_journal(journal_file, write=True) as journal:
         change = journal.change(id)
-        with _undo.working(journal, _undo.Way.of(context), change.session) as work:
+        with _write_session.working(journal, _write_session.Way.of(context), change.session) as work:
             made = apply(work.steps, journal.change(id), force=force)
         if as_json:
             for each in made:
-                print_json(_journal.row_of(journal.change(each)))
+                print_json(_journal_options.row_of(journal.change(each)))
         elif made:
-            Printer().line(f"change {id} is written, as change {made[0]}: {_journal.datum(change)}")
+            Printer().line(f"change {id} is written, as change {made[0]}: {_journal_options.datum(change)}")
         else:
-            Printer().line(f"change {id}: there is nothing to do, {_journal.datum(change)} is gone already")
+            Printer().line(f"change {id}: there is nothing to do, {_journal_options.datum(change)} is gone already")

@@ -2,7 +2,7 @@
 
 import click
 
-from redisfuse.printable import printable
+from redisfuse.text import printable
 
 
 def _show(kind: str, line: str) -> None:
@@ -23,6 +23,6 @@ def command(keep: bool) -> None:
     Starts a redis-server of its own on a temporary socket, mounts it, runs a few commands, and takes everything away
     again. Needs redis-server or valkey-server, or the package's extra `demo`.
     """
-    from redisfuse.demo import session
+    from redisfuse.cli._demo import session
 
     session.run(_show, keep=keep)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import Printer, escape, json_option, local_time, print_json
 from redisfuse.errors import UsageError
 
@@ -15,17 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.states import Change
+    from redisfuse.journal.models import Change
 
 STYLES = {"fact": "cyan", "place": "blue", "-": "red", "+": "green", " ": ""}
 PREFIXES = {"fact": "", "place": "", "-": "-", "+": "+", " ": " "}
 
 
 @click.command
-@click.argument("ids", type=_journal.CHANGE, nargs=-1, metavar="ID...")
-@click.option("--session", type=_journal.SESSION, metavar="ID", help="All changes of this session, in their order.")
+@click.argument("ids", type=_journal_options.CHANGE, nargs=-1, metavar="ID...")
+@click.option(
+    "--session", type=_journal_options.SESSION, metavar="ID", help="All changes of this session, in their order."
+)
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def command(ids: tuple[int, ...], session: int | None, as_json: bool, journal_file: Path | None) -> None:
     """Show what changes made different: text line by line, bytes in hex, collections by element.
 
@@ -33,14 +35,14 @@ def command(ids: tuple[int, ...], session: int | None, as_json: bool, journal_fi
     """
     if bool(ids) == (session is not None):
         raise UsageError("give the ids of changes, or --session ID")
-    from redisfuse.journal.difference import difference
+    from redisfuse.journal.diff import difference
 
-    with _journal.open_journal(journal_file) as journal:
+    with _journal_options.open_journal(journal_file) as journal:
         printer = None if as_json else Printer()
         for change in _changes(journal, ids, session):
             if printer is None:
                 lines = [{"mark": line.mark, "text": line.text} for line in difference(change)]
-                print_json({**_journal.row_of(change), "difference": lines})
+                print_json({**_journal_options.row_of(change), "difference": lines})
                 continue
             _title(printer, change)
             for line in difference(change):
@@ -51,7 +53,7 @@ def _changes(journal: Journal, ids: tuple[int, ...], session: int | None) -> Ite
     if session is None:
         yield from (journal.change(id) for id in ids)
         return
-    from redisfuse.journal.changes import Filter
+    from redisfuse.journal.change_rows import Filter
 
     journal.session(session)
     yield from journal.changes(Filter(session=session, oldest_first=True))
@@ -59,7 +61,9 @@ def _changes(journal: Journal, ids: tuple[int, ...], session: int | None) -> Ite
 
 def _title(printer: Printer, change: Change) -> None:
     state = "" if change.state == "applied" else f", {change.state}"
-    printer.line(f"change {change.id}: {change.op} {_journal.where(change)} ({local_time(change.at)}{state})", "bold")
+    printer.line(
+        f"change {change.id}: {change.op} {_journal_options.where(change)} ({local_time(change.at)}{state})", "bold"
+    )
     if change.error:
         printer.line(f"  {escape(change.error.encode())}")
-    printer.line(f"  key {_journal.datum(change)}", "dim")
+    printer.line(f"  key {_journal_options.datum(change)}", "dim")

@@ -11,13 +11,13 @@ import click
 from redisfuse.cli._config import find_password
 from redisfuse.cli._options import BYTES, SectionCommand, address_from, server_options
 from redisfuse.cli._output import Column, Table, json_option, print_json
-from redisfuse.printable import printable
+from redisfuse.text import printable
 
 if TYPE_CHECKING:
-    from redisfuse.server.address import Address
-    from redisfuse.server.facts import Facts
-    from redisfuse.server.permissions import Report, Verdict
-    from redisfuse.server.server import Server
+    from redisfuse.client.acl import Report, Verdict
+    from redisfuse.client.address import Address
+    from redisfuse.client.capabilities import Facts
+    from redisfuse.client.client import Server
 
 _WORDS = {True: "ok", False: "trouble", None: "unknown"}
 _STYLES = {True: "green", False: "bold red", None: "yellow"}
@@ -68,9 +68,9 @@ def command(context: click.Context, /, source: tuple[str, ...], **given: Any) ->
 
 def _examine(address: Address, timeout: float, prefix: bytes, *, write: bool) -> Iterator[Finding]:
     """Everything that is looked at, in the order in which a mount would need it."""
-    from redisfuse.server.limits import Limits
-    from redisfuse.server.permissions import inspect
-    from redisfuse.server.server import Server
+    from redisfuse.client.acl import inspect
+    from redisfuse.client.client import Server
+    from redisfuse.client.limits import Limits
 
     yield _fuse()
     server = Server(address, Limits(timeout=timeout))
@@ -87,7 +87,7 @@ def _examine(address: Address, timeout: float, prefix: bytes, *, write: bool) ->
 
 
 def _fuse() -> Finding:
-    from redisfuse.binding.choice import available
+    from redisfuse.fuse.backends import available
 
     found = available()
     usable = [each.name for each in found if not each.reason]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import count, escape, json_option, print_json
 from redisfuse.cli._terminal import say
 
@@ -17,23 +17,23 @@ def command() -> None:
     """Look after the journal itself: where it is, and whether it is sound."""
 
 
-@command.command(context_settings=_journal.CONTEXT)
-@_journal.journal_option
+@command.command(context_settings=_journal_options.CONTEXT)
+@_journal_options.journal_option
 def path(journal_file: Path | None) -> None:
     """Print where the journal is, or would be."""
-    from redisfuse.journal.location import default_path
+    from redisfuse.journal.files import default_path
 
     say(os.fspath(journal_file or default_path()))
 
 
-@command.command(context_settings=_journal.CONTEXT)
+@command.command(context_settings=_journal_options.CONTEXT)
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def check(as_json: bool, journal_file: Path | None) -> int:
     """Check schema, contents and states; a line for each thing that is wrong. Exit status 1 if there is any."""
     from redisfuse.journal.check import check as problems_of
 
-    with _journal.open_journal(journal_file) as journal:
+    with _journal_options.open_journal(journal_file) as journal:
         number = 0
         for problem in problems_of(journal):
             number += 1

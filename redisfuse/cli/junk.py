@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from redisfuse.cli._config import find_password
-from redisfuse.cli._journal import CONTEXT, journal_option
+from redisfuse.cli._journal_options import CONTEXT, journal_option
 from redisfuse.cli._options import BYTES, PATH, SectionCommand, address_from, server_options
 from redisfuse.cli._output import Column, Printer, Table, amount, count, is_terminal, json_option, plain, print_json
+from redisfuse.config import DEFAULTS
 from redisfuse.errors import UsageError
-from redisfuse.printable import printable
-from redisfuse.settings import DEFAULTS
+from redisfuse.text import printable
 
 if TYPE_CHECKING:
-    from redisfuse.junk import Junk, Rule
-    from redisfuse.junk_keys import JunkKey
-    from redisfuse.server.address import Address
-    from redisfuse.server.server import Server
+    from redisfuse.client.address import Address
+    from redisfuse.client.client import Server
+    from redisfuse.vfs.junk_rules import Junk, Rule
+    from redisfuse.vfs.junk_scan import JunkKey
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -192,8 +192,8 @@ class _Task:
     @contextmanager
     def connected(self, *, writable: bool) -> Iterator[Server]:
         """The server, for as long as the body runs."""
-        from redisfuse.server.limits import Limits
-        from redisfuse.server.server import Server
+        from redisfuse.client.client import Server
+        from redisfuse.client.limits import Limits
 
         server = Server(self._address, Limits(timeout=self._timeout), writable=writable)
         try:
@@ -204,8 +204,8 @@ class _Task:
 
     def find(self, server: Server) -> list[JunkKey]:
         """All of it, by rule."""
-        from redisfuse.junk_keys import Finder
-        from redisfuse.names import Grammar
+        from redisfuse.paths.grammar import Grammar
+        from redisfuse.vfs.junk_scan import Finder
 
         limit = DEFAULTS["field_limit"] if self._fields else 0
         finder = Finder(server, Grammar(self._separator), self._junk, prefix=self._prefix, fields=limit)
@@ -216,10 +216,10 @@ class _Task:
 
 def _remove(server: Server, found: Sequence[JunkKey], journal_file: Path | None) -> tuple[int, int]:
     """Remove them in a session of their own; how many were still there, and the session."""
-    from redisfuse.edits import Edits
     from redisfuse.journal.journal import Journal
-    from redisfuse.undo import recover
-    from redisfuse.write_mode import session_info
+    from redisfuse.mount.write_mode import session_info
+    from redisfuse.transactions.key_writer import Edits
+    from redisfuse.transactions.recovery import recover
 
     with Journal.open(journal_file, create=True) as journal:
         session = journal.begin_session(session_info(server, None, {"command": "junk clean"}))
@@ -285,7 +285,7 @@ def _progress() -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]
 
 
 def _load(junk_file: Path | None, junk: Sequence[str], keep: Sequence[str]) -> Junk:
-    from redisfuse.junk import Junk
+    from redisfuse.vfs.junk_rules import Junk
 
     return Junk.load(junk_file, junk, keep)
 

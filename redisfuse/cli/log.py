@@ -7,26 +7,26 @@ from typing import Any
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import Column, Table, amount, escape, json_option, local_time, moment, print_json
 
 
 @click.command
-@_journal.filter_options
-@click.option("-n", "--limit", type=click.IntRange(0, _journal.MOST), metavar="N", help="At most so many.")
+@_journal_options.filter_options
+@click.option("-n", "--limit", type=click.IntRange(0, _journal_options.MOST), metavar="N", help="At most so many.")
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def command(journal_file: Path | None, as_json: bool, limit: int | None, **chosen: Any) -> None:
     """List the changes, newest first.
 
     Piped, a line is: id, time (UTC), session, operation, state, size before, size after, path, key, field, the change
     that it reverts; between tabs.
     """
-    with _journal.open_journal(journal_file) as journal:
-        changes = journal.changes(_journal.filter_of(limit=limit, **chosen))
+    with _journal_options.open_journal(journal_file) as journal:
+        changes = journal.changes(_journal_options.filter_of(limit=limit, **chosen))
         if as_json:
             for change in changes:
-                print_json(_journal.row_of(change))
+                print_json(_journal_options.row_of(change))
             return
         table = None
         for change in changes:
@@ -48,7 +48,7 @@ def _table(newest: int) -> Table:
 
 
 def _print(table: Table, change: Any) -> None:
-    path = _journal.where(change)
+    path = _journal_options.where(change)
     extra = (
         f" (reverts {change.reverts})" if change.reverts else f" (applies {change.applies})" if change.applies else ""
     )
@@ -62,7 +62,7 @@ def _print(table: Table, change: Any) -> None:
             *(change.new.size, path, escape(change.key), None if change.field is None else escape(change.field)),
             change.reverts,
         ),
-        _journal.STYLES[change.state],
+        _journal_options.STYLES[change.state],
     )
 
 

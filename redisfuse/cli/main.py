@@ -20,7 +20,7 @@ import click
 
 import redisfuse
 from redisfuse import cli
-from redisfuse.cli._secrets import hide_arguments, mask
+from redisfuse.cli._redact import hide_arguments, mask
 from redisfuse.cli._terminal import tell
 from redisfuse.errors import RedisFuseError
 

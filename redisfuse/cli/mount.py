@@ -9,8 +9,8 @@ from click.core import ParameterSource
 
 from redisfuse.cli._config import find_password, load
 from redisfuse.cli._options import BYTES, PATH, SIZE, SectionCommand, SectionOption, server_options, setting
+from redisfuse.config import FuseOptions, Settings, split_options
 from redisfuse.errors import UsageError
-from redisfuse.settings import FuseOptions, Settings, split_options
 
 CHANGES = "Changing things"
 TREE = "What the tree looks like"
@@ -189,9 +189,9 @@ def command(context: click.Context, /, **_: Any) -> None:
     Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
     """
     settings = settings_from(context)
-    from redisfuse import mount
+    from redisfuse.mount import run
 
-    mount.run(settings)
+    run.run(settings)
 
 
 def settings_from(context: click.Context) -> Settings:

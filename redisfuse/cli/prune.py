@@ -7,22 +7,28 @@ from pathlib import Path
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import amount, count, json_option, print_json
 from redisfuse.cli._terminal import say
 
 
 @click.command
-@click.option("--older-than", type=_journal.MOMENT, required=True, metavar="AGE", help="Such as 30d, 12h, or a time.")
 @click.option(
-    "--keep-last", type=click.IntRange(0, _journal.MOST), default=0, metavar="N", help="Keep the newest N in any case."
+    "--older-than", type=_journal_options.MOMENT, required=True, metavar="AGE", help="Such as 30d, 12h, or a time."
+)
+@click.option(
+    "--keep-last",
+    type=click.IntRange(0, _journal_options.MOST),
+    default=0,
+    metavar="N",
+    help="Keep the newest N in any case.",
 )
 @click.option(
     "--refused", is_flag=True, help="Also edits that were refused or failed and never applied: their bytes go."
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def command(
     older_than: int, keep_last: int, refused: bool, dry_run: bool, as_json: bool, journal_file: Path | None
 ) -> None:
@@ -32,7 +38,7 @@ def command(
     """
     from redisfuse.journal.prune import prune
 
-    with _journal.open_journal(journal_file, write=True) as journal:
+    with _journal_options.open_journal(journal_file, write=True) as journal:
         done = prune(journal, before=older_than, keep_last=keep_last, refused=refused, dry_run=dry_run)
     if as_json:
         print_json({**asdict(done), "dry_run": dry_run})

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from redisfuse.cli import _journal, _undo
+from redisfuse.cli import _journal_options, _write_session
 from redisfuse.cli._output import Printer, count, json_option, print_json
 
 WORDS = {
@@ -19,8 +19,8 @@ WORDS = {
 
 @click.command
 @json_option
-@_undo.server_options
-@_journal.journal_option
+@_write_session.server_options
+@_journal_options.journal_option
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, journal_file: Path | None, **_reaching: Any) -> int:
     """Settle changes of which it is not known whether they were made (a crash, a lost answer), by looking.
@@ -28,14 +28,14 @@ def command(context: click.Context, /, as_json: bool, journal_file: Path | None,
     This is done by itself at the next `--write` mount and before a rollback. What can't be told is marked `unknown` and
     never guessed at; the exit status is then 1, as it is if a server can't be reached.
     """
-    with _journal.open_journal(journal_file, write=True) as journal:
-        settled, complete = _undo.settle_open(journal, _undo.Way.of(context), quiet=False)
+    with _journal_options.open_journal(journal_file, write=True) as journal:
+        settled, complete = _write_session.settle_open(journal, _write_session.Way.of(context), quiet=False)
         if as_json:
             for change, _ in settled:
-                print_json(_journal.row_of(journal.change(change.id)))
+                print_json(_journal_options.row_of(journal.change(change.id)))
         else:
             printer = Printer()
             for change, outcome in settled:
-                printer.line(f"{_undo.line_of(change)}: {WORDS[outcome]}", _journal.STYLES[outcome])
+                printer.line(f"{_write_session.line_of(change)}: {WORDS[outcome]}", _journal_options.STYLES[outcome])
             printer.line(f"{count(len(settled), 'change')} settled")
     return 0 if complete and all(outcome != "unknown" for _, outcome in settled) else 1

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.cli._options import PATH
 from redisfuse.errors import MountError
+from redisfuse.fuse import mountpoint as mountpoints
 
 
 @click.command

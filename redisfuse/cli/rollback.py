@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli import _journal, _undo
+from redisfuse.cli import _journal_options, _write_session
 from redisfuse.cli._options import BYTES
 from redisfuse.cli._output import Printer, count, escape, json_option, local_time, print_json
 from redisfuse.cli._terminal import tell
@@ -18,19 +18,20 @@ from redisfuse.errors import RedisFuseError, UsageError
 
 if TYPE_CHECKING:
     from redisfuse.journal.journal import Journal
-    from redisfuse.undo import Conflict, Plan, Planned, Report
-    from redisfuse.undo.selection import Group
+    from redisfuse.transactions.rollback import Report
+    from redisfuse.transactions.rollback_plan import Conflict, Plan, Planned
+    from redisfuse.transactions.selection import Group
 
 LISTED = 50  # changes of a plan that are shown before they are taken back; --dry-run shows all
 PROGRESS = 100  # changes beyond which there is a progress bar
 
 
 @click.command
-@click.argument("ids", type=_journal.CHANGE, nargs=-1, metavar="[ID...]")
-@click.option("--group", type=_journal.CHANGE, metavar="ID", help="The operation that begins with this change.")
-@click.option("--session", type=_journal.SESSION, metavar="ID", help="All changes of this session.")
+@click.argument("ids", type=_journal_options.CHANGE, nargs=-1, metavar="[ID...]")
+@click.option("--group", type=_journal_options.CHANGE, metavar="ID", help="The operation that begins with this change.")
+@click.option("--session", type=_journal_options.SESSION, metavar="ID", help="All changes of this session.")
 @click.option(
-    "--since", type=_journal.MOMENT, metavar="TIME", help="All changes since: ISO 8601, 14:30, 2h, yesterday."
+    "--since", type=_journal_options.MOMENT, metavar="TIME", help="All changes since: ISO 8601, 14:30, 2h, yesterday."
 )
 @click.option(
     "--last",
@@ -45,8 +46,8 @@ PROGRESS = 100  # changes beyond which there is a progress bar
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option("--force", is_flag=True, help="Overwrite what was changed since (it is journaled too).")
 @json_option
-@_undo.server_options
-@_journal.journal_option
+@_write_session.server_options
+@_journal_options.journal_option
 @click.pass_context
 def command(
     context: click.Context,
@@ -70,14 +71,14 @@ def command(
     conflict: nothing of its operation is touched, and the exit status is 1. A rollback is journaled like any change and
     can be rolled back. What is taken back already is left out, so the same command finishes an interrupted rollback.
     """
-    from redisfuse.undo import Selection, select
+    from redisfuse.transactions.selection import Selection, select
 
-    way = _undo.Way.of(context)
+    way = _write_session.Way.of(context)
     wanted = Selection(ids=ids, group=group, session=session, since=since, last=last, key=key)
     status = 0
-    with _journal.open_journal(journal_file, write=not dry_run) as journal:
+    with _journal_options.open_journal(journal_file, write=not dry_run) as journal:
         if not dry_run:
-            _undo.settle_open(journal, way, quiet=True)
+            _write_session.settle_open(journal, way, quiet=True)
         groups = select(journal, wanted)
         servers = list(dict.fromkeys(group[0].server for group in groups))
         if way.url is not None and len(servers) > 1:
@@ -96,7 +97,14 @@ class _Task:
     """The rollback of one server's operations."""
 
     def __init__(
-        self, journal: Journal, way: _undo.Way, groups: list[Group], *, force: bool, as_json: bool, last: int | None
+        self,
+        journal: Journal,
+        way: _write_session.Way,
+        groups: list[Group],
+        *,
+        force: bool,
+        as_json: bool,
+        last: int | None,
     ) -> None:
         self._journal = journal
         self._way = way
@@ -109,7 +117,7 @@ class _Task:
 
     def plan_only(self) -> bool:
         """Print the whole plan; whether it has no conflict."""
-        from redisfuse.undo import make_plan
+        from redisfuse.transactions.rollback_plan import make_plan
 
         server = self._way.connect(self._journal.session(self._session), writable=False)
         try:
@@ -125,9 +133,10 @@ class _Task:
 
     def run(self, *, ask: bool) -> bool:
         """Print the plan, ask if there is somebody to ask, do it; whether all of it was done."""
-        from redisfuse.undo import Rollback, make_plan
+        from redisfuse.transactions.rollback import Rollback
+        from redisfuse.transactions.rollback_plan import make_plan
 
-        with _undo.working(self._journal, self._way, self._session) as work:
+        with _write_session.working(self._journal, self._way, self._session) as work:
             plan = make_plan(self._journal, work.server, self._groups, force=self._force)
             total = len(plan.entries)
             if not self._as_json:
@@ -155,19 +164,21 @@ class _Task:
     def _print_plan(self, plan: Plan, limit: int | None) -> None:
         entries = plan.entries if limit is None else plan.entries[:limit]
         for entry in entries:
-            self._printer.line(f"{_undo.line_of(entry.change)}: {_action(entry)}", "red" if entry.conflict else "")
+            self._printer.line(
+                f"{_write_session.line_of(entry.change)}: {_action(entry)}", "red" if entry.conflict else ""
+            )
             if entry.conflict is not None:
                 self._print_conflict(entry.conflict)
         if len(plan.entries) > len(entries):
             self._printer.line(f"… and {count(len(plan.entries) - len(entries), 'more change')}")
             for conflict in plan.conflicts:
                 if all(conflict is not entry.conflict for entry in entries):
-                    self._printer.line(f"{_undo.line_of(conflict.change)}: {_words(conflict)}", "red")
+                    self._printer.line(f"{_write_session.line_of(conflict.change)}: {_words(conflict)}", "red")
                     self._print_conflict(conflict)
 
     def _print_conflict(self, conflict: Conflict) -> None:
-        self._printer.line(f"    expected  {_undo.shown(conflict.change.new)}", "green")
-        self._printer.line(f"    found     {_undo.shown(conflict.found.state)}", "red")
+        self._printer.line(f"    expected  {_write_session.shown(conflict.change.new)}", "green")
+        self._printer.line(f"    found     {_write_session.shown(conflict.found.state)}", "red")
         if conflict.later:
             ids = ", ".join(str(change.id) for change in conflict.later)
             self._printer.line(f"    changed since by {ids}; to take back all of it: {conflict.together}")
@@ -185,12 +196,14 @@ class _Task:
         planned = {conflict.change.id for conflict in plan.conflicts}
         for conflict in report.conflicts:
             if conflict.change.id not in planned:
-                self._printer.line(f"{_undo.line_of(conflict.change)}: {_words(conflict)}", "red")
+                self._printer.line(f"{_write_session.line_of(conflict.change)}: {_words(conflict)}", "red")
                 self._print_conflict(conflict)
         for change, failure in report.failures:
-            self._printer.line(f"{_undo.line_of(change)}: not taken back: {escape(str(failure).encode())}", "red")
+            self._printer.line(
+                f"{_write_session.line_of(change)}: not taken back: {escape(str(failure).encode())}", "red"
+            )
         for change, note in report.notes:
-            self._printer.line(f"{_undo.line_of(change)}: {escape(note.encode())}", "yellow")
+            self._printer.line(f"{_write_session.line_of(change)}: {escape(note.encode())}", "yellow")
         self._printer.line(f"{count(len(report.done), 'change')} taken back{_rest(plan, report)}")
         if self._last is not None and len(report.nothing) == len(plan.entries):
             self._printer.line(f"to go further back: redisfuse rollback --last {self._last + 1}")
@@ -218,7 +231,7 @@ def _action(entry: Planned) -> str:
     if change.new.kind == "directory":
         return "forget the empty directory"
     if reversal is None:
-        return f"back to {_journal.described(change.prior)}, if the changes above leave what this one left"
+        return f"back to {_journal_options.described(change.prior)}, if the changes above leave what this one left"
     note = f" ({escape(reversal.note.encode())})" if reversal.note else ""
     if reversal.nothing:
         return f"nothing to do{note}"
@@ -227,7 +240,7 @@ def _action(entry: Planned) -> str:
     if change.op == "expire":
         at = reversal.wanted.expires_at if change.field is None else reversal.wanted.field_expires_at
         return f"{'never to expire' if at is None else f'to expire at {local_time(at)}'}{note}"
-    return f"back to {_journal.described(reversal.wanted)}{note}"
+    return f"back to {_journal_options.described(reversal.wanted)}{note}"
 
 
 def _words(conflict: Conflict) -> str:
@@ -237,11 +250,11 @@ def _words(conflict: Conflict) -> str:
 def _row(entry: Planned, result: str, conflict: Conflict | None = None, error: str | None = None) -> dict[str, Any]:
     conflict = conflict or entry.conflict
     return {
-        **_journal.row_of(entry.change),
+        **_journal_options.row_of(entry.change),
         "result": result,
         "action": _action(entry),
         "conflict": None if conflict is None else conflict.why,
-        "found": None if conflict is None else _journal.described(conflict.found.state),
+        "found": None if conflict is None else _journal_options.described(conflict.found.state),
         "together": None if conflict is None else conflict.together,
         "failure": error,
     }

@@ -7,24 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import Column, Table, escape, json_option, local_time, moment, print_json
 
 if TYPE_CHECKING:
-    from redisfuse.journal.states import Session
+    from redisfuse.journal.models import Session
 
 
 @click.command
-@click.option("-n", "--limit", type=click.IntRange(0, _journal.MOST), metavar="N", help="At most so many.")
+@click.option("-n", "--limit", type=click.IntRange(0, _journal_options.MOST), metavar="N", help="At most so many.")
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None:
     """List the sessions, newest first: who mounted what where, and how much they changed.
 
     Piped, a line is: id, start and end (UTC; no end: it runs, or died), number of changes, server, mount point, user,
     host; between tabs.
     """
-    with _journal.open_journal(journal_file) as journal:
+    with _journal_options.open_journal(journal_file) as journal:
         table = None
         for session, changes in journal.sessions(limit):
             if as_json:

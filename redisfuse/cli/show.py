@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli import _journal
+from redisfuse.cli import _journal_options
 from redisfuse.cli._output import Printer, escape, is_terminal, json_option, local_time, moment, plain, print_json
 from redisfuse.errors import NotFoundError, UsageError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.states import Change, Content, State
+    from redisfuse.journal.models import Change, Content, State
 
 PREVIEW = 2048  # bytes of a content shown between the facts
 ELEMENTS = 20  # elements of a collection, likewise
@@ -25,12 +25,12 @@ IN_JSON = 1 << 20  # bytes: larger contents are left out of --json
 
 
 @click.command
-@click.argument("id", type=_journal.CHANGE)
+@click.argument("id", type=_journal_options.CHANGE)
 @click.option("--prior", "which", flag_value="prior", help="Write the bytes that were there before to standard output.")
 @click.option("--new", "which", flag_value="new", help="Write the bytes that it wrote, or was to write.")
 @click.option("--logical", is_flag=True, help="Of a collection, its elements as JSON lines instead of its DUMP.")
 @json_option
-@_journal.journal_option
+@_journal_options.journal_option
 def command(id: int, which: str | None, logical: bool, as_json: bool, journal_file: Path | None) -> None:
     """Show one change: all its facts, what was there before, and what it wrote.
 
@@ -39,7 +39,7 @@ def command(id: int, which: str | None, logical: bool, as_json: bool, journal_fi
     """
     if logical and not which:
         raise UsageError("--logical goes with --prior or --new")
-    with _journal.open_journal(journal_file) as journal:
+    with _journal_options.open_journal(journal_file) as journal:
         change = journal.change(id)
         if which:
             _write(change, getattr(change, which), which, logical)
@@ -72,7 +72,7 @@ def _write(change: Change, state: State, which: str, logical: bool) -> None:
 
 def _document(journal: Journal, change: Change) -> dict[str, Any]:
     return {
-        **_journal.row_of(change),
+        **_journal_options.row_of(change),
         "prior": _state(change.prior),
         "new": _state(change.new),
         "reverted_by": journal.reverted_by(change.id),
@@ -118,7 +118,7 @@ def _print(journal: Journal, change: Change) -> None:
         "error": escape((change.error or "").encode()),
         "time": f"{local_time(change.at)} ({moment(change.at)})",
         "operation": change.op,
-        "path": _journal.where(change),
+        "path": _journal_options.where(change),
         "key": escape(change.key),
         "field": "" if change.field is None else escape(change.field) or "(empty)",
         "reverts": str(change.reverts or ""),
@@ -132,10 +132,10 @@ def _print(journal: Journal, change: Change) -> None:
     }
     for name, value in facts.items():
         if value:
-            printer.line(f"{name:<12} {value}", _journal.STYLES[change.state] if name == "change" else "")
+            printer.line(f"{name:<12} {value}", _journal_options.STYLES[change.state] if name == "change" else "")
     for title, state, style in (("before", change.prior, "red"), ("after", change.new, "green")):
         printer.line()
-        printer.line(f"{title:<12} {_journal.described(state)}", "bold")
+        printer.line(f"{title:<12} {_journal_options.described(state)}", "bold")
         for name, at in (("expires", state.expires_at), ("field expires", state.field_expires_at)):
             if at is not None:
                 printer.line(f"{name:<12} {local_time(at)} ({moment(at)})")
@@ -174,12 +174,12 @@ def _preview(state: State) -> list[str]:
 def _elements(state: State) -> list[str]:
     from itertools import islice
 
-    from redisfuse.journal import logical
-    from redisfuse.journal.difference import element_text
+    from redisfuse.journal import portable
+    from redisfuse.journal.diff import element_text
 
     if state.logical is None:
         return ["(its elements are not recorded one by one, only its DUMP)"]
-    about, records = logical.decode(state.logical.chunks())
+    about, records = portable.decode(state.logical.chunks())
     lines = [element_text(state.type, record) for record in islice(records, ELEMENTS)]
     number = about.get("elements")
     if isinstance(number, int) and number > len(lines):

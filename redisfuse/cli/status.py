@@ -10,15 +10,15 @@ from typing import Any
 
 import click
 
-from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.cli._options import PATH
 from redisfuse.cli._terminal import say
+from redisfuse.config import format_size
 from redisfuse.errors import MountError
-from redisfuse.printable import printable
-from redisfuse.settings import format_size
+from redisfuse.fuse import mountpoint as mountpoints
+from redisfuse.text import printable
 
 PATIENCE = 5.0  # seconds that a mount has to answer
-ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; operations.py answers it
+ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; mount/adapter.py answers it
 
 
 @click.command

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from redisfuse.binding import mountpoint as mountpoints
 from redisfuse.cli._options import PATH
+from redisfuse.fuse import mountpoint as mountpoints
 
 
 @click.command

@@ -17,7 +17,7 @@ from itertools import islice
 from typing import Any
 
 from redisfuse.errors import JournalError
-from redisfuse.journal.states import CHUNK, Content
+from redisfuse.journal.models import CHUNK, Content
 from redisfuse.journal.writer import Writer
 
 WORTH = 128  # bytes: shorter chunks are never compressed

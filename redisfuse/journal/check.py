@@ -9,7 +9,7 @@ from typing import Any
 
 from redisfuse.errors import JournalError, NotFoundError
 from redisfuse.journal import blobs, database
-from redisfuse.journal.changes import Filter
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
 
 COLUMNS = ("prior_blob", "prior_logical", "new_blob", "new_logical")

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import redisfuse
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
-from redisfuse.journal import location
+from redisfuse.journal import files
 
 BUSY_TIMEOUT = 5.0  # seconds that a write waits for another process's
 APPLICATION_ID = 0x72667573  # "rfus", in the file's header: file(1) and we can tell it from any other database
@@ -27,18 +27,18 @@ def prepare(path: Path, *, create: bool) -> None:
     """
     if create and not os.path.lexists(path):
         _make(path)
-    location.check(path)
+    files.check(path)
     with translated(path):
         if not schema_is_current(path):
             _migrate(path, new=False)
 
 
 def _make(path: Path) -> None:
-    made = location.new_file(path)
+    made = files.new_file(path)
     try:
         with translated(path):
             _migrate(made, new=True)
-        location.publish(made, path)
+        files.publish(made, path)
     finally:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):

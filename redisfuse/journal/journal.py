@@ -17,11 +17,11 @@ from types import TracebackType
 from typing import Any
 
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import blobs, changes, database, directories, location, sessions
-from redisfuse.journal.changes import Filter
-from redisfuse.journal.directories import Directory
+from redisfuse.journal import blobs, change_rows, database, directory_rows, files, sessions
+from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.directory_rows import Directory
 from redisfuse.journal.globs import glob, literal_glob
-from redisfuse.journal.states import Change, Content, Intent, Outcome, Session, SessionInfo, State
+from redisfuse.journal.models import Change, Content, Intent, Outcome, Session, SessionInfo, State
 from redisfuse.journal.writer import Writer, nothing
 
 
@@ -52,7 +52,7 @@ class Journal:
         Raises JournalError, with the reason and the file's name, if it is not a journal of ours that only we can read;
         then nothing was altered. `busy_timeout`: seconds that a write waits for another process's.
         """
-        path = path if path is not None else location.default_path()
+        path = path if path is not None else files.default_path()
         database.prepare(path, create=create)
         return cls(path, write=write, busy_timeout=busy_timeout)
 
@@ -107,7 +107,7 @@ class Journal:
 
                 def work(connection: sqlite3.Connection, ready: list[blobs.Ready] = ready) -> list[int]:
                     ids = {each.content.digest: blobs.add(connection, each) for each in ready}
-                    return changes.insert(
+                    return change_rows.insert(
                         connection, session, intents, ids, state=state, error=error, at=at, grouped=group
                     )
 
@@ -124,7 +124,7 @@ class Journal:
         writer = self._write()
         self._unsettled_here = True
         for id in ids:
-            writer.later(changes.SETTLE, (state, error, at, id))
+            writer.later(change_rows.SETTLE, (state, error, at, id))
 
     def show(self) -> None:
         """Let other processes read what `settle` has noted, now; a crash may still undo it."""
@@ -148,7 +148,7 @@ class Journal:
     def change(self, id: int) -> Change:
         """One change. Raises NotFoundError."""
         self._catch_up()
-        found = changes.by_id(self.query, id)
+        found = change_rows.by_id(self.query, id)
         if found is None:
             raise NotFoundError(f"there is no change {id} in the journal {self.path}")
         return found
@@ -156,17 +156,17 @@ class Journal:
     def changes(self, wanted: Filter = Filter()) -> Iterator[Change]:  # noqa: B008 - frozen
         """The changes that a filter wants, newest first unless it says otherwise, read as they are asked for."""
         self._catch_up()
-        return changes.matching(self.query, wanted)
+        return change_rows.matching(self.query, wanted)
 
     def change_ids(self, wanted: Filter = Filter()) -> list[int]:  # noqa: B008 - frozen
         """The same, only their ids."""
         self._catch_up()
-        return changes.matching_ids(self.query, wanted)
+        return change_rows.matching_ids(self.query, wanted)
 
     def group(self, id: int) -> list[Change]:
         """The changes of one operation, in the order in which they were recorded."""
         self._catch_up()
-        return changes.of_group(self.query, id)
+        return change_rows.of_group(self.query, id)
 
     def pending(self, server: str | None = None) -> list[Change]:
         """Changes of which it is not known whether they are in Redis, oldest first (`server`: ServerIdentity.name)."""
@@ -197,7 +197,7 @@ class Journal:
 
     def directories(self, server: str) -> set[Directory]:
         """The empty directories kept for a server's database (`server`: ServerIdentity.name)."""
-        return directories.of(self.query, server)
+        return directory_rows.of(self.query, server)
 
     def add_directory(self, server: str, directory: Directory) -> None:
         """Keep an empty directory. On the disk on return."""
@@ -226,12 +226,12 @@ class Journal:
 
         def work(connection: sqlite3.Connection) -> list[int]:
             at = now()
-            directories.alter(connection, server, added, removed, at)
+            directory_rows.alter(connection, server, added, removed, at)
             if session is None or not intents:
                 return []
-            ids = changes.insert(connection, session, intents, {}, state="applied", error=None, at=at, grouped=True)
+            ids = change_rows.insert(connection, session, intents, {}, state="applied", error=None, at=at, grouped=True)
             if group is not None:
-                changes.join(connection, ids, group)
+                change_rows.join(connection, ids, group)
             return ids
 
         return self._write().submit(work)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from redisfuse.journal.blobs import Query
-from redisfuse.journal.states import ServerIdentity, Session, SessionInfo
+from redisfuse.journal.models import ServerIdentity, Session, SessionInfo
 
 _COLUMNS = (
     *("server", "scheme", "server_host", "server_port", "unix_path", "db", "username", "url", "run_id", "version"),

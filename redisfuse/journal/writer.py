@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 
 from redisfuse.errors import JournalError
 from redisfuse.journal import database
-from redisfuse.journal.location import Mark
+from redisfuse.journal.files import Mark
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]

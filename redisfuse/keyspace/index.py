@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from redisfuse.errors import NotFoundError, RedisFuseError
-from redisfuse.keyspace.child import Child
-from redisfuse.keyspace.disk_index import Table
-from redisfuse.keyspace.tree import Tree
+from redisfuse.keyspace.sqlite_index import Table
+from redisfuse.keyspace.trie import Child, Tree
 
 T = TypeVar("T")
 

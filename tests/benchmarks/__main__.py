@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import machine
-from tests.benchmarks.ground import SIZES, Run, folders
+from tests.benchmarks import host_info
+from tests.benchmarks.baseline import SIZES, Run, folders
 from tests.benchmarks.report import Table
 
 TOPICS = ("reading", "writing", "undo", "following")
@@ -31,9 +31,9 @@ def main() -> int:
     """Measure, print, and write."""
     options = _options()
     topics: Sequence[str] = options.topics or TOPICS
-    load, began = machine.load(), time.time()
+    load, began = host_info.load(), time.time()
     about = [
-        *machine.describe(),
+        *host_info.describe(),
         ("Load before the run", load),
         ("Run", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
     ]
@@ -41,7 +41,7 @@ def main() -> int:
     sections: dict[str, list[Table]] = {}
     with folders() as (disk, memory, kind):
         about.append(("tmpfs", kind))
-        names = (options.binding,) if options.binding else tuple(machine.bindings())
+        names = (options.binding,) if options.binding else tuple(host_info.bindings())
         for topic in topics:
             (disk / topic).mkdir()
             (memory / topic).mkdir()

@@ -13,11 +13,11 @@ import time
 
 import redis
 
+from redisfuse.client.address import Address
+from redisfuse.client.client import Server
+from redisfuse.client.limits import Limits
 from redisfuse.keyspace.index import Index
-from redisfuse.keyspace.keyspace import Keyspace
-from redisfuse.server.address import Address
-from redisfuse.server.limits import Limits
-from redisfuse.server.server import Server
+from redisfuse.keyspace.monitor import Keyspace
 from tests.support.redis_server import RedisServer
 
 LAYOUTS = ("sessions", "users", "mixed")

@@ -20,8 +20,8 @@ import time
 from pathlib import Path
 
 from redisfuse.journal.journal import Journal, now
+from redisfuse.journal.models import Content, Intent, ServerIdentity, SessionInfo, State
 from redisfuse.journal.prune import prune
-from redisfuse.journal.states import Content, Intent, ServerIdentity, SessionInfo, State
 
 INFO = SessionInfo(ServerIdentity(host="127.0.0.1", port=6379), mountpoint="/mnt/redis", options={"write": True})
 PORTION = 1000  # rows of one transaction while filling

@@ -9,11 +9,12 @@ import threading
 import time
 from pathlib import Path
 
-from redisfuse.edits import Basis
-from redisfuse.journal.states import Content
-from redisfuse.names import Target
-from redisfuse.undo import Selection, make_plan, select
-from tests.support.editing import Bench
+from redisfuse.journal.models import Content
+from redisfuse.paths.grammar import Target
+from redisfuse.transactions.precondition import Basis
+from redisfuse.transactions.rollback_plan import make_plan
+from redisfuse.transactions.selection import Selection, select
+from tests.support.edit_bench import Bench
 from tests.support.redis_server import RedisServer
 
 

@@ -9,7 +9,7 @@ import time
 import psutil  # type: ignore[import-untyped]
 import redis
 
-from tests.benchmarks.ground import MIB, Run
+from tests.benchmarks.baseline import MIB, Run
 from tests.benchmarks.report import Table, goal, rate, size
 from tests.support.mounts import Mount
 from tests.support.redis_server import RedisServer

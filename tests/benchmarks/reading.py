@@ -12,9 +12,9 @@ from typing import Any
 
 import redis
 
+from tests.benchmarks.baseline import MIB, Peak, Run, best, clock, fill, read_all, requests, run, spent
 from tests.benchmarks.bench_index import in_process, key
-from tests.benchmarks.crowd import several_at_once
-from tests.benchmarks.ground import MIB, Peak, Run, best, clock, fill, read_all, requests, run, spent
+from tests.benchmarks.concurrency import several_at_once
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
 from tests.support.memory_mount import MemoryMount
 from tests.support.mounts import Mount, is_mounted, mounted

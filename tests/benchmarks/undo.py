@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from redisfuse.journal.journal import Journal
-from redisfuse.undo import Selection, make_plan, select
+from redisfuse.transactions.rollback_plan import make_plan
+from redisfuse.transactions.selection import Selection, select
+from tests.benchmarks.baseline import Run, clock
 from tests.benchmarks.bench_journal import LIMIT, answer_time, fill
 from tests.benchmarks.bench_rollback import bare_loop, make_changes
-from tests.benchmarks.ground import Run, clock
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
-from tests.support.editing import Bench
+from tests.support.edit_bench import Bench
 from tests.support.redis_server import RedisServer
 
 

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.benchmarks.ground import MIB, Peak, Run, best, clock, file_bytes, fsyncs, in_parallel, run, spent
+from tests.benchmarks.baseline import MIB, Peak, Run, best, clock, file_bytes, fsyncs, in_parallel, run, spent
 from tests.benchmarks.report import Table, count, goal, rate, seconds, size
 from tests.benchmarks.slow_disk import slow_disk
 from tests.support.mounts import Mount

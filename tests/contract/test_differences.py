@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.expected_state import ordinary_folder, outcome, renameat2, tree
 from tests.support.mounts import Mount, empty
-from tests.support.oracle import ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2

@@ -11,8 +11,8 @@ from typing import Any
 
 import redis
 
+from tests.support.expected_state import facts, ordinary_folder, outcome, tree
 from tests.support.mounts import Mount, empty, eventually
-from tests.support.oracle import facts, ordinary_folder, outcome, tree
 from tests.support.redis_server import RedisServer
 
 CONTENT = b"0123456789"

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.expected_state import facts, ordinary_folder, outcome, renameat2, tree
 from tests.support.mounts import Mount, empty, eventually
-from tests.support.oracle import facts, ordinary_folder, outcome, renameat2, tree
 from tests.support.redis_server import RedisServer
 
 Scenario = Callable[[Path], Iterator[Any]]

@@ -21,15 +21,16 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from redisfuse.edits import Edits
-from redisfuse.journal.changes import Filter
+from redisfuse.client.address import Address
+from redisfuse.client.client import Server
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.states import Change
-from redisfuse.server.address import Address
-from redisfuse.server.server import Server
-from redisfuse.undo import Rollback, Selection, select
+from redisfuse.journal.models import Change
+from redisfuse.transactions.key_writer import Edits
+from redisfuse.transactions.rollback import Rollback
+from redisfuse.transactions.selection import Selection, select
+from tests.support.expected_state import outcome
 from tests.support.mounts import Mount
-from tests.support.oracle import outcome
 from tests.support.redis_server import RedisServer
 
 PATIENCE = 5.0  # seconds for what one operation changes to be everywhere

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from redisfuse.journal.changes import Filter
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.states import Change, State
+from redisfuse.journal.models import Change, State
+from tests.support.mount_forkserver import Nursery
 from tests.support.mounts import PATIENCE, Mount, eventually, sweep
-from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
 from tests.support.strace import killed_at
 

@@ -11,11 +11,11 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-from redisfuse.journal.changes import Filter
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.states import Change
+from redisfuse.journal.models import Change
+from tests.support.mount_forkserver import Nursery
 from tests.support.mounts import PATIENCE, eventually, mounted, run, sweep
-from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
 
 WRITERS = 4

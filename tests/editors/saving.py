@@ -11,11 +11,7 @@ from pathlib import Path
 
 import redis
 
-from tests.editors.programs import (
-    NEW,
-    OLD,
-    Program,
-)
+from tests.editors.programs import NEW, OLD, Program
 from tests.support.changes import history, last_id, monitored, watched
 from tests.support.mounts import Mount, eventually, mounted, run
 from tests.support.redis_server import RedisServer

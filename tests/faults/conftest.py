@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.mount_forkserver import Nursery
 from tests.support.mounts import Mount
-from tests.support.nursery import Nursery
 from tests.support.redis_server import RedisServer
 
 TIMEOUT = 1.0  # seconds, of the mounts

@@ -17,7 +17,7 @@ import redis
 
 from tests.faults.conftest import TIMEOUT, MakeMount
 from tests.support.changes import monitored
-from tests.support.failing import changes, errno_of, save, states, timed
+from tests.support.errno_of import changes, errno_of, save, states, timed
 from tests.support.mounts import Mount, eventually, run
 from tests.support.proxy import Kind, Proxy
 from tests.support.redis_server import RedisServer, free_port

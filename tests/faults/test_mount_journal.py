@@ -21,7 +21,7 @@ from redisfuse.journal.check import check
 from redisfuse.journal.journal import Journal
 from tests.faults.conftest import MakeMount, small_disk_at
 from tests.support.changes import monitored
-from tests.support.failing import changes, errno_of, save, states
+from tests.support.errno_of import changes, errno_of, save, states
 from tests.support.mounts import PATIENCE, Mount, eventually, is_mounted, run
 from tests.support.redis_server import RedisServer
 from tests.support.strace import traced

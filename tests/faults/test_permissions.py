@@ -1,4 +1,4 @@
-"""server/permissions.py against a real server: the rules are enough and no more, and the report tells the truth."""
+"""client/acl.py against a real server: the rules are enough and no more, and the report tells the truth."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 import pytest
 import redis
 
+from redisfuse.client.acl import MODES, Mode, inspect, rule
+from redisfuse.client.address import Address
+from redisfuse.client.allowlist import INVALIDATIONS, READS, WRITES
+from redisfuse.client.capabilities import Facts
+from redisfuse.client.client import Server
 from redisfuse.errors import AccessError
-from redisfuse.server.address import Address
-from redisfuse.server.allowlist import INVALIDATIONS, READS, WRITES
-from redisfuse.server.facts import Facts
-from redisfuse.server.permissions import MODES, Mode, inspect, rule
-from redisfuse.server.server import Server
 from tests.support.redis_server import RedisServer
 
 

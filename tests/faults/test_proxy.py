@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from redisfuse.server.address import Address
-from redisfuse.server.server import Server
+from redisfuse.client.address import Address
+from redisfuse.client.client import Server
 from tests.support.proxy import Kind, Proxy
 from tests.support.redis_server import RedisServer
 

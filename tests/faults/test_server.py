@@ -1,4 +1,4 @@
-"""redisfuse/server/ against real servers: what goes wrong is the right error, in time; nothing is sent twice."""
+"""redisfuse/client/ against real servers: what goes wrong is the right error, in time; nothing is sent twice."""
 
 import contextlib
 import gc
@@ -14,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from redisfuse.client.address import Address
+from redisfuse.client.allowlist import READS, pack_commands
+from redisfuse.client.client import Server
+from redisfuse.client.connection import open_connection
+from redisfuse.client.limits import Limits
+from redisfuse.client.stats import Brake, Counters
 from redisfuse.errors import (
     AccessError,
     ConnectionLostError,
@@ -29,12 +35,6 @@ from redisfuse.errors import (
     UsageError,
     WrongTypeError,
 )
-from redisfuse.server.address import Address
-from redisfuse.server.allowlist import READS, pack_commands
-from redisfuse.server.connection import open_connection
-from redisfuse.server.counters import Brake, Counters
-from redisfuse.server.limits import Limits
-from redisfuse.server.server import Server
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer, errors_counted, free_port
 

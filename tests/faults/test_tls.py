@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from redisfuse.client.address import Address
+from redisfuse.client.client import Server
+from redisfuse.client.limits import Limits
 from redisfuse.errors import UnavailableError
-from redisfuse.server.address import Address
-from redisfuse.server.limits import Limits
-from redisfuse.server.server import Server
 from tests.support.redis_server import RedisServer, free_port
 
 MIB = 1024 * 1024

@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import redis
 
+from redisfuse.client.address import Address
+from redisfuse.client.client import Server
 from redisfuse.errors import ForbiddenCommandError, ReadOnlyError
-from redisfuse.server.address import Address
-from redisfuse.server.server import Server
-from tests.support.failing import errno_of, save
+from tests.support.errno_of import errno_of, save
+from tests.support.mount_forkserver import ROOT
 from tests.support.mounts import PATIENCE, is_mounted, mounted
-from tests.support.nursery import ROOT
 from tests.support.redis_server import RedisServer
 
 BARRIERS = ("kernel", "changer", "connection")

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from redisfuse.binding import mountpoint as mountpoints
-from redisfuse.binding.choice import available, choose
 from redisfuse.errors import MountError, UsageError
+from redisfuse.fuse import mountpoint as mountpoints
+from redisfuse.fuse.backends import available, choose
 from tests.support.memory_mount import MemoryMount
 
 BINDINGS = ["fusepy", "mfusepy"]

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from redisfuse.binding import mountpoint as mountpoints
-from redisfuse.demo.session import CHANGING, LOOKING
+from redisfuse.cli._demo.session import CHANGING, LOOKING
+from redisfuse.fuse import mountpoint as mountpoints
 
 LIMIT = 60.0  # seconds for a whole demo
 README = Path(__file__).parents[2] / "README.md"

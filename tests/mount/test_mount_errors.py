@@ -20,8 +20,8 @@ import psutil
 import pytest
 
 from tests.support import mounts
+from tests.support.mount_forkserver import ROOT, Nursery
 from tests.support.mounts import PATIENCE, command_line, environment, eventually, is_mounted, mounted
-from tests.support.nursery import ROOT, Nursery
 from tests.support.redis_server import RedisServer, free_port
 
 SECRET = "s3cr3t"

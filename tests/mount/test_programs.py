@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from tests.support.changes import history, last_id
+from tests.support.expected_state import tree
 from tests.support.mounts import Mount, empty, eventually, mounted
-from tests.support.oracle import tree
 from tests.support.redis_server import RedisServer
 from tests.support.shell import sh
 

@@ -16,7 +16,7 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redisfuse.server.allowlist import READS
+from redisfuse.client.allowlist import READS
 from tests.support.mounts import Mount, eventually, mounted
 from tests.support.redis_server import RedisServer
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.sessions import README, blocks, run, same
+from tests.support.readme_sessions import README, blocks, run, same
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -16,4 +16,4 @@ def test_the_readmes_sessions_happen() -> None:
         for line, answer in run(text)
         if not same(line.answer, answer)
     ]
-    assert not wrong, "\n".join(["python -m tests.support.sessions puts the answers in", *wrong])
+    assert not wrong, "\n".join(["python -m tests.support.readme_sessions puts the answers in", *wrong])

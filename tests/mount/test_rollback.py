@@ -13,7 +13,7 @@ import redis
 from tests.support.changes import history, last_id
 from tests.support.mounts import Mount, empty, eventually, mounted, run
 from tests.support.redis_server import RedisServer
-from tests.unit.test_undo import contents, make_one_of_each
+from tests.unit.test_rollback import contents, make_one_of_each
 
 AT = int(time.time() * 1000) + 3_600_000
 

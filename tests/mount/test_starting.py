@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from redisfuse.cli import _fstab
+from redisfuse.cli import _mount_helper
 from tests.support import mounts
 from tests.support.mounts import PATIENCE, eventually, is_mounted, mounted
 from tests.support.redis_server import RedisServer, free_port
 
 SECRET = "s3cr3t/@:word"  # what a URL must quote
 QUOTED = "s3cr3t%2F%40%3Aword"
-HELPER = "import sys; from redisfuse.cli._fstab import main; sys.exit(main())"
+HELPER = "import sys; from redisfuse.cli._mount_helper import main; sys.exit(main())"
 
 
 @pytest.fixture
@@ -153,7 +153,7 @@ def test_fstab_failing(tmp_path: Path) -> None:
         done = fstab(tmp_path, f"redis://127.0.0.1:{free_port()}/0", str(path), "-o", "rw")
         assert done.returncode == 32
         assert one_line(done.stderr).startswith("redisfuse: ")
-        assert _fstab.main(["redis://h", str(path), "-o", "prefix"]) == 1
+        assert _mount_helper.main(["redis://h", str(path), "-o", "prefix"]) == 1
 
 
 @pytest.mark.parametrize("case", ["missing", "file", "full", "mounted", "down", "password", "not redis"])

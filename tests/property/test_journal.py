@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from redisfuse.journal.check import check
-from redisfuse.journal.directories import decode, encode
+from redisfuse.journal.directory_rows import decode, encode
 from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.journal import Filter, Journal, now
+from redisfuse.journal.models import ABSENT, CHUNK, Content, Intent, State
 from redisfuse.journal.prune import prune
-from redisfuse.journal.states import ABSENT, CHUNK, Content, Intent, State
 from redisfuse.journal.text import escape
 from tests.support.redis_server import RedisServer
 from tests.unit.test_journal import INFO, facts_of

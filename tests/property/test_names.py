@@ -9,17 +9,8 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
 from redisfuse.errors import NotFoundError, RedisFuseError
-from redisfuse.escapes import cut, decode_component, decode_field, encode_component, encode_field
-from redisfuse.names import (
-    Grammar,
-    LongEntry,
-    LongField,
-    LongFields,
-    Piece,
-    Reading,
-    Target,
-    digest,
-)
+from redisfuse.paths.encoding import cut, decode_component, decode_field, encode_component, encode_field
+from redisfuse.paths.grammar import Grammar, LongEntry, LongField, LongFields, Piece, Reading, Target, digest
 
 UNITS = [
     b"%",

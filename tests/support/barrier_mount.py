@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from redisfuse.binding.choice import choose
-from redisfuse.mount import address_of, limits_of, mount_options
-from redisfuse.mounted import Mounted
-from redisfuse.server.dialogue import Dialogue
-from redisfuse.server.server import Server
-from redisfuse.settings import Settings
+from redisfuse.client.channel import Dialogue
+from redisfuse.client.client import Server
+from redisfuse.config import Settings
+from redisfuse.fuse.backends import choose
+from redisfuse.mount.context import Mounted
+from redisfuse.mount.run import address_of, limits_of, mount_options
 
 
 class Careless(Server):

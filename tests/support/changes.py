@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from redisfuse.cli._journal import row_of
-from redisfuse.journal.changes import Filter
+from redisfuse.cli._journal_options import row_of
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
 from tests.support.mounts import Mount
 from tests.support.redis_server import RedisServer

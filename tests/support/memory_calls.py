@@ -36,13 +36,13 @@ from pathlib import Path
 from typing import Any
 
 from redisfuse import errors
-from redisfuse.binding.choice import choose
-from redisfuse.binding.face import NOW, Attr, Entry, MountOptions, Opened, Time
-from redisfuse.binding.notices import NEXT_EPOCH
-from redisfuse.binding.notifier import Notifier
-from redisfuse.binding.retired import is_retired, live
-from redisfuse.shared import Beginning, SharedFiles
-from redisfuse.values.snapshot import SmallSnapshot
+from redisfuse.fuse.backends import choose
+from redisfuse.fuse.interface import NOW, Attr, Entry, MountOptions, Opened, Time
+from redisfuse.fuse.notify import Notifier
+from redisfuse.fuse.wire import NEXT_EPOCH
+from redisfuse.paths.stale_names import is_retired, live
+from redisfuse.vfs.content_types import SmallSnapshot
+from redisfuse.vfs.inode_content import Beginning, SharedFiles
 
 FAILURES: dict[bytes, BaseException] = {
     b"raise-notfound": errors.NotFoundError("no such key"),

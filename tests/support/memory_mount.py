@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from redisfuse.binding import mountpoint as mountpoints
+from redisfuse.fuse import mountpoint as mountpoints
 
 ROOT = Path(__file__).parents[2]
 _LONGEST = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel

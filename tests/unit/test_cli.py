@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.cli import _fstab, _secrets
+from redisfuse.cli import _mount_helper, _redact
 from redisfuse.cli.main import group, main
 from redisfuse.cli.mount import settings_from
+from redisfuse.config import DEFAULTS, FuseOptions, Settings
 from redisfuse.errors import UsageError
-from redisfuse.printable import PrintableFormatter, printable
-from redisfuse.settings import DEFAULTS, FuseOptions, Settings
+from redisfuse.text import PrintableFormatter, printable
 
 HOST = ["127.0.0.1", "6379", "/mnt"]
 
@@ -280,20 +280,20 @@ def test_a_password_file_is_private(tmp_path: Path) -> None:
 )
 def test_passwords_are_masked(url: str) -> None:
     """A URL's password is masked wherever in a text it stands."""
-    assert "s3cret" not in _secrets.mask(f"can't reach {url} (or {url}): down")
-    assert "***" in _secrets.mask(url)
+    assert "s3cret" not in _redact.mask(f"can't reach {url} (or {url}): down")
+    assert "***" in _redact.mask(url)
 
 
 def test_masking_leaves_other_urls_alone() -> None:
     """URLs without a password stay as they are."""
     text = "redis://host:6379/0 and unix:///run/redis.sock, rediss://user@host:1"
-    assert _secrets.mask(text) == text
+    assert _redact.mask(text) == text
 
 
 def test_ps_shows_no_password() -> None:
     """The argument list of a running redisfuse does not show the URL's password, and the rest of it stays."""
     script = (
-        "import sys; from redisfuse.cli._secrets import hide_arguments; assert hide_arguments();"
+        "import sys; from redisfuse.cli._redact import hide_arguments; assert hide_arguments();"
         "print(open('/proc/self/cmdline').read().replace('\\0', ' '), sys.argv[1])"
     )
     done = subprocess.run(
@@ -359,7 +359,7 @@ def test_commands_are_imported_only_when_used() -> None:
     """Showing the help of all commands imports none of them, and neither redis nor SQLite."""
     script = (
         "import sys; from redisfuse.cli.main import main; main(['--help'])\n"
-        "heavy = {'redis', 'sqlite3', 'sqlite_utils', 'rich', 'redisfuse.cli.mount', 'redisfuse.settings'}\n"
+        "heavy = {'redis', 'sqlite3', 'sqlite_utils', 'rich', 'redisfuse.cli.mount', 'redisfuse.config'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], stdout=subprocess.DEVNULL, timeout=20, check=True)
@@ -381,11 +381,11 @@ def test_commands_are_imported_only_when_used() -> None:
 )
 def test_the_helper_for_fstab(arguments: list[str], words: list[str] | None) -> None:
     """mount(8)'s way to call a helper becomes a daemon's command line."""
-    assert _fstab.translate(arguments) == words
+    assert _mount_helper.translate(arguments) == words
 
 
 def test_the_helpers_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
     """The helper answers with mount(8)'s exit statuses: 1 for usage, 0 for a fake mount."""
-    assert _fstab.main(["h", "/mnt", "-o", "no_such=\x1b,prefix"]) == 1
-    assert _fstab.main(["h", "/mnt", "-f"]) == 0
+    assert _mount_helper.main(["h", "/mnt", "-o", "no_such=\x1b,prefix"]) == 1
+    assert _mount_helper.main(["h", "/mnt", "-f"]) == 0
     assert "prefix" in one_line(capsys)

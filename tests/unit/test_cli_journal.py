@@ -14,9 +14,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from redisfuse.cli._journal import parse_moment
+from redisfuse.cli._journal_options import parse_moment
 from redisfuse.journal.journal import Journal, now
-from redisfuse.journal.states import ABSENT, Content, Intent, State
+from redisfuse.journal.models import ABSENT, Content, Intent, State
 from tests.unit.test_journal import INFO, add, intent
 
 PROGRAM = str(Path(sys.executable).with_name("redisfuse"))

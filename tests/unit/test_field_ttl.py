@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.edits import Basis
-from redisfuse.journal.states import Content
-from redisfuse.names import Target
-from tests.support.editing import Bench
+from redisfuse.journal.models import Content
+from redisfuse.paths.grammar import Target
+from redisfuse.transactions.precondition import Basis
+from tests.support.edit_bench import Bench
 from tests.support.redis_server import RedisServer
 
 AT = int(time.time() * 1000) + 3_600_000

@@ -19,12 +19,11 @@ from typing import Any
 import pytest
 
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import changes, database
+from redisfuse.journal import change_rows, database
 from redisfuse.journal.check import check
 from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.journal import Filter, Journal, now
-from redisfuse.journal.prune import prune
-from redisfuse.journal.states import (
+from redisfuse.journal.models import (
     ABSENT,
     CHUNK,
     DIRECTORY,
@@ -36,6 +35,7 @@ from redisfuse.journal.states import (
     State,
     process_mark,
 )
+from redisfuse.journal.prune import prune
 from redisfuse.journal.text import escape, iso
 
 SERVER = ServerIdentity(host="127.0.0.1", port=7000, db=2, username="ann", url="redis://ann:***@127.0.0.1:7000/2")
@@ -385,7 +385,7 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """300 changes in two sessions of two servers, one a second, of keys a:0 … and b:0 …."""
     clock = [1_000_000]
     monkeypatch.setattr("redisfuse.journal.journal.now", lambda: clock[0])
-    monkeypatch.setattr(changes, "NEWEST", 20)
+    monkeypatch.setattr(change_rows, "NEWEST", 20)
     sessions = [journal.begin_session(INFO), journal.begin_session(SessionInfo(ServerIdentity(host="other")))]
     for n in range(300):
         clock[0] += 1000

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from redisfuse.journal.changes import Filter
+from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.journal import Journal
 from tests.unit.test_journal import INFO, SERVER, add, intent
 
@@ -59,7 +59,7 @@ def test_plans(journal: Journal, question: str, monkeypatch: pytest.MonkeyPatch)
         return query(sql, values)
 
     monkeypatch.setattr(journal, "query", recording)
-    monkeypatch.setattr("redisfuse.journal.changes.NEWEST", 3)
+    monkeypatch.setattr("redisfuse.journal.change_rows.NEWEST", 3)
     QUESTIONS[question](journal)
     assert asked
     for sql, values in asked:

@@ -1,4 +1,4 @@
-"""values/ on real servers: renderings, documents and dumps of keys of any size, also of keys that change meanwhile."""
+"""rendering/ on real servers: renderings, documents and dumps of keys of any size, also of keys that change meanwhile."""
 
 import json
 import tracemalloc
@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
+from redisfuse.client.address import Address
+from redisfuse.client.client import Limits, Server
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, TooLargeError, WrongTypeError
-from redisfuse.server.address import Address
-from redisfuse.server.server import Limits, Server
-from redisfuse.values.document import document
-from redisfuse.values.dump import dump
-from redisfuse.values.escapes import unescape
-from redisfuse.values.rendering import KINDS, render, rendered
+from redisfuse.rendering.dump import dump
+from redisfuse.rendering.escapes import unescape
+from redisfuse.rendering.json_document import document
+from redisfuse.rendering.registry import KINDS, render, rendered
 from tests.support.redis_server import RedisServer
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.server.facts import Facts
-from redisfuse.server.permissions import Mode, rule
+from redisfuse.client.acl import Mode, rule
+from redisfuse.client.capabilities import Facts
 from tests.support.redis_server import RedisServer
 
 SECURITY = (Path(__file__).parents[2] / "SECURITY.md").read_text()

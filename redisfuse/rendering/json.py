@@ -1,0 +1,30 @@
+"""A document of the JSON module: as `JSON.GET` gives it.
+
+There is no command for a part of a document's text or for its length, so it is fetched whole, in one reply, straight
+into a temporary file without a name (in memory while it is at most 1 MiB): the process's memory does not grow with
+it.
+"""
+
+from collections.abc import Iterator
+from tempfile import SpooledTemporaryFile
+from typing import BinaryIO, cast
+
+from redisfuse.client.client import Server
+from redisfuse.errors import ServerReplyError
+from redisfuse.rendering.iterate import check_end
+
+TYPE = b"ReJSON-RL"
+PIECE = 1 << 20  # bytes
+
+
+def render(server: Server, key: bytes) -> Iterator[bytes]:
+    """The document's text, in pieces. Raises NotFoundError, WrongTypeError."""
+    with SpooledTemporaryFile(max_size=PIECE) as file:
+        try:
+            server.fetch_into(cast(BinaryIO, file), b"JSON.GET", key)
+        except ServerReplyError:  # what the module says of a key that is no document any more
+            check_end(server, key, TYPE)
+            raise
+        file.seek(0)
+        while piece := file.read(PIECE):
+            yield piece

@@ -1,0 +1,1 @@
+"""The only way anything in Redis is changed: watch, journal, execute."""

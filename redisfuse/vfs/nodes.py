@@ -1,0 +1,94 @@
+"""What a path of the mount can turn out to be. Plain values; who made them has already asked the server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from redisfuse.paths.grammar import Target
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.open_files import OpenFile
+
+FIELD_TYPE = b"field"  # the `type` of a hash field, which Redis has no word for
+EDITABLE_TYPES = frozenset((b"string", FIELD_TYPE))
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryNode:
+    """A directory of keys: the components above its children; `()` is the root."""
+
+    directory: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PieceNode:
+    """A directory that is the first part of names too long for one (NAMES.md)."""
+
+    directory: tuple[bytes, ...]
+    start: bytes  # what the pieces so far spell
+
+
+@dataclass(frozen=True, slots=True)
+class LongRootNode:
+    """`%long`: the keys whose path would be too long, by digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class LongFieldsNode:
+    """`HASH%long`: the fields of one hash whose own path would be too long, by digest."""
+
+    directory: tuple[bytes, ...]
+    component: bytes
+    key: bytes
+
+
+class FileNode(NamedTuple):
+    """A key, a field or a view of a key, as the server last described it."""
+
+    target: Target
+    type: bytes  # Redis's word; FIELD_TYPE for a hash field
+    length: int  # bytes of a string or field, elements of a collection
+    view: str | None = None  # "json" or "dump"
+    changes: int = 0  # what `Keyspace.change_count` was before the server described it; only in listings
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a string as it is in Redis: its size is its length, and nothing is rendered."""
+        return self.type == b"string" and self.view is None
+
+    @property
+    def editable(self) -> bool:
+        """Whether its bytes can be edited as they are."""
+        return self.view is None and self.type in EDITABLE_TYPES
+
+
+@dataclass(frozen=True, slots=True)
+class OpenNode:
+    """A file that is open for editing, new and not yet in Redis, or unlinked while open: its bytes are here."""
+
+    file: OpenFile
+
+
+@dataclass(frozen=True, slots=True)
+class ScratchNode:
+    """Junk: a file or directory of the scratch area."""
+
+    path: bytes
+    directory: bool
+
+
+@dataclass(frozen=True, slots=True)
+class UpdaterNode:
+    """`/.updater`: looking at it starts a rescan."""
+
+
+Node = DirectoryNode | PieceNode | LongRootNode | LongFieldsNode | FileNode | OpenNode | ScratchNode | UpdaterNode
+DIRECTORY_NODES = (DirectoryNode, PieceNode, LongRootNode, LongFieldsNode)
+
+
+class Listed(NamedTuple):
+    """One name of a listing."""
+
+    name: bytes
+    node: Node

@@ -1,0 +1,69 @@
+"""What the figures were measured on: without it they mean nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from redisfuse.errors import RedisFuseError
+from redisfuse.fuse.backends import NAMES, choose
+
+
+def bindings() -> list[str]:
+    """The bindings that can be used here, the preferred one first."""
+    found = []
+    for name in reversed(NAMES):
+        try:
+            choose(name)
+        except RedisFuseError:
+            continue
+        found.append(name)
+    return found
+
+
+def load() -> str:
+    """The load averages of the last 1, 5 and 15 minutes."""
+    return " ".join(f"{number:.2f}" for number in os.getloadavg())
+
+
+def describe() -> list[tuple[str, str]]:
+    """Name and value of all that matters."""
+    return [
+        ("Processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"),
+        ("Memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"),
+        ("Kernel", f"{platform.system()} {platform.release()}"),
+        ("System", platform.freedesktop_os_release().get("PRETTY_NAME", "")),
+        ("Python", f"{sys.version.split()[0]}, redis-py {version('redis')}, hiredis {version('hiredis')}"),
+        ("Server", _server()),
+        ("Bindings", ", ".join(f"{name} on {choose(name).library}" for name in bindings())),
+        ("redisfuse", f"{version('redisfuse')}, commit {_commit()}"),
+    ]
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _server() -> str:
+    program = shutil.which("redis-server") or "redis-server"
+    words = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout.split()
+    return " ".join([*words[:2], *(word for word in words if word.startswith("v="))]).replace("v=", "")
+
+
+def _commit() -> str:
+    asked = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return asked.stdout.strip() or "unknown"

@@ -1,0 +1,476 @@
+"""Changes on bad days: servers that refuse, hang, die or lose their answers, and journals that can't be written.
+
+What is demanded (FAULTS.md): the right error class (and so errno), the row's state, and one change in Redis or none.
+"""
+
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from redisfuse.errors import (
+    AccessError,
+    ConflictError,
+    JournalFullError,
+    JournalLockedError,
+    JournalReadOnlyError,
+    NoSpaceError,
+    OutcomeUnknownError,
+    ReadOnlyError,
+    RedisFuseError,
+    TooLargeError,
+    TryAgainError,
+    UnavailableError,
+)
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import Content
+from redisfuse.paths.grammar import Target
+from redisfuse.transactions.precondition import Basis
+from redisfuse.transactions.recovery import recover
+from tests.support.edit_bench import Bench, MakeBench
+from tests.support.proxy import Kind, Proxy
+from tests.support.redis_server import RedisServer, free_port
+
+MIB = 1 << 20
+TIMEOUT = 0.7  # seconds
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs and chattr need root")
+
+
+@pytest.fixture
+def make_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[MakeBench]:
+    opened: list[Bench] = []
+
+    def make(**options: object) -> Bench:
+        options.setdefault("timeout", TIMEOUT)
+        opened.append(Bench.of(tmp_path / f"state{len(opened)}", own_redis, **options))
+        return opened[-1]
+
+    yield make
+    for bench in opened:
+        bench.close()
+
+
+@pytest.fixture
+def bench(make_bench: MakeBench) -> Bench:
+    return make_bench()
+
+
+@pytest.fixture
+def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
+    with Proxy(own_redis.socket_path) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def behind(make_bench: MakeBench, proxy: Proxy) -> Bench:
+    """A bench that reaches its server through the proxy; warmed up."""
+    bench = make_bench(url=proxy.url())
+    bench.save(b"warm", b"up")
+    return bench
+
+
+def after_journaling(bench: Bench, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something once between the journal's fsync and EXEC."""
+    intend = bench.journal.intend
+    once = iter([True])
+
+    def acting(*arguments: object, **options: object) -> list[int]:
+        ids = intend(*arguments, **options)  # type: ignore[arg-type]
+        if next(once, False):
+            act()
+        return ids
+
+    monkeypatch.setattr(bench.journal, "intend", acting)
+
+
+def states(bench: Bench) -> list[str]:
+    return [row.state for row in bench.rows() if row.key != b"warm"]
+
+
+# -- servers that refuse ---------------------------------------------------------------------------------------------
+
+
+def test_out_of_memory(bench: Bench) -> None:
+    """OOM is NoSpaceError, the row failed, the old value there; removing still works."""
+    bench.redis.set("k", "old")
+    bench.redis.config_set("maxmemory", "1")
+    for size in (3, 3 * MIB):
+        with pytest.raises(NoSpaceError):
+            bench.save(b"k", b"n" * size)
+    with pytest.raises(NoSpaceError):
+        bench.save(b"h", b"v", b"f")
+    assert bench.redis.get("k") == b"old"
+    assert states(bench) == ["failed"] * 3
+    bench.edits.remove([Target(b"k")], path=b"k")
+    assert bench.last.state == "applied"
+
+
+def test_a_rename_between_field_and_string_is_all_or_nothing(bench: Bench) -> None:
+    """Where the first half of a transaction is refused (OOM), the second is not done either."""
+    bench.redis.hset("h", "f", "v")
+    bench.redis.config_set("maxmemory", "1")
+    with pytest.raises(NoSpaceError):
+        bench.edits.rename([(Target(b"h", b"f"), Target(b"s"))], path=b"h.f", new_path=b"s")
+    assert bench.redis.hget("h", "f") == b"v"
+    assert states(bench) == ["failed", "failed"]
+
+
+def test_a_replica(bench: Bench) -> None:
+    """A replica's READONLY is ReadOnlyError, the row failed; after its promotion the same edits go on."""
+    bench.redis.set("k", "old")
+    bench.redis.replicaof("127.0.0.1", str(free_port()))
+    with pytest.raises(ReadOnlyError):
+        bench.save(b"k", b"new")
+    assert states(bench) == ["failed"]
+    bench.redis.replicaof("no", "one")
+    bench.save(b"k", b"new")
+    assert bench.redis.get("k") == b"new"
+
+
+def test_a_replica_without_its_master(bench: Bench) -> None:
+    """MASTERDOWN is asked again until the time-out, then TryAgainError; no row."""
+    bench.redis.config_set("replica-serve-stale-data", "no")
+    bench.redis.replicaof("127.0.0.1", str(free_port()))
+    with pytest.raises(TryAgainError):
+        bench.save(b"k", b"new")
+    assert states(bench) == []
+
+
+@pytest.mark.parametrize("setting", [("min-replicas-to-write", "3")])
+def test_too_few_replicas(bench: Bench, setting: tuple[str, str]) -> None:
+    """NOREPLICAS changes nothing, and the row says so."""
+    bench.redis.set("k", "old")
+    bench.redis.config_set(*setting)
+    with pytest.raises(RedisFuseError, match="NOREPLICAS"):
+        bench.save(b"k", b"new")
+    assert bench.redis.get("k") == b"old"
+    assert states(bench) == ["failed"]
+
+
+@pytest.mark.parametrize(
+    ("rules", "states_after"),
+    [
+        (["+@all", "-set", "~*"], ["failed"]),
+        (["+@all", "%R~*"], ["failed"]),
+        (["+@all", "-multi", "~*"], []),
+        (["+@all", "-exec", "~*"], []),
+        (["+@all", "-getrange", "~*"], []),
+        (["+@all", "~other:*"], []),
+    ],
+)
+def test_denied_by_the_acl(
+    make_bench: MakeBench, own_redis: RedisServer, rules: list[str], states_after: list[str]
+) -> None:
+    """NOPERM is AccessError; nothing is written, least of all by somebody who may SET but not MULTI."""
+    client = own_redis.client()
+    client.set("k", "old")
+    client.execute_command("ACL", "SETUSER", "writer", "on", "nopass", *rules)
+    bench = make_bench(url=f"redis://writer:x@127.0.0.1:{own_redis.port}/0")
+    with pytest.raises(AccessError):
+        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+    assert client.get("k") == b"old"
+    assert states(bench) == states_after
+
+
+@pytest.mark.parametrize("change", ["save", "remove"])
+def test_transactions_are_forbidden_in_the_middle(bench: Bench, change: str) -> None:
+    """Whoever may not use MULTI any more has made his change, and knows it: it can be taken back. There is no next."""
+    bench.redis.mset({"k": "old", "other": "old"})
+    bench.save(b"other", b"new")
+    bench.redis.execute_command("ACL", "SETUSER", "default", "-multi")
+    if change == "save":
+        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+        assert bench.redis.get("k") == b"new"
+    else:
+        bench.edits.remove([Target(b"k")], path=b"k")
+        assert not bench.redis.exists("k")
+    assert states(bench) == ["applied", "applied"]
+    with pytest.raises(AccessError):
+        bench.save(b"other", b"newer")
+    assert bench.redis.get("other") == b"new"
+    assert states(bench) == ["applied", "applied"]
+
+
+def test_the_connection_is_lost_where_memory_was_short(behind: Bench, proxy: Proxy) -> None:
+    """A removal that is tried once more, as the server is out of memory, leaves no row open if that isn't begun."""
+    behind.redis.set("k", "old")
+    behind.redis.config_set("maxmemory", "1")
+    proxy.inject("drop", "WATCH", skip=1, times=1)
+    behind.edits.remove([Target(b"k")], path=b"k")
+    assert not behind.redis.exists("k")
+    assert states(behind) == ["failed", "applied"]
+
+
+def test_a_value_over_the_servers_limit(bench: Bench) -> None:
+    """A value over proto-max-bulk-len is TooLargeError, the old value is intact, the row failed."""
+    bench.redis.set("k", "old")
+    bench.redis.config_set("proto-max-bulk-len", str(MIB))
+    with pytest.raises(TooLargeError):
+        bench.save(b"k", b"n" * (6 * MIB))
+    assert bench.redis.get("k") == b"old"
+    assert states(bench) == ["failed"]
+
+
+# -- answers that are lost -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["lost_reply", "lost_reset", "partial", "hang_reply", "garbage"])
+def test_a_lost_answer_of_a_write_that_was_done(behind: Bench, proxy: Proxy, kind: Kind) -> None:
+    """It is found by looking, so the save succeeds; the append was made once."""
+    behind.redis.set("k", "a" * 10)
+    proxy.inject(kind, "EXEC", times=1)
+    behind.edits.patch(Target(b"k"), 10, Content.of(b"b"), basis=Basis.big(10, lambda: True), path=b"k")
+    assert behind.redis.get("k") == b"a" * 10 + b"b"
+    assert states(behind) == ["applied"]
+    behind.save(b"k", b"next")
+    assert behind.redis.get("k") == b"next"
+
+
+@pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
+@pytest.mark.parametrize("size", [1, 3 * MIB])
+def test_a_lost_write(behind: Bench, proxy: Proxy, kind: Kind, size: int) -> None:
+    """A write that never came to the server is UnavailableError, the row failed, the old value there; no second try."""
+    behind.redis.set("k", "old")
+    proxy.inject(kind, "EXEC", times=1)
+    with pytest.raises(UnavailableError) as caught:
+        behind.save(b"k", b"n" * size)
+    assert not isinstance(caught.value, OutcomeUnknownError)
+    assert behind.redis.get("k") == b"old"
+    assert states(behind) == ["failed"]
+    behind.save(b"k", b"next")
+    assert behind.redis.get("k") == b"next"
+
+
+def test_a_connection_lost_while_reading(behind: Bench, proxy: Proxy) -> None:
+    """Before anything is written, a lost connection is made anew, once: the save succeeds with one row."""
+    behind.redis.set("k", "old")
+    proxy.inject("lost_reply", "STRLEN", times=1)
+    behind.save(b"k", b"new", basis=Basis.of(b"old"))
+    assert states(behind) == ["applied"]
+    proxy.inject("reset", "STRLEN")
+    with pytest.raises(UnavailableError):
+        behind.save(b"k", b"newer", basis=Basis.of(b"new"))
+    assert states(behind) == ["applied"]
+
+
+def test_kept_connections_that_were_cut(behind: Bench, proxy: Proxy) -> None:
+    """Connections that died while nobody used them cost no error."""
+    proxy.cut()
+    behind.save(b"k", b"new")
+    assert states(behind) == ["applied"]
+
+
+def test_an_answer_is_lost_and_somebody_else_writes(behind: Bench, proxy: Proxy) -> None:
+    """If the key holds neither the old nor the new value, the row is unknown, and nothing is guessed."""
+    behind.redis.set("k", "old")
+    proxy.inject("hang_reply", "EXEC", times=1)
+
+    def meddle() -> None:
+        deadline = time.monotonic() + 5
+        while behind.redis.get("k") != b"new" and time.monotonic() < deadline:
+            time.sleep(0.01)
+        behind.redis.set("k", "theirs")
+
+    meddler = threading.Thread(target=meddle)
+    meddler.start()
+    with pytest.raises(OutcomeUnknownError):
+        behind.save(b"k", b"new")
+    meddler.join(10)
+    assert states(behind) == ["unknown"]
+    assert behind.redis.get("k") == b"theirs"
+
+
+def test_the_answer_and_the_server_are_lost(behind: Bench, proxy: Proxy) -> None:
+    """While the server can't be reached the row stays pending; the next change settles it first."""
+    behind.redis.set("k", "old")
+    proxy.inject("lost_reply", "EXEC", times=1)
+    proxy.inject("drop", "PEXPIRETIME", skip=1)
+    started = time.monotonic()
+    with pytest.raises(OutcomeUnknownError):
+        behind.save(b"k", b"new")
+    assert time.monotonic() - started < 4 * TIMEOUT
+    assert states(behind) == ["pending"]
+    proxy.clear()
+    behind.save(b"j", b"1")
+    assert states(behind) == ["applied", "applied"]
+    assert behind.redis.get("k") == b"new"
+    assert set(behind.applied) >= {b"k", b"j"}
+
+
+def test_several_answers_lost_at_once(behind: Bench, proxy: Proxy) -> None:
+    """Saves of several threads, whose answers are lost, are each made exactly once."""
+    proxy.inject("lost_reply", "EXEC", times=3)
+    threads = [
+        threading.Thread(target=behind.save, args=(b"%d" % number, b"v"), kwargs={"basis": Basis.absent()})
+        for number in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert states(behind) == ["applied"] * 8
+    assert behind.redis.mget([b"%d" % number for number in range(8)]) == [b"v"] * 8
+
+
+# -- servers that hang or die ----------------------------------------------------------------------------------------
+
+
+def test_a_hung_server(bench: Bench, own_redis: RedisServer) -> None:
+    """A server that hangs before anything was written is UnavailableError within the time-out; no row."""
+    own_redis.pause()
+    started = time.monotonic()
+    try:
+        with pytest.raises(UnavailableError):
+            bench.save(b"k", b"new")
+    finally:
+        own_redis.resume()
+    assert time.monotonic() - started < 2 * TIMEOUT + 0.5
+    assert states(bench) == []
+
+
+@pytest.mark.parametrize("size", [10, 3 * MIB])
+def test_a_server_that_hangs_in_the_middle(
+    bench: Bench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The write may run when the server goes on: the row is pending until then, and then tells the truth."""
+    bench.redis.set("k", "old")
+    bench.save(b"warm", b"up")
+    after_journaling(bench, monkeypatch, own_redis.pause)
+    try:
+        with pytest.raises(UnavailableError):
+            bench.save(b"k", b"n" * size)
+    finally:
+        own_redis.resume()
+    bench.edits.settle()
+    written = bench.redis.get("k") == b"n" * size
+    assert states(bench) == ["applied" if written else "failed"]
+
+
+def test_paused_writes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the server holds writes back and answers reads, a write that was given up never runs afterwards."""
+    bench.redis.set("k", "old")
+    bench.save(b"warm", b"up")
+    after_journaling(bench, monkeypatch, lambda: bench.redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE"))
+    with pytest.raises(UnavailableError):
+        bench.save(b"k", b"new")
+    bench.redis.execute_command("CLIENT", "UNPAUSE")
+    bench.edits.settle()
+    time.sleep(0.2)
+    assert bench.redis.get("k") == b"old"
+    assert states(bench) == ["failed"]
+
+
+def test_a_server_that_dies_in_the_middle_and_comes_back(
+    bench: Bench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that dies before the write and comes back empty: pending, then (neither old nor new) unknown."""
+    bench.redis.set("k", "old")
+    bench.save(b"warm", b"up")
+    after_journaling(bench, monkeypatch, own_redis.kill)
+    with pytest.raises(OutcomeUnknownError):
+        bench.save(b"k", b"new")
+    assert states(bench) == ["pending"]
+    own_redis.start()
+    [(change, outcome)] = recover(bench.journal, bench.server, bench.session)
+    assert (change.key, outcome) == (b"k", "unknown")
+    bench.save(b"k", b"newer", basis=Basis.absent())
+
+
+# -- journals that can't be written ----------------------------------------------------------------------------------
+
+
+def writes_seen(bench: Bench) -> int:
+    """Write commands that the server ever ran."""
+    counts = bench.redis.info("commandstats")
+    return sum(counts.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("set", "hset", "unlink", "rename"))
+
+
+@needs_root
+def test_a_full_journal(own_redis: RedisServer, tmp_path: Path) -> None:
+    """With the journal's disk full a save is ENOSPC before Redis is touched; with room again it goes on."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
+    try:
+        bench = Bench.of(folder, own_redis)
+        bench.save(b"k", b"old")
+        before = writes_seen(bench)
+        with pytest.raises(JournalFullError):
+            bench.save(b"k", os.urandom(2 * MIB))
+        with pytest.raises(JournalFullError):
+            bench.edits.rename([(Target(b"k"), Target(b"j"))] * 1, path=os.urandom(2 * MIB), new_path=b"j")
+        assert writes_seen(bench) == before
+        assert bench.redis.get("k") == b"old"
+        bench.save(b"k", b"new")
+        assert bench.redis.get("k") == b"new"
+        bench.close()
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+
+
+def test_a_locked_journal(bench: Bench) -> None:
+    """While another process holds the journal past the time-out a save is EBUSY, and Redis is not touched."""
+    bench.save(b"k", b"old")
+    bench.journal.flush()
+    before = writes_seen(bench)
+    script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); "
+    script += "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
+    python = shutil.which("python3") or "python3"
+    with subprocess.Popen(
+        [python, "-c", script, str(bench.journal.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        with pytest.raises(JournalLockedError):
+            bench.save(b"k", b"new")
+        holder.stdin.close()
+        holder.wait(10)
+    assert writes_seen(bench) == before
+    bench.save(b"k", b"new")
+    assert bench.redis.get("k") == b"new"
+
+
+def test_a_journal_opened_for_reading(own_redis: RedisServer, tmp_path: Path) -> None:
+    """With a journal that can't be written no change is made."""
+    bench = Bench.of(tmp_path / "state", own_redis)
+    bench.save(b"k", b"old")
+    bench.journal.close()
+    with Journal.open(bench.journal.path, write=False) as journal:
+        bench.edits.steps.journal = journal
+        with pytest.raises(JournalReadOnlyError):
+            bench.save(b"k", b"new")
+    assert bench.redis.get("k") == b"old"
+    bench.server.close()
+
+
+# -- somebody else ---------------------------------------------------------------------------------------------------
+
+
+def test_the_type_changes_between_reading_and_writing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A string that becomes a hash after it was looked at is not destroyed: WATCH sees it, the edit is refused."""
+    bench.redis.set("k", "old")
+
+    def become_hash() -> None:
+        bench.redis.delete("k")
+        bench.redis.hset("k", "f", "v")
+
+    after_journaling(bench, monkeypatch, become_hash)
+    with pytest.raises(ConflictError):
+        bench.save(b"k", b"new")
+    assert bench.redis.hgetall("k") == {b"f": b"v"}
+    assert states(bench) == ["failed", "refused"]
+
+
+def test_a_key_that_expires_in_the_middle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that expires between reading and writing is not made anew for ever."""
+    bench.redis.set("k", "old", px=60)
+    after_journaling(bench, monkeypatch, lambda: time.sleep(0.1))
+    with pytest.raises(ConflictError, match="gone"):
+        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+    assert bench.redis.exists("k") == 0

@@ -1,0 +1,59 @@
+"""What a program sees of a failure, and what it left: errno, the journal's rows, Redis."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import Change
+from tests.support.mounts import Mount
+
+
+def errno_of(act: Callable[..., object], *arguments: object) -> str:
+    """The name of the errno that a call fails with; empty if it does not."""
+    try:
+        act(*arguments)
+    except OSError as error:
+        return errno.errorcode.get(error.errno or 0, str(error.errno))
+    return ""
+
+
+def save(path: Path, data: bytes) -> str:
+    """Save as a program does (open, write, close); the name of the first errno, empty if it went well."""
+    return errno_of(_save, path, data)
+
+
+def _save(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    failed = None
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError as error:
+        failed = error
+    os.close(descriptor)
+    if failed is not None:
+        raise failed
+
+
+def timed(act: Callable[..., str], *arguments: object) -> tuple[str, float]:
+    """What it gives, and the seconds that it took."""
+    began = time.monotonic()
+    return act(*arguments), time.monotonic() - began
+
+
+def changes(mount: Mount, key: bytes | None = None) -> list[Change]:
+    """The journal's rows (of one key), oldest first."""
+    with Journal.open(mount.journal, write=False) as journal:
+        found = list(journal.changes(Filter(oldest_first=True)))
+        return [change for change in found if key is None or change.key == key]
+
+
+def states(mount: Mount, key: bytes | None = None) -> list[str]:
+    """Their states."""
+    return [change.state for change in changes(mount, key)]

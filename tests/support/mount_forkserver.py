@@ -1,0 +1,209 @@
+"""Mounts that begin in a fraction of a second: forked from a process that has imported everything already.
+
+For tests that need a mount of their own each. Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
+object a line: {"words": [...], "environment": {...}, "log": path}, and answers {"pid": ...}; when a mount has ended
+it says {"ended": pid, "status": exit status}, negative for a signal. It ends its mounts when its input ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from tests.support.mounts import PATIENCE, Mount, environment, is_mounted, sweep
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process:
+    """One mount's process; what of Popen the tests use."""
+
+    def __init__(self, pid: int, endings: dict[int, int]) -> None:
+        self.pid = pid
+        self._endings = endings
+
+    def poll(self) -> int | None:
+        return self._endings.get(self.pid)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        deadline = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("a mount", timeout)
+            time.sleep(0.002)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Nursery:
+    """Where mounts come from. Use it in a `with` block."""
+
+    def __init__(self) -> None:
+        self._endings: dict[int, int] = {}
+        self._begun: queue.Queue[int] = queue.Queue()
+
+    def __enter__(self) -> Self:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "-m", "tests.support.mount_forkserver"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._parent.stdin is not None
+        self._parent.stdin.close()
+        try:
+            self._parent.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._parent.kill()
+            self._parent.wait(PATIENCE)
+
+    def _listen(self) -> None:
+        assert self._parent.stdout is not None
+        for line in self._parent.stdout:
+            said = json.loads(line)
+            if "pid" in said:
+                self._begun.put(said["pid"])
+            else:
+                self._endings[said["ended"]] = said["status"]
+
+    def run(self, words: list[str], folder: Path, log: Path) -> Process:
+        """Begin `redisfuse WORDS`."""
+        assert self._parent.stdin is not None
+        request = {"words": words, "environment": environment(folder), "log": str(log)}
+        self._parent.stdin.write(json.dumps(request).encode() + b"\n")
+        self._parent.stdin.flush()
+        return Process(self._begun.get(timeout=PATIENCE), self._endings)
+
+    def begin(self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True) -> Mount:
+        """Mount `url` below `folder`; `wait` until the index is whole. End it with `mounts.sweep`, however it is."""
+        path = folder / "mnt"
+        if not is_mounted(path):
+            path.mkdir(exist_ok=True)
+        log = folder / "mount.log"
+        words = ["--write", "--journal"] if write else []
+        process = self.run([*words, *options, url, str(path)], folder, log)
+        mount = Mount(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]
+        try:
+            deadline = time.monotonic() + PATIENCE
+            # A dead mount may still be there: what counts is that somebody answers.
+            while not _answers(path):
+                assert process.poll() is None, f"the mount ended: {mount.said()}"
+                assert time.monotonic() < deadline, f"no mount after {PATIENCE} s: {mount.said()}"
+                time.sleep(0.005)
+            if wait:
+                mount.wait_ready()
+        except BaseException:
+            sweep(mount)
+            raise
+        return mount
+
+    @contextlib.contextmanager
+    def mounted(self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True) -> Iterator[Mount]:
+        """The same for the body of `with`; afterwards nothing is left mounted or running."""
+        mount = self.begin(folder, url, *options, write=write, wait=wait)
+        try:
+            yield mount
+        finally:
+            sweep(mount)
+
+
+def _answers(path: Path) -> bool:
+    if not is_mounted(path):
+        return False
+    try:
+        return bool(os.getxattr(path, "user.redisfuse.status"))
+    except OSError:
+        return False
+
+
+# -- the process that mounts are forked from -------------------------------------------------------------------------
+
+
+def _reap() -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            _say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+
+
+def _say(what: dict[str, Any]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def _be_mount(request: dict[str, Any]) -> int:
+    from redisfuse.cli.main import main
+
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((nothing, log, log)):
+        os.dup2(descriptor, number)
+    os.close(log)
+    os.close(nothing)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    try:
+        return main(request["words"])
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def _serve() -> None:
+    for name in ("redisfuse.cli.mount", "redisfuse.mount.run", "sqlite_utils", "platformdirs.unix", "encodings.idna"):
+        importlib.import_module(name)
+    from redisfuse.fuse.backends import choose
+
+    choose(None)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: _reap())
+    children: list[int] = []
+    buffer = b""
+    while True:
+        piece = os.read(0, 65536)
+        if not piece:
+            break
+        *lines, buffer = (buffer + piece).split(b"\n")
+        for line in lines:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(_be_mount(json.loads(line)))
+            children.append(pid)
+            _say({"pid": pid})
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    _serve()

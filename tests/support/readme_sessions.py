@@ -1,0 +1,226 @@
+"""The sessions in the README: commands with what they really answer, run on a real mount of the demo's data.
+
+A block of code after the line `<!-- session -->` is one; all of them are one story, in one home directory, in the order
+of the file. `python -m tests.support.readme_sessions` runs them and puts what was answered into the README.
+"""
+
+import contextlib
+import fcntl
+import getpass
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from redisfuse.cli._demo import data
+from redisfuse.fuse import mountpoint as mountpoints
+from tests.support.redis_server import RedisServer
+
+README = Path(__file__).parents[2] / "README.md"
+LIMIT = 30.0  # seconds for one command
+HOME = "/home/ada"  # what the README calls the home directory
+COLUMNS = 100
+
+_BLOCK = re.compile(r"(?<=<!-- session -->\n```console\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
+_MOUNT = re.compile(r"redisfuse (?=mount |--write|-|\d|\w+://)(?!.*--(?:daemon|help|version))")
+_VARIES = (
+    (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+Z)?"), "2026-06-01 10:00:00"),
+    (re.compile(r"\b[A-Z][a-z]{2} [ \d]\d \d\d:\d\d\b"), "Jun  1 10:00"),
+    (re.compile(r'(user\.redis\.ttl=|"ttl": )"?\d+"?'), r"\1…"),
+    (re.compile(r"^  (sent|cache|memory|runs) .*$", re.MULTILINE), r"  \1 …"),
+    (re.compile(r"\bredis \d+\.\d+\.\d+"), "redis …"),
+    (re.compile(r"the journal is [\d.]+ \w+ smaller"), "the journal is … smaller"),
+    (re.compile(r"[ \t]+"), " "),  # columns are as wide as what is in them
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command of a session, and what it answered."""
+
+    command: str
+    answer: str
+
+
+def blocks(text: str) -> list[list[Line]]:
+    """The sessions in a text, each as its commands."""
+    return [_lines(match[1]) for match in _BLOCK.finditer(text)]
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two answers differ in nothing but times, times to live and sizes in memory."""
+    for pattern, instead in _VARIES:
+        one, other = pattern.sub(instead, one), pattern.sub(instead, other)
+    return one == other
+
+
+def run(text: str) -> Iterator[tuple[Line, str]]:
+    """Each command of a text's sessions with what it really answers now."""
+    with Computer() as computer:
+        for line in (line for block in blocks(text) for line in block):
+            yield line, computer.answer(line.command)
+
+
+def rewritten(text: str) -> str:
+    """The text with what is really answered in the place of each answer that is no longer the same."""
+    results = list(run(text))
+    position = 0
+
+    def block(match: re.Match[str]) -> str:
+        nonlocal position
+        out = ""
+        for line in _lines(match[1]):
+            answer = results[position][1]
+            position += 1
+            out += f"$ {line.command}\n{line.answer if same(line.answer, answer) else answer}"
+        return out
+
+    return _BLOCK.sub(block, text)
+
+
+def _lines(block: str) -> list[Line]:
+    parts = re.split(r"^\$ ", block, flags=re.MULTILINE)
+    assert not parts[0].strip(), f"a session begins with a command: {parts[0]}"
+    return [Line(command, answer) for command, _, answer in (part.partition("\n") for part in parts[1:])]
+
+
+class Computer:
+    """A home directory, a Redis with the demo's data that answers at port 6379, and somebody at a terminal."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="readme-", dir="/tmp"))
+        self._home = self._folder / "ada"
+        self._directory = str(self._home)
+        self._server = RedisServer(tcp=True)
+        self._mounts: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        with contextlib.closing(self._server.client()) as client:
+            for command in data.commands():
+                client.execute_command(*command)  # type: ignore[no-untyped-call]
+        self._home.mkdir()
+        programs = self._folder / "bin"
+        programs.mkdir()
+        port = str(self._server.port)
+        own = f'exec "{sys.executable}" -m redisfuse.cli.main "${{@//6379/{port}}}"'
+        _script(programs / "redisfuse", own)
+        _script(programs / "redis-cli", f'exec {shutil.which("redis-cli")} -p {port} "$@"')
+        _script(programs / "vim", f'{shutil.which("vim")} -es "$@" >/dev/null </dev/null')
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for mount in mountpoints.mounts():
+            if self._folder in mount.mountpoint.parents:
+                mountpoints.unmount(mount.mountpoint, lazy=True)
+        for process in self._mounts:
+            process.terminate()
+            process.wait(10)
+        self._server.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def answer(self, command: str) -> str:
+        """What the terminal shows after a command."""
+        said = self._start(command) if _MOUNT.match(command) else self._run(command)
+        said = said.replace(str(self._home), HOME).replace(str(self._server.port), "6379")
+        user, host = getpass.getuser(), socket.gethostname()
+        for mark in (" on ", "@"):
+            said = said.replace(f"{user}{mark}{host}", f"ada{mark}laptop")
+        return said.replace(f"{user} {user} ", "ada ada ")
+
+    def _environment(self) -> dict[str, str]:
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("REDISFUSE_", "XDG_", "GIT_"))
+        }
+        return kept | {
+            "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(self._home),
+            "LC_ALL": "C.UTF-8",
+            "TZ": "UTC",
+            "TERM": "dumb",
+            "PAGER": "cat",
+            "TABSIZE": "0",
+        }
+
+    def _start(self, command: str) -> str:
+        """Start a mount that stays in the foreground, of another terminal; its first line."""
+        process = subprocess.Popen(
+            ["bash", "-c", f"exec {command}"],
+            cwd=self._directory,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._mounts.append(process)
+        assert process.stdout is not None
+        ready, _, _ = select.select([process.stdout], [], [], LIMIT)
+        assert ready, f"{command} says nothing"
+        return process.stdout.readline().decode()
+
+    def _run(self, command: str) -> str:
+        """Run a command to its end, on a terminal."""
+        where = self._folder / "directory"
+        script = f'cd "{self._directory}"; {command}\npwd >"{where}"'
+        ours, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, COLUMNS, 0, 0))
+        with subprocess.Popen(
+            ["bash", "-c", script],
+            env=self._environment(),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+        ) as process:
+            os.close(theirs)
+            try:
+                said = _read(ours, command)
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            finally:
+                os.close(ours)
+        self._directory = where.read_text().strip()
+        if command.endswith("redisfuse umount ~/redis") and not said:
+            for mount in self._mounts:
+                mount.wait(LIMIT)
+        return said
+
+
+def _read(terminal: int, command: str) -> str:
+    """All that a terminal shows until the programs on it have ended."""
+    deadline = time.monotonic() + LIMIT
+    said = b""
+    while True:
+        ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0.0))
+        assert ready, f"{command} does not end: {said!r}"
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # EIO: nobody has it open any more
+            piece = b""
+        if not piece:
+            text = re.sub(r"^bash: line \d+: ", "bash: ", said.decode().replace("\r\n", "\n"), flags=re.MULTILINE)
+            return text if text.endswith("\n") or not text else text + "\n"
+        said += piece
+
+
+def _script(path: Path, text: str) -> None:
+    path.write_text(f"#!/bin/bash\n{text}\n")
+    path.chmod(0o755)
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text()))

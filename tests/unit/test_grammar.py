@@ -1,0 +1,281 @@
+"""The examples of the naming rules, one by one."""
+
+import hashlib
+
+import pytest
+
+from redisfuse.errors import BadNameError, NameTooLongError, NotFoundError, UsageError
+from redisfuse.paths.grammar import (
+    Grammar,
+    LongEntry,
+    LongField,
+    LongFields,
+    LongRoot,
+    Piece,
+    Reading,
+    Root,
+    Updater,
+    shown,
+)
+
+colon = Grammar()
+
+
+def reading(path: bytes, grammar: Grammar = colon) -> Reading:
+    meaning = grammar.parse(path)
+    assert isinstance(meaning, Reading)
+    return meaning
+
+
+def absent(path: bytes, grammar: Grammar = colon) -> bool:
+    try:
+        grammar.parse(path)
+    except NotFoundError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [
+        (b"hello", b"hello"),
+        (b"user:1:name", b"user/1/name"),
+        (b".git:info:exclude", b".git/info/exclude"),
+        (b"", b"%"),
+        (b":", b"%/%"),
+        (b"a::b", b"a/%/b"),
+        (b":a", b"%/a"),
+        (b"a:", b"a/%"),
+        (b".", b"%2E"),
+        (b"..", b"%2E%2E"),
+        (b"...", b"..."),
+        (b"a:.:..:b", b"a/%2E/%2E%2E/b"),
+        (b"100%", b"100%25"),
+        (b"a/b", b"a%2Fb"),
+        (b"a\x00\x1f\x7fb", b"a%00%1F%7Fb"),
+        ("caf\u00e9 \U0001f600".encode(), "caf\u00e9 \U0001f600".encode()),
+        ("a\u0080\u009fb".encode(), b"a%C2%80%C2%9Fb"),
+        (b"\xff\xc3(\xe2\x82", b"%FF%C3(%E2%82"),
+        (b"\xed\xa0\x80", b"%ED%A0%80"),
+        (b"a b\\c", b"a b\\c"),
+        (b"v1.2.conf", b"v1.2.conf"),
+        (b".updater", b"%2Eupdater"),
+        (b".updater:x", b"%2Eupdater/x"),
+        (b"x:.updater", b"x/.updater"),
+        (b"%long", b"%25long"),
+        (b"a%+", b"a%25+"),
+    ],
+)
+def test_key_and_path(key: bytes, path: bytes) -> None:
+    """A key has the path that the rules give, and the path leads back to the key."""
+    assert colon.key_path(key) == path
+    back = reading(path)
+    assert back.as_key is not None
+    assert colon.join((*back.directory, back.as_key)) == key
+    assert reading(b"/" + path) == back
+
+
+@pytest.mark.parametrize(
+    ("key", "field", "path"),
+    [
+        (b"hello", b"howdy", b"hello.howdy"),
+        (b"jquery", b"min.js", b"jquery.min.js"),
+        (b".x", b"swp", b".x.swp"),
+        (b"hello", b"", b"hello.%"),
+        (b"", b"f", b"%.f"),
+        (b"", b"", b"%.%"),
+        (b".", b"x", b"%2E.x"),
+        (b"..", b"x", b"%2E%2E.x"),
+        (b"hello", b".", b"hello.."),
+        (b"hello", b"..", b"hello..."),
+        (b"v1.2", b"conf", b"v1%2E2.conf"),
+        (b".a.b", b"f", b".a%2Eb.f"),
+        (b"hello", b"a:b", b"hello.a:b"),
+        (b"hello", b"a/b%\xff", b"hello.a%2Fb%25%FF"),
+        (b"user:1", b"name", b"user/1.name"),
+    ],
+)
+def test_field_and_path(key: bytes, field: bytes, path: bytes) -> None:
+    """A hash field is an extension of its key, and the path leads back to both."""
+    assert colon.field_path(key, field) == path
+    back = reading(path)
+    assert back.as_field is not None
+    assert back.dotted
+    assert (colon.join((*back.directory, back.as_field[0])), back.as_field[1]) == (key, field)
+
+
+@pytest.mark.parametrize("name", [b".gitignore", b"hello.", b"a%2Eb", b"..x", b"...", b"README"])
+def test_no_field_dot(name: bytes) -> None:
+    """A leading dot, a last dot and an escaped dot separate no field."""
+    assert reading(name).as_field is None
+    assert not reading(name).dotted
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"a%zz", b"a%2f", b"%41", b"%C3%A9", b"a%25%%", b"a:b", b".", b"..", b".%2E", b"%2E.", b"a//b", b"a/", b"a/./b",
+        b"%%%", b"a%%", b"%+", b"abc%+", b"abc%+/d", b"\xff", b"a\x01", b"%json", b"%dump", b"x/%long", b".updater/x",
+        b"hello.%%json", b".%", b"a%long/x", b"%long/xyz", b"hello.x%json%", b"a%/b", b"a%json/b",
+        b"\x9b" * 600, b"%long/" * 2000 + b"x", b"a%long/" * 500,
+    ],
+)  # fmt: skip
+def test_strict(path: bytes) -> None:
+    """A spelling that the encoder never writes does not exist."""
+    assert absent(path)
+
+
+def test_any_dot_may_be_escaped() -> None:
+    """`%2E` says of any dot that it is no field dot, and nothing else is a second spelling."""
+    assert reading(b"a%2Eb").as_key == b"a.b"
+    assert reading(b"%2Egit").as_key == b".git"
+    assert reading(b"a.b%2Ec").as_field == (b"a", b"b.c")
+    assert reading(b"a%2Eb/c").directory == (b"a.b",)
+
+
+def test_directory_and_key() -> None:
+    """A plain name may be a directory and a key; the marked name is only a file."""
+    assert reading(b"user") == Reading((), b"user", as_directory=b"user", as_key=b"user")
+    assert reading(b"user%") == Reading((), b"user%", as_key=b"user", marked=True)
+    assert colon.listed_key(b"user", is_directory=True) == b"user%"
+    assert reading(b"%%") == Reading((), b"%%", as_key=b"", marked=True)
+    assert reading(b"a.b%").as_field == (b"a", b"b")
+    assert reading(b"a.b%").as_key == b"a.b"
+
+
+def test_marks_and_empty_fields() -> None:
+    """`hello.%` is the empty field, and the key `hello.` is marked `hello%2E%`."""
+    assert colon.mark(b"hello.") == b"hello%2E%"
+    assert reading(b"hello.%") == Reading((), b"hello.%", as_field=(b"hello", b""))
+    assert reading(b"hello%2E%") == Reading((), b"hello%2E%", as_key=b"hello.", marked=True)
+    assert reading(b"hello.%%") == Reading((), b"hello.%%", as_field=(b"hello", b""), marked=True)
+    assert reading(b"%.%").as_field == (b"", b"")
+
+
+def test_shadowed_and_hash() -> None:
+    """A key that a field shadows, and a hash, are listed with their dots escaped, but for a leading one."""
+    assert colon.field_reading(b"a.b") == (b"a", b"b")
+    assert colon.field_reading(b".a") is None
+    assert colon.field_reading(b"a.") is None
+    assert colon.listed_key(b"a.b", shadowed=True) == b"a%2Eb"
+    assert colon.listed_key(b".v1.2.conf", is_hash=True) == b".v1%2E2%2Econf"
+    assert colon.listed_key(b"..", is_hash=True) == b"%2E%2E"
+    assert colon.listed_field(b"user", b"f", is_directory=True) == b"user.f%"
+    assert colon.directory_reading(b"v1%2E2.f") == b"v1.2.f"
+    assert colon.directory_reading(b"hello.a:b") is None
+
+
+def test_views() -> None:
+    """`NAME%json` and `NAME%dump` are views of a key of that name, marked or not."""
+    assert reading(b"user%json") == Reading((), b"user%json", as_key=b"user", view="json")
+    assert reading(b"a.b%dump") == Reading((), b"a.b%dump", as_key=b"a.b", view="dump")
+    assert reading(b"%%json").as_key == b""
+    assert reading(b"user%%json") == Reading((), b"user%%json", as_key=b"user", marked=True, view="json")
+    assert reading(b"hello.%json").as_key == b"hello."
+
+
+def test_root_and_updater() -> None:
+    """The root, `.updater` and `%long` are what they are only at the root."""
+    assert colon.parse(b"") == Root()
+    assert colon.parse(b"/") == Root()
+    assert colon.parse(b"/.updater") == Updater()
+    assert reading(b"%2Eupdater").as_key == b".updater"
+    assert reading(b"x/.updater").as_key == b".updater"
+    assert colon.parse(b"%long") == LongRoot()
+
+
+@pytest.mark.parametrize(("length", "count"), [(255, 1), (256, 2), (506, 2), (508, 2), (509, 3), (2000, 8)])
+def test_cuts(length: int, count: int) -> None:
+    """A name of more than 255 bytes is cut into directories, and read by joining them."""
+    path = colon.key_path(b"x" * length)
+    pieces = path.split(b"/")
+    assert len(pieces) == count
+    assert all(len(piece) <= 255 for piece in pieces)
+    assert all(piece.endswith(b"%+") for piece in pieces[:-1])
+    assert reading(path).as_key == b"x" * length
+    assert reading(path).directory == ()
+    if count > 1:
+        assert colon.parse(pieces[0]) == Piece((), b"x" * 253)
+        assert absent(pieces[0][1:] + b"/" + b"x" + b"/".join(pieces[1:]))
+
+
+def test_cuts_respect_escapes_and_characters() -> None:
+    """No cut falls inside an escape or a UTF-8 sequence, whatever stands before."""
+    for filler in range(8):
+        for unit in (b"\xff", "\u00e9".encode(), "\u20ac".encode(), "\U0001f600".encode(), b"%"):
+            key = b"d:" + b"x" * filler + unit * 300 + b":leaf"
+            path = colon.key_path(key)
+            for piece in path.split(b"/"):
+                assert len(piece) <= 255
+                piece.decode()
+                assert piece.endswith(b"%+") or b"%" not in piece[-2:]
+            back = reading(path)
+            assert colon.join((*back.directory, back.as_key or b"")) == key
+
+
+def test_long_keys() -> None:
+    """A key whose path would exceed 3000 bytes is in `%long` by its SHA-256, and has no other spelling."""
+    key = b"k:" + b"x" * 3000
+    name = hashlib.sha256(key).hexdigest()
+    assert colon.key_is_long(key)
+    assert colon.key_path(key) == b"%long/" + name.encode()
+    assert colon.parse(colon.key_path(key)) == LongEntry(name)
+    assert colon.parse(colon.key_path(key) + b"%json") == LongEntry(name, view="json")
+    assert colon.parse(colon.key_path(key) + b"%") == LongEntry(name, marked=True)
+    field = hashlib.sha256(b"f").hexdigest()
+    assert colon.parse(colon.field_path(key, b"f")) == LongEntry(name, field)
+    assert absent(colon.path((b"k",), b"x" * 3000))
+    assert not colon.key_is_long(b"x" * 2900)
+    assert colon.key_is_long(b"\x00" * 1000)
+    assert colon.key_is_long(b"a." * 800)
+
+
+def test_long_fields() -> None:
+    """A field whose own path would be too long is in its hash's `HASH%long` by its SHA-256."""
+    field = b"f" * 3000
+    name = hashlib.sha256(field).hexdigest()
+    assert colon.field_path(b"d:v1.2", field) == b"d/v1%2E2%long/" + name.encode()
+    assert colon.parse(b"d/v1%2E2%long") == LongFields((b"d",), b"v1.2")
+    assert colon.parse(colon.field_path(b"d:v1.2", field)) == LongField((b"d",), b"v1.2", name)
+    assert colon.parse(colon.field_path(b"", field)) == LongField((), b"", name)
+    assert colon.parse(colon.field_path(b"h" * 255, field)) == LongField((), b"h" * 255, name)
+    assert absent(colon.path((), colon.field_name(b"d", field)))
+    assert not colon.field_is_long(b"d", b"f" * 2900)
+
+
+def test_separators() -> None:
+    """Any byte string separates, also one that needs escaping, or that overlaps itself."""
+    assert Grammar(b"::").key_path(b"a:::b") == b"a/:b"
+    assert reading(b"a/:b", Grammar(b"::")).as_key == b":b"
+    assert absent(b"a:/b", Grammar(b"::"))
+    assert reading(b"a:", Grammar(b"::")) == Reading((), b"a:", as_key=b"a:")
+    assert Grammar(b"%").key_path(b"a%b:c") == b"a/b:c"
+    assert Grammar(b"/").key_path(b"a/b") == b"a/b"
+    assert Grammar(b".").key_path(b"a.b") == b"a/b"
+    assert Grammar(b".").field_path(b"a", b"b.c") == b"a.b.c"
+    assert reading(b"a.b.c", Grammar(b".")) == Reading((), b"a.b.c", as_field=(b"a", b"b.c"))
+    assert Grammar(b"\xc3").key_path("\u00e9".encode()) == b"%/%A9"
+    with pytest.raises(UsageError):
+        Grammar(b"")
+
+
+def test_creatable() -> None:
+    """What can be made is what has a canonical spelling; the refusal says how to spell it."""
+    assert colon.creatable(b"/a/b.c").as_field == (b"b", b"c")
+    assert colon.creatable(b"/user%").as_key == b"user"
+    assert colon.creatable(b"hello.a:b").as_field == (b"hello", b"a:b")
+    with pytest.raises(BadNameError, match="use a/b"):
+        colon.creatable(b"a:b")
+    with pytest.raises(BadNameError, match="%25"):
+        colon.creatable(b"100%zz")
+    for path in (b"a%json", b"%long", b"%long/" + b"0" * 64, b"a%long", b".updater", b"", b"x" * 253 + b"%+"):
+        with pytest.raises(BadNameError):
+            colon.creatable(path)
+    for path in (b"x" * 256, b"/".join([b"x" * 250] * 13)):
+        with pytest.raises(NameTooLongError):
+            colon.creatable(path)
+
+
+def test_shown() -> None:
+    """A name in an error message holds no controls and no invalid UTF-8."""
+    assert shown(b"a\x1b[31m\xff\xc2\x9b") == "a\\x1b[31m\\xff\\x9b"

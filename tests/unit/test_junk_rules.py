@@ -1,0 +1,276 @@
+"""What is junk and what is data, by name, by what is beside it, and by how it is made."""
+
+import fnmatch
+import timeit
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from pathspec import GitIgnoreSpec
+
+from redisfuse.cli.main import group
+from redisfuse.errors import UsageError
+from redisfuse.vfs.junk_rules import CreateFacts, Junk, Kind, Verdict, _Matcher, default_rules, parse_rules
+
+junk = Junk.load()
+
+
+def verdict(
+    name: str,
+    *beside: str,
+    parent: str = "folder",
+    exclusive: bool = False,
+    mode: int = 0o644,
+    directory: bool = False,
+    patterns: Junk = junk,
+) -> Verdict:
+    """The verdict about a name, with these keys beside it."""
+    keys = {key.encode() for key in beside}
+    facts = CreateFacts(exclusive, mode, directory, keys.__contains__)
+    return patterns.verdict(parent.encode(), name.encode(), facts)
+
+
+SAFE = """
+.fuse_hidden0000000a00000001 .nfs000000000000000a0000001b .k.swp .k.swo .k.swx .k.swpx .k.un~ .#-emacsAbC123
+.k.kate-swp .~lock.k# .goutputstream-AB12CD k___jb_tmp___ k___jb_old___ settings.vsctmp k.crswap k.XXXXab12CD
+k.sb-1a2b3c4d-AbCdEf .DS_Store .AppleDouble .localized Icon%0D Thumbs.db desktop.ini Desktop.ini .Trash-1000
+~WRL0001.tmp k.~undo-tree~
+""".split()  # noqa: SIM905 - names are easier to read without quotes
+
+DATA = """
+HEAD.lock config.lock 4913 4914 sed sedAbCd sedAbC12 sed123456x ~ # ## ._ .# a.tmp a.bak a.orig a.rej 1A2B3C4D
+k-wal k-shm k-journal .git .gitignore tags dump.rdb lost+found nohup.out .user.active tmpdata12 k.abcdef ~$notes.txt
+.directory Session.vim k.old .DS_Store2 x.DS_Store .Trashes .fseventsd .sw
+""".split()  # noqa: SIM905 - likewise
+
+
+@pytest.mark.parametrize("name", SAFE)
+def test_safe_names(name: str) -> None:
+    """A name that only junk has is junk wherever and however it is made, and hidden from listings."""
+    for parent in ("", "a", "a/b"):
+        found = verdict(name, parent=parent)
+        assert found.is_junk
+        assert found.rule is not None
+        assert found.rule.kind is Kind.SAFE
+    assert junk.hides(name.encode())
+    assert verdict("x", parent=name).is_junk
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_data(name: str) -> None:
+    """A name that data may have is data when it is made in an ordinary way, and listed."""
+    found = verdict(name)
+    assert not found.is_junk
+    assert not found.held
+    assert not junk.hides(name.encode())
+
+
+@pytest.mark.parametrize("name", [*SAFE, "k~", "#k#", "4913", ".#k", "._k", ".sws"])
+def test_a_key_is_data(name: str) -> None:
+    """What is a key in Redis is data whatever its name."""
+    found = verdict(name, name, "k", exclusive=True, mode=0o600)
+    assert not found.is_junk
+    assert not found.held
+
+
+@pytest.mark.parametrize("name", ["k~", "#k#", ".#k", "._k"])
+def test_companions(name: str) -> None:
+    """A backup, a lock or an auto-save is junk beside the key that it belongs to, else data; it is never hidden."""
+    found = verdict(name, "k")
+    assert found.is_junk
+    assert found.rule is not None
+    assert found.rule.kind is Kind.COMPANION
+    assert not verdict(name).is_junk
+    assert not verdict(name, "other").is_junk
+    assert not junk.hides(name.encode())
+
+
+def test_companion_of_a_field() -> None:
+    """The backup of a hash field's file belongs to that field."""
+    assert verdict("user.name~", "user.name").is_junk
+
+
+@pytest.mark.parametrize("number", ["4913", "5036", "5159"])
+def test_probes(number: str) -> None:
+    """vim's probe is held back only when it is made exclusively, so that whatever is written to it is not lost."""
+    found = verdict(number, "1", "2", exclusive=True)
+    assert found.held
+    assert not found.is_junk
+    assert not verdict(number, "1", "2").held
+
+
+@pytest.mark.parametrize(
+    "name", ["sedAbC123", "XXab12CD", "tmpab12cd34", ".k.AbC123", "k.Cqaoyu", "lu12.tmp", "ziAbC123", "x"]
+)
+def test_behaviour(name: str) -> None:
+    """What is made with O_EXCL and mode 0600 is held back whatever its name; the name alone does nothing."""
+    assert verdict(name, exclusive=True, mode=0o600).held
+    assert verdict(name, exclusive=True, mode=0o100600).held
+    assert verdict(name, exclusive=True, mode=0o700).held
+    assert not verdict(name, exclusive=True, mode=0o600).is_junk
+    assert not verdict(name, exclusive=True, mode=0o644).held
+    assert not verdict(name, mode=0o600).held
+    assert not verdict(name, exclusive=True, mode=0o600, directory=True).held
+
+
+@pytest.mark.parametrize("name", ["index.lock", "tmp_obj_AbC123", "k-journal"])
+def test_never_junk(name: str) -> None:
+    """git's locks and objects and SQLite's journals are data at once, however they are made."""
+    found = verdict(name, exclusive=True, mode=0o600)
+    assert not found.is_junk
+    assert not found.held
+    assert found.rule is not None
+    assert found.rule.kind is Kind.KEEP
+
+
+@pytest.mark.parametrize("name", [".Trashes", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN"])
+def test_roots_of_volumes(name: str) -> None:
+    """What systems put into the root of a volume is junk only there, with all that is below."""
+    assert verdict(name, parent="").is_junk
+    assert not verdict(name, parent="a").is_junk
+    assert verdict("x", parent=name).is_junk
+    assert junk.hides(name.encode(), root=True)
+    assert not junk.hides(name.encode())
+
+
+def test_folders() -> None:
+    """A pattern that ends in / is for folders and what is in them; what is made in scratch stays in scratch."""
+    assert verdict(".~tmp~", directory=True).is_junk
+    assert not verdict(".~tmp~").is_junk
+    assert verdict("k", parent="a/.~tmp~").is_junk
+    assert not junk.hides(b".~tmp~")
+    assert junk.verdict(b"a", b"data", CreateFacts(in_scratch=True)).is_junk
+
+
+def test_names_as_they_are_written() -> None:
+    """A control in a name that a program makes, the mark, and escaped dots of a listed name do not hide junk."""
+    assert verdict("Icon\r").is_junk
+    assert junk.hides(b"Icon%0D")
+    assert junk.hides(b".DS_Store%")
+    assert junk.hides(b".k%2Eswp")
+    assert not junk.verdict(b"\xff", b"\xff\xfe", CreateFacts()).is_junk
+    assert junk.verdict(b"\xff", b".\xff.swp", CreateFacts()).is_junk
+
+
+def test_more_and_fewer() -> None:
+    """Patterns can be added, excepted, replaced by a file, and switched off."""
+    more = Junk.load(more=["*.bak", "/top"], keep=[".DS_Store"])
+    assert verdict("a.bak", patterns=more).is_junk
+    assert more.hides(b"a.bak")
+    assert verdict("top", parent="", patterns=more).is_junk
+    assert not verdict("top", patterns=more).is_junk
+    assert not verdict(".DS_Store", patterns=more).is_junk
+    assert not more.hides(b".DS_Store")
+    assert verdict(".k.swp", patterns=more).is_junk
+    off = Junk.load(enabled=False)
+    assert not verdict(".DS_Store", patterns=off).is_junk
+    assert not verdict("x", exclusive=True, mode=0o600, patterns=off).held
+    assert not off.hides(b".DS_Store")
+
+
+def test_file(tmp_path: Path) -> None:
+    """A file in plain gitignore syntax is a list of safe patterns; the headings of the built-in one work in it too."""
+    file = tmp_path / "patterns"
+    file.write_text("# mine\n*.foo\n!a.foo\n\n## me (companion)\n*.copy\n## Something else\n*.bar\r\n")
+    mine = Junk.load(file)
+    assert verdict("b.foo", patterns=mine).is_junk
+    assert not verdict("a.foo", patterns=mine).is_junk
+    assert verdict("k.copy", "k", patterns=mine).is_junk
+    assert not verdict("k.copy", patterns=mine).is_junk
+    assert verdict("b.bar", patterns=mine).is_junk
+    assert not verdict(".DS_Store", patterns=mine).is_junk
+    with pytest.raises(UsageError, match="can't be read"):
+        Junk.load(tmp_path / "nothing")
+    for wrong in ("## x (companion)\na*b*c", "## x (companion)\n*", "!", "/"):
+        with pytest.raises(UsageError, match="pattern"):
+            Junk(parse_rules(wrong, "x"))
+
+
+def test_no_patterns() -> None:
+    """An empty list of patterns hides nothing and still holds temporary files."""
+    none = Junk([])
+    assert not none.hides(b".DS_Store")
+    assert not none.hides(b"")
+    assert verdict("x", exclusive=True, mode=0o600, patterns=none).held
+
+
+def test_hides_agrees_with_the_patterns() -> None:
+    """The one expression for listings hides just what the safe patterns match one by one."""
+    names = [*SAFE, *DATA, "k~", "#k#", ".Trashes", "a", "", "user:1", "a.b.c", "._x"]
+    safe = [rule.pattern for rule in default_rules() if rule.kind is Kind.SAFE]
+    for name in names:
+        expected = any(fnmatch.fnmatchcase(name, pattern) for pattern in safe)
+        assert junk.hides(name.encode()) == expected, name
+        hiding = junk.hiding(name.encode())
+        assert (hiding is not None and hiding.kind is Kind.SAFE) == expected, name
+
+
+def test_what_hides_a_name_in_the_root() -> None:
+    """A pattern for the root hides a name there and nowhere else; --keep ends it."""
+    hiding = junk.hiding(b".Trashes", root=True)
+    assert hiding is not None
+    assert hiding.pattern == "/.Trashes"
+    assert junk.hiding(b".Trashes") is None
+    assert Junk.load(keep=["*.swp"]).hiding(b".k.swp") is None
+    assert Junk.load(enabled=False).hiding(b".k.swp") is None
+
+
+_PIECES = st.sampled_from(
+    [
+        *SAFE,
+        *DATA,
+        "4913",
+        "5036",
+        ".sw",
+        "swp",
+        "~",
+        "#",
+        ".#",
+        "._",
+        "lock",
+        "Icon\r",
+        "a",
+        "x",
+        "é",
+        "\n",
+        " ",
+        "*",
+        "%2E",
+    ]
+)
+
+
+@given(st.lists(st.lists(_PIECES, min_size=1, max_size=3).map("".join), min_size=1, max_size=3), st.booleans())
+def test_the_short_cut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
+    """One expression says of most names that no pattern matches; what it lets pass and what not is pathspec's word."""
+    path = "/".join(names).lstrip("/")
+    for kinds in ((Kind.KEEP,), (Kind.SAFE, Kind.NEW), (Kind.PROBE,), (Kind.BEHAVIOUR,), tuple(Kind)):
+        rules = [rule for rule in [*default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")] if rule.kind in kinds]
+        spec = GitIgnoreSpec.from_lines([rule.pattern for rule in rules])
+        index = spec.check_file(path + "/" if directory else path).index
+        assert _Matcher(rules, *kinds).find(path, directory) == (None if index is None else rules[index])
+
+
+def test_hiding_is_quick() -> None:
+    """A listing of a million names spends seconds at most on what is hidden."""
+    count = 10_000
+    assert min(timeit.repeat(lambda: junk.hides(b"user1001.name"), number=count, repeat=5)) / count < 20e-6
+
+
+def test_list_and_check() -> None:
+    """`junk list` shows every pattern, `junk check` the one that matched and what it means."""
+    run = CliRunner().invoke
+    listed = run(group, ["junk", "list"])
+    assert listed.exit_code == 0
+    assert len(listed.output.splitlines()) == len(junk.rules)
+    assert "safe\t.DS_Store\tmacOS: Finder\tbuilt-in:" in listed.output
+    checked = run(group, ["junk", "check", "a/.k.swp", "k~", "a.tmp", "HEAD.lock", ".~tmp~/", "e\x1b[31m~"])
+    assert checked.exit_code == 0
+    lines = [line.split("\t") for line in checked.output.splitlines()]
+    assert lines[0] == ["a/.k.swp", "safe", "junk", ".*.sw[a-px]", "vim, nano: swap files"]
+    assert [line[1] for line in lines] == ["safe", "companion", "", "keep", "new", "companion"]
+    assert lines[2][2] == "data"
+    assert "\x1b" not in checked.output
+    assert '"class": "safe"' in run(group, ["junk", "check", "--json", "x.mine", "--junk", "*.mine"]).output

@@ -1,0 +1,127 @@
+"""client/reply_errors.py, facts.py, limits.py, counters.py: pure parts of the server room."""
+
+import time
+
+import pytest
+
+from redisfuse import errors
+from redisfuse.client.capabilities import Facts, facts_of_hello, facts_of_info, version_of
+from redisfuse.client.limits import Limits
+from redisfuse.client.reply_errors import error_of_text
+from redisfuse.client.stats import Brake
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("WRONGTYPE Operation against a key holding the wrong kind of value", errors.WrongTypeError),
+        ("NOPERM this user has no permissions to run the 'get' command", errors.AccessError),
+        ("NOAUTH Authentication required.", errors.AccessError),
+        ("WRONGPASS invalid username-password pair or user is disabled.", errors.AccessError),
+        ("DENIED Redis is running in protected mode", errors.AccessError),
+        ("READONLY You can't write against a read only replica.", errors.ReadOnlyError),
+        ("MISCONF Redis is configured to save RDB snapshots, but ...", errors.ReadOnlyError),
+        ("OOM command not allowed when used memory > 'maxmemory'.", errors.NoSpaceError),
+        ("LOADING Redis is loading the dataset in memory", errors.TryAgainError),
+        ("BUSY Redis is busy running a script.", errors.TryAgainError),
+        ("MASTERDOWN Link with MASTER is down", errors.TryAgainError),
+        ("TRYAGAIN Multiple keys request during rehashing of slot", errors.TryAgainError),
+        ("CLUSTERDOWN Hash slot not served", errors.TryAgainError),
+        ("MOVED 3999 127.0.0.1:6381", errors.UnavailableError),
+        ("BUSYKEY Target key name already exists.", errors.ServerReplyError),
+        ("NOREPLICAS Not enough good replicas to write.", errors.ServerReplyError),
+        ("EXECABORT Transaction discarded because of previous errors.", errors.ServerReplyError),
+        ("ERR string exceeds maximum allowed size (proto-max-bulk-len)", errors.TooLargeError),
+        ("ERR Protocol error: invalid bulk length", errors.TooLargeError),
+        ("ERR no such key", errors.NotFoundError),
+        ("ERR syntax error", errors.ServerReplyError),
+        ("ERR max number of clients reached", errors.UnavailableError),
+        ("", errors.ServerReplyError),
+        ("nonsense", errors.ServerReplyError),
+    ],
+)
+def test_error_replies(line: str, kind: type[errors.RedisFuseError]) -> None:
+    """Each kind of error reply becomes the error with the right errno, in one line."""
+    error = error_of_text(line)
+    assert type(error) is kind
+    assert "\n" not in str(error)
+
+
+def test_unknown_replies_keep_their_words() -> None:
+    """An error reply that is not known keeps the server's words, its kind included."""
+    assert "BUSYKEY Target key" in str(error_of_text("BUSYKEY Target key name already exists."))
+
+
+def test_braces_in_a_reply_are_only_text() -> None:
+    """Key names with braces in a server's message do no harm."""
+    assert "{text}{0}" in str(error_of_text("NOPERM no access to {text}{0}"))
+
+
+INFO = b"""# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:abc\r\n# Replication\r\nrole:slave\r
+# Modules\r\nmodule:name=ReJSON,ver=20609,api=1,filters=0\r\n# Cluster\r\ncluster_enabled:0\r\nloading:1\r\n"""
+
+
+def test_facts_of_redis() -> None:
+    """INFO's text gives maker, version, role, modules."""
+    facts = facts_of_info(INFO)
+    assert (facts.maker, facts.version, facts.run_id) == ("redis", (7, 0, 15), "abc")
+    assert facts.replica
+    assert facts.has_json
+    assert facts.loading
+    assert not facts.cluster
+    assert facts.has_pexpiretime
+    assert facts.has_tracking
+    later = (facts.has_no_touch, facts.has_hash_field_ttl, facts.has_hsetex, facts.has_hscan_novalues)
+    assert later == (False,) * 4
+
+
+def test_facts_of_valkey() -> None:
+    """Valkey counts by its own version, not by the Redis version that it imitates."""
+    facts = facts_of_info(
+        b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n"
+    )
+    assert (facts.maker, facts.version, facts.cluster) == ("valkey", (8, 1, 0), True)
+    assert facts.has_no_touch
+    assert facts.has_hscan_novalues
+    assert not facts.has_hash_field_ttl
+    assert Facts(maker="valkey", version=(9, 1, 2)).has_hsetex
+
+
+def test_facts_of_hello() -> None:
+    """HELLO's answer, as RESP2's list or RESP3's map, gives what INFO would."""
+    pairs = [b"server", b"redis", b"version", b"7.4.1", b"mode", b"standalone", b"role", b"replica"]
+    facts = facts_of_hello(pairs)
+    assert facts == facts_of_hello(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+    assert (facts.version, facts.replica, facts.has_hash_field_ttl) == ((7, 4, 1), True, True)
+
+
+def test_odd_versions() -> None:
+    """A version that is not three numbers gives zeros, not an error."""
+    assert version_of("8.6.3") == (8, 6, 3)
+    assert version_of("7.4-rc1") == (7, 4, 1)
+    assert version_of("unstable") == (0, 0, 0)
+    assert facts_of_info(b"\xff\xfe\r\nnonsense").version == (0, 0, 0)
+
+
+def test_batches_shrink_with_the_rate() -> None:
+    """With a rate, a batch is about a tenth of a second's worth, so that the speed is even; at least one command."""
+    assert Limits().batch == 1000
+    assert Limits(rate=500).batch == 50
+    assert Limits(rate=3).batch == 1
+    assert Limits(rate=10**6).batch == 1000
+
+
+def test_brake() -> None:
+    """At 200 a second, 60 commands take about a quarter of a second more than the bucket holds."""
+    brake = Brake(200)
+    start = time.monotonic()
+    for _ in range(60):
+        brake.take(1)
+    assert 0.15 < time.monotonic() - start < 2.0
+
+
+def test_no_brake() -> None:
+    """Without a rate nothing waits."""
+    start = time.monotonic()
+    Brake(0).take(10**9)
+    assert time.monotonic() - start < 0.5

@@ -1,0 +1,71 @@
+"""What the suite does with a test that hangs: it ends it, says where it hung, and goes on."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CONFTEST = """
+import pytest
+from tests.support.mount_forkserver import Nursery
+from tests.support.redis_server import RedisServer
+from tests.support.watchdog import Watchdog
+
+def pytest_configure(config):
+    config.pluginmanager.register(Watchdog(config, leeway=8.0))
+
+@pytest.fixture
+def mount(tmp_path):
+    with RedisServer(tcp=True) as server, Nursery() as nursery, nursery.mounted(tmp_path, server.url()) as mount:
+        yield mount
+"""
+HANGING_MOUNT = """
+import os, pytest, signal
+
+@pytest.mark.timeout(1)
+def test_it(mount):
+    os.kill(mount.process.pid, signal.SIGSTOP)
+    os.path.exists(mount.path / "absent")
+
+def test_another(mount):
+    assert os.listdir(mount.path) == []
+"""
+NOT_TO_BE_ENDED = """
+import pytest, time
+
+@pytest.mark.timeout(1)
+def test_it():
+    while True:
+        try:
+            time.sleep(1)
+        except BaseException:
+            pass
+
+def test_another():
+    pass
+"""
+
+
+def run(folder: Path, test: str, *options: str) -> str:
+    """What pytest says of a module of tests, whose end is not waited for for ever."""
+    (folder / "conftest.py").write_text(CONFTEST)
+    (folder / "test_hanging.py").write_text(test)
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout_func_only=true"]
+    words += [f"--rootdir={folder}", *options, str(folder)]
+    output = subprocess.PIPE
+    return subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, timeout=100).stdout
+
+
+def test_a_mount_that_hangs(tmp_path: Path) -> None:
+    """It is ended, the test that waits for it fails, and the next one has its own."""
+    said = run(tmp_path, HANGING_MOUNT)
+    assert "1 failed, 1 passed" in said
+    assert "hangs: test_hanging.py::test_it, the test" in said
+    assert "in test_it" in said, "where this process was"
+    assert "fuse/worker_pool.py" in said, "where the mount was"
+
+
+def test_a_test_that_does_not_end(tmp_path: Path) -> None:
+    """Its process is ended, and another goes on."""
+    said = run(tmp_path, NOT_TO_BE_ENDED, "-n", "1")
+    assert "1 failed, 1 passed" in said

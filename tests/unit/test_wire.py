@@ -1,0 +1,51 @@
+"""Notifications that a callback has written."""
+
+import os
+import threading
+import time
+
+from redisfuse.fuse.wire import forget_attributes, write_aside
+
+
+def test_it_is_written_when_that_returns() -> None:
+    """What the kernel asks after the callback's answer, it asks after the notification."""
+    read, write = os.pipe()
+    try:
+        write_aside(write, forget_attributes(7))
+        os.set_blocking(read, False)
+        assert os.read(read, 100) == forget_attributes(7)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_one_that_has_to_wait() -> None:
+    """The callback goes on, so that what it waits for can happen, and it is written then."""
+    read, write = os.pipe()
+    try:
+        os.set_blocking(write, False)
+        try:
+            while True:
+                os.write(write, b"x" * 4096)
+        except BlockingIOError:
+            os.set_blocking(write, True)
+        began = time.monotonic()
+        write_aside(write, b"notice")
+        assert 0.5 < time.monotonic() - began < 10
+        while os.read(read, 65536)[-6:] != b"notice":
+            pass
+    finally:
+        os.close(read)
+        os.close(write)
+    for thread in threading.enumerate():
+        if thread.name == "fuse-aside":
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def test_a_connection_that_has_ended() -> None:
+    """Nobody need be told any more."""
+    read, write = os.pipe()
+    os.close(read)
+    write_aside(write, b"notice")
+    os.close(write)
