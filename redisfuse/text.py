@@ -1,31 +1,204 @@
-"""What a terminal may be shown: keys and values can hold escape sequences, so all text goes through here. Pure."""
+r"""Text that is safe to print: escaping for terminals and lines, times in ISO 8601, and Redis's globs. Pure.
 
+Keys and values can hold terminal escape sequences: whatever comes from a server is escaped here before it is printed.
+Every function writes a byte that can't be printed as `\xNN`, with lower-case digits:
+
+- `for_terminal` is for messages and log lines. It is not reversible: a backslash stays as it is.
+- `escape_text` is for one printable line that can be read back: `\\`, `\t`, `\n`, `\xNN`.
+- `escape_line` is for a line of a file: as `escape_text`, but printable or not, every valid UTF-8 character that is no
+  control stays as it is, and the result is bytes.
+"""
+
+from __future__ import annotations
+
+import codecs
 import logging
 import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
 
-# Controls, surrogates (bytes that were not UTF-8), line separators, and the marks that change the direction of writing.
+from redisfuse.batching import CHUNK_BYTES
+
+# -- terminals -------------------------------------------------------------------------------------------------------
+
+# Controls, surrogates (bytes that were not UTF-8), line separators, and the marks that change the writing direction.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_TERMINAL_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def printable(text: str | bytes) -> str:
-    """One line of text that a terminal shows as it is: controls and bytes that are no text as `\\xNN` or `\\uNNNN`."""
+def for_terminal(text: str | bytes) -> str:
+    """Return `text` as one printable line: controls and invalid UTF-8 become `\\xNN` or `\\uNNNN`."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
-    return _UNPRINTABLE.sub(_escaped, text)
+    return _UNPRINTABLE.sub(_escape_unprintable, text)
 
 
-class PrintableFormatter(logging.Formatter):
-    """Log records as lines that a terminal can be shown; a traceback's lines stay lines."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format, then make each line printable."""
-        return "\n".join(map(printable, super().format(record).split("\n")))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    character = found[0]
+def _escape_unprintable(match: re.Match[str]) -> str:
+    character = match[0]
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:  # surrogateescape: the byte itself
         number -= 0xDC00
-    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
+    return _TERMINAL_SHORT.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
+
+
+class TerminalFormatter(logging.Formatter):
+    """Formats log records as lines that a terminal can print. The lines of a traceback stay lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format the record, then escape each line."""
+        return "\n".join(map(for_terminal, super().format(record).split("\n")))
+
+
+# -- lines that can be read back -------------------------------------------------------------------------------------
+
+# Bytes that need no escape, so that the common case is decided in C: printable ASCII except the backslash.
+PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != 0x5C)
+
+_SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n"}
+_LINE_TABLE = {code: rf"\x{code:02x}" for code in (*range(0x20), 0x7F)}
+_LINE_TABLE |= {code: "".join(rf"\x{byte:02x}" for byte in chr(code).encode()) for code in range(0x80, 0xA0)}
+_LINE_TABLE |= {0xDC00 + byte: rf"\x{byte:02x}" for byte in range(0x80, 0x100)}  # surrogateescape of an invalid byte
+_LINE_TABLE |= {ord(character): short for character, short in _SHORT.items()}
+
+
+def escape_text(data: bytes) -> str:
+    r"""Return `data` as one printable line: `\\`, `\t`, `\n`, and `\xNN` for each byte of an unprintable character."""
+    text = data.decode("utf-8", "surrogateescape")
+    if text.isprintable() and "\\" not in text:
+        return text
+    return "".join(_escape_character(character) for character in text)
+
+
+def escape_text_if_needed(data: bytes | None) -> str | None:
+    """Return `escape_text(data)` if it differs from the plain text, else None (also for None)."""
+    if data is None:
+        return None
+    text = data.decode("utf-8", "surrogateescape")
+    return None if text.isprintable() and "\\" not in text else escape_text(data)
+
+
+def _escape_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in character.encode("utf-8", "surrogateescape"))
+
+
+def escape_line(data: bytes) -> bytes:
+    r"""Return `data` as it appears in a line of a file: without tab, newline or control, and valid UTF-8.
+
+    Escaped are the backslash, the controls (C0, DEL, and the C1 controls U+0080-U+009F, as their two bytes) and every
+    byte that is not part of valid UTF-8. Reversible.
+    """
+    if not data.translate(None, PLAIN):
+        return data
+    return data.decode("utf-8", "surrogateescape").translate(_LINE_TABLE).encode()
+
+
+def escape_line_chunks(data: bytes) -> Iterator[bytes]:
+    """Yield `escape_line(data)` in chunks, so that a long value needs little memory beside itself."""
+    if len(data) <= CHUNK_BYTES:
+        yield escape_line(data)
+        return
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    view = memoryview(data)
+    for start in range(0, len(data), CHUNK_BYTES):
+        text = decoder.decode(view[start : start + CHUNK_BYTES], start + CHUNK_BYTES >= len(data))
+        yield text.translate(_LINE_TABLE).encode()
+
+
+# -- times -----------------------------------------------------------------------------------------------------------
+
+
+def iso_utc(milliseconds: int) -> str:
+    """Return a Unix time in ms as ISO 8601, such as 2026-07-04T12:00:00.123Z; the number if it is out of range."""
+    try:
+        moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03}Z"
+
+
+# -- Redis's globs ---------------------------------------------------------------------------------------------------
+
+_NO_BYTE = b"(?!)"
+
+
+def compile_glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
+    """Return (literal prefix, compiled pattern) of a Redis glob, as KEYS takes it; (the literal, None) if it has no
+    special character.
+
+    One thing differs from the server: a range in a class is one of bytes 0 to 255, where most builds of Redis on x86
+    take bytes above 127 to be negative.
+    """
+    literal = bytearray()
+    parts = [bytearray()]  # what is between the stars
+    special = False
+    at = 0
+    while at < len(pattern):
+        byte = pattern[at : at + 1]
+        at += 1
+        if byte == b"*":
+            special = True
+            parts.append(bytearray())
+        elif byte == b"?":
+            special = True
+            parts[-1] += b"."
+        elif byte == b"[":
+            special = True
+            at, expression = _compile_class(pattern, at)
+            parts[-1] += expression
+        else:
+            if byte == b"\\" and at < len(pattern):
+                byte = pattern[at : at + 1]
+                at += 1
+            parts[-1] += re.escape(byte)
+            if not special:
+                literal += byte
+    return bytes(literal), re.compile(_join_parts(parts), re.DOTALL) if special else None
+
+
+def glob_matches(pattern: bytes, key: bytes) -> bool:
+    """Return whether a Redis glob matches a key."""
+    literal, expression = compile_glob(pattern)
+    return key == literal if expression is None else expression.fullmatch(key) is not None
+
+
+def _join_parts(parts: list[bytearray]) -> bytes:
+    """Return one expression. A part between two stars matches at its first possible place and is never tried elsewhere:
+    backtracking would take exponential time with many stars."""
+    if len(parts) == 1:
+        return bytes(parts[0])
+    first, *middle, last = parts
+    return bytes(first) + b"".join(b"(?>.*?" + part + b")" for part in middle if part) + b".*" + bytes(last)
+
+
+def _compile_class(pattern: bytes, at: int) -> tuple[int, bytes]:
+    """Return where a `[…]` that begins before `at` ends, and its expression. An unclosed one ends with the pattern."""
+    negated = pattern[at : at + 1] == b"^"
+    at += negated
+    members = bytearray()
+    while at < len(pattern) and pattern[at : at + 1] != b"]":
+        first = last = pattern[at]
+        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
+            at += 1
+            first = last = pattern[at]
+        elif pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
+            last = pattern[at + 2]
+            at += 2
+        members += b"\\x%02x-\\x%02x" % (min(first, last), max(first, last))
+        at += 1
+    if not members:
+        return at + 1, b"." if negated else _NO_BYTE
+    return at + 1, b"[" + (b"^" if negated else b"") + bytes(members) + b"]"
+
+
+def literal_glob(key: bytes) -> bytes:
+    """Return the glob that matches only this key."""
+    escaped = bytearray()
+    for byte in key:
+        if byte in b"*?[]\\":
+            escaped += b"\\"
+        escaped.append(byte)
+    return bytes(escaped)

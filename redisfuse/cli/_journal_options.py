@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from redisfuse.cli._options import BYTES, PATH
-from redisfuse.cli._output import escape, moment, plain
+from redisfuse.cli._output import escape_text, moment, plain
 
 if TYPE_CHECKING:
     from redisfuse.journal.change_rows import Filter
@@ -123,7 +123,7 @@ class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         """Offer the newest changes."""
         return [
-            CompletionItem(str(change.id), help=f"{change.op} {escape(change.path)}")
+            CompletionItem(str(change.id), help=f"{change.op} {escape_text(change.path)}")
             for change in _newest(ctx)
             if str(change.id).startswith(incomplete)
         ]
@@ -166,7 +166,7 @@ class ChangedPath(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         """Offer the paths changed last."""
-        found = dict.fromkeys(escape(change.path) for change in _newest(ctx, path=incomplete))
+        found = dict.fromkeys(escape_text(change.path) for change in _newest(ctx, path=incomplete))
         return [CompletionItem(path) for path in found if path.startswith(incomplete)]
 
 
@@ -254,14 +254,14 @@ def row_of(change: Change) -> dict[str, Any]:
 
 def where(change: Change) -> str:
     """The path that was changed, printable; of a rename both."""
-    path = escape(change.path)
-    return path if change.new_path is None else f"{path} → {escape(change.new_path)}"
+    path = escape_text(change.path)
+    return path if change.new_path is None else f"{path} → {escape_text(change.new_path)}"
 
 
 def datum(change: Change) -> str:
     """The key, or the key and its field, printable."""
-    key = escape(change.key)
-    return key if change.field is None else f"{key} field {escape(change.field)}"
+    key = escape_text(change.key)
+    return key if change.field is None else f"{key} field {escape_text(change.field)}"
 
 
 def described(state: State) -> str:
@@ -272,9 +272,9 @@ def described(state: State) -> str:
         return "an empty directory"
     if state.kind == "slice":
         slice = state.content.size if state.content else 0
-        return f"{escape(state.type)}: {slice} bytes at {state.offset} of {state.total}"
+        return f"{escape_text(state.type)}: {slice} bytes at {state.offset} of {state.total}"
     if state.kind == "object":
-        maker = f" by {escape(state.version.encode())}" if state.version else ""
+        maker = f" by {escape_text(state.version.encode())}" if state.version else ""
         dump = f"DUMP of {state.content.size} bytes{maker}" if state.content else "no DUMP"
-        return f"{escape(state.type)}, {dump}"
-    return f"{escape(state.type)} of {state.size} bytes"
+        return f"{escape_text(state.type)}, {dump}"
+    return f"{escape_text(state.type)} of {state.size} bytes"

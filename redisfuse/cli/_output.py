@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from redisfuse.journal.text import escape, iso
+from redisfuse.text import escape_text, iso_utc
 
 Cell = str | int | None
 
@@ -45,7 +45,7 @@ def plain(data: bytes | None) -> str | dict[str, str] | None:
 
 def moment(milliseconds: int | None) -> str | None:
     """A time in JSON: ISO 8601, UTC."""
-    return None if milliseconds is None else iso(milliseconds)
+    return None if milliseconds is None else iso_utc(milliseconds)
 
 
 def print_json(row: Mapping[str, Any]) -> None:
@@ -148,7 +148,7 @@ __all__ = [
     "Table",
     "amount",
     "count",
-    "escape",
+    "escape_text",
     "is_terminal",
     "json_option",
     "local_time",

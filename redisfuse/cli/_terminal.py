@@ -2,14 +2,14 @@
 
 import click
 
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 
 def say(text: str) -> None:
     """Print one line of result on standard output."""
-    click.echo(printable(text))
+    click.echo(for_terminal(text))
 
 
 def tell(text: str) -> None:
     """Print one line about what happens on standard error, where it disturbs no pipe."""
-    click.echo(f"redisfuse: {printable(text)}", err=True)
+    click.echo(f"redisfuse: {for_terminal(text)}", err=True)

@@ -11,7 +11,7 @@ import click
 
 from redisfuse.cli._journal_options import datum, described, where
 from redisfuse.cli._options import PATH
-from redisfuse.cli._output import escape
+from redisfuse.cli._output import escape_text
 from redisfuse.cli._terminal import tell
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import RedisFuseError, UsageError
@@ -150,4 +150,4 @@ def shown(state: State) -> str:
     if content is None or not content.size:
         return text
     head = content.head(SHOWN)
-    return f"{text}: {escape(head)}{'…' if content.size > len(head) else ''}"
+    return f"{text}: {escape_text(head)}{'…' if content.size > len(head) else ''}"

@@ -2,11 +2,11 @@
 
 import click
 
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 
 def _show(kind: str, line: str) -> None:
-    text = "\t".join(map(printable, line.split("\t")))
+    text = "\t".join(map(for_terminal, line.split("\t")))
     if kind == "say":
         click.secho(f"\n# {text}", fg="cyan")
     elif kind == "command":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Printer, escape, json_option, local_time, print_json
+from redisfuse.cli._output import Printer, escape_text, json_option, local_time, print_json
 from redisfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,5 +65,5 @@ def _title(printer: Printer, change: Change) -> None:
         f"change {change.id}: {change.op} {_journal_options.where(change)} ({local_time(change.at)}{state})", "bold"
     )
     if change.error:
-        printer.line(f"  {escape(change.error.encode())}")
+        printer.line(f"  {escape_text(change.error.encode())}")
     printer.line(f"  key {_journal_options.datum(change)}", "dim")

@@ -11,7 +11,7 @@ import click
 from redisfuse.cli._config import find_password
 from redisfuse.cli._options import BYTES, SectionCommand, address_from, server_options
 from redisfuse.cli._output import Column, Table, json_option, print_json
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 if TYPE_CHECKING:
     from redisfuse.client.acl import Report, Verdict
@@ -127,8 +127,8 @@ def _row(finding: Finding) -> dict[str, Any]:
 def _show(findings: list[Finding]) -> None:
     table = Table([Column("", 9), Column("", 7), Column("", 0)])
     for finding in findings:
-        cells = (finding.check, _WORDS[finding.ok], printable(finding.says))
+        cells = (finding.check, _WORDS[finding.ok], for_terminal(finding.says))
         table.row(cells, cells, _STYLES[finding.ok])
     rules = {finding.check: finding.rule for finding in findings if finding.rule}
     for mode, use in (("following", "The least rule to read, and follow changes"), ("write", "To write as well")):
-        click.echo(f"\n{use}:\n  ACL SETUSER redisfuse on >PASSWORD {printable(rules[mode])}")
+        click.echo(f"\n{use}:\n  ACL SETUSER redisfuse on >PASSWORD {for_terminal(rules[mode])}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import count, escape, json_option, print_json
+from redisfuse.cli._output import count, escape_text, json_option, print_json
 from redisfuse.cli._terminal import say
 
 
@@ -40,7 +40,7 @@ def check(as_json: bool, journal_file: Path | None) -> int:
             if as_json:
                 print_json({"problem": problem})
             else:
-                say(escape(problem.encode()))
+                say(escape_text(problem.encode()))
         if number:
             return 1
         if not as_json:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from redisfuse.batching import batched
 from redisfuse.cli._config import find_password
 from redisfuse.cli._journal_options import CONTEXT, journal_option
 from redisfuse.cli._options import BYTES, PATH, SectionCommand, address_from, server_options
 from redisfuse.cli._output import Column, Printer, Table, amount, count, is_terminal, json_option, plain, print_json
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import UsageError
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 if TYPE_CHECKING:
     from redisfuse.client.address import Address
@@ -64,8 +65,8 @@ def list_patterns(junk_file: Path | None, junk: Sequence[str], keep: Sequence[st
         return
     table = Table([Column("CLASS", 9), Column("PATTERN", _WIDTH), Column("WHO", 0)])
     for rule in rules:
-        pattern, group = printable(rule.pattern), printable(rule.group)
-        table.row((rule.kind, pattern, group), (rule.kind, pattern, group, printable(rule.source)))
+        pattern, group = for_terminal(rule.pattern), for_terminal(rule.group)
+        table.row((rule.kind, pattern, group), (rule.kind, pattern, group, for_terminal(rule.source)))
 
 
 @command.command("check")
@@ -92,7 +93,7 @@ def check(
             continue
         table = table or Table([Column("NAME", _WIDTH), Column("PATTERN", _WIDTH), Column("IT IS", 0)])
         kind, pattern, group = (rule.kind, rule.pattern, rule.group) if rule else ("", "", "")
-        shown, pattern, group = printable(path), printable(pattern), printable(group)
+        shown, pattern, group = for_terminal(path), for_terminal(pattern), for_terminal(group)
         table.row(
             (shown, pattern, f"{meaning} ({group})" if group else meaning), (shown, kind, meaning, pattern, group)
         )
@@ -227,8 +228,8 @@ def _remove(server: Server, found: Sequence[JunkKey], journal_file: Path | None)
             recover(journal, server, session)
             edits = Edits(server, journal, session, dump_limit=DEFAULTS["dump_limit"])
             removed = 0
-            for start in range(0, len(found), _BATCH):
-                removed += edits.remove_each({each.target: each.path for each in found[start : start + _BATCH]})
+            for batch in batched(found, _BATCH):
+                removed += edits.remove_each({each.target: each.path for each in batch})
             return removed, session
         finally:
             journal.end_session(session)
@@ -239,18 +240,18 @@ def _show(found: Sequence[JunkKey], limit: int | None) -> None:
     if not is_terminal():
         for each in found:
             cells = (each.path, each.type, str(each.length), each.rule.pattern, each.rule.group)
-            click.echo("\t".join(printable(cell) for cell in cells))
+            click.echo("\t".join(for_terminal(cell) for cell in cells))
         return
     printer = Printer()
     if not found:
         printer.line("no junk")
     for rule, keys in groupby(found, key=lambda each: each.rule):
         mine = list(keys)
-        who = f" ({printable(rule.group)})" if rule.group else ""
-        printer.line(f"{printable(rule.pattern)}{who}: {_total(mine)}", "bold")
+        who = f" ({for_terminal(rule.group)})" if rule.group else ""
+        printer.line(f"{for_terminal(rule.pattern)}{who}: {_total(mine)}", "bold")
         for each in mine[:limit]:
             size = f"{each.length} elements" if each.size is None else amount(each.size)
-            printer.line(f"  {size:>12}  {printable(each.path)}")
+            printer.line(f"  {size:>12}  {for_terminal(each.path)}")
         if limit is not None and len(mine) > limit:
             printer.line(f"  … and {count(len(mine) - limit, 'more key')}")
 

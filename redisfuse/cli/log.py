@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Column, Table, amount, escape, json_option, local_time, moment, print_json
+from redisfuse.cli._output import Column, Table, amount, escape_text, json_option, local_time, moment, print_json
 
 
 @click.command
@@ -59,7 +59,12 @@ def _print(table: Table, change: Any) -> None:
         ),
         (
             *(change.id, moment(change.at), change.session, change.op, change.state, change.prior.size),
-            *(change.new.size, path, escape(change.key), None if change.field is None else escape(change.field)),
+            *(
+                change.new.size,
+                path,
+                escape_text(change.key),
+                None if change.field is None else escape_text(change.field),
+            ),
             change.reverts,
         ),
         _journal_options.STYLES[change.state],

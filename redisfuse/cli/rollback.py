@@ -12,7 +12,7 @@ import click
 
 from redisfuse.cli import _journal_options, _write_session
 from redisfuse.cli._options import BYTES
-from redisfuse.cli._output import Printer, count, escape, json_option, local_time, print_json
+from redisfuse.cli._output import Printer, count, escape_text, json_option, local_time, print_json
 from redisfuse.cli._terminal import tell
 from redisfuse.errors import RedisFuseError, UsageError
 
@@ -200,10 +200,10 @@ class _Task:
                 self._print_conflict(conflict)
         for change, failure in report.failures:
             self._printer.line(
-                f"{_write_session.line_of(change)}: not taken back: {escape(str(failure).encode())}", "red"
+                f"{_write_session.line_of(change)}: not taken back: {escape_text(str(failure).encode())}", "red"
             )
         for change, note in report.notes:
-            self._printer.line(f"{_write_session.line_of(change)}: {escape(note.encode())}", "yellow")
+            self._printer.line(f"{_write_session.line_of(change)}: {escape_text(note.encode())}", "yellow")
         self._printer.line(f"{count(len(report.done), 'change')} taken back{_rest(plan, report)}")
         if self._last is not None and len(report.nothing) == len(plan.entries):
             self._printer.line(f"to go further back: redisfuse rollback --last {self._last + 1}")
@@ -232,7 +232,7 @@ def _action(entry: Planned) -> str:
         return "forget the empty directory"
     if reversal is None:
         return f"back to {_journal_options.described(change.prior)}, if the changes above leave what this one left"
-    note = f" ({escape(reversal.note.encode())})" if reversal.note else ""
+    note = f" ({escape_text(reversal.note.encode())})" if reversal.note else ""
     if reversal.nothing:
         return f"nothing to do{note}"
     if reversal.wanted.kind == "absent":
@@ -244,7 +244,7 @@ def _action(entry: Planned) -> str:
 
 
 def _words(conflict: Conflict) -> str:
-    return f"conflict: {escape(conflict.why.encode())}"
+    return f"conflict: {escape_text(conflict.why.encode())}"
 
 
 def _row(entry: Planned, result: str, conflict: Conflict | None = None, error: str | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Column, Table, escape, json_option, local_time, moment, print_json
+from redisfuse.cli._output import Column, Table, escape_text, json_option, local_time, moment, print_json
 
 if TYPE_CHECKING:
     from redisfuse.journal.models import Session
@@ -72,7 +72,7 @@ def _table(newest: int) -> Table:
 def _print(table: Table, session: Session, changes: int) -> None:
     info = session.info
     server, mountpoint, user, host = (
-        escape(text.encode()) for text in (info.server.name, info.mountpoint or "", info.user, info.host)
+        escape_text(text.encode()) for text in (info.server.name, info.mountpoint or "", info.user, info.host)
     )
     ended = local_time(session.ended_at) or ("died" if session.died else "running")
     table.row(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Printer, escape, is_terminal, json_option, local_time, moment, plain, print_json
+from redisfuse.cli._output import Printer, escape_text, is_terminal, json_option, local_time, moment, plain, print_json
 from redisfuse.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _write(change: Change, state: State, which: str, logical: bool) -> None:
         raise NotFoundError(f"change {change.id}: {what} {when} it")
     if is_terminal():
         for chunk in content.chunks():
-            click.echo("\n".join(escape(line) for line in chunk.split(b"\n")), nl=False)
+            click.echo("\n".join(escape_text(line) for line in chunk.split(b"\n")), nl=False)
         return
     for chunk in content.chunks():
         sys.stdout.buffer.write(chunk)
@@ -115,20 +115,20 @@ def _print(journal: Journal, change: Change) -> None:
     session = journal.session(change.session).info
     facts = {
         "change": f"{change.id}, {change.state}",
-        "error": escape((change.error or "").encode()),
+        "error": escape_text((change.error or "").encode()),
         "time": f"{local_time(change.at)} ({moment(change.at)})",
         "operation": change.op,
         "path": _journal_options.where(change),
-        "key": escape(change.key),
-        "field": "" if change.field is None else escape(change.field) or "(empty)",
+        "key": escape_text(change.key),
+        "field": "" if change.field is None else escape_text(change.field) or "(empty)",
         "reverts": str(change.reverts or ""),
         "applies": str(change.applies or ""),
         "reverted by": ", ".join(map(str, journal.reverted_by(change.id))),
         "later": _ids(later.id for later in journal.later_changes(change, NAMED)),
         "together": _ids(_others(journal, change)),
-        "session": f"{change.session}: {escape((session.mountpoint or 'a command').encode())} by "
-        f"{escape(session.user.encode())} on {escape(session.host.encode())}",
-        "server": escape(change.server.encode()),
+        "session": f"{change.session}: {escape_text((session.mountpoint or 'a command').encode())} by "
+        f"{escape_text(session.user.encode())} on {escape_text(session.host.encode())}",
+        "server": escape_text(change.server.encode()),
     }
     for name, value in facts.items():
         if value:
@@ -140,7 +140,7 @@ def _print(journal: Journal, change: Change) -> None:
             if at is not None:
                 printer.line(f"{name:<12} {local_time(at)} ({moment(at)})")
         if state.note:
-            printer.line(f"{'note':<12} {escape(state.note.encode())}")
+            printer.line(f"{'note':<12} {escape_text(state.note.encode())}")
         for line in _preview(state):
             printer.line(f"    {line}", style)
 
@@ -163,7 +163,7 @@ def _preview(state: State) -> list[str]:
     if state.content is None:
         return []
     head = state.content.head(PREVIEW)
-    lines = [escape(line) for line in head.split(b"\n")]
+    lines = [escape_text(line) for line in head.split(b"\n")]
     if lines and not lines[-1]:
         lines.pop()
     if state.content.size > len(head):

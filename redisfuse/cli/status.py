@@ -15,7 +15,7 @@ from redisfuse.cli._terminal import say
 from redisfuse.config import format_size
 from redisfuse.errors import MountError
 from redisfuse.fuse import mountpoint as mountpoints
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 PATIENCE = 5.0  # seconds that a mount has to answer
 ATTRIBUTE = "user.redisfuse.status"  # of a mount's root; mount/adapter.py answers it
@@ -90,7 +90,7 @@ def _lines(facts: dict[str, Any]) -> list[str]:
     ]
     if facts["journal"]:
         rows.append(("journal", f"{facts['journal']}, session {facts['session']}"))
-    return [printable(facts["mountpoint"]), *(f"  {name:<13}{text}" for name, text in rows)]
+    return [for_terminal(facts["mountpoint"]), *(f"  {name:<13}{text}" for name, text in rows)]
 
 
 def _keys(facts: dict[str, Any]) -> str:

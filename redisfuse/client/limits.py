@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from redisfuse.batching import CHUNK_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -22,7 +24,7 @@ class Limits:
     pipeline: int = 1000
     """Commands sent before their answers are read."""
 
-    piece: int = 1024 * 1024
+    piece: int = CHUNK_BYTES
     """Bytes of a big value that one command asks for."""
 
     @property

@@ -13,11 +13,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.errors import JournalError
-from redisfuse.journal.models import CHUNK, Content
+from redisfuse.journal.models import Content
 from redisfuse.journal.writer import Writer
 
 WORTH = 128  # bytes: shorter chunks are never compressed
@@ -44,7 +44,7 @@ class VanishedError(Exception):
 
 def ready(writer: Writer, query: Query, content: Content, *, fresh: bool, stage_anyway: bool = False) -> Ready:
     """Do all the work on a content that needs no transaction, or that can have one of its own."""
-    if content.size <= CHUNK:
+    if content.size <= CHUNK_BYTES:
         return Ready(content, fresh, *_packed(content.read()))
     if not stage_anyway and query("SELECT 1 FROM blobs WHERE digest = ?", (content.digest,)):
         return Ready(content, False)
@@ -109,8 +109,7 @@ def _stage(writer: Writer, content: Content) -> int:
     try:
         sha = hashlib.sha256()
         number = 0
-        chunks = content.chunks()
-        while batch := list(islice(chunks, TOGETHER)):
+        for batch in batched(content.chunks(), TOGETHER):
             rows = []
             for data in batch:
                 sha.update(data)
@@ -162,7 +161,7 @@ def read(query: Query, blob: int, size: int, digest: bytes) -> Iterator[bytes]:
     held = b""
     number = 0
     while found < size:
-        rows = query(_CHUNK if size > CHUNK else _SMALL, (blob, number))
+        rows = query(_CHUNK if size > CHUNK_BYTES else _SMALL, (blob, number))
         if not rows or rows[0][1] is None:
             break
         if held:
@@ -184,6 +183,6 @@ def _unpacked(packed: int, data: bytes) -> bytes:
         return data
     unpacker = zlib.decompressobj()
     try:
-        return unpacker.decompress(data, CHUNK + 1)
+        return unpacker.decompress(data, CHUNK_BYTES + 1)
     except zlib.error:
         return b""  # the digest will say it

@@ -12,9 +12,8 @@ from itertools import islice, repeat
 from typing import Any
 
 from redisfuse.journal import blobs
-from redisfuse.journal.globs import glob
 from redisfuse.journal.models import Change, Content, Intent, Outcome, State
-from redisfuse.journal.text import escape_or_none
+from redisfuse.text import compile_glob, escape_text_if_needed
 
 MAX_ID = (1 << 63) - 1
 PAGE = 500  # rows read at once
@@ -60,7 +59,7 @@ class Filter:
 
     session: int | None = None
     server: str | None = None  # ServerIdentity.name
-    key: bytes | None = None  # a glob as Redis has them: * ? [a-z] and \ to escape
+    key: bytes | None = None  # a glob as Redis has them: * ? [a-z] and \ to escape_text
     path: bytes | None = None  # this path, or anything below it
     since: int | None = None  # ms, inclusive
     until: int | None = None  # ms, exclusive
@@ -93,8 +92,8 @@ def insert(
         return []
     rows = [
         (
-            *(session, at, intent.op, intent.path, escape_or_none(intent.path), intent.new_path),
-            *(intent.key, escape_or_none(intent.key), intent.field, escape_or_none(intent.field)),
+            *(session, at, intent.op, intent.path, escape_text_if_needed(intent.path), intent.new_path),
+            *(intent.key, escape_text_if_needed(intent.key), intent.field, escape_text_if_needed(intent.field)),
             *(state, error, intent.reverts, intent.applies),
             *_state_columns(intent.prior, contents),
             *_state_columns(intent.new, contents),
@@ -280,7 +279,7 @@ def _conditions(wanted: Filter) -> tuple[list[str], list[Any]]:
         where.append(f"op IN ({', '.join('?' * len(wanted.ops))})")
         values += wanted.ops
     if wanted.key is not None:
-        exact, pattern = glob(wanted.key)
+        exact, pattern = compile_glob(wanted.key)
         if pattern is None:
             where.append('"key" = ?')
             values.append(exact)
@@ -297,7 +296,7 @@ def _range(wanted: Filter) -> tuple[str, str, list[bytes]] | None:
         if path:
             return "path", "(path = ? OR (path >= ? AND path < ?))", [path, path + b"/", path + b"0"]  # 0 follows /
     if wanted.key is not None:
-        prefix, pattern = glob(wanted.key)
+        prefix, pattern = compile_glob(wanted.key)
         if pattern is not None:
             return '"key"', '("key" >= ? AND "key" < ?)', [prefix, _after(prefix)]
     return None

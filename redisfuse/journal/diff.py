@@ -1,6 +1,6 @@
 """What a change made different, in lines to be shown: text line by line, bytes in hex, collections by element. Pure.
 
-`Line.text` is printable (text.escape), `Line.mark` says what it is. Contents too large to be compared whole are shown
+`Line.text` is printable (text.escape_text), `Line.mark` says what it is. Contents too large to be compared whole are shown
 from their first difference on, and that is said.
 """
 
@@ -16,7 +16,7 @@ from typing import Any, Literal
 from redisfuse.errors import JournalError
 from redisfuse.journal import portable
 from redisfuse.journal.models import Change, Content, State
-from redisfuse.journal.text import escape, iso
+from redisfuse.text import escape_text, iso_utc
 
 Mark = Literal["fact", "place", " ", "-", "+"]  # a fact about the whole, where in it, unchanged, before, after
 
@@ -52,7 +52,7 @@ def _facts(prior: State, new: State) -> Iterator[Line]:
                 "fact", f"created: {_described(new)}" if prior.kind == "absent" else f"removed: {_described(prior)}"
             )
     elif prior.type != new.type:
-        yield Line("fact", f"type: {escape(prior.type)} → {escape(new.type)}")
+        yield Line("fact", f"type: {escape_text(prior.type)} → {escape_text(new.type)}")
     if prior.kind == new.kind == "slice" and prior.total != new.total:
         yield Line("fact", f"length: {prior.total} → {new.total} bytes")
     for name, before, after in (
@@ -63,7 +63,7 @@ def _facts(prior: State, new: State) -> Iterator[Line]:
             yield Line("fact", f"{name}: {_expiry(before)} → {_expiry(after)}")
     for when, state in (("before", prior), ("after", new)):
         if state.note:
-            yield Line("fact", f"{when}: {escape(state.note.encode())}")
+            yield Line("fact", f"{when}: {escape_text(state.note.encode())}")
 
 
 def _described(state: State) -> str:
@@ -71,12 +71,12 @@ def _described(state: State) -> str:
         return "an empty directory"
     expiry = "" if state.expires_at is None else f", expires {_expiry(state.expires_at)}"
     if state.kind == "object":
-        return f"{escape(state.type)}{expiry}"
-    return f"{escape(state.type)} of {state.size} bytes{expiry}"
+        return f"{escape_text(state.type)}{expiry}"
+    return f"{escape_text(state.type)} of {state.size} bytes{expiry}"
 
 
 def _expiry(milliseconds: int | None) -> str:
-    return "none" if milliseconds is None else iso(milliseconds)
+    return "none" if milliseconds is None else iso_utc(milliseconds)
 
 
 # -- strings and fields ----------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def _text(data: bytes) -> list[str] | None:
         return None
     if not text.replace("\n", "").replace("\t", "").replace("\r", "").isprintable():
         return None
-    lines = [escape(line) for line in data.split(b"\n")]
+    lines = [escape_text(line) for line in data.split(b"\n")]
     if lines[-1] == "":
         lines.pop()
     else:
@@ -194,7 +194,9 @@ def _unified(before: Sequence[str], after: Sequence[str]) -> Iterator[Line]:
 def _objects(prior: State, new: State) -> Iterator[Line]:
     for state in (prior, new):
         if state.kind == "object" and state.logical is None:
-            yield Line("fact", f"the elements of this {escape(state.type)} are not recorded one by one, only its DUMP")
+            yield Line(
+                "fact", f"the elements of this {escape_text(state.type)} are not recorded one by one, only its DUMP"
+            )
             return
     if prior.kind == new.kind == "object" and prior.type == new.type:
         yield from _same_type(prior, new)
@@ -279,11 +281,11 @@ def _parsed(line: bytes) -> portable.Record:
 
 def element_text(type: bytes, element: portable.Record) -> str:
     """One element on one line: `value`, `score<TAB>member` as `member  score`, `field: value`, `id field=value …`."""
-    parts = [escape(part) if isinstance(part, bytes) else str(part) for part in element]
+    parts = [escape_text(part) if isinstance(part, bytes) else str(part) for part in element]
     if type == b"zset":
         return f"{parts[1]}  {parts[0]}"
     if type == b"hash":
-        expiry = f"  (expires {iso(element[2])})" if len(element) > 2 and isinstance(element[2], int) else ""
+        expiry = f"  (expires {iso_utc(element[2])})" if len(element) > 2 and isinstance(element[2], int) else ""
         return f"{parts[0]}: {parts[1]}{expiry}"
     if type == b"stream":
         pairs = " ".join(f"{name}={value}" for name, value in zip(parts[1::2], parts[2::2], strict=False))
@@ -299,5 +301,5 @@ def _element_lines(type: bytes, element: portable.Record) -> list[str]:
         except ValueError:
             return [element_text(type, element)]
         text = json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True)
-        return [escape(line.encode("utf-8", "surrogatepass")) for line in text.splitlines()]
+        return [escape_text(line.encode("utf-8", "surrogatepass")) for line in text.splitlines()]
     return [element_text(type, element)]

@@ -20,9 +20,9 @@ from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import blobs, change_rows, database, directory_rows, files, sessions
 from redisfuse.journal.change_rows import Filter
 from redisfuse.journal.directory_rows import Directory
-from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.models import Change, Content, Intent, Outcome, Session, SessionInfo, State
 from redisfuse.journal.writer import Writer, nothing
+from redisfuse.text import compile_glob, literal_glob
 
 
 class Journal:
@@ -311,7 +311,7 @@ def _matcher() -> Any:
     def matches(pattern: bytes, key: bytes) -> bool:
         regex = compiled.get(pattern)
         if regex is None:
-            literal, regex = glob(pattern)
+            literal, regex = compile_glob(pattern)
             if regex is None:
                 return key == literal
             compiled[pattern] = regex

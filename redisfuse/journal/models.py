@@ -17,9 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import JournalError
-
-CHUNK = 1 << 20  # bytes: no chunk of a content is longer
 
 Kind = Literal["absent", "value", "slice", "object", "directory"]
 Outcome = Literal["pending", "applied", "failed", "unknown", "refused"]
@@ -56,7 +55,7 @@ class Content:
         if size is None:
             size = file.seek(0, os.SEEK_END) - offset
         source = _FileSource(file, offset, max(size, 0))
-        if source.size <= CHUNK:
+        if source.size <= CHUNK_BYTES:
             return cls.of(b"".join(source()))
         sha = hashlib.sha256()
         for chunk in source():
@@ -75,12 +74,12 @@ class Content:
         """The bytes from the first to the last, at most 1 MiB at a time, none of the pieces empty."""
         if isinstance(self._source, bytes):
             view = self._source
-            if len(view) <= CHUNK:
+            if len(view) <= CHUNK_BYTES:
                 if view:
                     yield view
                 return
-            for start in range(0, len(view), CHUNK):
-                yield view[start : start + CHUNK]
+            for start in range(0, len(view), CHUNK_BYTES):
+                yield view[start : start + CHUNK_BYTES]
         else:
             yield from self._source()
 
@@ -121,7 +120,7 @@ class _FileSource:
         position, left = self.offset, self.size
         while left:
             self.file.seek(position)
-            chunk = self.file.read(min(CHUNK, left))
+            chunk = self.file.read(min(CHUNK_BYTES, left))
             if not chunk:
                 raise JournalError(f"a file that was to be journaled became shorter ({left} bytes are missing)")
             yield chunk

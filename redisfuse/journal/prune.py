@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from redisfuse.batching import batched
 from redisfuse.journal import blobs, database
 from redisfuse.journal.journal import Journal, now
 
@@ -137,21 +138,21 @@ def _choose_sessions(journal: Journal, connection: sqlite3.Connection, before: i
 
 def _remove_changes(connection: sqlite3.Connection) -> None:
     ranges = connection.execute("SELECT first, last FROM temp.doomed ORDER BY first").fetchall()
-    for start in range(0, len(ranges), PORTION):
+    for batch in batched(ranges, PORTION):
         with _transaction(connection):
-            connection.executemany("DELETE FROM changes WHERE id BETWEEN ? AND ?", ranges[start : start + PORTION])
+            connection.executemany("DELETE FROM changes WHERE id BETWEEN ? AND ?", batch)
 
 
 def _remove_contents(connection: sqlite3.Connection, newest: int) -> None:
     """Remove the collected contents, except those that a change newer than the look has come to use."""
     ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
-    for start in range(0, len(ids), PORTION):
+    for batch in batched(ids, PORTION):
         with _transaction(connection):
             rows = connection.execute(
                 "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest,)
             )
             taken = {blob for row in rows for blob in row}
-            portion = [(id,) for id in ids[start : start + PORTION] if id not in taken]
+            portion = [(id,) for id in batch if id not in taken]
             for sql in blobs.DISCARD:
                 connection.executemany(sql, portion)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from redisfuse.batching import batched
 from redisfuse.client.client import Command, Server
 from redisfuse.errors import RedisFuseError
 
@@ -14,7 +15,7 @@ def existing(server: Server, keys: Sequence[bytes]) -> list[bool | None]:
     Of keys that were told of together, mostly all exist or none: so whole groups are asked about with one EXISTS, which
     answers how many there are, and one by one only where that is not all or none. Raises UnavailableError.
     """
-    groups = [keys[start : start + _GROUP] for start in range(0, len(keys), _GROUP)]
+    groups = list(batched(keys, _GROUP))
     commands: list[Command] = [(b"EXISTS", *group) for group in groups]
     found: dict[bytes, bool | None] = {}
     single: list[bytes] = []

@@ -7,10 +7,11 @@ values, as of one moment. Beyond that, or before Redis 6.2, by HSCAN: with NOVAL
 Valkey 8), else in small pieces.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import Command, Server
 from redisfuse.errors import AccessError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.metadata_cache import Cache, Fetch, FieldValue, Unknown
@@ -19,7 +20,6 @@ COMPACT = (b"listpack", b"ziplist", b"listpackex")  # what OBJECT ENCODING says 
 
 _MOST = 1000  # fields that one command gives
 _KEPT = 16 << 10  # bytes of a value that a listing puts into the cache
-_PIECE = 1 << 20  # bytes that a piece with values should not exceed by much
 _AT_ONCE = 10_000  # fields that one round trip may bring
 _WITH_VALUES = _AT_ONCE // 8  # how many fields a hash counts for whose values are large and come along
 
@@ -129,7 +129,7 @@ class Fields:
             walks = [_Walk(key, hashes[key], limit) for key in unknown]
             with self._cache.fetching() as fetch:
                 self._choose(walks)
-                for group in _groups(walks):
+                for group in batched(walks, len(walks), max_weight=_AT_ONCE, weigh=lambda walk: walk.weight):
                     self._walk(group)
                 for walk in walks:
                     found[walk.key] = self._finish(fetch, walk)
@@ -208,22 +208,8 @@ class _Walk:
         else:
             size = sum(map(len, flat))
             if flat and not self.compact:
-                self.count = max(1, min(_MOST, self.count * 8, _PIECE * len(flat) // (2 * max(1, size))))
+                self.count = max(1, min(_MOST, self.count * 8, CHUNK_BYTES * len(flat) // (2 * max(1, size))))
             for name, value in zip(flat[::2], flat[1::2], strict=True):
                 self.values[name] = value if len(value) <= _KEPT else len(value)
         self.failed = len(self.values) > self.limit
         self.finished = self.failed or self.cursor == b"0"
-
-
-def _groups(walks: list[_Walk]) -> Iterator[list[_Walk]]:
-    """The walks in groups that one round trip may serve."""
-    group: list[_Walk] = []
-    weight = 0
-    for walk in walks:
-        if group and weight + walk.weight > _AT_ONCE:
-            yield group
-            group, weight = [], 0
-        group.append(walk)
-        weight += walk.weight
-    if group:
-        yield group

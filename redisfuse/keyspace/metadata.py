@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import Command, Server
 from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.hash_fields import COMPACT, Fields
@@ -24,7 +25,6 @@ from redisfuse.rendering.renderer import length_command
 __all__ = ["ABSENT", "UNREADABLE", "AttributeStore", "Attributes", "Extended"]
 
 BEGINNING = 16 << 10  # bytes of a string that a look brings along
-SMALL = 1 << 20  # bytes of a content that is fetched whole and cached
 
 UNREADABLE = Attributes(b"unreadable", -1)
 
@@ -94,8 +94,8 @@ class AttributeStore:
         if not missing:
             return [found for found in known if found is not None]
         fetched: dict[bytes, Attributes] = {}
-        for start in range(0, len(missing), _BATCH):
-            fetched |= self._fetch(missing[start : start + _BATCH])
+        for batch in batched(missing, _BATCH):
+            fetched |= self._fetch(batch)
         return [found or fetched[key] for key, found in zip(keys, known, strict=True)]
 
     def look(self, key: bytes) -> Attributes:
@@ -171,7 +171,7 @@ class AttributeStore:
             return content
         attributes = self.look(target.key)
         self._require(target.key, attributes, b"string")
-        if attributes.length > SMALL:
+        if attributes.length > CHUNK_BYTES:
             return None
         content = self.cache.content(target.key)
         return self._string(target.key, attributes) if content is None else content
@@ -182,11 +182,11 @@ class AttributeStore:
             with self.cache.fetching() as fetch:
                 ahead = self.cache.ahead(key)
                 commands: list[Command] = [(b"GETRANGE", other, 0, LONGEST) for other in ahead]
-                content, *contents = self._server.ask_many([(b"GETRANGE", key, 0, SMALL), *commands])
+                content, *contents = self._server.ask_many([(b"GETRANGE", key, 0, CHUNK_BYTES), *commands])
                 self._keep_ahead(fetch, ahead, contents)
                 if isinstance(content, RedisFuseError):
                     raise content
-                if len(content) <= SMALL and (content or not known.length):
+                if len(content) <= CHUNK_BYTES and (content or not known.length):
                     self.cache.store(fetch, {key: (Attributes(b"string", len(content), known.expires), content)})
                     return bytes(content)
         except WrongTypeError:
@@ -195,7 +195,7 @@ class AttributeStore:
         self.cache.drop([key])  # it is gone, was emptied, or is larger than it was
         attributes = self.look(key)
         self._require(key, attributes, b"string")
-        return self.cache.content(key) if attributes.length <= SMALL else None
+        return self.cache.content(key) if attributes.length <= CHUNK_BYTES else None
 
     def _keep_ahead(self, fetch: Fetch, known: dict[bytes, Attributes], contents: Sequence[Any]) -> None:
         """Keep what came along, where it is what it was thought to be; others are looked into when asked for."""
@@ -216,7 +216,7 @@ class AttributeStore:
                 known = self._fields.lengths([(key, field)])[0]
             if known is None:
                 raise NotFoundError(f"hash {key!r} has no field {field!r}")
-            return None if isinstance(known, int) and known > SMALL else self._fields.value(key, field)
+            return None if isinstance(known, int) and known > CHUNK_BYTES else self._fields.value(key, field)
         except WrongTypeError:
             self.cache.drop([key])
             raise
@@ -232,8 +232,8 @@ class AttributeStore:
 
     def piece(self, key: bytes, offset: int, size: int) -> bytes:
         """A part of a string, not cached; cut at its end, empty if there is no such key. Raises WrongTypeError."""
-        ends = range(offset, offset + size, SMALL)
-        replies = self._server.ask_many([(b"GETRANGE", key, n, min(n + SMALL, offset + size) - 1) for n in ends])
+        ends = range(offset, offset + size, CHUNK_BYTES)
+        replies = self._server.ask_many([(b"GETRANGE", key, n, min(n + CHUNK_BYTES, offset + size) - 1) for n in ends])
         for reply in replies:
             if isinstance(reply, RedisFuseError):
                 raise reply

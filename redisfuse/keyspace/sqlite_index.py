@@ -15,6 +15,7 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 
+from redisfuse.batching import batched
 from redisfuse.errors import NoSpaceError
 from redisfuse.keyspace.trie import Child
 
@@ -112,8 +113,7 @@ class Table:
         Not `executemany`: that gives up the interpreter at each row, and while others compute waits 5 ms for it.
         """
         changed = 0
-        for start in range(0, len(values), PORTION):
-            portion = values[start : start + PORTION]
+        for portion in batched(values, PORTION):
             changed += self._do(statement.format(",".join(["(?)"] * len(portion))), portion)
         return changed
 

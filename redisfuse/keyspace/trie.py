@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, TypeAlias
 
+from redisfuse.batching import batched
+
 PACKED = 192  # bytes that a packed directory may have; past it, it becomes a dict
 STEPS = 20_000  # changes to packed directories that are remembered; about 5 MB
 LARGE = 10_000  # entries of a dict whose memory is looked at, and not estimated
@@ -408,8 +410,7 @@ class Tree:
             yield [start + tail for tail in tails]
             return
         keys = self._walk(node, start)
-        while piece := list(islice(keys, PIECE)):
-            yield piece
+        yield from batched(keys, PIECE)
 
     def _walk(self, top: _Node, start: bytes) -> Iterator[bytes]:
         """The keys below one dict. With a stack of its own: a key can have more components than Python's has frames."""
@@ -498,8 +499,7 @@ class Tree:
     def long_keys(self) -> Iterator[list[bytes]]:
         """The long keys, in pieces."""
         keys = list(self._long.values())
-        for start in range(0, len(keys), PIECE):
-            yield keys[start : start + PIECE]
+        yield from batched(keys, PIECE)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from redisfuse.config import Settings
 from redisfuse.errors import MountError, RedisFuseError
-from redisfuse.text import PrintableFormatter
+from redisfuse.text import TerminalFormatter
 
 
 def in_background(settings: Settings, serve: Callable[[Callable[[str], None]], None]) -> None:
@@ -86,7 +86,7 @@ def configure_log(settings: Settings) -> None:
     handler = logging.FileHandler(settings.log_file) if to_file and settings.log_file else logging.StreamHandler()
     dated = settings.daemon or to_file
     handler.setFormatter(
-        PrintableFormatter("%(asctime)s %(levelname)s %(message)s" if dated else "redisfuse: %(message)s")
+        TerminalFormatter("%(asctime)s %(levelname)s %(message)s" if dated else "redisfuse: %(message)s")
     )
     logging.basicConfig(level=logging.DEBUG if settings.debug else logging.INFO, handlers=[handler])
 

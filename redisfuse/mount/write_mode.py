@@ -9,10 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
-from fnmatch import translate
 from pathlib import Path
-from re import DOTALL
-from re import compile as compile_pattern
 
 from redisfuse.client.client import Server
 from redisfuse.config import Settings
@@ -20,6 +17,7 @@ from redisfuse.errors import RedisFuseError, TooLargeError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionInfo
 from redisfuse.paths.grammar import Target
+from redisfuse.text import glob_matches
 from redisfuse.transactions.executor import OnApplied
 from redisfuse.transactions.key_writer import Edits
 from redisfuse.transactions.recovery import recover
@@ -200,8 +198,7 @@ def _allowed(globs: Collection[bytes]) -> Callable[[bytes], bool]:
     """Whether a key may be changed: all may if no glob was given."""
     if not globs:
         return lambda _key: True
-    patterns = [compile_pattern(translate(glob.decode("latin-1")), DOTALL) for glob in globs]
-    return lambda key: any(pattern.fullmatch(key.decode("latin-1")) for pattern in patterns)
+    return lambda key: any(glob_matches(glob, key) for glob in globs)
 
 
 def _check_size(size: int) -> None:

@@ -99,9 +99,3 @@ def is_utf8(data: bytes) -> bool:
         return data.isascii() or bool(data.decode("utf-8"))
     except UnicodeDecodeError:
         return False
-
-
-def shown(data: bytes) -> str:
-    """Return `data` as text that is safe in an error message: no controls, no invalid UTF-8."""
-    text = data.decode("utf-8", "backslashreplace")
-    return _unprintable.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

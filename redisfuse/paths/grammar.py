@@ -26,7 +26,6 @@ from redisfuse.paths.encoding import (
     encode_field,
     is_piece,
     is_utf8,
-    shown,
 )
 from redisfuse.paths.types import (
     LongEntry,
@@ -40,6 +39,7 @@ from redisfuse.paths.types import (
     Target,
     Updater,
 )
+from redisfuse.text import for_terminal
 
 __all__ = [
     "LONG",
@@ -60,7 +60,6 @@ __all__ = [
     "Target",
     "Updater",
     "digest",
-    "shown",
 ]
 
 MARK = b"%"
@@ -251,7 +250,7 @@ class Grammar:
             Piece: "is the beginning of a cut name; it is there when a key with that name is",
             Updater: "starts a rescan; the key of that name is %2Eupdater",
         }.get(type(meaning), "is made by redisfuse itself")
-        raise BadNameError(f"{shown(path.removeprefix(b'/'))} {reason}")
+        raise BadNameError(f"{for_terminal(path.removeprefix(b'/'))} {reason}")
 
     def refusal(self, path: bytes) -> BadNameError | NameTooLongError:
         """Return the error that says why nothing can be made at a path: its spelling, or its length."""
@@ -259,15 +258,17 @@ class Grammar:
         names = path.split(b"/")
         if len(path) > PATH_MAX or any(len(name) > NAME_MAX for name in names):
             return NameTooLongError(
-                f"{shown(path[:60])}… is too long: {NAME_MAX} bytes a name, {PATH_MAX} bytes a path (see %+ and %long)"
+                f"{for_terminal(path[:60])}… is too long: {NAME_MAX} bytes a name, {PATH_MAX} bytes a path (see %+ and %long)"
             )
         for name in names:
             if self.separator in name:
                 better = name.replace(self.separator, b"/")
                 return BadNameError(
-                    f"{shown(name)}: {shown(self.separator)} separates folders in a key; use {shown(better)}"
+                    f"{for_terminal(name)}: {for_terminal(self.separator)} separates folders in a key; use {for_terminal(better)}"
                 )
-        return BadNameError(f"{shown(path)} is not how a key is written: % begins an escape (%25 is a percent sign)")
+        return BadNameError(
+            f"{for_terminal(path)} is not how a key is written: % begins an escape (%25 is a percent sign)"
+        )
 
     def _can_be_directory(self, component: bytes) -> bool:
         """Whether keys below can be split so: with a separator of several bytes `a:` + `::` + `b` is `a` and `:b`."""
@@ -295,7 +296,7 @@ def _bare(name: bytes) -> tuple[bytes, bool, str | None]:
 
 
 def _not_found(path: bytes) -> NotFoundError:
-    return NotFoundError(f"{shown(path)}: no key is written so")
+    return NotFoundError(f"{for_terminal(path)}: no key is written so")
 
 
 def _uncut(path: bytes) -> tuple[list[bytes], bytes | None]:

@@ -8,12 +8,12 @@ type, is an error and never just the end: NotFoundError, WrongTypeError.
 import hashlib
 from collections.abc import Iterator
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import NotFoundError, WrongTypeError
 from redisfuse.rendering.renderer import Element
 
 MOST = 1000  # elements a piece
-PIECE = 1 << 20  # bytes a piece should not exceed by much
 ATTEMPTS = 3  # at a collection that seems to be empty, which none is, but for a hash whose fields all expire now
 REMEMBERED = 1 << 16  # elements among which a repetition is noticed
 
@@ -27,7 +27,7 @@ class Pace:
     def saw(self, piece: list[Element]) -> None:
         """This was the last piece."""
         if piece:
-            self.count = max(1, min(MOST, self.count * 8, PIECE * len(piece) // max(1, size_of(piece))))
+            self.count = max(1, min(MOST, self.count * 8, CHUNK_BYTES * len(piece) // max(1, size_of(piece))))
 
 
 def vanished(key: bytes) -> NotFoundError:

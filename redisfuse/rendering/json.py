@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import ServerReplyError
 from redisfuse.rendering.iterate import check_end
 
 TYPE = b"ReJSON-RL"
-PIECE = 1 << 20  # bytes
 
 
 def render(server: Server, key: bytes) -> Iterator[bytes]:
     """The document's text, in pieces. Raises NotFoundError, WrongTypeError."""
-    with SpooledTemporaryFile(max_size=PIECE) as file:
+    with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         try:
             server.fetch_into(cast(BinaryIO, file), b"JSON.GET", key)
         except ServerReplyError:  # what the module says of a key that is no document any more
             check_end(server, key, TYPE)
             raise
         file.seek(0)
-        while piece := file.read(PIECE):
+        while piece := file.read(CHUNK_BYTES):
             yield piece

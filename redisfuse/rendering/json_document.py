@@ -10,14 +10,13 @@ there are any.
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import NotFoundError
 from redisfuse.rendering import json, strings
 from redisfuse.rendering.json_encoding import PIECE, is_utf8, long_text, text
 from redisfuse.rendering.registry import KINDS
 from redisfuse.rendering.renderer import Kind
-
-_SPOOL = 1 << 20  # bytes kept in memory before a temporary file without a name is used
 
 
 def document(server: Server, key: bytes) -> Iterator[bytes]:
@@ -51,7 +50,7 @@ def _value(server: Server, key: bytes, type: bytes) -> Iterator[bytes]:
 def _collection(server: Server, key: bytes, kind: Kind) -> Iterator[bytes]:
     opening, closing = kind.brackets
     empty = True
-    with SpooledTemporaryFile(max_size=_SPOOL) as binary:
+    with SpooledTemporaryFile(max_size=CHUNK_BYTES) as binary:
         yield opening
         for piece in kind.walk(server, key):
             out = []
@@ -77,7 +76,7 @@ def _collection(server: Server, key: bytes, kind: Kind) -> Iterator[bytes]:
 
 
 def _string(server: Server, key: bytes) -> Iterator[bytes]:
-    with SpooledTemporaryFile(max_size=_SPOOL) as file:
+    with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         file.writelines(strings.pieces(server, key))
 
         def again() -> Iterator[bytes]:

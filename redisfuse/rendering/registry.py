@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import NotFoundError
 from redisfuse.rendering import json, strings
-from redisfuse.rendering.escapes import PIECE, PLAIN, escape, escape_pieces
 from redisfuse.rendering.hashes import HASH
 from redisfuse.rendering.iterate import size_of
 from redisfuse.rendering.lists import LIST
@@ -14,6 +14,7 @@ from redisfuse.rendering.sets import SET
 from redisfuse.rendering.streams import STREAM
 from redisfuse.rendering.unknown import notice
 from redisfuse.rendering.zsets import ZSET
+from redisfuse.text import PLAIN, escape_line, escape_line_chunks
 
 KINDS = {kind.type: kind for kind in (LIST, SET, ZSET, HASH, STREAM)}
 
@@ -54,11 +55,11 @@ def rendered(server: Server, key: bytes, type: bytes, at_most: int) -> bytes | N
 
 def lines(kind: Kind, piece: list[Element]) -> Iterator[bytes]:
     """The lines of these elements: in one go, unless they are large. Pure."""
-    if size_of(piece) <= 4 * PIECE:
+    if size_of(piece) <= 4 * CHUNK_BYTES:
         yield _small_lines(kind, piece)
         return
     for element in piece:
-        if sum(map(len, element)) <= PIECE:
+        if sum(map(len, element)) <= CHUNK_BYTES:
             yield _small_lines(kind, [element])
         else:
             yield from _large_line(kind, element)
@@ -76,7 +77,7 @@ def _small_lines(kind: Kind, piece: list[Element]) -> bytes:
 
 
 def _escaped(kind: Kind, element: Element) -> Element:
-    parts = [escape(part) for part in element]
+    parts = [escape_line(part) for part in element]
     if kind.named:
         parts[1::2] = [part.replace(b"=", rb"\x3d") for part in parts[1::2]]
     return tuple(parts)
@@ -85,6 +86,6 @@ def _escaped(kind: Kind, element: Element) -> Element:
 def _large_line(kind: Kind, element: Element) -> Iterator[bytes]:
     _, *ends = kind.line(len(element)).split(b"%b")  # what follows each part
     for number, (part, end) in enumerate(zip(element, ends, strict=True)):
-        for text in escape_pieces(part):
+        for text in escape_line_chunks(part):
             yield text.replace(b"=", rb"\x3d") if kind.named and number % 2 else text
         yield end

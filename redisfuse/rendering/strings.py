@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
-
-PIECE = 1 << 20  # bytes; the most that one command asks for
 
 
 def length(server: Server, key: bytes) -> int:
@@ -40,5 +39,5 @@ def ranges(server: Server, key: bytes, whole: int, wanted: Sequence[tuple[int, i
 def pieces(server: Server, key: bytes) -> Iterator[bytes]:
     """All its bytes. Raises NotFoundError and as `ranges` does."""
     whole = length(server, key)
-    for start in range(0, whole, PIECE):
-        yield from ranges(server, key, whole, [(start, min(start + PIECE, whole))])
+    for start in range(0, whole, CHUNK_BYTES):
+        yield from ranges(server, key, whole, [(start, min(start + CHUNK_BYTES, whole))])

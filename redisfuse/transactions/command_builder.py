@@ -3,22 +3,23 @@
 A transaction of one command is the rule. Where it takes several, what makes data comes before what removes any.
 """
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Facts
 from redisfuse.errors import NotSupportedError
-from redisfuse.journal.models import CHUNK, Content, State
+from redisfuse.journal.models import Content, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions.multi_exec import Command
 from redisfuse.transactions.portable_copy import can_rebuild, rebuild
 from redisfuse.transactions.state_reader import Found
 
-WHOLE = 16 * CHUNK  # bytes of a DUMP payload that are sent as one argument among others
+WHOLE = 16 * CHUNK_BYTES  # bytes of a DUMP payload that are sent as one argument among others
 
 
 def write(target: Target, found: Found, content: Content, facts: Facts) -> list[Command]:
     """Give a string or field these bytes; its time to live stays."""
     if target.field is not None:
         return _write_field(target.key, target.field, content, found.state.field_expires_at, facts)
-    if content.size <= CHUNK and facts.at_least((6, 0)):
+    if content.size <= CHUNK_BYTES and facts.at_least((6, 0)):
         return [Command(("SET", target.key, content.read(), "KEEPTTL"))]
     # A large value must be its command's last word, so KEEPTTL has no place; the same transaction puts it back.
     return rewrite(target.key, content, found)
@@ -88,7 +89,7 @@ def restore(target: Target, found: Found, wanted: State, facts: Facts, *, portab
         return write(target, found, wanted.content, facts)
     if wanted.expires_at is None:
         return [Command(("SET", target.key), wanted.content)]
-    if wanted.content.size <= CHUNK and facts.at_least((6, 2)):
+    if wanted.content.size <= CHUNK_BYTES and facts.at_least((6, 2)):
         return [Command(("SET", target.key, wanted.content.read(), "PXAT", wanted.expires_at))]
     return [Command(("SET", target.key), wanted.content), *_expire_key(target.key, wanted.expires_at)]
 

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from redisfuse.batching import batched
 from redisfuse.client.client import Dialogue, Server
 from redisfuse.errors import (
     BusyError,
@@ -310,9 +311,9 @@ class Steps:
         A piece whose keys have changed meanwhile, and all after it, are not done: ConflictError, the rows say which.
         """
         found: dict[Target, Found] = {}
-        for start in range(0, len(request.looks), MULTI_STEPS):
+        for looks_at_once in batched(request.looks, MULTI_STEPS):
             with self.server.writer() as dialogue:
-                found |= self._capture(dialogue, request.looks[start : start + MULTI_STEPS])
+                found |= self._capture(dialogue, looks_at_once)
         steps = self._decide(request, found)
         if not steps:
             return

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from redisfuse.batching import batched
 from redisfuse.client.client import Server
 from redisfuse.errors import OutcomeUnknownError, RedisFuseError, UnavailableError
 from redisfuse.journal.journal import Journal
@@ -147,8 +148,8 @@ class Outcomes:
             whole[target] = replace(intent, prior=first.prior)
         looks = [look_for(target, intent.prior, intent.new) for target, intent in whole.items()]
         found: dict[Target, Found] = {}
-        for start in range(0, len(looks), MULTI_STEPS):
-            found |= self._read(looks[start : start + MULTI_STEPS])
+        for batch in batched(looks, MULTI_STEPS):
+            found |= self._read(batch)
         now = server_time(self._server)
         verdicts: dict[Target, Outcome] = {
             target: verdict(intent, found[target], now) for target, intent in whole.items()

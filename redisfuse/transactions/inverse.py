@@ -4,9 +4,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import ABSENT, CHUNK, Change, Content, State
+from redisfuse.journal.models import ABSENT, Change, Content, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.matching import holds, same_expiry
@@ -145,7 +146,7 @@ def _spliced(server: Server, key: bytes, wanted: State) -> Iterator[bytes]:
 
 def _pieces(server: Server, key: bytes, start: int, end: int) -> Iterator[bytes]:
     while start < end:
-        piece = server.ask("GETRANGE", key, start, min(start + CHUNK, end) - 1)
+        piece = server.ask("GETRANGE", key, start, min(start + CHUNK_BYTES, end) - 1)
         if not piece:
             raise ConflictError("the key became shorter while it was being rewritten")
         yield piece

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import (
     AccessError,
@@ -21,7 +22,7 @@ from redisfuse.errors import (
 )
 from redisfuse.journal.directory_rows import Directory, encode
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ABSENT, CHUNK, DIRECTORY, Content, Intent, State
+from redisfuse.journal.models import ABSENT, DIRECTORY, Content, Intent, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.executor import OnApplied, RefusedError, Step, Steps
@@ -29,7 +30,7 @@ from redisfuse.transactions.precondition import Basis
 from redisfuse.transactions.rename import Move, move_step
 from redisfuse.transactions.state_reader import Found, Look, spool
 
-LARGEST = 512 * CHUNK  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+LARGEST = 512 * CHUNK_BYTES  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
 LIGHT = 64 * 1024  # bytes of a value that may share a transaction with others
 DUMP_LIMIT = 100_000  # elements
 
@@ -309,5 +310,5 @@ def _padded(content: Content, offset: int) -> Content:
     """What a write at an offset makes of nothing: NULs, then the content."""
     if not offset:
         return content
-    gap = (bytes(min(CHUNK, offset - start)) for start in range(0, offset, CHUNK))
+    gap = (bytes(min(CHUNK_BYTES, offset - start)) for start in range(0, offset, CHUNK_BYTES))
     return Content.of_chunks(chain(gap, content.chunks()), spool())

@@ -1,13 +1,14 @@
 """Commands as they are sent, small or streamed, and one transaction of them. Nothing here is ever sent twice."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import Dialogue
 from redisfuse.errors import RedisFuseError, UnavailableError
-from redisfuse.journal.models import CHUNK, Content
+from redisfuse.journal.models import Content
 
 Argument = bytes | str | int
 
@@ -34,7 +35,7 @@ class Command:
     @property
     def streamed(self) -> bool:
         """Whether it is too large to be held in memory whole."""
-        return self.series is not None or (self.content is not None and self.content.size > CHUNK)
+        return self.series is not None or (self.content is not None and self.content.size > CHUNK_BYTES)
 
     @property
     def removes(self) -> bool:
@@ -120,7 +121,7 @@ def _queue_one_by_one(dialogue: Dialogue, commands: Sequence[Command]) -> list[i
 def _queue(dialogue: Dialogue, command: Command) -> int:
     if command.series is not None:
         count = 0
-        for batch in batches(command.series(), MOST_AT_ONCE, CHUNK):
+        for batch in batched(command.series(), MOST_AT_ONCE, max_weight=CHUNK_BYTES, weigh=command_size):
             for reply in dialogue.exchange([each.whole for each in batch]):
                 value(reply)
             count += len(batch)
@@ -133,19 +134,10 @@ def _queue(dialogue: Dialogue, command: Command) -> int:
     return 1
 
 
+def command_size(command: Command) -> int:
+    """Return about how many bytes a command sends."""
+    return command.size
+
+
 def _one_reply(replies: Sequence[Any]) -> Any:
     return next((reply for reply in replies if isinstance(reply, RedisFuseError)), replies[-1] if replies else None)
-
-
-def batches(commands: Iterable[Command], most: int, most_bytes: int) -> Iterable[list[Command]]:
-    """The commands in lists of at most `most`, and of about at most `most_bytes`."""
-    batch: list[Command] = []
-    size = 0
-    for command in commands:
-        if batch and (len(batch) >= most or size + command.size > most_bytes):
-            yield batch
-            batch, size = [], 0
-        batch.append(command)
-        size += command.size
-    if batch:
-        yield batch

@@ -3,14 +3,15 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.errors import RedisFuseError
-from redisfuse.journal.models import CHUNK, Intent
+from redisfuse.journal.models import Intent
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions.multi_exec import Command
 from redisfuse.transactions.state_reader import Found
 
 MULTI_STEPS = 500  # steps in one transaction
-MULTI_BYTES = 64 * CHUNK  # bytes in one transaction, unless one step alone has more
+MULTI_BYTES = 64 * CHUNK_BYTES  # bytes in one transaction, unless one step alone has more
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +68,7 @@ def targets_of(steps: Sequence[Step]) -> list[Target]:
 
 def transactions(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """The steps in as few transactions as may carry them."""
-    batch: list[Step] = []
-    size = 0
-    for step in steps:
-        if batch and (len(batch) >= MULTI_STEPS or size + step.size > MULTI_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(step)
-        size += step.size
-    if batch:
-        yield batch
+    return batched(steps, MULTI_STEPS, max_weight=MULTI_BYTES, weigh=lambda step: step.size)
 
 
 def exists_after(intent: Intent) -> bool | None:

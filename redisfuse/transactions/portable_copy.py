@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO
 
+from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import Facts
 from redisfuse.journal import portable
-from redisfuse.journal.models import CHUNK, Content
+from redisfuse.journal.models import Content
 from redisfuse.journal.portable import Record
-from redisfuse.transactions.multi_exec import Argument, Command, batches, value
+from redisfuse.transactions.multi_exec import Argument, Command, command_size, value
 
 Asked = list[tuple[Argument, ...]]
 Pieces = Generator[Asked, list[Any], None]
 
 FIRST_PIECE = 128  # elements; the next pieces are as long as 1 MiB allows
 LONGEST_PIECE = 1000  # elements
-RUN = 8 * CHUNK  # bytes of lines that are sorted in memory
+RUN = 8 * CHUNK_BYTES  # bytes of lines that are sorted in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class _Walk:
             size += self._take(record)
             count += 1
         if count:
-            self.piece = max(1, min(LONGEST_PIECE, CHUNK * count // max(size, 1)))
+            self.piece = max(1, min(LONGEST_PIECE, CHUNK_BYTES * count // max(size, 1)))
 
 
 def _walk_list(walk: _Walk) -> Pieces:
@@ -193,7 +194,7 @@ class _Lines:
         if not self._runs:
             lines = sorted(set(self._lines)) if self._sort else self._lines
             data = b"".join([header, *lines])
-            if len(data) <= CHUNK:
+            if len(data) <= CHUNK_BYTES:
                 return Content.of(data)
         self._put_away()
         for run in self._runs:
@@ -224,9 +225,14 @@ def can_rebuild(key_type: bytes) -> bool:
     return key_type in _REBUILDERS
 
 
+def _batched_commands(records: Iterable[tuple[Argument, ...]]) -> Iterator[list[Command]]:
+    commands = (Command(record) for record in records)
+    return batched(commands, LONGEST_PIECE, max_weight=CHUNK_BYTES, weigh=command_size)
+
+
 def _in_pieces(head: tuple[Argument, ...], records: Iterable[tuple[Argument, ...]]) -> Iterator[Command]:
     """One command for as many elements as fit: its head, then the words of each element."""
-    for batch in batches((Command(record) for record in records), LONGEST_PIECE, CHUNK):
+    for batch in _batched_commands(records):
         yield Command((*head, *(word for element in batch for word in element.words)))
 
 
@@ -243,7 +249,7 @@ def _rebuild_zset(key: bytes, records: Iterable[Record], _about: dict[str, Any])
 
 
 def _rebuild_hash(key: bytes, records: Iterable[Record], _about: dict[str, Any]) -> Iterator[Command]:
-    for batch in batches((Command(record) for record in records), LONGEST_PIECE, CHUNK):
+    for batch in _batched_commands(records):
         yield Command(("HSET", key, *(word for element in batch for word in element.words[:2])))
         for element in batch:
             field, _data, *at = element.words

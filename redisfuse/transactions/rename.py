@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Facts
 from redisfuse.errors import AccessError, ConflictError, InvalidError
-from redisfuse.journal.models import ABSENT, CHUNK, Intent, State
+from redisfuse.journal.models import ABSENT, Intent, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.multi_exec import Command
@@ -66,7 +67,7 @@ def _own_expiry(state: State) -> int | None:
 
 
 def _commands(move: Move, source: Found, target: Found, new: State, facts: Facts) -> list[Command]:
-    small = source.state.content is not None and source.state.content.size <= CHUNK
+    small = source.state.content is not None and source.state.content.size <= CHUNK_BYTES
     in_one = source.state.kind == "value" and small and new.expires_at != source.state.expires_at
     if move.source.field is None and move.target.field is None and not in_one:
         commands = [command_builder.rename(move.source.key, move.target.key)]

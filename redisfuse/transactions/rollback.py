@@ -7,10 +7,11 @@ interrupted is simply done again: what is taken back already is not selected any
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Facts
 from redisfuse.errors import JournalError, ReadOnlyError, RedisFuseError, ServerReplyError, UnavailableError
 from redisfuse.journal.directory_rows import decode
-from redisfuse.journal.models import CHUNK, Change, Intent
+from redisfuse.journal.models import Change, Intent
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions.command_builder import rename
 from redisfuse.transactions.executor import PartlyAppliedError, Step, Steps, server_time
@@ -22,7 +23,7 @@ from redisfuse.transactions.selection import Group
 from redisfuse.transactions.state_reader import Found
 
 BATCH = 250  # changes that are taken back in one transaction
-BATCH_BYTES = 16 * CHUNK
+BATCH_BYTES = 16 * CHUNK_BYTES
 
 Told = Callable[[int], None]
 

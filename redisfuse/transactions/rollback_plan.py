@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from redisfuse.batching import batched
 from redisfuse.client.client import Server
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
@@ -99,6 +100,6 @@ def _read(server: Server, changes: Sequence[Change]) -> dict[Target, Found]:
     looks = looks_for(changes)
     found: dict[Target, Found] = {}
     with server.dialogue() as dialogue:
-        for start in range(0, len(looks), READ_AT_ONCE):
-            found |= Capture(server, dialogue, dump_limit=0).read(looks[start : start + READ_AT_ONCE])
+        for batch in batched(looks, READ_AT_ONCE):
+            found |= Capture(server, dialogue, dump_limit=0).read(batch)
     return found

@@ -12,9 +12,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, cast
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Dialogue, Server
 from redisfuse.errors import RedisFuseError, WrongTypeError
-from redisfuse.journal.models import ABSENT, CHUNK, Content, State
+from redisfuse.journal.models import ABSENT, Content, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions.multi_exec import Argument, value
 from redisfuse.transactions.portable_copy import READERS, collect
@@ -25,7 +26,7 @@ Rounds = Generator[Asked, list[Any], "Found"]
 CLOCK_ERROR = 20  # ms; before Redis 7.0 an expiry is the sum of PTTL and TIME, asked one after the other
 WATCHED = 1000  # keys in one WATCH
 BATCH_COMMANDS = 500
-BATCH_BYTES = 16 * CHUNK  # of answers that are expected
+BATCH_BYTES = 16 * CHUNK_BYTES  # of answers that are expected
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ class Capture:
             offset, wanted = look.part
             content = yield from self._range(look.target.key, offset, min(wanted, max(length - offset, 0)), first)
             return State.of_slice(content, offset, length, expires_at=expires_at)
-        if length > CHUNK and look.only_length not in (None, length):
+        if length > CHUNK_BYTES and look.only_length not in (None, length):
             return State.of_slice(b"", 0, length, expires_at=expires_at)
         content = yield from self._range(look.target.key, 0, length, first)
         return State.of_value(content, expires_at=expires_at)
@@ -159,7 +160,7 @@ class Capture:
         file.write(first)
         done = len(first)
         while done < size:
-            (piece,) = yield [("GETRANGE", key, offset + done, offset + min(done + CHUNK, size) - 1)]
+            (piece,) = yield [("GETRANGE", key, offset + done, offset + min(done + CHUNK_BYTES, size) - 1)]
             if not value(piece):
                 raise WrongTypeError("the key became shorter while it was read")
             file.write(piece)
@@ -172,7 +173,7 @@ class Capture:
         key, field = look.target.key, look.target.field
         assert field is not None
         own: Asked = [("HPEXPIRETIME", key, "FIELDS", 1, field)] if self._facts.has_hash_field_ttl else []
-        known = look.expected is not None and look.expected <= CHUNK
+        known = look.expected is not None and look.expected <= CHUNK_BYTES
         asked = [("TYPE", key), ("HSTRLEN", key, field), *own, *self._expiry(key)]
         if known:
             asked.append(("HGET", key, field))
@@ -184,7 +185,7 @@ class Capture:
         length = int(value(replies[1]))
         if known:
             data = replies[-1]
-        elif length <= CHUNK:
+        elif length <= CHUNK_BYTES:
             (data,) = yield [("HGET", key, field)]
         else:
             data = None
@@ -235,7 +236,7 @@ class Capture:
         )
 
     def _dump(self, key: bytes, logical: Content | None) -> Generator[Asked, list[Any], Content | None]:
-        if logical is not None and logical.size <= CHUNK:
+        if logical is not None and logical.size <= CHUNK_BYTES:
             (payload,) = yield [("DUMP", key)]
             payload = value(payload)
             return None if payload is None else Content.of(bytes(payload))
@@ -245,8 +246,8 @@ class Capture:
 
 
 def _first_range(look: Look) -> tuple[Argument, ...]:
-    offset, length = look.part if look.part is not None else (0, CHUNK)
-    return ("GETRANGE", look.target.key, offset, offset + min(max(length, 1), CHUNK) - 1)
+    offset, length = look.part if look.part is not None else (0, CHUNK_BYTES)
+    return ("GETRANGE", look.target.key, offset, offset + min(max(length, 1), CHUNK_BYTES) - 1)
 
 
 def _field_expiry(reply: Any) -> int | None:
@@ -269,5 +270,5 @@ def _next_batch(waiting: Sequence[tuple[Look, Rounds, Asked]]) -> list[tuple[Loo
 
 def _answer_size(look: Look, asked: Asked) -> int:
     if look.expected is not None:
-        return min(look.expected, CHUNK)
-    return sum(CHUNK if command[0] in ("GETRANGE", "HGET", "DUMP") else 0 for command in asked)
+        return min(look.expected, CHUNK_BYTES)
+    return sum(CHUNK_BYTES if command[0] in ("GETRANGE", "HGET", "DUMP") else 0 for command in asked)

@@ -12,9 +12,10 @@ from tempfile import TemporaryFile
 from threading import Lock, Thread
 from typing import BinaryIO, Protocol
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Server
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
-from redisfuse.rendering.strings import PIECE, ranges
+from redisfuse.rendering.strings import ranges
 
 
 class Snapshot(Protocol):
@@ -72,20 +73,20 @@ class LargeString:
         if offset >= end:
             return b""
         with self._lock:
-            first, last = offset // PIECE, (end - 1) // PIECE
+            first, last = offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
             near = first in self._pieces or abs(first - self._touched) <= 1
             onwards = last in (self._touched, self._touched + 1)
             self._touched = last
             if last - first >= self.AHEAD or not near:
                 self._ahead = 0
-                starts = range(offset, end, PIECE)
-                return b"".join(self._fetch([(start, min(start + PIECE, end)) for start in starts]))
+                starts = range(offset, end, CHUNK_BYTES)
+                return b"".join(self._fetch([(start, min(start + CHUNK_BYTES, end)) for start in starts]))
             self._load(range(first, last + 1))
             if onwards:
                 self._look_ahead(last + 1)
             pieces = [self._pieces[number] for number in range(first, last + 1)]
             whole = pieces[0] if first == last else b"".join(pieces)
-            return whole[offset - first * PIECE : end - first * PIECE]
+            return whole[offset - first * CHUNK_BYTES : end - first * CHUNK_BYTES]
 
     def _load(self, wanted: range) -> None:
         """Have these pieces; the oldest others go."""
@@ -104,13 +105,13 @@ class LargeString:
         """Begin to fetch what follows, from piece `number` on, if that is soon needed and not under way."""
         number += number in self._pieces
         under_way = self._coming is not None and number in self._coming.numbers
-        if number not in self._pieces and not under_way and number * PIECE < self.size:
+        if number not in self._pieces and not under_way and number * CHUNK_BYTES < self.size:
             self._ahead = min(self._ahead + 1, self.AHEAD)
-            numbers = range(number, min(number + self._ahead, (self.size + PIECE - 1) // PIECE))
+            numbers = range(number, min(number + self._ahead, (self.size + CHUNK_BYTES - 1) // CHUNK_BYTES))
             self._coming = _Coming(numbers, lambda: self._fetch([self._span(n) for n in numbers]))
 
     def _span(self, number: int) -> tuple[int, int]:
-        return number * PIECE, min((number + 1) * PIECE, self.size)
+        return number * CHUNK_BYTES, min((number + 1) * CHUNK_BYTES, self.size)
 
     def _fetch(self, spans: list[tuple[int, int]]) -> list[bytes]:
         return ranges(self._server, self._key, self.size, spans)
@@ -205,8 +206,6 @@ class StreamedRendering:
     the reader can be read again, anything before it begins the text anew (which may have changed by then).
     """
 
-    BEHIND = 1 << 20  # bytes
-
     def __init__(self, begin: Callable[[], Iterator[bytes]]) -> None:
         self.size = 0
         self._begin = begin
@@ -246,7 +245,7 @@ class StreamedRendering:
             return
         self._window.append((self._end, piece))
         self._end += len(piece)
-        while len(self._window) > 1 and self._window[1][0] <= offset - self.BEHIND:
+        while len(self._window) > 1 and self._window[1][0] <= offset - CHUNK_BYTES:
             self._window.popleft()
 
     def close(self) -> None:

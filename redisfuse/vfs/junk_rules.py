@@ -16,7 +16,7 @@ from pathspec.util import normalize_file
 
 from redisfuse.config import Settings
 from redisfuse.errors import UsageError
-from redisfuse.text import printable
+from redisfuse.text import for_terminal
 
 # With O_EXCL: how mkstemp(3), and so nearly every program, makes a temporary file; rsync one of what can be executed.
 PRIVATE_MODES = (0o600, 0o700)
@@ -251,7 +251,9 @@ def _check(rule: Rule) -> None:
     except ValueError:
         meaningful = False
     if not rule.pattern.strip() or not meaningful:
-        raise UsageError(f"{printable(rule.source)}: {printable(rule.pattern)} is not a pattern in gitignore syntax")
+        raise UsageError(
+            f"{for_terminal(rule.source)}: {for_terminal(rule.pattern)} is not a pattern in gitignore syntax"
+        )
 
 
 def _around(rule: Rule) -> tuple[bytes, bytes]:
@@ -259,7 +261,7 @@ def _around(rule: Rule) -> tuple[bytes, bytes]:
     head, star, tail = rule.pattern.replace("\\", "").partition("*")
     if not star or "*" in tail or "?" in rule.pattern or "/" in rule.pattern or not head + tail:
         raise UsageError(
-            f"{printable(rule.source)}: a companion pattern is a name with one *, not {printable(rule.pattern)}"
+            f"{for_terminal(rule.source)}: a companion pattern is a name with one *, not {for_terminal(rule.pattern)}"
         )
     return head.encode(), tail.encode()
 

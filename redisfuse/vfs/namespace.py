@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import (
     AccessError,
     BusyError,
@@ -374,7 +375,7 @@ class Rearranger:
                 _save(file)
         self._edits.check_allowed(target.key)
         snapshot, basis = files.snapshot(target)
-        chunks = (snapshot.read(at, _COPY) for at in range(0, snapshot.size, _COPY))
+        chunks = (snapshot.read(at, CHUNK_BYTES) for at in range(0, snapshot.size, CHUNK_BYTES))
         self._overlay.scratch.store(new, chunks)
         self._overlay.scratch.set_modified(new, self._tree.age(target))
         if file is not None:
@@ -536,9 +537,6 @@ class Rearranger:
         if any(target in self._overlay.parking for target in self._targets(meaning)):
             return True
         return self._tree.names_directory(meaning) or self._tree.find_file(meaning) is not None
-
-
-_COPY = 1024 * 1024  # bytes a piece when a value is copied to scratch
 
 
 def _save(file: OpenFile) -> None:

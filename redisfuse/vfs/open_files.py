@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import (
     ConflictError,
     NotFoundError,
@@ -30,7 +31,7 @@ from redisfuse.errors import (
     UnavailableError,
     WrongTypeError,
 )
-from redisfuse.journal.models import CHUNK, Content, State
+from redisfuse.journal.models import Content, State
 from redisfuse.paths.grammar import Target
 from redisfuse.transactions.key_writer import Edits
 from redisfuse.transactions.precondition import Basis
@@ -41,7 +42,7 @@ from redisfuse.vfs.write_buffer import EditBuffer
 
 log = logging.getLogger(__name__)
 
-WHOLE_BYTES = CHUNK  # a value up to this size is always written whole
+WHOLE_BYTES = CHUNK_BYTES  # a value up to this size is always written whole
 
 
 class Opening(Protocol):
@@ -615,7 +616,7 @@ def _alike(seen: Snapshot | None, now: Snapshot | None) -> bool:
 
 def buffer_content(buffer: EditBuffer, offset: int, size: int) -> Content:
     """A range of a buffer as journal content; large ones are read again each time, under the file's lock."""
-    if size <= CHUNK:
+    if size <= CHUNK_BYTES:
         return Content.of(buffer.read(offset, size))
     sha = hashlib.sha256()
     for chunk in buffer.chunks(offset, size):
@@ -636,8 +637,8 @@ def _copied(old: EditBuffer) -> EditBuffer:
 def _digest(snapshot: Snapshot) -> bytes:
     """SHA-256 of all of it."""
     sha = hashlib.sha256()
-    for offset in range(0, snapshot.size, CHUNK):
-        sha.update(snapshot.read(offset, CHUNK))
+    for offset in range(0, snapshot.size, CHUNK_BYTES):
+        sha.update(snapshot.read(offset, CHUNK_BYTES))
     return sha.digest()
 
 

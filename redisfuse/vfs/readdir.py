@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import TypeVar
 
+from redisfuse.batching import batched
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.index import Child, Index
 from redisfuse.keyspace.metadata import Attributes, AttributeStore
@@ -77,7 +77,7 @@ class Lister:
     def uncut(self, directory: tuple[bytes, ...]) -> Iterator[Listed]:
         """The names in a directory as written, before any is cut."""
         hashes = _Hashes(self, directory)
-        for batch in _batches(self.index.children(directory), BATCH):
+        for batch in batched(self.index.children(directory), BATCH):
             for child in batch:
                 if child.is_directory:
                     name = self.grammar.directory_name(child.component, root=not directory)
@@ -151,7 +151,7 @@ class Lister:
 
     def long_root(self) -> Iterator[Listed]:
         """The keys that only `%long` can hold, and the fields of those that are hashes."""
-        for keys in _batches(self.index.long_keys(), BATCH):
+        for keys in batched(self.index.long_keys(), BATCH):
             for key, attributes in zip(keys, self.attributes.get_many(keys), strict=True):
                 name = digest(key).encode()
                 lengths = self._field_lengths(key, attributes)
@@ -214,7 +214,7 @@ class _Hashes:
 
     def rest(self) -> Iterator[Listed]:
         """At the end of the directory: those that turned out to be few, as their fields."""
-        for batch in _batches(iter(self._held), FIELD_BATCH):
+        for batch in batched(self._held, FIELD_BATCH):
             small = [each for each in batch if each[2] <= self._lister.field_limit]
             fields = self._lister.field_lengths([key for _, key, _ in small])
             found = {key: lengths for (_, key, _), lengths in zip(small, fields, strict=True)}
@@ -224,8 +224,3 @@ class _Hashes:
                     yield self._whole(child, key, length)
                 else:
                     yield from self._lister.fields(self._directory, child.component, key, lengths)
-
-
-def _batches(items: Iterator[_T], size: int) -> Iterator[list[_T]]:
-    while batch := list(islice(items, size)):
-        yield batch

@@ -9,8 +9,9 @@ import tempfile
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
+from redisfuse.batching import CHUNK_BYTES
+
 SPOOL_BYTES = 4 * 1024 * 1024  # written bytes kept in memory before they move to a temporary file
-CHUNK_BYTES = 1024 * 1024  # pieces in which the whole content is walked
 
 
 class EditBuffer:

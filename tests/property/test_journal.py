@@ -11,19 +11,19 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.journal.check import check
 from redisfuse.journal.directory_rows import decode, encode
-from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.journal import Filter, Journal, now
-from redisfuse.journal.models import ABSENT, CHUNK, Content, Intent, State
+from redisfuse.journal.models import ABSENT, Content, Intent, State
 from redisfuse.journal.prune import prune
-from redisfuse.journal.text import escape
+from redisfuse.text import compile_glob, escape_text, literal_glob
 from tests.support.redis_server import RedisServer
 from tests.unit.test_journal import INFO, facts_of
 
 KEYS = st.binary(max_size=6) | st.sampled_from([b"a", b"a:b", b"a:c", b"\xff" * 3])
 EXPIRIES = st.none() | st.integers(0, 1 << 42)
-CONTENTS = st.binary(max_size=300) | st.integers(0, 3).map(lambda n: bytes([n]) * (CHUNK + n))
+CONTENTS = st.binary(max_size=300) | st.integers(0, 3).map(lambda n: bytes([n]) * (CHUNK_BYTES + n))
 STATES = st.one_of(
     st.just(ABSENT),
     st.builds(lambda content, at: State.of_value(content, expires_at=at), CONTENTS, EXPIRIES),
@@ -137,7 +137,7 @@ def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[b
     server.flushall()
     for key in keys:
         server.set(key, b"")
-    literal, regex = glob(joined)
+    literal, regex = compile_glob(joined)
     found = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
     assert found == set(server.keys(joined))
     assert all(key.startswith(literal) for key in found)
@@ -146,7 +146,7 @@ def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[b
 @given(st.binary())
 def test_literal_glob(key: bytes) -> None:
     """A key made into a pattern matches exactly itself."""
-    assert glob(literal_glob(key)) == (key, None)
+    assert compile_glob(literal_glob(key)) == (key, None)
 
 
 @given(st.lists(st.binary(), min_size=1).map(tuple))
@@ -158,7 +158,7 @@ def test_directories(directory: tuple[bytes, ...]) -> None:
 @given(st.binary() | st.text().map(str.encode))
 def test_escape(data: bytes) -> None:
     """Every byte string has one printable spelling of its own."""
-    text = escape(data)
+    text = escape_text(data)
     assert text.isprintable()
     back = text.encode().decode("unicode_escape", "strict") if text.isascii() else None
     assert back is None or back.encode("latin-1") == data

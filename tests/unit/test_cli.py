@@ -14,7 +14,7 @@ from redisfuse.cli.main import group, main
 from redisfuse.cli.mount import settings_from
 from redisfuse.config import DEFAULTS, FuseOptions, Settings
 from redisfuse.errors import UsageError
-from redisfuse.text import PrintableFormatter, printable
+from redisfuse.text import TerminalFormatter, for_terminal
 
 HOST = ["127.0.0.1", "6379", "/mnt"]
 
@@ -311,14 +311,15 @@ def test_ps_shows_no_password() -> None:
 
 def test_terminal_escapes_are_shown() -> None:
     """No control character, byte that is no text, or mark that turns writing round reaches a terminal."""
-    assert printable(b"a\x1b[31m\xff\x00\n") == "a\\x1b[31m\\xff\\x00\\n"
-    assert printable("\x9b1m \u202e ünï ☕") == "\\x9b1m \\u202e ünï ☕"
+    assert for_terminal(b"a\x1b[31m\xff\xc2\x9b") == "a\\x1b[31m\\xff\\x9b"
+    assert for_terminal(b"a\x1b[31m\xff\x00\n") == "a\\x1b[31m\\xff\\x00\\n"
+    assert for_terminal("\x9b1m \u202e ünï ☕") == "\\x9b1m \\u202e ünï ☕"
 
 
 def test_log_lines_are_printable() -> None:
     """A key's escape sequences don't reach a terminal by way of the log, and each line stays a line."""
     record = logging.LogRecord("x", logging.INFO, "x.py", 1, "key %s", ("\x1b[2J\nb",), None)
-    assert PrintableFormatter("%(message)s").format(record) == "key \\x1b[2J\nb"
+    assert TerminalFormatter("%(message)s").format(record) == "key \\x1b[2J\nb"
 
 
 def test_errors_are_escaped_and_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,7 +206,7 @@ def test_diff(run: Run) -> None:
     lines = run("diff", "1").stdout.decode().splitlines()
     assert "expiry: 2027-01-15T08:00:00.000Z → none" in lines
     assert lines[-2:] == ["-b", "+B"]
-    assert run("diff", "5").stdout.decode().splitlines()[-3:] == ["-f: v", "+f: w", "+g: \\xFF"]
+    assert run("diff", "5").stdout.decode().splitlines()[-3:] == ["-f: v", "+f: w", "+g: \\xff"]
     titles = [line for line in run("diff", "--session", "1").stdout.decode().splitlines() if line.startswith("change ")]
     assert [title.split(":")[0] for title in titles] == [f"change {id}" for id in range(1, 8)]
     (row,) = rows(run("diff", "1", "--json"))

@@ -15,7 +15,6 @@ from redisfuse.paths.grammar import (
     Reading,
     Root,
     Updater,
-    shown,
 )
 
 colon = Grammar()
@@ -274,8 +273,3 @@ def test_creatable() -> None:
     for path in (b"x" * 256, b"/".join([b"x" * 250] * 13)):
         with pytest.raises(NameTooLongError):
             colon.creatable(path)
-
-
-def test_shown() -> None:
-    """A name in an error message holds no controls and no invalid UTF-8."""
-    assert shown(b"a\x1b[31m\xff\xc2\x9b") == "a\\x1b[31m\\xff\\x9b"

@@ -18,14 +18,13 @@ from typing import Any
 
 import pytest
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import change_rows, database
 from redisfuse.journal.check import check
-from redisfuse.journal.globs import glob, literal_glob
 from redisfuse.journal.journal import Filter, Journal, now
 from redisfuse.journal.models import (
     ABSENT,
-    CHUNK,
     DIRECTORY,
     Change,
     Content,
@@ -36,7 +35,7 @@ from redisfuse.journal.models import (
     process_mark,
 )
 from redisfuse.journal.prune import prune
-from redisfuse.journal.text import escape, iso
+from redisfuse.text import compile_glob, escape_text, iso_utc, literal_glob
 
 SERVER = ServerIdentity(host="127.0.0.1", port=7000, db=2, username="ann", url="redis://ann:***@127.0.0.1:7000/2")
 INFO = SessionInfo(SERVER, "abc123", "7.0.15", "redis", "/mnt/r", options={"write": True})
@@ -81,8 +80,8 @@ STATES = [
     ),
     State.of_object(b"stream", None, Content.of(b"{}\n"), note="groups are not carried"),
     State.of_object(b"odd-module", b"dump", None),
-    State.of_value(os.urandom(3 * CHUNK + 1)),
-    State.of_value(b"compressible " * CHUNK),
+    State.of_value(os.urandom(3 * CHUNK_BYTES + 1)),
+    State.of_value(b"compressible " * CHUNK_BYTES),
 ]
 
 
@@ -187,11 +186,11 @@ def test_dead_session(journal: Journal) -> None:
 def test_one_copy_of_the_same_bytes(journal: Journal) -> None:
     """The same content is stored once, however often and in whatever role it appears."""
     session = journal.begin_session(INFO)
-    big = os.urandom(2 * CHUNK)
+    big = os.urandom(2 * CHUNK_BYTES)
     for _ in range(3):
         add(journal, session, intent(new=big, prior=State.of_value(b"small")), intent(b"c", b"small"))
     journal.flush()
-    assert journal.query("SELECT count(*), sum(size) FROM blobs WHERE digest IS NOT NULL") == [(2, 2 * CHUNK + 5)]
+    assert journal.query("SELECT count(*), sum(size) FROM blobs WHERE digest IS NOT NULL") == [(2, 2 * CHUNK_BYTES + 5)]
     assert journal.query("SELECT count(*) FROM chunks") == [(2,)]
 
 
@@ -207,7 +206,7 @@ def test_compression(journal: Journal) -> None:
 def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> None:
     """Journaling a file of 200 MB and reading it back takes a few chunks' memory."""
     file = tmp_path / "large"
-    block = os.urandom(CHUNK)
+    block = os.urandom(CHUNK_BYTES)
     with file.open("wb") as out:
         for number in range(200):
             out.write(block[number:] + block[:number])
@@ -219,11 +218,11 @@ def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> 
         (id,) = journal.intend(session, [Intent(b"l", "write", b"l", None, ABSENT, State.of_value(content))])
         kept = journal.change(id).new.content
         assert kept is not None
-        assert sum(len(chunk) for chunk in kept.chunks()) == 200 * CHUNK
+        assert sum(len(chunk) for chunk in kept.chunks()) == 200 * CHUNK_BYTES
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert kept == content
-    assert peak < 24 * CHUNK
+    assert peak < 24 * CHUNK_BYTES
 
 
 def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
@@ -245,23 +244,23 @@ def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
 
 def test_content_of_file(tmp_path: Path) -> None:
     """A content of a file is its region, can be walked more than once, and notices that the file got shorter."""
-    data = os.urandom(CHUNK * 2 + 10)
+    data = os.urandom(CHUNK_BYTES * 2 + 10)
     file = io.BytesIO(data)
-    content = Content.of_file(file, 5, CHUNK + 5)
-    assert content == Content.of(data[5 : CHUNK + 10])
-    assert content.read() == content.read() == data[5 : CHUNK + 10]
-    assert [len(chunk) for chunk in Content.of_file(file).chunks()] == [CHUNK, CHUNK, 10]
+    content = Content.of_file(file, 5, CHUNK_BYTES + 5)
+    assert content == Content.of(data[5 : CHUNK_BYTES + 10])
+    assert content.read() == content.read() == data[5 : CHUNK_BYTES + 10]
+    assert [len(chunk) for chunk in Content.of_file(file).chunks()] == [CHUNK_BYTES, CHUNK_BYTES, 10]
     assert Content.of_file(file, len(data)).read() == b""
     assert Content.of(data).head(3) == data[:3]
     assert Content.of_chunks(iter([b"ab", b"c"]), (tmp_path / "spool").open("w+b")).read() == b"abc"
-    file.truncate(CHUNK)
+    file.truncate(CHUNK_BYTES)
     with pytest.raises(JournalError, match="shorter"):
         content.read()
 
 
 def test_file_altered_while_journaled(journal: Journal) -> None:
     """Bytes that are not those of the content's digest are not recorded under it."""
-    file = io.BytesIO(bytes(2 * CHUNK))
+    file = io.BytesIO(bytes(2 * CHUNK_BYTES))
     content = Content.of_file(file)
     file.seek(5)
     file.write(b"x")
@@ -276,7 +275,7 @@ def test_file_altered_while_journaled(journal: Journal) -> None:
 def test_damaged_content_is_never_given_whole(journal: Journal, path: Path) -> None:
     """A content whose stored bytes don't fit its digest raises before its last chunk is given."""
     session = journal.begin_session(INFO)
-    (id,) = add(journal, session, intent(new=os.urandom(2 * CHUNK)))
+    (id,) = add(journal, session, intent(new=os.urandom(2 * CHUNK_BYTES)))
     journal.flush()
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE chunks SET data = zeroblob(length(data)) WHERE number = 0")
@@ -464,7 +463,7 @@ def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: li
     found = {change.key for change in journal.changes(Filter(key=pattern))}
     assert found & set(matching) == set(matching)
     assert not found & set(others)
-    assert all(glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
+    assert all(compile_glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
 
 
 def test_later_changes_and_reverts(journal: Journal) -> None:
@@ -532,9 +531,9 @@ def test_directories(path: Path) -> None:
 def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Old settled changes go with what only they held, the file gets smaller, and the rest stays whole."""
     over = journal.begin_session(INFO)
-    shared = os.urandom(2 * CHUNK)
-    add(journal, over, intent(b"old", os.urandom(4 * CHUNK), State.of_value(shared)))
-    add(journal, over, intent(b"old too", os.urandom(CHUNK)), intent(b"of a group"))
+    shared = os.urandom(2 * CHUNK_BYTES)
+    add(journal, over, intent(b"old", os.urandom(4 * CHUNK_BYTES), State.of_value(shared)))
+    add(journal, over, intent(b"old too", os.urandom(CHUNK_BYTES)), intent(b"of a group"))
     journal.end_session(over)
     session = journal.begin_session(INFO)
     (pending,) = journal.intend(session, [intent(b"pending")])
@@ -553,9 +552,9 @@ def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     done = prune(journal, before=before)
     assert (done.changes, done.sessions, done.contents) == (7, 1, 2)
     assert (foreseen.changes, foreseen.sessions, foreseen.contents) == (7, 1, 2)
-    assert foreseen.freed >= 5 * CHUNK
-    assert done.freed >= 4 * CHUNK
-    assert path.stat().st_size < 3 * CHUNK
+    assert foreseen.freed >= 5 * CHUNK_BYTES
+    assert done.freed >= 4 * CHUNK_BYTES
+    assert path.stat().st_size < 3 * CHUNK_BYTES
     assert [change.id for change in journal.changes()] == [young, failed, refused, pending]
     kept = journal.change(young).prior.content
     assert kept is not None
@@ -664,7 +663,7 @@ def test_history_is_readable(path: Path) -> None:
             )
     tool = [str(Path(sys.executable).with_name("sqlite-utils")), "rows", str(path), "history"]
     rows = json.loads(subprocess.run(tool, check=True, capture_output=True, timeout=60).stdout)
-    assert [row["key"] for row in rows] == ["user:1", "café", "\\xFF\\x1B[31m", "back\\\\slash", ""]
+    assert [row["key"] for row in rows] == ["user:1", "café", "\\xff\\x1b[31m", "back\\\\slash", ""]
     assert rows[0]["field"] == "f\\x00"
     assert (rows[0]["prior_size"], rows[0]["new_size"], rows[0]["state"]) == (5, 3, "applied")
     assert rows[0]["prior_expires"] == "2027-01-15T08:00:00.123Z"
@@ -698,20 +697,20 @@ def test_migrations_with_sqlite_utils(path: Path) -> None:
     ("data", "text"),
     [
         (b"plain text \xc3\xa9", "plain text é"),
-        (b"\x1b[2J\t\n\r\\", "\\x1B[2J\\t\\n\\x0D\\\\"),
-        (b"\xff\xc3", "\\xFF\\xC3"),
-        ("\u202etxt".encode(), "\\xE2\\x80\\xAEtxt"),
+        (b"\x1b[2J\t\n\r\\", "\\x1b[2J\\t\\n\\x0d\\\\"),
+        (b"\xff\xc3", "\\xff\\xc3"),
+        ("\u202etxt".encode(), "\\xe2\\x80\\xaetxt"),
         (b"\x00", "\\x00"),
         (b"", ""),
     ],
 )
 def test_escape(data: bytes, text: str) -> None:
     """Bytes become one printable line, and nothing a terminal would obey."""
-    assert escape(data) == text
+    assert escape_text(data) == text
 
 
 def test_iso() -> None:
     """Times are UTC with milliseconds, also before 1970 and out of all range."""
-    assert iso(1_800_000_000_007) == "2027-01-15T08:00:00.007Z"
-    assert iso(-1) == "1969-12-31T23:59:59.999Z"
-    assert iso(1 << 60) == str(1 << 60)
+    assert iso_utc(1_800_000_000_007) == "2027-01-15T08:00:00.007Z"
+    assert iso_utc(-1) == "1969-12-31T23:59:59.999Z"
+    assert iso_utc(1 << 60) == str(1 << 60)

@@ -120,7 +120,7 @@ def test_collections() -> None:
     ]
     assert diff(thing("list", (b"a",), (b"b",)), thing("list", (b"b",), (b"a",)))[1:] == ["+b", " a", "-b"]
     assert diff(thing("stream", (b"1-1", b"f", b"v")), thing("stream")) == ["place@@ -1,1 +1,0 @@", "-1-1  f=v"]
-    assert diff(thing("set", (b"\xff",)), ABSENT) == ["factremoved: set", "-\\xFF"]
+    assert diff(thing("set", (b"\xff",)), ABSENT) == ["factremoved: set", "-\\xff"]
 
 
 def test_documents() -> None:

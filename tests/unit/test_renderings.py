@@ -11,10 +11,10 @@ from redisfuse.client.address import Address
 from redisfuse.client.client import Limits, Server
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, TooLargeError, WrongTypeError
 from redisfuse.rendering.dump import dump
-from redisfuse.rendering.escapes import unescape
 from redisfuse.rendering.json_document import document
 from redisfuse.rendering.registry import KINDS, render, rendered
 from tests.support.redis_server import RedisServer
+from tests.support.unescape import unescape
 
 
 @pytest.fixture

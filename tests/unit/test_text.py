@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redisfuse.rendering import escapes, json_encoding, registry
-from redisfuse.rendering.escapes import escape, escape_pieces, unescape
+from redisfuse import text as text_module
+from redisfuse.rendering import json_encoding, registry
 from redisfuse.rendering.iterate import REMEMBERED, Pace, Repetitions
 from redisfuse.rendering.registry import KINDS, lines
 from redisfuse.rendering.renderer import Element, Kind
 from redisfuse.rendering.streams import after
+from redisfuse.text import escape_line, escape_line_chunks
+from tests.support.unescape import unescape
 
 # Bytes as people and programs write them, and as nobody does: text, controls, halves of UTF-8 sequences, escapes.
 _PIECES = [
@@ -39,21 +41,21 @@ anything = st.binary(max_size=60) | st.lists(st.sampled_from(_PIECES), max_size=
 
 @given(anything)
 def test_escaping_is_reversible(data: bytes) -> None:
-    """Whatever the bytes, unescape(escape(data)) is data."""
-    assert unescape(escape(data)) == data
+    """Whatever the bytes, unescape(escape_line(data)) is data."""
+    assert unescape(escape_line(data)) == data
 
 
 @given(anything)
 def test_escaped_text_is_clean(data: bytes) -> None:
     """Escaped text is valid UTF-8 without any control character, so it can't break a line, a column or a terminal."""
-    text = escape(data).decode()
+    text = escape_line(data).decode()
     assert not [char for char in text if ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0]
 
 
 @given(anything, anything)
 def test_escapes_differ_where_bytes_differ(one: bytes, other: bytes) -> None:
     """No two values have the same text."""
-    assert (escape(one) == escape(other)) == (one == other)
+    assert (escape_line(one) == escape_line(other)) == (one == other)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_escapes_differ_where_bytes_differ(one: bytes, other: bytes) -> None:
 )
 def test_escapes_by_example(data: bytes, text: bytes) -> None:
     """The spellings are those of DESIGN.md §2."""
-    assert escape(data) == text
+    assert escape_line(data) == text
 
 
 @pytest.mark.parametrize("text", [b"\\", b"\\a", b"\\x4", b"\\xg0", b"ends with \\"])
@@ -84,8 +86,8 @@ def test_a_stray_backslash_is_refused(text: bytes) -> None:
 def test_pieces_join(data: bytes) -> None:
     """A value that is escaped in pieces has the same text, wherever the cuts fall."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(escapes, "PIECE", 7)
-        assert b"".join(escape_pieces(data)) == escape(data)
+        patch.setattr(text_module, "CHUNK_BYTES", 7)
+        assert b"".join(escape_line_chunks(data)) == escape_line(data)
 
 
 def _elements(kind: Kind) -> st.SearchStrategy[Element]:
@@ -118,8 +120,8 @@ def test_large_elements_read_as_small_ones_do(kind: Kind, data: st.DataObject) -
     piece = data.draw(st.lists(_elements(kind), min_size=1, max_size=5))
     expected = b"".join(lines(kind, piece))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "PIECE", 0)
-        patch.setattr(escapes, "PIECE", 5)
+        patch.setattr(registry, "CHUNK_BYTES", 0)
+        patch.setattr(text_module, "CHUNK_BYTES", 5)
         assert b"".join(lines(kind, piece)) == expected
 
 
