@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests that run side by side; each has servers and mounts of its own.
 JOBS ?= 2
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check docs bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -25,6 +25,11 @@ check: ## Lint, format, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: ## Bring the sessions, tables and manual pages of the documents up to date
+	@bash .ci/setup test
+	$(BIN)/python -m tests.support.readme_sessions
+	$(BIN)/python -m tests.support.reference
 
 bench: ## Run the benchmarks beside the direct way and tmpfs
 	@bash .ci/setup test

@@ -1,7 +1,8 @@
-"""The sessions in the README: commands with what they really answer, run on a real mount of the demo's data.
+"""The sessions in the README and in redisfuse/docs: commands with their real output, from a mount of the demo's data.
 
-A block of code after the line `<!-- session -->` is one; all of them are one story, in one home directory, in the order
-of the file. `python -m tests.support.readme_sessions` runs them and puts what was answered into the README.
+A block of code after the line `<!-- session -->` is one. The sessions of a page form one story, in one home directory,
+in the order of the page; each page starts with an empty home directory and a fresh server.
+`python -m tests.support.readme_sessions [PAGE...]` runs them and writes the output into the pages.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -29,9 +30,11 @@ from redisfuse.cli._demo import data
 from redisfuse.fuse import mountpoint as mountpoints
 from tests.support.redis_server import RedisServer
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = (README, *sorted((ROOT / "redisfuse" / "docs").glob("*.md")))
 LIMIT = 30.0  # seconds for one command
-HOME = "/home/ada"  # what the README calls the home directory
+HOME = "/home/ada"  # the home directory in the pages
 COLUMNS = 100
 
 _BLOCK = re.compile(r"(?<=<!-- session -->\n```console\n)(.*?)(?=^```$)", re.DOTALL | re.MULTILINE)
@@ -222,5 +225,14 @@ def _script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
+def main(names: Sequence[str]) -> None:
+    """Bring the sessions of the named pages, or of all, up to date."""
+    for page in [Path(name) for name in names] or PAGES:
+        before = page.read_text()
+        if blocks(before) and (after := rewritten(before)) != before:
+            page.write_text(after)
+            print(f"updated {page}")
+
+
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text()))
+    main(sys.argv[1:])

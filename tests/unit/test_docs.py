@@ -1,50 +1,71 @@
-"""What is documented is what there is: commands, options with their defaults, changes."""
+"""The README and the pages of redisfuse/docs agree with the code: commands, options, limits, errors, links."""
 
+import errno
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import click
 import pytest
 
+from redisfuse import errors
 from redisfuse.cli.main import group
+from redisfuse.client.limits import Limits
+from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
+from redisfuse.journal import database
+from redisfuse.paths import encoding, grammar
+from redisfuse.transactions import executor, key_writer
+from redisfuse.vfs import content, filesystem, inode_content, write_buffer
+from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "redisfuse" / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
+COMMANDS = reference.all_commands()
+SERVER_LIMITS = Limits()
+
+FIXED_LIMITS = {
+    "size of a value": key_writer.LARGEST,
+    "bytes of a name": encoding.NAME_MAX,
+    "bytes of a path": grammar.PATH_MAX,
+    "text of a collection with an exact size": content.RENDER_BYTES,
+    "fields searched for one with a path too long": filesystem.LONG_FIELD_LIMIT,
+    "a value that is read at once": SERVER_LIMITS.piece,
+    "elements that one command reads": SERVER_LIMITS.scan_count,
+    "commands that are sent at once": SERVER_LIMITS.pipeline,
+    "values kept for programs that are reading them": inode_content.SMALL_BYTES,
+    "larger values kept for programs that are reading them": inode_content.LARGE_NODES,
+    "an edit that is kept in memory": write_buffer.SPOOL_BYTES,
+    "attempts at a save while the key keeps changing": executor.ATTEMPTS,
+    "wait for another process that writes to the journal": database.BUSY_TIMEOUT,
+}
+"""The limits without an option, by their name in limits.md."""
+
+LIMIT_SETTINGS = {
+    name for name, value in DEFAULTS.items() if isinstance(value, int | float) and not isinstance(value, bool)
+}
+"""Every numeric setting of a mount is a limit."""
 
 
-def commands() -> dict[str, click.Command]:
-    """Every command, those of groups as `junk list`."""
-    context = click.Context(group)
-    found: dict[str, click.Command] = {}
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        found[name] = command
-        if isinstance(command, click.Group):
-            found |= {f"{name} {child}": command.commands[child] for child in command.commands}
-    return found
+def table_rows(page: Path, columns: int) -> list[list[str]]:
+    """Return the cells of each row of a page's tables that have so many columns, headings excluded."""
+    rows = [re.split(r"(?<!\\)\|", line.strip("|")) for line in page.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in row] for row in rows]
+    return [row for row in cells if len(row) == columns and row[0] not in ("Limit", "Error")]
 
 
-COMMANDS = commands()
+def number(text: str) -> float:
+    """Return a limit as limits.md writes it: `1,000`, `4 MiB`, `30 s`, `no limit`."""
+    if text == "no limit":
+        return 0
+    if text.endswith(" s"):
+        return float(text.removesuffix(" s"))
+    return parse_size(text.replace(",", ""))
 
 
-def mount_options() -> list[click.Option]:
-    """The options of `mount`, `--help` apart."""
-    return [option for option in COMMANDS["mount"].params if isinstance(option, click.Option)]
-
-
-def row(option: click.Option) -> str:
-    """The line of the README's table of options that an option must have."""
-    context = click.Context(COMMANDS["mount"])
-    record = option.get_help_record(context)
-    assert record is not None
-    default = option.get_default(context)
-    shown = option.show_default if isinstance(option.show_default, str) else f"`{default}`"
-    if not option.show_default or option.is_flag:
-        shown = ""
-    spelling = record[0].replace("|", "\\|")
-    return f"| `{spelling}` | {shown} | {option.help} |"
+# -- commands --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -68,29 +89,115 @@ def test_a_command_modules_first_line_is_its_summary(name: str) -> None:
     assert len(summary) <= 110
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_each_command_is_in_the_readme(name: str) -> None:
-    """The README shows or names each command."""
-    assert f"redisfuse {name}" in README
+def test_the_tables_of_commands_and_options_are_current() -> None:
+    """commands.md has each command, and each option of `mount` with its default and its help text."""
+    page = reference.PAGE.read_text()
+    assert page == reference.rewritten(page), "run `make docs`"
+    assert "| `--render-limit N` | `10000` |" in page
+    assert "| `redisfuse rollback [ID...]` |" in page
 
 
-@pytest.mark.parametrize("option", mount_options(), ids=lambda option: option.opts[-1])
-def test_each_option_of_mount_is_in_the_readme(option: click.Option) -> None:
-    """The README's table has each option of `mount` with its default and its help text."""
-    assert row(option) in README.splitlines()
-
-
-def test_nothing_that_is_not_there_is_in_the_readme() -> None:
-    """Each command, option of `mount` and environment variable that the README names exists."""
-    code = "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", README, re.DOTALL))
+@pytest.mark.parametrize("page", [README, ROOT / "SECURITY.md", *PAGES], ids=lambda page: page.stem)
+def test_a_page_names_only_what_exists(page: Path) -> None:
+    """Each command and each option that a page names exists."""
+    text = page.read_text()
+    code = "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
     named = set(re.findall(r"^(?:\$ )?redisfuse ([a-z]+)\b(?![:+])", code, re.MULTILINE))
-    assert named
-    assert named <= COMMANDS.keys()
+    assert named <= COMMANDS.keys(), named - COMMANDS.keys()
     known = {
         spelling for command in [group, *COMMANDS.values()] for option in command.params for spelling in option.opts
     }
-    options = set(re.findall(r"`(--[a-z][a-z-]+)", README)) - {"--help", "--version"}
+    options = set(re.findall(r"(?:`|redisfuse )(--[a-z][a-z-]+)", text)) - {"--help", "--version"}
     assert options <= known, options - known
+
+
+def test_the_pages_together_name_every_command() -> None:
+    """Each command is explained beside the table of commands, too."""
+    texts = "\n".join(page.read_text() for page in (README, *PAGES) if page != reference.PAGE)
+    missing = [
+        name
+        for name, command in COMMANDS.items()
+        if not isinstance(command, click.Group) and f"redisfuse {name}" not in texts
+    ]
+    assert missing == []
+
+
+# -- pages -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_has_a_title_and_a_summary(page: Path) -> None:
+    """A page begins with its title and one line, which `redisfuse help` lists."""
+    title, blank, summary, end, *_ = page.read_text().splitlines()
+    assert title.startswith("# ")
+    assert (blank, end) == ("", "")
+    assert summary.endswith(".")
+    assert len(summary) < 80
+
+
+@pytest.mark.parametrize(
+    "page", [README, ROOT / "SECURITY.md", ROOT / "CHANGELOG.md", *PAGES], ids=lambda page: page.stem
+)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    """Each relative link names a file of the repository, and each fragment a heading of it."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, fragment = target.partition("#")
+        file = (page.parent / name).resolve() if name else page
+        assert file.exists(), target
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+            assert fragment in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, (
+                target
+            )
+
+
+def test_the_readme_is_short() -> None:
+    """The README has at most 250 lines, and its first screen names the two make targets."""
+    lines = README.read_text().splitlines()
+    assert len(lines) <= 250
+    first_screen = "\n".join(lines[:24])
+    assert "make demo" in first_screen
+    assert "make test" in first_screen
+    developing = README.read_text().partition("## Developing")[2]
+    assert "make demo" in developing
+    assert "make test" in developing
+
+
+# -- limits and errors -----------------------------------------------------------------------------------------------
+
+
+def test_the_limits_are_the_defaults() -> None:
+    """limits.md has every numeric setting with its default and every fixed limit with its value, and nothing else."""
+    documented: dict[str, float] = {}
+    for name, default, option, _ in table_rows(DOCS / "limits.md", 4):
+        if set(name) == {"-"}:
+            continue
+        key = option.strip("`").removeprefix("--").replace("-", "_") if option else name
+        documented[key] = number(default)
+    assert documented == FIXED_LIMITS | {name: DEFAULTS[name] for name in LIMIT_SETTINGS}
+
+
+def test_sizes_in_the_limits_are_read_as_bytes() -> None:
+    """The page's numbers are parsed: a wrong one would not pass for a right one."""
+    assert number("4 MiB") == 4 * MIB
+    assert number("64 KiB") == 64 * KIB
+    assert number("10,000") == 10_000
+    assert number("30 s") == 30.0
+
+
+def test_each_error_number_is_explained() -> None:
+    """errors.md has a row for each errno that redisfuse raises."""
+    numbers = {
+        error.errno
+        for _, error in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(error, errors.RedisFuseError)
+    }
+    first_cells = " ".join(row[0] for row in table_rows(DOCS / "errors.md", 3))
+    assert len(numbers) > 15
+    for code in numbers:
+        assert f"`{errno.errorcode[code].replace('EOPNOTSUPP', 'ENOTSUP')}`" in first_cells
 
 
 def test_the_changelog_is_kept() -> None:
