@@ -30,6 +30,7 @@ docs: ## Bring the sessions, tables and manual pages of the documents up to date
 	@bash .ci/setup test
 	$(BIN)/python -m tests.support.readme_sessions
 	$(BIN)/python -m tests.support.reference
+	$(BIN)/python -m tests.support.man_pages
 
 bench: ## Run the benchmarks beside the direct way and tmpfs
 	@bash .ci/setup test

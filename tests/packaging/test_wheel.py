@@ -77,6 +77,17 @@ def test_the_wheel_holds_everything(released: tuple[Path, Path]) -> None:
     assert not [name for name in names if name.startswith("tests/") or "__pycache__" in name]
 
 
+def test_the_wheel_holds_the_documents(released: tuple[Path, Path]) -> None:
+    """The pages of `redisfuse help` are in the package, and the manual pages where man(1) finds them."""
+    files = contents(released[0])
+    pages = [page.name for page in (ROOT / "redisfuse" / "docs").glob("*.md")]
+    assert "undo.md" in pages
+    assert {f"redisfuse/docs/{name}" for name in pages} <= files.keys()
+    manuals = {Path(name).name: text for name, text in files.items() if ".data/data/share/man/man1/" in name}
+    assert {"redisfuse.1", "redisfuse-mount.1", "redisfuse-junk-scan.1"} <= manuals.keys()
+    assert manuals == {page.name: page.read_bytes() for page in (ROOT / "redisfuse" / "docs" / "man").iterdir()}
+
+
 def test_the_sdist_builds_the_same_wheel(released: tuple[Path, Path], tmp_path: Path) -> None:
     """Unpacked, the sdist holds all that a build and the tests need, and builds the same wheel."""
     with tarfile.open(released[1]) as archive:
@@ -97,6 +108,8 @@ def test_the_installed_program_runs(installed: Path, tmp_path: Path) -> None:
     assert run(tmp_path, str(installed / "redisfuse"), "--version") == f"redisfuse {redisfuse.__version__}\n"
     assert "MOUNTPOINT" in run(tmp_path, str(installed / "redisfuse"), "--help")
     assert "--write" in run(tmp_path, str(installed / "redisfuse"), "mount", "--help")
+    assert run(tmp_path, str(installed / "redisfuse"), "help", "names").startswith("# Names\n")
+    assert (installed.parent / "share" / "man" / "man1" / "redisfuse.1").exists()
     run(tmp_path, str(installed / "mount.fuse.redisfuse"), "redis://h", str(tmp_path), "-f")
 
 
