@@ -1,7 +1,7 @@
 """What a mount was asked to be: one frozen value, and the only place where defaults are written.
 
 Pure: nothing is read from the environment, the disk or the terminal here. `cli/mount.py` fills it in, `mount/run.py`
-wires objects from it, the tests and docs/limits.md and its test read its defaults.
+wires objects from it, and the test of docs/limits.md reads its defaults.
 """
 
 import re

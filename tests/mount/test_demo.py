@@ -1,7 +1,6 @@
 """`redisfuse demo`: shows what is true, is quick, and leaves nothing behind however it ends."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 
 from redisfuse.cli._demo.session import CHANGING, LOOKING
 from redisfuse.fuse import mountpoint as mountpoints
+from tests.support.demo_output import normal, parts, pictures
 
 LIMIT = 60.0  # seconds for a whole demo
 README = Path(__file__).parents[2] / "README.md"
@@ -72,18 +72,6 @@ def assert_nothing_left(folder: Path) -> None:
     assert left == []
 
 
-def normal(text: str) -> str:
-    """The demo's output without what differs between two runs: folders, times and times to live."""
-    text = re.sub(r"(/[\w.-]+)+/redisfuse-demo-\w+", "/tmp/demo", text)
-    text = re.sub(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+Z)?", "2026-06-01 10:00:00", text)
-    return re.sub(r'(user\.redis\.ttl)="\d+"', r'\1="…"', text)
-
-
-def parts(text: str) -> list[str]:
-    """A session cut into what was said (after a blank line) and each command with its output."""
-    return [part.strip("\n") for part in re.split(r"\n(?:\n(?=# )|(?=\$ ))", text) if part.strip("\n")]
-
-
 def test_the_demo_shows_a_session(folder: Path) -> None:
     """It ends within a minute with status 0, has run every command, found what is there and been refused what isn't."""
     started = time.monotonic()
@@ -105,12 +93,12 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
 
 def test_the_readmes_session_is_the_demos(folder: Path) -> None:
     """The README's pictures of sessions are what the demo really shows, but for folders and times."""
-    pictures = re.findall(r"<!-- demo -->\n```console\n(.*?)```", README.read_text(), re.DOTALL)
-    assert pictures
+    shown_in_readme = pictures(README.read_text())
+    assert shown_in_readme
     with demo(folder=folder) as process:
         output, _ = process.communicate(timeout=LIMIT)
     shown = parts(normal(output))
-    for part in (part for picture in pictures for part in parts(picture)):
+    for part in (part for picture in shown_in_readme for part in parts(picture)):
         assert part in shown
 
 

@@ -28,6 +28,7 @@ from typing import Self
 
 from redisfuse.cli._demo import data
 from redisfuse.fuse import mountpoint as mountpoints
+from tests.support import demo_output
 from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -52,33 +53,33 @@ _VARIES = (
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A command of a session, and what it answered."""
+    """A command of a session and its output."""
 
     command: str
     answer: str
 
 
 def blocks(text: str) -> list[list[Line]]:
-    """The sessions in a text, each as its commands."""
+    """Return the sessions in a text, each as its commands."""
     return [_lines(match[1]) for match in _BLOCK.finditer(text)]
 
 
 def same(one: str, other: str) -> bool:
-    """Whether two answers differ in nothing but times, times to live and sizes in memory."""
+    """Return whether two outputs differ only in times, times to live and sizes of memory."""
     for pattern, instead in _VARIES:
         one, other = pattern.sub(instead, one), pattern.sub(instead, other)
     return one == other
 
 
 def run(text: str) -> Iterator[tuple[Line, str]]:
-    """Each command of a text's sessions with what it really answers now."""
+    """Run the sessions of a text, and yield each command with its real output."""
     with Computer() as computer:
         for line in (line for block in blocks(text) for line in block):
             yield line, computer.answer(line.command)
 
 
 def rewritten(text: str) -> str:
-    """The text with what is really answered in the place of each answer that is no longer the same."""
+    """Return the text with the real output in place of each output that has changed."""
     results = list(run(text))
     position = 0
 
@@ -101,7 +102,7 @@ def _lines(block: str) -> list[Line]:
 
 
 class Computer:
-    """A home directory, a Redis with the demo's data that answers at port 6379, and somebody at a terminal."""
+    """A home directory, a Redis with the demo's data at what the pages call port 6379, and a terminal."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="readme-", dir="/tmp"))
@@ -136,13 +137,13 @@ class Computer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def answer(self, command: str) -> str:
-        """What the terminal shows after a command."""
-        said = self._start(command) if _MOUNT.match(command) else self._run(command)
-        said = said.replace(str(self._home), HOME).replace(str(self._server.port), "6379")
+        """Run a command and return what the terminal shows."""
+        shown = self._start(command) if _MOUNT.match(command) else self._run(command)
+        shown = shown.replace(str(self._home), HOME).replace(str(self._server.port), "6379")
         user, host = getpass.getuser(), socket.gethostname()
         for mark in (" on ", "@"):
-            said = said.replace(f"{user}{mark}{host}", f"ada{mark}laptop")
-        return said.replace(f"{user} {user} ", "ada ada ")
+            shown = shown.replace(f"{user}{mark}{host}", f"ada{mark}laptop")
+        return shown.replace(f"{user} {user} ", "ada ada ")
 
     def _environment(self) -> dict[str, str]:
         kept = {
@@ -159,7 +160,7 @@ class Computer:
         }
 
     def _start(self, command: str) -> str:
-        """Start a mount that stays in the foreground, of another terminal; its first line."""
+        """Start a mount in the foreground of another terminal, and return its first line."""
         process = subprocess.Popen(
             ["bash", "-c", f"exec {command}"],
             cwd=self._directory,
@@ -171,11 +172,11 @@ class Computer:
         self._mounts.append(process)
         assert process.stdout is not None
         ready, _, _ = select.select([process.stdout], [], [], LIMIT)
-        assert ready, f"{command} says nothing"
+        assert ready, f"{command} prints nothing"
         return process.stdout.readline().decode()
 
     def _run(self, command: str) -> str:
-        """Run a command to its end, on a terminal."""
+        """Run a command to its end on a terminal, and return what it prints."""
         where = self._folder / "directory"
         script = f'cd "{self._directory}"; {command}\npwd >"{where}"'
         ours, theirs = pty.openpty()
@@ -190,34 +191,34 @@ class Computer:
         ) as process:
             os.close(theirs)
             try:
-                said = _read(ours, command)
+                shown = _read(ours, command)
             except BaseException:
                 os.killpg(process.pid, signal.SIGKILL)
                 raise
             finally:
                 os.close(ours)
         self._directory = where.read_text().strip()
-        if command.endswith("redisfuse umount ~/redis") and not said:
+        if command.endswith("redisfuse umount ~/redis") and not shown:
             for mount in self._mounts:
                 mount.wait(LIMIT)
-        return said
+        return shown
 
 
 def _read(terminal: int, command: str) -> str:
-    """All that a terminal shows until the programs on it have ended."""
+    """Return all that a terminal shows until the programs on it have ended."""
     deadline = time.monotonic() + LIMIT
-    said = b""
+    shown = b""
     while True:
         ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0.0))
-        assert ready, f"{command} does not end: {said!r}"
+        assert ready, f"{command} does not end: {shown!r}"
         try:
             piece = os.read(terminal, 65536)
-        except OSError:  # EIO: nobody has it open any more
+        except OSError:  # EIO: no process has it open any more
             piece = b""
         if not piece:
-            text = re.sub(r"^bash: line \d+: ", "bash: ", said.decode().replace("\r\n", "\n"), flags=re.MULTILINE)
+            text = re.sub(r"^bash: line \d+: ", "bash: ", shown.decode().replace("\r\n", "\n"), flags=re.MULTILINE)
             return text if text.endswith("\n") or not text else text + "\n"
-        said += piece
+        shown += piece
 
 
 def _script(path: Path, text: str) -> None:
@@ -226,10 +227,11 @@ def _script(path: Path, text: str) -> None:
 
 
 def main(names: Sequence[str]) -> None:
-    """Bring the sessions of the named pages, or of all, up to date."""
+    """Bring the sessions, and the pictures of the demo, in the named pages or in all of them up to date."""
     for page in [Path(name) for name in names] or PAGES:
         before = page.read_text()
-        if blocks(before) and (after := rewritten(before)) != before:
+        after = demo_output.rewritten(rewritten(before) if blocks(before) else before)
+        if after != before:
             page.write_text(after)
             print(f"updated {page}")
 
