@@ -16,18 +16,30 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
-_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "KIB": KIB, "MIB": MIB, "GIB": GIB}
-_UNITS |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "KIB": KIB, "MIB": MIB, "GIB": GIB}
+_SIZE_UNITS |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
+_SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
 
 # For mount(8) and systemd, or what a mount does anyway: fstab lines carry them, libfuse may not know them.
-_IGNORED = {"rw", "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"}
-_IGNORED |= {"dev", "suid", "exec", "async", "atime", "relatime"}
+_IGNORED_OPTIONS = {
+    "rw",
+    "defaults",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "nofail",
+    "_netdev",
+}
+_IGNORED_OPTIONS |= {"dev", "suid", "exec", "async", "atime", "relatime"}
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")
 
 
 @dataclass(frozen=True, slots=True)
-class FuseOptions:
+class MountOptions:
     """What was said with `-o`: what redisfuse acts on itself, and the rest, which goes to libfuse as it is."""
 
     read_only: bool = False  # `ro` was said
@@ -36,30 +48,30 @@ class FuseOptions:
     uid: int | None = None  # who owns the files, numerically; None: whoever mounted
     gid: int | None = None
     umask: int | None = None  # permission bits to take away; None: 0o077
-    other: tuple[tuple[str, str | None], ...] = ()  # for libfuse: (name, value), value None for a bare word
+    passthrough: tuple[tuple[str, str | None], ...] = ()  # for libfuse: (name, value), value None for a bare word
 
     @classmethod
-    def parse(cls, texts: Iterable[str]) -> "FuseOptions":
+    def parse(cls, option_lists: Iterable[str]) -> "MountOptions":
         """Read comma lists such as `allow_other,uid=1000,x-systemd.automount`. Raises UsageError."""
         found: dict[str, Any] = {}
         other: list[tuple[str, str | None]] = []
-        for word in split_options(texts):
+        for word in split_mount_options(option_lists):
             name, equals, value = word.partition("=")
-            if word in _IGNORED or word.startswith(_IGNORED_PREFIXES):
+            if word in _IGNORED_OPTIONS or word.startswith(_IGNORED_PREFIXES):
                 continue
             if word == "ro":
                 found["read_only"] = True
             elif word in ("allow_other", "allow_root"):
                 found[word] = True
             elif name in ("uid", "gid", "umask"):
-                found[name] = _number(name, value)
+                found[name] = _parse_number(name, value)
             else:
                 other.append((name, value if equals else None))
-        return cls(**found, other=tuple(other))
+        return cls(**found, passthrough=tuple(other))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Config:
     """Everything that shapes one mount. Sizes are bytes, times are seconds; secrets are kept out of its repr."""
 
     # -- where from, where to
@@ -111,7 +123,7 @@ class Settings:
     # -- how it runs
     ask_on_open: bool = False  # in a read-only mount too, each open is told to us (paths/stale_names.py)
     binding: str = "auto"  # "auto", "fusepy" (libfuse 2) or "mfusepy" (libfuse 3)
-    options: FuseOptions = FuseOptions()
+    options: MountOptions = MountOptions()
     daemon: bool = False
     log_file: Path | None = None  # None: standard error; for a daemon, redisfuse.log in the platform's state folder
     debug: bool = False
@@ -120,15 +132,15 @@ class Settings:
 DEFAULTS: dict[str, Any] = {
     # A dataclass with slots keeps no class attributes, so its defaults are read from its fields.
     entry.name: entry.default
-    for entry in fields(Settings)
+    for entry in fields(Config)
     if entry.name not in ("target", "mountpoint")
 }
 
 
 def parse_size(text: str) -> int:
     """Bytes from `512MiB`, `512M`, `1.5 GiB`, `64kB` or a plain number. Raises UsageError."""
-    found = _SIZE.fullmatch(text)
-    unit = found and _UNITS.get(found[2].upper())
+    found = _SIZE_PATTERN.fullmatch(text)
+    unit = found and _SIZE_UNITS.get(found[2].upper())
     if not found or not unit:
         raise UsageError(f"{text!r} is not a size: say it like 512MiB, 64M or 1048576")
     return int(float(found[1]) * unit)
@@ -142,15 +154,15 @@ def format_size(size: int) -> str:
     return str(size)
 
 
-def split_options(texts: Iterable[str]) -> list[str]:
+def split_mount_options(option_lists: Iterable[str]) -> list[str]:
     """The words of `-o` comma lists; `\\,` is a comma inside a word, as in mount(8)'s helpers."""
     words = []
-    for text in texts:
+    for text in option_lists:
         words += [word.replace("\\,", ",") for word in re.split(r"(?<!\\),", text)]
     return [word for word in words if word]
 
 
-def _number(name: str, value: str) -> int:
+def _parse_number(name: str, value: str) -> int:
     base = 8 if name == "umask" else 10
     try:
         number = int(value, base)

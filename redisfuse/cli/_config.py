@@ -18,61 +18,61 @@ from click.core import ParameterSource
 
 from redisfuse.errors import UsageError
 
-SYSTEM_FILE = Path("/etc/redisfuse.toml")
+SYSTEM_CONFIG_PATH = Path("/etc/redisfuse.toml")
 
 _PASSWORD_IN_URL = re.compile(r"://[^/@]*:[^@]+@|[?&]password=")
 
 
 @dataclass(frozen=True, slots=True)
-class Config:
+class ConfigFiles:
     """What the configuration files say, merged."""
 
-    shared: Mapping[str, Any] = field(default_factory=dict)  # the top of the files
+    top_level: Mapping[str, Any] = field(default_factory=dict)  # the top of the files
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     password: str | None = field(default=None, repr=False)
 
-    def defaults_for(self, name: str, command: click.Command) -> dict[str, Any]:
+    def build_default_map(self, name: str, command: click.Command) -> dict[str, Any]:
         """A default map for click. Raises UsageError for a setting in `[name]` that the command does not have."""
         table = self.tables.get(name, {})
         if isinstance(command, click.Group):
             context = click.Context(command)
             children = ((child, command.get_command(context, child)) for child in command.list_commands(context))
-            nested = Config({**self.shared, **_scalars(table)}, _tables(table))
-            return {child: nested.defaults_for(child, found) for child, found in children if found is not None}
+            nested = ConfigFiles({**self.top_level, **_scalar_settings(table)}, _nested_tables(table))
+            return {child: nested.build_default_map(child, found) for child, found in children if found is not None}
         options = {option.name: option for option in command.params if isinstance(option, click.Option) and option.name}
         for unknown in sorted(table.keys() - options.keys()):
             raise UsageError(f"the configuration has an unknown setting {unknown!r} in [{name}]")
-        wanted = {key: value for key, value in {**self.shared, **table}.items() if key in options}
+        wanted = {key: value for key, value in {**self.top_level, **table}.items() if key in options}
         return {
             key: [value] if options[key].multiple and not isinstance(value, list) else value
             for key, value in wanted.items()
         }
 
-    def check_shared(self, mount: click.Command) -> None:
+    def check_top_level(self, mount_command: click.Command) -> None:
         """Raise UsageError for a setting at the top that `mount`, which has nearly all of them, does not have."""
-        for unknown in sorted(self.shared.keys() - {option.name for option in mount.params}):
+        for unknown in sorted(self.top_level.keys() - {option.name for option in mount_command.params}):
             raise UsageError(f"the configuration has an unknown setting {unknown!r}")
 
 
-def load(explicit: Path | None) -> Config:
+def load_config_files(explicit_path: Path | None) -> ConfigFiles:
     """Read `explicit`, or else /etc/redisfuse.toml and then the user's own file, whose settings win.
 
     Raises UsageError for a file that is not TOML, or that holds a password and can be read by others.
     """
     shared: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
-    for path in [explicit] if explicit else [SYSTEM_FILE, user_file()]:
-        content = _read(path, must_exist=explicit is not None)
-        shared.update(_scalars(content))
-        for name, table in _tables(content).items():
+    for path in [explicit_path] if explicit_path else [SYSTEM_CONFIG_PATH, user_config_path()]:
+        content = _read_toml(path, must_exist=explicit_path is not None)
+        shared.update(_scalar_settings(content))
+        for name, table in _nested_tables(content).items():
             tables.setdefault(name, {}).update(table)
     password = shared.pop("password", None)
     if password is not None and not isinstance(password, str):
         raise UsageError("the password in the configuration must be a string in quotes")
-    return Config(shared, tables, password)
+    return ConfigFiles(shared, tables, password)
 
 
-def user_file() -> Path:
+def user_config_path() -> Path:
     """The user's own configuration file, in the platform's place."""
     import platformdirs
 
@@ -91,7 +91,7 @@ def find_password(context: click.Context) -> str | None:
     if (password := os.environ.get("REDISFUSE_PASSWORD")) is not None:
         return password
     config = context.find_root().obj
-    if isinstance(config, Config) and config.password is not None:
+    if isinstance(config, ConfigFiles) and config.password is not None:
         return config.password
     return read_password(path) if path else None
 
@@ -107,7 +107,7 @@ def read_password(path: Path) -> str:
         raise UsageError(f"{path}: the password file can't be read: {error.strerror}") from error
 
 
-def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
+def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -122,7 +122,7 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise UsageError(f"{path}: not TOML: {error}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and _holds_password(content):
         raise UsageError(f"{path}: holds a password and others can read it; do: chmod 600 {path}")
-    return _normal(content)
+    return _normalize_keys(content)
 
 
 def _holds_password(value: object, name: str = "") -> bool:
@@ -133,14 +133,17 @@ def _holds_password(value: object, name: str = "") -> bool:
     return name == "password" or (isinstance(value, str) and _PASSWORD_IN_URL.search(value) is not None)
 
 
-def _normal(table: Mapping[str, Any]) -> dict[str, Any]:
+def _normalize_keys(table: Mapping[str, Any]) -> dict[str, Any]:
     """Settings are written like the options, `render-limit`, or with underscores."""
-    return {key.replace("-", "_"): _normal(value) if isinstance(value, dict) else value for key, value in table.items()}
+    return {
+        key.replace("-", "_"): _normalize_keys(value) if isinstance(value, dict) else value
+        for key, value in table.items()
+    }
 
 
-def _scalars(table: Mapping[str, Any]) -> dict[str, Any]:
+def _scalar_settings(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if not isinstance(value, dict)}
 
 
-def _tables(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _nested_tables(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: value for key, value in table.items() if isinstance(value, dict)}

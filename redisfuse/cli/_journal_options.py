@@ -12,25 +12,40 @@ import click
 from click.shell_completion import CompletionItem
 
 from redisfuse.cli._options import BYTES, PATH
-from redisfuse.cli._output import escape_text, moment, plain
+from redisfuse.cli._output import bytes_to_json, escape_text, format_utc
 
 if TYPE_CHECKING:
-    from redisfuse.journal.change_rows import Filter
+    from redisfuse.journal.change_rows import ChangeFilter
     from redisfuse.journal.journal import Journal
     from redisfuse.journal.models import Change, State
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-MOST = (1 << 63) - 1  # that SQLite can count
-CONTEXT = {"auto_envvar_prefix": "REDISFUSE", "help_option_names": ["-h", "--help"]}  # of commands inside a group
-OPS = ("create", "write", "append", "truncate", "remove", "rename", "expire", "mkdir", "rmdir", "rollback", "apply")
-STATES = ("pending", "applied", "failed", "unknown", "refused")
-STYLES = {"applied": "", "pending": "yellow", "failed": "dim", "unknown": "bold red", "refused": "magenta"}
-OFFERED = 50  # ids or paths that completion looks through
+MAX_SQLITE_INTEGER = (1 << 63) - 1  # that SQLite can count
+SUBCOMMAND_SETTINGS = {
+    "auto_envvar_prefix": "REDISFUSE",
+    "help_option_names": ["-h", "--help"],
+}  # of commands inside a group
+CHANGE_OPS = (
+    "create",
+    "write",
+    "append",
+    "truncate",
+    "remove",
+    "rename",
+    "expire",
+    "mkdir",
+    "rmdir",
+    "rollback",
+    "apply",
+)
+CHANGE_STATES = ("pending", "applied", "failed", "unknown", "refused")
+STATE_STYLES = {"applied": "", "pending": "yellow", "failed": "dim", "unknown": "bold red", "refused": "magenta"}
+MAX_COMPLETIONS = 50  # ids or paths that completion looks through
 
-_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGO = re.compile(r"(?:\s*(\d+)\s*([smhdw])[a-z]*)(?:\s*(\d+)\s*([smhdw])[a-z]*)?(?:\s+ago)?\s*", re.IGNORECASE)
-_CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
+_TIME_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGE_PATTERN = re.compile(r"(?:\s*(\d+)\s*([smhdw])[a-z]*)(?:\s*(\d+)\s*([smhdw])[a-z]*)?(?:\s+ago)?\s*", re.IGNORECASE)
+_CLOCK_PATTERN = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
 
 
 def journal_option(command: Decorated) -> Decorated:
@@ -49,13 +64,13 @@ def open_journal(path: Path | None, *, write: bool = False) -> Journal:
     """Open an existing journal. Raises JournalError."""
     from redisfuse.journal.journal import Journal
 
-    return Journal.open(path, write=write)
+    return Journal.open(path, writable=write)
 
 
 # -- times -----------------------------------------------------------------------------------------------------------
 
 
-class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class TimestampParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """A moment: ISO 8601 (local unless it says otherwise), 14:30, 2h (ago), 1d12h, now, today, yesterday. To ms."""
 
     name = "time"
@@ -65,50 +80,50 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in newer cli
         if isinstance(value, int):
             return value
         try:
-            return parse_moment(str(value), datetime.now().astimezone())
+            return parse_timestamp(str(value), datetime.now().astimezone())
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is no time: say 2026-07-04, 2026-07-04T12:00, 14:30, 2h, 3d or yesterday", param, ctx)
 
 
-MOMENT = Moment()
+TIMESTAMP = TimestampParam()
 
 
-def parse_moment(text: str, now: datetime) -> int:
+def parse_timestamp(text: str, now: datetime) -> int:
     """The Unix time in ms that `text` means at `now` (which has a time zone). Raises ValueError."""
     word = text.strip().lower()
     midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
     if word == "now":
         found = now
     elif word in ("today", "yesterday"):
-        found = _local(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
-    elif _CLOCK.fullmatch(word):
+        found = _to_local_time(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
+    elif _CLOCK_PATTERN.fullmatch(word):
         hour, _, rest = word.partition(":")
-        found = _local(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
-    elif parts := _AGO.fullmatch(word):
+        found = _to_local_time(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
+    elif parts := _AGE_PATTERN.fullmatch(word):
         pairs = [(parts[1], parts[2]), (parts[3], parts[4])]
-        found = now - sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())
+        found = now - sum((timedelta(**{_TIME_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())
     else:
         found = datetime.fromisoformat(text.strip())
-        found = found if found.tzinfo else _local(found)
+        found = found if found.tzinfo else _to_local_time(found)
     return int(found.timestamp() * 1000)
 
 
-def _local(naive: datetime) -> datetime:
+def _to_local_time(naive: datetime) -> datetime:
     return naive.astimezone()
 
 
 # -- ids and paths that complete -------------------------------------------------------------------------------------
 
 
-def _id(value: Any) -> int:
+def _parse_id(value: Any) -> int:
     """Raises ValueError."""
     number = int(value)
-    if not 0 <= number <= MOST:
+    if not 0 <= number <= MAX_SQLITE_INTEGER:
         raise ValueError("SQLite has no such number")
     return number
 
 
-class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class ChangeIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The id of a change."""
 
     name = "id"
@@ -116,7 +131,7 @@ class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read an id; `#42` is one too."""
         try:
-            return _id(str(value).removeprefix("#"))
+            return _parse_id(str(value).removeprefix("#"))
         except ValueError:
             self.fail(f"{value!r} is no id of a change; redisfuse log shows them", param, ctx)
 
@@ -124,12 +139,12 @@ class ChangeId(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
         """Offer the newest changes."""
         return [
             CompletionItem(str(change.id), help=f"{change.op} {escape_text(change.path)}")
-            for change in _newest(ctx)
+            for change in _list_newest_changes(ctx)
             if str(change.id).startswith(incomplete)
         ]
 
 
-class SessionId(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class SessionIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The id of a session."""
 
     name = "session"
@@ -137,7 +152,7 @@ class SessionId(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read an id."""
         try:
-            return _id(value)
+            return _parse_id(value)
         except ValueError:
             self.fail(f"{value!r} is no id of a session; redisfuse sessions shows them", param, ctx)
 
@@ -145,17 +160,17 @@ class SessionId(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
         """Offer the newest sessions."""
         try:
             with open_journal(ctx.params.get("journal_file")) as journal:
-                found = [session for session, _ in journal.sessions(OFFERED)]
+                found = [session for session, _ in journal.iter_sessions(MAX_COMPLETIONS)]
         except Exception:  # completion must not print anything
             return []
         return [
-            CompletionItem(str(session.id), help=f"{session.info.server.name} {session.info.mountpoint or ''}")
+            CompletionItem(str(session.id), help=f"{session.metadata.server.name} {session.metadata.mountpoint or ''}")
             for session in found
             if str(session.id).startswith(incomplete)
         ]
 
 
-class ChangedPath(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class ChangedPathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """A path below the mount point."""
 
     name = "path"
@@ -166,22 +181,22 @@ class ChangedPath(click.ParamType):  # type: ignore[type-arg]  # generic in newe
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
         """Offer the paths changed last."""
-        found = dict.fromkeys(escape_text(change.path) for change in _newest(ctx, path=incomplete))
+        found = dict.fromkeys(escape_text(change.path) for change in _list_newest_changes(ctx, path=incomplete))
         return [CompletionItem(path) for path in found if path.startswith(incomplete)]
 
 
-CHANGE = ChangeId()
-SESSION = SessionId()
-CHANGED_PATH = ChangedPath()
+CHANGE_ID = ChangeIdParam()
+SESSION_ID = SessionIdParam()
+CHANGED_PATH = ChangedPathParam()
 
 
-def _newest(ctx: click.Context, path: str = "") -> list[Change]:
+def _list_newest_changes(ctx: click.Context, path: str = "") -> list[Change]:
     try:
-        from redisfuse.journal.change_rows import Filter
+        from redisfuse.journal.change_rows import ChangeFilter
 
         folder = path.rpartition("/")[0].encode() or None
         with open_journal(ctx.params.get("journal_file")) as journal:
-            return list(journal.changes(Filter(limit=OFFERED, path=folder)))
+            return list(journal.find_changes(ChangeFilter(limit=MAX_COMPLETIONS, path=folder)))
     except Exception:  # completion must not print anything
         return []
 
@@ -190,22 +205,24 @@ def _newest(ctx: click.Context, path: str = "") -> list[Change]:
 
 
 def filter_options(command: Decorated) -> Decorated:
-    """The options that choose changes; `filter_of` makes a Filter of them."""
+    """The options that choose changes; `build_change_filter` makes a Filter of them."""
     options = [
-        click.option("--session", type=SESSION, metavar="ID", help="Only changes of this session."),
+        click.option("--session", type=SESSION_ID, metavar="ID", help="Only changes of this session."),
         click.option("--key", type=BYTES, metavar="GLOB", help="Only keys that match (*, ?, [a-z], as in Redis)."),
         click.option("--path", type=CHANGED_PATH, metavar="PATH", help="Only this path and what is below it."),
-        click.option("--since", type=MOMENT, metavar="TIME", help="Not before: ISO 8601, 14:30, 2h, yesterday."),
-        click.option("--until", type=MOMENT, metavar="TIME", help="Before: likewise."),
-        click.option("--state", type=click.Choice(STATES), multiple=True, help="Only in this state; repeatable."),
-        click.option("--op", type=click.Choice(OPS), multiple=True, help="Only this operation; repeatable."),
+        click.option("--since", type=TIMESTAMP, metavar="TIME", help="Not before: ISO 8601, 14:30, 2h, yesterday."),
+        click.option("--until", type=TIMESTAMP, metavar="TIME", help="Before: likewise."),
+        click.option(
+            "--state", type=click.Choice(CHANGE_STATES), multiple=True, help="Only in this state; repeatable."
+        ),
+        click.option("--op", type=click.Choice(CHANGE_OPS), multiple=True, help="Only this operation; repeatable."),
     ]
     for option in reversed(options):
         command = option(command)
     return command
 
 
-def filter_of(
+def build_change_filter(
     *,
     session: int | None,
     key: bytes | None,
@@ -215,56 +232,58 @@ def filter_of(
     state: tuple[Any, ...],
     op: tuple[str, ...],
     limit: int | None = None,
-) -> Filter:
+) -> ChangeFilter:
     """What the options of `filter_options` say."""
-    from redisfuse.journal.change_rows import Filter
+    from redisfuse.journal.change_rows import ChangeFilter
 
-    return Filter(session=session, key=key, path=path, since=since, until=until, states=state, ops=op, limit=limit)
+    return ChangeFilter(
+        session_id=session, key_glob=key, path=path, since=since, until=until, outcomes=state, ops=op, limit=limit
+    )
 
 
 # -- how a change is shown -------------------------------------------------------------------------------------------
 
 
-def row_of(change: Change) -> dict[str, Any]:
+def change_to_json(change: Change) -> dict[str, Any]:
     """A change in JSON: everything but the contents."""
     return {
         "id": change.id,
-        "group": change.group,
-        "session": change.session,
-        "server": change.server,
-        "at": moment(change.at),
+        "group": change.group_id,
+        "session": change.session_id,
+        "server": change.server_name,
+        "at": format_utc(change.recorded_at),
         "op": change.op,
-        "path": plain(change.path),
-        "new_path": plain(change.new_path),
-        "key": plain(change.key),
-        "field": plain(change.field),
-        "state": change.state,
+        "path": bytes_to_json(change.path),
+        "new_path": bytes_to_json(change.new_path),
+        "key": bytes_to_json(change.key),
+        "field": bytes_to_json(change.field),
+        "state": change.outcome,
         "error": change.error,
-        "prior_type": plain(change.prior.type),
+        "prior_type": bytes_to_json(change.prior.type),
         "prior_size": change.prior.size,
-        "prior_expires_at": moment(change.prior.expires_at),
-        "new_type": plain(change.new.type),
+        "prior_expires_at": format_utc(change.prior.expires_at),
+        "new_type": bytes_to_json(change.new.type),
         "new_size": change.new.size,
-        "new_expires_at": moment(change.new.expires_at),
+        "new_expires_at": format_utc(change.new.expires_at),
         "reverts": change.reverts,
         "applies": change.applies,
-        "settled_at": moment(change.settled_at),
+        "settled_at": format_utc(change.settled_at),
     }
 
 
-def where(change: Change) -> str:
+def format_path(change: Change) -> str:
     """The path that was changed, printable; of a rename both."""
     path = escape_text(change.path)
     return path if change.new_path is None else f"{path} → {escape_text(change.new_path)}"
 
 
-def datum(change: Change) -> str:
+def format_key(change: Change) -> str:
     """The key, or the key and its field, printable."""
     key = escape_text(change.key)
     return key if change.field is None else f"{key} field {escape_text(change.field)}"
 
 
-def described(state: State) -> str:
+def describe_state(state: State) -> str:
     """A state in few words, printable."""
     if state.kind == "absent":
         return "nothing"
@@ -272,9 +291,9 @@ def described(state: State) -> str:
         return "an empty directory"
     if state.kind == "slice":
         slice = state.content.size if state.content else 0
-        return f"{escape_text(state.type)}: {slice} bytes at {state.offset} of {state.total}"
+        return f"{escape_text(state.type)}: {slice} bytes at {state.offset} of {state.total_size}"
     if state.kind == "object":
-        maker = f" by {escape_text(state.version.encode())}" if state.version else ""
+        maker = f" by {escape_text(state.dump_version.encode())}" if state.dump_version else ""
         dump = f"DUMP of {state.content.size} bytes{maker}" if state.content else "no DUMP"
         return f"{escape_text(state.type)}, {dump}"
     return f"{escape_text(state.type)} of {state.size} bytes"

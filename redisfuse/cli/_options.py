@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redisfuse.config import DEFAULTS, Settings, format_size, parse_size
+from redisfuse.config import DEFAULTS, Config, format_size, parse_size
 from redisfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 
-class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class SizeParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """Bytes, said as 512MiB, 64M or a plain number."""
 
     name = "size"
@@ -31,7 +31,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in newer click
             self.fail(str(error), param, ctx)
 
 
-class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class BytesParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """Bytes of a key, exactly as they were typed, UTF-8 or not."""
 
     name = "text"
@@ -41,7 +41,7 @@ class Bytes(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
         return value if isinstance(value, bytes) else os.fsencode(value)
 
 
-class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+class FilePathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """A path made absolute at once, since a daemon changes its directory; `~` works in configuration files too."""
 
     name = "path"
@@ -55,17 +55,17 @@ class FilePath(click.ParamType):  # type: ignore[type-arg]  # generic in newer c
         return click.Path().shell_complete(ctx, param, incomplete)
 
 
-SIZE = Size()
-BYTES = Bytes()
-PATH = FilePath()
+SIZE = SizeParam()
+BYTES = BytesParam()
+PATH = FilePathParam()
 
 
 class SectionOption(click.Option):
     """An option that `--help` shows under a heading."""
 
-    def __init__(self, *arguments: Any, section: str = "Options", **settings: Any) -> None:
+    def __init__(self, *param_decls: Any, section: str = "Options", **attrs: Any) -> None:
         self.section = section
-        super().__init__(*arguments, **settings)
+        super().__init__(*param_decls, **attrs)
 
 
 class SectionCommand(click.Command):
@@ -82,25 +82,27 @@ class SectionCommand(click.Command):
                 formatter.write_dl(records)
 
 
-def setting(*names: str, section: str, **details: Any) -> Callable[[Decorated], Decorated]:
-    """An option whose default is the one of `Settings`, shown in `--help`."""
-    field = next(name for name in names if name.startswith("--")).removeprefix("--").replace("-", "_")
+def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[Decorated], Decorated]:
+    """An option whose default is the one of `Config`, shown in `--help`."""
+    field = next(name for name in param_decls if name.startswith("--")).removeprefix("--").replace("-", "_")
     default: Any = DEFAULTS.get(field)
-    if isinstance(details.get("type"), Size):
+    if isinstance(attrs.get("type"), SizeParam):
         default = format_size(default)
     elif isinstance(default, bytes):
         default = os.fsdecode(default)
     if default is not None and default != () and default is not False:
-        details |= {"default": default, "show_default": default != ""}
-    return click.option(*names, cls=SectionOption, section=section, **details)
+        attrs |= {"default": default, "show_default": default != ""}
+    return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
 
 
 def server_options(command: Decorated) -> Decorated:
     """How to reach a server, for every command that may: user, database, password file, TLS, time-out."""
     section = "Server"
     decorators = [
-        setting("--user", section=section, metavar="NAME", help="ACL user, where the URL has none."),
-        setting("--db", section=section, type=click.IntRange(0), metavar="N", help="Database, instead of the URL's."),
+        config_option("--user", section=section, metavar="NAME", help="ACL user, where the URL has none."),
+        config_option(
+            "--db", section=section, type=click.IntRange(0), metavar="N", help="Database, instead of the URL's."
+        ),
         click.option(
             "--password-file",
             cls=SectionOption,
@@ -109,12 +111,14 @@ def server_options(command: Decorated) -> Decorated:
             help="File whose first line is the password; only you may be able to read it. "
             "REDISFUSE_PASSWORD holds the password itself.",
         ),
-        setting("--tls", section=section, is_flag=True, help="Speak TLS, as a rediss:// URL does."),
-        setting("--tls-ca", section=section, type=PATH, help="Authorities to trust (PEM), instead of the system's."),
-        setting("--tls-cert", section=section, type=PATH, help="Certificate to show the server (PEM)."),
-        setting("--tls-key", section=section, type=PATH, help="The certificate's key (PEM)."),
-        setting("--tls-insecure", section=section, is_flag=True, help="Don't check the server's certificate."),
-        setting(
+        config_option("--tls", section=section, is_flag=True, help="Speak TLS, as a rediss:// URL does."),
+        config_option(
+            "--tls-ca", section=section, type=PATH, help="Authorities to trust (PEM), instead of the system's."
+        ),
+        config_option("--tls-cert", section=section, type=PATH, help="Certificate to show the server (PEM)."),
+        config_option("--tls-key", section=section, type=PATH, help="The certificate's key (PEM)."),
+        config_option("--tls-insecure", section=section, is_flag=True, help="Don't check the server's certificate."),
+        config_option(
             "--timeout",
             section=section,
             type=click.FloatRange(0, min_open=True),
@@ -127,9 +131,9 @@ def server_options(command: Decorated) -> Decorated:
     return command
 
 
-def address_from(source: tuple[str, ...], **given: Any) -> "Address":
+def parse_server_address(source: tuple[str, ...], **options: Any) -> "Address":
     """The server that a command was given, as HOST PORT or URL and with `server_options`. Raises UsageError."""
-    from redisfuse.mount.run import address_of
+    from redisfuse.mount.run import build_address
 
     if len(source) == 1 and "://" in source[0]:
         target, port = source[0], None
@@ -137,4 +141,4 @@ def address_from(source: tuple[str, ...], **given: Any) -> "Address":
         target, port = source[0], int(source[1])
     else:
         raise UsageError("which server? Say HOST PORT, such as 127.0.0.1 6379, or redis://HOST:PORT/DB")
-    return address_of(Settings(target=target, port=port, mountpoint=Path("/"), **given))
+    return build_address(Config(target=target, port=port, mountpoint=Path("/"), **options))

@@ -17,7 +17,7 @@ import click
 
 from redisfuse.text import escape_text, iso_utc
 
-Cell = str | int | None
+TableCell = str | int | None
 
 
 def json_option(command: Any) -> Any:
@@ -33,7 +33,7 @@ def is_terminal() -> bool:
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def plain(data: bytes | None) -> str | dict[str, str] | None:
+def bytes_to_json(data: bytes | None) -> str | dict[str, str] | None:
     """Bytes in JSON: text if they are UTF-8, else `{"base64": …}` (as in NAME%json)."""
     if data is None:
         return None
@@ -43,7 +43,7 @@ def plain(data: bytes | None) -> str | dict[str, str] | None:
         return {"base64": base64.b64encode(data).decode()}
 
 
-def moment(milliseconds: int | None) -> str | None:
+def format_utc(milliseconds: int | None) -> str | None:
     """A time in JSON: ISO 8601, UTC."""
     return None if milliseconds is None else iso_utc(milliseconds)
 
@@ -56,7 +56,7 @@ def print_json(row: Mapping[str, Any]) -> None:
 # -- lines -----------------------------------------------------------------------------------------------------------
 
 
-class Printer:
+class LinePrinter:
     """Lines that are coloured on a terminal and plain elsewhere. Text given to it is printable already."""
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Printer:
 
             self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def line(self, text: str = "", style: str = "") -> None:
+    def print(self, text: str = "", style: str = "") -> None:
         """Print one line."""
         if self._console is None:
             click.echo(text)
@@ -78,34 +78,34 @@ class Printer:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class TableColumn:
     """A column of a table on a terminal."""
 
     title: str
     width: int  # characters; 0: the rest of the line (the last column)
-    right: bool = False
+    align_right: bool = False
 
 
-class Table:
+class TablePrinter:
     """Rows printed as they come: with titles and colours on a terminal, else cells between tabs."""
 
-    def __init__(self, columns: Sequence[Column]) -> None:
+    def __init__(self, columns: Sequence[TableColumn]) -> None:
         self._columns = columns
-        self._printer = Printer()
-        self._shown = is_terminal()
-        if self._shown:
-            self._printer.line(self._aligned([column.title for column in columns]), "bold")
+        self._printer = LinePrinter()
+        self._on_terminal = is_terminal()
+        if self._on_terminal:
+            self._printer.print(self._align([column.title for column in columns]), "bold")
 
-    def row(self, shown: Sequence[str], plain: Iterable[Cell], style: str = "") -> None:
-        """`shown` on a terminal, `plain` in a pipe. Both printable, without tabs."""
-        if self._shown:
-            self._printer.line(self._aligned(shown), style)
+    def print_row(self, terminal_cells: Sequence[str], piped_cells: Iterable[TableCell], style: str = "") -> None:
+        """`shown` on a terminal, `bytes_to_json` in a pipe. Both printable, without tabs."""
+        if self._on_terminal:
+            self._printer.print(self._align(terminal_cells), style)
         else:
-            click.echo("\t".join("" if cell is None else str(cell) for cell in plain))
+            click.echo("\t".join("" if cell is None else str(cell) for cell in piped_cells))
 
-    def _aligned(self, cells: Sequence[str]) -> str:
+    def _align(self, cells: Sequence[str]) -> str:
         padded = [
-            cell.rjust(column.width) if column.right else cell.ljust(column.width)
+            cell.rjust(column.width) if column.align_right else cell.ljust(column.width)
             for cell, column in zip(cells, self._columns, strict=True)
         ]
         return "  ".join(padded).rstrip()
@@ -114,7 +114,7 @@ class Table:
 # -- words -----------------------------------------------------------------------------------------------------------
 
 
-def local_time(milliseconds: int | None) -> str:
+def format_local_time(milliseconds: int | None) -> str:
     """A time for eyes: local, to the second."""
     if milliseconds is None:
         return ""
@@ -124,7 +124,7 @@ def local_time(milliseconds: int | None) -> str:
         return str(milliseconds)
 
 
-def amount(size: int) -> str:
+def format_bytes(size: int) -> str:
     """A number of bytes for eyes: 17 B, 1.5 KiB, 200.0 MiB."""
     if size < 1024:
         return f"{size} B"
@@ -136,23 +136,23 @@ def amount(size: int) -> str:
     return f"{number / 1024:.1f} TiB"
 
 
-def count(number: int, noun: str) -> str:
+def format_count(number: int, noun: str) -> str:
     """`1 change`, `1,200 changes`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 __all__ = [
-    "Cell",
-    "Column",
-    "Printer",
-    "Table",
-    "amount",
-    "count",
+    "LinePrinter",
+    "TableCell",
+    "TableColumn",
+    "TablePrinter",
+    "bytes_to_json",
     "escape_text",
+    "format_bytes",
+    "format_count",
+    "format_local_time",
+    "format_utc",
     "is_terminal",
     "json_option",
-    "local_time",
-    "moment",
-    "plain",
     "print_json",
 ]

@@ -5,11 +5,11 @@ import click
 from redisfuse.text import for_terminal
 
 
-def say(text: str) -> None:
+def print_out(text: str) -> None:
     """Print one line of result on standard output."""
     click.echo(for_terminal(text))
 
 
-def tell(text: str) -> None:
+def print_err(text: str) -> None:
     """Print one line about what happens on standard error, where it disturbs no pipe."""
     click.echo(f"redisfuse: {for_terminal(text)}", err=True)

@@ -9,25 +9,25 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redisfuse.cli._journal_options import datum, described, where
+from redisfuse.cli._journal_options import describe_state, format_key, format_path
 from redisfuse.cli._options import PATH
 from redisfuse.cli._output import escape_text
-from redisfuse.cli._terminal import tell
+from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import RedisFuseError, UsageError
 
 if TYPE_CHECKING:
-    from redisfuse.client.client import Server
+    from redisfuse.client.client import RedisClient
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Change, Outcome, Session, State
-    from redisfuse.transactions.executor import Steps
+    from redisfuse.journal.models import Change, JournalSession, Outcome, State
+    from redisfuse.transactions.executor import TransactionExecutor
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-SHOWN = 200  # bytes of a value that are shown beside another
+MAX_PREVIEW_BYTES = 200  # bytes of a value that are shown beside another
 
 
-def server_options(command: Decorated) -> Decorated:
+def connector_options(command: Decorated) -> Decorated:
     """How to reach the server where the journal's own record of it does not do."""
     options = [
         click.option("--url", metavar="URL", help="Reach the server so, instead of as the journal remembers it."),
@@ -52,7 +52,7 @@ def server_options(command: Decorated) -> Decorated:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ServerConnector:
     """How the user wants servers to be reached."""
 
     url: str | None
@@ -60,94 +60,100 @@ class Way:
     timeout: float
 
     @classmethod
-    def of(cls, context: click.Context) -> Way:
-        """From the options of `server_options`."""
+    def from_context(cls, context: click.Context) -> ServerConnector:
+        """From the options of `connector_options`."""
         from redisfuse.cli._config import find_password
 
         return cls(context.params["url"], find_password(context), context.params["timeout"])
 
-    def connect(self, session: Session, *, writable: bool) -> Server:
+    def connect(self, session: JournalSession, *, writable: bool) -> RedisClient:
         """The server that a session was for. Raises UnavailableError, AccessError, UsageError."""
         from redisfuse.client.address import Address
-        from redisfuse.client.client import Server
+        from redisfuse.client.client import RedisClient
         from redisfuse.client.limits import Limits
 
-        identity = session.info.server
-        address = Address.parse(self.url or identity.url, username=identity.username, password=self.password)
-        server = Server(address, Limits(timeout=self.timeout), writable=writable)
+        identity = session.metadata.server
+        address = Address.parse(self.url or identity.redacted_url, username=identity.username, password=self.password)
+        server = RedisClient(address, Limits(timeout=self.timeout), writable=writable)
         server.connect()
         return server
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class WriteSession:
     """A server that may be changed, in a session of this command's own."""
 
-    server: Server
-    steps: Steps
-    session: int
-    name: str
+    server: RedisClient
+    executor: TransactionExecutor
+    session_id: int
+    server_name: str
 
 
 @contextmanager
-def working(journal: Journal, way: Way, change_session: int) -> Iterator[Work]:
+def write_session(journal: Journal, connector: ServerConnector, change_session_id: int) -> Iterator[WriteSession]:
     """Connect for changing the server that a session was for; whatever was left open on it is settled first."""
-    from redisfuse.journal.models import SessionInfo
-    from redisfuse.transactions.executor import Steps
-    from redisfuse.transactions.recovery import recover
+    from redisfuse.journal.models import SessionMetadata
+    from redisfuse.transactions.executor import TransactionExecutor
+    from redisfuse.transactions.recovery import recover_pending
 
-    made_in = journal.session(change_session)
-    server = way.connect(made_in, writable=True)
+    made_in = journal.get_session(change_session_id)
+    server = connector.connect(made_in, writable=True)
     try:
-        facts = server.facts
+        facts = server.server_info
         version = ".".join(map(str, facts.version))
-        info = SessionInfo(made_in.info.server, run_id=facts.run_id, version=version, maker=facts.maker)
+        info = SessionMetadata(
+            made_in.metadata.server, run_id=facts.run_id, server_version=version, vendor=facts.vendor
+        )
         session = journal.begin_session(info)
         try:
-            recover(journal, server, session)
-            steps = Steps(server, journal, session, dump_limit=DEFAULTS["dump_limit"], on_applied=lambda _changed: None)
-            yield Work(server, steps, session, made_in.info.server.name)
+            recover_pending(journal, server, session)
+            steps = TransactionExecutor(
+                server, journal, session, dump_limit=DEFAULTS["dump_limit"], on_applied=lambda _changed: None
+            )
+            yield WriteSession(server, steps, session, made_in.metadata.server.name)
         finally:
             journal.end_session(session)
     finally:
         server.close()
 
 
-def settle_open(journal: Journal, way: Way, *, quiet: bool) -> tuple[list[tuple[Change, Outcome]], bool]:
+def resolve_pending(
+    journal: Journal, connector: ServerConnector, *, quiet: bool
+) -> tuple[list[tuple[Change, Outcome]], bool]:
     """Settle what is pending, server by server; also whether every server that has some could be reached."""
-    from redisfuse.transactions.recovery import settle
+    from redisfuse.transactions.recovery import resolve_changes
 
     waiting: dict[str, list[Change]] = {}
-    for change in journal.pending():
-        waiting.setdefault(change.server, []).append(change)
-    if way.url is not None and len(waiting) > 1:
+    for change in journal.find_pending_changes():
+        waiting.setdefault(change.server_name, []).append(change)
+    if connector.url is not None and len(waiting) > 1:
         raise UsageError(f"changes of {len(waiting)} servers are open; --url can be only one of them")
     settled: list[tuple[Change, Outcome]] = []
     complete = True
     for name, changes in waiting.items():
         try:
-            server = way.connect(journal.session(changes[-1].session), writable=False)
+            server = connector.connect(journal.get_session(changes[-1].session_id), writable=False)
             try:
-                settled += settle(journal, server, changes)
+                settled += resolve_changes(journal, server, changes)
             finally:
                 server.close()
         except RedisFuseError as error:
             complete = False
             if not quiet:
-                tell(f"{name}: its open changes could not be settled: {error}")
+                print_err(f"{name}: its open changes could not be settled: {error}")
     return settled, complete
 
 
-def line_of(change: Change) -> str:
+def format_change(change: Change) -> str:
     """A change in one line, printable."""
-    return f"{change.id}  {change.op}  {where(change)}  ({datum(change)})"
+    return f"{change.id}  {change.op}  {format_path(change)}  ({format_key(change)})"
 
 
-def shown(state: State) -> str:
+def format_state(state: State) -> str:
     """What a state is, and the beginning of its content, printable and in one line."""
-    text = described(state)
-    content = state.logical if state.kind == "object" else state.content
+    text = describe_state(state)
+    content = state.portable_copy if state.kind == "object" else state.content
     if content is None or not content.size:
         return text
-    head = content.head(SHOWN)
+    head = content.read_prefix(MAX_PREVIEW_BYTES)
     return f"{text}: {escape_text(head)}{'…' if content.size > len(head) else ''}"

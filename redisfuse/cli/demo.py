@@ -5,7 +5,7 @@ import click
 from redisfuse.text import for_terminal
 
 
-def _show(kind: str, line: str) -> None:
+def _print_event(kind: str, line: str) -> None:
     text = "\t".join(map(for_terminal, line.split("\t")))
     if kind == "say":
         click.secho(f"\n# {text}", fg="cyan")
@@ -25,4 +25,4 @@ def command(keep: bool) -> None:
     """
     from redisfuse.cli._demo import session
 
-    session.run(_show, keep=keep)
+    session.run_demo(_print_event, keep=keep)

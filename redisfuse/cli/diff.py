@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Printer, escape_text, json_option, local_time, print_json
+from redisfuse.cli._output import LinePrinter, escape_text, format_local_time, json_option, print_json
 from redisfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from redisfuse.journal.journal import Journal
     from redisfuse.journal.models import Change
 
-STYLES = {"fact": "cyan", "place": "blue", "-": "red", "+": "green", " ": ""}
-PREFIXES = {"fact": "", "place": "", "-": "-", "+": "+", " ": " "}
+MARK_STYLES = {"fact": "cyan", "place": "blue", "-": "red", "+": "green", " ": ""}
+MARK_PREFIXES = {"fact": "", "place": "", "-": "-", "+": "+", " ": " "}
 
 
 @click.command
-@click.argument("ids", type=_journal_options.CHANGE, nargs=-1, metavar="ID...")
+@click.argument("ids", type=_journal_options.CHANGE_ID, nargs=-1, metavar="ID...")
 @click.option(
-    "--session", type=_journal_options.SESSION, metavar="ID", help="All changes of this session, in their order."
+    "--session", type=_journal_options.SESSION_ID, metavar="ID", help="All changes of this session, in their order."
 )
 @json_option
 @_journal_options.journal_option
@@ -35,35 +35,36 @@ def command(ids: tuple[int, ...], session: int | None, as_json: bool, journal_fi
     """
     if bool(ids) == (session is not None):
         raise UsageError("give the ids of changes, or --session ID")
-    from redisfuse.journal.diff import difference
+    from redisfuse.journal.diff import diff_change
 
     with _journal_options.open_journal(journal_file) as journal:
-        printer = None if as_json else Printer()
-        for change in _changes(journal, ids, session):
+        printer = None if as_json else LinePrinter()
+        for change in _select_changes(journal, ids, session):
             if printer is None:
-                lines = [{"mark": line.mark, "text": line.text} for line in difference(change)]
-                print_json({**_journal_options.row_of(change), "difference": lines})
+                lines = [{"mark": line.marker, "text": line.text} for line in diff_change(change)]
+                print_json({**_journal_options.change_to_json(change), "difference": lines})
                 continue
-            _title(printer, change)
-            for line in difference(change):
-                printer.line(PREFIXES[line.mark] + line.text, STYLES[line.mark])
+            _print_title(printer, change)
+            for line in diff_change(change):
+                printer.print(MARK_PREFIXES[line.marker] + line.text, MARK_STYLES[line.marker])
 
 
-def _changes(journal: Journal, ids: tuple[int, ...], session: int | None) -> Iterator[Change]:
+def _select_changes(journal: Journal, ids: tuple[int, ...], session: int | None) -> Iterator[Change]:
     if session is None:
-        yield from (journal.change(id) for id in ids)
+        yield from (journal.get_change(id) for id in ids)
         return
-    from redisfuse.journal.change_rows import Filter
+    from redisfuse.journal.change_rows import ChangeFilter
 
-    journal.session(session)
-    yield from journal.changes(Filter(session=session, oldest_first=True))
+    journal.get_session(session)
+    yield from journal.find_changes(ChangeFilter(session_id=session, oldest_first=True))
 
 
-def _title(printer: Printer, change: Change) -> None:
-    state = "" if change.state == "applied" else f", {change.state}"
-    printer.line(
-        f"change {change.id}: {change.op} {_journal_options.where(change)} ({local_time(change.at)}{state})", "bold"
+def _print_title(printer: LinePrinter, change: Change) -> None:
+    state = "" if change.outcome == "applied" else f", {change.outcome}"
+    printer.print(
+        f"change {change.id}: {change.op} {_journal_options.format_path(change)} ({format_local_time(change.recorded_at)}{state})",
+        "bold",
     )
     if change.error:
-        printer.line(f"  {escape_text(change.error.encode())}")
-    printer.line(f"  key {_journal_options.datum(change)}", "dim")
+        printer.print(f"  {escape_text(change.error.encode())}")
+    printer.print(f"  key {_journal_options.format_key(change)}", "dim")

@@ -8,57 +8,81 @@ from typing import Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Column, Table, amount, escape_text, json_option, local_time, moment, print_json
+from redisfuse.cli._output import (
+    TableColumn,
+    TablePrinter,
+    escape_text,
+    format_bytes,
+    format_local_time,
+    format_utc,
+    json_option,
+    print_json,
+)
+from redisfuse.journal.models import Change
 
 
 @click.command
 @_journal_options.filter_options
-@click.option("-n", "--limit", type=click.IntRange(0, _journal_options.MOST), metavar="N", help="At most so many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(0, _journal_options.MAX_SQLITE_INTEGER), metavar="N", help="At most so many."
+)
 @json_option
 @_journal_options.journal_option
-def command(journal_file: Path | None, as_json: bool, limit: int | None, **chosen: Any) -> None:
+def command(journal_file: Path | None, as_json: bool, limit: int | None, **filters: Any) -> None:
     """List the changes, newest first.
 
     Piped, a line is: id, time (UTC), session, operation, state, size before, size after, path, key, field, the change
     that it reverts; between tabs.
     """
     with _journal_options.open_journal(journal_file) as journal:
-        changes = journal.changes(_journal_options.filter_of(limit=limit, **chosen))
+        changes = journal.find_changes(_journal_options.build_change_filter(limit=limit, **filters))
         if as_json:
             for change in changes:
-                print_json(_journal_options.row_of(change))
+                print_json(_journal_options.change_to_json(change))
             return
         table = None
         for change in changes:
-            table = table or _table(change.id)
-            _print(table, change)
+            table = table or _create_table(change.id)
+            _print_change(table, change)
 
 
-def _table(newest: int) -> Table:
-    return Table(
+def _create_table(newest_id: int) -> TablePrinter:
+    return TablePrinter(
         [
-            Column("ID", max(2, len(str(newest))), right=True),
-            Column("TIME", 19),
-            Column("WHAT", 8),
-            Column("SIZE", 21, right=True),
-            Column("STATE", 7),
-            Column("PATH", 0),
+            TableColumn("ID", max(2, len(str(newest_id))), align_right=True),
+            TableColumn("TIME", 19),
+            TableColumn("WHAT", 8),
+            TableColumn("SIZE", 21, align_right=True),
+            TableColumn("STATE", 7),
+            TableColumn("PATH", 0),
         ]
     )
 
 
-def _print(table: Table, change: Any) -> None:
-    path = _journal_options.where(change)
+def _print_change(table: TablePrinter, change: Change) -> None:
+    path = _journal_options.format_path(change)
     extra = (
         f" (reverts {change.reverts})" if change.reverts else f" (applies {change.applies})" if change.applies else ""
     )
-    table.row(
+    table.print_row(
         (
-            *(str(change.id), local_time(change.at), change.op, _sizes(change.prior.size, change.new.size)),
-            *(change.state, path + extra),
+            *(
+                str(change.id),
+                format_local_time(change.recorded_at),
+                change.op,
+                _format_sizes(change.prior.size, change.new.size),
+            ),
+            *(change.outcome, path + extra),
         ),
         (
-            *(change.id, moment(change.at), change.session, change.op, change.state, change.prior.size),
+            *(
+                change.id,
+                format_utc(change.recorded_at),
+                change.session_id,
+                change.op,
+                change.outcome,
+                change.prior.size,
+            ),
             *(
                 change.new.size,
                 path,
@@ -67,10 +91,10 @@ def _print(table: Table, change: Any) -> None:
             ),
             change.reverts,
         ),
-        _journal_options.STYLES[change.state],
+        _journal_options.STATE_STYLES[change.outcome],
     )
 
 
-def _sizes(prior: int | None, new: int | None) -> str:
-    before, after = ("-" if size is None else amount(size) for size in (prior, new))
+def _format_sizes(prior: int | None, new: int | None) -> str:
+    before, after = ("-" if size is None else format_bytes(size) for size in (prior, new))
     return f"{before} → {after}"

@@ -20,14 +20,14 @@ import click
 
 import redisfuse
 from redisfuse import cli
-from redisfuse.cli._redact import hide_arguments, mask
-from redisfuse.cli._terminal import tell
+from redisfuse.cli._redact import redact_argv, redact_passwords
+from redisfuse.cli._terminal import print_err
 from redisfuse.errors import RedisFuseError
 
 DEFAULT_COMMAND = "mount"
 
 
-class Commands(click.Group):
+class CommandGroup(click.Group):
     """The group of all commands, read from the modules beside this one."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
@@ -48,7 +48,7 @@ class Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `mount` in front of the first word that is neither an option of the group nor a command."""
-        first = self._first_word(args)
+        first = self._find_command_index(args)
         if first < len(args) and args[first] not in self.list_commands(ctx):
             args = [*args[:first], DEFAULT_COMMAND, *args[first:]]
         return super().parse_args(ctx, args)
@@ -61,15 +61,15 @@ class Commands(click.Group):
         if name and command and not ctx.resilient_parsing:
             from redisfuse.cli import _config
 
-            ctx.obj = _config.load(ctx.params["config"])
-            ctx.default_map = {name: ctx.obj.defaults_for(name, command)}
+            ctx.obj = _config.load_config_files(ctx.params["config"])
+            ctx.default_map = {name: ctx.obj.build_default_map(name, command)}
             if name == DEFAULT_COMMAND:
-                ctx.obj.check_shared(command)
+                ctx.obj.check_top_level(command)
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The first line of each module's docstring, read without importing it."""
-        rows = [(name, _summary(name)) for name in self.list_commands(ctx)]
+        rows = [(name, _read_summary(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
@@ -82,7 +82,7 @@ class Commands(click.Group):
                 found += default.shell_complete(child, incomplete)
         return found
 
-    def _first_word(self, args: Sequence[str]) -> int:
+    def _find_command_index(self, args: Sequence[str]) -> int:
         """Where the group's own options end."""
         options = {name: param for param in self.params if isinstance(param, click.Option) for name in param.opts}
         position = 0
@@ -100,7 +100,7 @@ class Commands(click.Group):
 
 @click.group(
     name="redisfuse",
-    cls=Commands,
+    cls=CommandGroup,
     subcommand_metavar="[COMMAND] ...",
     context_settings={"auto_envvar_prefix": "REDISFUSE", "help_option_names": ["-h", "--help"]},
     epilog="`redisfuse COMMAND --help` says more; `redisfuse mount --help` has the options of a mount.",
@@ -125,7 +125,7 @@ def group(config: Path | None, debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; answers the exit status. Nothing but one line ever reaches the user from an error."""
-    hide_arguments()
+    redact_argv()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = group.main(words, prog_name="redisfuse", standalone_mode=False)
@@ -135,9 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _fail(error, error.exit_code, _hint(error))
+        return _report_error(error, error.exit_code, _usage_hint(error))
     except RedisFuseError as error:
-        return _fail(error, error.exit_status)
+        return _report_error(error, error.exit_status)
     except BrokenPipeError:
         # The reader went away (`| head`): no error. Python would still try to flush at exit.
         with contextlib.suppress(OSError):
@@ -146,16 +146,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except Exception as error:  # the last wall: a bug must not print a traceback
-        return _fail_unexpectedly(error, debug="--debug" in words)
+        return _report_bug(error, debug="--debug" in words)
 
 
-def _fail(error: Exception, status: int, hint: str = "") -> int:
+def _report_error(error: Exception, status: int, hint: str = "") -> int:
     text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    tell(mask(f"{text or type(error).__name__}{hint}"))
+    print_err(redact_passwords(f"{text or type(error).__name__}{hint}"))
     return status
 
 
-def _fail_unexpectedly(error: Exception, *, debug: bool) -> int:
+def _report_bug(error: Exception, *, debug: bool) -> int:
     log = logging.getLogger("redisfuse")
     logged = any(isinstance(handler, logging.FileHandler) for handler in logging.getLogger().handlers)
     if logged:
@@ -163,21 +163,25 @@ def _fail_unexpectedly(error: Exception, *, debug: bool) -> int:
     elif debug:
         import traceback
 
-        for line in mask("".join(traceback.format_exception(error))).splitlines():
-            tell(line)
+        for line in redact_passwords("".join(traceback.format_exception(error))).splitlines():
+            print_err(line)
     where = "the traceback is in the log" if logged else "add --debug for the traceback"
-    tell(mask(f"a bug: {type(error).__name__}: {error}; {where if logged or not debug else 'please report it'}"))
+    print_err(
+        redact_passwords(
+            f"a bug: {type(error).__name__}: {error}; {where if logged or not debug else 'please report it'}"
+        )
+    )
     return 1
 
 
-def _hint(error: click.ClickException) -> str:
+def _usage_hint(error: click.ClickException) -> str:
     """How to find out more about a usage error, on the same line."""
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return ""
     return f" (see {error.ctx.command_path} --help)"
 
 
-def _summary(name: str) -> str:
+def _read_summary(name: str) -> str:
     spec = importlib.util.find_spec(f"redisfuse.cli.{name}")
     source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
     first = (source or "").partition("\n")[0]

@@ -7,140 +7,159 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from redisfuse.cli._config import find_password, load
-from redisfuse.cli._options import BYTES, PATH, SIZE, SectionCommand, SectionOption, server_options, setting
-from redisfuse.config import FuseOptions, Settings, split_options
+from redisfuse.cli._config import find_password, load_config_files
+from redisfuse.cli._options import BYTES, PATH, SIZE, SectionCommand, SectionOption, config_option, server_options
+from redisfuse.config import Config, MountOptions, split_mount_options
 from redisfuse.errors import UsageError
 
-CHANGES = "Changing things"
-TREE = "What the tree looks like"
-LIMITS = "Being a good guest"
-JUNK = "Junk"
-RUNNING = "How it runs"
+WRITE_SECTION = "Changing things"
+TREE_SECTION = "What the tree looks like"
+LIMITS_SECTION = "Being a good guest"
+JUNK_SECTION = "Junk"
+RUN_SECTION = "How it runs"
 
 
-def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+def _load_config_option(context: click.Context, _: click.Parameter, path: Path | None) -> None:
     """`--config` among the options of a mount that was not named: the group could not see it."""
     if path:
-        config = load(path)
-        config.check_shared(context.command)
+        config = load_config_files(path)
+        config.check_top_level(context.command)
         context.find_root().obj = config
-        context.default_map = config.defaults_for("mount", context.command)
+        context.default_map = config.build_default_map("mount", context.command)
 
 
 @click.command(cls=SectionCommand, options_metavar="[OPTIONS]")
 @click.argument("source", nargs=-1, metavar="(HOST PORT | URL) MOUNTPOINT")
 @server_options
-@setting("--write", section=CHANGES, is_flag=True, help="Write mode: edits reach Redis, each journaled first.")
+@config_option(
+    "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits reach Redis, each journaled first."
+)
 @click.option(
     "--journal",
     cls=SectionOption,
-    section=CHANGES,
+    section=WRITE_SECTION,
     is_flag=True,
     help="Journal every change. --write implies it; there is no writing without.",
 )
-@setting(
+@config_option(
     "--journal-file",
-    section=CHANGES,
+    section=WRITE_SECTION,
     type=PATH,
     show_default="journal.db in the platform's state folder",
     help="The journal's database.",
 )
-@setting(
+@config_option(
     "--no-conflict-check",
-    section=CHANGES,
+    section=WRITE_SECTION,
     is_flag=True,
     help="Save even if the key changed since the file was opened.",
 )
-@setting(
+@config_option(
     "--allow",
-    section=CHANGES,
+    section=WRITE_SECTION,
     multiple=True,
     type=BYTES,
     metavar="GLOB",
     help="Only keys that match may be changed; may be repeated.",
 )
-@setting(
+@config_option(
     "--dump-limit",
-    section=CHANGES,
+    section=WRITE_SECTION,
     type=click.IntRange(0),
     metavar="N",
     help="DUMP collections of up to so many elements.",
 )
-@setting("--separator", section=TREE, type=BYTES, help="What separates directories in a key.")
-@setting("--prefix", section=TREE, type=BYTES, help="Mount only the keys that begin with this.")
-@setting(
+@config_option("--separator", section=TREE_SECTION, type=BYTES, help="What separates directories in a key.")
+@config_option("--prefix", section=TREE_SECTION, type=BYTES, help="Mount only the keys that begin with this.")
+@config_option(
     "--new-files",
-    section=TREE,
+    section=TREE_SECTION,
     type=click.Choice(["auto", "string"]),
     help="What NAME.EXT becomes when it is created: a field of hash NAME (auto), or always a string.",
 )
-@setting(
+@config_option(
     "--render-limit",
-    section=TREE,
+    section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
     help="A collection of more elements has size 0 and streams.",
 )
-@setting(
+@config_option(
     "--field-limit",
-    section=TREE,
+    section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
     help="A hash of more fields is listed as one file.",
 )
-@setting(
+@config_option(
     "--hash-limit",
-    section=TREE,
+    section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
     help="In a directory of more hashes, each is listed as one file.",
 )
-@setting("--cache-memory", section=LIMITS, type=SIZE, help="Memory for attributes and small contents.")
-@setting(
+@config_option("--cache-memory", section=LIMITS_SECTION, type=SIZE, help="Memory for attributes and small contents.")
+@config_option(
     "--index-memory",
-    section=LIMITS,
+    section=LIMITS_SECTION,
     type=SIZE,
     help="Memory for the names of keys; beyond, they move to a private temporary file.",
 )
-@setting("--connections", section=LIMITS, type=click.IntRange(1), metavar="N", help="At most so many connections.")
-@setting(
+@config_option(
+    "--connections", section=LIMITS_SECTION, type=click.IntRange(1), metavar="N", help="At most so many connections."
+)
+@config_option(
     "--rate",
-    section=LIMITS,
+    section=LIMITS_SECTION,
     type=click.IntRange(0),
     metavar="N",
     help="At most so many commands a second; 0 is no limit.",
 )
-@setting("--scan-count", section=LIMITS, type=click.IntRange(1, 1000), metavar="N", help="Keys that one SCAN asks for.")
-@setting(
+@config_option(
+    "--scan-count",
+    section=LIMITS_SECTION,
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Keys that one SCAN asks for.",
+)
+@config_option(
     "--rescan-seconds",
-    section=LIMITS,
+    section=LIMITS_SECTION,
     type=click.FloatRange(1),
     metavar="SECONDS",
     help="The keys are read again so often where changes can't be followed.",
 )
-@setting("--no-junk-filter", section=JUNK, is_flag=True, help="Let editors' and systems' droppings into Redis.")
-@setting("--junk-file", section=JUNK, type=PATH, help="Junk patterns (gitignore syntax) instead of the built-in ones.")
-@setting("--junk", section=JUNK, multiple=True, metavar="PATTERN", help="One more junk pattern; may be repeated.")
-@setting("--keep", section=JUNK, multiple=True, metavar="PATTERN", help="Never junk; may be repeated.")
-@setting("--show-junk", section=JUNK, is_flag=True, help="List junk that is already in Redis.")
-@setting("--scratch-memory", section=JUNK, type=SIZE, help="Memory for junk made through the mount.")
-@setting(
+@config_option(
+    "--no-junk-filter", section=JUNK_SECTION, is_flag=True, help="Let editors' and systems' droppings into Redis."
+)
+@config_option(
+    "--junk-file",
+    section=JUNK_SECTION,
+    type=PATH,
+    help="Junk patterns (gitignore syntax) instead of the built-in ones.",
+)
+@config_option(
+    "--junk", section=JUNK_SECTION, multiple=True, metavar="PATTERN", help="One more junk pattern; may be repeated."
+)
+@config_option("--keep", section=JUNK_SECTION, multiple=True, metavar="PATTERN", help="Never junk; may be repeated.")
+@config_option("--show-junk", section=JUNK_SECTION, is_flag=True, help="List junk that is already in Redis.")
+@config_option("--scratch-memory", section=JUNK_SECTION, type=SIZE, help="Memory for junk made through the mount.")
+@config_option(
     "--park-seconds",
-    section=JUNK,
+    section=JUNK_SECTION,
     type=click.FloatRange(0),
     metavar="SECONDS",
     help="A key renamed to a junk name waits so long for its new content.",
 )
-@setting(
+@config_option(
     "--binding",
-    section=RUNNING,
+    section=RUN_SECTION,
     type=click.Choice(["auto", "fusepy", "mfusepy"]),
     help="fusepy is libfuse 2, mfusepy libfuse 3.",
 )
-@setting(
+@config_option(
     "--ask-on-open",
-    section=RUNNING,
+    section=RUN_SECTION,
     is_flag=True,
     help="Without --write: a file shows what it held when it was opened, not when it was first read; slower.",
 )
@@ -148,37 +167,39 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     "-o",
     "options",
     cls=SectionOption,
-    section=RUNNING,
+    section=RUN_SECTION,
     multiple=True,
     metavar="OPT[,OPT…]",
     help="Mount options: ro, allow_other, uid=, gid=, umask=, libfuse's own, and every long option above.",
 )
-@setting("--daemon", section=RUNNING, is_flag=True, help="Return when the mount answers, and go on in the background.")
+@config_option(
+    "--daemon", section=RUN_SECTION, is_flag=True, help="Return when the mount answers, and go on in the background."
+)
 @click.option(
     "-f",
     "--foreground",
     cls=SectionOption,
-    section=RUNNING,
+    section=RUN_SECTION,
     is_flag=True,
     help="Stay in the foreground, as it does anyway.",
 )
-@setting(
+@config_option(
     "--log-file",
-    section=RUNNING,
+    section=RUN_SECTION,
     type=PATH,
     show_default="the terminal; a daemon: redisfuse.log in the platform's state folder",
     help="Where the log goes.",
 )
-@setting("--debug", section=RUNNING, is_flag=True, help="Log what is done, and tracebacks.")
+@config_option("--debug", section=RUN_SECTION, is_flag=True, help="Log what is done, and tracebacks.")
 @click.option(
     "--config",
     cls=SectionOption,
-    section=RUNNING,
+    section=RUN_SECTION,
     type=PATH,
     is_eager=True,
     expose_value=False,
     allow_from_autoenv=False,
-    callback=_read_config,
+    callback=_load_config_option,
     help="Read this configuration file, instead of /etc/redisfuse.toml and the user's.",
 )
 @click.pass_context
@@ -188,16 +209,16 @@ def command(context: click.Context, /, **_: Any) -> None:
     URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount stays in the foreground until
     Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
     """
-    settings = settings_from(context)
+    settings = build_config(context)
     from redisfuse.mount import run
 
-    run.run(settings)
+    run.mount_and_serve(settings)
 
 
-def settings_from(context: click.Context) -> Settings:
+def build_config(context: click.Context) -> Config:
     """What the parsed command line asks for. Raises UsageError."""
-    given = _with_mount_options(context)
-    options: FuseOptions = given["options"]
+    given = _apply_mount_options(context)
+    options: MountOptions = given["options"]
     source = given.pop("source")
     if given["foreground"] and given["daemon"]:
         raise UsageError("-f and --daemon contradict each other")
@@ -207,7 +228,7 @@ def settings_from(context: click.Context) -> Settings:
         if context.get_parameter_source("write") is ParameterSource.COMMANDLINE:
             raise UsageError("-o ro and --write contradict each other")
         given["write"] = False
-    target, port, mountpoint = _source(source)
+    target, port, mountpoint = _parse_source(source)
     root = context.find_root()
     given |= {
         "target": target,
@@ -222,17 +243,17 @@ def settings_from(context: click.Context) -> Settings:
         del given[name]
     if not given["separator"]:
         raise UsageError("--separator can't be empty")
-    return Settings(**given)
+    return Config(**given)
 
 
-def _with_mount_options(context: click.Context) -> dict[str, Any]:
+def _apply_mount_options(context: click.Context) -> dict[str, Any]:
     """The parameters, with the long options applied that were said in `-o`, as fstab must: `-o write,prefix=app:`."""
     given = dict(context.params)
     named = {param.name: param for param in context.command.params if isinstance(param, click.Option)}
     for name in ("options", "config", "foreground", "help"):
         named.pop(name, None)
     rest = []
-    for word in split_options(given["options"]):
+    for word in split_mount_options(given["options"]):
         name, equals, value = word.partition("=")
         option = named.get(name.replace("-", "_"))
         if option is None or (name == "user" and not equals):  # a bare `user` in fstab is mount(8)'s own
@@ -245,30 +266,30 @@ def _with_mount_options(context: click.Context) -> dict[str, Any]:
         given[option.name] = (*given[option.name], found) if option.multiple else found
         context.set_parameter_source(option.name, ParameterSource.COMMANDLINE)
         context.params[option.name] = given[option.name]
-    given["options"] = FuseOptions.parse(rest)
+    given["options"] = MountOptions.parse(rest)
     return given
 
 
-def _source(words: tuple[str, ...]) -> tuple[str, int | None, Path]:
+def _parse_source(arguments: tuple[str, ...]) -> tuple[str, int | None, Path]:
     """HOST PORT MOUNTPOINT or URL MOUNTPOINT. Raises UsageError, saying the nearest right form."""
-    if len(words) == 3 and "://" not in words[0]:
-        host, port, mountpoint = words
+    if len(arguments) == 3 and "://" not in arguments[0]:
+        host, port, mountpoint = arguments
         if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise UsageError(f"{port!r} is no port: say HOST PORT MOUNTPOINT, such as 127.0.0.1 6379 /mnt/redis")
         return host, int(port), PATH.convert(mountpoint, None, None)
-    if len(words) == 2 and "://" in words[0]:
-        return words[0], None, PATH.convert(words[1], None, None)
-    if len(words) == 1 and "://" in words[0]:
+    if len(arguments) == 2 and "://" in arguments[0]:
+        return arguments[0], None, PATH.convert(arguments[1], None, None)
+    if len(arguments) == 1 and "://" in arguments[0]:
         raise UsageError("the mount point is missing: say URL MOUNTPOINT")
-    raise UsageError(f"{_what_was_meant(words)}say HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
+    raise UsageError(f"{_suggest_correction(arguments)}say HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
 
 
-def _what_was_meant(words: tuple[str, ...]) -> str:
+def _suggest_correction(arguments: tuple[str, ...]) -> str:
     from redisfuse.cli.main import group
 
-    if not words:
+    if not arguments:
         return "what is to be mounted? "
-    if words[0].startswith("/"):
-        return f"for a Unix socket say unix://{words[0]}; else "
-    near = difflib.get_close_matches(words[0], group.list_commands(click.Context(group)), n=1)
-    return f"no command {words[0]!r}, did you mean {near[0]!r}? To mount, " if near else ""
+    if arguments[0].startswith("/"):
+        return f"for a Unix socket say unix://{arguments[0]}; else "
+    near = difflib.get_close_matches(arguments[0], group.list_commands(click.Context(group)), n=1)
+    return f"no command {arguments[0]!r}, did you mean {near[0]!r}? To mount, " if near else ""

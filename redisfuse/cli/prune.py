@@ -8,17 +8,17 @@ from pathlib import Path
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import amount, count, json_option, print_json
-from redisfuse.cli._terminal import say
+from redisfuse.cli._output import format_bytes, format_count, json_option, print_json
+from redisfuse.cli._terminal import print_out
 
 
 @click.command
 @click.option(
-    "--older-than", type=_journal_options.MOMENT, required=True, metavar="AGE", help="Such as 30d, 12h, or a time."
+    "--older-than", type=_journal_options.TIMESTAMP, required=True, metavar="AGE", help="Such as 30d, 12h, or a time."
 )
 @click.option(
     "--keep-last",
-    type=click.IntRange(0, _journal_options.MOST),
+    type=click.IntRange(0, _journal_options.MAX_SQLITE_INTEGER),
     default=0,
     metavar="N",
     help="Keep the newest N in any case.",
@@ -36,18 +36,20 @@ def command(
 
     What is removed can't be rolled back any more. A change whose outcome is open (pending, unknown) is never removed.
     """
-    from redisfuse.journal.prune import prune
+    from redisfuse.journal.prune import prune_journal
 
     with _journal_options.open_journal(journal_file, write=True) as journal:
-        done = prune(journal, before=older_than, keep_last=keep_last, refused=refused, dry_run=dry_run)
+        done = prune_journal(
+            journal, before_ms=older_than, keep_last=keep_last, include_refused=refused, dry_run=dry_run
+        )
     if as_json:
         print_json({**asdict(done), "dry_run": dry_run})
         return
-    what = f"{count(done.changes, 'change')}, {count(done.sessions, 'session')}, {count(done.contents, 'content')}"
+    what = f"{format_count(done.changes, 'change')}, {format_count(done.sessions, 'session')}, {format_count(done.contents, 'content')}"
     if dry_run:
-        say(f"would remove {what}: about {amount(done.freed)}")
+        print_out(f"would remove {what}: about {format_bytes(done.freed)}")
     elif not (done.changes or done.sessions or done.contents):
-        tidied = f"; the journal is {amount(done.freed)} smaller, as its file was tidied up" if done.freed else ""
-        say(f"nothing settled is so old{tidied}")
+        tidied = f"; the journal is {format_bytes(done.freed)} smaller, as its file was tidied up" if done.freed else ""
+        print_out(f"nothing settled is so old{tidied}")
     else:
-        say(f"removed {what}; the journal is {amount(done.freed)} smaller")
+        print_out(f"removed {what}; the journal is {format_bytes(done.freed)} smaller")

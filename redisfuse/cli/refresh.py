@@ -17,8 +17,8 @@ def command(mountpoint: Path) -> None:
 
     The same as touching MOUNTPOINT/.updater.
     """
-    mount = mountpoints.find(mountpoint)
-    if mount is None or mount.type != mountpoints.FILESYSTEM:
+    mount = mountpoints.find_mount(mountpoint)
+    if mount is None or mount.fs_type != mountpoints.FILESYSTEM_TYPE:
         raise MountError(f"{mountpoint} is not a redisfuse mount")
     try:
         os.stat(mountpoint / ".updater")

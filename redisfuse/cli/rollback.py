@@ -12,26 +12,31 @@ import click
 
 from redisfuse.cli import _journal_options, _write_session
 from redisfuse.cli._options import BYTES
-from redisfuse.cli._output import Printer, count, escape_text, json_option, local_time, print_json
-from redisfuse.cli._terminal import tell
+from redisfuse.cli._output import LinePrinter, escape_text, format_count, format_local_time, json_option, print_json
+from redisfuse.cli._terminal import print_err
 from redisfuse.errors import RedisFuseError, UsageError
 
 if TYPE_CHECKING:
     from redisfuse.journal.journal import Journal
-    from redisfuse.transactions.rollback import Report
-    from redisfuse.transactions.rollback_plan import Conflict, Plan, Planned
-    from redisfuse.transactions.selection import Group
+    from redisfuse.transactions.rollback import RollbackReport
+    from redisfuse.transactions.rollback_plan import PlannedChange, RollbackConflict, RollbackPlan
+    from redisfuse.transactions.selection import ChangeGroup
 
-LISTED = 50  # changes of a plan that are shown before they are taken back; --dry-run shows all
-PROGRESS = 100  # changes beyond which there is a progress bar
+MAX_LISTED_CHANGES = 50  # changes of a plan that are shown before they are taken back; --dry-run shows all
+PROGRESS_BAR_MIN_CHANGES = 100  # changes beyond which there is a progress bar
 
 
 @click.command
-@click.argument("ids", type=_journal_options.CHANGE, nargs=-1, metavar="[ID...]")
-@click.option("--group", type=_journal_options.CHANGE, metavar="ID", help="The operation that begins with this change.")
-@click.option("--session", type=_journal_options.SESSION, metavar="ID", help="All changes of this session.")
+@click.argument("ids", type=_journal_options.CHANGE_ID, nargs=-1, metavar="[ID...]")
 @click.option(
-    "--since", type=_journal_options.MOMENT, metavar="TIME", help="All changes since: ISO 8601, 14:30, 2h, yesterday."
+    "--group", type=_journal_options.CHANGE_ID, metavar="ID", help="The operation that begins with this change."
+)
+@click.option("--session", type=_journal_options.SESSION_ID, metavar="ID", help="All changes of this session.")
+@click.option(
+    "--since",
+    type=_journal_options.TIMESTAMP,
+    metavar="TIME",
+    help="All changes since: ISO 8601, 14:30, 2h, yesterday.",
 )
 @click.option(
     "--last",
@@ -46,7 +51,7 @@ PROGRESS = 100  # changes beyond which there is a progress bar
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option("--force", is_flag=True, help="Overwrite what was changed since (it is journaled too).")
 @json_option
-@_write_session.server_options
+@_write_session.connector_options
 @_journal_options.journal_option
 @click.pass_context
 def command(
@@ -63,7 +68,7 @@ def command(
     force: bool,
     as_json: bool,
     journal_file: Path | None,
-    **_reaching: Any,
+    **_connector_options: Any,
 ) -> int:
     """Take changes back: write what was there before, newest first.
 
@@ -71,199 +76,212 @@ def command(
     conflict: nothing of its operation is touched, and the exit status is 1. A rollback is journaled like any change and
     can be rolled back. What is taken back already is left out, so the same command finishes an interrupted rollback.
     """
-    from redisfuse.transactions.selection import Selection, select
+    from redisfuse.transactions.selection import RollbackSelection, select_groups
 
-    way = _write_session.Way.of(context)
-    wanted = Selection(ids=ids, group=group, session=session, since=since, last=last, key=key)
+    way = _write_session.ServerConnector.from_context(context)
+    wanted = RollbackSelection(ids=ids, group=group, session=session, since=since, last=last, key=key)
     status = 0
     with _journal_options.open_journal(journal_file, write=not dry_run) as journal:
         if not dry_run:
-            _write_session.settle_open(journal, way, quiet=True)
-        groups = select(journal, wanted)
-        servers = list(dict.fromkeys(group[0].server for group in groups))
+            _write_session.resolve_pending(journal, way, quiet=True)
+        groups = select_groups(journal, wanted)
+        servers = list(dict.fromkeys(group[0].server_name for group in groups))
         if way.url is not None and len(servers) > 1:
             raise UsageError(f"these changes are of {len(servers)} servers; --url can be only one of them")
         if not groups and not as_json:
-            Printer().line("there is nothing to take back: it is taken back already" if ids else "nothing to take back")
+            LinePrinter().print(
+                "there is nothing to take back: it is taken back already" if ids else "nothing to take back"
+            )
         for name in servers:
-            mine = [group for group in groups if group[0].server == name]
-            task = _Task(journal, way, mine, force=force, as_json=as_json, last=last)
-            done = task.plan_only() if dry_run else task.run(ask=not yes)
+            mine = [group for group in groups if group[0].server_name == name]
+            task = _RollbackCommand(journal, way, mine, force=force, as_json=as_json, last_count=last)
+            done = task.dry_run() if dry_run else task.run(ask_first=not yes)
             status = status or (0 if done else 1)
     return status
 
 
-class _Task:
+class _RollbackCommand:
     """The rollback of one server's operations."""
 
     def __init__(
         self,
         journal: Journal,
-        way: _write_session.Way,
-        groups: list[Group],
+        connector: _write_session.ServerConnector,
+        groups: list[ChangeGroup],
         *,
         force: bool,
         as_json: bool,
-        last: int | None,
+        last_count: int | None,
     ) -> None:
         self._journal = journal
-        self._way = way
+        self._connector = connector
         self._groups = groups
         self._force = force
         self._as_json = as_json
-        self._last = last
-        self._printer = Printer()
-        self._session = groups[0][0].session
+        self._last_count = last_count
+        self._printer = LinePrinter()
+        self._session_id = groups[0][0].session_id
 
-    def plan_only(self) -> bool:
+    def dry_run(self) -> bool:
         """Print the whole plan; whether it has no conflict."""
-        from redisfuse.transactions.rollback_plan import make_plan
+        from redisfuse.transactions.rollback_plan import plan_rollback
 
-        server = self._way.connect(self._journal.session(self._session), writable=False)
+        server = self._connector.connect(self._journal.get_session(self._session_id), writable=False)
         try:
-            plan = make_plan(self._journal, server, self._groups, force=self._force)
+            plan = plan_rollback(self._journal, server, self._groups, force=self._force)
         finally:
             server.close()
         if self._as_json:
             for entry in plan.entries:
-                print_json(_row(entry, "planned" if entry.conflict is None else "conflict"))
+                print_json(_entry_to_json(entry, "planned" if entry.conflict is None else "conflict"))
         else:
             self._print_plan(plan, None)
         return not plan.conflicts
 
-    def run(self, *, ask: bool) -> bool:
+    def run(self, *, ask_first: bool) -> bool:
         """Print the plan, ask if there is somebody to ask, do it; whether all of it was done."""
         from redisfuse.transactions.rollback import Rollback
-        from redisfuse.transactions.rollback_plan import make_plan
+        from redisfuse.transactions.rollback_plan import plan_rollback
 
-        with _write_session.working(self._journal, self._way, self._session) as work:
-            plan = make_plan(self._journal, work.server, self._groups, force=self._force)
+        with _write_session.write_session(self._journal, self._connector, self._session_id) as work:
+            plan = plan_rollback(self._journal, work.server, self._groups, force=self._force)
             total = len(plan.entries)
             if not self._as_json:
-                self._print_plan(plan, LISTED)
+                self._print_plan(plan, MAX_LISTED_CHANGES)
                 if (
-                    ask
+                    ask_first
                     and total > 1
                     and sys.stdin.isatty()
-                    and not click.confirm(f"Take back {count(total, 'change')}?")
+                    and not click.confirm(f"Take back {format_count(total, 'change')}?")
                 ):
-                    self._printer.line("nothing was changed")
+                    self._printer.print("nothing was changed")
                     return False
-            rollback = Rollback(work.steps, work.name, force=self._force)
+            rollback = Rollback(work.executor, work.server_name, force=self._force)
             try:
-                with _progress(total) as advance:
+                with _show_progress(total) as advance:
                     rollback.run(plan.groups, progress=advance)
             except RedisFuseError:
-                tell(f"{count(len(rollback.report.done), 'change')} of {total} were taken back before this happened")
+                print_err(
+                    f"{format_count(len(rollback.report.reverted), 'change')} of {total} were taken back before this happened"
+                )
                 raise
             self._print_report(plan, rollback.report)
-            return rollback.report.clean
+            return rollback.report.is_clean
 
     # -- showing ------------------------------------------------------------------------------------------------------
 
-    def _print_plan(self, plan: Plan, limit: int | None) -> None:
+    def _print_plan(self, plan: RollbackPlan, limit: int | None) -> None:
         entries = plan.entries if limit is None else plan.entries[:limit]
         for entry in entries:
-            self._printer.line(
-                f"{_write_session.line_of(entry.change)}: {_action(entry)}", "red" if entry.conflict else ""
+            self._printer.print(
+                f"{_write_session.format_change(entry.change)}: {_describe_action(entry)}",
+                "red" if entry.conflict else "",
             )
             if entry.conflict is not None:
                 self._print_conflict(entry.conflict)
         if len(plan.entries) > len(entries):
-            self._printer.line(f"… and {count(len(plan.entries) - len(entries), 'more change')}")
+            self._printer.print(f"… and {format_count(len(plan.entries) - len(entries), 'more change')}")
             for conflict in plan.conflicts:
                 if all(conflict is not entry.conflict for entry in entries):
-                    self._printer.line(f"{_write_session.line_of(conflict.change)}: {_words(conflict)}", "red")
+                    self._printer.print(
+                        f"{_write_session.format_change(conflict.change)}: {_format_conflict(conflict)}", "red"
+                    )
                     self._print_conflict(conflict)
 
-    def _print_conflict(self, conflict: Conflict) -> None:
-        self._printer.line(f"    expected  {_write_session.shown(conflict.change.new)}", "green")
-        self._printer.line(f"    found     {_write_session.shown(conflict.found.state)}", "red")
-        if conflict.later:
-            ids = ", ".join(str(change.id) for change in conflict.later)
-            self._printer.line(f"    changed since by {ids}; to take back all of it: {conflict.together}")
+    def _print_conflict(self, conflict: RollbackConflict) -> None:
+        self._printer.print(f"    expected  {_write_session.format_state(conflict.change.new)}", "green")
+        self._printer.print(f"    found     {_write_session.format_state(conflict.current.state)}", "red")
+        if conflict.later_changes:
+            ids = ", ".join(str(change.id) for change in conflict.later_changes)
+            self._printer.print(f"    changed since by {ids}; to take back all of it: {conflict.combined_command}")
 
-    def _print_report(self, plan: Plan, report: Report) -> None:
+    def _print_report(self, plan: RollbackPlan, report: RollbackReport) -> None:
         if self._as_json:
-            results: dict[int, tuple[str, str | None]] = {change.id: ("done", None) for change in report.done}
-            results |= {reversal.change.id: ("nothing", None) for reversal in report.nothing}
+            results: dict[int, tuple[str, str | None]] = {change.id: ("done", None) for change in report.reverted}
+            results |= {reversal.change.id: ("nothing", None) for reversal in report.unchanged}
             results |= {change.id: ("failed", str(error)) for change, error in report.failures}
             conflicts = {conflict.change.id: conflict for conflict in report.conflicts}
             for entry in plan.entries:
                 result, error = results.get(entry.change.id, ("conflict" if conflicts else "left", None))
-                print_json(_row(entry, result, conflicts.get(entry.change.id), error))
+                print_json(_entry_to_json(entry, result, conflicts.get(entry.change.id), error))
             return
         planned = {conflict.change.id for conflict in plan.conflicts}
         for conflict in report.conflicts:
             if conflict.change.id not in planned:
-                self._printer.line(f"{_write_session.line_of(conflict.change)}: {_words(conflict)}", "red")
+                self._printer.print(
+                    f"{_write_session.format_change(conflict.change)}: {_format_conflict(conflict)}", "red"
+                )
                 self._print_conflict(conflict)
         for change, failure in report.failures:
-            self._printer.line(
-                f"{_write_session.line_of(change)}: not taken back: {escape_text(str(failure).encode())}", "red"
+            self._printer.print(
+                f"{_write_session.format_change(change)}: not taken back: {escape_text(str(failure).encode())}", "red"
             )
         for change, note in report.notes:
-            self._printer.line(f"{_write_session.line_of(change)}: {escape_text(note.encode())}", "yellow")
-        self._printer.line(f"{count(len(report.done), 'change')} taken back{_rest(plan, report)}")
-        if self._last is not None and len(report.nothing) == len(plan.entries):
-            self._printer.line(f"to go further back: redisfuse rollback --last {self._last + 1}")
+            self._printer.print(f"{_write_session.format_change(change)}: {escape_text(note.encode())}", "yellow")
+        self._printer.print(
+            f"{format_count(len(report.reverted), 'change')} taken back{_format_remainder(plan, report)}"
+        )
+        if self._last_count is not None and len(report.unchanged) == len(plan.entries):
+            self._printer.print(f"to go further back: redisfuse rollback --last {self._last_count + 1}")
 
 
-def _rest(plan: Plan, report: Report) -> str:
+def _format_remainder(plan: RollbackPlan, report: RollbackReport) -> str:
     parts = []
-    if report.nothing:
-        parts.append(f"{len(report.nothing)} needed nothing")
+    if report.unchanged:
+        parts.append(f"{len(report.unchanged)} needed nothing")
     if report.conflicts:
-        left = len(plan.entries) - len(report.done) - len(report.nothing) - len(report.failures)
+        left = len(plan.entries) - len(report.reverted) - len(report.unchanged) - len(report.failures)
         parts.append(f"{left} left because of conflicts (--force overwrites)")
     if report.failures:
         parts.append(f"{len(report.failures)} failed")
     return "".join(f", {part}" for part in parts)
 
 
-def _action(entry: Planned) -> str:
+def _describe_action(entry: PlannedChange) -> str:
     """What would be done, in words."""
-    change, reversal = entry.change, entry.reversal
+    change, reversal = entry.change, entry.inverse
     if entry.conflict is not None:
-        return _words(entry.conflict)
+        return _format_conflict(entry.conflict)
     if change.prior.kind == "directory":
         return "make the empty directory again"
     if change.new.kind == "directory":
         return "forget the empty directory"
     if reversal is None:
-        return f"back to {_journal_options.described(change.prior)}, if the changes above leave what this one left"
+        return f"back to {_journal_options.describe_state(change.prior)}, if the changes above leave what this one left"
     note = f" ({escape_text(reversal.note.encode())})" if reversal.note else ""
-    if reversal.nothing:
+    if reversal.is_noop:
         return f"nothing to do{note}"
-    if reversal.wanted.kind == "absent":
+    if reversal.desired_state.kind == "absent":
         return f"remove{note}"
     if change.op == "expire":
-        at = reversal.wanted.expires_at if change.field is None else reversal.wanted.field_expires_at
-        return f"{'never to expire' if at is None else f'to expire at {local_time(at)}'}{note}"
-    return f"back to {_journal_options.described(reversal.wanted)}{note}"
+        at = reversal.desired_state.expires_at if change.field is None else reversal.desired_state.field_expires_at
+        return f"{'never to expire' if at is None else f'to expire at {format_local_time(at)}'}{note}"
+    return f"back to {_journal_options.describe_state(reversal.desired_state)}{note}"
 
 
-def _words(conflict: Conflict) -> str:
-    return f"conflict: {escape_text(conflict.why.encode())}"
+def _format_conflict(conflict: RollbackConflict) -> str:
+    return f"conflict: {escape_text(conflict.reason.encode())}"
 
 
-def _row(entry: Planned, result: str, conflict: Conflict | None = None, error: str | None = None) -> dict[str, Any]:
+def _entry_to_json(
+    entry: PlannedChange, result: str, conflict: RollbackConflict | None = None, error: str | None = None
+) -> dict[str, Any]:
     conflict = conflict or entry.conflict
     return {
-        **_journal_options.row_of(entry.change),
+        **_journal_options.change_to_json(entry.change),
         "result": result,
-        "action": _action(entry),
-        "conflict": None if conflict is None else conflict.why,
-        "found": None if conflict is None else _journal_options.described(conflict.found.state),
-        "together": None if conflict is None else conflict.together,
+        "action": _describe_action(entry),
+        "conflict": None if conflict is None else conflict.reason,
+        "found": None if conflict is None else _journal_options.describe_state(conflict.current.state),
+        "together": None if conflict is None else conflict.combined_command,
         "failure": error,
     }
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _show_progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, if that is a terminal and there is much to do."""
-    if total <= PROGRESS or not sys.stderr.isatty():
+    if total <= PROGRESS_BAR_MIN_CHANGES or not sys.stderr.isatty():
         yield lambda _count: None
         return
     from rich.console import Console

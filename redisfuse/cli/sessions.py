@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Column, Table, escape_text, json_option, local_time, moment, print_json
+from redisfuse.cli._output import (
+    TableColumn,
+    TablePrinter,
+    escape_text,
+    format_local_time,
+    format_utc,
+    json_option,
+    print_json,
+)
 
 if TYPE_CHECKING:
-    from redisfuse.journal.models import Session
+    from redisfuse.journal.models import JournalSession
 
 
 @click.command
-@click.option("-n", "--limit", type=click.IntRange(0, _journal_options.MOST), metavar="N", help="At most so many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(0, _journal_options.MAX_SQLITE_INTEGER), metavar="N", help="At most so many."
+)
 @json_option
 @_journal_options.journal_option
 def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None:
@@ -26,63 +36,78 @@ def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None
     """
     with _journal_options.open_journal(journal_file) as journal:
         table = None
-        for session, changes in journal.sessions(limit):
+        for session, changes in journal.iter_sessions(limit):
             if as_json:
-                print_json(_row(session, changes))
+                print_json(_session_to_json(session, changes))
                 continue
-            table = table or _table(session.id)
-            _print(table, session, changes)
+            table = table or _create_table(session.id)
+            _print_session(table, session, changes)
 
 
-def _row(session: Session, changes: int) -> dict[str, Any]:
-    info = session.info
+def _session_to_json(session: JournalSession, change_count: int) -> dict[str, Any]:
+    info = session.metadata
     return {
         "id": session.id,
         "server": info.server.name,
-        "url": info.server.url,
-        "version": info.version,
-        "maker": info.maker,
+        "url": info.server.redacted_url,
+        "version": info.server_version,
+        "maker": info.vendor,
         "run_id": info.run_id,
         "mountpoint": info.mountpoint,
         "user": info.user,
         "host": info.host,
         "pid": info.pid,
-        "started_at": moment(session.started_at),
-        "ended_at": moment(session.ended_at),
-        "died": session.died,
-        "changes": changes,
+        "started_at": format_utc(session.started_at),
+        "ended_at": format_utc(session.ended_at),
+        "died": session.has_died,
+        "changes": change_count,
         "options": dict(info.options),
     }
 
 
-def _table(newest: int) -> Table:
-    return Table(
+def _create_table(newest_id: int) -> TablePrinter:
+    return TablePrinter(
         [
-            Column("ID", max(2, len(str(newest))), right=True),
-            Column("STARTED", 19),
-            Column("ENDED", 19),
-            Column("CHANGES", 8, right=True),
-            Column("SERVER", 24),
-            Column("BY", 20),
-            Column("MOUNT POINT", 0),
+            TableColumn("ID", max(2, len(str(newest_id))), align_right=True),
+            TableColumn("STARTED", 19),
+            TableColumn("ENDED", 19),
+            TableColumn("CHANGES", 8, align_right=True),
+            TableColumn("SERVER", 24),
+            TableColumn("BY", 20),
+            TableColumn("MOUNT POINT", 0),
         ]
     )
 
 
-def _print(table: Table, session: Session, changes: int) -> None:
-    info = session.info
+def _print_session(table: TablePrinter, session: JournalSession, change_count: int) -> None:
+    info = session.metadata
     server, mountpoint, user, host = (
         escape_text(text.encode()) for text in (info.server.name, info.mountpoint or "", info.user, info.host)
     )
-    ended = local_time(session.ended_at) or ("died" if session.died else "running")
-    table.row(
+    ended = format_local_time(session.ended_at) or ("died" if session.has_died else "running")
+    table.print_row(
         (
-            *(str(session.id), local_time(session.started_at), ended, f"{changes:,}", server, f"{user}@{host}"),
+            *(
+                str(session.id),
+                format_local_time(session.started_at),
+                ended,
+                f"{change_count:,}",
+                server,
+                f"{user}@{host}",
+            ),
             mountpoint or "(a command)",
         ),
         (
-            *(session.id, moment(session.started_at), moment(session.ended_at), changes, server, mountpoint, user),
+            *(
+                session.id,
+                format_utc(session.started_at),
+                format_utc(session.ended_at),
+                change_count,
+                server,
+                mountpoint,
+                user,
+            ),
             host,
         ),
-        "red" if session.died else "",
+        "red" if session.has_died else "",
     )

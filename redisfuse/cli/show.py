@@ -9,23 +9,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli import _journal_options
-from redisfuse.cli._output import Printer, escape_text, is_terminal, json_option, local_time, moment, plain, print_json
+from redisfuse.cli._output import (
+    LinePrinter,
+    bytes_to_json,
+    escape_text,
+    format_local_time,
+    format_utc,
+    is_terminal,
+    json_option,
+    print_json,
+)
 from redisfuse.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Change, Content, State
+    from redisfuse.journal.models import Blob, Change, State
 
-PREVIEW = 2048  # bytes of a content shown between the facts
-ELEMENTS = 20  # elements of a collection, likewise
-NAMED = 1000  # later changes of the same key that are looked for
-IN_JSON = 1 << 20  # bytes: larger contents are left out of --json
+PREVIEW_BYTES = 2048  # bytes of a content shown between the facts
+PREVIEW_ELEMENTS = 20  # elements of a collection, likewise
+MAX_LATER_CHANGES = 1000  # later changes of the same key that are looked for
+MAX_JSON_CONTENT_BYTES = 1 << 20  # bytes: larger contents are left out of --json
 
 
 @click.command
-@click.argument("id", type=_journal_options.CHANGE)
+@click.argument("id", type=_journal_options.CHANGE_ID)
 @click.option("--prior", "which", flag_value="prior", help="Write the bytes that were there before to standard output.")
 @click.option("--new", "which", flag_value="new", help="Write the bytes that it wrote, or was to write.")
 @click.option("--logical", is_flag=True, help="Of a collection, its elements as JSON lines instead of its DUMP.")
@@ -40,29 +49,29 @@ def command(id: int, which: str | None, logical: bool, as_json: bool, journal_fi
     if logical and not which:
         raise UsageError("--logical goes with --prior or --new")
     with _journal_options.open_journal(journal_file) as journal:
-        change = journal.change(id)
+        change = journal.get_change(id)
         if which:
-            _write(change, getattr(change, which), which, logical)
+            _write_content(change, getattr(change, which), which, logical)
         elif as_json:
-            print_json(_document(journal, change))
+            print_json(_change_details(journal, change))
         else:
-            _print(journal, change)
+            _print_change(journal, change)
 
 
 # -- bytes -----------------------------------------------------------------------------------------------------------
 
 
-def _write(change: Change, state: State, which: str, logical: bool) -> None:
-    content = state.logical if logical else state.content or state.logical
+def _write_content(change: Change, state: State, side: str, logical: bool) -> None:
+    content = state.portable_copy if logical else state.content or state.portable_copy
     if content is None:
-        when = "before" if which == "prior" else "after"
+        when = "before" if side == "prior" else "after"
         what = "there was nothing" if state.kind == "absent" else "no such record of it was made"
         raise NotFoundError(f"change {change.id}: {what} {when} it")
     if is_terminal():
-        for chunk in content.chunks():
+        for chunk in content.iter_chunks():
             click.echo("\n".join(escape_text(line) for line in chunk.split(b"\n")), nl=False)
         return
-    for chunk in content.chunks():
+    for chunk in content.iter_chunks():
         sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
 
@@ -70,99 +79,105 @@ def _write(change: Change, state: State, which: str, logical: bool) -> None:
 # -- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def _document(journal: Journal, change: Change) -> dict[str, Any]:
+def _change_details(journal: Journal, change: Change) -> dict[str, Any]:
     return {
-        **_journal_options.row_of(change),
-        "prior": _state(change.prior),
-        "new": _state(change.new),
-        "reverted_by": journal.reverted_by(change.id),
-        "later": [later.id for later in journal.later_changes(change, NAMED)],
-        "with": _others(journal, change),
+        **_journal_options.change_to_json(change),
+        "prior": _state_to_json(change.prior),
+        "new": _state_to_json(change.new),
+        "reverted_by": journal.find_reverting_ids(change.id),
+        "later": [later.id for later in journal.find_later_changes(change, MAX_LATER_CHANGES)],
+        "with": _other_group_ids(journal, change),
     }
 
 
-def _state(state: State) -> dict[str, Any]:
+def _state_to_json(state: State) -> dict[str, Any]:
     found: dict[str, Any] = {
         "kind": state.kind,
-        "type": plain(state.type),
-        "expires_at": moment(state.expires_at),
-        "field_expires_at": moment(state.field_expires_at),
+        "type": bytes_to_json(state.type),
+        "expires_at": format_utc(state.expires_at),
+        "field_expires_at": format_utc(state.field_expires_at),
         "note": state.note,
     }
     if state.kind == "slice":
-        found |= {"offset": state.offset, "total": state.total}
+        found |= {"offset": state.offset, "total": state.total_size}
     if state.kind == "object":
-        found |= {"version": state.version, "dump": _content(state.content), "logical": _content(state.logical)}
+        found |= {
+            "version": state.dump_version,
+            "dump": _content_to_json(state.content),
+            "logical": _content_to_json(state.portable_copy),
+        }
     elif state.content is not None:
-        found |= {"content": _content(state.content)}
+        found |= {"content": _content_to_json(state.content)}
     return found
 
 
-def _content(content: Content | None) -> dict[str, Any] | None:
+def _content_to_json(content: Blob | None) -> dict[str, Any] | None:
     if content is None:
         return None
     found: dict[str, Any] = {"size": content.size, "sha256": content.digest.hex()}
-    if content.size <= IN_JSON:
-        found["data"] = plain(content.read())
+    if content.size <= MAX_JSON_CONTENT_BYTES:
+        found["data"] = bytes_to_json(content.read())
     return found
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
-def _print(journal: Journal, change: Change) -> None:
-    printer = Printer()
-    session = journal.session(change.session).info
+def _print_change(journal: Journal, change: Change) -> None:
+    printer = LinePrinter()
+    session = journal.get_session(change.session_id).metadata
     facts = {
-        "change": f"{change.id}, {change.state}",
+        "change": f"{change.id}, {change.outcome}",
         "error": escape_text((change.error or "").encode()),
-        "time": f"{local_time(change.at)} ({moment(change.at)})",
+        "time": f"{format_local_time(change.recorded_at)} ({format_utc(change.recorded_at)})",
         "operation": change.op,
-        "path": _journal_options.where(change),
+        "path": _journal_options.format_path(change),
         "key": escape_text(change.key),
         "field": "" if change.field is None else escape_text(change.field) or "(empty)",
         "reverts": str(change.reverts or ""),
         "applies": str(change.applies or ""),
-        "reverted by": ", ".join(map(str, journal.reverted_by(change.id))),
-        "later": _ids(later.id for later in journal.later_changes(change, NAMED)),
-        "together": _ids(_others(journal, change)),
-        "session": f"{change.session}: {escape_text((session.mountpoint or 'a command').encode())} by "
+        "reverted by": ", ".join(map(str, journal.find_reverting_ids(change.id))),
+        "later": _format_ids(later.id for later in journal.find_later_changes(change, MAX_LATER_CHANGES)),
+        "together": _format_ids(_other_group_ids(journal, change)),
+        "session": f"{change.session_id}: {escape_text((session.mountpoint or 'a command').encode())} by "
         f"{escape_text(session.user.encode())} on {escape_text(session.host.encode())}",
-        "server": escape_text(change.server.encode()),
+        "server": escape_text(change.server_name.encode()),
     }
     for name, value in facts.items():
         if value:
-            printer.line(f"{name:<12} {value}", _journal_options.STYLES[change.state] if name == "change" else "")
+            printer.print(
+                f"{name:<12} {value}", _journal_options.STATE_STYLES[change.outcome] if name == "change" else ""
+            )
     for title, state, style in (("before", change.prior, "red"), ("after", change.new, "green")):
-        printer.line()
-        printer.line(f"{title:<12} {_journal_options.described(state)}", "bold")
+        printer.print()
+        printer.print(f"{title:<12} {_journal_options.describe_state(state)}", "bold")
         for name, at in (("expires", state.expires_at), ("field expires", state.field_expires_at)):
             if at is not None:
-                printer.line(f"{name:<12} {local_time(at)} ({moment(at)})")
+                printer.print(f"{name:<12} {format_local_time(at)} ({format_utc(at)})")
         if state.note:
-            printer.line(f"{'note':<12} {escape_text(state.note.encode())}")
-        for line in _preview(state):
-            printer.line(f"    {line}", style)
+            printer.print(f"{'note':<12} {escape_text(state.note.encode())}")
+        for line in _preview_lines(state):
+            printer.print(f"    {line}", style)
 
 
-def _others(journal: Journal, change: Change) -> list[int]:
+def _other_group_ids(journal: Journal, change: Change) -> list[int]:
     """Ids of the other changes of the same operation."""
-    return [other.id for other in journal.group(change.group) if other.id != change.id]
+    return [other.id for other in journal.get_group(change.group_id) if other.id != change.id]
 
 
-def _ids(ids: Iterable[int]) -> str:
+def _format_ids(ids: Iterable[int]) -> str:
     found = list(ids)
     more = f" and {len(found) - 10} more" if len(found) > 10 else ""
     return ", ".join(map(str, found[:10])) + more
 
 
-def _preview(state: State) -> list[str]:
+def _preview_lines(state: State) -> list[str]:
     """The beginning of a state's content."""
     if state.kind == "object":
-        return _elements(state)
+        return _element_lines(state)
     if state.content is None:
         return []
-    head = state.content.head(PREVIEW)
+    head = state.content.read_prefix(PREVIEW_BYTES)
     lines = [escape_text(line) for line in head.split(b"\n")]
     if lines and not lines[-1]:
         lines.pop()
@@ -171,16 +186,16 @@ def _preview(state: State) -> list[str]:
     return lines
 
 
-def _elements(state: State) -> list[str]:
+def _element_lines(state: State) -> list[str]:
     from itertools import islice
 
     from redisfuse.journal import portable
-    from redisfuse.journal.diff import element_text
+    from redisfuse.journal.diff import format_element
 
-    if state.logical is None:
+    if state.portable_copy is None:
         return ["(its elements are not recorded one by one, only its DUMP)"]
-    about, records = portable.decode(state.logical.chunks())
-    lines = [element_text(state.type, record) for record in islice(records, ELEMENTS)]
+    about, records = portable.decode_copy(state.portable_copy.iter_chunks())
+    lines = [format_element(state.type, record) for record in islice(records, PREVIEW_ELEMENTS)]
     number = about.get("elements")
     if isinstance(number, int) and number > len(lines):
         lines.append(f"… and {number - len(lines)} more elements")

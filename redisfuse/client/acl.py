@@ -9,129 +9,131 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from redisfuse.client.allowlist import INVALIDATIONS, Rehearsal
-from redisfuse.client.capabilities import Facts
-from redisfuse.client.channel import Argument, Dialogue
-from redisfuse.client.client import Server
+from redisfuse.client.allowlist import INVALIDATION_CHANNEL, DiscardedTransactionFilter
+from redisfuse.client.capabilities import ServerInfo
+from redisfuse.client.channel import Channel, CommandArgument
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, NoSpaceError, ReadOnlyError, RedisFuseError
 
-Mode = Literal["read-only", "following", "write"]
-MODES: tuple[Mode, ...] = ("read-only", "following", "write")
+AccessMode = Literal["read-only", "following", "write"]
+ACCESS_MODES: tuple[AccessMode, ...] = ("read-only", "following", "write")
 """To read; to be told of changes besides (without it a mount is right, but slower); and to write, which follows too."""
 
-READ_KEYS = "%R~{keys}"
-WRITE_KEYS = "~{keys}"
+READ_KEY_PATTERN = "%R~{keys}"
+WRITE_KEY_PATTERN = "~{keys}"
 
-READ_WORDS = (
+READ_RULES = (
     *("+@read", "-pfcount", "-keys"),
     *("+info", "+ping", "+select", "+time", "+client|setname"),
     *("+multi", "+exec", "+discard", "+watch", "+unwatch"),
 )
 """All that reads, but for PFCOUNT, which writes, and KEYS, which stalls a server; and what a connection needs."""
 
-FOLLOW_WORDS = ("+client|tracking", "+subscribe", f"&{INVALIDATIONS.decode()}")
+TRACKING_RULES = ("+client|tracking", "+subscribe", f"&{INVALIDATION_CHANNEL.decode()}")
 
-WRITE_WORDS = (
+WRITE_RULES = (
     *("+set", "+setrange", "+append", "+hset", "+hdel"),
     *("+del", "+unlink", "+rename", "+renamenx", "+pexpireat", "+persist"),
     *("+restore", "+rpush", "+sadd", "+zadd", "+xadd", "+xsetid", "+xgroup|create"),
 )
 
 
-def rule(mode: Mode, facts: Facts, keys: str = "*") -> str:
+def build_required_acl(mode: AccessMode, server_info: ServerInfo, key_glob: str = "*") -> str:
     """The least ACL rule for a mode, on a server of this version: what follows `ACL SETUSER name on >password`.
 
     `keys` is a glob that narrows it: `config:*`.
     """
-    pattern = WRITE_KEYS if mode == "write" or not facts.at_least((7, 0)) else READ_KEYS
-    words = ["resetchannels"] if facts.at_least((6, 2)) else []
-    words += [pattern.format(keys=keys), *READ_WORDS]
-    if facts.has_no_touch:
+    pattern = WRITE_KEY_PATTERN if mode == "write" or not server_info.version_at_least((7, 0)) else READ_KEY_PATTERN
+    words = ["resetchannels"] if server_info.version_at_least((6, 2)) else []
+    words += [pattern.format(keys=key_glob), *READ_RULES]
+    if server_info.has_no_touch:
         words.append("+client|no-touch")
     if mode in ("following", "write"):
-        words += [word for word in FOLLOW_WORDS if word[0] != "&" or facts.at_least((6, 2))]
+        words += [word for word in TRACKING_RULES if word[0] != "&" or server_info.version_at_least((6, 2))]
     if mode == "write":
-        words += WRITE_WORDS
-        words += ["+hsetex"] if facts.has_hsetex else []
-        words += ["+hpexpireat", "+hpersist"] if facts.has_hash_field_ttl else []
-        words += ["+json.set"] if facts.has_json else []
+        words += WRITE_RULES
+        words += ["+hsetex"] if server_info.has_hsetex else []
+        words += ["+hpexpireat", "+hpersist"] if server_info.has_hash_field_ttl else []
+        words += ["+json.set"] if server_info.has_json else []
     return " ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ModeAccess:
     """Whether a mode can be used: `allowed` is None where that could not be found out."""
 
-    mode: Mode
+    mode: AccessMode
     allowed: bool | None
-    missing: tuple[str, ...]  # the words that would have to be added to the user's rule
-    rule: str  # the whole least rule
+    missing_rules: tuple[str, ...]  # the words that would have to be added to the user's rule
+    required_acl: str  # the whole least rule
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AclReport:
     """What inspect() found."""
 
     user: str
     method: Literal["dry run", "rehearsal"]  # ACL DRYRUN, or MULTI ... DISCARD
-    verdicts: tuple[Verdict, ...]
+    modes: tuple[ModeAccess, ...]
     notes: tuple[str, ...]  # why writes fail though they are allowed: a replica, a full memory
 
-    def verdict(self, mode: Mode) -> Verdict:
+    def get_mode_access(self, mode: AccessMode) -> ModeAccess:
         """The verdict on one mode."""
-        return next(verdict for verdict in self.verdicts if verdict.mode == mode)
+        return next(verdict for verdict in self.modes if verdict.mode == mode)
 
 
-def inspect(server: Server, *, prefix: bytes = b"", rehearse_writes: bool = False) -> Report:
+def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = False) -> AclReport:
     """What the present user may do with keys that begin with `prefix`. Nothing is changed, no key is made.
 
     Where ACL DRYRUN is not allowed (it is an administrator's), commands are queued and thrown away; a denial then shows
     in the server's ACL LOG, so writes are tried only with `rehearse_writes`. Raises UnavailableError, AccessError.
     """
-    facts = server.facts
-    user = server.address.username or "default"
+    facts = client.server_info
+    user = client.address.username or "default"
     key = prefix + b"redisfuse:doctor"
     keys = prefix.decode("utf-8", "backslashreplace") + "*"
-    rehearsal = Rehearsal()
-    with server.dialogue(guard=rehearsal) as dialogue:
-        dry_run = _DryRun(dialogue, user)
-        trial = dry_run if dry_run.works else _Rehearsed(dialogue, rehearsal)
-        findings: dict[Mode, dict[str, bool | None]] = {
-            "read-only": trial.try_all(_reads(facts, key)),
-            "following": trial.try_all(_FOLLOWING) if facts.has_tracking else {},
+    rehearsal = DiscardedTransactionFilter()
+    with client.dedicated_channel(command_filter=rehearsal) as dialogue:
+        dry_run = _DryRunProbe(dialogue, user)
+        trial = dry_run if dry_run.is_supported else _DiscardedTransactionProbe(dialogue, rehearsal)
+        findings: dict[AccessMode, dict[str, bool | None]] = {
+            "read-only": trial.check_commands(_read_commands(facts, key)),
+            "following": trial.check_commands(_TRACKING_COMMANDS) if facts.has_tracking else {},
         }
-        may_try = dry_run.works or rehearse_writes
-        writes = _writes(facts, key)
-        findings["write"] = trial.try_all(writes) if may_try else dict.fromkeys(_words_of(writes))
-    verdicts: list[Verdict] = []
-    for mode in MODES:
+        may_try = dry_run.is_supported or queue_writes
+        writes = _write_commands(facts, key)
+        findings["write"] = trial.check_commands(writes) if may_try else dict.fromkeys(_rules_for_commands(writes))
+    verdicts: list[ModeAccess] = []
+    for mode in ACCESS_MODES:
         found = findings["read-only"] | findings[mode] | (findings["following"] if mode == "write" else {})
-        missing = tuple(_in_words(word, mode, facts, keys) for word, allowed in found.items() if allowed is False)
+        missing = tuple(_expand_rule(word, mode, facts, keys) for word, allowed in found.items() if allowed is False)
         unknown = any(allowed is None for allowed in found.values())
         allowed = False if missing else None if unknown else True
-        verdicts.append(Verdict(mode, allowed, tuple(dict.fromkeys(missing)), rule(mode, facts, keys)))
-    return Report(user, "dry run" if dry_run.works else "rehearsal", tuple(verdicts), tuple(trial.notes))
+        verdicts.append(ModeAccess(mode, allowed, tuple(dict.fromkeys(missing)), build_required_acl(mode, facts, keys)))
+    return AclReport(user, "dry run" if dry_run.is_supported else "rehearsal", tuple(verdicts), tuple(trial.notes))
 
 
-def _in_words(word: str, mode: Mode, facts: Facts, keys: str) -> str:
-    if word != _KEYS:
-        return word
-    return (WRITE_KEYS if mode == "write" or not facts.at_least((7, 0)) else READ_KEYS).format(keys=keys)
+def _expand_rule(rule: str, mode: AccessMode, server_info: ServerInfo, key_glob: str) -> str:
+    if rule != _KEY_PATTERN_RULE:
+        return rule
+    return (
+        WRITE_KEY_PATTERN if mode == "write" or not server_info.version_at_least((7, 0)) else READ_KEY_PATTERN
+    ).format(keys=key_glob)
 
 
 # -- what is tried ---------------------------------------------------------------------------------------------------
 
-_KEYS = "keys"
+_KEY_PATTERN_RULE = "keys"
 """Stands for the key pattern among the words that can be missing."""
 
-_Tried = tuple[tuple[Argument, ...], ...]
+_CommandTuples = tuple[tuple[CommandArgument, ...], ...]
 
-_FOLLOWING: _Tried = ((b"CLIENT", b"TRACKING", b"ON", b"BCAST"), (b"SUBSCRIBE", INVALIDATIONS))
+_TRACKING_COMMANDS: _CommandTuples = ((b"CLIENT", b"TRACKING", b"ON", b"BCAST"), (b"SUBSCRIBE", INVALIDATION_CHANNEL))
 
 
-def _reads(facts: Facts, key: bytes) -> _Tried:
+def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
     """One call of each reading command that a mount uses, with arguments that any server takes."""
-    whole: _Tried = (
+    whole: _CommandTuples = (
         *((b"INFO",), (b"PING",), (b"SELECT", 0), (b"TIME",), (b"CLIENT", b"SETNAME", b"redisfuse")),
         *((b"DBSIZE",), (b"SCAN", 0)),
         *(
@@ -147,15 +149,15 @@ def _reads(facts: Facts, key: bytes) -> _Tried:
     )
     return (
         *whole,
-        *([(b"PEXPIRETIME", key)] if facts.has_pexpiretime else []),
-        *([(b"CLIENT", b"NO-TOUCH", b"ON")] if facts.has_no_touch else []),
-        *([(b"HPEXPIRETIME", key, b"FIELDS", 1, b"f")] if facts.has_hash_field_ttl else []),
-        *([(b"JSON.GET", key)] if facts.has_json else []),
-        *([(b"HRANDFIELD", key, 1)] if facts.at_least((6, 2)) else []),
+        *([(b"PEXPIRETIME", key)] if server_info.has_pexpiretime else []),
+        *([(b"CLIENT", b"NO-TOUCH", b"ON")] if server_info.has_no_touch else []),
+        *([(b"HPEXPIRETIME", key, b"FIELDS", 1, b"f")] if server_info.has_hash_field_ttl else []),
+        *([(b"JSON.GET", key)] if server_info.has_json else []),
+        *([(b"HRANDFIELD", key, 1)] if server_info.version_at_least((6, 2)) else []),
     )
 
 
-def _writes(facts: Facts, key: bytes) -> _Tried:
+def _write_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
     """One call of each writing command that edits and rollbacks use."""
     return (
         *((name, key, b"v") for name in (b"SET", b"APPEND", b"RPUSH", b"SADD")),
@@ -164,43 +166,43 @@ def _writes(facts: Facts, key: bytes) -> _Tried:
         *((b"SETRANGE", key, 0, b"v"), (b"HSET", key, b"f", b"v"), (b"HDEL", key, b"f"), (b"ZADD", key, 1, b"v")),
         *((b"PEXPIREAT", key, 1), (b"RESTORE", key, 0, b"v"), (b"XADD", key, b"*", b"f", b"v")),
         *((b"XSETID", key, b"1-1"), (b"XGROUP", b"CREATE", key, b"g", b"$")),
-        *([(b"HSETEX", key, b"KEEPTTL", b"FIELDS", 1, b"f", b"v")] if facts.has_hsetex else []),
-        *([(b"HPEXPIREAT", key, 1, b"FIELDS", 1, b"f")] if facts.has_hash_field_ttl else []),
-        *([(b"HPERSIST", key, b"FIELDS", 1, b"f")] if facts.has_hash_field_ttl else []),
-        *([(b"JSON.SET", key, b"$", b"1")] if facts.has_json else []),
+        *([(b"HSETEX", key, b"KEEPTTL", b"FIELDS", 1, b"f", b"v")] if server_info.has_hsetex else []),
+        *([(b"HPEXPIREAT", key, 1, b"FIELDS", 1, b"f")] if server_info.has_hash_field_ttl else []),
+        *([(b"HPERSIST", key, b"FIELDS", 1, b"f")] if server_info.has_hash_field_ttl else []),
+        *([(b"JSON.SET", key, b"$", b"1")] if server_info.has_json else []),
     )
 
 
-def _word_of(command: tuple[Argument, ...]) -> str:
+def _rule_for_command(command: tuple[CommandArgument, ...]) -> str:
     """The word of a rule that allows a command: `+scan`, `+client|tracking`."""
     words = [bytes(word).decode().lower() for word in command[:2] if isinstance(word, bytes)]
     return "+" + ("|".join(words) if words[0] in ("client", "xgroup") else words[0])
 
 
-def _words_of(commands: _Tried) -> Iterable[str]:
-    return map(_word_of, commands)
+def _rules_for_commands(commands: _CommandTuples) -> Iterable[str]:
+    return map(_rule_for_command, commands)
 
 
 # -- how it is tried -------------------------------------------------------------------------------------------------
 
 
-class _Trial(ABC):
+class _AclProbe(ABC):
     """Tries commands without running them."""
 
-    def __init__(self, dialogue: Dialogue) -> None:
-        self.dialogue = dialogue
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
         self.notes: list[str] = []
 
-    def try_all(self, commands: _Tried) -> dict[str, bool | None]:
+    def check_commands(self, commands: _CommandTuples) -> dict[str, bool | None]:
         """For each word of a rule: whether the user has it (None: can't be told)."""
         found: dict[str, bool | None] = {}
-        for command, answer in zip(commands, self.answers(commands), strict=True):
-            word = _word_of(command)
-            denied = _denied(answer)
+        for command, answer in zip(commands, self.fetch_replies(commands), strict=True):
+            word = _rule_for_command(command)
+            denied = _denied_part(answer)
             if denied == "key":
-                found[_KEYS] = False
+                found[_KEY_PATTERN_RULE] = False
             elif denied == "channel":
-                found[FOLLOW_WORDS[-1]] = False
+                found[TRACKING_RULES[-1]] = False
             elif isinstance(answer, ReadOnlyError | NoSpaceError):  # these are checked after the ACL
                 found[word] = True
                 self.notes += [str(answer)] if str(answer) not in self.notes else []
@@ -211,51 +213,51 @@ class _Trial(ABC):
         return found
 
     @abstractmethod
-    def answers(self, commands: _Tried) -> list[object]:
+    def fetch_replies(self, commands: _CommandTuples) -> list[object]:
         """What the server says to each command; None where it was not asked."""
 
 
-class _DryRun(_Trial):
+class _DryRunProbe(_AclProbe):
     """ACL DRYRUN (7.0): exact, and leaves no trace, but only administrators may."""
 
-    def __init__(self, dialogue: Dialogue, user: str) -> None:
-        super().__init__(dialogue)
+    def __init__(self, channel: Channel, user: str) -> None:
+        super().__init__(channel)
         self._user = user
-        self.works = not isinstance(self.answers(((b"PING",),))[0], RedisFuseError)
+        self.is_supported = not isinstance(self.fetch_replies(((b"PING",),))[0], RedisFuseError)
 
-    def answers(self, commands: _Tried) -> list[object]:
-        return self.dialogue.exchange([(b"ACL", b"DRYRUN", self._user, *command) for command in commands])
+    def fetch_replies(self, commands: _CommandTuples) -> list[object]:
+        return self.channel.execute([(b"ACL", b"DRYRUN", self._user, *command) for command in commands])
 
 
-class _Rehearsed(_Trial):
+class _DiscardedTransactionProbe(_AclProbe):
     """MULTI, the commands, DISCARD: the ACL is checked as they are queued, and then they are thrown away."""
 
-    def __init__(self, dialogue: Dialogue, rehearsal: Rehearsal) -> None:
-        super().__init__(dialogue)
-        self._rehearsal = rehearsal
+    def __init__(self, channel: Channel, command_filter: DiscardedTransactionFilter) -> None:
+        super().__init__(channel)
+        self._command_filter = command_filter
 
-    def answers(self, commands: _Tried) -> list[object]:
+    def fetch_replies(self, commands: _CommandTuples) -> list[object]:
         apart = {b"WATCH", b"UNWATCH", b"MULTI", b"DISCARD", b"EXEC"}  # which can't be queued
         queued = [command for command in commands if command[0] not in apart]
-        begun, ended = self.dialogue.exchange([(b"MULTI",)])[0], None
-        answers: dict[tuple[Argument, ...], object] = {(b"MULTI",): begun}
+        begun, ended = self.channel.execute([(b"MULTI",)])[0], None
+        answers: dict[tuple[CommandArgument, ...], object] = {(b"MULTI",): begun}
         if begun == b"OK":
-            self._rehearsal.begin()
-            *rest, ended = self.dialogue.exchange([*queued, (b"DISCARD",)])
+            self._command_filter.begin_transaction()
+            *rest, ended = self.channel.execute([*queued, (b"DISCARD",)])
             answers |= dict(zip(queued, rest, strict=True)) | {(b"DISCARD",): ended}
         if ended == b"OK":
             watching = [command for command in commands if command[0] in (b"WATCH", b"UNWATCH")]
-            answers |= dict(zip(watching, self.dialogue.exchange(watching), strict=True)) if watching else {}
+            answers |= dict(zip(watching, self.channel.execute(watching), strict=True)) if watching else {}
             answers[(b"EXEC",)] = b"OK"  # not tried: no rule gives MULTI and DISCARD without it on purpose
         return [answers.get(command) for command in commands]
 
 
-def _denied(answer: object) -> str:
+def _denied_part(reply: object) -> str:
     """What of a command the ACL denies: its "command", "key", "channel", or "" if that is not what was answered."""
-    if isinstance(answer, AccessError):
-        text = str(answer)
-    elif isinstance(answer, bytes) and answer not in (b"OK", b"QUEUED") and b"permission" in answer:
-        text = answer.decode("utf-8", "replace")
+    if isinstance(reply, AccessError):
+        text = str(reply)
+    elif isinstance(reply, bytes) and reply not in (b"OK", b"QUEUED") and b"permission" in reply:
+        text = reply.decode("utf-8", "replace")
     else:
         return ""
     if " run the " in text:

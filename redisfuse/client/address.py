@@ -5,7 +5,7 @@
     redis+sentinel://[...@]host[:port][,host[:port]...]/service[/db]
     redis+cluster://...                              understood, and refused when connecting
 
-The password never leaves by str(), repr(), `masked`, `url` or an error text.
+The password never leaves by str(), repr(), `redacted_url`, `url` or an error text.
 """
 
 from collections.abc import Callable
@@ -15,23 +15,25 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from redisfuse.errors import UsageError
 
-Kind = Literal["tcp", "tls", "unix", "sentinel", "cluster"]
+AddressKind = Literal["tcp", "tls", "unix", "sentinel", "cluster"]
 
-_KINDS: dict[str, Kind] = {
+_KIND_BY_SCHEME: dict[str, AddressKind] = {
     "redis": "tcp",
     "rediss": "tls",
     "unix": "unix",
     "redis+sentinel": "sentinel",
     "redis+cluster": "cluster",
 }
-_SCHEMES = {kind: scheme for scheme, kind in _KINDS.items()}
-_PORT = 6379
-_SENTINEL_PORT = 26379
-_FORMS = "use HOST PORT, redis://HOST:PORT/DB, rediss://, unix:///PATH?db=N or redis+sentinel://HOST:PORT/SERVICE/DB"
+_SCHEME_BY_KIND = {kind: scheme for scheme, kind in _KIND_BY_SCHEME.items()}
+_DEFAULT_PORT = 6379
+_DEFAULT_SENTINEL_PORT = 26379
+_FORMS_HELP = (
+    "use HOST PORT, redis://HOST:PORT/DB, rediss://, unix:///PATH?db=N or redis+sentinel://HOST:PORT/SERVICE/DB"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class TlsOptions:
     """How a TLS connection is checked; the names are redis-py's, without `ssl_`."""
 
     ca_certs: str | None = None  # path of the certificate authorities in PEM; None: the system's
@@ -45,43 +47,45 @@ class Tls:
 class Address:
     """One server, database and user. Two addresses are equal if all of it is."""
 
-    kind: Kind = "tcp"
+    kind: AddressKind = "tcp"
     host: str = ""
     port: int = 0
     unix_path: str = ""
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    nodes: tuple[tuple[str, int], ...] = ()  # the Sentinels to ask, in order
-    service: str = ""  # what the Sentinels call the master
+    sentinels: tuple[tuple[str, int], ...] = ()  # the Sentinels to ask, in order
+    service_name: str = ""  # what the Sentinels call the master
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
-    tls: Tls | None = None  # set exactly where TLS is used
+    tls: TlsOptions | None = None  # set exactly where TLS is used
 
     @staticmethod
     def parse(
-        target: str, *, username: str | None = None, password: str | None = None, db: int | None = None
+        url: str, *, username: str | None = None, password: str | None = None, db: int | None = None
     ) -> "Address":
         """The address that a URL means. `username`, `password` count where the URL has none; `db` overrides the URL's.
 
         Raises UsageError, whose text never quotes the URL, since it may hold a password.
         """
-        scheme, colon, _ = target.partition("://")
-        if not colon or scheme.lower() not in _KINDS:
-            raise UsageError(f"that is no address of a Redis server: {_FORMS}")
-        kind = _KINDS[scheme.lower()]
+        scheme, colon, _ = url.partition("://")
+        if not colon or scheme.lower() not in _KIND_BY_SCHEME:
+            raise UsageError(f"that is no address of a Redis server: {_FORMS_HELP}")
+        kind = _KIND_BY_SCHEME[scheme.lower()]
         try:
-            parts = urlsplit(target)
+            parts = urlsplit(url)
             userinfo, _, hosts = parts.netloc.rpartition("@")
-            options = _options(parts.query)
+            options = _parse_query(parts.query)
         except ValueError:
-            raise UsageError(f"the address can't be read: {_FORMS}; write @ : / ? # in a password as %40 ...") from None
+            raise UsageError(
+                f"the address can't be read: {_FORMS_HELP}; write @ : / ? # in a password as %40 ..."
+            ) from None
         user, colon, secret = userinfo.partition(":")
         address = Address(
             kind=kind,
             username=unquote(user) or options.pop("username", None) or username,
             password=(unquote(secret) or None) if colon else None,
-            tls=_tls(options) if kind == "tls" or options.pop("ssl", "") in ("1", "true", "True") else None,
+            tls=_parse_tls(options) if kind == "tls" or options.pop("ssl", "") in ("1", "true", "True") else None,
         )
         address = replace(
             address,
@@ -94,9 +98,9 @@ class Address:
         if options:
             names = ", ".join(sorted(name[:40] for name in options))
             raise UsageError(f"unknown in the address: ?{names}; time-outs and the like are options of the command")
-        place = _unix if kind == "unix" else _sentinel if kind == "sentinel" else _tcp
+        place = _parse_unix if kind == "unix" else _parse_sentinel if kind == "sentinel" else _parse_tcp
         address, path_db = place(address, hosts, unquote(parts.path))
-        return replace(address, db=_number("database", db if db is not None else query_db or path_db or 0, 2**31))
+        return replace(address, db=_parse_number("database", db if db is not None else query_db or path_db or 0, 2**31))
 
     @staticmethod
     def from_host_port(
@@ -104,47 +108,49 @@ class Address:
     ) -> "Address":
         """The address of HOST PORT on the command line."""
         if not host or any(character in host for character in "/@ "):
-            raise UsageError(f"that is no host name: {_FORMS}")
+            raise UsageError(f"that is no host name: {_FORMS_HELP}")
         return Address(
             host=host.strip("[]"),
-            port=_number("port", port, 65535),
-            db=_number("database", db, 2**31),
+            port=_parse_number("port", port, 65535),
+            db=_parse_number("database", db, 2**31),
             username=username,
             password=password,
         )
 
     @property
-    def place(self) -> str:
+    def endpoint(self) -> str:
         """Where it is, for people and error texts: `127.0.0.1:6379`, a socket's path, or a Sentinel's service."""
         if self.kind == "unix":
             return self.unix_path
         if self.kind == "sentinel":
-            return f"{self.service} of {', '.join(_host_port(*node) for node in self.nodes)}"
-        return _host_port(self.host, self.port)
+            return f"{self.service_name} of {', '.join(_format_host_port(*node) for node in self.sentinels)}"
+        return _format_host_port(self.host, self.port)
 
     @property
     def identity(self) -> str:
         """The server without user and database, as the journal knows servers: one text however it was written."""
         if self.kind == "sentinel":
-            return f"redis+sentinel://{','.join(_host_port(*node) for node in sorted(self.nodes))}/{self.service}"
+            return f"redis+sentinel://{','.join(_format_host_port(*node) for node in sorted(self.sentinels))}/{self.service_name}"
         return (
-            f"unix://{quote(self.unix_path)}" if self.kind == "unix" else f"redis://{_host_port(self.host, self.port)}"
+            f"unix://{quote(self.unix_path)}"
+            if self.kind == "unix"
+            else f"redis://{_format_host_port(self.host, self.port)}"
         )
 
     @property
     def url(self) -> str:
         """The address as a URL that parse() takes, without any password: for the journal, to be completed with one."""
-        return self._url(f"{quote(self.username, safe='')}@" if self.username else "")
+        return self._format_url(f"{quote(self.username, safe='')}@" if self.username else "")
 
     @property
-    def masked(self) -> str:
+    def redacted_url(self) -> str:
         """The address as a URL to be shown; `***` stands for the password."""
         if not self.password:
             return self.url
-        return self._url(f"{quote(self.username or '', safe='')}:***@")
+        return self._format_url(f"{quote(self.username or '', safe='')}:***@")
 
-    def _url(self, userinfo: str) -> str:
-        scheme = f"{_SCHEMES[self.kind]}://"
+    def _format_url(self, userinfo: str) -> str:
+        scheme = f"{_SCHEME_BY_KIND[self.kind]}://"
         query = [f"{name}={quote(str(value), safe='/')}" for name, value in self._tls_options()]
         if self.kind == "unix":
             query[:0] = [f"db={self.db}"] if self.db else []
@@ -152,21 +158,21 @@ class Address:
         elif self.kind == "sentinel":
             if self.sentinel_username:
                 query.append(f"sentinel_username={quote(self.sentinel_username, safe='')}")
-            hosts = ",".join(_host_port(*node) for node in self.nodes)
-            text = f"{scheme}{userinfo}{hosts}/{quote(self.service, safe='')}/{self.db}"
+            hosts = ",".join(_format_host_port(*node) for node in self.sentinels)
+            text = f"{scheme}{userinfo}{hosts}/{quote(self.service_name, safe='')}/{self.db}"
         else:
-            text = f"{scheme}{userinfo}{_host_port(self.host, self.port)}/{self.db}"
+            text = f"{scheme}{userinfo}{_format_host_port(self.host, self.port)}/{self.db}"
         return f"{text}?{'&'.join(query)}" if query else text
 
     def _tls_options(self) -> list[tuple[str, str]]:
         if self.tls is None:
             return []
-        plain = Tls()
-        values = [(f"ssl_{name}", getattr(self.tls, name), getattr(plain, name)) for name in Tls.__slots__]
+        plain = TlsOptions()
+        values = [(f"ssl_{name}", getattr(self.tls, name), getattr(plain, name)) for name in TlsOptions.__slots__]
         options = [(name, str(value)) for name, value, usual in values if value != usual]
         return options if self.kind == "tls" else [("ssl", "true"), *options]
 
-    def scrub(self, text: str) -> str:
+    def redact(self, text: str) -> str:
         """`text` with the passwords, plain or percent-encoded, made `***`: for the words of others."""
         for secret in (self.password, self.sentinel_password):
             if secret:
@@ -175,18 +181,18 @@ class Address:
         return text
 
     def __str__(self) -> str:
-        return self.masked
+        return self.redacted_url
 
 
-def _options(query: str) -> dict[str, str]:
+def _parse_query(query: str) -> dict[str, str]:
     return dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query)))
 
 
-def _tls(options: dict[str, str]) -> Tls:
+def _parse_tls(options: dict[str, str]) -> TlsOptions:
     requirement = options.pop("ssl_cert_reqs", "required")
     if requirement not in ("required", "optional", "none"):
         raise UsageError("ssl_cert_reqs in the address is required, optional or none")
-    return Tls(
+    return TlsOptions(
         ca_certs=options.pop("ssl_ca_certs", None),
         certfile=options.pop("ssl_certfile", None),
         keyfile=options.pop("ssl_keyfile", None),
@@ -195,40 +201,40 @@ def _tls(options: dict[str, str]) -> Tls:
     )
 
 
-def _number(what: str, value: Any, most: int) -> int:
+def _parse_number(name: str, value: Any, maximum: int) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError):
         number = -1
-    if not 0 <= number <= most or (what == "port" and number == 0):
-        raise UsageError(f"the {what} is a number up to {most}")
+    if not 0 <= number <= maximum or (name == "port" and number == 0):
+        raise UsageError(f"the {name} is a number up to {maximum}")
     return number
 
 
-def _host_port(host: str, port: int) -> str:
+def _format_host_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _split_host(text: str, usual_port: int) -> tuple[str, int]:
+def _parse_host_port(text: str, default_port: int) -> tuple[str, int]:
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
     else:
         host, colon, port = text.partition(":")
         rest = colon + port
     port = rest.removeprefix(":")
-    return unquote(host) or "localhost", _number("port", port or usual_port, 65535)
+    return unquote(host) or "localhost", _parse_number("port", port or default_port, 65535)
 
 
-_Placed = tuple[Address, str]
-_Place = Callable[[Address, str, str], _Placed]
+_AddressAndDb = tuple[Address, str]
+_HostParser = Callable[[Address, str, str], _AddressAndDb]
 
 
-def _tcp(address: Address, hosts: str, path: str) -> _Placed:
-    host, port = _split_host(hosts.partition(",")[0] if address.kind == "cluster" else hosts, _PORT)
+def _parse_tcp(address: Address, hosts: str, path: str) -> _AddressAndDb:
+    host, port = _parse_host_port(hosts.partition(",")[0] if address.kind == "cluster" else hosts, _DEFAULT_PORT)
     return replace(address, host=host, port=port), path.strip("/")
 
 
-def _unix(address: Address, hosts: str, path: str) -> _Placed:
+def _parse_unix(address: Address, hosts: str, path: str) -> _AddressAndDb:
     if hosts:
         raise UsageError("a socket's address has three slashes: unix:///PATH?db=N")
     if not path.strip("/"):
@@ -236,9 +242,9 @@ def _unix(address: Address, hosts: str, path: str) -> _Placed:
     return replace(address, unix_path=path), ""
 
 
-def _sentinel(address: Address, hosts: str, path: str) -> _Placed:
+def _parse_sentinel(address: Address, hosts: str, path: str) -> _AddressAndDb:
     service, _, db = path.strip("/").partition("/")
     if not service or not hosts:
         raise UsageError("the address needs Sentinels and a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB")
-    nodes = tuple(_split_host(host, _SENTINEL_PORT) for host in hosts.split(","))
-    return replace(address, nodes=nodes, service=service), db
+    nodes = tuple(_parse_host_port(host, _DEFAULT_SENTINEL_PORT) for host in hosts.split(","))
+    return replace(address, sentinels=nodes, service_name=service), db

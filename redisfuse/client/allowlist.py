@@ -14,15 +14,15 @@ import hiredis
 
 from redisfuse.errors import ForbiddenCommandError
 
-INVALIDATIONS = b"__redis__:invalidate"
+INVALIDATION_CHANNEL = b"__redis__:invalidate"
 """The one channel that may be subscribed to: where a RESP2 or RESP3 connection is told of changed keys."""
 
-_CONNECTING = frozenset({b"AUTH", b"HELLO", b"INFO", b"PING", b"SELECT", b"TIME"})
+_CONNECTION_COMMANDS = frozenset({b"AUTH", b"HELLO", b"INFO", b"PING", b"SELECT", b"TIME"})
 
-_WATCHING = frozenset({b"DISCARD", b"EXEC", b"MULTI", b"UNWATCH", b"WATCH"})
+_TRANSACTION_COMMANDS = frozenset({b"DISCARD", b"EXEC", b"MULTI", b"UNWATCH", b"WATCH"})
 """WATCH, pieces, MULTI, STRLEN, EXEC tells whether a value changed while it was read; EXEC runs only what was sent."""
 
-_READING = frozenset(
+_READ_COMMANDS = frozenset(
     {
         *(b"DBSIZE", b"DUMP", b"EXISTS", b"PEXPIRETIME", b"PTTL", b"SCAN", b"TYPE"),
         *(b"GETRANGE", b"STRLEN"),
@@ -35,13 +35,13 @@ _READING = frozenset(
     }
 )
 
-_CONTAINERS = {
+_READ_SUBCOMMANDS = {
     b"CLIENT": frozenset({b"NO-TOUCH", b"SETNAME", b"TRACKING"}),
     b"OBJECT": frozenset({b"ENCODING"}),
     b"XINFO": frozenset({b"GROUPS", b"STREAM"}),
 }
 
-_WRITING = frozenset(
+_WRITE_COMMANDS = frozenset(
     {
         *(b"DEL", b"PERSIST", b"PEXPIREAT", b"RENAME", b"RENAMENX", b"RESTORE", b"UNLINK"),
         *(b"APPEND", b"SET", b"SETRANGE"),
@@ -57,7 +57,7 @@ class AllowList:
 
     name: str
     commands: frozenset[bytes]
-    containers: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
+    subcommands: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
 
     def allows(self, command: list[bytes]) -> bool:
         """Whether this list has the command; `command` is its words as sent."""
@@ -69,8 +69,8 @@ class AllowList:
         if word in self.commands:
             return True
         if word == b"SUBSCRIBE":
-            return b"SUBSCRIBE" in self.containers and len(command) == 2 and command[1] == INVALIDATIONS
-        return word in self.containers and len(command) > 1 and command[1].upper() in self.containers[word]
+            return b"SUBSCRIBE" in self.subcommands and len(command) == 2 and command[1] == INVALIDATION_CHANNEL
+        return word in self.subcommands and len(command) > 1 and command[1].upper() in self.subcommands[word]
 
     def check(self, commands: list[list[bytes]]) -> None:
         """Raise ForbiddenCommandError unless the list has every one of the commands."""
@@ -79,75 +79,75 @@ class AllowList:
         for command in commands:
             if self.allows(command):
                 continue
-            words = b" ".join(command[:2] if command and command[0].upper() in self.containers else command[:1])
+            words = b" ".join(command[:2] if command and command[0].upper() in self.subcommands else command[:1])
             shown = words[:40].decode("ascii", "backslashreplace")
             raise ForbiddenCommandError(f"{shown!r} was not sent: it is not on the list of {self.name} commands")
 
 
-READS = AllowList(
+READ_ALLOWLIST = AllowList(
     "read",
-    _CONNECTING | _WATCHING | _READING,
-    {**_CONTAINERS, b"SUBSCRIBE": frozenset({INVALIDATIONS})},
+    _CONNECTION_COMMANDS | _TRANSACTION_COMMANDS | _READ_COMMANDS,
+    {**_READ_SUBCOMMANDS, b"SUBSCRIBE": frozenset({INVALIDATION_CHANNEL})},
 )
 """What any connection of a read-only mount, and every reading connection of a writing one, may send."""
 
-WRITES = AllowList(
+WRITE_ALLOWLIST = AllowList(
     "write",
-    _CONNECTING | _WATCHING | _READING | _WRITING,
-    {**_CONTAINERS, b"XGROUP": frozenset({b"CREATE"})},
+    _CONNECTION_COMMANDS | _TRANSACTION_COMMANDS | _READ_COMMANDS | _WRITE_COMMANDS,
+    {**_READ_SUBCOMMANDS, b"XGROUP": frozenset({b"CREATE"})},
 )
 """What the connections that transactions.py writes on may send."""
 
-SENTINEL = AllowList(
+SENTINEL_ALLOWLIST = AllowList(
     "Sentinel", frozenset({b"AUTH", b"HELLO", b"PING"}), {b"SENTINEL": frozenset({b"GET-MASTER-ADDR-BY-NAME"})}
 )
 """What may be sent to a Sentinel."""
 
 
-_pack: Callable[[Any], bytes] = hiredis.pack_command
+_pack_command: Callable[[Any], bytes] = hiredis.pack_command
 
 
-class Guard(Protocol):
+class CommandFilter(Protocol):
     """What judges commands before they are sent."""
 
     def check(self, commands: list[list[bytes]]) -> None:
         """Raise ForbiddenCommandError unless every one of the commands may be sent."""
 
 
-_INSPECTION = AllowList(
+_INSPECTION_ALLOWLIST = AllowList(
     "inspection",
-    READS.commands - {b"EXEC"},
-    {**READS.containers, b"ACL": frozenset({b"DRYRUN"})},
+    READ_ALLOWLIST.commands - {b"EXEC"},
+    {**READ_ALLOWLIST.subcommands, b"ACL": frozenset({b"DRYRUN"})},
 )
 
-_REHEARSED = AllowList(
+_DISCARDED_ALLOWLIST = AllowList(
     "rehearsal",
-    WRITES.commands - {b"EXEC", b"MULTI"},
-    {**WRITES.containers, **READS.containers},
+    WRITE_ALLOWLIST.commands - {b"EXEC", b"MULTI"},
+    {**WRITE_ALLOWLIST.subcommands, **READ_ALLOWLIST.subcommands},
 )
 
 
-class Rehearsal:
+class DiscardedTransactionFilter:
     """What `redisfuse doctor` may send: writes too, but only where they are queued and then thrown away.
 
-    A server checks its ACL when a command is queued. So between MULTI, which the server must have accepted (`begin`
+    A server checks its ACL when a command is queued. So between MULTI, which the server must have accepted (`begin_transaction`
     says so), and DISCARD, a write tells whether it would be allowed, and nothing else happens. EXEC is always refused.
     """
 
     def __init__(self) -> None:
-        self._begun = False
+        self._in_transaction = False
 
-    def begin(self) -> None:
+    def begin_transaction(self) -> None:
         """The server has answered OK to MULTI, on this connection."""
-        self._begun = True
+        self._in_transaction = True
 
     def check(self, commands: list[list[bytes]]) -> None:
         """Raise ForbiddenCommandError unless nothing of this can have an effect."""
         for command in commands:
-            if self._begun and [word.upper() for word in command] == [b"DISCARD"]:
-                self._begun = False
+            if self._in_transaction and [word.upper() for word in command] == [b"DISCARD"]:
+                self._in_transaction = False
                 continue
-            (_REHEARSED if self._begun else _INSPECTION).check([command])
+            (_DISCARDED_ALLOWLIST if self._in_transaction else _INSPECTION_ALLOWLIST).check([command])
 
 
 def parse_commands(packed: bytes) -> list[list[bytes]]:
@@ -172,4 +172,4 @@ def parse_commands(packed: bytes) -> list[list[bytes]]:
 
 def pack_commands(commands: Iterable[tuple[bytes | str | int, ...]]) -> bytes:
     """Commands as they are sent."""
-    return b"".join(map(_pack, commands))
+    return b"".join(map(_pack_command, commands))

@@ -18,111 +18,111 @@ import redis
 from redis.connection import AbstractConnection, Connection, SSLConnection, UnixDomainSocketConnection
 
 from redisfuse.client.address import Address
-from redisfuse.client.allowlist import Guard, pack_commands, parse_commands
-from redisfuse.client.reply_errors import error_of_reply, error_of_text
-from redisfuse.client.stats import Brake, Counters
+from redisfuse.client.allowlist import CommandFilter, pack_commands, parse_commands
+from redisfuse.client.reply_errors import map_error_line, map_redis_exception
+from redisfuse.client.stats import ClientStats, TokenBucket
 from redisfuse.errors import AccessError, RedisFuseError, ServerReplyError, UnavailableError, UsageError
 
-NAME = "redisfuse"
+CLIENT_NAME = "redisfuse"
 """What the connections are called in CLIENT LIST."""
 
-_READ_SIZE = 131072
+_READ_BUFFER_BYTES = 131072
 """Bytes taken from the socket at once; with 64 KiB, redis-py's default, big values come at a fraction of the speed."""
 
 
 _TIMEVAL = struct.Struct("@ll")
 
 
-class Wire:
-    """A socket that counts, and keeps a deadline: what `allow` gave is for all of an answer, not for each piece.
+class DeadlineSocket:
+    """A socket that counts, and keeps a deadline: what `set_deadline` gave is for all of an answer, not for each piece.
 
     The kernel keeps the time of each wait (SO_RCVTIMEO and SO_SNDTIMEO of socket(7)): Python's own time-outs take three
     system calls for each that is wanted. So that it need not be told before each wait, one may last up to a fifth
     longer than is left. (TLS keeps Python's.)
     """
 
-    def __init__(self, inner: socket.socket, counters: Counters, seconds: float) -> None:
-        self._inner = inner
-        self.encrypted = isinstance(inner, ssl.SSLSocket)
-        self._counters = counters
-        self._told = 0.0  # seconds that the kernel was told of last
-        if not self.encrypted:
-            inner.settimeout(None)
-        self.allow(seconds)
+    def __init__(self, inner_socket: socket.socket, stats: ClientStats, timeout: float) -> None:
+        self._socket = inner_socket
+        self.is_encrypted = isinstance(inner_socket, ssl.SSLSocket)
+        self._stats = stats
+        self._kernel_timeout_seconds = 0.0  # seconds that the kernel was told of last
+        if not self.is_encrypted:
+            inner_socket.settimeout(None)
+        self.set_deadline(timeout)
 
-    def allow(self, seconds: float) -> None:
+    def set_deadline(self, timeout: float) -> None:
         """Give what follows, up to the next call, this long in all."""
-        self._deadline = time.monotonic() + seconds
+        self._deadline = time.monotonic() + timeout
 
-    def _limit(self) -> None:
+    def _apply_timeout(self) -> None:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("timed out")
-        if self.encrypted:
-            self._inner.settimeout(remaining)
-        elif not remaining <= self._told <= 1.2 * remaining:
-            self._told = 1.1 * remaining
-            microseconds = max(int(self._told * 1e6), 1)  # 0 would be for ever
+        if self.is_encrypted:
+            self._socket.settimeout(remaining)
+        elif not remaining <= self._kernel_timeout_seconds <= 1.2 * remaining:
+            self._kernel_timeout_seconds = 1.1 * remaining
+            microseconds = max(int(self._kernel_timeout_seconds * 1e6), 1)  # 0 would be for ever
             limit = _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
-            self._inner.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-            self._inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
 
     def recv_into(self, buffer: Any, *arguments: Any) -> int:
         """socket.recv_into, within the deadline."""
-        self._limit()
+        self._apply_timeout()
         try:
-            count = self._inner.recv_into(buffer, *arguments)
+            count = self._socket.recv_into(buffer, *arguments)
         except OSError as error:
-            raise _plain(error) from None
-        self._counters.add(bytes_received=count)
+            raise _normalize_socket_error(error) from None
+        self._stats.add(bytes_received=count)
         return count
 
     def recv(self, size: int, *arguments: Any) -> bytes:
         """socket.recv, within the deadline."""
-        self._limit()
+        self._apply_timeout()
         try:
-            data = self._inner.recv(size, *arguments)
+            data = self._socket.recv(size, *arguments)
         except OSError as error:
-            raise _plain(error) from None
-        self._counters.add(bytes_received=len(data))
+            raise _normalize_socket_error(error) from None
+        self._stats.add(bytes_received=len(data))
         return data
 
     def sendall(self, data: Any, *arguments: Any) -> None:
         """socket.sendall, within the deadline."""
-        self._limit()
+        self._apply_timeout()
         try:
-            self._inner.sendall(data, *arguments)
+            self._socket.sendall(data, *arguments)
         except OSError as error:
-            raise _plain(error) from None
-        self._counters.add(bytes_sent=len(data))
+            raise _normalize_socket_error(error) from None
+        self._stats.add(bytes_sent=len(data))
 
     def settimeout(self, _seconds: float | None) -> None:
         """Without effect: the deadline counts."""
 
-    def readable(self) -> bool:
+    def is_readable(self) -> bool:
         """Whether something has come, or the other side has hung up."""
-        descriptor = self._inner.fileno()
+        descriptor = self._socket.fileno()
         if descriptor < 0:  # closed here, by another thread
             return True
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
-    def wait(self, seconds: float, other: int) -> bool:
-        """Wait up to `seconds` until something has come, as `readable` says; False if not, or if `other` is first."""
-        descriptor = self._inner.fileno()
-        if descriptor < 0 or (isinstance(self._inner, ssl.SSLSocket) and self._inner.pending()):
+    def wait_readable(self, timeout: float, wakeup_fd: int) -> bool:
+        """Wait up to `seconds` until something has come, as `is_readable` says; False if not, or if `other` is first."""
+        descriptor = self._socket.fileno()
+        if descriptor < 0 or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             return True
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        poll.register(other, select.POLLIN)
-        return any(found == descriptor for found, _ in poll.poll(seconds * 1000))
+        poll.register(wakeup_fd, select.POLLIN)
+        return any(found == descriptor for found, _ in poll.poll(timeout * 1000))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        return getattr(self._socket, name)
 
 
-def _plain(error: OSError) -> OSError:
+def _normalize_socket_error(error: OSError) -> OSError:
     """A time-out, or else a ConnectionError: an unreachable network or a broken TLS stream is a lost connection too."""
     if isinstance(error, BlockingIOError):  # the kernel's time is up
         return TimeoutError("timed out")
@@ -131,19 +131,19 @@ def _plain(error: OSError) -> OSError:
     return ConnectionResetError(*error.args)
 
 
-class GuardedConnection(AbstractConnection):
+class FilteredConnection(AbstractConnection):
     """What redisfuse adds to a connection of redis-py. Made by `open_connection` only."""
 
-    guard: Guard
-    counters: Counters
-    brake: Brake
-    patience: float  # seconds for connecting and for the handshake
-    wire: Wire
+    command_filter: CommandFilter
+    stats: ClientStats
+    token_bucket: TokenBucket
+    handshake_timeout: float  # seconds for connecting and for the handshake
+    deadline_socket: DeadlineSocket
 
     def _connect(self) -> Any:
         inner = super()._connect()  # type: ignore[no-untyped-call, safe-super]  # the next class in line has it
-        self.wire = Wire(inner, self.counters, self.patience)
-        return self.wire
+        self.deadline_socket = DeadlineSocket(inner, self.stats, self.handshake_timeout)
+        return self.deadline_socket
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ARG002  # redis-py's face
         """Send commands, if the allow-list has every one of them; else ForbiddenCommandError, and nothing was sent.
@@ -156,51 +156,53 @@ class GuardedConnection(AbstractConnection):
         else:
             packed = bytes(command) if isinstance(command, bytes | bytearray | memoryview) else b"".join(command)
         commands = parse_commands(packed)
-        self.guard.check(commands)
-        self.brake.take(len(commands))
-        self.counters.add(commands=len(commands))
-        self.wire.sendall(packed)
+        self.command_filter.check(commands)
+        self.token_bucket.acquire(len(commands))
+        self.stats.add(commands=len(commands))
+        self.deadline_socket.sendall(packed)
 
-    def send_streamed(self, head: list[bytes], size: int, chunks: Iterable[bytes], seconds: float) -> None:
+    def send_streamed(self, head: list[bytes], size: int, chunks: Iterable[bytes], timeout: float) -> None:
         """Send one command whose last argument, of `size` bytes, comes in chunks; each has `seconds` to leave.
 
         Raises ForbiddenCommandError, OSError, ValueError when the chunks come to another size, or what `chunks` raises.
         The server has not seen a whole command then; the connection can't be used further: the caller closes it.
         """
-        self.guard.check([head])
-        self.brake.take(1)
-        self.counters.add(commands=1)
+        self.command_filter.check([head])
+        self.token_bucket.acquire(1)
+        self.stats.add(commands=1)
         start = pack_commands([tuple(head)]).split(b"\r\n", 1)[1]
-        self.wire.allow(seconds)
-        self.wire.sendall(b"*%d\r\n%b$%d\r\n" % (len(head) + 1, start, size))
+        self.deadline_socket.set_deadline(timeout)
+        self.deadline_socket.sendall(b"*%d\r\n%b$%d\r\n" % (len(head) + 1, start, size))
         left = size
         for chunk in chunks:
             left -= len(chunk)
             if left < 0:
                 break
-            self.wire.allow(seconds)
-            self.wire.sendall(chunk)
-            if not self.wire.encrypted and self.wire.readable():  # TLS has messages of its own
+            self.deadline_socket.set_deadline(timeout)
+            self.deadline_socket.sendall(chunk)
+            if (
+                not self.deadline_socket.is_encrypted and self.deadline_socket.is_readable()
+            ):  # TLS has messages of its own
                 raise BrokenPipeError("the server answered before it had all")
         if left:
             raise ValueError("the chunks of a streamed argument do not come to its size")
-        self.wire.allow(seconds)
-        self.wire.sendall(b"\r\n")
+        self.deadline_socket.set_deadline(timeout)
+        self.deadline_socket.sendall(b"\r\n")
 
 
-class _TcpConnection(GuardedConnection, Connection):
+class _TcpConnection(FilteredConnection, Connection):
     pass
 
 
-class _TlsConnection(GuardedConnection, SSLConnection):
+class _TlsConnection(FilteredConnection, SSLConnection):
     pass
 
 
-class _UnixConnection(GuardedConnection, UnixDomainSocketConnection):
+class _UnixConnection(FilteredConnection, UnixDomainSocketConnection):
     host = ""  # which redis-py forgets here, and asks for when it reports an error
 
 
-def _quiet_options() -> dict[str, Any]:
+def _build_handshake_options() -> dict[str, Any]:
     """What keeps redis-py from sending commands of its own accord, as far as this version of it has them."""
     options: dict[str, Any] = {}
     try:
@@ -215,34 +217,34 @@ def _quiet_options() -> dict[str, Any]:
     return {**options, "driver_info": None}
 
 
-_QUIET = _quiet_options()
+_HANDSHAKE_OPTIONS = _build_handshake_options()
 
 
 def open_connection(
     address: Address,
-    guard: Guard,
+    command_filter: CommandFilter,
     *,
     timeout: float,
-    counters: Counters,
-    brake: Brake,
+    stats: ClientStats,
+    token_bucket: TokenBucket,
     resp3: bool = False,
-) -> GuardedConnection:
+) -> FilteredConnection:
     """A connection that is made, let in, and in its database; everything within `timeout` seconds.
 
     `address` is of kind tcp, tls or unix. Raises UnavailableError, AccessError, TryAgainError, UsageError (no such
     database).
     """
     options: dict[str, Any] = {
-        **_QUIET,
+        **_HANDSHAKE_OPTIONS,
         "db": address.db,
         "username": address.username,
         "password": address.password,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
-        "socket_read_size": _READ_SIZE,
+        "socket_read_size": _READ_BUFFER_BYTES,
         "protocol": 3 if resp3 else 2,
     }
-    connection: GuardedConnection
+    connection: FilteredConnection
     if address.kind == "unix":
         connection = _UnixConnection(path=address.unix_path, **options)  # type: ignore[no-untyped-call]
     elif address.tls is not None:
@@ -250,69 +252,71 @@ def open_connection(
         connection = _TlsConnection(host=address.host, port=address.port, **tls, **options)
     else:
         connection = _TcpConnection(host=address.host, port=address.port, **options)  # type: ignore[no-untyped-call]
-    connection.guard = guard
-    connection.counters = counters
-    connection.brake = brake
-    connection.patience = timeout
+    connection.command_filter = command_filter
+    connection.stats = stats
+    connection.token_bucket = token_bucket
+    connection.handshake_timeout = timeout
     try:
         connection.connect()  # type: ignore[no-untyped-call]
     except Exception as error:
         if isinstance(error, ConnectionError):
-            error = _last_words(connection) or error
+            error = _read_final_error(connection) or error
         connection.disconnect()  # type: ignore[no-untyped-call]
-        raise connecting_error(error, address) from None  # its traceback could show the password
-    counters.add(connects=1)
+        raise map_handshake_error(error, address) from None  # its traceback could show the password
+    stats.add(connects=1)
     return connection
 
 
-def _last_words(connection: GuardedConnection) -> RedisFuseError | None:
+def _read_final_error(connection: FilteredConnection) -> RedisFuseError | None:
     """The error reply with which the server hung up on us while we were still greeting it."""
     with contextlib.suppress(OSError):
-        connection.wire.allow(0.2)
-        line, end, _ = connection.wire.recv(4096).partition(b"\r\n")
+        connection.deadline_socket.set_deadline(0.2)
+        line, end, _ = connection.deadline_socket.recv(4096).partition(b"\r\n")
         if line[:1] == b"-" and end:
-            return error_of_text(line[1:].decode("utf-8", "replace"))
+            return map_error_line(line[1:].decode("utf-8", "replace"))
     return None
 
 
-def connecting_error(error: Exception, address: Address) -> RedisFuseError:
+def map_handshake_error(error: Exception, address: Address) -> RedisFuseError:
     """Why a server could not be entered, in one line with what to do about it."""
     if isinstance(error, RedisFuseError):
         return error
-    failure = connection_error(error, address)
+    failure = map_connection_error(error, address)
     if isinstance(failure, ServerReplyError) and "DB index" in str(failure):
-        return UsageError(f"the server at {address.place} has no database {address.db}")
+        return UsageError(f"the server at {address.endpoint} has no database {address.db}")
     if isinstance(failure, AccessError):
-        return AccessError(f"{address.place} lets nobody in like that: {failure}")
+        return AccessError(f"{address.endpoint} lets nobody in like that: {failure}")
     return failure
 
 
-_REPLIES = (
+_REPLY_ERRORS = (
     redis.exceptions.ResponseError,
     redis.exceptions.AuthenticationError,
     redis.exceptions.BusyLoadingError,
 )
 
 
-def connection_error(error: Exception, address: Address) -> RedisFuseError:
+def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
     """The error of redis-py, or of a socket, as redisfuse's, without secrets."""
     if isinstance(error, RedisFuseError):
         return error
-    words = " ".join(address.scrub(str(error)).split())
+    words = " ".join(address.redact(str(error)).split())
     if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
-        return UnavailableError(f"{address.place} did not answer in time: it is down, hung or too slow (see --timeout)")
+        return UnavailableError(
+            f"{address.endpoint} did not answer in time: it is down, hung or too slow (see --timeout)"
+        )
     if isinstance(error, redis.exceptions.InvalidResponse):
-        return UnavailableError(f"what answers at {address.place} does not speak the Redis protocol")
-    if isinstance(error, _REPLIES):
-        mapped = error_of_reply(error)
-        return type(mapped)(address.scrub(str(mapped)))
+        return UnavailableError(f"what answers at {address.endpoint} does not speak the Redis protocol")
+    if isinstance(error, _REPLY_ERRORS):
+        mapped = map_redis_exception(error)
+        return type(mapped)(address.redact(str(mapped)))
     if "max number of clients" in words:
-        return UnavailableError(f"{address.place} has as many clients as it takes (maxclients)")
-    reason = _reason(words)
-    return UnavailableError(f"no connection to {address.place}: {reason}")
+        return UnavailableError(f"{address.endpoint} has as many clients as it takes (maxclients)")
+    reason = _explain_failure(words)
+    return UnavailableError(f"no connection to {address.endpoint}: {reason}")
 
 
-def _reason(words: str) -> str:
+def _explain_failure(message: str) -> str:
     for sign, reason in (
         ("Connection refused", "nothing listens there; is the server running, and the port right?"),
         ("No such file", "there is no such socket; is the server running?"),
@@ -323,6 +327,6 @@ def _reason(words: str) -> str:
         ("WRONG_VERSION_NUMBER", "it does not speak TLS there; try redis:// in place of rediss://"),
         ("closed by server", "it hung up; does it want TLS (rediss://)?"),
     ):
-        if sign.lower() in words.lower():
+        if sign.lower() in message.lower():
             return reason
-    return words
+    return message

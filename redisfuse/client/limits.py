@@ -21,13 +21,13 @@ class Limits:
     scan_count: int = 1000
     """COUNT of SCAN and its kin: about the keys or elements that one command walks over."""
 
-    pipeline: int = 1000
+    pipeline_size: int = 1000
     """Commands sent before their answers are read."""
 
-    piece: int = CHUNK_BYTES
+    chunk_bytes: int = CHUNK_BYTES
     """Bytes of a big value that one command asks for."""
 
     @property
-    def batch(self) -> int:
-        """Commands to send at once: `pipeline`, or about a tenth of a second's worth where `rate` is set."""
-        return min(self.pipeline, max(1, self.rate // 10)) if self.rate else self.pipeline
+    def batch_size(self) -> int:
+        """Commands to send at once: `pipeline_size`, or about a tenth of a second's worth where `rate` is set."""
+        return min(self.pipeline_size, max(1, self.rate // 10)) if self.rate else self.pipeline_size

@@ -19,11 +19,11 @@ from redisfuse.errors import (
     WrongTypeError,
 )
 
-NOT_NOW = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
+RETRYABLE_CODES = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
 """Kinds that say "not now": worth asking again until the time-out. (BUSYKEY is another kind.)"""
 
-_KINDS: dict[str, type[RedisFuseError]] = {
-    **dict.fromkeys(NOT_NOW, TryAgainError),
+_ERROR_CLASS_BY_CODE: dict[str, type[RedisFuseError]] = {
+    **dict.fromkeys(RETRYABLE_CODES, TryAgainError),
     "NOAUTH": AccessError,
     "WRONGPASS": AccessError,
     "NOPERM": AccessError,
@@ -36,7 +36,7 @@ _KINDS: dict[str, type[RedisFuseError]] = {
     "ASK": UnavailableError,
 }
 
-_STRIPPED: tuple[tuple[type[Exception], str], ...] = (
+_CODE_BY_REDIS_EXCEPTION: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.BusyLoadingError, "LOADING"),
     (redis.exceptions.MasterDownError, "MASTERDOWN"),
     (redis.exceptions.ClusterDownError, "CLUSTERDOWN"),
@@ -50,7 +50,7 @@ _STRIPPED: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.NoScriptError, "NOSCRIPT"),
 )
 
-_ADVICE = {
+_MESSAGE_BY_CODE = {
     "NOAUTH": "the server wants a password: give it in REDISFUSE_PASSWORD or with --password-file",
     "WRONGPASS": "the server did not accept the user name or password",
     "NOPERM": "the server's ACL does not allow this: {text}; `redisfuse doctor` says which rule is missing",
@@ -67,17 +67,17 @@ _ADVICE = {
     "ASK": "this is one node of a cluster, and the key is moving to another",
 }
 
-_TOO_LARGE = ("string exceeds maximum allowed size", "invalid bulk length", "exceeds proto-max-bulk-len")
-_NO_SUCH_KEY = "no such key"
-_BECAUSE = "Transaction discarded because of: "
+_TOO_LARGE_MESSAGES = ("string exceeds maximum allowed size", "invalid bulk length", "exceeds proto-max-bulk-len")
+_NO_SUCH_KEY_MESSAGE = "no such key"
+_EXECABORT_CAUSE_PREFIX = "Transaction discarded because of: "
 
 
-def kind_and_text(error: Exception) -> tuple[str, str]:
+def split_redis_exception(error: Exception) -> tuple[str, str]:
     """The kind (`"WRONGTYPE"`, `"ERR"`...) and the rest of an error reply, as redis-py raised it."""
     text = str(error)
     if isinstance(error, redis.exceptions.AuthenticationError):
         return ("NOAUTH" if "required" in text.lower() else "WRONGPASS"), text
-    for kind, name in _STRIPPED:
+    for kind, name in _CODE_BY_REDIS_EXCEPTION:
         if isinstance(error, kind):
             return name, text
     first, _, rest = text.partition(" ")
@@ -86,33 +86,33 @@ def kind_and_text(error: Exception) -> tuple[str, str]:
     return "ERR", text
 
 
-def error_of_text(line: str) -> RedisFuseError:
+def map_error_line(line: str) -> RedisFuseError:
     """The error for a whole error reply, without its leading `-`."""
     first, _, rest = line.partition(" ")
     if first.isupper() and first.isalpha():
-        return error_of(first, rest)
-    return error_of("ERR", line)
+        return map_error_code(first, rest)
+    return map_error_code("ERR", line)
 
 
-def error_of_reply(error: Exception) -> RedisFuseError:
+def map_redis_exception(error: Exception) -> RedisFuseError:
     """The error for an error reply that redis-py raised, or put into an answer."""
-    return error_of(*kind_and_text(error))
+    return map_error_code(*split_redis_exception(error))
 
 
-def error_of(kind: str, text: str) -> RedisFuseError:
+def map_error_code(code: str, text: str) -> RedisFuseError:
     """The error for a reply of this kind. Its text is one line; `ServerReplyError` keeps the server's words."""
     text = " ".join(text.split())
-    if kind == "ERR":
-        if any(words in text.lower() for words in _TOO_LARGE):
+    if code == "ERR":
+        if any(words in text.lower() for words in _TOO_LARGE_MESSAGES):
             return TooLargeError(f"the server takes no value of this size: {text}")
-        if text.lower() == _NO_SUCH_KEY:
+        if text.lower() == _NO_SUCH_KEY_MESSAGE:
             return NotFoundError("no such key")
         if text.startswith("max number of clients"):
             return UnavailableError("the server has as many clients as it takes (maxclients)")
         return ServerReplyError(text)
-    if kind == "EXECABORT" and _BECAUSE in text:  # EXEC itself was refused: what counts is why
-        return error_of_text(text.partition(_BECAUSE)[2])
-    if kind == "WRONGPASS" and "without any password" in text:
+    if code == "EXECABORT" and _EXECABORT_CAUSE_PREFIX in text:  # EXEC itself was refused: what counts is why
+        return map_error_line(text.partition(_EXECABORT_CAUSE_PREFIX)[2])
+    if code == "WRONGPASS" and "without any password" in text:
         return AccessError("a password was given, but the server has none for this user")
-    advice = _ADVICE.get(kind, f"{kind} {{text}}")
-    return _KINDS.get(kind, ServerReplyError)(advice.replace("{text}", text))
+    advice = _MESSAGE_BY_CODE.get(code, f"{code} {{text}}")
+    return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(advice.replace("{text}", text))

@@ -4,7 +4,7 @@ import threading
 import time
 
 
-class Counters:
+class ClientStats:
     """Running totals since the Server was made; thread-safe. For `status` and for tests that count."""
 
     __slots__ = ("_lock", "bytes_received", "bytes_sent", "commands", "connects", "reconnects", "round_trips")
@@ -43,35 +43,35 @@ class Counters:
             return {name: getattr(self, name) for name in self.__slots__ if name != "_lock"}
 
     def __repr__(self) -> str:
-        return f"Counters({self.snapshot()})"
+        return f"{type(self).__name__}({self.snapshot()})"
 
 
-class Brake:
+class TokenBucket:
     """At most `rate` commands a second over all connections (0: no limit), as a token bucket of a tenth of a second.
 
     Takers go into debt and sleep it off, so that a batch larger than the bucket is only late, never refused.
     """
 
-    __slots__ = ("_allowance", "_lock", "_rate", "_then")
+    __slots__ = ("_lock", "_rate", "_refilled_at", "_tokens")
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
         self._lock = threading.Lock()
-        self._allowance = self._most
-        self._then = time.monotonic()
+        self._tokens = self._capacity
+        self._refilled_at = time.monotonic()
 
     @property
-    def _most(self) -> float:
+    def _capacity(self) -> float:
         return max(1.0, self._rate / 10)
 
-    def take(self, commands: int) -> None:
+    def acquire(self, count: int) -> None:
         """Wait until `commands` more may be sent."""
         if not self._rate:
             return
         with self._lock:
             now = time.monotonic()
-            self._allowance = min(self._most, self._allowance + (now - self._then) * self._rate) - commands
-            self._then = now
-            wait = -self._allowance / self._rate
+            self._tokens = min(self._capacity, self._tokens + (now - self._refilled_at) * self._rate) - count
+            self._refilled_at = now
+            wait = -self._tokens / self._rate
         if wait > 0:
             time.sleep(wait)

@@ -9,17 +9,17 @@ from typing import NamedTuple
 from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse.interface import Binding
 
-NAMES = ("fusepy", "mfusepy")
+BINDING_NAMES = ("fusepy", "mfusepy")
 
 
-class Availability(NamedTuple):
+class BindingAvailability(NamedTuple):
     """`reason`, one line, says what is missing and how to get it; empty if the binding can be used."""
 
     name: str
     reason: str
 
 
-def _make(name: str) -> Binding:
+def _load_binding(name: str) -> Binding:
     """Raises MountError, one line, if what it needs is missing."""
     if name == "fusepy":
         try:
@@ -28,7 +28,7 @@ def _make(name: str) -> Binding:
             raise MountError(f"{error.name} is not installed: `pip install fusepy`") from error
         except OSError as error:
             raise MountError("libfuse 2 is missing: `apt install libfuse2`") from error
-        return _checked(module.Fusepy())
+        return _typed_binding(module.Libfuse2Session())
     # mfusepy takes libfuse 2 if both are there, unless it is told otherwise while it is imported.
     before = os.environ.get("FUSE_LIBRARY_NAME")
     os.environ["FUSE_LIBRARY_NAME"] = "fuse3"
@@ -43,39 +43,39 @@ def _make(name: str) -> Binding:
             del os.environ["FUSE_LIBRARY_NAME"]
         else:
             os.environ["FUSE_LIBRARY_NAME"] = before
-    return _checked(module.Mfusepy())
+    return _typed_binding(module.Libfuse3Session())
 
 
-def _checked(binding: Binding) -> Binding:
+def _typed_binding(binding: Binding) -> Binding:
     """For the type checker: what importlib gives has no type."""
     return binding
 
 
-def available() -> list[Availability]:
+def list_bindings() -> list[BindingAvailability]:
     """Each binding, and why it can't be used if so."""
     found = []
-    for name in NAMES:
+    for name in BINDING_NAMES:
         try:
-            _make(name)
-            found.append(Availability(name, ""))
+            _load_binding(name)
+            found.append(BindingAvailability(name, ""))
         except MountError as error:
-            found.append(Availability(name, str(error)))
+            found.append(BindingAvailability(name, str(error)))
     return found
 
 
-def choose(name: str | None = None) -> Binding:
+def select_binding(name: str | None = None) -> Binding:
     """The binding `name`, or the best that can be used: mfusepy where it and libfuse 3 are there, else fusepy.
 
     Raises UsageError for a name that there is none of, MountError (one line) if what it needs is missing.
     """
     if name is not None:
-        if name not in NAMES:
-            raise UsageError(f"no binding {name!r}: there are {' and '.join(NAMES)}")
-        return _make(name)
+        if name not in BINDING_NAMES:
+            raise UsageError(f"no binding {name!r}: there are {' and '.join(BINDING_NAMES)}")
+        return _load_binding(name)
     try:
-        return _make("mfusepy")
+        return _load_binding("mfusepy")
     except MountError:
-        return _make("fusepy")
+        return _load_binding("fusepy")
 
 
-__all__ = ["NAMES", "Availability", "available", "choose"]
+__all__ = ["BINDING_NAMES", "BindingAvailability", "list_bindings", "select_binding"]

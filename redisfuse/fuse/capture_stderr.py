@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def captured_errors() -> Iterator[Callable[[], str]]:
+def capture_stderr() -> Iterator[Callable[[], str]]:
     """Catch what libfuse and fusermount print to descriptor 2, the only place where they say what is wrong."""
     with tempfile.TemporaryFile() as file:
         text = ""

@@ -21,27 +21,27 @@ _RESOLVE_CACHED = 0x20
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _AT_HANDLE_FID = 0x200  # Linux 6.6: a handle that need not be opened again
-_STATX_TYPE_SIZE = 1 | 0x200
-_STX_MODE, _STX_SIZE = 28, 40  # offsets in struct statx
-_INO64_GEN = 0x81  # FILEID_INO64_GEN: node id's high and low half, generation
-_ATTEMPTS = 3  # a walk without locks also fails when something else is renamed or mounted just then
-_HOW = struct.pack("QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
+_STATX_MASK = 1 | 0x200
+_STX_MODE_OFFSET, _STX_SIZE_OFFSET = 28, 40  # offsets in struct statx
+_FILEID_INO64_GEN = 0x81  # FILEID_INO64_GEN: node id's high and low half, generation
+_MAX_WALK_ATTEMPTS = 3  # a walk without locks also fails when something else is renamed or mounted just then
+_OPEN_HOW = struct.pack("QQQ", os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, 0, _RESOLVE_CACHED)
 
-ROOT = 1  # the node id of a FUSE filesystem's root
+ROOT_NODE_ID = 1  # the node id of a FUSE filesystem's root
 
 
-class Node(NamedTuple):
-    """`number` 0: the kernel has it cached that there is no such name. `size`: bytes, as the kernel believes."""
+class DcacheNode(NamedTuple):
+    """`node_id` 0: the kernel has it cached that there is no such name. `size`: bytes, as the kernel believes."""
 
-    number: int
-    directory: bool
+    node_id: int
+    is_directory: bool
     size: int | None = None
 
 
-ABSENT = Node(0, False)
+NEGATIVE_DENTRY = DcacheNode(0, False)
 
 
-class CachedNodes:
+class DcacheProbe:
     """Looks up nodes of the mount at `mountpoint`. Raises OSError if this kernel can't do that."""
 
     def __init__(self, mountpoint: Path) -> None:
@@ -51,22 +51,22 @@ class CachedNodes:
         self._syscall = libc.syscall
         self._syscall.argtypes = [c_long, c_int, c_char_p, c_char_p, c_size_t]
         self._syscall.restype = c_long
-        self._to_handle = libc.name_to_handle_at
-        self._to_handle.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int]
+        self._name_to_handle_at = libc.name_to_handle_at
+        self._name_to_handle_at.argtypes = [c_int, c_char_p, c_void_p, c_void_p, c_int]
         self._close = ctypes.CDLL(None).close
         self._statx = getattr(libc, "statx", None)
         if self._statx is not None:
             self._statx.argtypes = [c_int, c_char_p, c_int, c_uint, c_void_p]
         self._handle_flags = _AT_EMPTY_PATH
         # One thread uses this, so the buffers can be shared by all its calls.
-        self._handle = ctypes.create_string_buffer(8 + 128)
-        self._status = ctypes.create_string_buffer(256)
+        self._handle_buffer = ctypes.create_string_buffer(8 + 128)
+        self._statx_buffer = ctypes.create_string_buffer(256)
         self._mount_id = c_int()
-        self._name = os.fsencode(mountpoint.name)
-        self._parent = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._mountpoint_name = os.fsencode(mountpoint.name)
+        self._parent_fd = os.open(mountpoint.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            root = self.find(b"")
-            if root is None or root.number != ROOT:
+            root = self.lookup(b"")
+            if root is None or root.node_id != ROOT_NODE_ID:
                 raise OSError(errno.EOPNOTSUPP, "the kernel does not tell node ids")
         except BaseException:
             self.close()
@@ -74,44 +74,49 @@ class CachedNodes:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            os.close(self._parent)
-        self._parent = -1
+            os.close(self._parent_fd)
+        self._parent_fd = -1
 
-    def find(self, path: bytes) -> Node | None:
+    def lookup(self, path: bytes) -> DcacheNode | None:
         """The node at `path` (without a leading slash); ABSENT if that is what is cached; None if nothing is."""
-        path = self._name + b"/" + path if path else self._name
-        for _ in range(_ATTEMPTS):
-            descriptor = self._syscall(_OPENAT2, self._parent, path, _HOW, len(_HOW))
+        path = self._mountpoint_name + b"/" + path if path else self._mountpoint_name
+        for _ in range(_MAX_WALK_ATTEMPTS):
+            descriptor = self._syscall(_OPENAT2, self._parent_fd, path, _OPEN_HOW, len(_OPEN_HOW))
             if descriptor >= 0:
                 try:
-                    return self._node(descriptor)
+                    return self._read_node(descriptor)
                 finally:
                     self._close(descriptor)
             number = ctypes.get_errno()
             if number == errno.ENOENT:
-                return ABSENT
+                return NEGATIVE_DENTRY
             if number in (errno.ENOSYS, errno.EINVAL, errno.E2BIG):
                 raise OSError(number, "openat2 with RESOLVE_CACHED needs Linux 5.12")
             if number != errno.EAGAIN:
                 return None  # ENOTDIR, EACCES, ELOOP: no way that a program could have come there
         return None
 
-    def _node(self, descriptor: int) -> Node | None:
-        struct.pack_into("=Ii", self._handle, 0, 128, 0)
-        if self._to_handle(descriptor, b"", self._handle, ctypes.byref(self._mount_id), self._handle_flags) != 0:
+    def _read_node(self, descriptor: int) -> DcacheNode | None:
+        struct.pack_into("=Ii", self._handle_buffer, 0, 128, 0)
+        if (
+            self._name_to_handle_at(
+                descriptor, b"", self._handle_buffer, ctypes.byref(self._mount_id), self._handle_flags
+            )
+            != 0
+        ):
             number = ctypes.get_errno()
             if number == errno.EOPNOTSUPP and not self._handle_flags & _AT_HANDLE_FID:
                 self._handle_flags |= _AT_HANDLE_FID
-                return self._node(descriptor)
+                return self._read_node(descriptor)
             raise OSError(number, os.strerror(number))
-        _, kind, high, low = struct.unpack_from("=IiII", self._handle)
-        if kind != _INO64_GEN:
+        _, kind, high, low = struct.unpack_from("=IiII", self._handle_buffer)
+        if kind != _FILEID_INO64_GEN:
             return None  # something else is mounted there
         directory, size = True, None  # where statx is missing: the careful answer
         if self._statx is not None:
             flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-            if self._statx(descriptor, b"", flags, _STATX_TYPE_SIZE, self._status) == 0:
-                (mode,) = struct.unpack_from("=H", self._status, _STX_MODE)
-                (size,) = struct.unpack_from("=Q", self._status, _STX_SIZE)
+            if self._statx(descriptor, b"", flags, _STATX_MASK, self._statx_buffer) == 0:
+                (mode,) = struct.unpack_from("=H", self._statx_buffer, _STX_MODE_OFFSET)
+                (size,) = struct.unpack_from("=Q", self._statx_buffer, _STX_SIZE_OFFSET)
                 directory = mode & 0o170000 == 0o040000
-        return Node(high << 32 | low, directory, size)
+        return DcacheNode(high << 32 | low, directory, size)

@@ -1,6 +1,6 @@
-"""What passes between the kernel's side (a `Binding`) and the tree's side (`Calls`). Pure: imports no FUSE library.
+"""What passes between the kernel's side (a `Binding`) and the tree's side (`FuseOperations`). Pure: imports no FUSE library.
 
-Threading: a binding calls `Calls` from many threads at once, also for one file; every call may raise a
+Threading: a binding calls `FuseOperations` from many threads at once, also for one file; every call may raise a
 `RedisFuseError` or an `OSError`, whose errno the program sees; anything else becomes EIO with a traceback in the log.
 Paths and names are bytes exactly as the kernel gave them; `b"/"` is the root.
 """
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from redisfuse.fuse.page_cache import Known
+    from redisfuse.fuse.page_cache import PageCacheState
 
 
-class Attr(NamedTuple):
+class FileAttributes(NamedTuple):
     """The attributes of one file or directory. `mode` includes the type bits; `size` is in bytes."""
 
     inode: int
@@ -28,20 +28,20 @@ class Attr(NamedTuple):
     gid: int
 
 
-class Entry(NamedTuple):
+class Dirent(NamedTuple):
     """One name of a directory (never `.` or `..`: the binding adds those).
 
-    `attr_mode`'s type bits become d_type. With `attr`, a binding that can (libfuse 3) tells the kernel the attributes
+    `mode`'s type bits become d_type. With `attr`, a binding that can (libfuse 3) tells the kernel the attributes
     together with the name, and no getattr follows. `inode` 0 means not known, where there is no `attr`.
     """
 
     name: bytes
-    attr_mode: int
-    attr: Attr | None = None
+    mode: int
+    attr: FileAttributes | None = None
     inode: int = 0
 
 
-class Opened(NamedTuple):
+class OpenReply(NamedTuple):
     """How a file was opened.
 
     `direct_io`: reads come with the program's own offsets and sizes, past the page cache and past `size`.
@@ -49,9 +49,9 @@ class Opened(NamedTuple):
     (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
     `size`: how many bytes this handle reads to, if that is known. If the kernel was last told another length, it would
     cut the content or fill it with zeros: such a file is read past the page cache instead.
-    `alike`: whether all who have the file open now read the same, so that pages can be shared, and mapped, whatever
+    `shares_pages`: whether all who have the file open now read the same, so that pages can be shared, and mapped, whatever
     changed before; None if that is not known.
-    `content`: stands for the bytes that are read: pages that were kept of others are of no use.
+    `content_hash`: stands for the bytes that are read: pages that were kept of others are of no use.
     """
 
     handle: int
@@ -59,66 +59,66 @@ class Opened(NamedTuple):
     keep_cache: bool = False
     nonseekable: bool = False
     size: int | None = None
-    alike: bool | None = None
-    content: int | None = None
+    shares_pages: bool | None = None
+    content_hash: int | None = None
 
 
 # UTIME_NOW and UTIME_OMIT of utimensat(2), as they stand in a time's nanoseconds.
-NOW = "now"
-OMIT = None
-Time = int | str | None  # nanoseconds since the epoch, NOW, or OMIT
+UTIME_NOW = "now"
+UTIME_OMIT = None
+UtimensTime = int | str | None  # nanoseconds since the epoch, NOW, or OMIT
 
 
-class Calls(Protocol):
+class FuseOperations(Protocol):
     """What `operations` offers to a binding.
 
     Where a call takes both, `path` is None only if `handle` is given. Handles are small positive numbers of the callee.
     """
 
-    def getattr(self, path: bytes | None, handle: int | None) -> Attr: ...
+    def getattr(self, path: bytes | None, handle: int | None) -> FileAttributes: ...
     def opendir(self, path: bytes) -> int: ...
-    def readdir(self, handle: int, offset: int) -> Iterable[Entry]:
+    def readdir(self, handle: int, offset: int) -> Iterable[Dirent]:
         """The entries after the first `offset` ones. Called again for each piece, from any offset given before."""
 
     def releasedir(self, handle: int) -> None: ...
-    def open(self, path: bytes, flags: int) -> Opened:
+    def open(self, path: bytes, flags: int) -> OpenReply:
         """`flags` holds O_TRUNC where the program asked for it (no separate truncate comes, on either binding).
 
         Permission bits were not checked before, except in a mount with `allow_other`.
         """
 
-    def create(self, path: bytes, flags: int, mode: int) -> Opened: ...
+    def create(self, path: bytes, flags: int, mode: int) -> OpenReply: ...
     def read(self, handle: int, size: int, offset: int) -> bytes | bytearray | memoryview: ...
-    def read_node(self, node: bytes, size: int, offset: int, told: int | None, sure: bool) -> bytes:
-        """As `read`, where files are not opened (`MountOptions.no_open`): all who read one node read the same.
+    def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
+        """As `read`, where files are not opened (`FuseSessionOptions.no_open`): all who read one node read the same.
 
-        `node`: a path, or what `retire` made of one. `told`: the length that the kernel was told last, if it is known;
+        `current_node_id`: a path, or what `detach_node` made of one. `told`: the length that the kernel was told last, if it is known;
         `sure`: it was told no other lately. Where the content is longer, `Binding.outdated` makes the kernel ask again
         before it believes to be at the end.
         """
 
-    def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
+    def getattr_node(self, node: bytes, *, for_read: bool) -> FileAttributes:
         """As `getattr`, where files are not opened, of a retired node; or (`reading`) for a program that reads it.
 
         What has no length beforehand is then read on, and the bytes go to `Binding.store`.
         """
 
-    def retire(self, node: bytes, retired: bytes) -> None:
-        """What was read as `node` goes on as `retired`; `node` is another file from now on. Must not wait.
+    def detach_node(self, node: bytes, stale_node: bytes) -> None:
+        """What was read as `current_node_id` goes on as `retired`; `current_node_id` is another file from now on. Must not wait.
 
         No read of the node is under way meanwhile.
         """
 
-    def forgotten(self, numbers: Iterable[int]) -> None:
+    def forget(self, node_ids: Iterable[int]) -> None:
         """The kernel has forgotten these nodes (as `Binding.node` numbers them), or one of several look-ups of them.
 
         `Binding.has_node` tells which. Must not wait.
         """
 
-    def was_read(self, node: bytes) -> bool:
+    def has_been_read(self, node: bytes) -> bool:
         """Whether a node that was not retired may have been read: if not, it need not be."""
 
-    def read_nodes(self) -> Sequence[bytes]:
+    def list_read_nodes(self) -> Sequence[bytes]:
         """The nodes that were read lately and were not retired."""
 
     def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
@@ -135,7 +135,7 @@ class Calls(Protocol):
     def mkdir(self, path: bytes, mode: int) -> None: ...
     def rmdir(self, path: bytes) -> None: ...
     def unlink(self, path: bytes) -> None: ...
-    def unlink_open(self, path: bytes, hidden: bytes) -> None:
+    def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
         """`path` is removed or about to be replaced while some program has it open.
 
         (libfuse asks for a rename to `.fuse_hidden…`.) From now on `path` must be ENOENT to getattr, and
@@ -154,7 +154,7 @@ class Calls(Protocol):
     def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
         """-1 leaves an id as it is."""
 
-    def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None: ...
+    def utimens(self, path: bytes | None, atime: UtimensTime, mtime: UtimensTime, handle: int | None) -> None: ...
     def statfs(self, path: bytes) -> Mapping[str, int]:
         """Fields of statvfs(3), such as f_bsize."""
 
@@ -163,18 +163,18 @@ class Calls(Protocol):
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None: ...
     def removexattr(self, path: bytes, name: bytes) -> None: ...
 
-    def started(self) -> None:
+    def init(self) -> None:
         """Mounted, in the process that serves it, before any other call: threads and sockets begin here.
 
         If it raises, the mount ends and `Binding.run` raises the same.
         """
 
-    def stopped(self) -> None:
-        """After the last call; called once if `started` was, also when that raised."""
+    def destroy(self) -> None:
+        """After the last call; called once if `init` was, also when that raised."""
 
 
 @dataclass(frozen=True, slots=True)
-class MountOptions:
+class FuseSessionOptions:
     """How to mount. Time-outs are seconds that the kernel may believe what it was told."""
 
     mountpoint: Path
@@ -193,19 +193,19 @@ class MountOptions:
     stop_timeout: float = 10.0  # seconds that a running call may take to end when the mount is told to end
 
     @property
-    def may_do_without_open(self) -> bool:
+    def can_skip_open(self) -> bool:
         """Whether `no_open` is asked for, and no file will be opened for writing."""
         return self.no_open and self.read_only
 
 
-class Attachable(Protocol):
+class KernelNotifier(Protocol):
     """What is told the descriptor of the kernel's connection, while there is one: the notifier."""
 
     @property
-    def supported(self) -> bool:
+    def is_supported(self) -> bool:
         """Whether it can tell the kernel of changes; known once attached."""
 
-    def attach(self, descriptor: int, mountpoint: Path, known: Known) -> None: ...
+    def attach(self, descriptor: int, mountpoint: Path, page_cache: PageCacheState) -> None: ...
     def detach(self) -> None: ...
 
 
@@ -224,18 +224,20 @@ class Binding(Protocol):
         """Whether attributes given with entries reach the kernel."""
 
     @property
-    def timeouts_can_change(self) -> bool:
+    def can_set_timeouts(self) -> bool:
         """Whether set_timeouts works; known once mounted. If not, don't mount with long ones."""
 
     @property
-    def without_open(self) -> bool:
-        """Whether files are read without being opened (`MountOptions.no_open`); known once mounted."""
+    def uses_no_open(self) -> bool:
+        """Whether files are read without being opened (`FuseSessionOptions.no_open`); known once mounted."""
 
     @property
-    def left_open(self) -> bool:
-        """Whether it was unmounted while programs had something open in it; known once `Calls.stopped` is called."""
+    def busy_at_unmount(self) -> bool:
+        """Whether it was unmounted while programs had something open in it; known once `FuseOperations.stopped` is called."""
 
-    def run(self, calls: Calls, options: MountOptions, notifier: Attachable | None = None) -> None:
+    def run(
+        self, operations: FuseOperations, options: FuseSessionOptions, notifier: KernelNotifier | None = None
+    ) -> None:
         """Mount and serve until unmounted, `stop()`, SIGINT, SIGTERM or SIGHUP; then nothing is mounted any more.
 
         Stays in the foreground. Raises MountError (one line), or what `calls.started` raised.
@@ -250,47 +252,47 @@ class Binding(Protocol):
         `listings`: the kernel may keep whole listings until told otherwise (libfuse 3.5; others ignore it).
         """
 
-    def interrupted(self) -> bool:
+    def is_interrupted(self) -> bool:
         """Inside a callback: whether the program that waits for this answer was interrupted (then raise EINTR)."""
 
-    def waiting(self) -> None:
+    def prepare_to_block(self) -> None:
         """In `getattr`, `open`, `read`, `write`, `flush`, `release`: it is about to wait; let others serve meanwhile.
 
         It must be called before anything that can take long (a server, the journal, a lock held meanwhile); for the
         other calls it is done by the binding. Calling it again is harmless.
         """
 
-    def brief(self) -> None:
+    def disable_attr_cache(self) -> None:
         """In `getattr` and `getattr_node`: the kernel must ask again each time, whatever the time-outs are."""
 
-    def node(self) -> int:
+    def current_node_id(self) -> int:
         """In `getattr_node` and `read_node`: the kernel's number of the node."""
 
-    def believed_size(self, path: bytes, number: int) -> int | None:
+    def kernel_size(self, path: bytes, node_id: int) -> int | None:
         """In `read_node`: how long the kernel believes that the node at a path is, if it is still that node."""
 
-    def has_node(self, number: int) -> bool:
-        """In `forgotten`: whether the kernel still knows a node."""
+    def is_inode_cached(self, node_id: int) -> bool:
+        """In `forget`: whether the kernel still knows a node."""
 
-    def store(self, offset: int, data: bytes) -> None:
+    def notify_store(self, offset: int, data: bytes) -> None:
         """In `getattr_node`: give the kernel bytes of the file, which from then on it takes for at least so long."""
 
-    def outdated(self) -> None:
+    def invalidate_size(self) -> None:
         """In `read_node`: the kernel must ask for the length again before it believes that the file ends."""
 
-    def caller(self) -> tuple[int, int, int]:
+    def get_caller(self) -> tuple[int, int, int]:
         """Inside a callback: uid, gid and pid of the program that asks."""
 
 
 __all__ = [
-    "NOW",
-    "OMIT",
-    "Attachable",
-    "Attr",
+    "UTIME_NOW",
+    "UTIME_OMIT",
     "Binding",
-    "Calls",
-    "Entry",
-    "MountOptions",
-    "Opened",
-    "Time",
+    "Dirent",
+    "FileAttributes",
+    "FuseOperations",
+    "FuseSessionOptions",
+    "KernelNotifier",
+    "OpenReply",
+    "UtimensTime",
 ]

@@ -14,14 +14,14 @@ from typing import Any
 
 import fuse
 
-from redisfuse.fuse.dispatch import Callbacks, CommonTypes, P, S
-from redisfuse.fuse.interface import Calls, MountOptions
-from redisfuse.fuse.session import Arguments, Session, versioned
+from redisfuse.fuse.dispatch import COMMON_CALLBACK_TYPES, POINTER, STRING, LibfuseCallbacks
+from redisfuse.fuse.interface import FuseOperations, FuseSessionOptions
+from redisfuse.fuse.session import FuseArgs, FuseSession, find_versioned_symbol
 
 _ATOMIC_O_TRUNC = 1 << 3  # FUSE_CAP_ATOMIC_O_TRUNC
 
 
-class _Connection(ctypes.Structure):
+class _ConnectionInfo(ctypes.Structure):
     """struct fuse_conn_info of libfuse 2.9, which fusepy lacks."""
 
     _fields_ = (
@@ -35,22 +35,22 @@ class _Connection(ctypes.Structure):
     )
 
 
-class Fuse2Callbacks(Callbacks):
+class Libfuse2Callbacks(LibfuseCallbacks):
     """The callbacks that differ on libfuse 3. fgetattr and ftruncate are calls of their own, with a handle."""
 
     filler_type = PYFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p, c_longlong)
 
     def getattr(self, path: bytes, buffer: int) -> int:
-        return self._stat(buffer, path, None)
+        return self._fill_stat(buffer, path, None)
 
     def fgetattr(self, path: bytes | None, buffer: int, info: int) -> int:
-        return self._stat(buffer, path, self._handle(info))
+        return self._fill_stat(buffer, path, self._read_handle(info))
 
     def rename(self, old: bytes, new: bytes) -> int:
         return self._rename(old, new, 0)
 
     def chmod(self, path: bytes, mode: int) -> int:
-        self.calls.chmod(path, mode, None)
+        self.operations.chmod(path, mode, None)
         return 0
 
     def chown(self, path: bytes, uid: int, gid: int) -> int:
@@ -60,25 +60,25 @@ class Fuse2Callbacks(Callbacks):
         return self._truncate(path, length, None)
 
     def ftruncate(self, path: bytes | None, length: int, info: int) -> int:
-        return self._truncate(path, length, self._handle(info))
+        return self._truncate(path, length, self._read_handle(info))
 
     def utimens(self, path: bytes, times: int) -> int:
         return self._utimens(path, times, None)
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int) -> int:
-        fill = self._fill(filler)
-        if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position)):
+        fill = self._get_filler(filler)
+        if not self._fill_dot_entries(offset, lambda name, packed, position: fill(buffer, name, packed, position)):
             return 0
-        pack, pack_type = self.layout.pack, self.layout.pack_type
+        pack, pack_type = self.stat_packer.pack, self.stat_packer.pack_type
         position = max(offset, 2)
-        for name, mode, attr, inode in self.calls.readdir(self._handle(info), position - 2):
+        for name, mode, attr, inode in self.operations.readdir(self._read_handle(info), position - 2):
             position += 1
             if fill(buffer, name, pack_type(mode, inode) if attr is None else pack(attr), position):
                 break
         return 0
 
 
-class Fusepy(Session):
+class Libfuse2Session(FuseSession):
     """A `Binding` on libfuse 2."""
 
     name = "fusepy"
@@ -90,8 +90,8 @@ class Fusepy(Session):
         lib.fuse_mount.restype = c_void_p
         lib.fuse_mount.argtypes = [c_char_p, c_void_p]
         # Plain dlsym finds the fuse_new of libfuse 1.
-        self._new = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
-            versioned(lib, b"fuse_new", b"FUSE_2.6")
+        self._fuse_new = CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
+            find_versioned_symbol(lib, b"fuse_new", b"FUSE_2.6")
         )
         lib.fuse_chan_fd.argtypes = [c_void_p]
         lib.fuse_get_session.restype = c_void_p
@@ -100,30 +100,30 @@ class Fusepy(Session):
         self._channel: int | None = None
         self._fuse: int | None = None
         self._session: int | None = None
-        self._timeouts: Any = None
-        self._without_paths = 1  # whether calls with a handle get no path
+        self._timeout_array: Any = None
+        self._nullpath_ok = 1  # whether calls with a handle get no path
 
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
         return {
-            **CommonTypes,
-            "getattr": (S, P),
-            "fgetattr": (S, P, P),
-            "rename": (S, S),
-            "chmod": (S, c_uint),
-            "chown": (S, c_uint, c_uint),
-            "truncate": (S, c_longlong),
-            "ftruncate": (S, c_longlong, P),
-            "utimens": (S, P),
-            "readdir": (S, P, P, c_longlong, P),
-            "init": (P,),
+            **COMMON_CALLBACK_TYPES,
+            "getattr": (STRING, POINTER),
+            "fgetattr": (STRING, POINTER, POINTER),
+            "rename": (STRING, STRING),
+            "chmod": (STRING, c_uint),
+            "chown": (STRING, c_uint, c_uint),
+            "truncate": (STRING, c_longlong),
+            "ftruncate": (STRING, c_longlong, POINTER),
+            "utimens": (STRING, POINTER),
+            "readdir": (STRING, POINTER, POINTER, c_longlong, POINTER),
+            "init": (POINTER,),
         }
 
-    def _callbacks(self, calls: Calls) -> Callbacks:
-        return Fuse2Callbacks(self._module, calls)
+    def _create_callbacks(self, operations: FuseOperations) -> LibfuseCallbacks:
+        return Libfuse2Callbacks(self._module, operations)
 
-    def _option_list(self, options: MountOptions) -> list[str]:
-        entry, negative, attr = self._marked = _marked(options)
-        self._without_paths = int(not options.may_do_without_open)
+    def _build_options(self, options: FuseSessionOptions) -> list[str]:
+        entry, negative, attr = self._marked_timeouts = _mark_timeouts(options)
+        self._nullpath_ok = int(not options.can_skip_open)
         listed = ["ro"] if options.read_only else ["rw", "big_writes"]
         listed += [f"fsname={options.fsname}", "subtype=redisfuse", "use_ino"]
         listed += [f"entry_timeout={entry!r}", f"negative_timeout={negative!r}", f"attr_timeout={attr!r}"]
@@ -131,57 +131,57 @@ class Fusepy(Session):
         listed += ["nonempty"] if options.nonempty else []
         return [*listed, *options.extra]
 
-    def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
-        operations.flag_nullpath_ok = operations.flag_nopath = self._without_paths
-        operations.flag_utime_omit_ok = 1
+    def _mount(self, path: bytes, arguments: FuseArgs, c_operations: ctypes.Structure) -> bool:
+        c_operations.flag_nullpath_ok = c_operations.flag_nopath = self._nullpath_ok
+        c_operations.flag_utime_omit_ok = 1
         lib = self._libfuse
         self._channel = lib.fuse_mount(path, ctypes.byref(arguments))
         if not self._channel:
             return False
-        size = ctypes.sizeof(operations)
-        self._fuse = self._new(self._channel, ctypes.byref(arguments), ctypes.byref(operations), size, None)
+        size = ctypes.sizeof(c_operations)
+        self._fuse = self._fuse_new(self._channel, ctypes.byref(arguments), ctypes.byref(c_operations), size, None)
         if not self._fuse:
             lib.fuse_unmount(path, self._channel)
             return False
         self._session = lib.fuse_get_session(self._fuse)
-        self._timeouts = _find_timeouts(self._fuse, self._marked)
-        self.timeouts_can_change = self._timeouts is not None
+        self._timeout_array = _locate_timeouts(self._fuse, self._marked_timeouts)
+        self.can_set_timeouts = self._timeout_array is not None
         return True
 
-    def _descriptor(self) -> int:
+    def _device_fd(self) -> int:
         return int(self._libfuse.fuse_chan_fd(self._channel))
 
-    def _configure(self, connection: int, _configuration: int, options: MountOptions) -> None:
-        info = _Connection.from_address(connection)
+    def _configure(self, connection: int, _configuration: int, options: FuseSessionOptions) -> None:
+        info = _ConnectionInfo.from_address(connection)
         info.want |= info.capable & _ATOMIC_O_TRUNC
-        if self.timeouts_can_change:
+        if self.can_set_timeouts:
             self.set_timeouts(options.entry_timeout, options.attr_timeout, options.negative_timeout)
 
-    def _processor(self, address: int, library: ctypes.CDLL) -> Callable[[int], object]:
+    def _create_processor(self, buffer_address: int, library: ctypes.CDLL) -> Callable[[int], object]:
         process, session, channel = library.fuse_session_process, self._session, self._channel
         process.argtypes = [c_void_p, c_void_p, c_size_t, c_void_p]
-        return lambda size: process(session, address, size, channel)
+        return lambda size: process(session, buffer_address, size, channel)
 
     def _tear_down(self, path: bytes) -> None:
         self._libfuse.fuse_unmount(path, self._channel)
         self._libfuse.fuse_destroy(self._fuse)
-        self._fuse = self._session = self._channel = self._timeouts = None
+        self._fuse = self._session = self._channel = self._timeout_array = None
 
-    def _set_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:  # noqa: ARG002
-        if self._timeouts is not None:
-            self._timeouts[:2] = [entry, negative]
+    def _set_entry_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:  # noqa: ARG002
+        if self._timeout_array is not None:
+            self._timeout_array[:2] = [entry, negative]
 
     def _set_attr_timeout(self, seconds: float) -> None:
-        if self._timeouts is not None:
-            self._timeouts[2] = seconds
+        if self._timeout_array is not None:
+            self._timeout_array[2] = seconds
 
 
-def _marked(options: MountOptions) -> tuple[float, float, float]:
+def _mark_timeouts(options: FuseSessionOptions) -> tuple[float, float, float]:
     """The time-outs in the order in which libfuse 2 keeps them, changed by less than a millisecond to be recognised."""
     return options.entry_timeout + 0.000137, options.negative_timeout + 0.000291, options.attr_timeout + 0.000413
 
 
-def _find_timeouts(handle: int, marked: tuple[float, float, float]) -> Any:
+def _locate_timeouts(fuse_address: int, marked_timeouts: tuple[float, float, float]) -> Any:
     """Where libfuse 2 keeps its three time-outs, as an array of doubles that can be written; None if not found.
 
     libfuse 2 has no call for it. They stand side by side in `struct fuse` (lib/fuse.c, struct fuse_config), which is
@@ -190,11 +190,11 @@ def _find_timeouts(handle: int, marked: tuple[float, float, float]) -> Any:
     usable = ctypes.CDLL(None).malloc_usable_size
     usable.restype = c_size_t
     usable.argtypes = [c_void_p]
-    memory = ctypes.string_at(handle, usable(handle))
-    wanted = struct.pack("ddd", *marked)
+    memory = ctypes.string_at(fuse_address, usable(fuse_address))
+    wanted = struct.pack("ddd", *marked_timeouts)
 
     found = [at for at in range(0, len(memory) - 23, 8) if memory[at : at + 24] == wanted]
-    return (ctypes.c_double * 3).from_address(handle + found[0]) if len(found) == 1 else None
+    return (ctypes.c_double * 3).from_address(fuse_address + found[0]) if len(found) == 1 else None
 
 
-__all__ = ["Fusepy"]
+__all__ = ["Libfuse2Session"]

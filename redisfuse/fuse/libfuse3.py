@@ -13,19 +13,19 @@ from typing import Any
 
 import mfusepy
 
-from redisfuse.fuse.dispatch import Callbacks, CommonTypes, P, S
-from redisfuse.fuse.interface import Calls, MountOptions
-from redisfuse.fuse.session import Arguments, Session, versioned
-from redisfuse.fuse.wire import LONGEST_WRITE
+from redisfuse.fuse.dispatch import COMMON_CALLBACK_TYPES, POINTER, STRING, LibfuseCallbacks
+from redisfuse.fuse.interface import FuseOperations, FuseSessionOptions
+from redisfuse.fuse.session import FuseArgs, FuseSession, find_versioned_symbol
+from redisfuse.fuse.wire import MAX_WRITE_BYTES
 
 _CAP_READDIRPLUS_AUTO = 1 << 14
 _CAP_PARALLEL_DIROPS = 1 << 18
-_FILL_PLUS = 2  # FUSE_FILL_DIR_PLUS
-_ASKED_PLUS = 1  # FUSE_READDIR_PLUS
-_WITH_ATTRIBUTES = 25_000  # the first names of a listing, which have their attributes with them whoever lists
+_FILL_DIR_PLUS = 2  # FUSE_FILL_DIR_PLUS
+_READDIR_PLUS = 1  # FUSE_READDIR_PLUS
+_ALWAYS_PLUS_ENTRIES = 25_000  # the first names of a listing, which have their attributes with them whoever lists
 
 
-class _Listing:
+class _OpenListing:
     """A directory that is being listed: its path with a slash at the end, and whether attributes are wanted.
 
     Attributes that come with a name spare the program a look-up, but make the kernel and the library remember the name:
@@ -34,115 +34,115 @@ class _Listing:
     guess, READDIRPLUS_AUTO, gives up on programs that read a whole directory before they open its files: grep, find.)
     """
 
-    __slots__ = ("base", "probe", "wanted")
+    __slots__ = ("base", "probe_path", "wants_attributes")
 
     def __init__(self, base: bytes) -> None:
         self.base = base
-        self.probe = b""  # path of the name without attributes
-        self.wanted = True
+        self.probe_path = b""  # path of the name without attributes
+        self.wants_attributes = True
 
 
-class Fuse3Callbacks(Callbacks):
+class Libfuse3Callbacks(LibfuseCallbacks):
     """The callbacks that differ on libfuse 2. Several take a handle, if the program gave a descriptor."""
 
     filler_type = PYFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p, c_longlong, c_int)
 
-    def __init__(self, library: Any, calls: Calls) -> None:
-        super().__init__(library, calls)
+    def __init__(self, library: Any, operations: FuseOperations) -> None:
+        super().__init__(library, operations)
         self.cache_listings = False
-        self._listed: dict[int, _Listing] = {}  # open directories by handle
-        self._probes: set[bytes] = set()
-        self._caches = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
+        self._open_listings: dict[int, _OpenListing] = {}  # open directories by handle
+        self._probe_paths: set[bytes] = set()
+        self._has_cache_readdir = hasattr(library.fuse_file_info, "cache_readdir")  # libfuse 3.5
 
-    def _maybe(self, info: int | None) -> int | None:
-        return self._handle(info) if info else None
+    def _optional_handle(self, info: int | None) -> int | None:
+        return self._read_handle(info) if info else None
 
     def getattr(self, path: bytes | None, buffer: int, info: int | None) -> int:
-        if self._probes and path is not None:
-            self._probes.discard(path)
-        return self._stat(buffer, path, self._maybe(info))
+        if self._probe_paths and path is not None:
+            self._probe_paths.discard(path)
+        return self._fill_stat(buffer, path, self._optional_handle(info))
 
     def rename(self, old: bytes, new: bytes, flags: int) -> int:
         return self._rename(old, new, flags)
 
     def chmod(self, path: bytes | None, mode: int, info: int | None) -> int:
-        self.calls.chmod(path, mode, self._maybe(info))
+        self.operations.chmod(path, mode, self._optional_handle(info))
         return 0
 
     def chown(self, path: bytes | None, uid: int, gid: int, info: int | None) -> int:
-        return self._chown(path, uid, gid, self._maybe(info))
+        return self._chown(path, uid, gid, self._optional_handle(info))
 
     def truncate(self, path: bytes | None, length: int, info: int | None) -> int:
-        return self._truncate(path, length, self._maybe(info))
+        return self._truncate(path, length, self._optional_handle(info))
 
     def utimens(self, path: bytes | None, times: int, info: int | None) -> int:
-        return self._utimens(path, times, self._maybe(info))
+        return self._utimens(path, times, self._optional_handle(info))
 
     def opendir(self, path: bytes, info: int) -> int:
-        kept = self.cache_listings and self._caches and self.known.listing_kept(path)
+        kept = self.cache_listings and self._has_cache_readdir and self.page_cache.is_listing_cached(path)
         super().opendir(path, info)
-        self._listed[self._handle(info)] = _Listing(path.rstrip(b"/") + b"/")
-        if self.cache_listings and self._caches:
-            fi = self._info.from_address(info)
+        self._open_listings[self._read_handle(info)] = _OpenListing(path.rstrip(b"/") + b"/")
+        if self.cache_listings and self._has_cache_readdir:
+            fi = self._file_info_type.from_address(info)
             fi.cache_readdir = 1
             fi.keep_cache = kept
         return 0
 
     def releasedir(self, path: bytes | None, info: int) -> int:
-        listing = self._listed.pop(self._handle(info), None)
+        listing = self._open_listings.pop(self._read_handle(info), None)
         if listing is not None:
-            self._probes.discard(listing.probe)
+            self._probe_paths.discard(listing.probe_path)
         return super().releasedir(path, info)
 
     def readdir(self, _path: bytes | None, buffer: int, filler: int, offset: int, info: int, flags: int) -> int:
-        fill = self._fill(filler)
-        if not self._dots(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
+        fill = self._get_filler(filler)
+        if not self._fill_dot_entries(offset, lambda name, packed, position: fill(buffer, name, packed, position, 0)):
             return 0
-        pack, pack_type = self.layout.pack, self.layout.pack_type
-        handle = self._handle(info)
-        listing = self._listed[handle]
+        pack, pack_type = self.stat_packer.pack, self.stat_packer.pack_type
+        handle = self._read_handle(info)
+        listing = self._open_listings[handle]
         base = listing.base
         position = max(offset, 2)
-        with_attributes = _FILL_PLUS if flags & _ASKED_PLUS and self._attributes_wanted(listing, position) else 0
-        probing = position >= _WITH_ATTRIBUTES
+        with_attributes = _FILL_DIR_PLUS if flags & _READDIR_PLUS and self._wants_attributes(listing, position) else 0
+        probing = position >= _ALWAYS_PLUS_ENTRIES
         sizes: dict[int, int] = {}
-        for name, mode, attr, inode in self.calls.readdir(handle, position - 2):
+        for name, mode, attr, inode in self.operations.readdir(handle, position - 2):
             position += 1
             if attr is None:
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
             elif probing:
                 probing = False
-                listing.probe = base + name
-                self._probes.add(listing.probe)
+                listing.probe_path = base + name
+                self._probe_paths.add(listing.probe_path)
                 full = fill(buffer, name, pack_type(mode, inode), position, 0)
             else:
                 if with_attributes:
                     if base == b"/":
-                        self.known.asked(base + name)
+                        self.page_cache.on_lookup(base + name)
                     sizes[hash(base + name)] = attr.size
                 full = fill(buffer, name, pack(attr), position, with_attributes)
             if full:
                 break
         if sizes:
-            self.known.told_many(sizes)
+            self.page_cache.on_readdirplus(sizes)
         return 0
 
-    def _attributes_wanted(self, listing: _Listing, position: int) -> bool:
-        if position < _WITH_ATTRIBUTES:
+    def _wants_attributes(self, listing: _OpenListing, position: int) -> bool:
+        if position < _ALWAYS_PLUS_ENTRIES:
             return True
-        if listing.probe:
-            listing.wanted = listing.probe not in self._probes
-            self._probes.discard(listing.probe)
-            listing.probe = b""
-        return listing.wanted
+        if listing.probe_path:
+            listing.wants_attributes = listing.probe_path not in self._probe_paths
+            self._probe_paths.discard(listing.probe_path)
+            listing.probe_path = b""
+        return listing.wants_attributes
 
 
-class Mfusepy(Session):
+class Libfuse3Session(FuseSession):
     """A `Binding` on libfuse 3."""
 
     name = "mfusepy"
     has_readdirplus = True
-    timeouts_can_change = True
+    can_set_timeouts = True
 
     def __init__(self) -> None:
         if mfusepy.fuse_version_major != 3:
@@ -150,8 +150,8 @@ class Mfusepy(Session):
         super().__init__(mfusepy)
         lib = self._libfuse
         # libfuse 3 has two more kinds of fuse_new; since 3.1 this is the one without a help text.
-        self._new = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
-            versioned(lib, b"fuse_new", b"FUSE_3.1")
+        self._fuse_new = ctypes.CFUNCTYPE(c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)(
+            find_versioned_symbol(lib, b"fuse_new", b"FUSE_3.1")
         )
         lib.fuse_mount.argtypes = [c_void_p, c_char_p]
         lib.fuse_get_session.restype = c_void_p
@@ -159,34 +159,36 @@ class Mfusepy(Session):
         lib.fuse_unmount.argtypes = lib.fuse_destroy.argtypes = [c_void_p]
         self._fuse: int | None = None
         self._session: int | None = None
-        self._configuration: Any = None
-        self._table: Fuse3Callbacks | None = None
+        self._fuse_config: Any = None
+        self._callback_table: Libfuse3Callbacks | None = None
 
     def _callback_types(self) -> dict[str, tuple[Any, ...]]:
         return {
-            **CommonTypes,
-            "getattr": (S, P, P),
-            "rename": (S, S, c_uint),
-            "chmod": (S, c_uint, P),
-            "chown": (S, c_uint, c_uint, P),
-            "truncate": (S, c_longlong, P),
-            "utimens": (S, P, P),
-            "readdir": (S, P, P, c_longlong, P, c_int),
-            "init": (P, P),
+            **COMMON_CALLBACK_TYPES,
+            "getattr": (STRING, POINTER, POINTER),
+            "rename": (STRING, STRING, c_uint),
+            "chmod": (STRING, c_uint, POINTER),
+            "chown": (STRING, c_uint, c_uint, POINTER),
+            "truncate": (STRING, c_longlong, POINTER),
+            "utimens": (STRING, POINTER, POINTER),
+            "readdir": (STRING, POINTER, POINTER, c_longlong, POINTER, c_int),
+            "init": (POINTER, POINTER),
         }
 
-    def _callbacks(self, calls: Calls) -> Callbacks:
-        self._table = Fuse3Callbacks(self._module, calls)
-        return self._table
+    def _create_callbacks(self, operations: FuseOperations) -> LibfuseCallbacks:
+        self._callback_table = Libfuse3Callbacks(self._module, operations)
+        return self._callback_table
 
-    def _option_list(self, options: MountOptions) -> list[str]:
+    def _build_options(self, options: FuseSessionOptions) -> list[str]:
         listed = ["ro" if options.read_only else "rw", f"fsname={options.fsname}", "subtype=redisfuse"]
         listed += ["allow_other", "default_permissions"] if options.allow_other else []
         return [*listed, *options.extra]
 
-    def _mount(self, path: bytes, arguments: Arguments, operations: ctypes.Structure) -> bool:
+    def _mount(self, path: bytes, arguments: FuseArgs, c_operations: ctypes.Structure) -> bool:
         lib = self._libfuse
-        self._fuse = self._new(ctypes.byref(arguments), ctypes.byref(operations), ctypes.sizeof(operations), None)
+        self._fuse = self._fuse_new(
+            ctypes.byref(arguments), ctypes.byref(c_operations), ctypes.sizeof(c_operations), None
+        )
         if not self._fuse:
             return False
         self._session = lib.fuse_get_session(self._fuse)
@@ -195,46 +197,46 @@ class Mfusepy(Session):
             return False
         return True
 
-    def _descriptor(self) -> int:
+    def _device_fd(self) -> int:
         return int(self._libfuse.fuse_session_fd(self._session))
 
-    def _configure(self, connection: int, configuration: int, options: MountOptions) -> None:
+    def _configure(self, connection: int, configuration: int, options: FuseSessionOptions) -> None:
         info = self._module.fuse_conn_info.from_address(connection)
         info.want |= info.capable & _CAP_PARALLEL_DIROPS
         info.want &= ~_CAP_READDIRPLUS_AUTO
-        info.max_write = min(info.max_write, LONGEST_WRITE)
-        self._configuration = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
-        self._configuration.use_ino = 1
-        self._configuration.nullpath_ok = not options.may_do_without_open
+        info.max_write = min(info.max_write, MAX_WRITE_BYTES)
+        self._fuse_config = self._module.fuse_config.from_address(configuration)  # stays where it is (lib/fuse.c)
+        self._fuse_config.use_ino = 1
+        self._fuse_config.nullpath_ok = not options.can_skip_open
         self.set_timeouts(
             options.entry_timeout, options.attr_timeout, options.negative_timeout, listings=options.cache_listings
         )
 
-    def _processor(self, address: int, library: ctypes.CDLL) -> Callable[[int], object]:
+    def _create_processor(self, buffer_address: int, library: ctypes.CDLL) -> Callable[[int], object]:
         process, session = library.fuse_session_process_buf, self._session
         process.argtypes = [c_void_p, c_void_p]
-        buffer = self._module.fuse_buf(mem=address)
+        buffer = self._module.fuse_buf(mem=buffer_address)
         pointer = ctypes.byref(buffer)
 
-        def answer(size: int) -> None:
+        def process_request(size: int) -> None:
             buffer.size = size
             process(session, pointer)
 
-        return answer
+        return process_request
 
     def _tear_down(self, _path: bytes) -> None:
-        self._configuration = None
+        self._fuse_config = None
         self._libfuse.fuse_unmount(self._fuse)
         self._libfuse.fuse_destroy(self._fuse)
         self._fuse = self._session = None
 
-    def _set_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:
-        configuration = self._configuration
-        if configuration is not None and self._table is not None:
+    def _set_entry_timeouts(self, entry: float, negative: float, *, listings: bool) -> None:
+        configuration = self._fuse_config
+        if configuration is not None and self._callback_table is not None:
             configuration.entry_timeout = entry
             configuration.negative_timeout = negative
-            self._table.cache_listings = listings
+            self._callback_table.cache_listings = listings
 
     def _set_attr_timeout(self, seconds: float) -> None:
-        if self._configuration is not None:
-            self._configuration.attr_timeout = seconds
+        if self._fuse_config is not None:
+            self._fuse_config.attr_timeout = seconds

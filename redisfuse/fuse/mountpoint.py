@@ -16,63 +16,63 @@ from typing import NamedTuple
 
 from redisfuse.errors import MountError
 
-FILESYSTEM = "fuse.redisfuse"
+FILESYSTEM_TYPE = "fuse.redisfuse"
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
-_TIMEOUT = 30.0  # seconds for fusermount, which does no more than a system call
+_OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_FUSERMOUNT_TIMEOUT_SECONDS = 30.0  # seconds for fusermount, which does no more than a system call
 
 
-class Mount(NamedTuple):
+class MountInfo(NamedTuple):
     """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)). `device` is "major:minor"."""
 
     mountpoint: Path
-    type: str
+    fs_type: str
     source: str
     device: str
     options: str
 
 
 def _unescape(field: bytes) -> str:
-    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
+    return os.fsdecode(_OCTAL_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
 
 
-def all_mounts() -> Iterator[Mount]:
+def iter_mounts() -> Iterator[MountInfo]:
     """Everything mounted in this namespace, in the order of mounting."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
         rest = fields[fields.index(b"-") + 1 :]
-        yield Mount(
+        yield MountInfo(
             Path(_unescape(fields[4])), _unescape(rest[0]), _unescape(rest[1]), _unescape(fields[2]), _unescape(rest[2])
         )
 
 
-def mounts() -> list[Mount]:
+def list_redisfuse_mounts() -> list[MountInfo]:
     """The redisfuse mounts of this namespace."""
-    return [mount for mount in all_mounts() if mount.type == FILESYSTEM]
+    return [mount for mount in iter_mounts() if mount.fs_type == FILESYSTEM_TYPE]
 
 
-def find(path: Path) -> Mount | None:
+def find_mount(path: Path) -> MountInfo | None:
     """The mount, of any type, whose mount point is `path`; the topmost if there are several."""
     found = None
-    wanted = absolute(path)
-    for mount in all_mounts():
+    wanted = absolute_path(path)
+    for mount in iter_mounts():
         if mount.mountpoint == wanted:
             found = mount
     return found
 
 
-def absolute(path: Path) -> Path:
+def absolute_path(path: Path) -> Path:
     """`path` without symbolic links in its parents, never touching `path` itself (it may be a dead or hung mount)."""
     path = Path(os.path.abspath(path))
     return Path(os.path.realpath(path.parent)) / path.name if path.name else path
 
 
-def _resolved(path: Path) -> Path:
-    """As `absolute`, also following `path` itself where it is a symbolic link, which what is mounted can't be."""
-    path = absolute(path)
-    return Path(os.path.realpath(path)) if find(path) is None and os.path.islink(path) else path
+def _resolve_path(path: Path) -> Path:
+    """As `absolute_path`, also following `path` itself where it is a symbolic link, which what is mounted can't be."""
+    path = absolute_path(path)
+    return Path(os.path.realpath(path)) if find_mount(path) is None and os.path.islink(path) else path
 
 
 def is_stale(path: Path) -> bool:
@@ -84,7 +84,7 @@ def is_stale(path: Path) -> bool:
     return False
 
 
-def fusermount() -> str | None:
+def find_fusermount() -> str | None:
     """The program that unmounts for those who are not root."""
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
@@ -96,7 +96,7 @@ def _umount2(path: Path, flags: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def unmount_once(path: Path, lazy: bool) -> None:
+def try_unmount(path: Path, lazy: bool) -> None:
     """Raises OSError (EBUSY) if in use, MountError for anything else."""
     if os.geteuid() == 0:
         try:
@@ -106,13 +106,15 @@ def unmount_once(path: Path, lazy: bool) -> None:
                 raise
             raise MountError(f"{path} could not be unmounted: {error.strerror}") from error
         return
-    program = fusermount()
+    program = find_fusermount()
     if program is None:
         raise MountError("fusermount is missing: install it with `apt install fuse3`")
     command = [program, "-u", *(["-z"] if lazy else []), "--", str(path)]
     environment = {**os.environ, "LC_ALL": "C"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, env=environment)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_FUSERMOUNT_TIMEOUT_SECONDS, env=environment
+        )
     except subprocess.TimeoutExpired as error:
         raise MountError(f"{path} could not be unmounted: {program} did not answer") from error
     if done.returncode != 0:
@@ -122,21 +124,21 @@ def unmount_once(path: Path, lazy: bool) -> None:
         raise MountError(f"{path} could not be unmounted: {reason[0]}")
 
 
-def unmount(path: Path, *, lazy: bool = False, patience: float = 1.0) -> None:
+def unmount(path: Path, *, lazy: bool = False, retry_seconds: float = 1.0) -> None:
     """Unmount the redisfuse mount at `path`. `lazy` takes it away also while programs use it.
 
     Seen busy, it is tried again for `patience` seconds. Raises MountError: not mounted, not ours, in use, not allowed.
     """
-    path = _resolved(path)
-    mount = find(path)
+    path = _resolve_path(path)
+    mount = find_mount(path)
     if mount is None:
         raise MountError(f"{path} is not mounted")
-    if mount.type != FILESYSTEM:
-        raise MountError(f"{path} is not a redisfuse mount but {mount.type}")
-    deadline = time.monotonic() + patience
+    if mount.fs_type != FILESYSTEM_TYPE:
+        raise MountError(f"{path} is not a redisfuse mount but {mount.fs_type}")
+    deadline = time.monotonic() + retry_seconds
     while True:
         try:
-            unmount_once(path, lazy)
+            try_unmount(path, lazy)
             return
         except OSError as error:
             if time.monotonic() >= deadline:
@@ -146,17 +148,17 @@ def unmount(path: Path, *, lazy: bool = False, patience: float = 1.0) -> None:
         time.sleep(0.05)
 
 
-def clean_stale(path: Path) -> bool:
+def clean_stale_mount(path: Path) -> bool:
     """If a dead redisfuse mount is left at `path`, take it away. True if there was one."""
-    path = absolute(path)
-    mount = find(path)
-    if mount is None or mount.type != FILESYSTEM or not is_stale(path):
+    path = absolute_path(path)
+    mount = find_mount(path)
+    if mount is None or mount.fs_type != FILESYSTEM_TYPE or not is_stale(path):
         return False
     unmount(path, lazy=True)
     return True
 
 
-def check(path: Path, *, nonempty: bool = False) -> Path:
+def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
     """The absolute path of a mount point that can be used; a stale mount of ours is cleaned away first.
 
     Raises MountError, one line: missing, not a directory, not empty, already mounted, no /dev/fuse, no fusermount.
@@ -167,9 +169,9 @@ def check(path: Path, *, nonempty: bool = False) -> Path:
         raise MountError(
             "/dev/fuse may not be opened by this user: it usually has mode 0666, or belongs to a group `fuse`"
         )
-    if os.geteuid() != 0 and fusermount() is None:
+    if os.geteuid() != 0 and find_fusermount() is None:
         raise MountError("fusermount is missing: install it with `apt install fuse3`")
-    clean_stale(path)
+    clean_stale_mount(path)
     try:
         state = os.stat(path)
     except FileNotFoundError:
@@ -180,10 +182,10 @@ def check(path: Path, *, nonempty: bool = False) -> Path:
         raise MountError(f"mount point {path} can't be used: {error.strerror}") from None
     if not stat.S_ISDIR(state.st_mode):
         raise MountError(f"mount point {path} is not a directory")
-    path = _resolved(path)
-    mount = find(path)
-    if mount is not None and (mount.type == FILESYSTEM or not nonempty):
-        what = f"{mount.source} ({mount.type})"
+    path = _resolve_path(path)
+    mount = find_mount(path)
+    if mount is not None and (mount.fs_type == FILESYSTEM_TYPE or not nonempty):
+        what = f"{mount.source} ({mount.fs_type})"
         raise MountError(f"{what} is already mounted at {path}: unmount it first, with `redisfuse umount {path}`")
     try:
         with os.scandir(path) as entries:
@@ -197,7 +199,7 @@ def check(path: Path, *, nonempty: bool = False) -> Path:
 
 def set_read_ahead(path: Path, kib: int) -> bool:
     """Let the kernel read ahead so many KiB in this mount. Needs root; True if it was done."""
-    mount = find(path)
+    mount = find_mount(path)
     if mount is None:
         return False
     try:

@@ -6,49 +6,49 @@ import os
 import platform
 from pathlib import Path
 
-_REMOVING = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
+_UNLINK_SYSCALLS = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
 """The numbers of unlink(2) and unlinkat(2), as syscalls(2) has them for each machine."""
-_READING = {"x86_64": (b"0", b"17", b"19", b"295", b"327"), "aarch64": (b"63", b"65", b"67", b"69", b"286")}.get(
+_READ_SYSCALLS = {"x86_64": (b"0", b"17", b"19", b"295", b"327"), "aarch64": (b"63", b"65", b"67", b"69", b"286")}.get(
     platform.machine(), ()
 )
 """Of read(2), pread, readv, preadv and preadv2."""
-_SEEKING = {"x86_64": (b"8",), "aarch64": (b"62",)}.get(platform.machine(), ())
+_SEEK_SYSCALLS = {"x86_64": (b"8",), "aarch64": (b"62",)}.get(platform.machine(), ())
 """Of lseek(2)."""
 
 
-def process_of(thread: int) -> int:
+def find_process_id(thread_id: int) -> int:
     """The process that a thread belongs to (FUSE names the thread that asks); the thread itself if unknown."""
     try:
-        for line in Path(f"/proc/{thread}/status").read_bytes().splitlines():
+        for line in Path(f"/proc/{thread_id}/status").read_bytes().splitlines():
             if line.startswith(b"Tgid:"):
                 return int(line[5:])
     except (OSError, ValueError):
         pass
-    return thread
+    return thread_id
 
 
-def is_removing(thread: int) -> bool:
+def is_unlinking(thread_id: int) -> bool:
     """Whether a thread is in unlink(2) or unlinkat(2). False too where that is not known, or if we may not look."""
-    return _call_of(thread) in _REMOVING
+    return _read_syscall_number(thread_id) in _UNLINK_SYSCALLS
 
 
-def is_reading(thread: int) -> bool | None:
+def is_reading(thread_id: int) -> bool | None:
     """Whether a thread is in read(2) or the like; False if it is in lseek(2); None if that is not known."""
-    call = _call_of(thread)
-    return True if call in _READING else False if call in _SEEKING else None
+    call = _read_syscall_number(thread_id)
+    return True if call in _READ_SYSCALLS else False if call in _SEEK_SYSCALLS else None
 
 
-def _call_of(thread: int) -> bytes:
+def _read_syscall_number(thread_id: int) -> bytes:
     """The number of the system call that a thread is in; nothing if we may not look."""
     try:
-        return Path(f"/proc/{thread}/syscall").read_bytes().partition(b" ")[0]
+        return Path(f"/proc/{thread_id}/syscall").read_bytes().partition(b" ")[0]
     except OSError:
         return b""
 
 
-def has_open(process: int, path: bytes) -> bool:
+def has_file_open(process_id: int, path: bytes) -> bool:
     """Whether a process has a file open under an absolute path. False too if we may not look."""
-    directory = f"/proc/{process}/fd"
+    directory = f"/proc/{process_id}/fd"
     try:
         for name in os.listdir(directory):
             try:

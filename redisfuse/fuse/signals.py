@@ -9,40 +9,40 @@ import signal
 import threading
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_EXIT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Wakeups:
+class SelfPipe:
     """The pipe that the main thread waits on. Signals reach it only if it is made in the main thread."""
 
     def __init__(self) -> None:
-        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.handles_signals = threading.current_thread() is threading.main_thread()
-        self._before: dict[int, Any] = {}
-        self._wakeup = -1
+        self._old_handlers: dict[int, Any] = {}
+        self._old_wakeup_fd = -1
 
-    def __enter__(self) -> Wakeups:
+    def __enter__(self) -> SelfPipe:
         if self.handles_signals:
-            self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            for number in _SIGNALS:
+            self._old_wakeup_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+            for number in _EXIT_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background job
-                    self._before[number] = signal.signal(number, lambda _number, _frame: None)
+                    self._old_handlers[number] = signal.signal(number, lambda _number, _frame: None)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
         if self.handles_signals:
-            signal.set_wakeup_fd(self._wakeup)
-        write, self._write = self._write, -1
+            signal.set_wakeup_fd(self._old_wakeup_fd)
+        write, self._write_fd = self._write_fd, -1
         os.close(write)
-        os.close(self._read)
+        os.close(self._read_fd)
 
-    def wake(self, what: bytes) -> None:
+    def wake(self, data: bytes) -> None:
         with contextlib.suppress(OSError):  # full (then it wakes anyway) or closed already
-            os.write(self._write, what)
+            os.write(self._write_fd, data)
 
     def wait(self, timeout: float | None) -> bytes:
         """What came since, or nothing after `timeout` seconds."""
-        ready, _, _ = select.select([self._read], [], [], timeout)
-        return os.read(self._read, 512) if ready else b""
+        ready, _, _ = select.select([self._read_fd], [], [], timeout)
+        return os.read(self._read_fd, 512) if ready else b""

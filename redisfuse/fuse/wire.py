@@ -1,7 +1,7 @@
 """The kernel's protocol as bytes (fuse(4), include/uapi/linux/fuse.h): requests that are inspected before libfuse
 sees them, and notifications to the kernel.
 
-Parsing a request never blocks, nor does replying to those of `KEPT`: they keep the GIL. (Releasing it would let another
+Parsing a request never blocks, nor does replying to those of `GIL_HOLDING_OPCODES`: they keep the GIL. (Releasing it would let another
 thread take it for longer than the call lasts, at the cost of two thread switches, a dozen times for each file that is
 saved.) All other requests may block in libfuse, on a path that another thread's callback has locked: a thread that
 held the GIL meanwhile would deadlock.
@@ -16,71 +16,76 @@ import os
 import struct
 import threading
 
-LONGEST_WRITE = 1 << 20  # bytes: what the kernel sends at once, unless its administrator raised that
-LARGEST = LONGEST_WRITE + 8192  # bytes of a request, with its headers
-OPCODE, UNIQUE, NODE, BODY = 4, 8, 16, 40  # offsets in struct fuse_in_header, and its size
-FORGET, _BATCH_FORGET = FORGETS = (2, 42)
+MAX_WRITE_BYTES = 1 << 20  # bytes: what the kernel sends at once, unless its administrator raised that
+MAX_REQUEST_BYTES = MAX_WRITE_BYTES + 8192  # bytes of a request, with its headers
+OPCODE_OFFSET, UNIQUE_OFFSET, NODE_ID_OFFSET, IN_HEADER_SIZE = (
+    4,
+    8,
+    16,
+    40,
+)  # offsets in struct fuse_in_header, and its size
+FORGET, _BATCH_FORGET = FORGET_OPCODES = (2, 42)
 GETXATTR = 22
-KEPT = (16, 25)  # WRITE and FLUSH: for them the library looks for no path, unless files are not opened
-NAME = BODY + 8  # of the attribute, behind struct fuse_getxattr_in
-POLL = struct.Struct("=ihh")  # struct pollfd of poll(2)
-_ANSWER = struct.Struct("=IiQ")  # struct fuse_out_header
+GIL_HOLDING_OPCODES = (16, 25)  # WRITE and FLUSH: for them the library looks for no path, unless files are not opened
+GETXATTR_NAME_OFFSET = IN_HEADER_SIZE + 8  # of the attribute, behind struct fuse_getxattr_in
+POLLFD = struct.Struct("=ihh")  # struct pollfd of poll(2)
+_OUT_HEADER = struct.Struct("=IiQ")  # struct fuse_out_header
 
 # Attributes that every `ls -l`, write or exec asks for and that are never kept here: not supported, for good (ls then
 # stops asking on this device; ENOSYS would end all extended attributes).
-NEVER = (b"system.posix_acl_", b"security.")
+UNSUPPORTED_XATTR_PREFIXES = (b"system.posix_acl_", b"security.")
 
 
-def forgotten(request: ctypes.Array[ctypes.c_char], opcode: int) -> list[int]:
+def parse_forget(request: ctypes.Array[ctypes.c_char], opcode: int) -> list[int]:
     """The nodes that a request tells to be forgotten."""
     if opcode == FORGET:
-        return list(struct.unpack_from("=Q", request, NODE))
-    (count,) = struct.unpack_from("=I", request, BODY)
-    return list(struct.unpack_from(f"={2 * count}Q", request, BODY + 8)[::2])
+        return list(struct.unpack_from("=Q", request, NODE_ID_OFFSET))
+    (count,) = struct.unpack_from("=I", request, IN_HEADER_SIZE)
+    return list(struct.unpack_from(f"={2 * count}Q", request, IN_HEADER_SIZE + 8)[::2])
 
 
-def unsupported(request: ctypes.Array[ctypes.c_char]) -> bytes | None:
+def reply_unsupported_xattr(request: ctypes.Array[ctypes.c_char]) -> bytes | None:
     """The answer to a GETXATTR, if it is that such attributes are not kept here."""
-    if ctypes.string_at(ctypes.addressof(request) + NAME).startswith(NEVER):
-        return _ANSWER.pack(_ANSWER.size, -errno.ENOTSUP, *struct.unpack_from("=Q", request, UNIQUE))
+    if ctypes.string_at(ctypes.addressof(request) + GETXATTR_NAME_OFFSET).startswith(UNSUPPORTED_XATTR_PREFIXES):
+        return _OUT_HEADER.pack(_OUT_HEADER.size, -errno.ENOTSUP, *struct.unpack_from("=Q", request, UNIQUE_OFFSET))
     return None
 
 
 # -- notifications --
 
-_INVAL_INODE, _INVAL_ENTRY, _STORE, _INC_EPOCH = 2, 3, 4, 8  # enum fuse_notify_code
+_NOTIFY_INVAL_INODE, _NOTIFY_INVAL_ENTRY, _NOTIFY_STORE, _NOTIFY_INC_EPOCH = 2, 3, 4, 8  # enum fuse_notify_code
 EXPIRE_ONLY = 1  # FUSE_EXPIRE_ONLY, Linux 6.2: look again, but leave the name to those who have it open
-_PATIENCE = 1.0  # seconds
+_WRITE_TIMEOUT_SECONDS = 1.0  # seconds
 
 
-def _notice(code: int, payload: bytes) -> bytes:
+def _pack_notification(code: int, payload: bytes) -> bytes:
     return struct.pack("=IiQ", 16 + len(payload), code, 0) + payload
 
 
-NEXT_EPOCH = _notice(_INC_EPOCH, b"")  # no name that was told before is believed any more
+INC_EPOCH = _pack_notification(_NOTIFY_INC_EPOCH, b"")  # no name that was told before is believed any more
 
 
-def forget_node(number: int) -> bytes:
+def inval_inode(node_id: int) -> bytes:
     """Takes a node's attributes and all its pages from the kernel (from 0, a length of 0 being to the end)."""
-    return _notice(_INVAL_INODE, struct.pack("=Qqq", number, 0, 0))
+    return _pack_notification(_NOTIFY_INVAL_INODE, struct.pack("=Qqq", node_id, 0, 0))
 
 
-def forget_attributes(number: int) -> bytes:
+def inval_attributes(node_id: int) -> bytes:
     """Takes a node's attributes from the kernel, and leaves it the pages."""
-    return _notice(_INVAL_INODE, struct.pack("=Qqq", number, -1, 0))
+    return _pack_notification(_NOTIFY_INVAL_INODE, struct.pack("=Qqq", node_id, -1, 0))
 
 
-def forget_name(parent: int, name: bytes, flags: int) -> bytes:
+def inval_entry(parent: int, name: bytes, flags: int) -> bytes:
     """Takes a name from the kernel: 0, or EXPIRE_ONLY."""
-    return _notice(_INVAL_ENTRY, struct.pack("=QII", parent, len(name), flags) + name + b"\0")
+    return _pack_notification(_NOTIFY_INVAL_ENTRY, struct.pack("=QII", parent, len(name), flags) + name + b"\0")
 
 
-def stored(number: int, offset: int, data: bytes) -> bytes:
+def notify_store(node_id: int, offset: int, data: bytes) -> bytes:
     """Gives the kernel bytes of a node, and makes it as long as they reach."""
-    return _notice(_STORE, struct.pack("=QQII", number, offset, len(data), 0) + data)
+    return _pack_notification(_NOTIFY_STORE, struct.pack("=QQII", node_id, offset, len(data), 0) + data)
 
 
-def write_aside(descriptor: int, notice: bytes) -> None:
+def write_in_thread(descriptor: int, notification: bytes) -> None:
     """Write a notification for a callback, and return when it is written, or after a second; whatever comes of it.
 
     A callback must not do so itself: the kernel may make a notification wait for a request that is under way in the
@@ -89,9 +94,9 @@ def write_aside(descriptor: int, notice: bytes) -> None:
 
     def write() -> None:
         with contextlib.suppress(OSError):
-            os.write(descriptor, notice)
+            os.write(descriptor, notification)
 
     thread = threading.Thread(target=write, name="fuse-aside", daemon=True)
     with contextlib.suppress(RuntimeError):  # no more threads to be had
         thread.start()
-        thread.join(_PATIENCE)
+        thread.join(_WRITE_TIMEOUT_SECONDS)

@@ -22,18 +22,20 @@ from collections.abc import Callable
 from threading import get_ident
 
 
-class Crew:
-    def __init__(self, server: Callable[[], Callable[[], bool]], most: int, ended: Callable[[], None]) -> None:
+class LeaderFollowerPool:
+    def __init__(
+        self, create_worker: Callable[[], Callable[[], bool]], max_threads: int, on_thread_end: Callable[[], None]
+    ) -> None:
         """`server` makes, for one thread, what reads a request, answers it, and returns False once the session has
         ended; `ended` is called by each thread when it has."""
-        self._server = server
-        self._most = most
-        self._ended = ended
+        self._create_worker = create_worker
+        self._max_threads = max_threads
+        self._on_thread_end = on_thread_end
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()
-        self._reader = 0  # the thread that has the turn; 0: nobody
-        self._idle: list[tuple[int, threading.Lock]] = []  # threads that wait for it
-        self._ending = False
+        self._leader = 0  # the thread that has the turn; 0: nobody
+        self._followers: list[tuple[int, threading.Lock]] = []  # threads that wait for it
+        self._is_shut_down = False
 
     def __len__(self) -> int:
         return len(self._threads)
@@ -41,44 +43,44 @@ class Crew:
     def start(self) -> None:
         """Begin to serve. Raises RuntimeError if no thread can be started."""
         with self._lock:
-            self._start()
+            self._start_thread()
 
-    def _start(self) -> None:
-        if self._ending or len(self._threads) >= self._most:
+    def _start_thread(self) -> None:
+        if self._is_shut_down or len(self._threads) >= self._max_threads:
             return
-        thread = threading.Thread(target=self._serve, name=f"fuse-{len(self._threads)}", daemon=True)
+        thread = threading.Thread(target=self._run_thread, name=f"fuse-{len(self._threads)}", daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def hand_over(self) -> None:
+    def promote_follower(self) -> None:
         """Inside a callback, before it waits: let another thread read on. If nobody is left to, somebody is added."""
-        if self._reader == get_ident():  # else it has, or this is the end of a session
+        if self._leader == get_ident():  # else it has, or this is the end of a session
             with self._lock:
-                self._pass_on()
-                if not self._reader:
+                self._promote_next()
+                if not self._leader:
                     with contextlib.suppress(RuntimeError):  # no more threads to be had: those that are must do
-                        self._start()
+                        self._start_thread()
 
-    def _pass_on(self) -> None:
-        self._reader = 0
-        if self._idle:
-            self._reader, waiting = self._idle.pop()
+    def _promote_next(self) -> None:
+        self._leader = 0
+        if self._followers:
+            self._leader, waiting = self._followers.pop()
             waiting.release()
 
-    def end(self, exit_loop: Callable[[], None], patience: float, interrupt: bool) -> bool:
+    def shutdown(self, request_exit: Callable[[], None], timeout: float, send_signals: bool) -> bool:
         """Wait until all have ended, for `patience` seconds at most; True if they have.
 
         Until then `exit_loop` is called now and then; with `interrupt`, signals take them out of their reads too (that
         needs a handler for SIGTERM to be set).
         """
         with self._lock:
-            self._ending = True
-        deadline = time.monotonic() + patience
+            self._is_shut_down = True
+        deadline = time.monotonic() + timeout
         for thread in self._threads:
             thread.join(0.05)
             while thread.is_alive() and time.monotonic() < deadline:
-                exit_loop()
-                if interrupt:
+                request_exit()
+                if send_signals:
                     for other in self._threads:
                         if other.is_alive() and other.ident is not None:
                             with contextlib.suppress(ProcessLookupError):
@@ -86,27 +88,27 @@ class Crew:
                 thread.join(0.05)
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _serve(self) -> None:
+    def _run_thread(self) -> None:
         me = get_ident()
         called = threading.Lock()
         called.acquire()
         try:
-            serve = self._server()
+            serve = self._create_worker()
             while True:
-                if self._reader != me:
-                    self._take_turn(me, called)
+                if self._leader != me:
+                    self._become_leader(me, called)
                 if not serve():
                     break
         finally:
             with self._lock:
-                if self._reader == me:
-                    self._pass_on()
-            self._ended()
+                if self._leader == me:
+                    self._promote_next()
+            self._on_thread_end()
 
-    def _take_turn(self, me: int, called: threading.Lock) -> None:
+    def _become_leader(self, thread_id: int, wakeup: threading.Lock) -> None:
         with self._lock:
-            if not self._reader:
-                self._reader = me
+            if not self._leader:
+                self._leader = thread_id
                 return
-            self._idle.append((me, called))
-        called.acquire()
+            self._followers.append((thread_id, wakeup))
+        wakeup.acquire()

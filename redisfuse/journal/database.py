@@ -15,42 +15,42 @@ import redisfuse
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
 from redisfuse.journal import files
 
-BUSY_TIMEOUT = 5.0  # seconds that a write waits for another process's
+BUSY_TIMEOUT_SECONDS = 5.0  # seconds that a write waits for another process's
 APPLICATION_ID = 0x72667573  # "rfus", in the file's header: file(1) and we can tell it from any other database
 MIGRATION_SET = "redisfuse"
 
 
-def prepare(path: Path, *, create: bool) -> None:
+def prepare_database(path: Path, *, create: bool) -> None:
     """Check the journal at `path`, make it if there is none and `create` is true, and bring its schema up to date.
 
     Raises JournalError (with a one-line reason) for everything that is not a journal of ours, and alters nothing then.
     """
     if create and not os.path.lexists(path):
-        _make(path)
-    files.check(path)
-    with translated(path):
-        if not schema_is_current(path):
-            _migrate(path, new=False)
+        _create_database(path)
+    files.check_file(path)
+    with translate_errors(path):
+        if not is_schema_current(path):
+            _migrate_file(path, is_new=False)
 
 
-def _make(path: Path) -> None:
-    made = files.new_file(path)
+def _create_database(path: Path) -> None:
+    made = files.create_temporary_file(path)
     try:
-        with translated(path):
-            _migrate(made, new=True)
-        files.publish(made, path)
+        with translate_errors(path):
+            _migrate_file(made, is_new=True)
+        files.publish_file(made, path)
     finally:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
                 os.unlink(f"{made}{suffix}")
 
 
-def connect(path: Path, *, write: bool, busy_timeout: float = BUSY_TIMEOUT) -> sqlite3.Connection:
+def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
     """A connection in autocommit mode (transactions are begun by hand), usable from any thread, one at a time."""
-    with translated(path):
-        connection = _connect(path, "rw" if write else "ro", busy_timeout)
+    with translate_errors(path):
+        connection = _open_connection(path, "rw" if writable else "ro", busy_timeout)
         try:
-            if write:
+            if writable:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when nobody waits
                 connection.execute("PRAGMA journal_size_limit = 16777216")
@@ -60,25 +60,25 @@ def connect(path: Path, *, write: bool, busy_timeout: float = BUSY_TIMEOUT) -> s
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         except sqlite3.OperationalError as error:
             connection.close()
-            if write or not _needs_immutable(error, path):
+            if writable or not _needs_immutable(error, path):
                 raise
-            connection = _connect(path, "ro&immutable=1", busy_timeout)
+            connection = _open_connection(path, "ro&immutable=1", busy_timeout)
         except BaseException:
             connection.close()
             raise
         return connection
 
 
-def schema_is_current(path: Path) -> bool:
+def is_schema_current(path: Path) -> bool:
     """Whether all migrations are applied; raises JournalError if the file is another program's or a newer version's."""
-    with contextlib.closing(connect(path, write=False)) as connection:
+    with contextlib.closing(connect(path, writable=False)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         (application,) = connection.execute("PRAGMA application_id").fetchone()
         applied: set[str] = set()
         if "_sqlite_migrations" in tables:
             rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (MIGRATION_SET,))
             applied = {name for (name,) in rows}
-    known = {file.stem for file in migration_files()}
+    known = {file.stem for file in list_migration_files()}
     if applied - known:
         raise JournalError(
             f"the journal {path} was written by a newer redisfuse (it has {max(applied - known)}); "
@@ -91,12 +91,12 @@ def schema_is_current(path: Path) -> bool:
     return applied == known
 
 
-def migration_files() -> list[Path]:
+def list_migration_files() -> list[Path]:
     """The numbered migrations, in order."""
-    return sorted(_migrations_folder().glob("m[0-9][0-9][0-9][0-9]_*.py"))
+    return sorted(_find_migrations_folder().glob("m[0-9][0-9][0-9][0-9]_*.py"))
 
 
-def _migrations_folder() -> Path:
+def _find_migrations_folder() -> Path:
     """Inside the package in an installed wheel; beside it in a source tree (an editable install)."""
     package = Path(redisfuse.__file__).resolve().parent
     for folder in (package / "migrations", package.parent / "migrations"):
@@ -109,7 +109,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     """Apply the missing migrations in one transaction, which also keeps a second process from doing the same."""
     from sqlite_utils import Database
 
-    spec = importlib.util.spec_from_file_location("redisfuse_migrations", _migrations_folder() / "migrations.py")
+    spec = importlib.util.spec_from_file_location("redisfuse_migrations", _find_migrations_folder() / "migrations.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -123,9 +123,9 @@ def migrate(connection: sqlite3.Connection) -> None:
         raise
 
 
-def _migrate(path: Path, *, new: bool) -> None:
-    with contextlib.closing(_connect(path, "rw", BUSY_TIMEOUT)) as connection:
-        if new:
+def _migrate_file(path: Path, *, is_new: bool) -> None:
+    with contextlib.closing(_open_connection(path, "rw", BUSY_TIMEOUT_SECONDS)) as connection:
+        if is_new:
             connection.execute("PRAGMA page_size = 2048")  # a change touches a dozen pages: half as much to write
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can give space back
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -134,7 +134,7 @@ def _migrate(path: Path, *, new: bool) -> None:
         migrate(connection)
 
 
-def _connect(path: Path, mode: str, busy_timeout: float) -> sqlite3.Connection:
+def _open_connection(path: Path, mode: str, busy_timeout: float) -> sqlite3.Connection:
     return sqlite3.connect(
         f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}",
         uri=True,
@@ -159,24 +159,24 @@ def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
 
 
 @contextlib.contextmanager
-def translated(path: Path) -> Iterator[None]:
+def translate_errors(path: Path) -> Iterator[None]:
     """Turn SQLite's exceptions into the project's, each a line that names the file."""
     try:
         yield
     except sqlite3.Error as error:
-        raise translate(error, path) from error
+        raise translate_error(error, path) from error
 
 
-def translate(error: sqlite3.Error, path: Path) -> JournalError:
+def translate_error(error: sqlite3.Error, path: Path) -> JournalError:
     """The project's error for one of SQLite's."""
     code = getattr(error, "sqlite_errorcode", 0)
     primary = code & 0xFF
     if primary == sqlite3.SQLITE_FULL or (
-        primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _disk_is_full(path)
+        primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_disk_full(path)
     ):
         return JournalFullError(f"the disk of the journal {path} is full; make room, or prune it: redisfuse prune")
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
-        return moved(path)
+        return build_moved_error(path)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return JournalReadOnlyError(f"the journal {path} can't be written: {error}")
     if primary == sqlite3.SQLITE_IOERR and _is_read_only(path):
@@ -189,13 +189,13 @@ def translate(error: sqlite3.Error, path: Path) -> JournalError:
         if not os.access(path.parent, os.W_OK):
             return JournalReadOnlyError(f"the journal {path} can't be opened: its folder can't be written")
         result = JournalError(f"the journal {path} can't be opened: {error}")
-        if _descriptors_are_out():
+        if _is_out_of_descriptors():
             result.errno = errno.EMFILE
         return result
     return JournalError(f"the journal {path}: {error}")
 
 
-def moved(path: Path) -> JournalError:
+def build_moved_error(path: Path) -> JournalError:
     """The error for a journal that is no longer the file that was opened."""
     return JournalError(
         f"the journal {path} was removed or replaced while in use; nothing is changed until it is back: "
@@ -203,7 +203,7 @@ def moved(path: Path) -> JournalError:
     )
 
 
-def _disk_is_full(path: Path) -> bool:
+def _is_disk_full(path: Path) -> bool:
     """SQLite says only "disk I/O error" when a write past the end failed: look whether there is room for one."""
     import resource
 
@@ -223,7 +223,7 @@ def _is_read_only(path: Path) -> bool:
     return os.path.exists(path) and not os.access(path, os.W_OK)
 
 
-def _descriptors_are_out() -> bool:
+def _is_out_of_descriptors() -> bool:
     try:
         os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:

@@ -16,25 +16,25 @@ from pathlib import Path
 
 from redisfuse.errors import JournalError, JournalFullError, JournalReadOnlyError
 
-FILE_NAME = "journal.db"
+JOURNAL_FILE_NAME = "journal.db"
 
 
 def default_path() -> Path:
     """`journal.db` in the platform's state folder, one for all servers."""
     from platformdirs import user_state_path
 
-    return user_state_path("redisfuse", appauthor=False) / FILE_NAME
+    return user_state_path("redisfuse", appauthor=False) / JOURNAL_FILE_NAME
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class FileIdentity:
     """Which file a path leads to: it changes when the file is replaced."""
 
     device: int
     inode: int
 
     @classmethod
-    def of(cls, path: Path) -> Mark | None:
+    def from_path(cls, path: Path) -> FileIdentity | None:
         """The mark of what is at `path` now, not following a symlink; None if nothing is."""
         try:
             found = os.lstat(path)
@@ -43,7 +43,7 @@ class Mark:
         return cls(found.st_dev, found.st_ino)
 
 
-def check(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Raise JournalError unless `path` is our file, unreadable to others, in a folder that others can't alter."""
     try:
         found = os.lstat(path)
@@ -68,14 +68,14 @@ def check(path: Path) -> None:
     _check_folder(path.parent)
 
 
-def new_file(path: Path) -> Path:
+def create_temporary_file(path: Path) -> Path:
     """Make an empty file of mode 0600 beside `path`, in a folder made 0700 if there was none, and return its path.
 
-    The journal is built there and then given its name by `publish`, so a half-made one is never found under it.
+    The journal is built there and then given its name by `publish_file`, so a half-made one is never found under it.
     Raises JournalError, JournalReadOnlyError or JournalFullError.
     """
     try:
-        _make_folder(path.parent)
+        _create_folder(path.parent)
         _check_folder(path.parent)
         made = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
         descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -84,31 +84,31 @@ def new_file(path: Path) -> Path:
         finally:
             os.close(descriptor)
     except OSError as error:
-        raise _translated(error, path) from None
+        raise _translate_error(error, path) from None
     return made
 
 
-def publish(made: Path, path: Path) -> None:
+def publish_file(temporary: Path, path: Path) -> None:
     """Give a finished journal its name, durably, unless another process was quicker: then theirs stays."""
     try:
         with contextlib.suppress(FileExistsError):
             try:
-                os.link(made, path)
+                os.link(temporary, path)
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                     raise
                 if not os.path.lexists(path):  # a filesystem without hard links
-                    os.rename(made, path)
+                    os.rename(temporary, path)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
     except OSError as error:
-        raise _translated(error, path) from None
+        raise _translate_error(error, path) from None
 
 
-def _make_folder(folder: Path) -> None:
+def _create_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def _check_folder(folder: Path) -> None:
         raise JournalError(f"{folder}, the journal's folder, belongs to somebody else (uid {found.st_uid})")
 
 
-def _translated(error: OSError, path: Path) -> JournalError:
+def _translate_error(error: OSError, path: Path) -> JournalError:
     kinds: dict[int | None, type[JournalError]] = {
         errno.ENOSPC: JournalFullError,
         errno.EDQUOT: JournalFullError,

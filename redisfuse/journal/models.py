@@ -20,13 +20,13 @@ from typing import BinaryIO, Literal
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import JournalError
 
-Kind = Literal["absent", "value", "slice", "object", "directory"]
+StateKind = Literal["absent", "value", "slice", "object", "directory"]
 Outcome = Literal["pending", "applied", "failed", "unknown", "refused"]
 OUTCOMES: tuple[Outcome, ...] = ("pending", "applied", "failed", "unknown", "refused")
 
 
-class Content:
-    """Bytes that may be too many for memory: `size`, `digest` (SHA-256, 32 bytes), and `chunks()` as often as wanted.
+class Blob:
+    """Bytes that may be too many for memory: `size`, `digest` (SHA-256, 32 bytes), and `iter_chunks()` as often as wanted.
 
     Two contents are equal when their digests are.
     """
@@ -39,13 +39,13 @@ class Content:
         self._source = source
 
     @classmethod
-    def of(cls, data: bytes | bytearray | memoryview) -> Content:
+    def from_bytes(cls, data: bytes | bytearray | memoryview) -> Blob:
         """The content that is these bytes."""
         data = bytes(data)
         return cls(len(data), hashlib.sha256(data).digest(), data)
 
     @classmethod
-    def of_file(cls, file: BinaryIO, offset: int = 0, size: int | None = None) -> Content:
+    def from_file(cls, file: BinaryIO, offset: int = 0, size: int | None = None) -> Blob:
         """The bytes of `file` from `offset`, `size` of them (default: to its end).
 
         Up to one chunk is copied into memory. Of more only the digest is taken now (one pass), and the file must
@@ -54,23 +54,23 @@ class Content:
         """
         if size is None:
             size = file.seek(0, os.SEEK_END) - offset
-        source = _FileSource(file, offset, max(size, 0))
+        source = _FileRegion(file, offset, max(size, 0))
         if source.size <= CHUNK_BYTES:
-            return cls.of(b"".join(source()))
+            return cls.from_bytes(b"".join(source()))
         sha = hashlib.sha256()
         for chunk in source():
             sha.update(chunk)
         return cls(source.size, sha.digest(), source)
 
     @classmethod
-    def of_chunks(cls, chunks: Iterator[bytes], spool: BinaryIO) -> Content:
-        """The concatenation of `chunks`, collected in `spool` (an empty file opened for reading and writing)."""
+    def from_chunks(cls, chunks: Iterator[bytes], spool: BinaryIO) -> Blob:
+        """The concatenation of `iter_chunks`, collected in `spool` (an empty file opened for reading and writing)."""
         for chunk in chunks:
             spool.write(chunk)
         spool.flush()
-        return cls.of_file(spool)
+        return cls.from_file(spool)
 
-    def chunks(self) -> Iterator[bytes]:
+    def iter_chunks(self) -> Iterator[bytes]:
         """The bytes from the first to the last, at most 1 MiB at a time, none of the pieces empty."""
         if isinstance(self._source, bytes):
             view = self._source
@@ -85,19 +85,19 @@ class Content:
 
     def read(self) -> bytes:
         """All the bytes at once: for small contents."""
-        return self._source if isinstance(self._source, bytes) else b"".join(self.chunks())
+        return self._source if isinstance(self._source, bytes) else b"".join(self.iter_chunks())
 
-    def head(self, limit: int) -> bytes:
+    def read_prefix(self, max_bytes: int) -> bytes:
         """The first `limit` bytes, reading no further than needed. (Unchecked: a digest is only known at the end.)"""
         found = bytearray()
-        for chunk in self.chunks():
-            found += chunk[: limit - len(found)]
-            if len(found) >= limit:
+        for chunk in self.iter_chunks():
+            found += chunk[: max_bytes - len(found)]
+            if len(found) >= max_bytes:
                 break
         return bytes(found)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Content):
+        if not isinstance(other, Blob):
             return NotImplemented
         return self.digest == other.digest
 
@@ -109,7 +109,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class _FileSource:
+class _FileRegion:
     """A region of an open file, read in chunks."""
 
     file: BinaryIO
@@ -136,21 +136,21 @@ class State:
     `directory`, an empty directory (it is in no server, only in the journal).
     """
 
-    kind: Kind
+    kind: StateKind
     type: bytes = b"none"  # the server's word (b"string", b"hash" …); of a hash field b"field"
-    content: Content | None = None  # value, slice: the bytes. object: its DUMP payload, None when over --dump-limit
-    logical: Content | None = None  # object: the portable copy of its elements (journal/portable.py)
+    content: Blob | None = None  # value, slice: the bytes. object: its DUMP payload, None when over --dump-limit
+    portable_copy: Blob | None = None  # object: the portable copy of its elements (journal/portable.py)
     offset: int = 0  # slice: where its first byte is in the string
-    total: int = 0  # slice: length of the whole string in this state
+    total_size: int = 0  # slice: length of the whole string in this state
     expires_at: int | None = None  # the key's expiry, absolute ms; None: it has none
     field_expires_at: int | None = None  # the field's own expiry, absolute ms; None: it has none
-    version: str | None = None  # object: who made the DUMP, such as "redis 7.0.15"
+    dump_version: str | None = None  # object: who made the DUMP, such as "redis 7.0.15"
     note: str | None = None  # what this state could not carry, in words for the user
 
     @classmethod
-    def of_value(
+    def from_value(
         cls,
-        content: Content | bytes,
+        content: Blob | bytes,
         type: bytes = b"string",
         *,
         expires_at: int | None = None,
@@ -158,48 +158,48 @@ class State:
     ) -> State:
         """A whole string, or (type b"field") a whole hash field."""
         if isinstance(content, bytes):
-            content = Content.of(content)
+            content = Blob.from_bytes(content)
         return cls("value", type, content, expires_at=expires_at, field_expires_at=field_expires_at)
 
     @classmethod
-    def of_slice(
+    def from_slice(
         cls,
-        content: Content | bytes,
+        content: Blob | bytes,
         offset: int,
-        total: int,
+        total_size: int,
         type: bytes = b"string",
         *,
         expires_at: int | None = None,
         field_expires_at: int | None = None,
     ) -> State:
-        """The bytes at `offset` of a string that is `total` bytes long; what lies outside is not recorded."""
+        """The bytes at `offset` of a string that is `total_size` bytes long; what lies outside is not recorded."""
         if isinstance(content, bytes):
-            content = Content.of(content)
+            content = Blob.from_bytes(content)
         return cls(
             "slice",
             type,
             content,
             offset=offset,
-            total=total,
+            total_size=total_size,
             expires_at=expires_at,
             field_expires_at=field_expires_at,
         )
 
     @classmethod
-    def of_object(
+    def from_object(
         cls,
         type: bytes,
-        dump: Content | bytes | None,
-        logical: Content | None,
+        dump: Blob | bytes | None,
+        portable_copy: Blob | None,
         *,
         expires_at: int | None = None,
-        version: str | None = None,
+        dump_version: str | None = None,
         note: str | None = None,
     ) -> State:
         """A key of any type but string: its DUMP payload, its portable copy, or both."""
         if isinstance(dump, bytes):
-            dump = Content.of(dump)
-        return cls("object", type, dump, logical, expires_at=expires_at, version=version, note=note)
+            dump = Blob.from_bytes(dump)
+        return cls("object", type, dump, portable_copy, expires_at=expires_at, dump_version=dump_version, note=note)
 
     @property
     def size(self) -> int | None:
@@ -207,8 +207,8 @@ class State:
         if self.kind in ("absent", "directory"):
             return None
         if self.kind == "slice":
-            return self.total
-        content = self.logical if self.kind == "object" and self.logical is not None else self.content
+            return self.total_size
+        content = self.portable_copy if self.kind == "object" and self.portable_copy is not None else self.content
         return None if content is None else content.size
 
 
@@ -217,7 +217,7 @@ DIRECTORY = State("directory", b"directory")
 
 
 @dataclass(frozen=True, slots=True)
-class Intent:
+class ChangeIntent:
     """One key or field about to be changed, and the user's operation that it is part of."""
 
     path: bytes  # below the mount point, as the user named it, without a leading slash
@@ -236,22 +236,22 @@ class Change:
     """One row of the journal."""
 
     id: int
-    session: int
-    group: int  # id of the first change of the operation
-    at: int  # when the intent was made, ms
+    session_id: int
+    group_id: int  # id of the first change of the operation
+    recorded_at: int  # when the intent was made, ms
     path: bytes
     op: str
     key: bytes
     field: bytes | None
     prior: State
     new: State
-    state: Outcome
+    outcome: Outcome
     error: str | None  # why it failed or was refused
     reverts: int | None
     applies: int | None
     new_path: bytes | None
     settled_at: int | None  # when its state was last set after the intent, ms
-    server: str  # name of the server, as ServerIdentity.name
+    server_name: str  # name of the server, as ServerIdentity.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +264,7 @@ class ServerIdentity:
     unix_path: str | None = None
     db: int = 0
     username: str | None = None
-    url: str = ""  # masked
+    redacted_url: str = ""  # masked
 
     @property
     def name(self) -> str:
@@ -276,42 +276,42 @@ class ServerIdentity:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionInfo:
+class SessionMetadata:
     """Who changes what from where: one mount, or one command that changes something."""
 
     server: ServerIdentity
     run_id: str = ""
-    version: str = ""  # such as "7.0.15"
-    maker: str = ""  # "redis" or "valkey"
+    server_version: str = ""  # such as "7.0.15"
+    vendor: str = ""  # "redis" or "valkey"
     mountpoint: str | None = None  # None: a command, not a mount
-    user: str = field(default_factory=lambda: _user())
+    user: str = field(default_factory=lambda: _get_user_name())
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
-    process: str | None = field(default_factory=lambda: process_mark(os.getpid()))
+    process_identity: str | None = field(default_factory=lambda: read_process_identity(os.getpid()))
     options: Mapping[str, object] = field(default_factory=dict)  # written as JSON; never a secret
 
 
 @dataclass(frozen=True)
-class Session:
+class JournalSession:
     """One row of the journal's sessions."""
 
     id: int
-    info: SessionInfo
+    metadata: SessionMetadata
     started_at: int  # ms
     ended_at: int | None  # ms; None: it still runs, or died
 
     @cached_property
-    def died(self) -> bool:
+    def has_died(self) -> bool:
         """True if it never ended and its process is gone. (Of another host's sessions nothing is known.)"""
-        if self.ended_at is not None or self.info.host != socket.gethostname():
+        if self.ended_at is not None or self.metadata.host != socket.gethostname():
             return False
-        mark = process_mark(self.info.pid)
+        mark = read_process_identity(self.metadata.pid)
         if mark is None:
-            return not _process_exists(self.info.pid)
-        return self.info.process is not None and mark != self.info.process
+            return not _process_exists(self.metadata.pid)
+        return self.metadata.process_identity is not None and mark != self.metadata.process_identity
 
 
-def process_mark(pid: int) -> str | None:
+def read_process_identity(pid: int) -> str | None:
     """A text that no other process will ever have: the boot and the process's start in it (proc(5), field 22).
 
     None where there is no /proc or no such process; empty for a dead one that nobody has taken notice of (a zombie).
@@ -335,7 +335,7 @@ def _process_exists(pid: int) -> bool:
     return True
 
 
-def _user() -> str:
+def _get_user_name() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a uid without a name

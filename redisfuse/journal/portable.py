@@ -19,30 +19,30 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-Part = bytes | int
-Record = tuple[Part, ...]
+ElementPart = bytes | int
+ElementRecord = tuple[ElementPart, ...]
 
 
-def header(facts: dict[str, Any]) -> bytes:
+def encode_header(metadata: dict[str, Any]) -> bytes:
     """The first line: `type`, `elements`, and what else is known of the whole key."""
-    return json.dumps(facts, sort_keys=True).encode() + b"\n"
+    return json.dumps(metadata, sort_keys=True).encode() + b"\n"
 
 
-def encode(record: Record) -> bytes:
+def encode_record(record: ElementRecord) -> bytes:
     """One element's line."""
-    return json.dumps([_text(part) for part in record], separators=(",", ":")).encode() + b"\n"
+    return json.dumps([_encode_part(part) for part in record], separators=(",", ":")).encode() + b"\n"
 
 
-def decode(chunks: Iterable[bytes]) -> tuple[dict[str, Any], Iterator[Record]]:
+def decode_copy(chunks: Iterable[bytes]) -> tuple[dict[str, Any], Iterator[ElementRecord]]:
     """The first line's facts, and the elements one by one. Raises ValueError if these bytes are no such copy."""
-    found = lines(chunks)
+    found = split_lines(chunks)
     facts = json.loads(next(found, b"null"))
     if not isinstance(facts, dict):
         raise ValueError("not a portable copy of a key")
-    return facts, (tuple(_part(part) for part in json.loads(line)) for line in found)
+    return facts, (tuple(_decode_part(part) for part in json.loads(line)) for line in found)
 
 
-def _text(part: Part) -> Any:
+def _encode_part(part: ElementPart) -> Any:
     if isinstance(part, int):
         return part
     try:
@@ -51,7 +51,7 @@ def _text(part: Part) -> Any:
         return {"base64": base64.b64encode(part).decode()}
 
 
-def _part(value: Any) -> Part:
+def _decode_part(value: Any) -> ElementPart:
     if isinstance(value, int):
         return value
     if isinstance(value, str):
@@ -59,7 +59,7 @@ def _part(value: Any) -> Part:
     return base64.b64decode(value["base64"])
 
 
-def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
     """The lines of a text that comes in pieces, without their newlines."""
     pending: list[bytes] = []
     for chunk in chunks:

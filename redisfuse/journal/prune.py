@@ -12,15 +12,17 @@ from dataclasses import dataclass
 
 from redisfuse.batching import batched
 from redisfuse.journal import blobs, database
-from redisfuse.journal.journal import Journal, now
+from redisfuse.journal.journal import Journal, now_ms
 
-PORTION = 2000  # rows removed in one transaction, so that a mount that writes meanwhile waits only briefly
-STALE = 24 * 3600 * 1000  # ms after which a content that was begun and never used is a dead process's
-VACUUM = 4096  # pages given back in one transaction
+MAX_ROWS_PER_TRANSACTION = (
+    2000  # rows removed in one transaction, so that a mount that writes meanwhile waits only briefly
+)
+STALE_STAGED_BLOB_MS = 24 * 3600 * 1000  # ms after which a content that was begun and never used is a dead process's
+VACUUM_PAGES_PER_TRANSACTION = 4096  # pages given back in one transaction
 
 
 @dataclass(frozen=True, slots=True)
-class Pruned:
+class PruneResult:
     """What was removed, or (of a trial run) what would be."""
 
     changes: int
@@ -29,7 +31,9 @@ class Pruned:
     freed: int  # bytes: how much smaller the file is; of a trial run, the bytes of the contents
 
 
-def prune(journal: Journal, *, before: int, keep_last: int = 0, refused: bool = False, dry_run: bool = False) -> Pruned:
+def prune_journal(
+    journal: Journal, *, before_ms: int, keep_last: int = 0, include_refused: bool = False, dry_run: bool = False
+) -> PruneResult:
     """Remove the changes made before `before` (ms), whole operations only, never one of the newest `keep_last` changes.
 
     An operation with a change that is not settled (pending, unknown) stays. So does an edit that was refused or failed
@@ -38,31 +42,31 @@ def prune(journal: Journal, *, before: int, keep_last: int = 0, refused: bool = 
     if journal.writable:
         journal.flush()
     with (
-        database.translated(journal.path),
-        contextlib.closing(database.connect(journal.path, write=True)) as connection,
+        database.translate_errors(journal.path),
+        contextlib.closing(database.connect(journal.path, writable=True)) as connection,
     ):
         # A removal lost with the machine's power is done again by the next prune; the log must not grow meanwhile.
         for setting in ("synchronous = NORMAL", "wal_autocheckpoint = 4096", "cache_size = -65536"):
             connection.execute(f"PRAGMA {setting}")
-        size = _size(journal)
-        changes = _choose_changes(connection, before, keep_last, refused)
-        newest = _choose_contents(connection)
+        size = _measure_disk_usage(journal)
+        changes = _collect_changes(connection, before_ms, keep_last, include_refused)
+        newest = _collect_blobs(connection)
         contents, stored = connection.execute("SELECT count(*), coalesce(sum(stored), 0) FROM temp.unused").fetchone()
-        sessions = _choose_sessions(journal, connection, before)
+        sessions = _collect_sessions(journal, connection, before_ms)
         if dry_run:
-            return Pruned(changes, len(sessions), contents, stored)
+            return PruneResult(changes, len(sessions), contents, stored)
         _remove_changes(connection)
-        _remove_contents(connection, newest)
-        with _transaction(connection):
+        _remove_blobs(connection, newest)
+        with _begin_immediate(connection):
             connection.executemany(
                 "DELETE FROM sessions WHERE id = ? AND NOT EXISTS (SELECT 1 FROM changes WHERE session = sessions.id)",
                 [(session,) for session in sessions],
             )
-        _give_back(connection)
-        return Pruned(changes, len(sessions), contents, max(0, size - _size(journal)))
+        _vacuum(connection)
+        return PruneResult(changes, len(sessions), contents, max(0, size - _measure_disk_usage(journal)))
 
 
-def _choose_changes(connection: sqlite3.Connection, before: int, keep_last: int, refused: bool) -> int:
+def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: int, include_refused: bool) -> int:
     """Collect the operations to remove as ranges of ids, and return how many changes they are."""
     highest = (1 << 63) - 1
     if keep_last:
@@ -89,12 +93,12 @@ def _choose_changes(connection: sqlite3.Connection, before: int, keep_last: int,
             )
         )
         """,
-        {"before": before, "highest": highest, "refused": refused},
+        {"before": before_ms, "highest": highest, "refused": include_refused},
     )
     return int(connection.execute("SELECT coalesce(sum(changes), 0) FROM temp.doomed").fetchone()[0])
 
 
-def _choose_contents(connection: sqlite3.Connection) -> int:
+def _collect_blobs(connection: sqlite3.Connection) -> int:
     """Collect the contents that no other change has; returns the newest change that was looked at."""
     newest = connection.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
     connection.execute("CREATE TEMP TABLE unused (id INTEGER PRIMARY KEY, stored INTEGER NOT NULL)")
@@ -115,12 +119,12 @@ def _choose_contents(connection: sqlite3.Connection) -> int:
         SELECT id, coalesce(length(data), (SELECT sum(length(data)) FROM chunks WHERE blob = blobs.id), 0) FROM blobs
         WHERE CASE WHEN digest IS NULL THEN coalesce(staged_at, 0) < ? ELSE id NOT IN (SELECT id FROM temp.used) END
         """,
-        (now() - STALE,),
+        (now_ms() - STALE_STAGED_BLOB_MS,),
     )
     return int(newest)
 
 
-def _choose_sessions(journal: Journal, connection: sqlite3.Connection, before: int) -> list[int]:
+def _collect_sessions(journal: Journal, connection: sqlite3.Connection, before_ms: int) -> list[int]:
     """Sessions that are over and whose changes all go."""
     rows = connection.execute(
         """
@@ -131,46 +135,48 @@ def _choose_sessions(journal: Journal, connection: sqlite3.Connection, before: i
             )
         )
         """,
-        (before,),
+        (before_ms,),
     ).fetchall()
-    return [id for id, ended_at in rows if ended_at is not None or journal.session(id).died]
+    return [id for id, ended_at in rows if ended_at is not None or journal.get_session(id).has_died]
 
 
 def _remove_changes(connection: sqlite3.Connection) -> None:
     ranges = connection.execute("SELECT first, last FROM temp.doomed ORDER BY first").fetchall()
-    for batch in batched(ranges, PORTION):
-        with _transaction(connection):
+    for batch in batched(ranges, MAX_ROWS_PER_TRANSACTION):
+        with _begin_immediate(connection):
             connection.executemany("DELETE FROM changes WHERE id BETWEEN ? AND ?", batch)
 
 
-def _remove_contents(connection: sqlite3.Connection, newest: int) -> None:
+def _remove_blobs(connection: sqlite3.Connection, newest_change_id: int) -> None:
     """Remove the collected contents, except those that a change newer than the look has come to use."""
     ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
-    for batch in batched(ids, PORTION):
-        with _transaction(connection):
+    for batch in batched(ids, MAX_ROWS_PER_TRANSACTION):
+        with _begin_immediate(connection):
             rows = connection.execute(
-                "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest,)
+                "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest_change_id,)
             )
             taken = {blob for row in rows for blob in row}
             portion = [(id,) for id in batch if id not in taken]
-            for sql in blobs.DISCARD:
+            for sql in blobs.DELETE_BLOB_SQL:
                 connection.executemany(sql, portion)
 
 
-def _give_back(connection: sqlite3.Connection) -> None:
+def _vacuum(connection: sqlite3.Connection) -> None:
     """Shrink the file by its free pages, as far as other processes let us."""
     while True:
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         if not free:
             break
-        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM})")  # execute would free one page, without columns
+        connection.executescript(
+            f"PRAGMA incremental_vacuum({VACUUM_PAGES_PER_TRANSACTION})"
+        )  # execute would free one page, without columns
         if connection.execute("PRAGMA freelist_count").fetchone()[0] >= free:
             break
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
 @contextlib.contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def _begin_immediate(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -180,7 +186,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
-def _size(journal: Journal) -> int:
+def _measure_disk_usage(journal: Journal) -> int:
     """Bytes on the disk, the log included."""
     files = (journal.path, journal.path.with_name(journal.path.name + "-wal"))
     return sum(file.stat().st_size for file in files if file.exists())

@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from redisfuse.journal.blobs import Query
-from redisfuse.journal.models import ServerIdentity, Session, SessionInfo
+from redisfuse.journal.blobs import QueryFunction
+from redisfuse.journal.models import JournalSession, ServerIdentity, SessionMetadata
 
 _COLUMNS = (
     *("server", "scheme", "server_host", "server_port", "unix_path", "db", "username", "url", "run_id", "version"),
@@ -18,13 +18,22 @@ _COLUMNS = (
 _SELECT = f"SELECT id, ended_at, {', '.join(_COLUMNS)} FROM sessions"
 
 
-def insert(connection: sqlite3.Connection, info: SessionInfo, at: int) -> int:
+def insert_session(connection: sqlite3.Connection, metadata: SessionMetadata, timestamp_ms: int) -> int:
     """Insert a session that begins now and return its id."""
-    server = info.server
+    server = metadata.server
     values = (
         *(server.name, server.scheme, server.host, server.port, server.unix_path, server.db, server.username),
-        *(server.url, info.run_id, info.version, info.maker, _text(info.mountpoint), info.user, info.host, info.pid),
-        *(info.process, json.dumps(dict(info.options), default=str, sort_keys=True), at),
+        *(
+            server.redacted_url,
+            metadata.run_id,
+            metadata.server_version,
+            metadata.vendor,
+            _path_to_text(metadata.mountpoint),
+            metadata.user,
+            metadata.host,
+            metadata.pid,
+        ),
+        *(metadata.process_identity, json.dumps(dict(metadata.options), default=str, sort_keys=True), timestamp_ms),
     )
     row = connection.execute(
         f"INSERT INTO sessions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})", values
@@ -33,32 +42,32 @@ def insert(connection: sqlite3.Connection, info: SessionInfo, at: int) -> int:
     return row.lastrowid
 
 
-def end(connection: sqlite3.Connection, session: int, at: int) -> None:
+def end_session(connection: sqlite3.Connection, session_id: int, timestamp_ms: int) -> None:
     """Note that a session ended; one that ended already keeps its time."""
-    connection.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (at, session))
+    connection.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (timestamp_ms, session_id))
 
 
-def by_id(query: Query, session: int) -> Session | None:
+def fetch_session(query: QueryFunction, session_id: int) -> JournalSession | None:
     """One session."""
-    rows = query(f"{_SELECT} WHERE id = ?", (session,))
-    return _session(rows[0]) if rows else None
+    rows = query(f"{_SELECT} WHERE id = ?", (session_id,))
+    return _decode_session(rows[0]) if rows else None
 
 
-def newest_first(query: Query, limit: int | None = None) -> Iterator[tuple[Session, int]]:
+def iter_newest_sessions(query: QueryFunction, limit: int | None = None) -> Iterator[tuple[JournalSession, int]]:
     """Sessions, each with the number of its changes."""
     for row in query(f"{_SELECT} ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)):
         ((changes,),) = query("SELECT count(*) FROM changes WHERE session = ?", (row[0],))
-        yield _session(row), changes
+        yield _decode_session(row), changes
 
 
-def _session(row: tuple[Any, ...]) -> Session:
+def _decode_session(row: tuple[Any, ...]) -> JournalSession:
     id, ended_at, _, scheme, host, port, unix_path, db, username, url, run_id, version, maker, *rest = row
     mountpoint, user, machine, pid, process, options, started_at = rest
     server = ServerIdentity(scheme, host, port, unix_path, db, username, url)
-    info = SessionInfo(server, run_id, version, maker, mountpoint, user, machine, pid, process, json.loads(options))
-    return Session(id, info, started_at, ended_at)
+    info = SessionMetadata(server, run_id, version, maker, mountpoint, user, machine, pid, process, json.loads(options))
+    return JournalSession(id, info, started_at, ended_at)
 
 
-def _text(path: str | None) -> str | None:
+def _path_to_text(path: str | None) -> str | None:
     """A path as text that SQLite takes: bytes that are not UTF-8 are shown as escapes."""
     return None if path is None else os.fsencode(path).decode("utf-8", "backslashreplace")

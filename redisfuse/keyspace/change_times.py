@@ -10,23 +10,25 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-CAPACITY = 100_000  # keys remembered exactly, twice over; about 25 MB when full
-_BUCKETS = 1 << 16
-BUSY_NS = 1_000_000_000
-_OWN = 10_000  # keys changed by this mount itself whose files' times are remembered, at least
+EXACT_KEY_CAPACITY = 100_000  # keys remembered exactly, twice over; about 25 MB when full
+_BUCKET_COUNT = 1 << 16
+HOT_WINDOW_NS = 1_000_000_000
+_MIN_OWN_CHANGES = 10_000  # keys changed by this mount itself whose files' times are remembered, at least
 
 
 @dataclass(slots=True)
-class _Own:
+class _OwnChange:
     """A change that this mount made, as long as it is the last one of its key."""
 
-    moment: int  # when it was recorded: if the key's moment is another one, somebody else has changed the key since
-    others: int  # what is shown for the key, or for the fields that are not below
-    fields: dict[bytes, int] = field(default_factory=dict)
-    before: tuple[int, dict[bytes, int]] = (0, {})  # the same before the change
+    recorded_ns: (
+        int  # when it was recorded: if the key's moment is another one, somebody else has changed the key since
+    )
+    mtime_ns: int  # what is shown for the key, or for the fields that are not below
+    field_mtimes_ns: dict[bytes, int] = field(default_factory=dict)
+    previous_mtimes_ns: tuple[int, dict[bytes, int]] = (0, {})  # the same before the change
 
 
-class Changes:
+class ChangeClock:
     """The moment of each key's last change, in nanoseconds since the epoch; it never goes backwards.
 
     A key not heard of has the moment this began. Of keys heard of long ago only the latest moment among those that
@@ -35,111 +37,115 @@ class Changes:
     Thread-safe; calls nothing while its lock is held.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, capacity: int = EXACT_KEY_CAPACITY) -> None:
         """`capacity`: keys remembered exactly, at least; at most twice as many."""
-        self._capacity = capacity
+        self._exact_capacity = capacity
         self._lock = threading.Lock()
-        self._last = self._floor = time.time_ns()
-        self._recent: dict[bytes, int] = {}
-        self._older: dict[bytes, int] = {}
-        self._buckets = [0] * _BUCKETS
-        self._own: dict[bytes, _Own] = {}
-        self._busy: dict[bytes, int] = {}  # keys that changed again soon, and when
+        self._last_timestamp_ns = self._floor_ns = time.time_ns()
+        self._recent_changes: dict[bytes, int] = {}
+        self._older_changes: dict[bytes, int] = {}
+        self._bucket_max_ns = [0] * _BUCKET_COUNT
+        self._own_changes: dict[bytes, _OwnChange] = {}
+        self._hot_keys: dict[bytes, int] = {}  # keys that changed again soon, and when
 
-    def _now(self) -> int:
-        self._last = max(self._last + 1, time.time_ns())
-        return self._last
+    def _next_timestamp(self) -> int:
+        self._last_timestamp_ns = max(self._last_timestamp_ns + 1, time.time_ns())
+        return self._last_timestamp_ns
 
-    def record(self, keys: Collection[bytes]) -> None:
+    def record_changes(self, keys: Collection[bytes]) -> None:
         """These keys have changed now."""
         with self._lock:
-            now, recent = self._now(), self._recent
-            again = [key for key in keys if now - recent.get(key, 0) < BUSY_NS]
+            now, recent = self._next_timestamp(), self._recent_changes
+            again = [key for key in keys if now - recent.get(key, 0) < HOT_WINDOW_NS]
             if again:
-                if len(self._busy) > _OWN:
-                    self._busy.clear()
-                self._busy.update(dict.fromkeys(again, now))
+                if len(self._hot_keys) > _MIN_OWN_CHANGES:
+                    self._hot_keys.clear()
+                self._hot_keys.update(dict.fromkeys(again, now))
             recent.update(dict.fromkeys(keys, now))
-            if len(self._recent) > self._capacity:
-                self._forget_older()
+            if len(self._recent_changes) > self._exact_capacity:
+                self._rotate_generations()
 
-    def record_own(self, key: bytes) -> None:
+    def record_own_change(self, key: bytes) -> None:
         """This mount has changed a key now."""
         with self._lock:
-            own = self._current(key)
-            now = self._recent[key] = self._now()
-            self._keep(key, _Own(now, now, before=(own.others, own.fields)))
+            own = self._pop_own_change(key)
+            now = self._recent_changes[key] = self._next_timestamp()
+            self._store_own_change(key, _OwnChange(now, now, previous_mtimes_ns=(own.mtime_ns, own.field_mtimes_ns)))
 
-    def _current(self, key: bytes) -> _Own:
+    def _pop_own_change(self, key: bytes) -> _OwnChange:
         """What is shown of a key now; out of the table."""
-        moment = self.at(key)
-        own = self._own.pop(key, None)
-        return own if own is not None and own.moment == moment else _Own(moment, moment)
+        moment = self.changed_at(key)
+        own = self._own_changes.pop(key, None)
+        return own if own is not None and own.recorded_ns == moment else _OwnChange(moment, moment)
 
-    def _keep(self, key: bytes, own: _Own) -> None:
-        self._own[key] = own
-        if len(self._own) > 2 * _OWN:
-            self._own = dict(list(self._own.items())[_OWN:])
-        if len(self._recent) > self._capacity:
-            self._forget_older()
+    def _store_own_change(self, key: bytes, change: _OwnChange) -> None:
+        self._own_changes[key] = change
+        if len(self._own_changes) > 2 * _MIN_OWN_CHANGES:
+            self._own_changes = dict(list(self._own_changes.items())[_MIN_OWN_CHANGES:])
+        if len(self._recent_changes) > self._exact_capacity:
+            self._rotate_generations()
 
-    def record_echoes(self, keys: Collection[bytes]) -> None:
-        """The server tells of changes of these keys that this mount made, perhaps before `record_own` says so."""
+    def record_own_invalidations(self, keys: Collection[bytes]) -> None:
+        """The server tells of changes of these keys that this mount made, perhaps before `record_own_change` says so."""
         with self._lock:
             for key in keys:
-                own = self._current(key)
-                own.moment = self._recent[key] = self._now()
-                self._keep(key, own)
+                own = self._pop_own_change(key)
+                own.recorded_ns = self._recent_changes[key] = self._next_timestamp()
+                self._store_own_change(key, own)
 
-    def saved(self, key: bytes, field: bytes | None, moment: int) -> None:
-        """What this mount just changed was a file (the key's, or a field's) that was last written at `moment`."""
+    def record_save(self, key: bytes, field: bytes | None, mtime_ns: int) -> None:
+        """What this mount just changed was a file (the key's, or a field's) that was last written at `recorded_ns`."""
         with self._lock:
-            own = self._own.get(key)
-            if own is None or own.moment != self.at(key):
+            own = self._own_changes.get(key)
+            if own is None or own.recorded_ns != self.changed_at(key):
                 return  # somebody else has changed it already
             if field is None:
-                own.others = moment
+                own.mtime_ns = mtime_ns
             else:
-                own.others, fields = own.before
-                own.fields = {**fields, field: moment}
+                own.mtime_ns, fields = own.previous_mtimes_ns
+                own.field_mtimes_ns = {**fields, field: mtime_ns}
 
-    def _forget_older(self) -> None:
-        buckets = self._buckets
-        for key, moment in self._older.items():
-            bucket = hash(key) % _BUCKETS
+    def _rotate_generations(self) -> None:
+        buckets = self._bucket_max_ns
+        for key, moment in self._older_changes.items():
+            bucket = hash(key) % _BUCKET_COUNT
             if buckets[bucket] < moment:
                 buckets[bucket] = moment
-        self._older, self._recent = self._recent, {}
+        self._older_changes, self._recent_changes = self._recent_changes, {}
 
-    def record_everything(self) -> None:
+    def record_all_changed(self) -> None:
         """Any key may have changed now."""
         with self._lock:
-            self._floor = self._now()
-            self._recent, self._older = {}, {}
-            self._buckets = [0] * _BUCKETS
+            self._floor_ns = self._next_timestamp()
+            self._recent_changes, self._older_changes = {}, {}
+            self._bucket_max_ns = [0] * _BUCKET_COUNT
 
-    def shown(self, key: bytes, field: bytes | None) -> int:
+    def mtime_ns(self, key: bytes, field: bytes | None) -> int:
         """The time of modification of the key's file, or of a field's."""
-        if key not in self._own:
-            return self.at(key)
+        if key not in self._own_changes:
+            return self.changed_at(key)
         with self._lock:
-            moment = self.at(key)
-            own = self._own.get(key)
-            if own is None or own.moment != moment:
+            moment = self.changed_at(key)
+            own = self._own_changes.get(key)
+            if own is None or own.recorded_ns != moment:
                 return moment
-            return own.others if field is None else own.fields.get(field, own.others)
+            return own.mtime_ns if field is None else own.field_mtimes_ns.get(field, own.mtime_ns)
 
-    def is_busy(self, key: bytes) -> bool:
+    def is_hot(self, key: bytes) -> bool:
         """Whether a key has changed twice within a second, less than a second ago."""
-        return bool(self._busy) and time.time_ns() - self._busy.get(key, 0) < BUSY_NS
+        return bool(self._hot_keys) and time.time_ns() - self._hot_keys.get(key, 0) < HOT_WINDOW_NS
 
-    def is_recent(self, key: bytes) -> bool:
+    def is_recently_changed(self, key: bytes) -> bool:
         """Whether a key has changed, as far as is known, less than a second ago."""
-        return time.time_ns() - self.at(key) < BUSY_NS
+        return time.time_ns() - self.changed_at(key) < HOT_WINDOW_NS
 
-    def at(self, key: bytes) -> int:
+    def changed_at(self, key: bytes) -> int:
         """When the key was last seen to change."""
         # Without the lock, as each name of a listing asks. What is moved on stands in its next place before it is taken
         # from this one: whoever looks in this order finds it.
-        moment = self._recent.get(key) or self._older.get(key) or self._buckets[hash(key) % _BUCKETS]
-        return max(moment, self._floor)
+        moment = (
+            self._recent_changes.get(key)
+            or self._older_changes.get(key)
+            or self._bucket_max_ns[hash(key) % _BUCKET_COUNT]
+        )
+        return max(moment, self._floor_ns)

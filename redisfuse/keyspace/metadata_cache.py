@@ -1,12 +1,12 @@
 """What is remembered of keys: attributes, small contents, fields. Bounded in bytes, and never older than it may be.
 
-An entry is about one key, and goes as a whole: when the key changes (`drop`), when it expires, when it is older than
+An entry is about one key, and goes as a whole: when the key changes (`invalidate`), when it expires, when it is older than
 the trust of the moment, or as the least recently used when memory is short.
 
 A fetch that began before a drop of its key must not be kept, however late its answer is digested. So whoever fetches
-does it inside `fetching()`, and what it stores is refused for every key that was dropped since.
+does it inside `begin_fetch()`, and what it stores is refused for every key that was dropped since.
 
-Threads: any; one lock, held for bookkeeping only. `trust` is called without it.
+Threads: any; one lock, held for bookkeeping only. `max_age` is called without it.
 """
 
 import time
@@ -17,247 +17,270 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
-from redisfuse.keyspace.prefetch import LONGEST, LOOKED_AT, PATIENCE, ROOM, Batch, Order
+from redisfuse.keyspace.prefetch import (
+    MAX_PREFETCH_CANDIDATES,
+    MAX_PREFETCH_TOTAL_BYTES,
+    MAX_PREFETCH_VALUE_BYTES,
+    MIN_SEQUENTIAL_READS,
+    AccessPattern,
+    SortKey,
+)
 
-ENTRY = 400  # bytes that an entry takes beside its key and its contents
-FIELD = 160  # and a field
+ENTRY_OVERHEAD_BYTES = 400  # bytes that an entry takes beside its key and its contents
+FIELD_OVERHEAD_BYTES = 160  # and a field
 
-RECENT = 10_000  # changed keys that are remembered as such
-RECENT_SECONDS = 60.0  # if there were more, every key counts as changed for so long
+MAX_RECENT_CHANGES = 10_000  # changed keys that are remembered as such
+RECENT_OVERFLOW_SECONDS = 60.0  # if there were more, every key counts as changed for so long
 
 FieldValue = bytes | int | None
 """Of a field: its content, or its length in bytes (-1: it exists, with a length not known), or None: there is none."""
 
 
-class Unknown:
+class UnknownField:
     """Nothing is known of a field."""
 
 
-UNKNOWN = Unknown()
+UNKNOWN_FIELD = UnknownField()
 
 
-class Attributes(NamedTuple):
+class KeyMetadata(NamedTuple):
     """What stat needs to know of a key."""
 
     type: bytes  # as TYPE says; b"none": there is no such key; b"unreadable": the server's ACL doesn't say
     length: int  # bytes of a string, elements of a collection; -1 for types without a length command
-    expires: float | None = None  # time.monotonic() at which it expires, if that is known
+    expires_at: float | None = None  # time.monotonic() at which it expires, if that is known
 
 
 @dataclass(slots=True)
-class Entry:
+class MetadataCacheEntry:
     """One key. Changed only under the cache's lock."""
 
-    attributes: Attributes
-    fetched: float  # time.monotonic()
-    trust: float  # seconds it may be believed at most: the trust of when it was fetched
-    cost: int
+    metadata: KeyMetadata
+    fetched_at: float  # time.monotonic()
+    max_age: float  # seconds it may be believed at most: the trust of when it was fetched
+    size_bytes: int
     content: bytes | None = None  # of a string, whole
     fields: dict[bytes, FieldValue] | None = None
-    complete: bool = False  # `fields` has all fields of the hash
+    fields_complete: bool = False  # `get_fields` has all fields of the hash
     compact: bool | None = None  # a hash in an encoding that only small values have
-    batch: Batch | None = None  # the keys that were described together with it
-    place: int = 0  # in `batch`
-    ahead: bool = False  # its content comes, or came, along with another's, and was not asked for yet
+    access_pattern: AccessPattern | None = None  # the keys that were described together with it
+    position: int = 0  # in `access_pattern`
+    is_prefetched: bool = False  # its content comes, or came, along with another's, and was not asked for yet
 
 
 @dataclass(slots=True, eq=False)
-class Fetch:
+class FetchToken:
     """A fetch under way."""
 
-    began: float
-    trust: float
-    dropped: set[bytes] = field(default_factory=set)
-    dropped_all: bool = False
+    started_at: float
+    max_age: float
+    invalidated_keys: set[bytes] = field(default_factory=set)
+    all_invalidated: bool = False
 
 
-class Cache:
-    """Entries by key; at most `memory` bytes (estimated). `trust()`: for how many seconds one may be believed.
+class MetadataCache:
+    """Entries by key; at most `memory_bytes` bytes (estimated). `max_age()`: for how many seconds one may be believed.
 
     `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
     """
 
-    def __init__(self, memory: int, trust: Callable[[], float], order: Order = len) -> None:
-        self._most = memory
-        self._trust = trust
-        self._order = order
+    def __init__(self, max_bytes: int, max_age: Callable[[], float], sort_key: SortKey = len) -> None:
+        self._max_bytes = max_bytes
+        self._max_age = max_age
+        self._sort_key = sort_key
         self._lock = Lock()
-        self._entries: OrderedDict[bytes, Entry] = OrderedDict()
-        self._fetches: list[Fetch] = []
-        self._recent: set[bytes] = set()
+        self._entries: OrderedDict[bytes, MetadataCacheEntry] = OrderedDict()
+        self._active_fetches: list[FetchToken] = []
+        self._recent_changes: set[bytes] = set()
         self._all_recent_until = 0.0
-        self.memory = 0  # bytes in use, estimated
+        self.memory_bytes = 0  # bytes in use, estimated
         self.hits = 0
         self.misses = 0
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
-    def attributes(self, keys: Sequence[bytes]) -> list[Attributes | None]:
+    def get_many(self, keys: Sequence[bytes]) -> list[KeyMetadata | None]:
         """What is known of these keys; None where nothing may be believed."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            entries = [self._believed(key, trust, now) for key in keys]
-            self._count(entries)
-            return [entry.attributes if entry else None for entry in entries]
+            entries = [self._get_valid(key, trust, now) for key in keys]
+            self._count_hits(entries)
+            return [entry.metadata if entry else None for entry in entries]
 
-    def attribute(self, key: bytes) -> Attributes | None:
+    def get(self, key: bytes) -> KeyMetadata | None:
         """What is known of one key."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            entry = self._believed(key, trust, now)
+            entry = self._get_valid(key, trust, now)
             if entry is None:
                 self.misses += 1
                 return None
             self.hits += 1
-            return entry.attributes
+            return entry.metadata
 
-    def content(self, key: bytes) -> bytes | None:
+    def get_content(self, key: bytes) -> bytes | None:
         """A string's whole content, if it is known."""
-        content = self.present(key)
+        content = self.peek_content(key)
         if content is None:
             with self._lock:
                 self.misses += 1
         return content
 
-    def present(self, key: bytes) -> bytes | None:
+    def peek_content(self, key: bytes) -> bytes | None:
         """The same, for those who ask in another way if it is not known: that is no miss yet."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            entry = self._believed(key, trust, now)
+            entry = self._get_valid(key, trust, now)
             if entry is None or entry.content is None:
                 return None
             self.hits += 1
-            if entry.ahead:
-                entry.ahead = False
-                if entry.batch is not None:
-                    entry.batch.used()
+            if entry.is_prefetched:
+                entry.is_prefetched = False
+                if entry.access_pattern is not None:
+                    entry.access_pattern.record_hit()
             return entry.content
 
-    def ahead(self, key: bytes) -> dict[bytes, Attributes]:
-        """Strings whose contents are to come along with that of `key`, which has to be fetched: within `fetching`."""
-        found: dict[bytes, Attributes] = {}
+    def select_prefetch(self, key: bytes) -> dict[bytes, KeyMetadata]:
+        """Strings whose contents are to come along with that of `key`, which has to be fetched: within `begin_fetch`."""
+        found: dict[bytes, KeyMetadata] = {}
         with self._lock:
             entry = self._entries.get(key)
-            batch = entry.batch if entry is not None else None
+            batch = entry.access_pattern if entry is not None else None
             if entry is None or batch is None or not batch.keys:
                 return found
             if not batch.has_order:
-                if not batch.find_order(key, self._order):
+                if not batch.detect_order(key, self._sort_key):
                     return found
-                self._place(batch)
-            most, last, room = batch.asked(entry.place), entry.place, ROOM
-            for place, other in enumerate(batch.keys[last + 1 : last + 1 + LOOKED_AT] if most else (), last + 1):
+                self._assign_positions(batch)
+            most, last, room = batch.plan_prefetch(entry.position), entry.position, MAX_PREFETCH_TOTAL_BYTES
+            for place, other in enumerate(
+                batch.keys[last + 1 : last + 1 + MAX_PREFETCH_CANDIDATES] if most else (), last + 1
+            ):
                 near = self._entries.get(other)
-                if near is None or near.batch is not batch or near.ahead or near.content is not None:
+                if near is None or near.access_pattern is not batch or near.is_prefetched or near.content is not None:
                     continue
-                if near.attributes.type == b"string" and near.attributes.length <= LONGEST:
-                    room -= near.attributes.length
+                if near.metadata.type == b"string" and near.metadata.length <= MAX_PREFETCH_VALUE_BYTES:
+                    room -= near.metadata.length
                     if room < 0 or len(found) >= most:
                         break
-                    near.ahead, last = True, place
-                    found[other] = near.attributes
-            batch.brought(len(found), last)
+                    near.is_prefetched, last = True, place
+                    found[other] = near.metadata
+            batch.record_prefetch(len(found), last)
         return found
 
-    def _place(self, batch: Batch) -> None:
-        for place, key in enumerate(batch.keys):
+    def _assign_positions(self, access_pattern: AccessPattern) -> None:
+        for place, key in enumerate(access_pattern.keys):
             entry = self._entries.get(key)
-            if entry is not None and entry.batch is batch:
-                entry.place = place
+            if entry is not None and entry.access_pattern is access_pattern:
+                entry.position = place
 
-    def fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | Unknown]:
+    def get_fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | UnknownField]:
         """What is known of fields: pairs of key and field."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            return [self._field(self._believed(key, trust, now), name) for key, name in pairs]
+            return [self._get_field(self._get_valid(key, trust, now), name) for key, name in pairs]
 
-    def listing(self, key: bytes) -> list[bytes] | None:
+    def get_field_names(self, key: bytes) -> list[bytes] | None:
         """The names of all fields of a hash, if they are known."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            entry = self._believed(key, trust, now)
-            if entry is None or not entry.complete or entry.fields is None:
+            entry = self._get_valid(key, trust, now)
+            if entry is None or not entry.fields_complete or entry.fields is None:
                 return None
             return [name for name, value in entry.fields.items() if value is not None]
 
-    def compact(self, key: bytes) -> bool | None:
+    def is_compact(self, key: bytes) -> bool | None:
         """Is the hash in an encoding that only small values have? None if that is not known."""
-        trust, now = self._trust(), time.monotonic()
+        trust, now = self._max_age(), time.monotonic()
         with self._lock:
-            entry = self._believed(key, trust, now)
+            entry = self._get_valid(key, trust, now)
             return entry.compact if entry else None
 
-    def changed_lately(self, keys: Sequence[bytes]) -> list[bool]:
+    def changed_recently(self, keys: Sequence[bytes]) -> list[bool]:
         """Which keys were dropped lately: they may have got a TTL that the server's statistics don't show yet."""
         with self._lock:
             if time.monotonic() < self._all_recent_until:
                 return [True] * len(keys)
-            return [key in self._recent for key in keys]
+            return [key in self._recent_changes for key in keys]
 
-    def _believed(self, key: bytes, trust: float, now: float) -> Entry | None:
+    def _get_valid(self, key: bytes, max_age: float, now: float) -> MetadataCacheEntry | None:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        expires = entry.attributes.expires
-        if now - entry.fetched > min(trust, entry.trust) or (expires is not None and now >= expires):
-            self._remove(key)
+        expires = entry.metadata.expires_at
+        if now - entry.fetched_at > min(max_age, entry.max_age) or (expires is not None and now >= expires):
+            self._remove_entry(key)
             return None
         self._entries.move_to_end(key)
         return entry
 
     @staticmethod
-    def _field(entry: Entry | None, name: bytes) -> FieldValue | Unknown:
+    def _get_field(entry: MetadataCacheEntry | None, name: bytes) -> FieldValue | UnknownField:
         if entry is None:
-            return UNKNOWN
-        if entry.attributes.type != b"hash":
+            return UNKNOWN_FIELD
+        if entry.metadata.type != b"hash":
             return None
-        return (entry.fields or {}).get(name, None if entry.complete else UNKNOWN)
+        return (entry.fields or {}).get(name, None if entry.fields_complete else UNKNOWN_FIELD)
 
-    def _count(self, found: Sequence[object]) -> None:
-        missed = sum([each is None for each in found])
+    def _count_hits(self, results: Sequence[object]) -> None:
+        missed = sum([each is None for each in results])
         self.misses += missed
-        self.hits += len(found) - missed
+        self.hits += len(results) - missed
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def fetching(self) -> Iterator[Fetch]:
+    def begin_fetch(self) -> Iterator[FetchToken]:
         """Around a fetch: from before the first command to the last store."""
-        fetch = Fetch(began=time.monotonic(), trust=self._trust())
+        fetch = FetchToken(started_at=time.monotonic(), max_age=self._max_age())
         with self._lock:
-            self._fetches.append(fetch)
+            self._active_fetches.append(fetch)
         try:
             yield fetch
         finally:
             with self._lock:
-                self._fetches.remove(fetch)
+                self._active_fetches.remove(fetch)
 
     def store(
-        self, fetch: Fetch, found: Mapping[bytes, tuple[Attributes, bytes | None]], *, together: bool = False
+        self,
+        token: FetchToken,
+        results: Mapping[bytes, tuple[KeyMetadata, bytes | None]],
+        *,
+        listed_together: bool = False,
     ) -> None:
         """Keep attributes, and with them the whole content of a string or None; what was known of these keys goes.
 
         `together`: they were listed, and may be read, one after the other.
         """
-        batch = Batch(list(found)) if together and len(found) > PATIENCE else None
+        batch = AccessPattern(list(results)) if listed_together and len(results) > MIN_SEQUENTIAL_READS else None
         with self._lock:
-            for place, (key, (attributes, content)) in enumerate(found.items()):
-                if not self._is_current(fetch, key):
+            for place, (key, (attributes, content)) in enumerate(results.items()):
+                if not self._is_current(token, key):
                     continue
-                entry = Entry(attributes, fetch.began, fetch.trust, ENTRY + len(key) + len(content or b""), content)
+                entry = MetadataCacheEntry(
+                    attributes,
+                    token.started_at,
+                    token.max_age,
+                    ENTRY_OVERHEAD_BYTES + len(key) + len(content or b""),
+                    content,
+                )
                 old = self._entries.get(key)
                 if old is not None:
-                    self._remove(key)
-                    entry.batch, entry.place, entry.ahead = old.batch, old.place, old.ahead
+                    self._remove_entry(key)
+                    entry.access_pattern, entry.position, entry.is_prefetched = (
+                        old.access_pattern,
+                        old.position,
+                        old.is_prefetched,
+                    )
                 if batch is not None:
-                    entry.batch, entry.place, entry.ahead = batch, place, False
+                    entry.access_pattern, entry.position, entry.is_prefetched = batch, place, False
                 self._entries[key] = entry
-                self.memory += entry.cost
+                self.memory_bytes += entry.size_bytes
             self._evict()
 
     def store_fields(
         self,
-        fetch: Fetch,
+        token: FetchToken,
         key: bytes,
         values: Mapping[bytes, FieldValue],
         *,
@@ -267,71 +290,71 @@ class Cache:
         """Keep what was learnt of a hash's fields, if the hash itself is known."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None or entry.attributes.type != b"hash" or not self._is_current(fetch, key):
+            if entry is None or entry.metadata.type != b"hash" or not self._is_current(token, key):
                 return
-            entry.fetched = min(entry.fetched, fetch.began)
-            entry.trust = min(entry.trust, fetch.trust)
+            entry.fetched_at = min(entry.fetched_at, token.started_at)
+            entry.max_age = min(entry.max_age, token.max_age)
             if compact is not None:
                 entry.compact = compact
-            entry.complete = entry.complete or complete
+            entry.fields_complete = entry.fields_complete or complete
             before, entry.fields = entry.fields or {}, dict(values) if complete else {**(entry.fields or {}), **values}
-            self.memory -= entry.cost
-            entry.cost += sum(map(_cost, entry.fields.items())) - sum(map(_cost, before.items()))
-            self.memory += entry.cost
+            self.memory_bytes -= entry.size_bytes
+            entry.size_bytes += sum(map(_field_size, entry.fields.items())) - sum(map(_field_size, before.items()))
+            self.memory_bytes += entry.size_bytes
             self._entries.move_to_end(key)
-            if entry.cost > self._most // 4:
-                self._remove(key)
+            if entry.size_bytes > self._max_bytes // 4:
+                self._remove_entry(key)
             self._evict()
 
-    def _is_current(self, fetch: Fetch, key: bytes) -> bool:
-        return not fetch.dropped_all and key not in fetch.dropped
+    def _is_current(self, token: FetchToken, key: bytes) -> bool:
+        return not token.all_invalidated and key not in token.invalidated_keys
 
     def _evict(self) -> None:
-        while self.memory > self._most and self._entries:
+        while self.memory_bytes > self._max_bytes and self._entries:
             _, entry = self._entries.popitem(last=False)
-            self.memory -= entry.cost
-            if entry.batch is not None:
-                entry.batch.keys = ()  # else the few that stay would keep the names of all
+            self.memory_bytes -= entry.size_bytes
+            if entry.access_pattern is not None:
+                entry.access_pattern.keys = ()  # else the few that stay would keep the names of all
 
-    def _remove(self, key: bytes) -> None:
+    def _remove_entry(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
-            self.memory -= entry.cost
+            self.memory_bytes -= entry.size_bytes
 
     # -- forgetting ---------------------------------------------------------------------------------------------------
 
-    def drop(self, keys: Collection[bytes]) -> None:
+    def invalidate(self, keys: Collection[bytes]) -> None:
         """These keys changed: forget them, and refuse what fetches under way have found out about them."""
         with self._lock:
-            for fetch in self._fetches:
-                fetch.dropped.update(keys)
+            for fetch in self._active_fetches:
+                fetch.invalidated_keys.update(keys)
             for key in keys:
-                self._remove(key)
-            self._recent.update(keys)
-            if len(self._recent) > RECENT:
-                self._forget_recent()
+                self._remove_entry(key)
+            self._recent_changes.update(keys)
+            if len(self._recent_changes) > MAX_RECENT_CHANGES:
+                self._assume_all_recent()
 
-    def drop_all(self) -> None:
+    def invalidate_all(self) -> None:
         """Anything may have changed: forget everything."""
         with self._lock:
-            for fetch in self._fetches:
-                fetch.dropped_all = True
-                fetch.dropped.clear()
+            for fetch in self._active_fetches:
+                fetch.all_invalidated = True
+                fetch.invalidated_keys.clear()
             self._entries.clear()
-            self.memory = 0
-            self._forget_recent()
+            self.memory_bytes = 0
+            self._assume_all_recent()
 
-    def none_expiring(self) -> None:
+    def clear_recent_changes(self) -> None:
         """The server's statistics now cover all that was dropped lately: none of it has a TTL."""
         with self._lock:
-            self._recent.clear()
+            self._recent_changes.clear()
             self._all_recent_until = 0.0
 
-    def _forget_recent(self) -> None:
-        self._recent.clear()
-        self._all_recent_until = time.monotonic() + RECENT_SECONDS
+    def _assume_all_recent(self) -> None:
+        self._recent_changes.clear()
+        self._all_recent_until = time.monotonic() + RECENT_OVERFLOW_SECONDS
 
 
-def _cost(item: tuple[bytes, FieldValue]) -> int:
+def _field_size(item: tuple[bytes, FieldValue]) -> int:
     name, value = item
-    return FIELD + len(name) + (len(value) if isinstance(value, bytes) else 0)
+    return FIELD_OVERHEAD_BYTES + len(name) + (len(value) if isinstance(value, bytes) else 0)

@@ -2,22 +2,24 @@
 
 from collections.abc import Callable, Iterator
 
-from redisfuse.client.client import Command, Server
+from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.errors import RedisFuseError, ServerReplyError
 
-_SPECIAL = b"*?[]\\^"  # what a glob of Redis reads as more than itself
+_GLOB_METACHARACTERS = b"*?[]\\^"  # what a glob of Redis reads as more than itself
 
 
-def pattern_of(prefix: bytes) -> bytes:
+def build_match_pattern(prefix: bytes) -> bytes:
     """The MATCH pattern of the keys that begin with exactly these bytes."""
-    return b"".join(b"\\" + bytes((byte,)) if byte in _SPECIAL else bytes((byte,)) for byte in prefix) + b"*"
+    return (
+        b"".join(b"\\" + bytes((byte,)) if byte in _GLOB_METACHARACTERS else bytes((byte,)) for byte in prefix) + b"*"
+    )
 
 
-def scan(
-    server: Server,
+def scan_keys(
+    client: RedisClient,
     *,
     prefix: bytes = b"",
-    before_each: Callable[[], None] = lambda: None,
+    before_scan: Callable[[], None] = lambda: None,
     on_total: Callable[[int], None] = lambda _total: None,
 ) -> Iterator[list[bytes]]:
     """The keys, in pieces of about `limits.scan_count`; a key may come twice, and one that is made or removed meanwhile
@@ -27,12 +29,12 @@ def scan(
     `before_each` is called before every SCAN is sent, `on_total` once with DBSIZE.
     Raises UnavailableError, AccessError.
     """
-    options: list[bytes | str | int] = [b"COUNT", server.limits.scan_count]
+    options: list[bytes | str | int] = [b"COUNT", client.limits.scan_count]
     if prefix:
-        options += [b"MATCH", pattern_of(prefix)]
-    with server.dialogue() as dialogue:
-        before_each()
-        first: list[Command] = [(b"DBSIZE",), (b"SCAN", b"0", *options)]
+        options += [b"MATCH", build_match_pattern(prefix)]
+    with client.dedicated_channel() as dialogue:
+        before_scan()
+        first: list[RedisCommand] = [(b"DBSIZE",), (b"SCAN", b"0", *options)]
         dialogue.send(first)
         total = dialogue.receive()
         if isinstance(total, int):  # else a user who may not ask, who then sees no progress
@@ -45,7 +47,7 @@ def scan(
                 raise ServerReplyError("the server's answer to SCAN makes no sense")
             cursor, keys = answer
             if cursor != b"0":
-                before_each()
+                before_scan()
                 dialogue.send([(b"SCAN", cursor, *options)])
             yield keys
             if cursor == b"0":

@@ -21,22 +21,22 @@ from typing import Any, NamedTuple, TypeAlias
 
 from redisfuse.batching import batched
 
-PACKED = 192  # bytes that a packed directory may have; past it, it becomes a dict
-STEPS = 20_000  # changes to packed directories that are remembered; about 5 MB
-LARGE = 10_000  # entries of a dict whose memory is looked at, and not estimated
-PIECE = 1000  # children or keys in a piece of a listing
+MAX_PACKED_BYTES = 192  # bytes that a packed directory may have; past it, it becomes a dict
+MAX_CACHED_TRANSITIONS = 20_000  # changes to packed directories that are remembered; about 5 MB
+MIN_MEASURED_ENTRIES = 10_000  # entries of a dict whose memory is looked at, and not estimated
+MAX_ITEMS_PER_BATCH = 1000  # children or keys in a piece of a listing
 
-_LENGTHS = tuple(bytes((length,)) for length in range(255))
-_ALSO_KEY = b"\xff"
+_LENGTH_BYTES = tuple(bytes((length,)) for length in range(255))
+_KEY_FLAG = b"\xff"
 _MISSING = object()
 
 # What the memory estimate is made of, in bytes: CPython's dict slots (33 to 60 a key, as full as it is) and headers.
-_SLOT = 46
-_DICT = 120
-_OBJECT = 33
-_ROW = 24  # a packed directory beside its bytes: 41, or nothing where equal ones are kept once
+_DICT_SLOT_BYTES = 46
+_DICT_OVERHEAD_BYTES = 120
+_OBJECT_OVERHEAD_BYTES = 33
+_PACKED_OVERHEAD_BYTES = 24  # a packed directory beside its bytes: 41, or nothing where equal ones are kept once
 
-_Node: TypeAlias = dict[bytes | None, Any]  # what it holds: None, bytes or another such dict, as above
+_TrieNode: TypeAlias = dict[bytes | None, Any]  # what it holds: None, bytes or another such dict, as above
 
 
 class Child(NamedTuple):
@@ -47,10 +47,10 @@ class Child(NamedTuple):
     is_directory: bool
 
 
-def _tails(packed: bytes) -> list[bytes]:
+def _unpack_tails(packed: bytes) -> list[bytes]:
     """The tails in a packed directory."""
     tails = []
-    at = 1 if packed[:1] == _ALSO_KEY else 0
+    at = 1 if packed[:1] == _KEY_FLAG else 0
     end = len(packed)
     while at < end:
         start = at + 1
@@ -59,71 +59,71 @@ def _tails(packed: bytes) -> list[bytes]:
     return tails
 
 
-def _pack(tails: Iterable[bytes], *, also_key: bool) -> bytes:
+def _pack_tails(tails: Iterable[bytes], *, is_key: bool) -> bytes:
     """A packed directory of these tails, each shorter than 255 bytes."""
-    row = b"".join(_LENGTHS[len(tail)] + tail for tail in tails)
-    return _ALSO_KEY + row if also_key else row
+    row = b"".join(_LENGTH_BYTES[len(tail)] + tail for tail in tails)
+    return _KEY_FLAG + row if is_key else row
 
 
-def _size(length: int) -> int:
+def _bytes_object_size(length: int) -> int:
     """Memory of a bytes object of that length, in bytes: CPython rounds up to 16."""
-    return (_OBJECT + length + 15) & ~15
+    return (_OBJECT_OVERHEAD_BYTES + length + 15) & ~15
 
 
-class Tree:
+class PackedTrie:
     """Keys in memory. Directories are tuples of components; the root is the empty tuple."""
 
     on_disk = False
 
-    def __init__(self, separator: bytes, is_long: Callable[[bytes], bool], long_from: int) -> None:
+    def __init__(self, separator: bytes, is_long_key: Callable[[bytes], bool], min_long_key_bytes: int) -> None:
         """See `Index`."""
         self._separator = separator
-        self._is_long = is_long
-        self._long_from = long_from
-        self._root: _Node = {}
-        self._long: dict[bytes, bytes] = {}  # SHA-256 digest → key
+        self._is_long_key = is_long_key
+        self._min_long_key_bytes = min_long_key_bytes
+        self._root: _TrieNode = {}
+        self._long_keys: dict[bytes, bytes] = {}  # SHA-256 digest → key
         # What a packed directory becomes with one tail more. `user:1:name`, `user:2:name`: the same steps come again
         # and again; looking them up is quicker than making them, and the equal results are kept once.
-        self._steps: dict[bytes, dict[bytes, bytes]] = {}
-        self._steps_kept = 0
+        self._transitions: dict[bytes, dict[bytes, bytes]] = {}
+        self._transition_count = 0
         self._count = 0
-        self.memory = 0  # bytes, estimated
+        self.memory_bytes = 0  # bytes, estimated
 
     def __len__(self) -> int:
-        return self._count + len(self._long)
+        return self._count + len(self._long_keys)
 
     @property
-    def measured(self) -> int:
-        """`memory`, corrected by what the largest dicts really take: their tables double, so an average can be a third
+    def measured_memory_bytes(self) -> int:
+        """`memory_bytes`, corrected by what the largest dicts really take: their tables double, so an average can be a third
         off. Looks at the root's children only, and not at all if there are very many."""
         correction = 0
-        if len(self._root) < LARGE:
+        if len(self._root) < MIN_MEASURED_ENTRIES:
             for node in (self._root, *self._root.values()):
-                if type(node) is dict and len(node) >= LARGE:
-                    correction += sys.getsizeof(node) - _SLOT * len(node)
-        return self.memory + correction
+                if type(node) is dict and len(node) >= MIN_MEASURED_ENTRIES:
+                    correction += sys.getsizeof(node) - _DICT_SLOT_BYTES * len(node)
+        return self.memory_bytes + correction
 
     # -- changing ----------------------------------------------------------------------------------------------------
 
     def add_many(self, keys: Sequence[bytes]) -> int:
         """Add keys; answer how many were new."""
         before = len(self)
-        if keys and max(map(len, keys)) >= self._long_from:
-            long = {key for key in keys if len(key) >= self._long_from and self._is_long(key)}
+        if keys and max(map(len, keys)) >= self._min_long_key_bytes:
+            long = {key for key in keys if len(key) >= self._min_long_key_bytes and self._is_long_key(key)}
             for key in long:
                 self._add_long(key)
             keys = [key for key in keys if key not in long]
-        added, memory = self._insert(self._root, keys)
+        added, memory = self._insert_keys(self._root, keys)
         self._count += added
-        self.memory += memory
+        self.memory_bytes += memory
         return len(self) - before
 
-    def _insert(self, root: _Node, keys: Sequence[bytes]) -> tuple[int, int]:
+    def _insert_keys(self, root: _TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
         """Put keys below a dict; answer how many were new, and the memory they took.
 
         One long loop on purpose, with nothing called from it that can be avoided: a first scan spends its time here.
         """
-        separator, steps = self._separator, self._steps
+        separator, steps = self._separator, self._transitions
         added = 0
         memory = 0
         for key in keys:
@@ -142,83 +142,89 @@ class Tree:
                 if not found:
                     if entry == b"":
                         node[head] = None
-                        memory += _SLOT + ((_OBJECT + 15 + len(head)) & ~15)
+                        memory += _DICT_SLOT_BYTES + ((_OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
                         added += 1
-                    elif entry is not None and entry[:1] != _ALSO_KEY:
-                        node[head] = _ALSO_KEY + entry
+                    elif entry is not None and entry[:1] != _KEY_FLAG:
+                        node[head] = _KEY_FLAG + entry
                         added += 1
                     break
                 # There is more below: `rest` goes into a packed directory, as long as it fits one.
-                packed = _ALSO_KEY if entry is None else entry
+                packed = _KEY_FLAG if entry is None else entry
                 step = steps.get(packed)
                 longer = None if step is None else step.get(rest)
                 if longer is None:
-                    longer = self._extend(packed, rest)
+                    longer = self._append_tail(packed, rest)
                     if longer is None:
-                        unpacked, grown = self._unpack(packed)
+                        unpacked, grown = self._unpack_directory(packed)
                         if entry == b"":
-                            memory += _SLOT + _size(len(head))
+                            memory += _DICT_SLOT_BYTES + _bytes_object_size(len(head))
                         elif entry is not None:
-                            memory -= _ROW
+                            memory -= _PACKED_OVERHEAD_BYTES
                         memory += grown
                         node[head] = unpacked
                         node = unpacked
                         continue
                 if longer != entry:  # (equal ones need not be the same: `steps` may know another)
                     if entry == b"":
-                        memory += _SLOT + _ROW + ((_OBJECT + 15 + len(head)) & ~15)
+                        memory += (
+                            _DICT_SLOT_BYTES
+                            + _PACKED_OVERHEAD_BYTES
+                            + ((_OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
+                        )
                     elif entry is None:
-                        memory += _ROW
+                        memory += _PACKED_OVERHEAD_BYTES
                     node[head] = longer
                     memory += len(rest) + 1
                     added += 1
                 break
         return added, memory
 
-    def _extend(self, packed: bytes, tail: bytes) -> bytes | None:
+    def _append_tail(self, packed: bytes, tail: bytes) -> bytes | None:
         """A packed directory with one tail more (itself, if it has the tail); None if that is too much for one."""
-        if len(packed) + len(tail) >= PACKED:
-            return packed if tail in _tails(packed) else None
-        piece = _LENGTHS[len(tail)] + tail
+        if len(packed) + len(tail) >= MAX_PACKED_BYTES:
+            return packed if tail in _unpack_tails(packed) else None
+        piece = _LENGTH_BYTES[len(tail)] + tail
         # The first test is quick and can only err towards "present"; the second is exact.
-        longer = packed if piece in packed and tail in _tails(packed) else packed + piece
-        self._steps_kept += 1
-        if self._steps_kept > STEPS:
-            self._steps.clear()
-            self._steps_kept = 0
-        self._steps.setdefault(packed, {})[tail] = longer
+        longer = packed if piece in packed and tail in _unpack_tails(packed) else packed + piece
+        self._transition_count += 1
+        if self._transition_count > MAX_CACHED_TRANSITIONS:
+            self._transitions.clear()
+            self._transition_count = 0
+        self._transitions.setdefault(packed, {})[tail] = longer
         return longer
 
-    def _unpack(self, packed: bytes) -> tuple[_Node, int]:
+    def _unpack_directory(self, packed: bytes) -> tuple[_TrieNode, int]:
         """A dict with what a packed directory held, and the growth of what both hold, in bytes."""
-        node: _Node = {None: None} if packed[:1] == _ALSO_KEY else {}
-        tails = _tails(packed)
-        growth = _DICT - sum(len(tail) + 1 for tail in tails)
+        node: _TrieNode = {None: None} if packed[:1] == _KEY_FLAG else {}
+        tails = _unpack_tails(packed)
+        growth = _DICT_OVERHEAD_BYTES - sum(len(tail) + 1 for tail in tails)
         if tails:
             head, found, _ = tails[0].partition(self._separator)
             start = head + found
             if found and all(tail.startswith(start) for tail in tails):
                 # All go down the same way (`user:1:session:…`): they stay packed, one directory further down.
                 below = [tail[len(start) :] for tail in tails]
-                node[head] = _pack(below, also_key=False)
-                return node, growth + _SLOT + _size(len(head)) + _ROW + sum(len(tail) + 1 for tail in below)
-        _, memory = self._insert(node, tails)
+                node[head] = _pack_tails(below, is_key=False)
+                return node, growth + _DICT_SLOT_BYTES + _bytes_object_size(len(head)) + _PACKED_OVERHEAD_BYTES + sum(
+                    len(tail) + 1 for tail in below
+                )
+        _, memory = self._insert_keys(node, tails)
         return node, growth + memory
 
     def _add_long(self, key: bytes) -> None:
         digest = hashlib.sha256(key).digest()
-        if digest not in self._long:
-            self._long[digest] = key
-            self.memory += _SLOT + _size(32) + _size(len(key))
+        if digest not in self._long_keys:
+            self._long_keys[digest] = key
+            self.memory_bytes += _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
 
     def discard(self, key: bytes) -> bool:
         """Remove a key, and the directories that it leaves empty; answer whether it was there."""
-        if len(key) >= self._long_from and self._is_long(key):
-            if self._long.pop(hashlib.sha256(key).digest(), None) is None:
+        if len(key) >= self._min_long_key_bytes and self._is_long_key(key):
+            if self._long_keys.pop(hashlib.sha256(key).digest(), None) is None:
                 return False
-            self.memory -= _SLOT + _size(32) + _size(len(key))
+            self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
             return True
-        path: list[tuple[_Node, bytes]] = []  # the dicts walked through, each with the component taken
+        path: list[tuple[_TrieNode, bytes]] = []  # the dicts walked through, each with the component taken
         node, rest = self._root, key
         while True:
             head, found, rest = rest.partition(self._separator)
@@ -230,48 +236,48 @@ class Tree:
         if entry is _MISSING:
             return False
         if not found:
-            removed = self._discard_here(node, head, entry)
+            removed = self._discard_component_key(node, head, entry)
         else:
-            removed = type(entry) is bytes and self._discard_packed(node, head, entry, rest)
+            removed = type(entry) is bytes and self._discard_tail(node, head, entry, rest)
         if removed:
             self._count -= 1
-            self._prune(path)
+            self._prune_empty(path)
         return removed
 
-    def _discard_here(self, node: _Node, head: bytes, entry: object) -> bool:
+    def _discard_component_key(self, node: _TrieNode, head: bytes, entry: object) -> bool:
         """Remove the key that the component itself is."""
         if entry is None:
             del node[head]
-            self.memory -= _SLOT + _size(len(head))
+            self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
             return True
         if type(entry) is dict:
             return entry.pop(None, _MISSING) is not _MISSING
         assert type(entry) is bytes
-        if entry[:1] != _ALSO_KEY:
+        if entry[:1] != _KEY_FLAG:
             return False
         node[head] = entry[1:]
         return True
 
-    def _discard_packed(self, node: _Node, head: bytes, packed: bytes, tail: bytes) -> bool:
+    def _discard_tail(self, node: _TrieNode, head: bytes, packed: bytes, tail: bytes) -> bool:
         """Remove one tail from a packed directory."""
-        tails = _tails(packed)
+        tails = _unpack_tails(packed)
         if tail not in tails:
             return False
         tails.remove(tail)
-        also_key = packed[:1] == _ALSO_KEY
-        self.memory -= len(tail) + 1
+        also_key = packed[:1] == _KEY_FLAG
+        self.memory_bytes -= len(tail) + 1
         if tails:
-            node[head] = _pack(tails, also_key=also_key)
+            node[head] = _pack_tails(tails, is_key=also_key)
         else:
-            self.memory -= _ROW
+            self.memory_bytes -= _PACKED_OVERHEAD_BYTES
             if also_key:
                 node[head] = None
             else:
                 del node[head]
-                self.memory -= _SLOT + _size(len(head))
+                self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
         return True
 
-    def _prune(self, path: list[tuple[_Node, bytes]]) -> None:
+    def _prune_empty(self, path: list[tuple[_TrieNode, bytes]]) -> None:
         """Remove the directories on the path that have nothing below them any more, from the deepest up."""
         for parent, head in reversed(path):
             entry = parent.get(head, _MISSING)
@@ -279,18 +285,18 @@ class Tree:
                 continue
             if not entry:
                 del parent[head]
-                self.memory -= _DICT + _SLOT + _size(len(head))
+                self.memory_bytes -= _DICT_OVERHEAD_BYTES + _DICT_SLOT_BYTES + _bytes_object_size(len(head))
             elif len(entry) == 1 and None in entry:
                 parent[head] = None
-                self.memory -= _DICT
+                self.memory_bytes -= _DICT_OVERHEAD_BYTES
             else:
                 return
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
     def __contains__(self, key: bytes) -> bool:
-        if len(key) >= self._long_from and self._is_long(key):
-            return hashlib.sha256(key).digest() in self._long
+        if len(key) >= self._min_long_key_bytes and self._is_long_key(key):
+            return hashlib.sha256(key).digest() in self._long_keys
         node, rest = self._root, key
         while True:
             head, found, rest = rest.partition(self._separator)
@@ -300,11 +306,11 @@ class Tree:
                     return None in entry
                 node = entry
             elif not found:
-                return entry is None or (type(entry) is bytes and entry[:1] == _ALSO_KEY)
+                return entry is None or (type(entry) is bytes and entry[:1] == _KEY_FLAG)
             else:
-                return type(entry) is bytes and rest in _tails(entry)
+                return type(entry) is bytes and rest in _unpack_tails(entry)
 
-    def child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
+    def get_child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
         """What `component` is in `directory`, or None if neither a key nor a directory."""
         node = self._root
         for depth, name in enumerate(directory):
@@ -313,21 +319,21 @@ class Tree:
                 node = entry
                 continue
             if type(entry) is bytes:
-                return self._child_packed(entry, [*directory[depth + 1 :], component])
+                return self._get_packed_child(entry, [*directory[depth + 1 :], component])
             return None
         entry = node.get(component, _MISSING)
         if entry is _MISSING:
             return None
         if type(entry) is dict:
             return Child(component, None in entry, True)
-        return Child(component, entry is None or entry[:1] == _ALSO_KEY, entry is not None)
+        return Child(component, entry is None or entry[:1] == _KEY_FLAG, entry is not None)
 
-    def _child_packed(self, packed: bytes, components: list[bytes]) -> Child | None:
+    def _get_packed_child(self, packed: bytes, components: list[bytes]) -> Child | None:
         """The same, below a packed directory."""
         depth = len(components)
         is_key = is_directory = False
         start = self._separator.join(components)
-        for tail in _tails(packed):
+        for tail in _unpack_tails(packed):
             # Compared by components: with a separator of several bytes, joining them again may spell another key.
             if tail.startswith(start) and (split := tail.split(self._separator))[:depth] == components:
                 if len(split) == depth:
@@ -346,11 +352,11 @@ class Tree:
             elif entry is None or depth == len(directory):
                 return entry is not None
             else:
-                child = self._child_packed(entry, list(directory[depth:]))
+                child = self._get_packed_child(entry, list(directory[depth:]))
                 return child is not None and child.is_directory
         return True
 
-    def _find(self, directory: tuple[bytes, ...]) -> tuple[_Node | None, list[bytes]]:
+    def _find_directory(self, directory: tuple[bytes, ...]) -> tuple[_TrieNode | None, list[bytes]]:
         """A directory's dict, or, if it is packed or below a packed one, the tails of the keys in it."""
         node = self._root
         for depth, name in enumerate(directory):
@@ -362,39 +368,39 @@ class Tree:
                 return None, []
             below = list(directory[depth + 1 :])
             if not below:
-                return None, _tails(entry)
+                return None, _unpack_tails(entry)
             start = len(self._separator.join([*below, b""]))
-            splits = ((tail, tail.split(self._separator)) for tail in _tails(entry))
+            splits = ((tail, tail.split(self._separator)) for tail in _unpack_tails(entry))
             return None, [tail[start:] for tail, split in splits if split[:-1][: len(below)] == below]
         return node, []
 
-    def children(self, directory: tuple[bytes, ...]) -> Iterator[list[Child]]:
+    def iter_child_batches(self, directory: tuple[bytes, ...]) -> Iterator[list[Child]]:
         """The children, in pieces. The caller may let others change the tree between two pieces.
 
         What is there when the first piece is taken is what is listed, but for children that vanish meanwhile.
         """
-        node, tails = self._find(directory)
+        node, tails = self._find_directory(directory)
         if node is None:
             if tails:
-                yield self._children_packed(tails)
+                yield self._collect_children(tails)
             return
         names = list(node)
         make = tuple.__new__  # half the time of calling Child, which counts in a directory of a million
-        for start in range(0, len(names), PIECE):
+        for start in range(0, len(names), MAX_ITEMS_PER_BATCH):
             piece: list[Child] = []
-            for name in names[start : start + PIECE]:
+            for name in names[start : start + MAX_ITEMS_PER_BATCH]:
                 if name is None:
                     continue
                 entry = node.get(name, _MISSING)
                 if entry is None:
                     piece.append(make(Child, (name, True, False)))
                 elif type(entry) is bytes:
-                    piece.append(Child(name, entry[:1] == _ALSO_KEY, True))
+                    piece.append(Child(name, entry[:1] == _KEY_FLAG, True))
                 elif type(entry) is dict:
                     piece.append(Child(name, None in entry, True))
             yield piece
 
-    def _children_packed(self, tails: list[bytes]) -> list[Child]:
+    def _collect_children(self, tails: list[bytes]) -> list[Child]:
         """The children that these tails make."""
         kinds: dict[bytes, int] = {}
         for tail in tails:
@@ -402,21 +408,21 @@ class Tree:
             kinds[head] = kinds.get(head, 0) | (2 if found else 1)
         return [Child(name, bool(kind & 1), bool(kind & 2)) for name, kind in kinds.items()]
 
-    def keys_below(self, directory: tuple[bytes, ...]) -> Iterator[list[bytes]]:
-        """The keys below, in pieces, under the terms of `children`."""
+    def iter_key_batches_below(self, directory: tuple[bytes, ...]) -> Iterator[list[bytes]]:
+        """The keys below, in pieces, under the terms of `iter_child_batches`."""
         start = self._separator.join([*directory, b""])
-        node, tails = self._find(directory)
+        node, tails = self._find_directory(directory)
         if node is None:
             yield [start + tail for tail in tails]
             return
-        keys = self._walk(node, start)
-        yield from batched(keys, PIECE)
+        keys = self._iter_keys(node, start)
+        yield from batched(keys, MAX_ITEMS_PER_BATCH)
 
-    def _walk(self, top: _Node, start: bytes) -> Iterator[bytes]:
+    def _iter_keys(self, root: _TrieNode, prefix: bytes) -> Iterator[bytes]:
         """The keys below one dict. With a stack of its own: a key can have more components than Python's has frames."""
-        stack = [(top, start, iter(list(top)))]
+        stack = [(root, prefix, iter(list(root)))]
         while stack:
-            node, start, names = stack[-1]
+            node, prefix, names = stack[-1]
             name = next(names, _MISSING)
             if name is _MISSING:
                 stack.pop()
@@ -425,23 +431,23 @@ class Tree:
                 continue
             assert isinstance(name, bytes)
             entry = node.get(name, _MISSING)
-            key = start + name
+            key = prefix + name
             if entry is None:
                 yield key
             elif type(entry) is bytes:
-                if entry[:1] == _ALSO_KEY:
+                if entry[:1] == _KEY_FLAG:
                     yield key
-                for tail in _tails(entry):
+                for tail in _unpack_tails(entry):
                     yield key + self._separator + tail
             elif type(entry) is dict:
                 if None in entry:
                     yield key
                 stack.append((entry, key + self._separator, iter(list(entry))))
 
-    def sample(self, count: int) -> list[bytes]:
+    def sample_keys(self, count: int) -> list[bytes]:
         """Some keys, up to `count`, whichever come first."""
         keys: list[bytes] = []
-        stack: list[tuple[_Node, bytes]] = [(self._root, b"")]
+        stack: list[tuple[_TrieNode, bytes]] = [(self._root, b"")]
         while stack and len(keys) < count:
             node, start = stack.pop()
             for name in islice(node, count):
@@ -454,52 +460,52 @@ class Tree:
                 elif entry is None:
                     keys.append(start + name)
                 else:
-                    keys += [below + tail for tail in _tails(entry)]
+                    keys += [below + tail for tail in _unpack_tails(entry)]
         return keys[:count]
 
-    def differences(self, other: "Tree", limit: int) -> set[bytes] | None:
+    def symmetric_difference(self, other: "PackedTrie", max_keys: int) -> set[bytes] | None:
         """The keys that only one of the two has, long ones included; None if they are more than `limit`.
 
         Others may change both meanwhile: what they change may be in the answer or not.
         """
-        mine_long, its_long = set(self._long.values()), set(other._long.values())
+        mine_long, its_long = set(self._long_keys.values()), set(other._long_keys.values())
         keys = mine_long ^ its_long
         stack = [(self._root, other._root, b"")]
-        while stack and len(keys) <= limit:
+        while stack and len(keys) <= max_keys:
             one, two, start = stack.pop()
             for name in list(one):
                 mine, its = one.get(name, _MISSING), two.get(name, _MISSING)
                 if type(mine) is dict and type(its) is dict:
                     stack.append((mine, its, start + (name or b"") + self._separator))
                 elif mine is not its and mine != its:
-                    keys |= self._keys_of(name, mine, start) ^ self._keys_of(name, its, start)
-                    if len(keys) > limit:
+                    keys |= self._collect_entry_keys(name, mine, start) ^ self._collect_entry_keys(name, its, start)
+                    if len(keys) > max_keys:
                         break
             for name in list(two):
                 if name not in one:
-                    keys |= self._keys_of(name, two.get(name, _MISSING), start)
-                    if len(keys) > limit:
+                    keys |= self._collect_entry_keys(name, two.get(name, _MISSING), start)
+                    if len(keys) > max_keys:
                         break
-        return keys if len(keys) <= limit else None
+        return keys if len(keys) <= max_keys else None
 
-    def _keys_of(self, name: bytes | None, entry: object, start: bytes) -> set[bytes]:
+    def _collect_entry_keys(self, name: bytes | None, entry: object, prefix: bytes) -> set[bytes]:
         """The keys that one component of a directory stands for."""
         if entry is _MISSING:
             return set()
         if name is None:
-            return {start[: -len(self._separator)]}
-        return set(self._walk({name: entry}, start))
+            return {prefix[: -len(self._separator)]}
+        return set(self._iter_keys({name: entry}, prefix))
 
     # -- keys whose path would be too long ---------------------------------------------------------------------------
 
-    def long_key(self, digest: bytes) -> bytes | None:
+    def get_long_key(self, digest: bytes) -> bytes | None:
         """The long key with this SHA-256 digest, if there is one."""
-        return self._long.get(digest)
+        return self._long_keys.get(digest)
 
-    def long_keys(self) -> Iterator[list[bytes]]:
+    def iter_long_key_batches(self) -> Iterator[list[bytes]]:
         """The long keys, in pieces."""
-        keys = list(self._long.values())
-        yield from batched(keys, PIECE)
+        keys = list(self._long_keys.values())
+        yield from batched(keys, MAX_ITEMS_PER_BATCH)
 
     def close(self) -> None:
         """Nothing to release."""

@@ -20,7 +20,7 @@ from redisfuse.errors import (
     AccessError,
     BadHandleError,
     ExistsError,
-    InvalidError,
+    InvalidArgumentError,
     IsDirectoryError,
     NoAttributeError,
     NotDirectoryError,
@@ -29,44 +29,52 @@ from redisfuse.errors import (
     NotSupportedError,
     ReadOnlyError,
 )
-from redisfuse.fuse.interface import OMIT, Attr, Entry, Opened, Time
-from redisfuse.paths.grammar import MARK
-from redisfuse.paths.stale_names import is_retired, live
-from redisfuse.vfs.content_types import SmallSnapshot, Snapshot
+from redisfuse.fuse.interface import UTIME_OMIT, Dirent, FileAttributes, OpenReply, UtimensTime
+from redisfuse.paths.grammar import FILE_MARK
+from redisfuse.paths.stale_names import is_stale, strip_stale_marker
+from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.filesystem import Filesystem, Stat
-from redisfuse.vfs.growing_content import FollowingSnapshot, content_of
-from redisfuse.vfs.handles import DirectoryHandle, FileHandle, Handle, ScratchHandle, SnapshotHandle
-from redisfuse.vfs.inode_content import Beginning, SharedFiles
-from redisfuse.vfs.memory_fs import Scratch
-from redisfuse.vfs.namespace import Rearranger
-from redisfuse.vfs.nodes import DIRECTORY_NODES, DirectoryNode, FileNode, Node, OpenNode, ScratchNode, UpdaterNode
+from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
+from redisfuse.vfs.handles import DirectoryHandle, Handle, MemoryHandle, ReadHandle, ReadWriteHandle
+from redisfuse.vfs.inode_content import InodeContentCache, PinnedContent
+from redisfuse.vfs.memory_fs import MemoryFS
+from redisfuse.vfs.namespace import NamespaceOperations
+from redisfuse.vfs.nodes import (
+    DIRECTORY_NODE_TYPES,
+    DirectoryNode,
+    KeyNode,
+    MemoryNode,
+    OpenFileNode,
+    RefreshNode,
+    TreeNode,
+)
 from redisfuse.vfs.overlay import Overlay
-from redisfuse.vfs.readdir_cache import Listings
+from redisfuse.vfs.readdir_cache import ReaddirCache
 
-HOT_BYTES = 64 * 1024  # a longer value is not fetched before it is read
-_CHANGING = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
+MAX_HOT_VALUE_BYTES = 64 * 1024  # a longer value is not fetched before it is read
+_WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
 RENAME_NOREPLACE = 1  # renameat2(2)
-TTL_NAME = b"user.redis.ttl"
-STATUS_NAME = b"user.redisfuse.status"  # on the root, never listed: what `redisfuse status` shows
+TTL_XATTR = b"user.redis.ttl"
+STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed: what `redisfuse status` shows
 
 
 @dataclass(frozen=True, slots=True)
-class Ownership:
+class Permissions:
     """Who owns every file, and the permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
 
     uid: int
     gid: int
     umask: int
-    write: bool
+    is_writable: bool
 
-    def mode(self, found: Stat) -> int:
+    def file_mode(self, file_stat: Stat) -> int:
         """Type and permission bits."""
-        if found.mode is not None:
-            return (stat.S_IFDIR if found.directory else stat.S_IFREG) | found.mode
-        bits = 0o777 if found.directory else 0o666 if found.readable else 0
-        if not self.write or not found.editable:
+        if file_stat.mode is not None:
+            return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | file_stat.mode
+        bits = 0o777 if file_stat.is_directory else 0o666 if file_stat.is_readable else 0
+        if not self.is_writable or not file_stat.is_editable:
             bits &= ~0o222
-        return (stat.S_IFDIR if found.directory else stat.S_IFREG) | (bits & ~self.umask)
+        return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | (bits & ~self.umask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,259 +106,284 @@ class Outside:
     status: Callable[[], bytes]  # JSON
 
 
-class Name(NamedTuple):
+class ReaddirItem(NamedTuple):
     """One name of a listing."""
 
     name: bytes
     mode: int
     inode: int
-    file: FileNode | None  # a string, whose attributes can be told with its name
+    node: KeyNode | None  # a string, whose attributes can be told with its name
 
 
 @dataclass(slots=True)
-class OpenHandle:
+class OpenFileEntry:
     """An open file, and where it is as far as this mount knows."""
 
     handle: Handle
     path: bytes
-    gone: bool = False  # it was unlinked or replaced there, through this mount
+    is_unlinked: bool = False  # it was unlinked or replaced there, through this mount
 
 
-class Operations:
+class FuseAdapter:
     """Implements `binding.face.Calls`."""
 
-    def __init__(self, tree: Filesystem, rearranger: Rearranger | None, ownership: Ownership, outside: Outside) -> None:
-        self._tree = tree
-        self._change = rearranger
-        self._own = ownership
-        self._plain_mode = ownership.mode(Stat(False, 0, 0, True))
+    def __init__(
+        self, filesystem: Filesystem, namespace: NamespaceOperations | None, permissions: Permissions, outside: Outside
+    ) -> None:
+        self._filesystem = filesystem
+        self._namespace = namespace
+        self._permissions = permissions
+        self._string_mode = permissions.file_mode(Stat(False, 0, 0, True))
         self._outside = outside
         self._lock = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._openings: dict[int, OpenHandle] = {}
-        self._directories: dict[int, DirectoryHandle[Name]] = {}
-        self.listings: Listings[Name] = Listings(tree.grammar.split)
-        keyspace = tree.keyspace
-        self.shared = SharedFiles(
-            self._begin, self._at_hand, keyspace.change_count, keyspace.is_recent, outside.push, outside.trust
+        self._handle_numbers = itertools.count(1)
+        self._file_handles: dict[int, OpenFileEntry] = {}
+        self._directory_handles: dict[int, DirectoryHandle[ReaddirItem]] = {}
+        self.readdir_cache: ReaddirCache[ReaddirItem] = ReaddirCache(filesystem.grammar.split_key)
+        keyspace = filesystem.keyspace
+        self.content_cache = InodeContentCache(
+            self._load_content,
+            self._load_cached_content,
+            keyspace.get_version,
+            keyspace.is_recently_changed,
+            outside.push,
+            outside.trust,
         )
 
     # -- the mount's life --------------------------------------------------------------------------------------------
 
-    def started(self) -> None:
+    def init(self) -> None:
         self._outside.started()
 
-    def stopped(self) -> None:
+    def destroy(self) -> None:
         self._outside.stopped()
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
-    def getattr(self, path: bytes | None, handle: int | None) -> Attr:
+    def getattr(self, path: bytes | None, handle: int | None) -> FileAttributes:
         if handle is not None:
             self._outside.waiting()
-            if (found := self._handle_attr(handle, known=path is not None)) is not None:
+            if (found := self._open_file_attr(handle, has_path=path is not None)) is not None:
                 return found
         if path is None:
             raise BadHandleError("no such file is open")
-        if (seen := self.shared.seen(path)) is not None:
+        if (seen := self.content_cache.get_pinned(path)) is not None:
             self._outside.note(path[1:])
-            return self._seen_attr(path[1:], seen, reading=False)
+            return self._pinned_attr(path[1:], seen, for_read=False)
         path = path[1:]
         self._outside.note(path)
-        node: Node | None = self._tree.known(path) if self._change is None else None
+        node: TreeNode | None = self._filesystem.resolve_cached(path) if self._namespace is None else None
         if node is None:
             self._outside.waiting()
-            node = self._tree.find(path)
-        if type(node) is FileNode:
-            if self._is_hot(node):
-                return self._prepared_attr(path, node)
+            node = self._filesystem.resolve(path)
+        if type(node) is KeyNode:
+            if self._is_hot_value(node):
+                return self._prefetch_attr(path, node)
             if node.is_plain:
-                return self._plain_attr(path, node)
-        if isinstance(node, UpdaterNode):
+                return self._string_attr(path, node)
+        if isinstance(node, RefreshNode):
             self._outside.refresh()
-        return self._told(path, self._tree.stat(node))
+        return self._reply_attr(path, self._filesystem.stat(node))
 
-    def _is_hot(self, node: FileNode) -> bool:
+    def _is_hot_value(self, node: KeyNode) -> bool:
         """Whether a value changes so often that it might be another one by the time that it is read.
 
         (Where each open is told, that is when it is asked for.)
         """
-        if not self._tree.keyspace.is_busy(node.target.key) or not self._outside.without_open():
+        if not self._filesystem.keyspace.is_hot(node.target.key) or not self._outside.without_open():
             return False
-        return node.editable and node.length <= HOT_BYTES
+        return node.is_editable and node.length <= MAX_HOT_VALUE_BYTES
 
-    def _prepared_attr(self, path: bytes, node: FileNode) -> Attr:
+    def _prefetch_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
         """Attributes, with what goes with them kept to be read."""
         self._outside.waiting()
-        beginning = self.shared.prepare(b"/" + path, self._beginning(node, None))
-        return self._attr(path, Stat(False, beginning.snapshot.size, beginning.mtime_ns, True))
+        beginning = self.content_cache.preload(b"/" + path, self._load_node_content(node, None))
+        return self._build_attr(path, Stat(False, beginning.content.size, beginning.mtime_ns, True))
 
-    def getattr_node(self, node: bytes, *, reading: bool) -> Attr:
-        path = live(node)[1:]
+    def getattr_node(self, node: bytes, *, for_read: bool) -> FileAttributes:
+        path = strip_stale_marker(node)[1:]
         self._outside.waiting()
         if path == node[1:]:
             self._outside.note(path)
         else:
             self._outside.brief()
-        seen = self.shared.seen(node)
+        seen = self.content_cache.get_pinned(node)
         if seen is None:
-            found = self._tree.stat(self._tree.find(path))
-            if not reading or found.measured or self._outside.reading() is False:
-                return self._told(path, found)
-            seen = self.shared.begin(node, self._outside.number())
-        return self._seen_attr(path, seen, reading=reading)
+            found = self._filesystem.stat(self._filesystem.resolve(path))
+            if not for_read or found.has_exact_size or self._outside.reading() is False:
+                return self._reply_attr(path, found)
+            seen = self.content_cache.get_or_load(node, self._outside.number())
+        return self._pinned_attr(path, seen, for_read=for_read)
 
-    def _told(self, path: bytes, found: Stat) -> Attr:
-        """As `_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
-        if not found.measured and self._outside.without_open():
+    def _reply_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
+        """As `_build_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
+        if not file_stat.has_exact_size and self._outside.without_open():
             self._outside.brief()
-        return self._attr(path, found)
+        return self._build_attr(path, file_stat)
 
-    def _seen_attr(self, path: bytes, seen: Beginning, *, reading: bool) -> Attr:
+    def _pinned_attr(self, path: bytes, pinned: PinnedContent, *, for_read: bool) -> FileAttributes:
         """What is told of a file that was read: what it was, and what was appended to that."""
-        if seen.superseded or seen.streams or is_retired(seen.node):
+        if pinned.stale_since or pinned.is_streamed or is_stale(pinned.node_path):
             self._outside.brief()
-        if seen.streams:
-            if reading:
-                self.shared.extend(seen, self._outside.store, to_the_end=not self._outside.reading())
-            return self._attr(path, Stat(False, seen.so_far, seen.mtime_ns, True))
-        mtime = seen.mtime_ns
-        if isinstance(seen.snapshot, FollowingSnapshot) and is_retired(seen.node):
+        if pinned.is_streamed:
+            if for_read:
+                self.content_cache.stream_more(pinned, self._outside.store, until_end=not self._outside.reading())
+            return self._build_attr(path, Stat(False, pinned.streamed_bytes, pinned.mtime_ns, True))
+        mtime = pinned.mtime_ns
+        if isinstance(pinned.content, GrowingContent) and is_stale(pinned.node_path):
             self._outside.waiting()
-            before = seen.snapshot.size
-            seen.snapshot.grow()
-            if seen.snapshot.size != before:
-                mtime = seen.mtime_ns = time.time_ns()
-        return self._attr(path, Stat(False, seen.snapshot.size, mtime, True))
+            before = pinned.content.size
+            pinned.content.refresh()
+            if pinned.content.size != before:
+                mtime = pinned.mtime_ns = time.time_ns()
+        return self._build_attr(path, Stat(False, pinned.content.size, mtime, True))
 
-    def _handle_attr(self, handle: int, *, known: bool) -> Attr | None:
+    def _open_file_attr(self, handle: int, *, has_path: bool) -> FileAttributes | None:
         """What an edited, new or unlinked file is now, whatever its path leads to; and, where the path is no longer
         `known` (the kernel was made to forget it), what any other file was when it was opened."""
-        found = self._openings.get(handle)
+        found = self._file_handles.get(handle)
         if found is None:
             return None
         opened, path = found.handle, found.path
-        if isinstance(opened, FileHandle) and opened.file.size is not None:
-            return self._attr(path, self._tree.stat(OpenNode(opened.file)))
-        if known:
+        if isinstance(opened, ReadWriteHandle) and opened.file.size is not None:
+            return self._build_attr(path, self._filesystem.stat(OpenFileNode(opened.file)))
+        if has_path:
             return None
-        if not found.gone:
+        if not found.is_unlinked:
             with contextlib.suppress(NotFoundError):
-                there = self._tree.stat(self._tree.find(path))
-                if not there.directory:
-                    return self._attr(path, there)
+                there = self._filesystem.stat(self._filesystem.resolve(path))
+                if not there.is_directory:
+                    return self._build_attr(path, there)
         # It is as long as what is being read.
-        return self._attr(path, Stat(False, opened.size, self._tree.started_ns, isinstance(opened, FileHandle)))
+        return self._build_attr(
+            path, Stat(False, opened.size, self._filesystem.mount_time_ns, isinstance(opened, ReadWriteHandle))
+        )
 
-    def _plain_attr(self, path: bytes, node: FileNode) -> Attr:
-        """As `_attr` of its `stat`, quickly: most files are plain strings."""
-        own, tree = self._own, self._tree
-        return Attr(inode_of(path), self._plain_mode, 1, node.length, tree.age(node.target), own.uid, own.gid)
+    def _string_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
+        """As `_build_attr` of its `stat`, quickly: most files are plain strings."""
+        own, tree = self._permissions, self._filesystem
+        return FileAttributes(
+            inode_number(path), self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), own.uid, own.gid
+        )
 
-    def _attr(self, path: bytes, found: Stat) -> Attr:
-        own = self._own
-        nlink = 2 if found.directory else int(found.linked)
-        return Attr(inode_of(path), own.mode(found), nlink, found.size, found.mtime_ns, own.uid, own.gid)
+    def _build_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
+        own = self._permissions
+        nlink = 2 if file_stat.is_directory else int(file_stat.is_linked)
+        return FileAttributes(
+            inode_number(path), own.file_mode(file_stat), nlink, file_stat.size, file_stat.mtime_ns, own.uid, own.gid
+        )
 
     # -- directories -------------------------------------------------------------------------------------------------
 
     def opendir(self, path: bytes) -> int:
         path = path[1:]
-        node = self._tree.find(path)
-        if not isinstance(node, DIRECTORY_NODES) and not (isinstance(node, ScratchNode) and node.directory):
+        node = self._filesystem.resolve(path)
+        if not isinstance(node, DIRECTORY_NODE_TYPES) and not (isinstance(node, MemoryNode) and node.is_directory):
             raise NotDirectoryError("not a directory")
-        handle = DirectoryHandle(lambda: self._listing(path, node))
+        handle = DirectoryHandle(lambda: self._iter_listing(path, node))
         with self._lock:
-            number = next(self._numbers)
-            self._directories[number] = handle
+            number = next(self._handle_numbers)
+            self._directory_handles[number] = handle
         return number
 
-    def _listing(self, path: bytes, node: Node) -> Iterator[Name]:
+    def _iter_listing(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
         # Only what comes from Redis alone is kept; in write mode the scratch area and open files are listed too.
-        if self._change is None and isinstance(node, DirectoryNode) and self._outside.coherent():
-            return self.listings.of(node.directory, lambda: self._names(path, node))
-        return self._names(path, node)
+        if self._namespace is None and isinstance(node, DirectoryNode) and self._outside.coherent():
+            return self.readdir_cache.get_or_build(node.directory, lambda: self._iter_names(path, node))
+        return self._iter_names(path, node)
 
-    def _names(self, path: bytes, node: Node) -> Iterator[Name]:
+    def _iter_names(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
         base = path + b"/" if path else b""
-        for name, found in self._tree.list(path, node):
-            if type(found) is FileNode and found.is_plain and not name.endswith(MARK):
-                yield Name(name, self._plain_mode, inode_of(base + name), found)
+        for name, found in self._filesystem.readdir(path, node):
+            if type(found) is KeyNode and found.is_plain and not name.endswith(FILE_MARK):
+                yield ReaddirItem(name, self._string_mode, inode_number(base + name), found)
             else:
                 # The others get their attributes when they are asked for: a collection's size is that of its rendering,
                 # not worth making for a plain `ls`; and changes are pushed to a marked name only if it was asked for.
-                directory = isinstance(found, DIRECTORY_NODES) or (isinstance(found, ScratchNode) and found.directory)
-                yield Name(name, self._own.mode(Stat(directory, 0, 0, True)), inode_of(base + name), None)
+                directory = isinstance(found, DIRECTORY_NODE_TYPES) or (
+                    isinstance(found, MemoryNode) and found.is_directory
+                )
+                yield ReaddirItem(
+                    name, self._permissions.file_mode(Stat(directory, 0, 0, True)), inode_number(base + name), None
+                )
 
-    def readdir(self, handle: int, offset: int) -> Iterator[Entry]:
-        found = self._directories.get(handle)
+    def readdir(self, handle: int, offset: int) -> Iterator[Dirent]:
+        found = self._directory_handles.get(handle)
         if found is None:
             raise BadHandleError("no such directory is open")
-        for portion in found.portions(offset):
+        for portion in found.batches(offset):
             # What the kernel remembers must be noted before it is looked whether it is still right: what changes after
             # that is pushed.
             self._outside.note_keys([file.target.key for _, _, _, file in portion if file is not None])
             for name, mode, inode, file in portion:
-                yield Entry(name, mode, None if file is None else self._listed_attr(inode, file), inode)
+                yield Dirent(name, mode, None if file is None else self._readdirplus_attr(inode, file), inode)
 
-    def _listed_attr(self, inode: int, file: FileNode) -> Attr | None:
+    def _readdirplus_attr(self, inode: int, node: KeyNode) -> FileAttributes | None:
         """The attributes of a listed string, unless it was heard of since."""
-        own, tree = self._own, self._tree
-        key = file.target.key
-        if tree.keyspace.change_count(key) != file.changes:
+        own, tree = self._permissions, self._filesystem
+        key = node.target.key
+        if tree.keyspace.get_version(key) != node.version:
             return None
-        if self.shared.is_changing(key) or self._is_hot(file):
+        if self.content_cache.has_stale_content(key) or self._is_hot_value(node):
             return None
-        return Attr(inode, self._plain_mode, 1, file.length, tree.age(file.target), own.uid, own.gid)
+        return FileAttributes(
+            inode, self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), own.uid, own.gid
+        )
 
     def releasedir(self, handle: int) -> None:
-        self._directories.pop(handle, None)
+        self._directory_handles.pop(handle, None)
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
-    def open(self, path: bytes, flags: int) -> Opened:
+    def open(self, path: bytes, flags: int) -> OpenReply:
         path = path[1:]
-        if self._change is None and not flags & _CHANGING and (present := self._tree.present(path)) is not None:
-            return self._opened_snapshot(present, path)
+        if (
+            self._namespace is None
+            and not flags & _WRITE_FLAGS
+            and (present := self._filesystem.open_cached(path)) is not None
+        ):
+            return self._reply_open_snapshot(present, path)
         self._outside.waiting()
-        node = self._tree.find(path)
+        node = self._filesystem.resolve(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        if writing and self._change is None:
+        if writing and self._namespace is None:
             raise ReadOnlyError("the mount is read-only: it was made without --write")
-        if isinstance(node, ScratchNode) and not node.directory:
-            return self._open_scratch(path, flags)
-        if isinstance(node, OpenNode) or (self._overlay is not None and isinstance(node, FileNode) and node.editable):
-            return self._open_file(path, node, flags, writing)
+        if isinstance(node, MemoryNode) and not node.is_directory:
+            return self._open_memory_file(path, flags)
+        if isinstance(node, OpenFileNode) or (
+            self._overlay is not None and isinstance(node, KeyNode) and node.is_editable
+        ):
+            return self._open_key_file(path, node, flags, writing)
         if writing:
             raise AccessError("only strings and hash fields can be edited")
-        if isinstance(node, UpdaterNode):
+        if isinstance(node, RefreshNode):
             self._outside.refresh()
-            return self._opened_snapshot(SmallSnapshot(b""), path)
-        if not isinstance(node, FileNode):
+            return self._reply_open_snapshot(InlineContent(b""), path)
+        if not isinstance(node, KeyNode):
             raise IsDirectoryError("a directory")
-        snapshot, streamed = self._tree.reader.open(node)
-        return self._opened_snapshot(snapshot, path, streams=streamed)
+        snapshot, streamed = self._filesystem.content_loader.open_content(node)
+        return self._reply_open_snapshot(snapshot, path, is_streamed=streamed)
 
     @property
     def _overlay(self) -> Overlay | None:
-        return self._tree.overlay
+        return self._filesystem.overlay
 
-    def _open_scratch(self, path: bytes, flags: int) -> Opened:
+    def _open_memory_file(self, path: bytes, flags: int) -> OpenReply:
         assert self._overlay is not None
-        file = self._overlay.scratch.open(path)
+        file = self._overlay.memory_fs.open(path)
         if flags & os.O_TRUNC:
             file.truncate(0)
-        return self._opened(ScratchHandle(file), path, None, alike=True)
+        return self._reply_open(MemoryHandle(file), path, None, shares_pages=True)
 
-    def _open_file(self, path: bytes, node: FileNode | OpenNode, flags: int, writing: bool) -> Opened:
+    def _open_key_file(self, path: bytes, node: KeyNode | OpenFileNode, flags: int, writing: bool) -> OpenReply:
         assert self._overlay is not None
-        files = self._overlay.files
-        if isinstance(node, OpenNode):
-            file = files.reopened(node.file, writing=writing)
+        files = self._overlay.open_files
+        if isinstance(node, OpenFileNode):
+            file = files.add_handle(node.file, is_writer=writing)
         else:
             if writing:
-                files.edits.check_allowed(node.target.key)
-            file = files.opened(node.target, path, writing=writing)
+                files.key_writer.check_allowed(node.target.key)
+            file = files.open_handle(node.target, path, is_writer=writing)
         try:
             snapshot = None
             if writing:
@@ -358,168 +391,181 @@ class Operations:
                 if flags & os.O_TRUNC:
                     file.truncate(0)
             elif file.size is None and file.target is not None:
-                snapshot = self._tree.reader.following(file.target)
+                snapshot = self._filesystem.content_loader.open_growing(file.target)
         except BaseException:
-            files.closed(file, writing=writing)
+            files.close_handle(file, is_writer=writing)
             raise
         opener = self._outside.caller() if writing else 0
-        handle = FileHandle(files, file, snapshot, flags, writing=writing, opener=opener)
-        return self._opened(handle, path, snapshot, alike=file.reads_alike(handle))
+        handle = ReadWriteHandle(files, file, snapshot, flags, is_writer=writing, opener_tid=opener)
+        return self._reply_open(handle, path, snapshot, shares_pages=file.readers_share_content(handle))
 
-    def create(self, path: bytes, flags: int, mode: int) -> Opened:
+    def create(self, path: bytes, flags: int, mode: int) -> OpenReply:
         path = path[1:]
-        if self._change is None or self._overlay is None:
+        if self._namespace is None or self._overlay is None:
             raise ReadOnlyError("the mount is read-only: it was made without --write")
-        made = self._change.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        made = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
         if isinstance(made, bytes):
-            return self._open_scratch(made, flags)
+            return self._open_memory_file(made, flags)
         try:
-            if not made.new:
+            if not made.is_new:
                 made.begin_edit()
                 if flags & os.O_TRUNC:
                     made.truncate(0)
         except BaseException:
-            self._overlay.files.closed(made, writing=True)
+            self._overlay.open_files.close_handle(made, is_writer=True)
             raise
         opener = self._outside.caller()
-        handle = FileHandle(self._overlay.files, made, None, flags, writing=True, opener=opener)
-        return self._opened(handle, path, None, alike=made.reads_alike(handle))
+        handle = ReadWriteHandle(self._overlay.open_files, made, None, flags, is_writer=True, opener_tid=opener)
+        return self._reply_open(handle, path, None, shares_pages=made.readers_share_content(handle))
 
-    def _opened_snapshot(self, snapshot: Snapshot, path: bytes, *, streams: bool = False) -> Opened:
+    def _reply_open_snapshot(self, snapshot: FileContent, path: bytes, *, is_streamed: bool = False) -> OpenReply:
         """A handle that only reads."""
-        number = self._number(SnapshotHandle(snapshot), path)
-        if streams:
-            return Opened(number, direct_io=True)
-        return Opened(number, keep_cache=self._outside.coherent(), size=snapshot.size, content=_stand_in(snapshot))
+        number = self._register_handle(ReadHandle(snapshot), path)
+        if is_streamed:
+            return OpenReply(number, direct_io=True)
+        return OpenReply(
+            number, keep_cache=self._outside.coherent(), size=snapshot.size, content_hash=_hash_content(snapshot)
+        )
 
-    def _opened(self, handle: Handle, path: bytes, snapshot: Snapshot | None, *, alike: bool) -> Opened:
+    def _reply_open(
+        self, handle: Handle, path: bytes, snapshot: FileContent | None, *, shares_pages: bool
+    ) -> OpenReply:
         """A handle in write mode; it reads `snapshot`, or (None) what is being edited."""
         size = None if snapshot is None else snapshot.size
-        number, keep = self._number(handle, path), self._outside.coherent()
-        return Opened(number, keep_cache=keep, size=size, alike=alike, content=_stand_in(snapshot))
+        number, keep = self._register_handle(handle, path), self._outside.coherent()
+        return OpenReply(
+            number, keep_cache=keep, size=size, shares_pages=shares_pages, content_hash=_hash_content(snapshot)
+        )
 
-    def _number(self, handle: Handle, path: bytes) -> int:
+    def _register_handle(self, handle: Handle, path: bytes) -> int:
         with self._lock:
-            number = next(self._numbers)
-            self._openings[number] = OpenHandle(handle, path)
+            number = next(self._handle_numbers)
+            self._file_handles[number] = OpenFileEntry(handle, path)
         return number
 
-    def _handle(self, handle: int) -> Handle:
-        return self._opening(handle).handle
+    def _get_handle(self, handle: int) -> Handle:
+        return self._get_open_file(handle).handle
 
-    def _opening(self, handle: int) -> OpenHandle:
-        found = self._openings.get(handle)
+    def _get_open_file(self, handle: int) -> OpenFileEntry:
+        found = self._file_handles.get(handle)
         if found is None:
             raise BadHandleError("no such file is open")
         return found
 
-    def _moved(self, old: bytes, new: bytes | None) -> None:
+    def _retarget_open_files(self, old: bytes, new: bytes | None) -> None:
         """What is open at or below a path is at or below another now; None: nowhere."""
         below = old + b"/"
         with self._lock:
-            for opening in self._openings.values():
-                if opening.gone or not (opening.path == old or opening.path.startswith(below)):
+            for opening in self._file_handles.values():
+                if opening.is_unlinked or not (opening.path == old or opening.path.startswith(below)):
                     continue
                 if new is None:
-                    opening.gone = True
+                    opening.is_unlinked = True
                 else:
                     opening.path = new + opening.path[len(old) :]
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
     def read(self, handle: int, size: int, offset: int) -> bytes:
-        opened = self._handle(handle)
-        if type(opened) is SnapshotHandle and (data := opened.present(offset, size)) is not None:
+        opened = self._get_handle(handle)
+        if type(opened) is ReadHandle and (data := opened.try_read(offset, size)) is not None:
             return data
         self._outside.waiting()
         return opened.read(offset, size)
 
     # Where files are not opened.
 
-    def read_node(self, node: bytes, size: int, offset: int, told: int | None, sure: bool) -> bytes:
-        shared, number = self.shared, self._outside.number()
-        data = shared.present(node, number, size, offset, told, sure)
+    def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
+        shared, number = self.content_cache, self._outside.number()
+        data = shared.read_cached(node, number, size, offset, kernel_size, is_size_stable)
         if data is not None:
             return data
         self._outside.waiting()
         believed = self._outside.believed_size
         return shared.read(
-            node, number, size, offset, told, sure, lambda: believed(live(node), number), self._outside.outdated
+            node,
+            number,
+            size,
+            offset,
+            kernel_size,
+            is_size_stable,
+            lambda: believed(strip_stale_marker(node), number),
+            self._outside.outdated,
         )
 
-    def _begin(self, path: bytes, told: int | None) -> Beginning:
-        node = self._tree.find(path[1:])
-        if isinstance(node, UpdaterNode):
-            return Beginning(SmallSnapshot(b""), b"", self._tree.started_ns, 0)
-        if not isinstance(node, FileNode):
+    def _load_content(self, path: bytes, kernel_size: int | None) -> PinnedContent:
+        node = self._filesystem.resolve(path[1:])
+        if isinstance(node, RefreshNode):
+            return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 0)
+        if not isinstance(node, KeyNode):
             raise IsDirectoryError("a directory")
-        return self._beginning(node, told)
+        return self._load_node_content(node, kernel_size)
 
-    def _beginning(self, node: FileNode, told: int | None) -> Beginning:
+    def _load_node_content(self, node: KeyNode, kernel_size: int | None) -> PinnedContent:
         key = node.target.key
-        version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
-        snapshot, streams = self._tree.reader.open(node, told)
-        if node.editable and snapshot.size != node.length:
-            self._tree.attributes.drop([key])  # it has changed since, which will be told of
-            self._tree.keyspace.touched(key)
-        return Beginning(snapshot, key, age, version, streams)
+        version, age = self._filesystem.keyspace.get_version(key), self._filesystem.get_mtime_ns(node.target)
+        snapshot, streams = self._filesystem.content_loader.open_content(node, kernel_size)
+        if node.is_editable and snapshot.size != node.length:
+            self._filesystem.metadata.invalidate([key])  # it has changed since, which will be told of
+            self._filesystem.keyspace.mark_dirty(key)
+        return PinnedContent(snapshot, key, age, version, streams)
 
-    def _at_hand(self, path: bytes) -> Beginning | None:
-        node = self._tree.known(path[1:])
-        if not isinstance(node, FileNode):
+    def _load_cached_content(self, path: bytes) -> PinnedContent | None:
+        node = self._filesystem.resolve_cached(path[1:])
+        if not isinstance(node, KeyNode):
             return None
         key = node.target.key
-        version, age = self._tree.keyspace.change_count(key), self._tree.age(node.target)
-        snapshot = self._tree.reader.present(node.target)
-        return None if snapshot is None else Beginning(snapshot, key, age, version)
+        version, age = self._filesystem.keyspace.get_version(key), self._filesystem.get_mtime_ns(node.target)
+        snapshot = self._filesystem.content_loader.open_cached(node.target)
+        return None if snapshot is None else PinnedContent(snapshot, key, age, version)
 
-    def retire(self, node: bytes, retired: bytes) -> None:
-        self.shared.retire(node, retired)
+    def detach_node(self, node: bytes, stale_node: bytes) -> None:
+        self.content_cache.detach(node, stale_node)
 
-    def forgotten(self, numbers: Iterable[int]) -> None:
-        self.shared.forgotten(numbers, self._outside.has_node)
+    def forget(self, node_ids: Iterable[int]) -> None:
+        self.content_cache.drop_forgotten(node_ids, self._outside.has_node)
 
-    def was_read(self, node: bytes) -> bool:
-        return self.shared.was_read(node)
+    def has_been_read(self, node: bytes) -> bool:
+        return self.content_cache.was_read(node)
 
-    def read_nodes(self) -> Sequence[bytes]:
-        return self.shared.nodes()
+    def list_read_nodes(self) -> Sequence[bytes]:
+        return self.content_cache.list_read_paths()
 
     def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
-        opened = self._handle(handle)
-        if not (type(opened) is FileHandle and opened.write_present(offset, data, append=append)):
+        opened = self._get_handle(handle)
+        if not (type(opened) is ReadWriteHandle and opened.try_write(offset, data, append=append)):
             self._outside.waiting()
             opened.write(offset, data, append=append)
         return len(data)
 
     def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
         if handle is not None:
-            self._handle(handle).truncate(length)
+            self._get_handle(handle).truncate(length)
             return
         assert path is not None
         path = path[1:]
-        change = self._changing()
-        node = self._tree.find(path)
-        if isinstance(node, ScratchNode):
+        change = self._require_namespace()
+        node = self._filesystem.resolve(path)
+        if isinstance(node, MemoryNode):
             assert self._overlay is not None
-            file = self._overlay.scratch.open(path)
+            file = self._overlay.memory_fs.open(path)
             file.truncate(length)
             file.close()
         else:
             change.truncate(path, length)
 
     def flush(self, handle: int) -> None:
-        opening = self._opening(handle)
+        opening = self._get_open_file(handle)
         opened = opening.handle
-        if type(opened) is FileHandle and not opened.writing:
+        if type(opened) is ReadWriteHandle and not opened.is_writer:
             return
         self._outside.waiting()
         final = True
-        if isinstance(opened, FileHandle) and opened.file.uncommitted:
-            final = self._is_final(opened.opener, opening.path)
+        if isinstance(opened, ReadWriteHandle) and opened.file.is_dirty:
+            final = self._is_final_close(opened.opener_tid, opening.path)
         opened.flush(final)
 
-    def _is_final(self, opener: int, path: bytes) -> bool:
+    def _is_final_close(self, opener: int, path: bytes) -> bool:
         """Whether a close means that the writing is done: not if a child closes what it inherited and the program
         that opened the file still has it open (`sh -c 'a; b' > file` closes once for each command)."""
         caller, process_of = self._outside.caller(), self._outside.process_of
@@ -529,45 +575,45 @@ class Operations:
         return process == process_of(caller) or not self._outside.has_open(process, path)
 
     def fsync(self, handle: int, datasync: bool) -> None:
-        self._handle(handle).fsync()
+        self._get_handle(handle).fsync()
 
     def release(self, handle: int) -> None:
         with self._lock:
-            found = self._openings.pop(handle, None)
+            found = self._file_handles.pop(handle, None)
         if found is None:
             return
         opened = found.handle
-        if type(opened) is FileHandle and opened.release_present():
+        if type(opened) is ReadWriteHandle and opened.try_release():
             return
-        if type(opened) is not SnapshotHandle or not opened.in_memory:
+        if type(opened) is not ReadHandle or not opened.is_in_memory:
             self._outside.waiting()
         opened.release()
 
     # -- the tree ----------------------------------------------------------------------------------------------------
 
-    def _changing(self) -> Rearranger:
-        if self._change is None:
+    def _require_namespace(self) -> NamespaceOperations:
+        if self._namespace is None:
             raise ReadOnlyError("the mount is read-only: it was made without --write")
-        return self._change
+        return self._namespace
 
     def mkdir(self, path: bytes, mode: int) -> None:
-        self._changing().make_directory(path[1:], mode)
+        self._require_namespace().mkdir(path[1:], mode)
 
     def rmdir(self, path: bytes) -> None:
-        self._changing().remove_directory(path[1:])
+        self._require_namespace().rmdir(path[1:])
 
     def unlink(self, path: bytes) -> None:
-        self._changing().unlink(path[1:])
+        self._require_namespace().unlink(path[1:])
 
-    def unlink_open(self, path: bytes, hidden: bytes) -> None:
-        self._changing().unlink_open(path[1:], hidden[1:], for_good=self._outside.removing())
-        self._moved(path[1:], None)
+    def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
+        self._require_namespace().unlink_open(path[1:], hidden_path[1:], is_removal=self._outside.removing())
+        self._retarget_open_files(path[1:], None)
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:
-            raise InvalidError("only RENAME_NOREPLACE is known here")
-        self._changing().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
-        self._moved(old[1:], new[1:])
+            raise InvalidArgumentError("only RENAME_NOREPLACE is known here")
+        self._require_namespace().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
+        self._retarget_open_files(old[1:], new[1:])
 
     def symlink(self, target: bytes, path: bytes) -> None:
         raise NotPermittedError("there are no symbolic links in Redis")
@@ -581,26 +627,26 @@ class Operations:
         opened = self.create(path, os.O_WRONLY | os.O_EXCL, mode | 0o044)
         self.release(opened.handle)
 
-    def _scratch_of(self, path: bytes) -> Scratch | None:
+    def _find_memory_fs(self, path: bytes) -> MemoryFS | None:
         """The scratch area, if the path is of something in it."""
         overlay = self._overlay
-        return overlay.scratch if overlay is not None and overlay.scratch.exists(path[1:]) else None
+        return overlay.memory_fs if overlay is not None and overlay.memory_fs.exists(path[1:]) else None
 
     def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
         """Succeeds without effect (but on junk), as programs fail otherwise."""
         self.getattr(path, handle)
-        if path is not None and (scratch := self._scratch_of(path)) is not None:
+        if path is not None and (scratch := self._find_memory_fs(path)) is not None:
             scratch.set_mode(path[1:], mode)
 
     def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
         """Succeeds without effect, as programs fail otherwise."""
         self.getattr(path, handle)
 
-    def utimens(self, path: bytes | None, atime: Time, mtime: Time, handle: int | None) -> None:
+    def utimens(self, path: bytes | None, atime: UtimensTime, mtime: UtimensTime, handle: int | None) -> None:
         """Succeeds without effect (but on junk), as programs fail otherwise."""
         self.getattr(path, handle)
-        if mtime != OMIT and path is not None and (scratch := self._scratch_of(path)) is not None:
-            scratch.set_modified(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
+        if mtime != UTIME_OMIT and path is not None and (scratch := self._find_memory_fs(path)) is not None:
+            scratch.set_mtime(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     def statfs(self, path: bytes) -> Mapping[str, int]:
         return self._outside.space()
@@ -610,33 +656,33 @@ class Operations:
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         path = path[1:]
         if name.startswith(b"user.redis."):
-            return self._tree.extended_one(self._tree.find(path), name)
-        if name == STATUS_NAME and not path:
+            return self._filesystem.get_xattr(self._filesystem.resolve(path), name)
+        if name == STATUS_XATTR and not path:
             return self._outside.status()
-        if self._overlay is not None and self._overlay.scratch.exists(path):
-            return self._overlay.scratch.getxattr(path, name)
+        if self._overlay is not None and self._overlay.memory_fs.exists(path):
+            return self._overlay.memory_fs.getxattr(path, name)
         raise NoAttributeError("no such attribute")
 
     def listxattr(self, path: bytes) -> Sequence[bytes]:
         path = path[1:]
-        node = self._tree.find(path)
-        if isinstance(node, ScratchNode):
+        node = self._filesystem.resolve(path)
+        if isinstance(node, MemoryNode):
             assert self._overlay is not None
-            return self._overlay.scratch.listxattr(path)
+            return self._overlay.memory_fs.listxattr(path)
         if isinstance(node, DirectoryNode):
             return (b"user.redis.prefix",)
-        if isinstance(node, FileNode):
+        if isinstance(node, KeyNode):
             names = [b"user.redis." + name for name in (b"key", b"type", b"ttl", b"encoding", b"length")]
             return names if node.target.field is None else [*names, b"user.redis.field"]
         return ()
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         path = path[1:]
-        change = self._changing()
-        if self._overlay is not None and self._overlay.scratch.exists(path):
-            self._overlay.scratch.setxattr(path, name, value, flags)
+        change = self._require_namespace()
+        if self._overlay is not None and self._overlay.memory_fs.exists(path):
+            self._overlay.memory_fs.setxattr(path, name, value, flags)
             return
-        if name != TTL_NAME:
+        if name != TTL_XATTR:
             raise NotSupportedError("only user.redis.ttl can be set")
         if flags & os.XATTR_CREATE:
             raise ExistsError("user.redis.ttl is always there")
@@ -645,26 +691,26 @@ class Operations:
         except ValueError:
             milliseconds = -2
         if milliseconds < -1:
-            raise InvalidError("a TTL is milliseconds from now, or -1 for none")
-        change.expire(path, milliseconds)
+            raise InvalidArgumentError("a TTL is milliseconds from now, or -1 for none")
+        change.set_expiry(path, milliseconds)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         path = path[1:]
-        change = self._changing()
-        if self._overlay is not None and self._overlay.scratch.exists(path):
-            self._overlay.scratch.removexattr(path, name)
-        elif name == TTL_NAME:
-            change.expire(path, -1)
+        change = self._require_namespace()
+        if self._overlay is not None and self._overlay.memory_fs.exists(path):
+            self._overlay.memory_fs.removexattr(path, name)
+        elif name == TTL_XATTR:
+            change.set_expiry(path, -1)
         else:
             raise NoAttributeError("no such attribute")
 
 
-def _stand_in(snapshot: Snapshot | None) -> int | None:
+def _hash_content(snapshot: FileContent | None) -> int | None:
     """What stands for the bytes of a snapshot, where that is had cheaply."""
-    content = content_of(snapshot)
+    content = inline_bytes(snapshot)
     return None if content is None else hash(content)
 
 
-def inode_of(path: bytes) -> int:
+def inode_number(path: bytes) -> int:
     """A number for a path: the same at every mount. (Two paths share one with a chance of 2^-63.)"""
     return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

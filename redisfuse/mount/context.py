@@ -1,7 +1,7 @@
 """One mount's objects, wired to each other: who tells whom that something changed.
 
-A change that the server tells of drops the process's caches first (`_touched`), and once it is verified what the index
-says is followed by what the kernel knows (`_changed`). The kernel is told long time-outs only while both the follower
+A change that the server tells of drops the process's caches first (`_on_keys_touched`), and once it is verified what the index
+says is followed by what the kernel knows (`_on_keys_changed`). The kernel is told long time-outs only while both the follower
 and the notifier live.
 """
 
@@ -17,297 +17,303 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from redisfuse import __version__
-from redisfuse.client.client import Server
-from redisfuse.config import Settings
+from redisfuse.client.client import RedisClient
+from redisfuse.config import Config
 from redisfuse.errors import RedisFuseError
 from redisfuse.fuse import procfs
 from redisfuse.fuse.interface import Binding
-from redisfuse.fuse.notify import Notifier
-from redisfuse.keyspace.exists import existing
-from redisfuse.keyspace.metadata import AttributeStore
-from redisfuse.keyspace.monitor import Keyspace
-from redisfuse.mount.adapter import Operations, Outside, Ownership, inode_of
+from redisfuse.fuse.notify import InvalidationQueue
+from redisfuse.keyspace.exists import exists_many
+from redisfuse.keyspace.metadata import MetadataStore
+from redisfuse.keyspace.monitor import KeyspaceMonitor
+from redisfuse.mount.adapter import FuseAdapter, Outside, Permissions, inode_number
 from redisfuse.mount.progress import show_progress
-from redisfuse.mount.write_mode import WriteMode
-from redisfuse.paths.grammar import UPDATER, Grammar
-from redisfuse.vfs.content import Reader
-from redisfuse.vfs.dentry_tracker import Told
-from redisfuse.vfs.filesystem import Filesystem, TreeOptions
-from redisfuse.vfs.junk_rules import Junk
-from redisfuse.vfs.statfs import Space
+from redisfuse.mount.write_mode import WriteSupport
+from redisfuse.paths.grammar import REFRESH_FILE, PathCodec
+from redisfuse.vfs.content import ContentLoader
+from redisfuse.vfs.dentry_tracker import DentryTracker
+from redisfuse.vfs.filesystem import Filesystem, FilesystemOptions
+from redisfuse.vfs.junk_rules import JunkRules
+from redisfuse.vfs.statfs import StatfsProvider
 
 log = logging.getLogger(__name__)
 
-LONG = 3600.0  # seconds that the kernel may believe what it was told, while changes are pushed to it
-SHORT = 1.0  # where they are not
-UMASK = 0o077  # of a mount that was given none: owner only
+COHERENT_TIMEOUT_SECONDS = (
+    3600.0  # seconds that the kernel may believe what it was told, while changes are pushed to it
+)
+INCOHERENT_TIMEOUT_SECONDS = 1.0  # where they are not
+DEFAULT_UMASK = 0o077  # of a mount that was given none: owner only
 
 
-class Mounted:
+class MountContext:
     """Everything that serves one mount. Made in the process that serves it; threads begin in `_started`."""
 
     def __init__(
-        self, settings: Settings, server: Server, binding: Binding, mountpoint: Path, ready: Callable[[str], None]
+        self, config: Config, client: RedisClient, binding: Binding, mountpoint: Path, on_ready: Callable[[str], None]
     ) -> None:
-        self._settings = settings
-        self._server = server
+        self._config = config
+        self._client = client
         self._binding = binding
         self._mountpoint = mountpoint
-        self._ready = ready
+        self._on_ready = on_ready
         self._started_ns = time.time_ns()
-        self.grammar = Grammar(settings.separator)
-        self.notifier = Notifier()
-        self.keyspace = Keyspace(
-            server,
-            separator=settings.separator,
-            is_long=self.grammar.key_is_long,
-            prefix=settings.prefix,
-            index_memory=settings.index_memory,
-            rescan_interval=settings.rescan_seconds,
-            on_touched=self._touched,
-            on_change=self._changed,
-            on_reset=self._reset,
-            on_state=self._state_changed,
-            on_none_expiring=lambda: self.attributes.none_expiring(),
+        self.path_codec = PathCodec(config.separator)
+        self.invalidation_queue = InvalidationQueue()
+        self.keyspace = KeyspaceMonitor(
+            client,
+            separator=config.separator,
+            is_long_key=self.path_codec.key_needs_digest,
+            prefix=config.prefix,
+            index_memory=config.index_memory,
+            rescan_interval=config.rescan_seconds,
+            on_touched=self._on_keys_touched,
+            on_change=self._on_keys_changed,
+            on_reset=self._on_reset,
+            on_state=self._on_state_changed,
+            on_none_expiring=lambda: self.metadata.clear_recent_changes(),
         )
-        self.attributes = AttributeStore(
-            server,
-            memory=settings.cache_memory,
-            trust=self._trust,
-            volatile=lambda: self.keyspace.volatile,
-            on_deadline=self._expires,
-            order=lambda key: inode_of(self.grammar.key_path(key)),
+        self.metadata = MetadataStore(
+            client,
+            max_cache_bytes=config.cache_memory,
+            trust=self._max_age,
+            volatile=lambda: self.keyspace.may_expire,
+            on_deadline=self._schedule_expiry,
+            sort_key=lambda key: inode_number(self.path_codec.key_path(key)),
         )
-        self.reader = Reader(
-            server,
-            self.attributes,
+        self.content_loader = ContentLoader(
+            client,
+            self.metadata,
             self.keyspace,
-            self._trust,
-            render_limit=settings.render_limit,
-            dump_limit=settings.dump_limit,
+            self._max_age,
+            render_limit=config.render_limit,
+            dump_limit=config.dump_limit,
         )
-        self.told = Told(
-            self.grammar,
+        self.dentry_tracker = DentryTracker(
+            self.path_codec,
             lambda: self.keyspace.index,
-            self.notifier.invalidate,
-            lambda paths: self.notifier.invalidate(paths, names_stand=True),
-            self.notifier.invalidate_all,
+            self.invalidation_queue.invalidate,
+            lambda paths: self.invalidation_queue.invalidate(paths, keep_dentry=True),
+            self.invalidation_queue.invalidate_all,
         )
-        junk = Junk.of(settings)
-        self.writing: WriteMode | None = None
-        if settings.write:
-            self.writing = WriteMode(
-                settings,
-                server,
-                self.reader,
+        junk = JunkRules.from_config(config)
+        self.write_support: WriteSupport | None = None
+        if config.write:
+            self.write_support = WriteSupport(
+                config,
+                client,
+                self.content_loader,
                 mountpoint,
-                self.keyspace.will_change,
-                self._applied,
-                self.keyspace.saved,
-                self.told.changed,
-                self._directories_changed,
+                self.keyspace.announce_writes,
+                self._on_keys_written,
+                self.keyspace.record_save,
+                self.dentry_tracker.invalidate_keys,
+                self._on_directories_changed,
             )
-        self.tree = Filesystem(
-            grammar=self.grammar,
+        self.filesystem = Filesystem(
+            grammar=self.path_codec,
             keyspace=self.keyspace,
-            attributes=self.attributes,
-            reader=self.reader,
-            junk=junk,
-            overlay=self.writing.overlay if self.writing else None,
-            empty=self.writing.made if self.writing else None,
-            options=TreeOptions(settings.field_limit, settings.hash_limit, settings.show_junk, settings.prefix),
-            started_ns=self._started_ns,
-            interrupted=binding.interrupted,
+            metadata=self.metadata,
+            content_loader=self.content_loader,
+            junk_rules=junk,
+            overlay=self.write_support.overlay if self.write_support else None,
+            empty_directories=self.write_support.empty_directories if self.write_support else None,
+            options=FilesystemOptions(config.field_limit, config.hash_limit, config.show_junk, config.prefix),
+            mount_time_ns=self._started_ns,
+            is_interrupted=binding.is_interrupted,
         )
-        self.operations = Operations(
-            self.tree,
-            self.writing.rearranger(self.tree, junk) if self.writing else None,
-            self._ownership(),
+        self.adapter = FuseAdapter(
+            self.filesystem,
+            self.write_support.create_namespace(self.filesystem, junk) if self.write_support else None,
+            self._build_permissions(),
             Outside(
                 started=self._start,
                 stopped=self._stop,
-                waiting=binding.waiting,
-                without_open=lambda: binding.without_open,
-                brief=binding.brief,
-                number=binding.node,
-                believed_size=binding.believed_size,
-                has_node=binding.has_node,
-                store=binding.store,
-                outdated=binding.outdated,
-                push=self.notifier.invalidate,
-                trust=self._trust,
-                coherent=lambda: self._coherent,
-                caller=lambda: binding.caller()[2],
-                process_of=procfs.process_of,
-                reading=lambda: procfs.is_reading(binding.caller()[2]),
-                removing=lambda: procfs.is_removing(binding.caller()[2]),
-                has_open=lambda pid, path: procfs.has_open(pid, os.fsencode(mountpoint) + b"/" + path),
-                space=Space(server),
-                refresh=self._refresh,
-                note=self.told.note,
-                note_keys=self.told.note_keys,
-                status=self._status_text,
+                waiting=binding.prepare_to_block,
+                without_open=lambda: binding.uses_no_open,
+                brief=binding.disable_attr_cache,
+                number=binding.current_node_id,
+                believed_size=binding.kernel_size,
+                has_node=binding.is_inode_cached,
+                store=binding.notify_store,
+                outdated=binding.invalidate_size,
+                push=self.invalidation_queue.invalidate,
+                trust=self._max_age,
+                coherent=lambda: self._is_coherent,
+                caller=lambda: binding.get_caller()[2],
+                process_of=procfs.find_process_id,
+                reading=lambda: procfs.is_reading(binding.get_caller()[2]),
+                removing=lambda: procfs.is_unlinking(binding.get_caller()[2]),
+                has_open=lambda pid, path: procfs.has_file_open(pid, os.fsencode(mountpoint) + b"/" + path),
+                space=StatfsProvider(client),
+                refresh=self._refresh_keyspace,
+                note=self.dentry_tracker.track_path,
+                note_keys=self.dentry_tracker.track_keys,
+                status=self._encode_status,
             ),
         )
 
-    def _ownership(self) -> Ownership:
-        options = self._settings.options
-        return Ownership(
+    def _build_permissions(self) -> Permissions:
+        options = self._config.options
+        return Permissions(
             uid=os.getuid() if options.uid is None else options.uid,
             gid=os.getgid() if options.gid is None else options.gid,
-            umask=UMASK if options.umask is None else options.umask,
-            write=self._settings.write,
+            umask=DEFAULT_UMASK if options.umask is None else options.umask,
+            is_writable=self._config.write,
         )
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.notifier.start()
-        self._state_changed()
+        self.invalidation_queue.start()
+        self._on_state_changed()
         self.keyspace.start()
-        if self.writing is not None:
-            self.writing.start()
-        self._ready(self.banner())
-        if not self._settings.daemon and sys.stderr.isatty():
+        if self.write_support is not None:
+            self.write_support.start()
+        self._on_ready(self.format_banner())
+        if not self._config.daemon and sys.stderr.isatty():
             show_progress(self.keyspace)
 
-    def banner(self) -> str:
+    def format_banner(self) -> str:
         """The one line that says what is mounted, and how to leave."""
-        how = "read and write, journaled" if self._settings.write else "read-only"
-        leave = "" if self._settings.daemon else "Ctrl-C or "
+        how = "read and write, journaled" if self._config.write else "read-only"
+        leave = "" if self._config.daemon else "Ctrl-C or "
         return (
-            f"{self._server.address.masked} is mounted at {self._mountpoint} ({how}); "
+            f"{self._client.address.redacted_url} is mounted at {self._mountpoint} ({how}); "
             f"leave with {leave}`redisfuse umount {self._mountpoint}`"
         )
 
     def _stop(self) -> None:
-        self.operations.shared.close()
-        if self.writing is not None:
-            self.writing.close(left_open=self._binding.left_open)
+        self.adapter.content_cache.close()
+        if self.write_support is not None:
+            self.write_support.close(busy_at_unmount=self._binding.busy_at_unmount)
         self.keyspace.close()
 
     def close(self) -> None:
         """After the mount is gone, or if it could not be made."""
-        if self.writing is not None:
-            self.writing.close()
+        if self.write_support is not None:
+            self.write_support.close()
         self.keyspace.close()
-        self.notifier.close()
+        self.invalidation_queue.close()
 
     # -- what changes ------------------------------------------------------------------------------------------------
 
     @property
-    def _coherent(self) -> bool:
+    def _is_coherent(self) -> bool:
         """Whether every change reaches the kernel's cache."""
-        return self.keyspace.live and self.keyspace.ready and self.notifier.supported
+        return self.keyspace.is_coherent and self.keyspace.is_ready and self.invalidation_queue.is_supported
 
-    def _trust(self) -> float:
-        return math.inf if self.keyspace.live else SHORT
+    def _max_age(self) -> float:
+        return math.inf if self.keyspace.is_coherent else INCOHERENT_TIMEOUT_SECONDS
 
-    def _expires(self, key: bytes, deadline: float) -> None:
+    def _schedule_expiry(self, key: bytes, deadline: float) -> None:
         """A key will expire (time.monotonic()): nobody tells of that in time, so it is then looked at."""
-        if not self.keyspace.expires_at(key, deadline):
-            self._changed([key])
+        if not self.keyspace.schedule_expiry(key, deadline):
+            self._on_keys_changed([key])
 
-    def _touched(self, keys: Collection[bytes]) -> None:
-        self.attributes.drop(keys)
-        self.operations.listings.changed(keys)
-        self.operations.shared.changed(keys)
+    def _on_keys_touched(self, keys: Collection[bytes]) -> None:
+        self.metadata.invalidate(keys)
+        self.adapter.readdir_cache.invalidate_keys(keys)
+        self.adapter.content_cache.mark_keys_stale(keys)
 
-    def _changed(self, keys: Collection[bytes]) -> None:
-        self._touched(keys)
-        self.told.changed(keys)
+    def _on_keys_changed(self, keys: Collection[bytes]) -> None:
+        self._on_keys_touched(keys)
+        self.dentry_tracker.invalidate_keys(keys)
 
-    def _applied(self, keys: Mapping[bytes, bool | None]) -> None:
+    def _on_keys_written(self, keys: Mapping[bytes, bool | None]) -> None:
         """A change of our own: the caches and the index must not wait for the server to tell."""
-        self.attributes.drop(keys)
+        self.metadata.invalidate(keys)
         asked = [key for key, exists in keys.items() if exists is None]
-        found = dict(zip(asked, self._existing(asked), strict=True))
+        found = dict(zip(asked, self._check_existence(asked), strict=True))
         for key, exists in keys.items():
             there = found[key] if exists is None else exists
             if there is None:
-                self.keyspace.touched(key)
+                self.keyspace.mark_dirty(key)
             else:
-                self.keyspace.changed(key, there)
-        self.told.changed(keys)
+                self.keyspace.record_key_state(key, there)
+        self.dentry_tracker.invalidate_keys(keys)
 
-    def _existing(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
+    def _check_existence(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
         try:
-            return existing(self._server, keys)
+            return exists_many(self._client, keys)
         except RedisFuseError:
             return [None] * len(keys)  # the follower's thread will find out
 
-    def _directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
+    def _on_directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
         """Empty directories came or went in the journal: the kernel may know otherwise."""
-        self.notifier.invalidate([self.grammar.directory_path(each) for each in directories], parents_too=True)
+        self.invalidation_queue.invalidate(
+            [self.path_codec.directory_path(each) for each in directories], ancestors=True
+        )
 
-    def _reset(self) -> None:
-        self.attributes.drop_all()
-        self.reader.forget()
-        self.operations.shared.changed_all()
-        self._state_changed()
-        self.told.forget()
+    def _on_reset(self) -> None:
+        self.metadata.invalidate_all()
+        self.content_loader.clear_renderings()
+        self.adapter.content_cache.mark_all_stale()
+        self._on_state_changed()
+        self.dentry_tracker.invalidate_all()
 
-    def _state_changed(self) -> None:
+    def _on_state_changed(self) -> None:
         """The follower began or ended, or the index is complete: the kernel may believe more, or less."""
-        if self._coherent:
-            self._binding.set_timeouts(LONG, LONG, LONG)
+        if self._is_coherent:
+            self._binding.set_timeouts(COHERENT_TIMEOUT_SECONDS, COHERENT_TIMEOUT_SECONDS, COHERENT_TIMEOUT_SECONDS)
         else:
-            self._binding.set_timeouts(SHORT, SHORT, 0.0)
-        self.operations.listings.forget()
-        self.operations.shared.changed_all()
-        self.told.forget()
+            self._binding.set_timeouts(INCOHERENT_TIMEOUT_SECONDS, INCOHERENT_TIMEOUT_SECONDS, 0.0)
+        self.adapter.readdir_cache.invalidate_all()
+        self.adapter.content_cache.mark_all_stale()
+        self.dentry_tracker.invalidate_all()
 
-    def _refresh(self) -> None:
-        self.keyspace.refresh()
-        self.notifier.invalidate([UPDATER])
+    def _refresh_keyspace(self) -> None:
+        self.keyspace.request_rescan()
+        self.invalidation_queue.invalidate([REFRESH_FILE])
 
     # -- what is said of it ------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, object]:
+    def build_status(self) -> dict[str, object]:
         """For `redisfuse status`: plain values, ready for JSON. Sizes in bytes, times in seconds."""
-        done, total = self.keyspace.progress
-        counters = self._server.counters
-        facts = self._server.facts
-        asked = self.attributes.hits + self.attributes.misses
+        done, total = self.keyspace.scan_progress
+        counters = self._client.stats
+        facts = self._client.server_info
+        asked = self.metadata.hits + self.metadata.misses
         return {
             "mountpoint": str(self._mountpoint),
-            "server": self._server.address.masked,
-            "server_version": f"{facts.maker} {'.'.join(map(str, facts.version))}",
+            "server": self._client.address.redacted_url,
+            "server_version": f"{facts.vendor} {'.'.join(map(str, facts.version))}",
             "version": __version__,
             "pid": os.getpid(),
-            "mode": "write" if self._settings.write else "read-only",
-            "journal": None if self.writing is None else str(self.writing.journal.path),
-            "session": None if self.writing is None else self.writing.session,
+            "mode": "write" if self._config.write else "read-only",
+            "journal": None if self.write_support is None else str(self.write_support.journal.path),
+            "session": None if self.write_support is None else self.write_support.session_id,
             "binding": self._binding.name,
             "library": self._binding.library,
             "up_seconds": round((time.time_ns() - self._started_ns) / 1e9, 1),
             "keys": len(self.keyspace.index),
-            "scanning": self.keyspace.scanning,
-            "ready": self.keyspace.ready,
+            "scanning": self.keyspace.is_scanning,
+            "ready": self.keyspace.is_ready,
             "scanned": done,
             "scan_total": total,
-            "live": self.keyspace.live,
-            "reason": self.keyspace.reason,
-            "kernel_cache": self._coherent,
-            "kernel_cache_reason": "" if self.notifier.supported else self.notifier.reason,
-            "index_bytes": self.keyspace.index.memory,
+            "live": self.keyspace.is_coherent,
+            "reason": self.keyspace.degraded_reason,
+            "kernel_cache": self._is_coherent,
+            "kernel_cache_reason": ""
+            if self.invalidation_queue.is_supported
+            else self.invalidation_queue.unsupported_reason,
+            "index_bytes": self.keyspace.index.memory_bytes,
             "index_on_disk": self.keyspace.index.on_disk,
-            "cache_hits": self.attributes.hits,
-            "cache_misses": self.attributes.misses,
-            "cache_hit_rate": round(self.attributes.hits / asked, 3) if asked else None,
+            "cache_hits": self.metadata.hits,
+            "cache_misses": self.metadata.misses,
+            "cache_hit_rate": round(self.metadata.hits / asked, 3) if asked else None,
             "commands": counters.commands,
             "round_trips": counters.round_trips,
             "bytes_sent": counters.bytes_sent,
             "bytes_received": counters.bytes_received,
             "reconnects": counters.reconnects,
-            "memory_bytes": _resident(),
+            "memory_bytes": _read_resident_bytes(),
         }
 
-    def _status_text(self) -> bytes:
-        return json.dumps(self.status()).encode()
+    def _encode_status(self) -> bytes:
+        return json.dumps(self.build_status()).encode()
 
 
-def _resident() -> int:
+def _read_resident_bytes() -> int:
     """Resident memory of this process in bytes (proc(5), statm)."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from redisfuse.config import Settings
+from redisfuse.config import Config
 from redisfuse.errors import MountError, RedisFuseError
 from redisfuse.text import TerminalFormatter
 
 
-def in_background(settings: Settings, serve: Callable[[Callable[[str], None]], None]) -> None:
+def daemonize(config: Config, serve: Callable[[Callable[[str], None]], None]) -> None:
     """Run `serve(ready)` in a process of its own session; return when it calls `ready`, raise what it raises before.
 
     Must be called before any thread or connection is made.
@@ -29,7 +29,7 @@ def in_background(settings: Settings, serve: Callable[[Callable[[str], None]], N
         os.setsid()
         if os.fork():
             os._exit(0)  # so that the mount is nobody's child and can never be a session leader
-        os._exit(_be_daemon(settings, serve, writing))
+        os._exit(_run_daemon(config, serve, writing))
     os.close(writing)
     os.waitpid(child, 0)
     with open(reading, "rb") as pipe:
@@ -42,32 +42,32 @@ def in_background(settings: Settings, serve: Callable[[Callable[[str], None]], N
     print(value, file=sys.stderr, flush=True)
 
 
-def _be_daemon(settings: Settings, serve: Callable[[Callable[[str], None]], None], writing: int) -> int:
+def _run_daemon(config: Config, serve: Callable[[Callable[[str], None]], None], pipe_fd: int) -> int:
     told = False
 
-    def tell(kind: str, value: object) -> None:
+    def report_outcome(outcome: str, value: object) -> None:
         nonlocal told
         if not told:
             told = True
-            with open(writing, "wb") as pipe, contextlib.suppress(BrokenPipeError):
-                pipe.write(pickle.dumps((kind, value)))
+            with open(pipe_fd, "wb") as pipe, contextlib.suppress(BrokenPipeError):
+                pipe.write(pickle.dumps((outcome, value)))
 
     try:
-        _leave_terminal(settings)
-        serve(lambda text: tell("ready", text))
+        _redirect_stdio(config)
+        serve(lambda text: report_outcome("ready", text))
     except RedisFuseError as error:
-        tell("error", error)
+        report_outcome("error", error)
         logging.getLogger(__name__).error("%s", error)
         return error.exit_status
     except BaseException as error:
         logging.getLogger(__name__).exception("the mount died")
-        tell("error", MountError(f"unexpected {type(error).__name__}: the traceback is in the log"))
+        report_outcome("error", MountError(f"unexpected {type(error).__name__}: the traceback is in the log"))
         return 1
     return 0
 
 
-def _leave_terminal(settings: Settings) -> None:
-    path = settings.log_file or default_log()
+def _redirect_stdio(config: Config) -> None:
+    path = config.log_file or default_log_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     empty = os.open(os.devnull, os.O_RDONLY)
@@ -77,21 +77,21 @@ def _leave_terminal(settings: Settings) -> None:
     os.close(empty)
     os.close(log)
     os.chdir("/")
-    configure_log(settings)
+    configure_logging(config)
 
 
-def configure_log(settings: Settings) -> None:
+def configure_logging(config: Config) -> None:
     """Log to the terminal (or what stands for it), or to the file that was asked for; escaped, as keys are in it."""
-    to_file = settings.log_file is not None and not settings.daemon  # a daemon's standard error is its log file
-    handler = logging.FileHandler(settings.log_file) if to_file and settings.log_file else logging.StreamHandler()
-    dated = settings.daemon or to_file
+    to_file = config.log_file is not None and not config.daemon  # a daemon's standard error is its log file
+    handler = logging.FileHandler(config.log_file) if to_file and config.log_file else logging.StreamHandler()
+    dated = config.daemon or to_file
     handler.setFormatter(
         TerminalFormatter("%(asctime)s %(levelname)s %(message)s" if dated else "redisfuse: %(message)s")
     )
-    logging.basicConfig(level=logging.DEBUG if settings.debug else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler])
 
 
-def default_log() -> Path:
+def default_log_path() -> Path:
     """`redisfuse.log` in the platform's state folder."""
     from platformdirs import user_state_path
 

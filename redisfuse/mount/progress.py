@@ -5,20 +5,20 @@ from __future__ import annotations
 import threading
 import time
 
-from redisfuse.keyspace.monitor import Keyspace
+from redisfuse.keyspace.monitor import KeyspaceMonitor
 
-QUIET = 0.5  # seconds: a scan that is done by then shows no bar
-PERIOD = 0.1  # seconds between two looks
+BAR_DELAY_SECONDS = 0.5  # seconds: a scan that is done by then shows no bar
+REFRESH_INTERVAL_SECONDS = 0.1  # seconds between two looks
 
 
-def show_progress(keyspace: Keyspace) -> None:
+def show_progress(keyspace: KeyspaceMonitor) -> None:
     """Draw a bar on standard error, from a thread of its own, until the first scan is done."""
-    threading.Thread(target=_draw, args=(keyspace,), name="redisfuse-progress", daemon=True).start()
+    threading.Thread(target=_draw_bar, args=(keyspace,), name="redisfuse-progress", daemon=True).start()
 
 
-def _draw(keyspace: Keyspace) -> None:
-    time.sleep(QUIET)
-    if keyspace.ready:
+def _draw_bar(keyspace: KeyspaceMonitor) -> None:
+    time.sleep(BAR_DELAY_SECONDS)
+    if keyspace.is_ready:
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -26,7 +26,7 @@ def _draw(keyspace: Keyspace) -> None:
     columns = (TextColumn("reading the names of keys"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("scan", total=None)
-        while not keyspace.ready and keyspace.scanning:
-            done, total = keyspace.progress
+        while not keyspace.is_ready and keyspace.is_scanning:
+            done, total = keyspace.scan_progress
             bar.update(task, completed=done, total=max(total, done) or None)
-            time.sleep(PERIOD)
+            time.sleep(REFRESH_INTERVAL_SECONDS)

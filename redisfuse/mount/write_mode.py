@@ -11,170 +11,174 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from redisfuse.client.client import Server
-from redisfuse.config import Settings
+from redisfuse.client.client import RedisClient
+from redisfuse.config import Config
 from redisfuse.errors import RedisFuseError, TooLargeError
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ServerIdentity, SessionInfo
-from redisfuse.paths.grammar import Target
+from redisfuse.journal.models import ServerIdentity, SessionMetadata
+from redisfuse.paths.grammar import KeyRef
 from redisfuse.text import glob_matches
-from redisfuse.transactions.executor import OnApplied
-from redisfuse.transactions.key_writer import Edits
-from redisfuse.transactions.recovery import recover
-from redisfuse.vfs.content import Reader
-from redisfuse.vfs.empty_dirs import Directory, MadeDirectories
+from redisfuse.transactions.executor import AppliedCallback
+from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.transactions.recovery import recover_pending
+from redisfuse.vfs.content import ContentLoader
+from redisfuse.vfs.empty_dirs import DirectoryComponents, EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
-from redisfuse.vfs.junk_rules import Junk
-from redisfuse.vfs.memory_fs import Scratch
-from redisfuse.vfs.namespace import Rearranger
+from redisfuse.vfs.junk_rules import JunkRules
+from redisfuse.vfs.memory_fs import MemoryFS
+from redisfuse.vfs.namespace import NamespaceOperations
 from redisfuse.vfs.open_files import OpenFiles
 from redisfuse.vfs.overlay import Overlay
-from redisfuse.vfs.staged_replace import Parking, PatientClock
+from redisfuse.vfs.staged_replace import PausableClock, PendingRemovals
 
 log = logging.getLogger(__name__)
 
-LARGEST = 512 * 1024 * 1024  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
-LOOK = 0.5  # seconds between looks whether somebody else wrote to the journal
-TICK = 0.05  # seconds between looks at what waits for its time
+MAX_STRING_BYTES = 512 * 1024 * 1024  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+JOURNAL_POLL_SECONDS = 0.5  # seconds between looks whether somebody else wrote to the journal
+TIMER_TICK_SECONDS = 0.05  # seconds between looks at what waits for its time
 
 
-class WriteMode:
+class WriteSupport:
     """The writing half of a mount."""
 
     def __init__(
         self,
-        settings: Settings,
-        server: Server,
-        reader: Reader,
+        config: Config,
+        client: RedisClient,
+        content_loader: ContentLoader,
         mountpoint: Path,
-        on_begin: Callable[[Collection[bytes]], None],
-        on_applied: OnApplied,
-        on_saved: Callable[[Target, int], None],
-        reappeared: Callable[[Collection[bytes]], None],
-        on_directories: Callable[[Collection[Directory]], None],
+        before_write: Callable[[Collection[bytes]], None],
+        on_applied: AppliedCallback,
+        on_saved: Callable[[KeyRef, int], None],
+        on_reappeared: Callable[[Collection[bytes]], None],
+        on_directories_changed: Callable[[Collection[DirectoryComponents]], None],
     ) -> None:
-        self._settings = settings
-        self._on_directories = on_directories  # told of empty directories that came or went in the journal
-        self.journal = Journal.open(settings.journal_file, create=True)
+        self._config = config
+        self._on_directories_changed = (
+            on_directories_changed  # told of empty directories that came or went in the journal
+        )
+        self.journal = Journal.open(config.journal_file, create=True)
         try:
-            allow = [repr(each)[2:-1] for each in settings.allow]
-            info = session_info(server, mountpoint, {"conflict_check": settings.conflict_check, "allow": allow})
-            self.session = self.journal.begin_session(info)
-            self.recovered = recover(self.journal, server, self.session)
-            self.made = MadeDirectories(self.journal, info.server.name)
-            self.edits = Edits(
-                server,
+            allow = [repr(each)[2:-1] for each in config.allow]
+            info = build_session_info(client, mountpoint, {"conflict_check": config.conflict_check, "allow": allow})
+            self.session_id = self.journal.begin_session(info)
+            self.recovered = recover_pending(self.journal, client, self.session_id)
+            self.empty_directories = EmptyDirectories(self.journal, info.server.name)
+            self.key_writer = KeyWriter(
+                client,
                 self.journal,
-                self.session,
-                conflict_check=settings.conflict_check,
-                allow=_allowed(settings.allow),
-                dump_limit=settings.dump_limit,
-                on_begin=on_begin,
+                self.session_id,
+                conflict_check=config.conflict_check,
+                allow=_compile_allowed_globs(config.allow),
+                dump_limit=config.dump_limit,
+                on_begin=before_write,
                 on_applied=on_applied,
             )
         except BaseException:
             self.journal.close()
             raise
-        self._reappeared = reappeared  # told of keys that the tree shows again as Redis has them
-        self._wake = threading.Event()
-        self._ending = threading.Event()
-        self._clock = PatientClock()
-        self.files = OpenFiles(
-            self.edits,
-            reader.snapshot,
-            _check_size,
-            hold_seconds=settings.park_seconds,
+        self._on_reappeared = on_reappeared  # told of keys that the tree shows again as Redis has them
+        self._wakeup = threading.Event()
+        self._closing = threading.Event()
+        self._clock = PausableClock()
+        self.open_files = OpenFiles(
+            self.key_writer,
+            content_loader.open_with_precondition,
+            _check_string_size,
+            hold_seconds=config.park_seconds,
             clock=self._clock,
-            wake=self._wake,
-            given_up=lambda key: reappeared([key]),
-            saved=on_saved,
+            wake_event=self._wakeup,
+            on_edit_discarded=lambda key: on_reappeared([key]),
+            on_saved=on_saved,
         )
-        self.parking = Parking(self._clock, self._wake)
-        self.scratch = Scratch(settings.scratch_memory)
-        self.overlay = Overlay(self.scratch, self.files, self.parking)
-        self._rearranger: Rearranger | None = None
-        self._thread = threading.Thread(target=self._keep_time, name="redisfuse-waiting", daemon=True)
+        self.pending_removals = PendingRemovals(self._clock, self._wakeup)
+        self.memory_fs = MemoryFS(config.scratch_memory)
+        self.overlay = Overlay(self.memory_fs, self.open_files, self.pending_removals)
+        self._namespace: NamespaceOperations | None = None
+        self._timer_thread = threading.Thread(target=self._timer_loop, name="redisfuse-waiting", daemon=True)
 
-    def rearranger(self, tree: Filesystem, junk: Junk) -> Rearranger:
+    def create_namespace(self, filesystem: Filesystem, junk_rules: JunkRules) -> NamespaceOperations:
         """The tree's changer; made once, after the tree."""
-        self._rearranger = Rearranger(
-            tree,
+        self._namespace = NamespaceOperations(
+            filesystem,
             self.overlay,
-            self.edits,
-            junk,
-            self.made,
-            strings_only=self._settings.new_files == "string",
-            park_seconds=self._settings.park_seconds,
-            reappeared=self._reappeared,
+            self.key_writer,
+            junk_rules,
+            self.empty_directories,
+            strings_only=self._config.new_files == "string",
+            removal_delay_seconds=self._config.park_seconds,
+            on_keys_reappeared=self._on_reappeared,
         )
-        return self._rearranger
+        return self._namespace
 
     def start(self) -> None:
         """Begin to let waiting changes go."""
-        self._thread.start()
+        self._timer_thread.start()
 
-    def _keep_time(self) -> None:
-        while not self._ending.is_set():
-            if not self._wake.wait(LOOK):
-                self._look_at_directories()
+    def _timer_loop(self) -> None:
+        while not self._closing.is_set():
+            if not self._wakeup.wait(JOURNAL_POLL_SECONDS):
+                self._poll_journal()
                 continue
-            self._wake.clear()
+            self._wakeup.clear()
             before = time.monotonic()
-            while not self._ending.is_set() and self._waiting():
-                self._ending.wait(TICK)
+            while not self._closing.is_set() and self._has_delayed_changes():
+                self._closing.wait(TIMER_TICK_SECONDS)
                 now = time.monotonic()
-                self._clock.advance(min(now - before, 2 * TICK))
+                self._clock.advance(min(now - before, 2 * TIMER_TICK_SECONDS))
                 before = now
-                self._settle(self._clock.now)
+                self._commit_due(self._clock.now)
 
-    def _look_at_directories(self) -> None:
+    def _poll_journal(self) -> None:
         """Empty directories are in the journal only, where a rollback or another mount may have changed them."""
         try:
-            changed = self.made.reload_if_changed()
+            changed = self.empty_directories.reload_if_changed()
         except RedisFuseError as error:
             log.debug("the journal's directories could not be read: %s", error)
             return
         if changed:
-            self._on_directories(changed)
+            self._on_directories_changed(changed)
 
-    def _waiting(self) -> bool:
-        return bool(self.parking) or any(file.held_until is not None for file in self.files.all())
+    def _has_delayed_changes(self) -> bool:
+        return bool(self.pending_removals) or any(
+            file.hold_deadline is not None for file in self.open_files.iter_files()
+        )
 
-    def _settle(self, now: float | None) -> None:
-        if self._rearranger is None:
+    def _commit_due(self, now: float | None) -> None:
+        if self._namespace is None:
             return
         try:
-            self._rearranger.settle(now)
+            self._namespace.commit_expired(now)
         except RedisFuseError as error:
             log.error("what waited for its time could not be saved: %s", error)
         except Exception:
             log.exception("what waited for its time could not be saved")
 
-    def close(self, *, left_open: bool = False) -> None:
+    def close(self, *, busy_at_unmount: bool = False) -> None:
         """The mount ends, `left_open`: while programs have files open. Commit what is left, and say what could not be.
 
         Never raises.
         """
-        if self._ending.is_set():
+        if self._closing.is_set():
             return
-        self._ending.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        for file in self.files.all():
-            file.finish(left_open=left_open)
-        self._settle(None)
-        self.edits.settle()
+        self._closing.set()
+        self._wakeup.set()
+        if self._timer_thread.is_alive():
+            self._timer_thread.join()
+        for file in self.open_files.iter_files():
+            file.commit_at_unmount(busy_at_unmount=busy_at_unmount)
+        self._commit_due(None)
+        self.key_writer.resolve_in_doubt()
         try:
-            self.journal.end_session(self.session)
+            self.journal.end_session(self.session_id)
             self.journal.close()
         except RedisFuseError as error:
             log.error("the journal could not be closed: %s", error)
 
 
-def session_info(server: Server, mountpoint: Path | None, options: Mapping[str, object]) -> SessionInfo:
+def build_session_info(client: RedisClient, mountpoint: Path | None, options: Mapping[str, object]) -> SessionMetadata:
     """What the journal keeps of a session on this server."""
-    facts, address = server.facts, server.address
+    facts, address = client.server_info, client.address
     identity = ServerIdentity(
         scheme=address.kind,
         host=address.host or None,
@@ -182,25 +186,25 @@ def session_info(server: Server, mountpoint: Path | None, options: Mapping[str, 
         unix_path=address.unix_path or None,
         db=address.db,
         username=address.username,
-        url=address.url,
+        redacted_url=address.url,
     )
-    return SessionInfo(
+    return SessionMetadata(
         identity,
         run_id=facts.run_id,
-        version=".".join(map(str, facts.version)),
-        maker=facts.maker,
+        server_version=".".join(map(str, facts.version)),
+        vendor=facts.vendor,
         mountpoint=None if mountpoint is None else str(mountpoint),
         options=options,
     )
 
 
-def _allowed(globs: Collection[bytes]) -> Callable[[bytes], bool]:
+def _compile_allowed_globs(globs: Collection[bytes]) -> Callable[[bytes], bool]:
     """Whether a key may be changed: all may if no glob was given."""
     if not globs:
         return lambda _key: True
     return lambda key: any(glob_matches(glob, key) for glob in globs)
 
 
-def _check_size(size: int) -> None:
-    if size > LARGEST:
+def _check_string_size(size: int) -> None:
+    if size > MAX_STRING_BYTES:
         raise TooLargeError("a Redis string can't be larger than 512 MiB")

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class KeyRef:
     """One datum that can be read or written: a key, or (field not None) one field of the hash at that key."""
 
     key: bytes
@@ -13,16 +13,16 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Root:
+class RootDir:
     """The mount's root."""
 
 
 @dataclass(frozen=True, slots=True)
-class Updater:
+class RefreshFile:
     """`.updater` at the root: touching it starts a rescan."""
 
 
-class Reading(NamedTuple):
+class PathCandidates(NamedTuple):
     """What one path may mean, in the order in which it is to be tried: directory, field, key."""
 
     directory: tuple[bytes, ...]
@@ -35,7 +35,7 @@ class Reading(NamedTuple):
     """the hash's component and the field, if the name can be a field"""
     as_key: bytes | None = None
     """the component, if the name can be a key"""
-    marked: bool = False
+    has_file_mark: bool = False
     """`NAME%`: a file, even where a directory has that name"""
     view: str | None = None
     """"json" or "dump": a view of the key"""
@@ -47,30 +47,30 @@ class Reading(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class NameSegment:
     """The beginning of a cut name: a directory, if the written form of a name in `directory` starts so."""
 
     directory: tuple[bytes, ...]
-    start: bytes
+    prefix: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class LongRoot:
+class DigestRoot:
     """`%long` at the root: the keys whose own path would be too long."""
 
 
 @dataclass(frozen=True, slots=True)
-class LongEntry:
+class DigestEntry:
     """`%long/…`: such a key, or one of its fields, by SHA-256 in hex."""
 
     key_digest: str
     field_digest: str | None = None
-    marked: bool = False
+    has_file_mark: bool = False
     view: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class LongFields:
+class DigestFieldsDir:
     """`HASH%long`: the fields of a hash, itself not long, whose own paths would be too long."""
 
     directory: tuple[bytes, ...]
@@ -78,13 +78,15 @@ class LongFields:
 
 
 @dataclass(frozen=True, slots=True)
-class LongField:
+class DigestField:
     """`HASH%long/…`: one of them, by SHA-256 in hex."""
 
     directory: tuple[bytes, ...]
     component: bytes
     digest: str
-    marked: bool = False
+    has_file_mark: bool = False
 
 
-Meaning = Root | Updater | Reading | Piece | LongRoot | LongEntry | LongFields | LongField
+ParsedPath = (
+    RootDir | RefreshFile | PathCandidates | NameSegment | DigestRoot | DigestEntry | DigestFieldsDir | DigestField
+)

@@ -2,23 +2,25 @@
 
 from collections.abc import Iterator
 
-from redisfuse.client.client import Server
-from redisfuse.rendering.iterate import walk_scan
-from redisfuse.rendering.json_encoding import text
-from redisfuse.rendering.renderer import Element, Kind
+from redisfuse.client.client import RedisClient
+from redisfuse.rendering.iterate import iter_scan
+from redisfuse.rendering.json_encoding import encode_json
+from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def walk(server: Server, key: bytes) -> Iterator[list[Element]]:
+def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
     """Its fields, `(field, value)`."""
-    return walk_scan(server, key, b"hash", b"HSCAN", 2)
+    return iter_scan(client, key, b"hash", b"HSCAN", 2)
 
 
-def item(element: Element) -> Iterator[bytes]:
+def element_to_json(element: Element) -> Iterator[bytes]:
     """`"field": "value"`."""
     field, value = element
-    yield from text(field)
+    yield from encode_json(field)
     yield b": "
-    yield from text(value)
+    yield from encode_json(value)
 
 
-HASH = Kind(b"hash", walk, item, columns=b"%b\t%b\n", brackets=(b"{", b"}"), keyed=True)
+HASH = TypeRenderer(
+    b"hash", iter_batches, element_to_json, line_format=b"%b\t%b\n", json_brackets=(b"{", b"}"), is_json_object=True
+)

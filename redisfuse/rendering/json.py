@@ -10,20 +10,20 @@ from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import ServerReplyError
-from redisfuse.rendering.iterate import check_end
+from redisfuse.rendering.iterate import require_key_type
 
-TYPE = b"ReJSON-RL"
+JSON_TYPE = b"ReJSON-RL"
 
 
-def render(server: Server, key: bytes) -> Iterator[bytes]:
+def fetch_json(client: RedisClient, key: bytes) -> Iterator[bytes]:
     """The document's text, in pieces. Raises NotFoundError, WrongTypeError."""
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         try:
-            server.fetch_into(cast(BinaryIO, file), b"JSON.GET", key)
+            client.download(cast(BinaryIO, file), b"JSON.GET", key)
         except ServerReplyError:  # what the module says of a key that is no document any more
-            check_end(server, key, TYPE)
+            require_key_type(client, key, JSON_TYPE)
             raise
         file.seek(0)
         while piece := file.read(CHUNK_BYTES):

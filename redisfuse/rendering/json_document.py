@@ -11,76 +11,76 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError
 from redisfuse.rendering import json, strings
-from redisfuse.rendering.json_encoding import PIECE, is_utf8, long_text, text
-from redisfuse.rendering.registry import KINDS
-from redisfuse.rendering.renderer import Kind
+from redisfuse.rendering.json_encoding import JSON_CHUNK_BYTES, encode_json, encode_json_chunks, is_utf8
+from redisfuse.rendering.registry import RENDERERS
+from redisfuse.rendering.renderer import TypeRenderer
 
 
-def document(server: Server, key: bytes) -> Iterator[bytes]:
+def render_json_document(client: RedisClient, key: bytes) -> Iterator[bytes]:
     """The document, in pieces. Raises NotFoundError; and WrongTypeError or ConflictError if the key changes midway."""
-    type, ttl = server.ask_many([(b"TYPE", key), (b"PTTL", key)])
+    type, ttl = client.execute_many([(b"TYPE", key), (b"PTTL", key)])
     for reply in (type, ttl):
         if isinstance(reply, Exception):
             raise reply
     if type == b"none":
         raise NotFoundError(f"key {key!r} does not exist")
     yield b'{\n  "key": '
-    yield from text(key)
+    yield from encode_json(key)
     yield b',\n  "type": '
-    yield from text(type)
+    yield from encode_json(type)
     yield b',\n  "ttl": %d,\n  "value": ' % max(ttl, -1)
-    yield from _value(server, key, type)
+    yield from _render_value(client, key, type)
     yield b"\n}\n"
 
 
-def _value(server: Server, key: bytes, type: bytes) -> Iterator[bytes]:
-    if type in KINDS:
-        yield from _collection(server, key, KINDS[type])
+def _render_value(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]:
+    if type in RENDERERS:
+        yield from _render_collection(client, key, RENDERERS[type])
     elif type == b"string":
-        yield from _string(server, key)
-    elif type == json.TYPE:
-        yield from json.render(server, key)
+        yield from _render_string(client, key)
+    elif type == json.JSON_TYPE:
+        yield from json.fetch_json(client, key)
     else:
         yield b"null"
 
 
-def _collection(server: Server, key: bytes, kind: Kind) -> Iterator[bytes]:
-    opening, closing = kind.brackets
+def _render_collection(client: RedisClient, key: bytes, renderer: TypeRenderer) -> Iterator[bytes]:
+    opening, closing = renderer.json_brackets
     empty = True
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as binary:
         yield opening
-        for piece in kind.walk(server, key):
+        for piece in renderer.iter_batches(client, key):
             out = []
             for element in piece:
-                if kind.keyed and not is_utf8([element[0]]):
+                if renderer.is_json_object and not is_utf8([element[0]]):
                     binary.write(b",\n    [" if binary.tell() else b"\n    [")
                     for part in (element[0], element[1]):
                         binary.writelines([b", "] if part is element[1] else [])
-                        binary.writelines(text(part))
+                        binary.writelines(encode_json(part))
                     binary.write(b"]")
                     continue
                 out.append(b"\n    " if empty else b",\n    ")
                 empty = False
-                out += kind.item(element)
+                out += renderer.element_to_json(element)
             yield b"".join(out)
         yield closing if empty else b"\n  " + closing
         if binary.tell():
             yield b',\n  "binary_fields": ['
             binary.seek(0)
-            while part := binary.read(PIECE):
+            while part := binary.read(JSON_CHUNK_BYTES):
                 yield part
             yield b"\n  ]"
 
 
-def _string(server: Server, key: bytes) -> Iterator[bytes]:
+def _render_string(client: RedisClient, key: bytes) -> Iterator[bytes]:
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
-        file.writelines(strings.pieces(server, key))
+        file.writelines(strings.iter_chunks(client, key))
 
         def again() -> Iterator[bytes]:
             file.seek(0)
-            yield from iter(lambda: file.read(PIECE), b"")
+            yield from iter(lambda: file.read(JSON_CHUNK_BYTES), b"")
 
-        yield from long_text(again)
+        yield from encode_json_chunks(again)

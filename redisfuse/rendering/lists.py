@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 
-from redisfuse.client.client import Server
-from redisfuse.rendering.iterate import walk_ranks
-from redisfuse.rendering.json_encoding import text
-from redisfuse.rendering.renderer import Element, Kind
+from redisfuse.client.client import RedisClient
+from redisfuse.rendering.iterate import iter_range
+from redisfuse.rendering.json_encoding import encode_json
+from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def walk(server: Server, key: bytes) -> Iterator[list[Element]]:
+def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
     """Its elements, `(element,)`, from head to tail."""
-    return walk_ranks(server, key, b"list", b"LRANGE")
+    return iter_range(client, key, b"list", b"LRANGE")
 
 
-def item(element: Element) -> Iterator[bytes]:
+def element_to_json(element: Element) -> Iterator[bytes]:
     """`"element"`."""
-    return text(element[0])
+    return encode_json(element[0])
 
 
-LIST = Kind(b"list", walk, item, columns=b"%b\n")
+LIST = TypeRenderer(b"list", iter_batches, element_to_json, line_format=b"%b\n")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 
 Element = tuple[bytes, ...]
 
-LENGTHS = {
+LENGTH_COMMANDS = {
     b"string": b"STRLEN",
     b"list": b"LLEN",
     b"set": b"SCARD",
@@ -24,26 +24,26 @@ LENGTHS = {
 
 def length_command(type: bytes) -> bytes | None:
     """The command that tells a key's length (bytes of a string, elements of a collection); None for a module's type."""
-    return LENGTHS.get(type)
+    return LENGTH_COMMANDS.get(type)
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class TypeRenderer:
     """A collection type."""
 
     type: bytes
-    walk: Callable[[Server, bytes], Iterator[list[Element]]]  # the elements of a key, in pieces
-    item: Callable[[Element], Iterator[bytes]]  # an element as JSON, in pieces
-    columns: bytes  # the format of a line, with a %b for each part; before the pairs, if it is `named`
-    brackets: tuple[bytes, bytes] = (b"[", b"]")  # around the elements in JSON
-    keyed: bool = False  # its JSON is an object, whose names can't be anything but UTF-8
-    named: bool = False  # the parts from 1 on are pairs, written name=value; a "=" is escaped in names
+    iter_batches: Callable[[RedisClient, bytes], Iterator[list[Element]]]  # the elements of a key, in pieces
+    element_to_json: Callable[[Element], Iterator[bytes]]  # an element as JSON, in pieces
+    line_format: bytes  # the format of a line, with a %b for each part; before the pairs, if it is `has_pairs`
+    json_brackets: tuple[bytes, bytes] = (b"[", b"]")  # around the elements in JSON
+    is_json_object: bool = False  # its JSON is an object, whose names can't be anything but UTF-8
+    has_pairs: bool = False  # the parts from 1 on are pairs, written name=value; a "=" is escaped in names
 
-    def line(self, parts: int) -> bytes:
+    def get_line_format(self, part_count: int) -> bytes:
         """The format of a line with so many parts."""
-        return _line_of_pairs(self.columns, parts // 2) if self.named else self.columns
+        return _build_pair_format(self.line_format, part_count // 2) if self.has_pairs else self.line_format
 
 
 @lru_cache
-def _line_of_pairs(columns: bytes, pairs: int) -> bytes:
-    return columns + b"\t".join([b"%b=%b"] * pairs) + b"\n"
+def _build_pair_format(line_format: bytes, pair_count: int) -> bytes:
+    return line_format + b"\t".join([b"%b=%b"] * pair_count) + b"\n"

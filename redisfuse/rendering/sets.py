@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator
 
-from redisfuse.client.client import Server
-from redisfuse.rendering.iterate import walk_scan
-from redisfuse.rendering.json_encoding import text
-from redisfuse.rendering.renderer import Element, Kind
+from redisfuse.client.client import RedisClient
+from redisfuse.rendering.iterate import iter_scan
+from redisfuse.rendering.json_encoding import encode_json
+from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def walk(server: Server, key: bytes) -> Iterator[list[Element]]:
+def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
     """Its members, `(member,)`."""
-    return walk_scan(server, key, b"set", b"SSCAN", 1)
+    return iter_scan(client, key, b"set", b"SSCAN", 1)
 
 
-def item(element: Element) -> Iterator[bytes]:
+def element_to_json(element: Element) -> Iterator[bytes]:
     """`"member"`."""
-    return text(element[0])
+    return encode_json(element[0])
 
 
-SET = Kind(b"set", walk, item, columns=b"%b\n")
+SET = TypeRenderer(b"set", iter_batches, element_to_json, line_format=b"%b\n")

@@ -5,48 +5,48 @@ In a field's name `=` is written `\\x3d`, so the first `=` ends the name. Consum
 
 from collections.abc import Iterator
 
-from redisfuse.client.client import Server
-from redisfuse.rendering.iterate import Pace, check_end
-from redisfuse.rendering.json_encoding import text
-from redisfuse.rendering.renderer import Element, Kind
+from redisfuse.client.client import RedisClient
+from redisfuse.rendering.iterate import BatchSizer, require_key_type
+from redisfuse.rendering.json_encoding import encode_json
+from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def walk(server: Server, key: bytes) -> Iterator[list[Element]]:
+def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
     """Its entries, `(id, field, value, field, value…)`."""
-    pace = Pace()
+    pace = BatchSizer()
     start = b"-"
     while True:
         asked = pace.count
-        entries = server.ask(b"XRANGE", key, start, b"+", b"COUNT", asked)
+        entries = client.execute(b"XRANGE", key, start, b"+", b"COUNT", asked)
         piece: list[Element] = [(entry, *flat) for entry, flat in entries]
-        pace.saw(piece)
+        pace.record_batch(piece)
         if piece:
             yield piece
-            start = after(piece[-1][0])
+            start = next_entry_id(piece[-1][0])
         else:
-            check_end(server, key, b"stream")  # a stream may be empty
+            require_key_type(client, key, b"stream")  # a stream may be empty
         if len(piece) < asked:
             return
 
 
-def after(entry: bytes) -> bytes:
+def next_entry_id(entry_id: bytes) -> bytes:
     """The smallest id greater than `entry`; what `(entry` says to servers from 6.2 on."""
-    milliseconds, sequence = map(int, entry.split(b"-"))
+    milliseconds, sequence = map(int, entry_id.split(b"-"))
     if sequence == (1 << 64) - 1:
         return b"%d-0" % (milliseconds + 1)
     return b"%d-%d" % (milliseconds, sequence + 1)
 
 
-def item(element: Element) -> Iterator[bytes]:
+def element_to_json(element: Element) -> Iterator[bytes]:
     """`{"id": "1-0", "fields": [["field", "value"]]}`; pairs, since an entry may have a field twice."""
     yield b'{"id": "%b", "fields": [' % element[0]
     for number in range(1, len(element), 2):
         yield b"[" if number == 1 else b", ["
-        yield from text(element[number])
+        yield from encode_json(element[number])
         yield b", "
-        yield from text(element[number + 1])
+        yield from encode_json(element[number + 1])
         yield b"]"
     yield b"]}"
 
 
-STREAM = Kind(b"stream", walk, item, columns=b"%b\t", named=True)
+STREAM = TypeRenderer(b"stream", iter_batches, element_to_json, line_format=b"%b\t", has_pairs=True)

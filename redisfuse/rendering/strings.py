@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Sequence
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
 
 
-def length(server: Server, key: bytes) -> int:
+def fetch_length(client: RedisClient, key: bytes) -> int:
     """Its length in bytes. Raises NotFoundError, WrongTypeError."""
-    found, there = server.ask_many([(b"STRLEN", key), (b"EXISTS", key)])
+    found, there = client.execute_many([(b"STRLEN", key), (b"EXISTS", key)])
     for reply in (found, there):
         if isinstance(reply, RedisFuseError):
             raise reply
@@ -19,25 +19,31 @@ def length(server: Server, key: bytes) -> int:
     return found
 
 
-def ranges(server: Server, key: bytes, whole: int, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
+def fetch_ranges(
+    client: RedisClient, key: bytes, expected_length: int, byte_ranges: Sequence[tuple[int, int]]
+) -> list[bytes]:
     """The bytes from each start to each end (exclusive, at most 1 MiB apart, within `whole`), in one exchange.
 
     `whole` is the length that the string had. Raises ConflictError if it has another now (0 if the key is gone, so that
     no zeros are made up); WrongTypeError.
     """
-    commands = [(b"GETRANGE", key, start, end - 1) for start, end in wanted]
-    replies = server.ask_many([*commands, (b"STRLEN", key)])
+    commands = [(b"GETRANGE", key, start, end - 1) for start, end in byte_ranges]
+    replies = client.execute_many([*commands, (b"STRLEN", key)])
     for reply in replies:
         if isinstance(reply, RedisFuseError):
             raise reply
     *pieces, now = replies
-    if now != whole or any(len(piece) != end - start for piece, (start, end) in zip(pieces, wanted, strict=True)):
-        raise ConflictError(f"string {key!r} was changed while it was read: it had {whole} bytes and has {now} now")
+    if now != expected_length or any(
+        len(piece) != end - start for piece, (start, end) in zip(pieces, byte_ranges, strict=True)
+    ):
+        raise ConflictError(
+            f"string {key!r} was changed while it was read: it had {expected_length} bytes and has {now} now"
+        )
     return pieces
 
 
-def pieces(server: Server, key: bytes) -> Iterator[bytes]:
-    """All its bytes. Raises NotFoundError and as `ranges` does."""
-    whole = length(server, key)
+def iter_chunks(client: RedisClient, key: bytes) -> Iterator[bytes]:
+    """All its bytes. Raises NotFoundError and as `fetch_ranges` does."""
+    whole = fetch_length(client, key)
     for start in range(0, whole, CHUNK_BYTES):
-        yield from ranges(server, key, whole, [(start, min(start + CHUNK_BYTES, whole))])
+        yield from fetch_ranges(client, key, whole, [(start, min(start + CHUNK_BYTES, whole))])

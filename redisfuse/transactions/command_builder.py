@@ -4,131 +4,150 @@ A transaction of one command is the rule. Where it takes several, what makes dat
 """
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Facts
+from redisfuse.client.client import ServerInfo
 from redisfuse.errors import NotSupportedError
-from redisfuse.journal.models import Content, State
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.multi_exec import Command
-from redisfuse.transactions.portable_copy import can_rebuild, rebuild
-from redisfuse.transactions.state_reader import Found
+from redisfuse.journal.models import Blob, State
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.multi_exec import WriteCommand
+from redisfuse.transactions.portable_copy import can_rebuild, generate_rebuild_commands
+from redisfuse.transactions.state_reader import CurrentState
 
-WHOLE = 16 * CHUNK_BYTES  # bytes of a DUMP payload that are sent as one argument among others
+MAX_INLINE_DUMP_BYTES = 16 * CHUNK_BYTES  # bytes of a DUMP payload that are sent as one argument among others
 
 
-def write(target: Target, found: Found, content: Content, facts: Facts) -> list[Command]:
+def build_write(target: KeyRef, current: CurrentState, content: Blob, server_info: ServerInfo) -> list[WriteCommand]:
     """Give a string or field these bytes; its time to live stays."""
     if target.field is not None:
-        return _write_field(target.key, target.field, content, found.state.field_expires_at, facts)
-    if content.size <= CHUNK_BYTES and facts.at_least((6, 0)):
-        return [Command(("SET", target.key, content.read(), "KEEPTTL"))]
+        return _build_field_write(target.key, target.field, content, current.state.field_expires_at, server_info)
+    if content.size <= CHUNK_BYTES and server_info.version_at_least((6, 0)):
+        return [WriteCommand(("SET", target.key, content.read(), "KEEPTTL"))]
     # A large value must be its command's last word, so KEEPTTL has no place; the same transaction puts it back.
-    return rewrite(target.key, content, found)
+    return build_rewrite(target.key, content, current)
 
 
-def _write_field(key: bytes, field: bytes, content: Content, expires_at: int | None, facts: Facts) -> list[Command]:
+def _build_field_write(
+    key: bytes, field: bytes, content: Blob, expires_at: int | None, server_info: ServerInfo
+) -> list[WriteCommand]:
     if expires_at is None:
-        return [Command(("HSET", key, field), content)]
-    if facts.has_hsetex:
-        return [Command(("HSETEX", key, "KEEPTTL", "FIELDS", 1, field), content)]
-    return [Command(("HSET", key, field), content), *expire(Target(key, field), expires_at, facts)]
+        return [WriteCommand(("HSET", key, field), content)]
+    if server_info.has_hsetex:
+        return [WriteCommand(("HSETEX", key, "KEEPTTL", "FIELDS", 1, field), content)]
+    return [WriteCommand(("HSET", key, field), content), *build_expire(KeyRef(key, field), expires_at, server_info)]
 
 
-def remove(target: Target, facts: Facts) -> list[Command]:
+def build_remove(target: KeyRef, server_info: ServerInfo) -> list[WriteCommand]:
     """Take the key or field away."""
     if target.field is not None:
-        return [Command.of("HDEL", target.key, target.field)]
-    return [Command.of("UNLINK" if facts.at_least((4, 0)) else "DEL", target.key)]
+        return [WriteCommand.from_args("HDEL", target.key, target.field)]
+    return [WriteCommand.from_args("UNLINK" if server_info.version_at_least((4, 0)) else "DEL", target.key)]
 
 
-def rename(key: bytes, new_key: bytes) -> Command:
+def build_rename(key: bytes, new_key: bytes) -> WriteCommand:
     """Give a key another name; its time to live goes with it."""
-    return Command.of("RENAME", key, new_key)
+    return WriteCommand.from_args("RENAME", key, new_key)
 
 
-def expire(target: Target, at_ms: int | None, facts: Facts) -> list[Command]:
+def build_expire(target: KeyRef, expires_at_ms: int | None, server_info: ServerInfo) -> list[WriteCommand]:
     """Set the absolute expiry in ms of a key or field that is there, or (None) take it away.
 
     Raises NotSupportedError for a field on a server whose fields have none.
     """
     key, field = target.key, target.field
     if field is None:
-        return [Command.of("PERSIST", key) if at_ms is None else Command.of("PEXPIREAT", key, at_ms)]
-    if not facts.has_hash_field_ttl:
-        raise NotSupportedError(f"{facts.label} has no expiry for hash fields (Redis 7.4 and later have)")
-    if at_ms is None:
-        return [Command.of("HPERSIST", key, "FIELDS", 1, field)]
-    return [Command.of("HPEXPIREAT", key, at_ms, "FIELDS", 1, field)]
+        return [
+            WriteCommand.from_args("PERSIST", key)
+            if expires_at_ms is None
+            else WriteCommand.from_args("PEXPIREAT", key, expires_at_ms)
+        ]
+    if not server_info.has_hash_field_ttl:
+        raise NotSupportedError(f"{server_info.label} has no expiry for hash fields (Redis 7.4 and later have)")
+    if expires_at_ms is None:
+        return [WriteCommand.from_args("HPERSIST", key, "FIELDS", 1, field)]
+    return [WriteCommand.from_args("HPEXPIREAT", key, expires_at_ms, "FIELDS", 1, field)]
 
 
-def patch(key: bytes, offset: int, content: Content, found: Found) -> list[Command]:
+def build_patch(key: bytes, offset: int, content: Blob, current: CurrentState) -> list[WriteCommand]:
     """Put bytes at an offset of a string (which may be its end); its time to live stays."""
-    if offset == found.state.total:
-        return [Command(("APPEND", key), content)]
-    return [Command(("SETRANGE", key, offset), content)]
+    if offset == current.state.total_size:
+        return [WriteCommand(("APPEND", key), content)]
+    return [WriteCommand(("SETRANGE", key, offset), content)]
 
 
-def rewrite(key: bytes, content: Content, found: Found) -> list[Command]:
+def build_rewrite(key: bytes, content: Blob, current: CurrentState) -> list[WriteCommand]:
     """Give a string other bytes that come in pieces; its time to live stays."""
-    return [Command(("SET", key), content), *_expire_key(key, found.state.expires_at)]
+    return [WriteCommand(("SET", key), content), *_build_key_expire(key, current.state.expires_at)]
 
 
-def restore(target: Target, found: Found, wanted: State, facts: Facts, *, portable: bool = False) -> list[Command]:
+def build_restore(
+    target: KeyRef, current: CurrentState, desired_state: State, server_info: ServerInfo, *, portable: bool = False
+) -> list[WriteCommand]:
     """Make the target what `wanted` (absent, a value or an object) says, its absolute expiry included.
 
     An object comes back by RESTORE, or (`portable`, or if it was never DUMPed) from its portable copy. Raises
     NotSupportedError if neither was kept.
     """
-    if wanted.kind == "absent":
-        return remove(target, facts) if found.state.kind != "absent" else []
-    if wanted.kind == "object":
-        return _restore_object(target.key, found, wanted, facts, portable=portable)
-    assert wanted.content is not None
+    if desired_state.kind == "absent":
+        return build_remove(target, server_info) if current.state.kind != "absent" else []
+    if desired_state.kind == "object":
+        return _build_object_restore(target.key, current, desired_state, server_info, portable=portable)
+    assert desired_state.content is not None
     if target.field is not None:
-        return _restore_field(target.key, target.field, found, wanted, facts)
-    if wanted.expires_at == found.state.expires_at and found.key_type in (b"string", b"none"):
-        return write(target, found, wanted.content, facts)
-    if wanted.expires_at is None:
-        return [Command(("SET", target.key), wanted.content)]
-    if wanted.content.size <= CHUNK_BYTES and facts.at_least((6, 2)):
-        return [Command(("SET", target.key, wanted.content.read(), "PXAT", wanted.expires_at))]
-    return [Command(("SET", target.key), wanted.content), *_expire_key(target.key, wanted.expires_at)]
+        return _build_field_restore(target.key, target.field, current, desired_state, server_info)
+    if desired_state.expires_at == current.state.expires_at and current.key_type in (b"string", b"none"):
+        return build_write(target, current, desired_state.content, server_info)
+    if desired_state.expires_at is None:
+        return [WriteCommand(("SET", target.key), desired_state.content)]
+    if desired_state.content.size <= CHUNK_BYTES and server_info.version_at_least((6, 2)):
+        return [WriteCommand(("SET", target.key, desired_state.content.read(), "PXAT", desired_state.expires_at))]
+    return [
+        WriteCommand(("SET", target.key), desired_state.content),
+        *_build_key_expire(target.key, desired_state.expires_at),
+    ]
 
 
-def _restore_field(key: bytes, field: bytes, found: Found, wanted: State, facts: Facts) -> list[Command]:
-    assert wanted.content is not None
-    commands: list[Command] = []
-    if found.key_type not in (b"hash", b"none"):
-        commands += remove(Target(key), facts)
-    expires_at = wanted.field_expires_at if facts.has_hash_field_ttl else None
-    own = found.state.field_expires_at
+def _build_field_restore(
+    key: bytes, field: bytes, current: CurrentState, desired_state: State, server_info: ServerInfo
+) -> list[WriteCommand]:
+    assert desired_state.content is not None
+    commands: list[WriteCommand] = []
+    if current.key_type not in (b"hash", b"none"):
+        commands += build_remove(KeyRef(key), server_info)
+    expires_at = desired_state.field_expires_at if server_info.has_hash_field_ttl else None
+    own = current.state.field_expires_at
     if expires_at == own:
-        commands += _write_field(key, field, wanted.content, own, facts)
+        commands += _build_field_write(key, field, desired_state.content, own, server_info)
     else:
-        commands.append(Command(("HSET", key, field), wanted.content))  # which takes an expiry away
+        commands.append(WriteCommand(("HSET", key, field), desired_state.content))  # which takes an expiry away
         if expires_at is not None:
-            commands += expire(Target(key, field), expires_at, facts)
-    if found.key_type != b"hash":  # the hash went with its last field; its expiry comes back with it
-        commands += _expire_key(key, wanted.expires_at)
+            commands += build_expire(KeyRef(key, field), expires_at, server_info)
+    if current.key_type != b"hash":  # the hash went with its last field; its expiry comes back with it
+        commands += _build_key_expire(key, desired_state.expires_at)
     return commands
 
 
-def _restore_object(key: bytes, found: Found, wanted: State, facts: Facts, *, portable: bool) -> list[Command]:
-    there = [Command.of("UNLINK", key)] if found.key_type != b"none" else []
-    if wanted.content is not None and not portable:
-        if wanted.content.size <= WHOLE:
-            ends = ("ABSTTL",) if wanted.expires_at is not None else ()
+def _build_object_restore(
+    key: bytes, current: CurrentState, desired_state: State, server_info: ServerInfo, *, portable: bool
+) -> list[WriteCommand]:
+    there = [WriteCommand.from_args("UNLINK", key)] if current.key_type != b"none" else []
+    if desired_state.content is not None and not portable:
+        if desired_state.content.size <= MAX_INLINE_DUMP_BYTES:
+            ends = ("ABSTTL",) if desired_state.expires_at is not None else ()
             replaces = ("REPLACE",) if there else ()
-            words = ("RESTORE", key, wanted.expires_at or 0, wanted.content.read(), *replaces, *ends)
-            return [Command(words)]
-        return [*there, Command(("RESTORE", key, 0), wanted.content), *_expire_key(key, wanted.expires_at)]
-    if wanted.logical is None or not can_rebuild(wanted.type):
+            words = ("RESTORE", key, desired_state.expires_at or 0, desired_state.content.read(), *replaces, *ends)
+            return [WriteCommand(words)]
+        return [
+            *there,
+            WriteCommand(("RESTORE", key, 0), desired_state.content),
+            *_build_key_expire(key, desired_state.expires_at),
+        ]
+    if desired_state.portable_copy is None or not can_rebuild(desired_state.type):
         raise NotSupportedError(
-            f"no copy of this {wanted.type.decode('ascii', 'replace')} was kept that could be restored"
+            f"no copy of this {desired_state.type.decode('ascii', 'replace')} was kept that could be restored"
         )
-    copy = wanted.logical
-    rebuilt = Command(("rebuild", key), series=lambda: rebuild(key, copy, facts))
-    return [*there, rebuilt, *_expire_key(key, wanted.expires_at)]
+    copy = desired_state.portable_copy
+    rebuilt = WriteCommand(("rebuild", key), expand=lambda: generate_rebuild_commands(key, copy, server_info))
+    return [*there, rebuilt, *_build_key_expire(key, desired_state.expires_at)]
 
 
-def _expire_key(key: bytes, at_ms: int | None) -> list[Command]:
-    return [] if at_ms is None else [Command.of("PEXPIREAT", key, at_ms)]
+def _build_key_expire(key: bytes, expires_at_ms: int | None) -> list[WriteCommand]:
+    return [] if expires_at_ms is None else [WriteCommand.from_args("PEXPIREAT", key, expires_at_ms)]

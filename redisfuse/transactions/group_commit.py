@@ -9,94 +9,96 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from redisfuse.transactions.mutation import Decide
-from redisfuse.transactions.state_reader import Look
+from redisfuse.transactions.mutation import PlanFunction
+from redisfuse.transactions.state_reader import ReadRequest
 
-MOST = 64  # changes that go together
-PATIENCE = 0.0005  # seconds that a leader waits for those who went along last time: about what an fsync takes
+MAX_REQUESTS_PER_BATCH = 64  # changes that go together
+LEADER_WAIT_SECONDS = (
+    0.0005  # seconds that a leader waits for those who went along last time: about what an fsync takes
+)
 
 
-def _closed() -> threading.Lock:
+def _create_acquired_lock() -> threading.Lock:
     lock = threading.Lock()
     lock.acquire()
     return lock
 
 
 @dataclass(slots=True, eq=False)
-class Request:
+class CommitRequest:
     """One change to be made, and in the end its rows or its error."""
 
-    looks: Sequence[Look]
-    decide: Decide
-    ids: list[int] | None = None
+    reads: Sequence[ReadRequest]
+    plan: PlanFunction
+    change_ids: list[int] | None = None
     error: BaseException | None = None
-    recorded: int | None = None  # its newest row, whatever became of it
-    told: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
-    woken: threading.Lock = field(default_factory=_closed)  # opened once: it has its outcome, or leads
-    leads: bool = False
+    recorded_change_id: int | None = None  # its newest row, whatever became of it
+    changed_keys: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
+    wakeup: threading.Lock = field(default_factory=_create_acquired_lock)  # opened once: it has its outcome, or leads
+    is_leader: bool = False
 
     @property
-    def open(self) -> bool:
+    def is_pending(self) -> bool:
         """Whether it has no outcome yet."""
-        return self.ids is None and self.error is None
+        return self.change_ids is None and self.error is None
 
     @property
     def keys(self) -> set[bytes]:
         """The keys that it watches."""
-        return {look.target.key for look in self.looks}
+        return {look.target.key for look in self.reads}
 
-    def tell(self, changed: Mapping[bytes, bool | None]) -> None:
+    def add_changed_keys(self, changed: Mapping[bytes, bool | None]) -> None:
         """Remember what was changed."""
-        self.told.update(changed)
+        self.changed_keys.update(changed)
 
 
-class Line:
+class CommitQueue:
     """Where requests wait. `work` settles every request that it is given, and does not raise."""
 
-    def __init__(self, work: Callable[[list[Request]], None]) -> None:
-        self._work = work
-        self._arrival = threading.Condition()  # its lock is held for a moment only
-        self._waiting: list[Request] = []
-        self._led = False
-        self._usual = 1  # how many went together last time
+    def __init__(self, commit_batch: Callable[[list[CommitRequest]], None]) -> None:
+        self._commit_batch = commit_batch
+        self._request_queued = threading.Condition()  # its lock is held for a moment only
+        self._queued: list[CommitRequest] = []
+        self._has_leader = False
+        self._last_batch_size = 1  # how many went together last time
 
-    def settle(self, request: Request) -> None:
+    def submit(self, request: CommitRequest) -> None:
         """Return when the request has its outcome."""
-        with self._arrival:
-            self._waiting.append(request)
-            request.leads = not self._led
-            self._led = True
-            self._arrival.notify()
-        if not request.leads:
-            request.woken.acquire()
-            if not request.leads:
+        with self._request_queued:
+            self._queued.append(request)
+            request.is_leader = not self._has_leader
+            self._has_leader = True
+            self._request_queued.notify()
+        if not request.is_leader:
+            request.wakeup.acquire()
+            if not request.is_leader:
                 return
-        company = self._company(request)
+        company = self._take_batch(request)
         try:
-            self._work(company)
+            self._commit_batch(company)
         finally:
-            self._pass_on()
+            self._promote_next_leader()
             for each in company:
                 if each is not request:
-                    each.woken.release()
+                    each.wakeup.release()
 
-    def _company(self, leader: Request) -> list[Request]:
+    def _take_batch(self, leader: CommitRequest) -> list[CommitRequest]:
         """The leader and those who wait, in order; of two that concern one key only the first."""
-        with self._arrival:
-            self._arrival.wait_for(lambda: len(self._waiting) >= self._usual, PATIENCE)
+        with self._request_queued:
+            self._request_queued.wait_for(lambda: len(self._queued) >= self._last_batch_size, LEADER_WAIT_SECONDS)
             company, keys = [leader], set(leader.keys)
-            for each in self._waiting:
-                if each is not leader and len(company) < MOST and not keys & each.keys:
+            for each in self._queued:
+                if each is not leader and len(company) < MAX_REQUESTS_PER_BATCH and not keys & each.keys:
                     company.append(each)
                     keys |= each.keys
-            self._waiting = [each for each in self._waiting if each not in company]
-            self._usual = len(company)
+            self._queued = [each for each in self._queued if each not in company]
+            self._last_batch_size = len(company)
         return company
 
-    def _pass_on(self) -> None:
-        with self._arrival:
-            if not self._waiting:
-                self._led = False
+    def _promote_next_leader(self) -> None:
+        with self._request_queued:
+            if not self._queued:
+                self._has_leader = False
                 return
-            self._waiting[0].leads = True
-            self._waiting[0].woken.release()
+            self._queued[0].is_leader = True
+            self._queued[0].wakeup.release()

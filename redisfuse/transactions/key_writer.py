@@ -10,33 +10,33 @@ from dataclasses import replace
 from itertools import chain
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import (
     AccessError,
     ConflictError,
     ExistsError,
-    InvalidError,
+    InvalidArgumentError,
     NotFoundError,
     TooLargeError,
     UnavailableError,
 )
-from redisfuse.journal.directory_rows import Directory, encode
+from redisfuse.journal.directory_rows import DirectoryComponents, encode_directory
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ABSENT, DIRECTORY, Content, Intent, State
-from redisfuse.paths.grammar import Target
+from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, State
+from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
-from redisfuse.transactions.executor import OnApplied, RefusedError, Step, Steps
-from redisfuse.transactions.precondition import Basis
-from redisfuse.transactions.rename import Move, move_step
-from redisfuse.transactions.state_reader import Found, Look, spool
+from redisfuse.transactions.executor import AppliedCallback, Mutation, MutationRefusedError, TransactionExecutor
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.rename import RenamePair, build_rename_mutation
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest, open_spool_file
 
-LARGEST = 512 * CHUNK_BYTES  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
-LIGHT = 64 * 1024  # bytes of a value that may share a transaction with others
-DUMP_LIMIT = 100_000  # elements
+MAX_VALUE_BYTES = 512 * CHUNK_BYTES  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
+MAX_GROUP_COMMIT_BYTES = 64 * 1024  # bytes of a value that may share a transaction with others
+DEFAULT_DUMP_LIMIT_ELEMENTS = 100_000  # elements
 
 
-class Edits:
-    """Thread-safe. `session` is the journal's, already begun; `server` is writable.
+class KeyWriter:
+    """Thread-safe. `session_id` is the journal's, already begun; `client` is writable.
 
     `allow(key)` says which keys may be changed at all. `on_begin` is called before each change, `on_applied` after it,
     from the thread that made it, also when it is not known what became of it. `dump_limit`: elements of a collection
@@ -45,270 +45,306 @@ class Edits:
 
     def __init__(
         self,
-        server: Server,
+        client: RedisClient,
         journal: Journal,
-        session: int,
+        session_id: int,
         *,
         conflict_check: bool = True,
         allow: Callable[[bytes], bool] = lambda _key: True,
-        dump_limit: int = DUMP_LIMIT,
+        dump_limit: int = DEFAULT_DUMP_LIMIT_ELEMENTS,
         on_begin: Callable[[Collection[bytes]], None] = lambda _keys: None,
-        on_applied: OnApplied = lambda _keys: None,
+        on_applied: AppliedCallback = lambda _keys: None,
     ) -> None:
-        self.server = server
+        self.client = client
         self.journal = journal
-        self.session = session
+        self.session_id = session_id
         self._conflict_check = conflict_check
-        self._allow = allow
+        self._is_allowed = allow
         self._on_begin = on_begin
-        self._name = journal.session(session).info.server.name
-        self.steps = Steps(server, journal, session, dump_limit=dump_limit, on_applied=on_applied)
+        self._server_name = journal.get_session(session_id).metadata.server.name
+        self.executor = TransactionExecutor(client, journal, session_id, dump_limit=dump_limit, on_applied=on_applied)
 
     # -- contents -----------------------------------------------------------------------------------------------------
 
-    def save(self, target: Target, content: Content, *, basis: Basis, path: bytes, op: str = "write") -> None:
+    def save(
+        self, target: KeyRef, content: Blob, *, precondition: Precondition, path: bytes, op: str = "write"
+    ) -> None:
         """Give a string or field a new whole content; it is created if the basis allows that. Its time to live stays.
 
-        Raises ConflictError (the bytes are kept in the journal), TooLargeError, AccessError, and what `Steps.run` does.
+        Raises ConflictError (the bytes are kept in the journal), TooLargeError, AccessError, and what `TransactionExecutor.run` does.
         """
-        self._check([target], content.size)
+        self._check_targets([target], content.size)
         state_type = b"string" if target.field is None else b"field"
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
-            there = found[target]
-            new = State.of_value(
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+            there = states[target]
+            new = State.from_value(
                 content,
                 state_type,
                 expires_at=there.key_expires_at,
                 field_expires_at=there.state.field_expires_at,
             )
-            intent = Intent(path, op, target.key, target.field, there.state, new)
-            self._check_basis(basis, there, intent)
-            return [Step((intent,), tuple(command_builder.write(target, there, content, self.server.facts)))]
+            intent = ChangeIntent(path, op, target.key, target.field, there.state, new)
+            self._check_precondition(precondition, there, intent)
+            return [
+                Mutation((intent,), tuple(command_builder.build_write(target, there, content, self.client.server_info)))
+            ]
 
-        only_length = basis.length if self._conflict_check and basis.kind in ("content", "length") else None
-        looks = [Look(target, basis.expected, objects=False, only_length=only_length)]
-        light = content.size <= LIGHT and basis.expected is not None and basis.expected <= LIGHT
-        self.steps.run(looks, decide, light=light)
+        only_length = precondition.size if self._conflict_check and precondition.kind in ("content", "length") else None
+        looks = [ReadRequest(target, precondition.expected_size, read_objects=False, required_size=only_length)]
+        light = (
+            content.size <= MAX_GROUP_COMMIT_BYTES
+            and precondition.expected_size is not None
+            and precondition.expected_size <= MAX_GROUP_COMMIT_BYTES
+        )
+        self.executor.run(looks, plan, group_commit=light)
 
     def patch(
-        self, target: Target, offset: int, content: Content, *, basis: Basis, path: bytes, op: str | None = None
+        self,
+        target: KeyRef,
+        offset: int,
+        content: Blob,
+        *,
+        precondition: Precondition,
+        path: bytes,
+        op: str | None = None,
     ) -> None:
         """Write bytes at an offset of a string (at its end or beyond: append); only they are sent and journaled.
 
         Raises as `save` does, InvalidError for a field.
         """
         if target.field is not None:
-            raise InvalidError("a hash field can only be written whole")
-        self._check([target], offset + content.size)
+            raise InvalidArgumentError("a hash field can only be written whole")
+        self._check_targets([target], offset + content.size)
         if not content.size:
             return
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
-            there = found[target]
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+            there = states[target]
             prior = there.state
-            total = max(prior.total, offset + content.size)
+            total = max(prior.total_size, offset + content.size)
             if prior.kind == "absent":
-                new = State.of_value(_padded(content, offset))
+                new = State.from_value(_pad_with_zeros(content, offset))
             else:
-                new = State.of_slice(content, offset, total, expires_at=there.key_expires_at)
-            name = op or ("append" if offset == prior.total else "write")
-            intent = Intent(path, name, target.key, None, prior, new)
-            self._check_basis(basis, there, intent)
-            return [Step((intent,), tuple(command_builder.patch(target.key, offset, content, there)))]
+                new = State.from_slice(content, offset, total, expires_at=there.key_expires_at)
+            name = op or ("append" if offset == prior.total_size else "write")
+            intent = ChangeIntent(path, name, target.key, None, prior, new)
+            self._check_precondition(precondition, there, intent)
+            return [Mutation((intent,), tuple(command_builder.build_patch(target.key, offset, content, there)))]
 
-        look = Look(target, content.size, part=(offset, content.size), objects=False)
-        self.steps.run([look], decide, light=content.size <= LIGHT)
+        look = ReadRequest(target, content.size, byte_range=(offset, content.size), read_objects=False)
+        self.executor.run([look], plan, group_commit=content.size <= MAX_GROUP_COMMIT_BYTES)
 
-    def keep_refused(self, target: Target, states: Sequence[State], *, path: bytes, error: str) -> int:
+    def record_refused(self, target: KeyRef, states: Sequence[State], *, path: bytes, error: str) -> int:
         """Keep bytes in the journal that could not be saved, as refused changes; returns the first one's id."""
         prior = replace(ABSENT, note="what was there was not read")
-        intents = [Intent(path, "write", target.key, target.field, prior, new) for new in states]
-        return self.journal.intend(self.session, intents, state="refused", error=error)[0]
+        intents = [ChangeIntent(path, "write", target.key, target.field, prior, new) for new in states]
+        return self.journal.record_intents(self.session_id, intents, outcome="refused", error=error)[0]
 
-    def _check_basis(self, basis: Basis, there: Found, intent: Intent) -> None:
+    def _check_precondition(self, precondition: Precondition, current: CurrentState, intent: ChangeIntent) -> None:
         """Raise RefusedError if this is not what the file was opened on. The type is checked in any case."""
         name = "the field" if intent.field is not None else "the key"
-        if not there.usable or there.state.kind == "object":
-            held = there.key_type.decode("ascii", "replace")
-            raise RefusedError(ConflictError(f"the key now holds a {held}, which this would destroy"), [intent])
-        if not self._conflict_check or basis.matches(there.state):
+        if not current.is_type_compatible or current.state.kind == "object":
+            held = current.key_type.decode("ascii", "replace")
+            raise MutationRefusedError(ConflictError(f"the key now holds a {held}, which this would destroy"), [intent])
+        if not self._conflict_check or precondition.holds_for(current.state):
             return
-        if there.state.kind == "absent":
+        if current.state.kind == "absent":
             what = f"{name} is gone since the file was opened (deleted, expired or evicted)"
-        elif basis.kind == "absent":
+        elif precondition.kind == "absent":
             what = f"{name} was created by somebody else meanwhile"
         else:
             what = f"{name} was changed by somebody else since the file was opened"
-        raise RefusedError(ConflictError(what), [intent])
+        raise MutationRefusedError(ConflictError(what), [intent])
 
     # -- whole keys and fields ----------------------------------------------------------------------------------------
 
-    def remove(self, targets: Sequence[Target], *, path: bytes, basis: Basis | None = None) -> None:
+    def remove(self, targets: Sequence[KeyRef], *, path: bytes, precondition: Precondition | None = None) -> None:
         """Remove keys of any type, or fields, as one operation. Those that are gone already are passed over.
 
         `basis`: what a single target must still hold. Raises ConflictError if it does not (no bytes are
-        new, so nothing is kept), NotFoundError if none was there, AccessError, and what `Steps.run` does.
+        new, so nothing is kept), NotFoundError if none was there, AccessError, and what `TransactionExecutor.run` does.
         """
-        self._check(targets)
+        self._check_targets(targets)
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
-            if basis is not None and self._conflict_check:
-                for there in found.values():
-                    if there.state.kind != "absent" and not basis.matches(there.state):
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+            if precondition is not None and self._conflict_check:
+                for there in states.values():
+                    if there.state.kind != "absent" and not precondition.holds_for(there.state):
                         raise ConflictError("it was changed by somebody else meanwhile, so it is not removed")
             steps = [
-                Step(
-                    (Intent(path, "remove", target.key, target.field, there.state, ABSENT),),
-                    tuple(command_builder.remove(target, self.server.facts)),
+                Mutation(
+                    (ChangeIntent(path, "remove", target.key, target.field, there.state, ABSENT),),
+                    tuple(command_builder.build_remove(target, self.client.server_info)),
                 )
-                for target, there in found.items()
+                for target, there in states.items()
                 if there.state.kind != "absent"
             ]
             if not steps:
                 raise NotFoundError("it is gone already (deleted, expired or evicted)")
             return steps
 
-        self.steps.run([Look(target) for target in targets], decide)
+        self.executor.run([ReadRequest(target) for target in targets], plan)
 
-    def remove_each(self, paths: Mapping[Target, bytes]) -> int:
+    def remove_independently(self, paths: Mapping[KeyRef, bytes]) -> int:
         """Remove keys of any type, or fields, each as an operation of its own; returns how many were still there.
 
-        `paths`: what each is called in the mount. Raises AccessError, and what `Steps.run` does.
+        `paths`: what each is called in the mount. Raises AccessError, and what `TransactionExecutor.run` does.
         """
-        self._check(list(paths))
+        self._check_targets(list(paths))
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
             return [
-                Step(
-                    (Intent(paths[target], "remove", target.key, target.field, there.state, ABSENT),),
-                    tuple(command_builder.remove(target, self.server.facts)),
-                    operation=number,
+                Mutation(
+                    (ChangeIntent(paths[target], "remove", target.key, target.field, there.state, ABSENT),),
+                    tuple(command_builder.build_remove(target, self.client.server_info)),
+                    group_index=number,
                 )
-                for number, (target, there) in enumerate(found.items())
+                for number, (target, there) in enumerate(states.items())
                 if there.state.kind != "absent"
             ]
 
-        return len(self.steps.run([Look(target) for target in paths], decide))
+        return len(self.executor.run([ReadRequest(target) for target in paths], plan))
 
     def rename(
         self,
-        moves: Sequence[tuple[Target, Target]],
+        moves: Sequence[tuple[KeyRef, KeyRef]],
         *,
         path: bytes,
         new_path: bytes,
-        replace: bool = True,
+        allow_replace: bool = True,
     ) -> list[int]:
         """Move keys or fields to other names, as one operation (a directory's rename is many moves); returns the ids of
         the changes.
 
         What replaces a key or field takes over its expiry; else the own one stays. Raises NotFoundError (nothing was
         there), ExistsError (`replace` is false), AccessError (not allowed, or a string would replace a collection),
-        InvalidError (a collection as a field), and what `Steps.run` does.
+        InvalidError (a collection as a field), and what `TransactionExecutor.run` does.
         """
-        wanted = [Move(source, target) for source, target in moves if source != target]
-        self._check([target for move in wanted for target in (move.source, move.target)])
-        if len({target for move in wanted for target in (move.source, move.target)}) != 2 * len(wanted):
-            raise InvalidError("a name is moved twice, or onto one that is moved too")
+        wanted = [RenamePair(source, target) for source, target in moves if source != target]
+        self._check_targets([target for move in wanted for target in (move.source, move.destination)])
+        if len({target for move in wanted for target in (move.source, move.destination)}) != 2 * len(wanted):
+            raise InvalidArgumentError("a name is moved twice, or onto one that is moved too")
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
-            there = [move for move in wanted if found[move.source].state.kind != "absent"]
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+            there = [move for move in wanted if states[move.source].state.kind != "absent"]
             if not there:
                 raise NotFoundError("it is gone already (deleted, expired or evicted)")
-            if not replace and any(found[move.target].state.kind != "absent" for move in there):
+            if not allow_replace and any(states[move.destination].state.kind != "absent" for move in there):
                 raise ExistsError("there is something of that name already")
-            facts = self.server.facts
-            return [move_step(move, found, facts, path=path, new_path=new_path) for move in there]
+            facts = self.client.server_info
+            return [build_rename_mutation(move, states, facts, path=path, new_path=new_path) for move in there]
 
         if not wanted:
             return []
-        return self.steps.run([Look(target) for move in wanted for target in (move.source, move.target)], decide)
+        return self.executor.run(
+            [ReadRequest(target) for move in wanted for target in (move.source, move.destination)], plan
+        )
 
-    def expire(self, target: Target, at_ms: int | None, *, path: bytes) -> None:
+    def expire(self, target: KeyRef, expires_at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires (absolute, Unix time in ms), or None: never.
 
         Raises NotFoundError, InvalidError (that time has passed), NotSupportedError (this server's fields can't).
         """
-        self._check([target])
-        if at_ms is not None and at_ms <= time.time() * 1000:
-            raise InvalidError("that time has passed; to delete it, delete it")
+        self._check_targets([target])
+        if expires_at_ms is not None and expires_at_ms <= time.time() * 1000:
+            raise InvalidArgumentError("that time has passed; to delete it, delete it")
 
-        def decide(found: Mapping[Target, Found]) -> list[Step]:
-            prior = found[target].state
+        def plan(states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+            prior = states[target].state
             if prior.kind == "absent":
                 raise NotFoundError("it is gone already (deleted, expired or evicted)")
-            new = replace(prior, expires_at=at_ms) if target.field is None else replace(prior, field_expires_at=at_ms)
+            new = (
+                replace(prior, expires_at=expires_at_ms)
+                if target.field is None
+                else replace(prior, field_expires_at=expires_at_ms)
+            )
             if new == prior:
                 return []
-            intent = Intent(path, "expire", target.key, target.field, prior, new)
-            return [Step((intent,), tuple(command_builder.expire(target, at_ms, self.server.facts)))]
+            intent = ChangeIntent(path, "expire", target.key, target.field, prior, new)
+            return [
+                Mutation((intent,), tuple(command_builder.build_expire(target, expires_at_ms, self.client.server_info)))
+            ]
 
-        self.steps.run([Look(target)], decide)
+        self.executor.run([ReadRequest(target)], plan)
 
     # -- empty directories (in the journal only) ----------------------------------------------------------------------
 
-    def directories(self) -> set[Directory]:
+    def list_directories(self) -> set[DirectoryComponents]:
         """The empty directories that are kept for this server's database."""
-        return self.journal.directories(self._name)
+        return self.journal.list_directories(self._server_name)
 
-    def make_directory(self, directory: Directory, *, path: bytes) -> None:
+    def make_directory(self, directory: DirectoryComponents, *, path: bytes) -> None:
         """Make an empty directory."""
-        intent = Intent(path, "mkdir", encode(directory), None, ABSENT, DIRECTORY)
-        self.journal.alter_directories(self._name, add=[directory], session=self.session, intents=[intent])
+        intent = ChangeIntent(path, "mkdir", encode_directory(directory), None, ABSENT, DIRECTORY)
+        self.journal.update_directories(
+            self._server_name, add=[directory], session_id=self.session_id, intents=[intent]
+        )
 
-    def remove_directory(self, directory: Directory, *, path: bytes) -> None:
+    def remove_directory(self, directory: DirectoryComponents, *, path: bytes) -> None:
         """Remove an empty directory."""
-        intent = Intent(path, "rmdir", encode(directory), None, DIRECTORY, ABSENT)
-        self.journal.alter_directories(self._name, remove=[directory], session=self.session, intents=[intent])
+        intent = ChangeIntent(path, "rmdir", encode_directory(directory), None, DIRECTORY, ABSENT)
+        self.journal.update_directories(
+            self._server_name, remove=[directory], session_id=self.session_id, intents=[intent]
+        )
 
     def rename_directories(
-        self, moves: Sequence[tuple[Directory, Directory]], *, path: bytes, new_path: bytes, group: int | None
+        self,
+        moves: Sequence[tuple[DirectoryComponents, DirectoryComponents]],
+        *,
+        path: bytes,
+        new_path: bytes,
+        group_id: int | None,
     ) -> None:
         """Give empty directories other names. `group`: a change of the same operation, if there is one."""
-        intents: list[Intent] = []
+        intents: list[ChangeIntent] = []
         for old, new in moves:
-            intents.append(Intent(path, "rename", encode(old), None, DIRECTORY, ABSENT, new_path=new_path))
-            intents.append(Intent(path, "rename", encode(new), None, ABSENT, DIRECTORY, new_path=new_path))
-        self.journal.alter_directories(
-            self._name,
+            intents.append(
+                ChangeIntent(path, "rename", encode_directory(old), None, DIRECTORY, ABSENT, new_path=new_path)
+            )
+            intents.append(
+                ChangeIntent(path, "rename", encode_directory(new), None, ABSENT, DIRECTORY, new_path=new_path)
+            )
+        self.journal.update_directories(
+            self._server_name,
             add=[new for _, new in moves],
             remove=[old for old, _ in moves],
-            session=self.session,
+            session_id=self.session_id,
             intents=intents,
-            group=group,
+            group_id=group_id,
         )
 
     # -- the rest -----------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
+    def resolve_in_doubt(self) -> None:
         """Find out, if the server answers, about changes whose answers were lost."""
         try:
-            self.steps.settle_leftovers()
+            self.executor.resolve_in_doubt()
         except UnavailableError:
             return
 
-    def made(self, change: int) -> State | None:
+    def get_applied_state(self, change_id: int) -> State | None:
         """What a change of this mount made, if it was applied after all. Raises UnavailableError if nobody knows."""
-        self.steps.settle_leftovers()
-        found = self.journal.change(change)
-        return found.new if found.state == "applied" else None
+        self.executor.resolve_in_doubt()
+        found = self.journal.get_change(change_id)
+        return found.new if found.outcome == "applied" else None
 
     def check_allowed(self, key: bytes) -> None:
         """Raises AccessError for a key that this mount may not change (--allow)."""
-        if not self._allow(key):
+        if not self._is_allowed(key):
             raise AccessError(f"{key!r} may not be changed: it matches no --allow of this mount")
 
-    def _check(self, targets: Sequence[Target], size: int = 0) -> None:
+    def _check_targets(self, targets: Sequence[KeyRef], size_bytes: int = 0) -> None:
         for target in targets:
             self.check_allowed(target.key)
-        if size > LARGEST:
-            raise TooLargeError(f"{size} bytes: a Redis string can't be larger than 512 MiB")
+        if size_bytes > MAX_VALUE_BYTES:
+            raise TooLargeError(f"{size_bytes} bytes: a Redis string can't be larger than 512 MiB")
         self._on_begin({target.key for target in targets})
 
 
-def _padded(content: Content, offset: int) -> Content:
+def _pad_with_zeros(content: Blob, offset: int) -> Blob:
     """What a write at an offset makes of nothing: NULs, then the content."""
     if not offset:
         return content
     gap = (bytes(min(CHUNK_BYTES, offset - start)) for start in range(0, offset, CHUNK_BYTES))
-    return Content.of_chunks(chain(gap, content.chunks()), spool())
+    return Blob.from_chunks(chain(gap, content.iter_chunks()), open_spool_file())

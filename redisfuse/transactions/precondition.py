@@ -5,21 +5,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from redisfuse.journal.models import Content, State
+from redisfuse.journal.models import Blob, State
 
 
 @dataclass(frozen=True, slots=True)
-class Basis:
-    """What the target held when the file was opened. Make one with a class method; `matches` is the conflict check.
+class Precondition:
+    """What the target held when the file was opened. Make one with a class method; `holds_for` is the conflict check.
 
     The type needs no place here: a target with a field is a hash field, one without is a string, and that much is
     checked always, in the same transaction.
     """
 
     kind: Literal["absent", "content", "length", "anything"]
-    length: int = 0  # bytes
+    size: int = 0  # bytes
     digest: bytes = b""  # SHA-256 of the content
-    unchanged: Callable[[], bool] | None = None
+    is_unchanged: Callable[[], bool] | None = None
 
     @classmethod
     def absent(cls) -> Self:
@@ -27,43 +27,43 @@ class Basis:
         return cls("absent")
 
     @classmethod
-    def of(cls, data: bytes) -> Self:
+    def from_bytes(cls, data: bytes) -> Self:
         """It held these bytes."""
-        return cls.content(len(data), hashlib.sha256(data).digest())
+        return cls.content_equals(len(data), hashlib.sha256(data).digest())
 
     @classmethod
-    def content(cls, length: int, digest: bytes) -> Self:
-        """It held `length` bytes with this SHA-256."""
-        return cls("content", length, digest)
+    def content_equals(cls, size: int, digest: bytes) -> Self:
+        """It held `size` bytes with this SHA-256."""
+        return cls("content", size, digest)
 
     @classmethod
-    def big(cls, length: int, unchanged: Callable[[], bool]) -> Self:
-        """It held `length` bytes, not all read; `unchanged()` says whether no change of it was heard of since."""
-        return cls("length", length, unchanged=unchanged)
+    def size_equals(cls, size: int, is_unchanged: Callable[[], bool]) -> Self:
+        """It held `size` bytes, not all read; `is_unchanged()` says whether no change of it was heard of since."""
+        return cls("length", size, is_unchanged=is_unchanged)
 
     @classmethod
-    def anything(cls) -> Self:
+    def unconditional(cls) -> Self:
         """Whatever is there may be replaced (a file opened without looking, `apply --force`)."""
         return cls("anything")
 
-    def is_content(self, content: Content) -> bool:
+    def requires_exactly(self, content: Blob) -> bool:
         """Did the target surely hold just this?"""
-        return self.kind == "content" and self.length == content.size and self.digest == content.digest
+        return self.kind == "content" and self.size == content.size and self.digest == content.digest
 
     @property
-    def expected(self) -> int | None:
+    def expected_size(self) -> int | None:
         """How many bytes the value is thought to have (0: there is none), or None: nothing is known."""
-        return None if self.kind == "anything" else self.length
+        return None if self.kind == "anything" else self.size
 
-    def matches(self, found: State) -> bool:
+    def holds_for(self, state: State) -> bool:
         """Is `found` (a whole value, a slice or absent) what the file was opened on?"""
         if self.kind == "anything":
             return True
         if self.kind == "absent":
-            return found.kind == "absent"
-        if found.kind not in ("value", "slice") or found.content is None:
+            return state.kind == "absent"
+        if state.kind not in ("value", "slice") or state.content is None:
             return False
-        if self.kind == "content" and found.kind == "value":
-            return found.content.size == self.length and found.content.digest == self.digest
-        length = found.content.size if found.kind == "value" else found.total
-        return length == self.length and (self.unchanged is None or self.unchanged())
+        if self.kind == "content" and state.kind == "value":
+            return state.content.size == self.size and state.content.digest == self.digest
+        length = state.content.size if state.kind == "value" else state.total_size
+        return length == self.size and (self.is_unchanged is None or self.is_unchanged())

@@ -4,80 +4,86 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from redisfuse.journal.models import Change, State
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.matching import look_for
-from redisfuse.transactions.state_reader import Found, Look
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.matching import build_read_request
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest
 
 
 @dataclass(slots=True)
-class _Touched:
+class _KeyDependencies:
     """What was done so far to one key."""
 
-    exact: bool = True  # only whole values that the journal knows byte for byte
-    removals: bool = False  # something was absent before or after
-    whole: bool = False  # the key itself
+    is_exact: bool = True  # only whole values that the journal knows byte for byte
+    has_removals: bool = False  # something was absent before or after
+    is_whole_key: bool = False  # the key itself
     fields: set[bytes] = field(default_factory=set)
 
 
-class Course:
+class DependencyTracker:
     """Tells whether a change can be decided together with newer ones of the same key, without looking in between."""
 
     def __init__(self) -> None:
-        self._keys: dict[bytes, _Touched] = {}
+        self._dependencies_by_key: dict[bytes, _KeyDependencies] = {}
 
-    def admits(self, change: Change) -> bool:
+    def is_predictable(self, change: Change) -> bool:
         """Whether what its target holds, once the newer changes are taken back, follows from the journal alone."""
-        touched = self._keys.get(change.key)
+        touched = self._dependencies_by_key.get(change.key)
         if touched is None:
             return True
         if change.field is None:
-            return touched.exact and touched.whole and not touched.fields and _exact(change)
-        return touched.exact and not touched.whole and not touched.removals and _exact(change) and not _removal(change)
+            return touched.is_exact and touched.is_whole_key and not touched.fields and _is_exact(change)
+        return (
+            touched.is_exact
+            and not touched.is_whole_key
+            and not touched.has_removals
+            and _is_exact(change)
+            and not _creates_or_removes(change)
+        )
 
     def add(self, change: Change) -> None:
         """It is taken back next."""
-        touched = self._keys.setdefault(change.key, _Touched())
-        touched.exact = touched.exact and _exact(change)
-        touched.removals = touched.removals or _removal(change)
+        touched = self._dependencies_by_key.setdefault(change.key, _KeyDependencies())
+        touched.is_exact = touched.is_exact and _is_exact(change)
+        touched.has_removals = touched.has_removals or _creates_or_removes(change)
         if change.field is None:
-            touched.whole = True
+            touched.is_whole_key = True
         else:
             touched.fields.add(change.field)
 
 
-def _exact(change: Change) -> bool:
+def _is_exact(change: Change) -> bool:
     return all(state.kind in ("absent", "value") for state in (change.prior, change.new))
 
 
-def _removal(change: Change) -> bool:
+def _creates_or_removes(change: Change) -> bool:
     return change.prior.kind == "absent" or change.new.kind == "absent"
 
 
-class Ground:
+class ProjectedState:
     """What was found, overlaid with what is about to be written."""
 
-    def __init__(self, found: Mapping[Target, Found]) -> None:
-        self._found = dict(found)
+    def __init__(self, states: Mapping[KeyRef, CurrentState]) -> None:
+        self._states = dict(states)
 
-    def __getitem__(self, target: Target) -> Found:
-        return self._found[target]
+    def __getitem__(self, target: KeyRef) -> CurrentState:
+        return self._states[target]
 
-    def becomes(self, target: Target, state: State) -> None:
+    def set_state(self, target: KeyRef, state: State) -> None:
         """The target will hold this."""
-        before = self._found[target]
+        before = self._states[target]
         if target.field is None:
-            self._found[target] = Found(state.type, state, state.expires_at)
+            self._states[target] = CurrentState(state.type, state, state.expires_at)
         elif state.kind == "absent":
-            self._found[target] = replace(before, state=state)
+            self._states[target] = replace(before, state=state)
         else:
-            self._found[target] = replace(before, state=state, key_type=b"hash", usable=True)
+            self._states[target] = replace(before, state=state, key_type=b"hash", is_type_compatible=True)
 
 
-def looks_for(changes: Sequence[Change]) -> list[Look]:
+def build_read_requests(changes: Sequence[Change]) -> list[ReadRequest]:
     """What must be read to take these back: each target once, as the first of its changes needs it."""
-    looks: dict[Target, Look] = {}
+    looks: dict[KeyRef, ReadRequest] = {}
     for change in changes:
-        target = Target(change.key, change.field)
+        target = KeyRef(change.key, change.field)
         if target not in looks:
-            looks[target] = look_for(target, change.new, change.prior)
+            looks[target] = build_read_request(target, change.new, change.prior)
     return list(looks.values())

@@ -3,59 +3,59 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from redisfuse.client.client import Server
-from redisfuse.journal.journal import Journal, now
+from redisfuse.client.client import RedisClient
+from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import Change, Outcome, State
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.executor import server_time
-from redisfuse.transactions.matching import agrees, look_for, reached
-from redisfuse.transactions.state_reader import Capture
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.executor import fetch_server_time_ms
+from redisfuse.transactions.matching import build_read_request, find_last_reached_state, may_be_same_state
+from redisfuse.transactions.state_reader import StateReader
 
-Chain = list[Change]
+ChangeChain = list[Change]
 
-LIVING = 60_000  # ms; a younger change of a session that is still running is settled by that session
-BATCH = 500
+IN_FLIGHT_LIMIT_MS = 60_000  # ms; a younger change of a session that is still running is settled by that session
+MAX_CHAINS_PER_BATCH = 500
 
-WORDS = {
+OUTCOME_MESSAGES = {
     "applied": None,
     "failed": "found at recovery: the key holds what it held before",
     "unknown": "found at recovery: the key holds neither the prior nor the new state",
 }
 
 
-class Progress(Protocol):
+class RecoveryProgress(Protocol):
     """Told how many changes were settled since it was last told."""
 
     def __call__(self, count: int, /) -> None: ...
 
 
-def recover(
-    journal: Journal, server: Server, session: int, *, progress: Progress = lambda _count: None
+def recover_pending(
+    journal: Journal, client: RedisClient, session_id: int, *, progress: RecoveryProgress = lambda _count: None
 ) -> list[tuple[Change, Outcome]]:
     """Settle the pending changes of the server that `session` is for; returns each with what it turned out to be.
 
     Changes in flight of other living sessions are settled only if they are seen to be made. Raises UnavailableError
     (what is settled stays so).
     """
-    waiting = journal.pending(journal.session(session).info.server.name)
-    return settle(journal, server, waiting, session=session, progress=progress)
+    waiting = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
+    return resolve_changes(journal, client, waiting, session_id=session_id, progress=progress)
 
 
-def settle(
+def resolve_changes(
     journal: Journal,
-    server: Server,
-    waiting: Sequence[Change],
+    client: RedisClient,
+    pending: Sequence[Change],
     *,
-    session: int | None = None,
-    progress: Progress = lambda _count: None,
+    session_id: int | None = None,
+    progress: RecoveryProgress = lambda _count: None,
 ) -> list[tuple[Change, Outcome]]:
-    """Settle these changes, all of one server, as `recover` does."""
+    """Settle these changes, all of one server, as `recover_pending` does."""
     settled: list[tuple[Change, Outcome]] = []
-    for batch in _batches(_chains(waiting)):
-        for chain, outcomes in zip(batch, _outcomes(journal, server, batch), strict=True):
+    for batch in _batch_chains(_group_into_chains(pending)):
+        for chain, outcomes in zip(batch, _determine_outcomes(journal, client, batch), strict=True):
             for change, outcome in zip(chain, outcomes, strict=True):
-                if outcome == "applied" or not _in_flight(journal, change, session):
-                    journal.settle([change.id], outcome, WORDS[outcome])
+                if outcome == "applied" or not _is_in_flight(journal, change, session_id):
+                    journal.record_outcome([change.id], outcome, OUTCOME_MESSAGES[outcome])
                     settled.append((change, outcome))
         progress(sum(len(chain) for chain in batch))
     if settled:
@@ -63,22 +63,22 @@ def settle(
     return settled
 
 
-def _chains(changes: Sequence[Change]) -> list[Chain]:
+def _group_into_chains(changes: Sequence[Change]) -> list[ChangeChain]:
     """Changes of one target that follow each other within a moment, perhaps in one transaction."""
-    chains: dict[tuple[object, ...], Chain] = {}
+    chains: dict[tuple[object, ...], ChangeChain] = {}
     for change in changes:
         alone = change.id if "slice" in (change.prior.kind, change.new.kind) else None
-        chains.setdefault((change.session, change.at, change.key, change.field, alone), []).append(change)
+        chains.setdefault((change.session_id, change.recorded_at, change.key, change.field, alone), []).append(change)
     return list(chains.values())
 
 
-def _batches(chains: Sequence[Chain]) -> Iterator[list[Chain]]:
+def _batch_chains(chains: Sequence[ChangeChain]) -> Iterator[list[ChangeChain]]:
     """In order, each target at most once in a batch: one reading can't serve two changes of it."""
-    batch: list[Chain] = []
-    seen: set[Target] = set()
+    batch: list[ChangeChain] = []
+    seen: set[KeyRef] = set()
     for chain in chains:
-        target = _target(chain[0])
-        if batch and (len(batch) >= BATCH or target in seen):
+        target = _get_target(chain[0])
+        if batch and (len(batch) >= MAX_CHAINS_PER_BATCH or target in seen):
             yield batch
             batch, seen = [], set()
         batch.append(chain)
@@ -87,49 +87,53 @@ def _batches(chains: Sequence[Chain]) -> Iterator[list[Chain]]:
         yield batch
 
 
-def _target(change: Change) -> Target:
-    return Target(change.key, change.field)
+def _get_target(change: Change) -> KeyRef:
+    return KeyRef(change.key, change.field)
 
 
-def _in_flight(journal: Journal, change: Change, session: int | None) -> bool:
+def _is_in_flight(journal: Journal, change: Change, session_id: int | None) -> bool:
     """Whether another session may be about to make it right now."""
-    if change.session == session or now() - change.at > LIVING:
+    if change.session_id == session_id or now_ms() - change.recorded_at > IN_FLIGHT_LIMIT_MS:
         return False
-    other = journal.session(change.session)
-    return other.ended_at is None and not other.died
+    other = journal.get_session(change.session_id)
+    return other.ended_at is None and not other.has_died
 
 
-def _outcomes(journal: Journal, server: Server, chains: Sequence[Chain]) -> list[list[Outcome]]:
-    looks = [look_for(_target(chain[0]), *_states(chain)) for chain in chains]
-    with server.dialogue() as dialogue:
-        found = Capture(server, dialogue, dump_limit=0).read(looks)
-    at = server_time(server)
+def _determine_outcomes(journal: Journal, client: RedisClient, chains: Sequence[ChangeChain]) -> list[list[Outcome]]:
+    looks = [build_read_request(_get_target(chain[0]), *_list_states(chain)) for chain in chains]
+    with client.dedicated_channel() as dialogue:
+        found = StateReader(client, dialogue, dump_limit=0).read(looks)
+    at = fetch_server_time_ms(client)
     outcomes: list[list[Outcome]] = []
     for chain in chains:
-        seen = _witnessed(journal, chain)
+        seen = _count_applied_from_later_change(journal, chain)
         if seen is None:
-            seen = reached(_states(chain), found[_target(chain[0])], at)
-        outcomes.append(_each(chain, seen))
+            seen = find_last_reached_state(_list_states(chain), found[_get_target(chain[0])], at)
+        outcomes.append(_assign_outcomes(chain, seen))
     return outcomes
 
 
-def _states(chain: Chain) -> list[State]:
+def _list_states(chain: ChangeChain) -> list[State]:
     """What the target held before the first, and after each."""
     return [chain[0].prior, *(change.new for change in chain)]
 
 
-def _each(chain: Chain, done: int | None) -> list[Outcome]:
+def _assign_outcomes(chain: ChangeChain, applied_count: int | None) -> list[Outcome]:
     """The outcome of each change, of which so many were made."""
-    if done is None:
+    if applied_count is None:
         return ["unknown"] * len(chain)
-    return ["applied" if number < done else "failed" for number in range(len(chain))]
+    return ["applied" if number < applied_count else "failed" for number in range(len(chain))]
 
 
-def _witnessed(journal: Journal, chain: Chain) -> int | None:
+def _count_applied_from_later_change(journal: Journal, chain: ChangeChain) -> int | None:
     """How many were made, by what the next change of the target found: that counts more than what is there now."""
     last = chain[-1]
-    later = [each for each in journal.later_changes(last) if each.field == last.field and each.at != last.at]
+    later = [
+        each
+        for each in journal.find_later_changes(last)
+        if each.field == last.field and each.recorded_at != last.recorded_at
+    ]
     if not later:
         return None
-    fitting = [number for number, state in enumerate(_states(chain)) if agrees(later[-1].prior, state)]
+    fitting = [number for number, state in enumerate(_list_states(chain)) if may_be_same_state(later[-1].prior, state)]
     return fitting[0] if len(fitting) == 1 else None

@@ -11,92 +11,92 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
-from redisfuse.keyspace.metadata import UNREADABLE, AttributeStore
-from redisfuse.keyspace.monitor import Keyspace
-from redisfuse.paths.grammar import Target
-from redisfuse.rendering.dump import dump
-from redisfuse.rendering.json_document import document
-from redisfuse.rendering.registry import render, rendered
-from redisfuse.transactions.precondition import Basis
-from redisfuse.vfs.content_types import LargeField, LargeString, SmallSnapshot, Snapshot, StreamedRendering
-from redisfuse.vfs.growing_content import FollowingSnapshot
-from redisfuse.vfs.nodes import FileNode
+from redisfuse.keyspace.metadata import UNREADABLE, MetadataStore
+from redisfuse.keyspace.monitor import KeyspaceMonitor
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.rendering.dump import fetch_dump
+from redisfuse.rendering.json_document import render_json_document
+from redisfuse.rendering.registry import render_text, render_text_within
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
+from redisfuse.vfs.growing_content import GrowingContent
+from redisfuse.vfs.nodes import KeyNode
 
-RENDER_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
-ATTEMPTS = 8  # at a large value that keeps changing; then its edit may be refused for no reason
-CACHED_BYTES = 32 * 1024 * 1024  # renderings kept so that a size and the content agree
+MAX_RENDERED_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
+MAX_OPEN_ATTEMPTS = 8  # at a large value that keeps changing; then its edit may be refused for no reason
+MAX_CACHED_BYTES = 32 * 1024 * 1024  # renderings kept so that a size and the content agree
 
-STREAMED = None  # in the cache of renderings: it is too long to be kept
+STREAM_ONLY = None  # in the cache of renderings: it is too long to be kept
 
 
-class Reader:
+class ContentLoader:
     """Measures and opens files. Thread-safe; asks the server outside its lock."""
 
     def __init__(
         self,
-        server: Server,
-        attributes: AttributeStore,
-        keyspace: Keyspace,
-        trust: Callable[[], float],
+        client: RedisClient,
+        metadata: MetadataStore,
+        keyspace: KeyspaceMonitor,
+        max_age: Callable[[], float],
         *,
         render_limit: int,
         dump_limit: int,
     ) -> None:
-        self._server = server
-        self._attributes = attributes
+        self._client = client
+        self._metadata = metadata
         self._keyspace = keyspace
-        self._trust = trust  # for how many seconds a rendering may be believed
+        self._max_age = max_age  # for how many seconds a rendering may be believed
         self._render_limit = render_limit
         self._dump_limit = dump_limit
         self._lock = threading.Lock()
         self._renderings: OrderedDict[tuple[bytes, str | None], tuple[int, float, bytes | None]] = OrderedDict()
-        self._cached = 0  # bytes
+        self._cached_bytes = 0  # bytes
 
     # -- strings and fields ------------------------------------------------------------------------------------------
 
-    def snapshot(self, target: Target) -> tuple[Snapshot, Basis]:
+    def open_with_precondition(self, target: KeyRef) -> tuple[FileContent, Precondition]:
         """What a string or field holds, and what an edit of it will be checked against.
 
         Raises NotFoundError, WrongTypeError.
         """
-        content = self._attributes.content(target)
+        content = self._metadata.get_content(target)
         if content is not None:
-            return SmallSnapshot(content), Basis.of(content)
-        for _ in range(ATTEMPTS):
-            before = self._keyspace.change_count(target.key)
-            snapshot = self._large(target)
-            self._keyspace.catch_up()
-            if self._keyspace.change_count(target.key) == before:  # else it was an older change, or one in between
+            return InlineContent(content), Precondition.from_bytes(content)
+        for _ in range(MAX_OPEN_ATTEMPTS):
+            before = self._keyspace.get_version(target.key)
+            snapshot = self._open_large(target)
+            self._keyspace.wait_for_invalidations()
+            if self._keyspace.get_version(target.key) == before:  # else it was an older change, or one in between
                 break
-        return snapshot, Basis.big(snapshot.size, _Unchanged(self._keyspace, target.key, before))
+        return snapshot, Precondition.size_equals(snapshot.size, _KeyUnchanged(self._keyspace, target.key, before))
 
-    def _large(self, target: Target) -> Snapshot:
-        length = self._length(target)
+    def _open_large(self, target: KeyRef) -> FileContent:
+        length = self._fetch_length(target)
         if target.field is None:
-            return LargeString(self._server, target.key, length)
-        return LargeField(self._server, target.key, target.field, length)
+            return RangedContent(self._client, target.key, length)
+        return SpooledContent(self._client, target.key, target.field, length)
 
-    def _length(self, target: Target) -> int:
+    def _fetch_length(self, target: KeyRef) -> int:
         if target.field is None:
-            return self._attributes.look(target.key).length
-        [length] = self._attributes.field_lengths(target.key, [target.field])
+            return self._metadata.get_with_content(target.key).length
+        [length] = self._metadata.get_field_lengths(target.key, [target.field])
         if length is None:
             raise NotFoundError("the field is gone")
         return length
 
-    def field_ttl(self, target: Target, key_ttl: int) -> int:
+    def fetch_field_ttl(self, target: KeyRef, key_ttl: int) -> int:
         """The TTL of a hash field in milliseconds: its own where the server has such, else its key's; -1: none."""
-        if not self._server.facts.has_hash_field_ttl:
+        if not self._client.server_info.has_hash_field_ttl:
             return key_ttl
         assert target.field is not None
-        [ttl] = self._server.ask(b"HPTTL", target.key, b"FIELDS", 1, target.field) or [-1]
+        [ttl] = self._client.execute(b"HPTTL", target.key, b"FIELDS", 1, target.field) or [-1]
         return int(ttl) if int(ttl) >= 0 else key_ttl
 
     # -- everything --------------------------------------------------------------------------------------------------
 
-    def open(self, node: FileNode, told: int | None = None) -> tuple[Snapshot, bool]:
+    def open_content(self, node: KeyNode, expected_size: int | None = None) -> tuple[FileContent, bool]:
         """A file's bytes to read, and whether they stream (then they are read to their end, whatever the size says).
 
         `told`: a length that the program was told a moment ago; the rendering that had it is taken if it is kept.
@@ -104,120 +104,120 @@ class Reader:
         """
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
-        if node.editable:
-            return self.following(node.target), False
-        text = self._measured(node, told)
-        if text is STREAMED:
-            text = self._rendering(node)
-        if text is not STREAMED:
-            return SmallSnapshot(text), False
-        return StreamedRendering(lambda: self._render(node)), True
+        if node.is_editable:
+            return self.open_growing(node.target), False
+        text = self._find_rendering_of_size(node, expected_size)
+        if text is STREAM_ONLY:
+            text = self._get_rendering(node)
+        if text is not STREAM_ONLY:
+            return InlineContent(text), False
+        return StreamedContent(lambda: self._stream_rendering(node)), True
 
-    def following(self, target: Target) -> Snapshot:
-        """What a string or field holds, for a reader that may hold on to its file. Raises as `snapshot` does."""
-        version = self._keyspace.change_count(target.key)
-        return FollowingSnapshot(self._whole(target), version, target, self)
+    def open_growing(self, target: KeyRef) -> FileContent:
+        """What a string or field holds, for a reader that may hold on to its file. Raises as `open_with_precondition` does."""
+        version = self._keyspace.get_version(target.key)
+        return GrowingContent(self._open_current(target), version, target, self)
 
-    def present(self, target: Target) -> Snapshot | None:
-        """As `following` of a string, if its content is known without asking; else None."""
-        version = self._keyspace.change_count(target.key)
-        content = self._attributes.present(target.key)
-        return None if content is None else FollowingSnapshot(SmallSnapshot(content), version, target, self)
+    def open_cached(self, target: KeyRef) -> FileContent | None:
+        """As `open_growing` of a string, if its content is known without asking; else None."""
+        version = self._keyspace.get_version(target.key)
+        content = self._metadata.get_cached_content(target.key)
+        return None if content is None else GrowingContent(InlineContent(content), version, target, self)
 
-    def version(self, target: Target) -> int:
+    def current_version(self, target: KeyRef) -> int:
         """A number that grows whenever the target may have changed."""
-        return self._keyspace.change_count(target.key)
+        return self._keyspace.get_version(target.key)
 
-    def renew(self, target: Target) -> Snapshot:
+    def reload(self, target: KeyRef) -> FileContent:
         """What it holds now."""
-        return self._whole(target)
+        return self._open_current(target)
 
-    def _whole(self, target: Target) -> Snapshot:
-        content = self._attributes.content(target)
-        return self._large(target) if content is None else SmallSnapshot(content)
+    def _open_current(self, target: KeyRef) -> FileContent:
+        content = self._metadata.get_content(target)
+        return self._open_large(target) if content is None else InlineContent(content)
 
-    def measure(self, node: FileNode) -> tuple[int, bool]:
+    def measure_size(self, node: KeyNode) -> tuple[int, bool]:
         """A file's size in bytes, and whether it streams (its size is 0 then)."""
-        if node.editable:
+        if node.is_editable:
             return node.length, False
         try:
-            text = self._rendering(node)
+            text = self._get_rendering(node)
         except (NotFoundError, TooLargeError, ConflictError):
             return 0, True  # `stat` must not fail because `cat` will
-        return (0, True) if text is STREAMED else (len(text), False)
+        return (0, True) if text is STREAM_ONLY else (len(text), False)
 
-    def _rendering(self, node: FileNode) -> bytes | None:
+    def _get_rendering(self, node: KeyNode) -> bytes | None:
         key, view = node.target.key, node.view
         if node.length > self._render_limit and view != "dump":
-            return STREAMED
-        if view == "json" and self._expires(key):
-            return STREAMED  # the document tells the time to live, which is never the same twice
-        count = self._keyspace.change_count(key)
+            return STREAM_ONLY
+        if view == "json" and self._may_expire(key):
+            return STREAM_ONLY  # the document tells the time to live, which is never the same twice
+        count = self._keyspace.get_version(key)
         now = time.monotonic()
         with self._lock:
             found = self._renderings.get((key, view))
-            if found is not None and found[0] == count and now - found[1] < self._trust():
+            if found is not None and found[0] == count and now - found[1] < self._max_age():
                 self._renderings.move_to_end((key, view))
                 return found[2]
-        text = self._render_whole(node)
+        text = self._render_within_limit(node)
         with self._lock:
-            self._remember((key, view), (count, now, text))
+            self._cache_rendering((key, view), (count, now, text))
         return text
 
-    def _measured(self, node: FileNode, told: int | None) -> bytes | None:
+    def _find_rendering_of_size(self, node: KeyNode, expected_size: int | None) -> bytes | None:
         with self._lock:
             found = self._renderings.get((node.target.key, node.view))
-        return found[2] if found is not None and found[2] is not None and len(found[2]) == told else None
+        return found[2] if found is not None and found[2] is not None and len(found[2]) == expected_size else None
 
-    def _expires(self, key: bytes) -> bool:
-        known = self._attributes.known(key)
-        return known is None or known.expires is not None
+    def _may_expire(self, key: bytes) -> bool:
+        known = self._metadata.get_cached(key)
+        return known is None or known.expires_at is not None
 
-    def _remember(self, name: tuple[bytes, str | None], found: tuple[int, float, bytes | None]) -> None:
-        old = self._renderings.pop(name, None)
-        self._cached += _cost(found) - (0 if old is None else _cost(old))
-        self._renderings[name] = found
-        while self._cached > CACHED_BYTES and len(self._renderings) > 1:
+    def _cache_rendering(self, cache_key: tuple[bytes, str | None], entry: tuple[int, float, bytes | None]) -> None:
+        old = self._renderings.pop(cache_key, None)
+        self._cached_bytes += _entry_cost(entry) - (0 if old is None else _entry_cost(old))
+        self._renderings[cache_key] = entry
+        while self._cached_bytes > MAX_CACHED_BYTES and len(self._renderings) > 1:
             _, dropped = self._renderings.popitem(last=False)
-            self._cached -= _cost(dropped)
+            self._cached_bytes -= _entry_cost(dropped)
 
-    def _render_whole(self, node: FileNode) -> bytes | None:
+    def _render_within_limit(self, node: KeyNode) -> bytes | None:
         if node.view is None:
-            return rendered(self._server, node.target.key, node.type, RENDER_BYTES)
+            return render_text_within(self._client, node.target.key, node.type, MAX_RENDERED_BYTES)
         if node.view == "dump":
-            return dump(self._server, node.target.key, self._dump_limit)
+            return fetch_dump(self._client, node.target.key, self._dump_limit)
         pieces: list[bytes] = []
         size = 0
-        for piece in document(self._server, node.target.key):
+        for piece in render_json_document(self._client, node.target.key):
             size += len(piece)
-            if size > RENDER_BYTES:
-                return STREAMED
+            if size > MAX_RENDERED_BYTES:
+                return STREAM_ONLY
             pieces.append(piece)
         return b"".join(pieces)
 
-    def _render(self, node: FileNode) -> Iterator[bytes]:
+    def _stream_rendering(self, node: KeyNode) -> Iterator[bytes]:
         if node.view is None:
-            return render(self._server, node.target.key, node.type)
-        return document(self._server, node.target.key)
+            return render_text(self._client, node.target.key, node.type)
+        return render_json_document(self._client, node.target.key)
 
-    def forget(self) -> None:
+    def clear_renderings(self) -> None:
         """Drop every rendering."""
         with self._lock:
             self._renderings.clear()
-            self._cached = 0
+            self._cached_bytes = 0
 
 
-def _cost(found: tuple[int, float, bytes | None]) -> int:
-    return 200 + len(found[2] or b"")
+def _entry_cost(entry: tuple[int, float, bytes | None]) -> int:
+    return 200 + len(entry[2] or b"")
 
 
-class _Unchanged:
+class _KeyUnchanged:
     """Whether a key was not heard of since a big value of it was opened."""
 
-    def __init__(self, keyspace: Keyspace, key: bytes, count: int) -> None:
+    def __init__(self, keyspace: KeyspaceMonitor, key: bytes, change_count: int) -> None:
         self._keyspace = keyspace
         self._key = key
-        self._count = count
+        self._change_count = change_count
 
     def __call__(self) -> bool:
-        return self._keyspace.change_count(self._key) == self._count
+        return self._keyspace.get_version(self._key) == self._change_count

@@ -13,12 +13,12 @@ from threading import Lock, Thread
 from typing import BinaryIO, Protocol
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
-from redisfuse.rendering.strings import ranges
+from redisfuse.rendering.strings import fetch_ranges
 
 
-class Snapshot(Protocol):
+class FileContent(Protocol):
     """The content of an open file."""
 
     @property
@@ -32,40 +32,40 @@ class Snapshot(Protocol):
         """Let go of what it holds."""
 
 
-class SmallSnapshot:
+class InlineContent:
     """Bytes in memory."""
 
-    def __init__(self, content: bytes) -> None:
-        self.content = content
-        self.size = len(content)
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.size = len(data)
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes from `offset`, `size` of them or up to the end."""
-        return self.content[offset : offset + size]
+        return self.data[offset : offset + size]
 
     def close(self) -> None:
         """Nothing to let go of."""
 
 
-class LargeString:
+class RangedContent:
     """A string of any length, in pieces of 1 MiB; at most 7 of them in memory, those under way included.
 
     For a sequential reader the next pieces are fetched by a thread while it digests the last ones: one more each time,
     up to three. A read elsewhere fetches what was asked for and nothing else, until a second one comes close to it.
     """
 
-    KEPT = 4  # pieces
-    AHEAD = 3  # pieces
+    MAX_CACHED_CHUNKS = 4  # pieces
+    MAX_READ_AHEAD_CHUNKS = 3  # pieces
 
-    def __init__(self, server: Server, key: bytes, length: int) -> None:
+    def __init__(self, client: RedisClient, key: bytes, length: int) -> None:
         self.size = length
-        self._server = server
+        self._client = client
         self._key = key
         self._lock = Lock()
-        self._pieces: OrderedDict[int, bytes] = OrderedDict()
-        self._coming: _Coming | None = None
-        self._ahead = 0
-        self._touched = 0  # the piece in which the last read was
+        self._chunks: OrderedDict[int, bytes] = OrderedDict()
+        self._read_ahead: _ReadAhead | None = None
+        self._read_ahead_window = 0
+        self._last_chunk = 0  # the piece in which the last read was
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes. Raises ConflictError if the string has another length now, WrongTypeError."""
@@ -74,94 +74,98 @@ class LargeString:
             return b""
         with self._lock:
             first, last = offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
-            near = first in self._pieces or abs(first - self._touched) <= 1
-            onwards = last in (self._touched, self._touched + 1)
-            self._touched = last
-            if last - first >= self.AHEAD or not near:
-                self._ahead = 0
+            near = first in self._chunks or abs(first - self._last_chunk) <= 1
+            onwards = last in (self._last_chunk, self._last_chunk + 1)
+            self._last_chunk = last
+            if last - first >= self.MAX_READ_AHEAD_CHUNKS or not near:
+                self._read_ahead_window = 0
                 starts = range(offset, end, CHUNK_BYTES)
-                return b"".join(self._fetch([(start, min(start + CHUNK_BYTES, end)) for start in starts]))
-            self._load(range(first, last + 1))
+                return b"".join(self._fetch_ranges([(start, min(start + CHUNK_BYTES, end)) for start in starts]))
+            self._load_chunks(range(first, last + 1))
             if onwards:
-                self._look_ahead(last + 1)
-            pieces = [self._pieces[number] for number in range(first, last + 1)]
+                self._start_read_ahead(last + 1)
+            pieces = [self._chunks[number] for number in range(first, last + 1)]
             whole = pieces[0] if first == last else b"".join(pieces)
             return whole[offset - first * CHUNK_BYTES : end - first * CHUNK_BYTES]
 
-    def _load(self, wanted: range) -> None:
+    def _load_chunks(self, chunk_numbers: range) -> None:
         """Have these pieces; the oldest others go."""
-        if self._coming is not None and any(n not in self._pieces and n in self._coming.numbers for n in wanted):
-            coming, self._coming = self._coming, None
-            self._pieces.update(coming.result())
-        missing = [number for number in wanted if number not in self._pieces]
+        if self._read_ahead is not None and any(
+            n not in self._chunks and n in self._read_ahead.chunk_numbers for n in chunk_numbers
+        ):
+            coming, self._read_ahead = self._read_ahead, None
+            self._chunks.update(coming.result())
+        missing = [number for number in chunk_numbers if number not in self._chunks]
         if missing:
-            self._pieces.update(zip(missing, self._fetch([self._span(n) for n in missing]), strict=True))
-        for number in wanted:
-            self._pieces.move_to_end(number)
-        while len(self._pieces) > self.KEPT:
-            self._pieces.popitem(last=False)
+            self._chunks.update(zip(missing, self._fetch_ranges([self._chunk_range(n) for n in missing]), strict=True))
+        for number in chunk_numbers:
+            self._chunks.move_to_end(number)
+        while len(self._chunks) > self.MAX_CACHED_CHUNKS:
+            self._chunks.popitem(last=False)
 
-    def _look_ahead(self, number: int) -> None:
+    def _start_read_ahead(self, chunk_number: int) -> None:
         """Begin to fetch what follows, from piece `number` on, if that is soon needed and not under way."""
-        number += number in self._pieces
-        under_way = self._coming is not None and number in self._coming.numbers
-        if number not in self._pieces and not under_way and number * CHUNK_BYTES < self.size:
-            self._ahead = min(self._ahead + 1, self.AHEAD)
-            numbers = range(number, min(number + self._ahead, (self.size + CHUNK_BYTES - 1) // CHUNK_BYTES))
-            self._coming = _Coming(numbers, lambda: self._fetch([self._span(n) for n in numbers]))
+        chunk_number += chunk_number in self._chunks
+        under_way = self._read_ahead is not None and chunk_number in self._read_ahead.chunk_numbers
+        if chunk_number not in self._chunks and not under_way and chunk_number * CHUNK_BYTES < self.size:
+            self._read_ahead_window = min(self._read_ahead_window + 1, self.MAX_READ_AHEAD_CHUNKS)
+            numbers = range(
+                chunk_number, min(chunk_number + self._read_ahead_window, (self.size + CHUNK_BYTES - 1) // CHUNK_BYTES)
+            )
+            self._read_ahead = _ReadAhead(numbers, lambda: self._fetch_ranges([self._chunk_range(n) for n in numbers]))
 
-    def _span(self, number: int) -> tuple[int, int]:
-        return number * CHUNK_BYTES, min((number + 1) * CHUNK_BYTES, self.size)
+    def _chunk_range(self, chunk_number: int) -> tuple[int, int]:
+        return chunk_number * CHUNK_BYTES, min((chunk_number + 1) * CHUNK_BYTES, self.size)
 
-    def _fetch(self, spans: list[tuple[int, int]]) -> list[bytes]:
-        return ranges(self._server, self._key, self.size, spans)
+    def _fetch_ranges(self, byte_ranges: list[tuple[int, int]]) -> list[bytes]:
+        return fetch_ranges(self._client, self._key, self.size, byte_ranges)
 
     def close(self) -> None:
         """Free the pieces."""
         with self._lock:
-            self._pieces.clear()
-            self._coming = None
+            self._chunks.clear()
+            self._read_ahead = None
 
 
-class _Coming:
+class _ReadAhead:
     """Pieces that a thread of its own is fetching."""
 
-    def __init__(self, numbers: range, fetch: Callable[[], list[bytes]]) -> None:
-        self.numbers = numbers
-        self._found: dict[int, bytes] = {}
+    def __init__(self, chunk_numbers: range, fetch: Callable[[], list[bytes]]) -> None:
+        self.chunk_numbers = chunk_numbers
+        self._chunks: dict[int, bytes] = {}
         self._error: RedisFuseError | None = None
-        self._thread = Thread(target=self._run, args=[fetch], name="redisfuse-ahead", daemon=True)
-        self._started = False
+        self._thread = Thread(target=self._fetch_chunks, args=[fetch], name="redisfuse-ahead", daemon=True)
+        self._is_started = False
         with suppress(RuntimeError):  # no more threads: then nothing is ahead
             self._thread.start()
-            self._started = True
+            self._is_started = True
 
-    def _run(self, fetch: Callable[[], list[bytes]]) -> None:
+    def _fetch_chunks(self, fetch: Callable[[], list[bytes]]) -> None:
         try:
-            self._found = dict(zip(self.numbers, fetch(), strict=True))
+            self._chunks = dict(zip(self.chunk_numbers, fetch(), strict=True))
         except RedisFuseError as error:
             self._error = error
 
     def result(self) -> dict[int, bytes]:
         """Wait for them. If they could not be fetched: the error where that is news, else none, to be asked again."""
-        news = self._started and self._thread.is_alive()
-        if self._started:
+        news = self._is_started and self._thread.is_alive()
+        if self._is_started:
             self._thread.join()
         if news and self._error is not None:
             raise self._error
-        return self._found
+        return self._chunks
 
 
-class LargeField:
+class SpooledContent:
     """The value of a hash's field, or any other reply that no command gives a part of.
 
     It is fetched whole at the first read, straight into a temporary file without a name (the one place where a value
     touches the disk outside the journal), so that memory does not grow with it. `length` is what HSTRLEN said at open.
     """
 
-    def __init__(self, server: Server, key: bytes, field: bytes, length: int) -> None:
+    def __init__(self, client: RedisClient, key: bytes, field: bytes, length: int) -> None:
         self.size = length
-        self._server = server
+        self._client = client
         self._command = (b"HGET", key, field)
         self._lock = Lock()
         self._file: BinaryIO | None = None
@@ -173,13 +177,13 @@ class LargeField:
             if self._closed:
                 raise BadHandleError("the file is closed")
             if self._file is None:
-                self._file = self._fetched()
+                self._file = self._fetch_to_file()
             return os.pread(self._file.fileno(), size, offset)
 
-    def _fetched(self) -> BinaryIO:
+    def _fetch_to_file(self) -> BinaryIO:
         file = TemporaryFile()  # noqa: SIM115  # it is kept until close()
         try:
-            length = self._server.fetch_into(file, *self._command)
+            length = self._client.download(file, *self._command)
             file.flush()
             if length != self.size:
                 raise ConflictError(
@@ -199,57 +203,57 @@ class LargeField:
                 self._file = None
 
 
-class StreamedRendering:
+class StreamedContent:
     """A text of unknown length that `begin()` gives in pieces: a large collection, or a view of any key.
 
     `size` is 0, as of the files in /proc: it is read with direct I/O. Meant for reading forwards; the last MiB behind
     the reader can be read again, anything before it begins the text anew (which may have changed by then).
     """
 
-    def __init__(self, begin: Callable[[], Iterator[bytes]]) -> None:
+    def __init__(self, open_stream: Callable[[], Iterator[bytes]]) -> None:
         self.size = 0
-        self._begin = begin
+        self._open_stream = open_stream
         self._lock = Lock()
         self._restart()
 
     def _restart(self) -> None:
-        self._pieces = self._begin()
-        self._window: deque[tuple[int, bytes]] = deque()  # where a piece begins, and its bytes
-        self._end = 0  # where the next piece begins
+        self._stream = self._open_stream()
+        self._buffer: deque[tuple[int, bytes]] = deque()  # where a piece begins, and its bytes
+        self._buffer_end = 0  # where the next piece begins
         self._error: Exception | None = None
-        self._finished = False
+        self._is_exhausted = False
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes; fewer than `size` only at the end. Raises what the rendering raises, and again if asked again."""
         with self._lock:
-            if offset < (self._window[0][0] if self._window else self._end):
+            if offset < (self._buffer[0][0] if self._buffer else self._buffer_end):
                 self._restart()
-            while self._end < offset + size and not self._finished:
-                self._advance(offset)
+            while self._buffer_end < offset + size and not self._is_exhausted:
+                self._buffer_next_chunk(offset)
             found = []
-            for start, piece in self._window:
+            for start, piece in self._buffer:
                 if start < offset + size and start + len(piece) > offset:
                     found.append(piece[max(0, offset - start) : offset + size - start])
             return b"".join(found)
 
-    def _advance(self, offset: int) -> None:
+    def _buffer_next_chunk(self, offset: int) -> None:
         if self._error is not None:
             raise self._error
         try:
-            piece = next(self._pieces, None)
+            piece = next(self._stream, None)
         except Exception as error:  # a generator that raised would say next time that it is at its end
             self._error = error
             raise
         if piece is None:
-            self._finished = True
+            self._is_exhausted = True
             return
-        self._window.append((self._end, piece))
-        self._end += len(piece)
-        while len(self._window) > 1 and self._window[1][0] <= offset - CHUNK_BYTES:
-            self._window.popleft()
+        self._buffer.append((self._buffer_end, piece))
+        self._buffer_end += len(piece)
+        while len(self._buffer) > 1 and self._buffer[1][0] <= offset - CHUNK_BYTES:
+            self._buffer.popleft()
 
     def close(self) -> None:
         """Free the pieces."""
         with self._lock:
-            self._window.clear()
-            self._finished = True
+            self._buffer.clear()
+            self._is_exhausted = True

@@ -10,110 +10,110 @@ import threading
 from typing import Protocol
 
 from redisfuse.errors import RedisFuseError
-from redisfuse.paths.grammar import Target
-from redisfuse.vfs.content_types import SmallSnapshot, Snapshot
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.vfs.content_types import FileContent, InlineContent
 
-COMPARED = 4096  # bytes before the old end that must be the same for a longer value to count as appended to
+TAIL_COMPARE_BYTES = 4096  # bytes before the old end that must be the same for a longer value to count as appended to
 
 
-class Source(Protocol):
+class ContentSource(Protocol):
     """Where values come from: `reading.Reader`."""
 
-    def version(self, target: Target) -> int:
+    def current_version(self, target: KeyRef) -> int:
         """A number that grows whenever the target may have changed."""
         ...
 
-    def renew(self, target: Target) -> Snapshot:
+    def reload(self, target: KeyRef) -> FileContent:
         """What it holds now."""
         ...
 
 
-class FollowingSnapshot:
+class GrowingContent:
     """A snapshot that grows with its target. Thread-safe."""
 
-    def __init__(self, snapshot: Snapshot, version: int, target: Target, source: Source) -> None:
-        self._snapshot = snapshot
+    def __init__(self, content: FileContent, version: int, target: KeyRef, source: ContentSource) -> None:
+        self._content = content
         self._version = version  # before the snapshot was made
         self._target = target
         self._source = source
-        self._end = b""  # the last bytes of a large value, once they were read
+        self._tail = b""  # the last bytes of a large value, once they were read
         self._lock = threading.Lock()
         self._closed = False
 
     @property
     def size(self) -> int:
         """Bytes of what is being read."""
-        return self._snapshot.size
+        return self._content.size
 
     @property
-    def current(self) -> Snapshot:
+    def current_content(self) -> FileContent:
         """What it reads from at this moment."""
-        return self._snapshot
+        return self._content
 
     @property
-    def stands(self) -> bool:
+    def is_current(self) -> bool:
         """Whether the value was not heard of since it was last looked at."""
-        return self._version == self._source.version(self._target)
+        return self._version == self._source.current_version(self._target)
 
-    def grow(self) -> None:
+    def refresh(self) -> None:
         """Take in what was appended since."""
-        version = self._source.version(self._target)
+        version = self._source.current_version(self._target)
         if version != self._version:
-            self._look_again(version)
+            self._reload_if_appended(version)
 
     def read(self, offset: int, size: int) -> bytes:
         """The bytes; raises what reading the value raises."""
-        if offset + size > self._snapshot.size:
-            self.grow()
-        snapshot = self._snapshot
+        if offset + size > self._content.size:
+            self.refresh()
+        snapshot = self._content
         data = snapshot.read(offset, size)
-        if data and offset + len(data) == snapshot.size and not isinstance(snapshot, SmallSnapshot):
-            self._end = data[-COMPARED:]
+        if data and offset + len(data) == snapshot.size and not isinstance(snapshot, InlineContent):
+            self._tail = data[-TAIL_COMPARE_BYTES:]
         return data
 
-    def _look_again(self, version: int) -> Snapshot:
+    def _reload_if_appended(self, version: int) -> FileContent:
         with self._lock:
-            old = self._snapshot
+            old = self._content
             if version == self._version or self._closed:
                 return old
             self._version = version
             try:
-                new = self._source.renew(self._target)
-                appended = new.size > old.size and self._continues(old, new)
+                new = self._source.reload(self._target)
+                appended = new.size > old.size and self._is_appended(old, new)
             except RedisFuseError:
                 return old  # it is gone, or of another type now, or can't be had: who has it open reads it to its end
             if appended:
-                self._snapshot = new
+                self._content = new
             (old if appended else new).close()
-            return self._snapshot
+            return self._content
 
-    def _continues(self, old: Snapshot, new: Snapshot) -> bool:
-        end = old.content[-COMPARED:] if isinstance(old, SmallSnapshot) else self._end
+    def _is_appended(self, old: FileContent, new: FileContent) -> bool:
+        end = old.data[-TAIL_COMPARE_BYTES:] if isinstance(old, InlineContent) else self._tail
         return (bool(end) or not old.size) and new.read(old.size - len(end), len(end)) == end
 
     def close(self) -> None:
         """Let go of what it holds."""
         with self._lock:
             self._closed = True
-            self._snapshot.close()
+            self._content.close()
 
 
-def innermost(snapshot: Snapshot | None) -> Snapshot | None:
+def unwrap_content(content: FileContent | None) -> FileContent | None:
     """What is read from at this moment."""
-    return snapshot.current if isinstance(snapshot, FollowingSnapshot) else snapshot
+    return content.current_content if isinstance(content, GrowingContent) else content
 
 
-def content_of(snapshot: Snapshot | None) -> bytes | None:
+def inline_bytes(content: FileContent | None) -> bytes | None:
     """What a snapshot that is held in memory holds; None of any other."""
-    snapshot = innermost(snapshot)
-    return snapshot.content if isinstance(snapshot, SmallSnapshot) else None
+    content = unwrap_content(content)
+    return content.data if isinstance(content, InlineContent) else None
 
 
-def present(snapshot: Snapshot, offset: int, size: int) -> bytes | None:
+def read_cached(content: FileContent, offset: int, size: int) -> bytes | None:
     """The bytes from `offset`, as reading gives them, if they are held in memory and nothing need be asked."""
-    if isinstance(snapshot, FollowingSnapshot):
-        inner = snapshot.current
-        if not isinstance(inner, SmallSnapshot) or not (offset + size <= inner.size or snapshot.stands):
+    if isinstance(content, GrowingContent):
+        inner = content.current_content
+        if not isinstance(inner, InlineContent) or not (offset + size <= inner.size or content.is_current):
             return None
         return inner.read(offset, size)
-    return snapshot.read(offset, size) if isinstance(snapshot, SmallSnapshot) else None
+    return content.read(offset, size) if isinstance(content, InlineContent) else None

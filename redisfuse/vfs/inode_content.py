@@ -5,7 +5,7 @@ to look again and finds a new node; who has the old one open, which is retired t
 
 A node that was read before a change is *superseded* until it is retired, a moment later; so long it is what it was.
 
-Threads: any. The lock is held for bookkeeping only; nothing waits in `retire`, `changed` and `forgotten`.
+Threads: any. The lock is held for bookkeeping only; nothing waits in `detach`, `mark_keys_stale` and `drop_forgotten`.
 """
 
 from __future__ import annotations
@@ -18,360 +18,380 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from redisfuse.errors import ConflictError
-from redisfuse.paths.stale_names import is_retired, live, number_of
-from redisfuse.vfs.content_types import LargeField, LargeString, Snapshot
-from redisfuse.vfs.growing_content import content_of, innermost, present
+from redisfuse.paths.stale_names import is_stale, parse_stale_number, strip_stale_marker
+from redisfuse.vfs.content_types import FileContent, RangedContent, SpooledContent
+from redisfuse.vfs.growing_content import inline_bytes, read_cached, unwrap_content
 
-SMALL_NODES = 10_000  # nodes whose content is in memory, and
-SMALL_BYTES = 32 * 1024 * 1024  # all of them
-LARGE_NODES = 64  # others: long strings, temporary files, renderings under way
-RESTING = 5.0  # seconds after which a long string that nobody reads gives back its memory
-IDLE = 60.0  # and a field its temporary file
-SUPERSEDED = 0.5  # seconds that the kernel may take to be told of a change
-MOST_READ = 400_000  # nodes remembered as read
-CHUNK = 128 * 1024  # bytes by which what has no length beforehand grows under its reader
+MAX_INLINE_NODES = 10_000  # nodes whose content is in memory, and
+MAX_INLINE_BYTES = 32 * 1024 * 1024  # all of them
+MAX_LARGE_NODES = 64  # others: long strings, temporary files, renderings under way
+RANGED_IDLE_SECONDS = 5.0  # seconds after which a long string that nobody reads gives back its memory
+SPOOLED_IDLE_SECONDS = 60.0  # and a field its temporary file
+MAX_STALE_SECONDS = 0.5  # seconds that the kernel may take to be told of a change
+MAX_REMEMBERED_NODES = 400_000  # nodes remembered as read
+STREAM_CHUNK_BYTES = 128 * 1024  # bytes by which what has no length beforehand grows under its reader
 
 
 @dataclass(slots=True, eq=False)
-class Beginning:
+class PinnedContent:
     """What the first read of a node has found."""
 
-    snapshot: Snapshot
+    content: FileContent
     key: bytes
     mtime_ns: int
     version: int  # change count of the key before it was found
-    streams: bool = False  # its length is not known beforehand: it is
-    so_far: int = 0  # as long as it was read until now, in bytes
-    extending: threading.Lock = field(default_factory=threading.Lock)
-    node: bytes = b""
-    number: int = 0  # the kernel's
-    used: float = 0.0  # time.monotonic()
-    cost: int = 0  # bytes in memory
-    checked: bool = False  # whether the kernel believes that it is as long
-    superseded: float = 0.0  # since when, by time.monotonic()
+    is_streamed: bool = False  # its length is not known beforehand: it is
+    streamed_bytes: int = 0  # as long as it was read until now, in bytes
+    stream_lock: threading.Lock = field(default_factory=threading.Lock)
+    node_path: bytes = b""
+    node_id: int = 0  # the kernel's
+    last_used: float = 0.0  # time.monotonic()
+    memory_bytes: int = 0  # bytes in memory
+    size_verified: bool = False  # whether the kernel believes that it is as long
+    stale_since: float = 0.0  # since when, by time.monotonic()
 
     @property
-    def is_over(self) -> bool:
+    def is_expired(self) -> bool:
         """Whether it was superseded so long ago that nobody can be about to retire it."""
-        return bool(self.superseded) and time.monotonic() - self.superseded > SUPERSEDED
+        return bool(self.stale_since) and time.monotonic() - self.stale_since > MAX_STALE_SECONDS
 
 
-class SharedFiles:
+class InodeContentCache:
     def __init__(
         self,
-        begin: Callable[[bytes, int | None], Beginning],
-        at_hand: Callable[[bytes], Beginning | None],
-        version: Callable[[bytes], int],
-        is_recent: Callable[[bytes], bool],
-        push: Callable[[Collection[bytes]], None],
-        trust: Callable[[], float],
+        load: Callable[[bytes, int | None], PinnedContent],
+        load_cached: Callable[[bytes], PinnedContent | None],
+        current_version: Callable[[bytes], int],
+        is_recently_changed: Callable[[bytes], bool],
+        invalidate: Callable[[Collection[bytes]], None],
+        max_age: Callable[[], float],
     ) -> None:
-        """`begin` finds what is at a path, given the length that the kernel was told, if that is known; `at_hand` the
+        """`get_or_load` finds what is at a path, given the length that the kernel was told, if that is known; `at_hand` the
         same without waiting. `version`: a number that grows with each change of a key; `is_recent`: whether the last
         was just now. `push` makes the kernel look again, and returns at once. `trust`: for how many seconds what was
         read may be believed without being told."""
-        self._begin = begin
-        self._at_hand = at_hand
-        self._version = version
-        self._is_recent = is_recent
-        self._push = push
-        self._trust = trust
+        self._load = load
+        self._load_cached = load_cached
+        self._current_version = current_version
+        self._is_recently_changed = is_recently_changed
+        self._invalidate = invalidate
+        self._max_age = max_age
         self._lock = threading.Lock()
-        self._small: OrderedDict[bytes, Beginning] = OrderedDict()
-        self._large: OrderedDict[bytes, Beginning] = OrderedDict()
-        self._bytes = 0  # in `_small`
-        self._numbers: dict[int, Beginning] = {}
-        self._nodes: dict[bytes, set[bytes]] = {}  # key -> its nodes that are not retired
-        self._superseded: dict[bytes, Beginning] = {}
-        self._read: set[int] = set()  # hashes of nodes that were read, whether or not it is known any more what
-        self._unsure = False  # there were more
-        self._lost: set[bytes] = set()  # retired nodes that were read, of which nothing is known any more
-        self._lost_before = 0  # retirements up to this one may be too
-        self._sweep: threading.Timer | None = None
-        self._doubtful: list[bytes] = []  # nodes that are to be looked at again soon, as nobody will tell
-        self._again: threading.Timer | None = None
+        self._inline: OrderedDict[bytes, PinnedContent] = OrderedDict()
+        self._large: OrderedDict[bytes, PinnedContent] = OrderedDict()
+        self._inline_bytes = 0  # in `_inline`
+        self._by_node_id: dict[int, PinnedContent] = {}
+        self._paths_by_key: dict[bytes, set[bytes]] = {}  # key -> its nodes that are not retired
+        self._stale: dict[bytes, PinnedContent] = {}
+        self._read_path_hashes: set[int] = (
+            set()
+        )  # hashes of nodes that were read, whether or not it is known any more what
+        self._read_overflowed = False  # there were more
+        self._evicted: set[bytes] = set()  # retired nodes that were read, of which nothing is known any more
+        self._evicted_up_to = 0  # retirements up to this one may be too
+        self._sweep_timer: threading.Timer | None = None
+        self._unverified_paths: list[bytes] = []  # nodes that are to be looked at again soon, as nobody will tell
+        self._revalidate_timer: threading.Timer | None = None
         self._closed = False
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
-    def present(self, node: bytes, number: int, size: int, offset: int, told: int | None, sure: bool) -> bytes | None:
+    def read_cached(
+        self, node_path: bytes, node_id: int, size: int, offset: int, kernel_size: int | None, size_is_exact: bool
+    ) -> bytes | None:
         """As `read`, if it is in memory and as long as the kernel believes; else None."""
-        found = self._small.get(node)
+        found = self._inline.get(node_path)
         if found is None:
-            new = None if is_retired(node) or node in self._large else self._at_hand(node)
+            new = None if is_stale(node_path) or node_path in self._large else self._load_cached(node_path)
             if new is None:
                 return None
-            found = self._add(node, number, new)
-        if found.superseded or (told is not None and found.snapshot.size != told):
+            found = self._insert(node_path, node_id, new)
+        if found.stale_since or (kernel_size is not None and found.content.size != kernel_size):
             return None
-        if not found.checked:
-            if not sure and self._is_recent(found.key):
+        if not found.size_verified:
+            if not size_is_exact and self._is_recently_changed(found.key):
                 return None
-            found.checked = True
-        self._use(found, number)
-        return present(found.snapshot, offset, size)
+            found.size_verified = True
+        self._touch(found, node_id)
+        return read_cached(found.content, offset, size)
 
     def read(
         self,
-        node: bytes,
-        number: int,
+        node_path: bytes,
+        node_id: int,
         size: int,
         offset: int,
-        told: int | None,
-        sure: bool,
-        believed: Callable[[], int | None],
-        outdated: Callable[[], None],
+        kernel_size: int | None,
+        size_is_exact: bool,
+        query_kernel_size: Callable[[], int | None],
+        invalidate_size: Callable[[], None],
     ) -> bytes:
         """The bytes; short only at the end. `outdated` is called if there are more than `told`; or, if that is not
         `sure`, than are `believed`, which is None if it can't be found out.
 
         Raises what finding and reading raise; ConflictError if the file has changed so that it can't be gone on with.
         """
-        found = self._found(node, number)
+        found = self._lookup(node_path, node_id)
         if found is None:
-            found = self._add(node, number, self._begin(live(node), told))
-            if found.streams and offset:
+            found = self._insert(node_path, node_id, self._load(strip_stale_marker(node_path), kernel_size))
+            if found.is_streamed and offset:
                 raise ConflictError("so many files are read at once that it is not known any more how this one began")
-        data = found.snapshot.read(offset, size)
-        if not found.checked and not found.streams:
+        data = found.content.read(offset, size)
+        if not found.size_verified and not found.is_streamed:
             # While a change is being pushed, the kernel takes not every answer that tells a length.
-            if not sure and self._is_recent(found.key) and (told := believed()) is None:
+            if (
+                not size_is_exact
+                and self._is_recently_changed(found.key)
+                and (kernel_size := query_kernel_size()) is None
+            ):
                 raise ConflictError("the file is changing")
-            found.checked = True
-        if not found.streams and told is not None and found.snapshot.size != told:
-            if found.snapshot.size < told:
+            found.size_verified = True
+        if not found.is_streamed and kernel_size is not None and found.content.size != kernel_size:
+            if found.content.size < kernel_size:
                 raise ConflictError("the file has changed since its length was asked for")
-            outdated()
+            invalidate_size()
         return data
 
-    def _use(self, found: Beginning, number: int) -> None:
-        found.used = time.monotonic()
-        if not found.number:  # it was prepared
-            found.number = number
-            self._numbers[number] = found
+    def _touch(self, pinned: PinnedContent, node_id: int) -> None:
+        pinned.last_used = time.monotonic()
+        if not pinned.node_id:  # it was prepared
+            pinned.node_id = node_id
+            self._by_node_id[node_id] = pinned
 
-    def _found(self, node: bytes, number: int) -> Beginning | None:
+    def _lookup(self, node_path: bytes, node_id: int) -> PinnedContent | None:
         with self._lock:
-            for table in (self._small, self._large):
-                found = table.get(node)
+            for table in (self._inline, self._large):
+                found = table.get(node_path)
                 if found is None:
                     continue
-                if found.is_over:
-                    self._drop(found)  # nobody came to retire it
+                if found.is_expired:
+                    self._remove(found)  # nobody came to retire it
                     return None
-                table.move_to_end(node)
-                self._use(found, number)
+                table.move_to_end(node_path)
+                self._touch(found, node_id)
                 return found
-            if is_retired(node) and (node in self._lost or number_of(node) <= self._lost_before):
+            if is_stale(node_path) and (
+                node_path in self._evicted or parse_stale_number(node_path) <= self._evicted_up_to
+            ):
                 raise ConflictError("the file has changed since it was read")
             return None
 
-    def _add(self, node: bytes, number: int, new: Beginning) -> Beginning:
-        content = content_of(new.snapshot)
-        retired = is_retired(node)
+    def _insert(self, node_path: bytes, node_id: int, pinned: PinnedContent) -> PinnedContent:
+        content = inline_bytes(pinned.content)
+        retired = is_stale(node_path)
         with self._lock:
-            table = self._large if content is None else self._small
-            if node in table:
-                return table[node]  # somebody else was first
-            new.node, new.number, new.used = node, number, time.monotonic()
-            new.cost = len(content or b"")
-            self._put(new, table)
-            again = new.streams  # who opens it next begins anew
+            table = self._large if content is None else self._inline
+            if node_path in table:
+                return table[node_path]  # somebody else was first
+            pinned.node_path, pinned.node_id, pinned.last_used = node_path, node_id, time.monotonic()
+            pinned.memory_bytes = len(content or b"")
+            self._put(pinned, table)
+            again = pinned.is_streamed  # who opens it next begins anew
             if not retired:
-                self._nodes.setdefault(new.key, set()).add(node)
-                self._note_read(node)
-                if self._version(new.key) != new.version:  # of which the kernel may have been told before this was read
-                    self._supersede(new)
+                self._paths_by_key.setdefault(pinned.key, set()).add(node_path)
+                self._record_read(node_path)
+                if (
+                    self._current_version(pinned.key) != pinned.version
+                ):  # of which the kernel may have been told before this was read
+                    self._mark_stale(pinned)
                     again = True
-            self._tidy()
-            if content is None and self._sweep is None:
-                self._sweep = self._start(RESTING, self._tidy_large)
+            self._enforce_limits()
+            if content is None and self._sweep_timer is None:
+                self._sweep_timer = self._start_timer(RANGED_IDLE_SECONDS, self._release_idle)
         if not retired:
             if again:
-                self._push([node[1:]])
-            elif not math.isinf(trust := self._trust()):
-                self._doubt(node, trust)
-        return new
+                self._invalidate([node_path[1:]])
+            elif not math.isinf(trust := self._max_age()):
+                self._revalidate_later(node_path, trust)
+        return pinned
 
-    def _put(self, found: Beginning, table: OrderedDict[bytes, Beginning]) -> None:
-        table[found.node] = found
-        if found.number:
-            self._numbers[found.number] = found
-        if table is self._small:
-            self._bytes += found.cost
+    def _put(self, pinned: PinnedContent, table: OrderedDict[bytes, PinnedContent]) -> None:
+        table[pinned.node_path] = pinned
+        if pinned.node_id:
+            self._by_node_id[pinned.node_id] = pinned
+        if table is self._inline:
+            self._inline_bytes += pinned.memory_bytes
 
-    def _note_read(self, node: bytes) -> None:
-        if len(self._read) >= MOST_READ:
-            self._read.clear()
-            self._unsure = True
-        self._read.add(hash(node))
+    def _record_read(self, node_path: bytes) -> None:
+        if len(self._read_path_hashes) >= MAX_REMEMBERED_NODES:
+            self._read_path_hashes.clear()
+            self._read_overflowed = True
+        self._read_path_hashes.add(hash(node_path))
 
-    def prepare(self, node: bytes, new: Beginning) -> Beginning:
+    def preload(self, node_path: bytes, pinned: PinnedContent) -> PinnedContent:
         """What a first read of a node that was not read yet shall find; the answer is what it will."""
-        return self._add(node, 0, new)
+        return self._insert(node_path, 0, pinned)
 
-    def begin(self, node: bytes, number: int) -> Beginning:
+    def get_or_load(self, node_path: bytes, node_id: int) -> PinnedContent:
         """What is read of a node, beginning to read it if nobody has."""
-        return self._found(node, number) or self._add(node, number, self._begin(live(node), None))
+        return self._lookup(node_path, node_id) or self._insert(
+            node_path, node_id, self._load(strip_stale_marker(node_path), None)
+        )
 
-    def extend(self, found: Beginning, store: Callable[[int, bytes], None], *, to_the_end: bool = False) -> None:
+    def stream_more(
+        self, pinned: PinnedContent, notify_store: Callable[[int, bytes], None], *, until_end: bool = False
+    ) -> None:
         """Read on, by a chunk, in what has no length beforehand; `store` gives the kernel the bytes.
 
         Any description of the file that was asked for before it was stored, and says that it ends earlier, the kernel
         then takes for out of date; one that is asked for afterwards must not say so.
         """
-        with found.extending:
-            while data := found.snapshot.read(end := found.so_far, CHUNK):
-                found.so_far = end + len(data)
-                store(end, data)
-                if not to_the_end:
+        with pinned.stream_lock:
+            while data := pinned.content.read(end := pinned.streamed_bytes, STREAM_CHUNK_BYTES):
+                pinned.streamed_bytes = end + len(data)
+                notify_store(end, data)
+                if not until_end:
                     break
 
     # -- describing --------------------------------------------------------------------------------------------------
 
-    def seen(self, node: bytes) -> Beginning | None:
+    def get_pinned(self, node_path: bytes) -> PinnedContent | None:
         """What a node is to be described by, if it was read, so that a length and a content never part."""
-        found = self._known(node)
-        return None if found is None or found.is_over else found
+        found = self._peek(node_path)
+        return None if found is None or found.is_expired else found
 
-    def _known(self, node: bytes) -> Beginning | None:
-        return self._small.get(node) or self._large.get(node)
+    def _peek(self, node_path: bytes) -> PinnedContent | None:
+        return self._inline.get(node_path) or self._large.get(node_path)
 
-    def is_changing(self, key: bytes) -> bool:
+    def has_stale_content(self, key: bytes) -> bool:
         """Whether the kernel may still hold what a key was, and must not be told yet what it is."""
-        return bool(self._superseded) and key in self._nodes
+        return bool(self._stale) and key in self._paths_by_key
 
-    def was_read(self, node: bytes) -> bool:
+    def was_read(self, node_path: bytes) -> bool:
         """Whether a node that is not retired may have been read."""
-        return self._unsure or hash(node) in self._read
+        return self._read_overflowed or hash(node_path) in self._read_path_hashes
 
-    def nodes(self) -> Sequence[bytes]:
+    def list_read_paths(self) -> Sequence[bytes]:
         """Those that were read lately and are not retired."""
         with self._lock:
-            return [node for nodes in self._nodes.values() for node in nodes]
+            return [node for nodes in self._paths_by_key.values() for node in nodes]
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
-    def changed(self, keys: Collection[bytes]) -> None:
+    def mark_keys_stale(self, keys: Collection[bytes]) -> None:
         """These keys have changed; the kernel will be told."""
-        if not self._nodes:
+        if not self._paths_by_key:
             return
         with self._lock:
-            for key in keys if len(keys) < len(self._nodes) else self._nodes.keys() & set(keys):
-                self._supersede_all(self._nodes.get(key, ()))
+            for key in keys if len(keys) < len(self._paths_by_key) else self._paths_by_key.keys() & set(keys):
+                self._mark_paths_stale(self._paths_by_key.get(key, ()))
 
-    def changed_all(self) -> None:
+    def mark_all_stale(self) -> None:
         """Anything may have changed."""
         with self._lock:
-            for nodes in self._nodes.values():
-                self._supersede_all(nodes)
+            for nodes in self._paths_by_key.values():
+                self._mark_paths_stale(nodes)
 
-    def _supersede_all(self, nodes: Iterable[bytes]) -> None:
-        for node in nodes:
-            found = self._known(node)
+    def _mark_paths_stale(self, node_paths: Iterable[bytes]) -> None:
+        for node in node_paths:
+            found = self._peek(node)
             if found is not None:
-                self._supersede(found)
+                self._mark_stale(found)
 
-    def _supersede(self, found: Beginning) -> None:
-        if not found.superseded:
-            found.superseded = time.monotonic()
-            self._superseded[found.node] = found
+    def _mark_stale(self, pinned: PinnedContent) -> None:
+        if not pinned.stale_since:
+            pinned.stale_since = time.monotonic()
+            self._stale[pinned.node_path] = pinned
 
-    def retire(self, node: bytes, retired: bytes) -> None:
-        """What was read as `node` goes on as `retired`."""
+    def detach(self, node_path: bytes, stale_path: bytes) -> None:
+        """What was read as `node_path` goes on as `retired`."""
         with self._lock:
-            for table in (self._small, self._large):
-                found = table.get(node)
+            for table in (self._inline, self._large):
+                found = table.get(node_path)
                 if found is not None:
-                    self._drop(found)
-                    self._read.discard(hash(node))
-                    found.node, found.superseded = retired, 0.0
+                    self._remove(found)
+                    self._read_path_hashes.discard(hash(node_path))
+                    found.node_path, found.stale_since = stale_path, 0.0
                     self._put(found, table)
                     return
-            if self._unsure or hash(node) in self._read:
-                self._read.discard(hash(node))
-                self._lose(retired)
+            if self._read_overflowed or hash(node_path) in self._read_path_hashes:
+                self._read_path_hashes.discard(hash(node_path))
+                self._record_evicted(stale_path)
 
-    def forgotten(self, numbers: Iterable[int], has_node: Callable[[int], bool]) -> None:
+    def drop_forgotten(self, node_ids: Iterable[int], inode_is_known: Callable[[int], bool]) -> None:
         """The kernel may have forgotten these nodes, so that nobody has them open: `has_node` says so."""
-        for number in numbers:
-            if number in self._numbers and not has_node(number):
+        for number in node_ids:
+            if number in self._by_node_id and not inode_is_known(number):
                 with self._lock:
-                    found = self._numbers.get(number)
+                    found = self._by_node_id.get(number)
                     if found is not None:
-                        self._drop(found)
-                        self._read.discard(hash(found.node))
+                        self._remove(found)
+                        self._read_path_hashes.discard(hash(found.node_path))
 
     # -- room --------------------------------------------------------------------------------------------------------
 
-    def _drop(self, found: Beginning) -> None:
-        node = found.node
-        if self._small.pop(node, None) is not None:
-            self._bytes -= found.cost
+    def _remove(self, pinned: PinnedContent) -> None:
+        node = pinned.node_path
+        if self._inline.pop(node, None) is not None:
+            self._inline_bytes -= pinned.memory_bytes
         self._large.pop(node, None)
-        self._superseded.pop(node, None)
-        self._numbers.pop(found.number, None)
-        nodes = self._nodes.get(found.key)
+        self._stale.pop(node, None)
+        self._by_node_id.pop(pinned.node_id, None)
+        nodes = self._paths_by_key.get(pinned.key)
         if nodes is not None:
             nodes.discard(node)
             if not nodes:
-                del self._nodes[found.key]
+                del self._paths_by_key[pinned.key]
 
-    def _tidy(self) -> None:
-        while len(self._small) > SMALL_NODES or (self._bytes > SMALL_BYTES and len(self._small) > 1):
-            self._crowd_out(self._small)
-        while len(self._large) > LARGE_NODES:
-            self._crowd_out(self._large)
+    def _enforce_limits(self) -> None:
+        while len(self._inline) > MAX_INLINE_NODES or (self._inline_bytes > MAX_INLINE_BYTES and len(self._inline) > 1):
+            self._evict_oldest(self._inline)
+        while len(self._large) > MAX_LARGE_NODES:
+            self._evict_oldest(self._large)
 
-    def _crowd_out(self, table: OrderedDict[bytes, Beginning]) -> None:
+    def _evict_oldest(self, table: OrderedDict[bytes, PinnedContent]) -> None:
         found = next(iter(table.values()))
-        self._drop(found)
-        if is_retired(found.node):
-            self._lose(found.node)
+        self._remove(found)
+        if is_stale(found.node_path):
+            self._record_evicted(found.node_path)
 
-    def _lose(self, retired: bytes) -> None:
-        self._lost.add(retired)
-        if len(self._lost) > MOST_READ:
-            self._lost_before = max(map(number_of, self._lost))
-            self._lost.clear()
+    def _record_evicted(self, stale_path: bytes) -> None:
+        self._evicted.add(stale_path)
+        if len(self._evicted) > MAX_REMEMBERED_NODES:
+            self._evicted_up_to = max(map(parse_stale_number, self._evicted))
+            self._evicted.clear()
 
-    def _tidy_large(self) -> None:
+    def _release_idle(self) -> None:
         """Long strings that rest give back their memory; fields their file, which is fetched again if need be."""
         now = time.monotonic()
-        resting: list[Snapshot] = []
+        resting: list[FileContent] = []
         with self._lock:
-            self._sweep = None
+            self._sweep_timer = None
             for found in list(self._large.values()):
-                inner = innermost(found.snapshot)
-                if isinstance(inner, LargeString) and now - found.used > RESTING:
+                inner = unwrap_content(found.content)
+                if isinstance(inner, RangedContent) and now - found.last_used > RANGED_IDLE_SECONDS:
                     resting.append(inner)
-                elif isinstance(inner, LargeField) and now - found.used > IDLE and not is_retired(found.node):
-                    self._drop(found)
+                elif (
+                    isinstance(inner, SpooledContent)
+                    and now - found.last_used > SPOOLED_IDLE_SECONDS
+                    and not is_stale(found.node_path)
+                ):
+                    self._remove(found)
                     resting.append(inner)
             if self._large:
-                self._sweep = self._start(RESTING, self._tidy_large)
+                self._sweep_timer = self._start_timer(RANGED_IDLE_SECONDS, self._release_idle)
         for snapshot in resting:
             snapshot.close()
 
     # -- where nobody tells of changes -------------------------------------------------------------------------------
 
-    def _doubt(self, node: bytes, seconds: float) -> None:
+    def _revalidate_later(self, node_path: bytes, seconds: float) -> None:
         with self._lock:
-            self._doubtful.append(node[1:])
-            if self._again is None:
-                self._again = self._start(seconds, self._look_again)
+            self._unverified_paths.append(node_path[1:])
+            if self._revalidate_timer is None:
+                self._revalidate_timer = self._start_timer(seconds, self._revalidate)
 
-    def _look_again(self) -> None:
+    def _revalidate(self) -> None:
         with self._lock:
-            doubtful, self._doubtful, self._again = self._doubtful, [], None
-        self._push(doubtful)
+            doubtful, self._unverified_paths, self._revalidate_timer = self._unverified_paths, [], None
+        self._invalidate(doubtful)
 
     # -- its end -----------------------------------------------------------------------------------------------------
 
-    def _start(self, seconds: float, what: Callable[[], None]) -> threading.Timer | None:
+    def _start_timer(self, seconds: float, callback: Callable[[], None]) -> threading.Timer | None:
         if self._closed:
             return None
-        timer = threading.Timer(seconds, what)
+        timer = threading.Timer(seconds, callback)
         timer.daemon = True
         timer.start()
         return timer
@@ -380,6 +400,6 @@ class SharedFiles:
         """No timer runs on."""
         with self._lock:
             self._closed = True
-            timers = [each for each in (self._sweep, self._again) if each is not None]
+            timers = [each for each in (self._sweep_timer, self._revalidate_timer) if each is not None]
         for timer in timers:
             timer.cancel()

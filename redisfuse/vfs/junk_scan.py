@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from redisfuse.client.client import Server
-from redisfuse.keyspace.metadata import Attributes, AttributeStore
-from redisfuse.keyspace.scanner import scan
-from redisfuse.paths.grammar import Grammar, Target
-from redisfuse.vfs.junk_rules import Junk, Rule
+from redisfuse.client.client import RedisClient
+from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
+from redisfuse.keyspace.scanner import scan_keys
+from redisfuse.paths.grammar import KeyRef, PathCodec
+from redisfuse.vfs.junk_rules import JunkRule, JunkRules
 from redisfuse.vfs.nodes import FIELD_TYPE
 
-MEMORY = 1 << 20  # bytes of cached attributes; each key is looked at once
+METADATA_CACHE_BYTES = 1 << 20  # bytes of cached attributes; each key is looked at once
 
 
 @dataclass(frozen=True, slots=True)
 class JunkKey:
     """One key or field that is junk by its name."""
 
-    target: Target
+    target: KeyRef
     path: bytes  # in a mount
-    rule: Rule
+    rule: JunkRule
     type: bytes  # Redis's word, or FIELD_TYPE
     length: int  # bytes of a string or field, elements of any other
 
@@ -31,71 +31,79 @@ class JunkKey:
         return self.length if self.type in (b"string", FIELD_TYPE) else None
 
 
-class Finder:
+class JunkScanner:
     """Looks through all keys of a server, in pieces. `fields`: also into hashes of up to so many fields (0: none)."""
 
-    def __init__(self, server: Server, grammar: Grammar, junk: Junk, *, prefix: bytes = b"", fields: int = 0) -> None:
-        self._server = server
+    def __init__(
+        self,
+        client: RedisClient,
+        grammar: PathCodec,
+        junk_rules: JunkRules,
+        *,
+        prefix: bytes = b"",
+        max_hash_fields: int = 0,
+    ) -> None:
+        self._client = client
         self._grammar = grammar
-        self._junk = junk
+        self._junk_rules = junk_rules
         self._prefix = prefix
-        self._fields = fields
-        self._attributes = AttributeStore(server, memory=MEMORY, trust=lambda: 0.0)
-        self._directory: tuple[bytes, ...] = ()  # the last one that was judged, and its rule
-        self._rule: Rule | None = None
+        self._max_hash_fields = max_hash_fields
+        self._metadata = MetadataStore(client, max_cache_bytes=METADATA_CACHE_BYTES, trust=lambda: 0.0)
+        self._last_directory: tuple[bytes, ...] = ()  # the last one that was judged, and its rule
+        self._last_directory_rule: JunkRule | None = None
 
-    def find(
+    def find_junk(
         self,
         on_total: Callable[[int], None] = lambda _total: None,
-        advance: Callable[[int], None] = lambda _keys: None,
+        on_progress: Callable[[int], None] = lambda _keys: None,
     ) -> Iterator[JunkKey]:
         """Each of them once, in no order. `on_total` is told how many keys there are, `advance` how many were seen.
 
         Raises UnavailableError, AccessError.
         """
-        seen: set[Target] = set()
-        for keys in scan(self._server, prefix=self._prefix, on_total=on_total):
-            for found in self._among(keys):
+        seen: set[KeyRef] = set()
+        for keys in scan_keys(self._client, prefix=self._prefix, on_total=on_total):
+            for found in self._find_keys(keys):
                 if found.target not in seen:  # SCAN may give a key twice
                     seen.add(found.target)
                     yield found
-            advance(len(keys))
+            on_progress(len(keys))
 
-    def _among(self, keys: Sequence[bytes]) -> Iterator[JunkKey]:
-        rules = {key: rule for key in keys if (rule := self._rule_of(key)) is not None}
-        asked = keys if self._fields else list(rules)
-        known = dict(zip(asked, self._attributes.get_many(asked), strict=True))
+    def _find_keys(self, keys: Sequence[bytes]) -> Iterator[JunkKey]:
+        rules = {key: rule for key in keys if (rule := self._find_rule(key)) is not None}
+        asked = keys if self._max_hash_fields else list(rules)
+        known = dict(zip(asked, self._metadata.get_many(asked), strict=True))
         for key, rule in rules.items():
             found = known[key]
             if found.type != b"none":
                 path = self._grammar.key_path(key, is_hash=found.type == b"hash")
-                yield JunkKey(Target(key), path, rule, found.type, found.length)
-        if self._fields:
-            yield from self._fields_among({key: found for key, found in known.items() if key not in rules})
+                yield JunkKey(KeyRef(key), path, rule, found.type, found.length)
+        if self._max_hash_fields:
+            yield from self._find_fields({key: found for key, found in known.items() if key not in rules})
 
-    def _rule_of(self, key: bytes) -> Rule | None:
+    def _find_rule(self, key: bytes) -> JunkRule | None:
         """The rule for which a key is not listed: of its own name, or of a directory above it."""
-        grammar, hiding = self._grammar, self._junk.hiding
-        *above, leaf = grammar.split(key)
+        grammar, hiding = self._grammar, self._junk_rules.find_hiding_rule
+        *above, leaf = grammar.split_key(key)
         directory = tuple(above)
-        if directory != self._directory:
-            names = (grammar.directory_name(each, root=not depth) for depth, each in enumerate(directory))
-            found = (hiding(name, root=not depth) for depth, name in enumerate(names))
-            self._directory, self._rule = directory, next(filter(None, found), None)
+        if directory != self._last_directory:
+            names = (grammar.directory_name(each, in_root=not depth) for depth, each in enumerate(directory))
+            found = (hiding(name, in_root=not depth) for depth, name in enumerate(names))
+            self._last_directory, self._last_directory_rule = directory, next(filter(None, found), None)
         root = not directory
-        return self._rule or hiding(grammar.key_name(leaf, root=root), root=root)
+        return self._last_directory_rule or hiding(grammar.key_name(leaf, in_root=root), in_root=root)
 
-    def _fields_among(self, known: dict[bytes, Attributes]) -> Iterator[JunkKey]:
-        hashes = [key for key, found in known.items() if found.type == b"hash"]
-        rules: dict[tuple[bytes, bytes], Rule] = {}
-        for key, fields in zip(hashes, self._attributes.fields_many(hashes, self._fields), strict=True):
-            *directory, leaf = self._grammar.split(key)
+    def _find_fields(self, metadata: dict[bytes, KeyMetadata]) -> Iterator[JunkKey]:
+        hashes = [key for key, found in metadata.items() if found.type == b"hash"]
+        rules: dict[tuple[bytes, bytes], JunkRule] = {}
+        for key, fields in zip(hashes, self._metadata.list_fields_many(hashes, self._max_hash_fields), strict=True):
+            *directory, leaf = self._grammar.split_key(key)
             for field in fields or ():
                 name = self._grammar.field_name(leaf, field)
-                rule = self._junk.hiding(name, root=not directory)
+                rule = self._junk_rules.find_hiding_rule(name, in_root=not directory)
                 if rule is not None:
                     rules[key, field] = rule
-        lengths = self._attributes.field_lengths_many(list(rules))
+        lengths = self._metadata.get_field_lengths_many(list(rules))
         for ((key, field), rule), length in zip(rules.items(), lengths, strict=True):
             if length is not None:
-                yield JunkKey(Target(key, field), self._grammar.field_path(key, field), rule, FIELD_TYPE, length)
+                yield JunkKey(KeyRef(key, field), self._grammar.field_path(key, field), rule, FIELD_TYPE, length)

@@ -19,7 +19,7 @@ from redisfuse.errors import (
     BadHandleError,
     ConflictError,
     ExistsError,
-    InvalidError,
+    InvalidArgumentError,
     IsDirectoryError,
     NoAttributeError,
     NoSpaceError,
@@ -28,75 +28,75 @@ from redisfuse.errors import (
     NotFoundError,
 )
 
-ENTRY_COST = 512  # bytes that a file or directory counts beside its path, contents and attributes
+ENTRY_OVERHEAD_BYTES = 512  # bytes that a file or directory counts beside its path, contents and attributes
 
 
 @dataclass(frozen=True, slots=True)
-class ScratchAttributes:
+class MemoryFileStat:
     """What stat(2) says of a scratch file or directory."""
 
-    directory: bool
+    is_directory: bool
     mode: int  # permission bits, as they were given
     size: int  # bytes
-    modified_ns: int  # nanoseconds since 1970, UTC
+    mtime_ns: int  # nanoseconds since 1970, UTC
 
 
 @dataclass(slots=True)
-class _Inode:
-    directory: bool
+class _MemoryInode:
+    is_directory: bool
     mode: int
-    modified_ns: int
+    mtime_ns: int
     data: bytearray = field(default_factory=bytearray)
-    attributes: dict[bytes, bytes] = field(default_factory=dict)
-    handles: int = 0
-    linked: bool = True
-    handed_over: bool = False
-    hidden: bytes | None = None  # its path, if that is in no listing
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    handle_count: int = 0
+    is_linked: bool = True
+    is_sealed: bool = False
+    hidden_path: bytes | None = None  # its path, if that is in no listing
 
 
-class Scratch:
+class MemoryFS:
     """The scratch area of one mount, of at most `limit` bytes."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._used_bytes = 0
         self._lock = threading.RLock()
-        self._inodes: dict[bytes, _Inode] = {}
-        self._names: dict[bytes, dict[bytes, None]] = {}  # folder → names in it, in the order in which they came
+        self._inode_by_path: dict[bytes, _MemoryInode] = {}
+        self._child_names: dict[bytes, dict[bytes, None]] = {}  # folder → names in it, in the order in which they came
 
     @property
-    def used(self) -> int:
+    def used_bytes(self) -> int:
         """Bytes in use, bookkeeping included."""
-        return self._used
+        return self._used_bytes
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
     def exists(self, path: bytes) -> bool:
         """Whether something is at a path."""
-        return path in self._inodes
+        return path in self._inode_by_path
 
     def is_directory(self, path: bytes) -> bool:
         """Whether a scratch directory is at a path."""
-        inode = self._inodes.get(path)
-        return inode is not None and inode.directory
+        inode = self._inode_by_path.get(path)
+        return inode is not None and inode.is_directory
 
-    def list(self, path: bytes) -> Sequence[bytes]:
+    def listdir(self, path: bytes) -> Sequence[bytes]:
         """The names of what is in a folder, which may be one of Redis."""
         with self._lock:
-            return tuple(self._names.get(path, ()))
+            return tuple(self._child_names.get(path, ()))
 
-    def folders(self, path: bytes) -> set[bytes]:
+    def child_directories(self, path: bytes) -> set[bytes]:
         """The names in a folder that lead to something here, as folders of any kind."""
         start = path + b"/" if path else b""
         with self._lock:
-            below = [folder[len(start) :] for folder in self._names if folder.startswith(start)]
+            below = [folder[len(start) :] for folder in self._child_names if folder.startswith(start)]
         return {name.partition(b"/")[0] for name in below if name}
 
-    def attributes(self, path: bytes) -> ScratchAttributes:
+    def stat(self, path: bytes) -> MemoryFileStat:
         """Mode, size and time of a file or directory. Raises NotFoundError."""
         with self._lock:
-            inode = self._inode(path)
-            return ScratchAttributes(inode.directory, inode.mode, len(inode.data), inode.modified_ns)
+            inode = self._require_inode(path)
+            return MemoryFileStat(inode.is_directory, inode.mode, len(inode.data), inode.mtime_ns)
 
     # -- making and removing -----------------------------------------------------------------------------------------
 
@@ -106,56 +106,56 @@ class Scratch:
         Raises ExistsError (`exclusive`), IsDirectoryError, NotDirectoryError, NoSpaceError.
         """
         with self._lock:
-            inode = self._inodes.get(path)
+            inode = self._inode_by_path.get(path)
             if inode is None:
-                self._add(path, _Inode(False, mode & 0o7777, time.time_ns()))
+                self._link_new(path, _MemoryInode(False, mode & 0o7777, time.time_ns()))
             elif exclusive:
                 raise ExistsError("it exists already")
-            elif inode.directory:
+            elif inode.is_directory:
                 raise IsDirectoryError("a directory has that name")
 
-    def store(self, path: bytes, chunks: Iterable[bytes], mode: int = 0o600) -> None:
+    def write_file(self, path: bytes, chunks: Iterable[bytes], mode: int = 0o600) -> None:
         """Make a file of these contents, or give them to the one that is there. On NoSpaceError nothing is changed.
 
         Raises IsDirectoryError, NotDirectoryError, NoSpaceError.
         """
         data = bytearray()
         for chunk in chunks:
-            if len(data) + len(chunk) > self._limit:
+            if len(data) + len(chunk) > self._max_bytes:
                 raise NoSpaceError("the scratch area is full; --scratch-memory makes it larger")
             data += chunk
         with self._lock:
-            old = self._inodes.get(path)
-            if old is not None and old.directory:
+            old = self._inode_by_path.get(path)
+            if old is not None and old.is_directory:
                 raise IsDirectoryError("a directory has that name")
-            inode = old or _Inode(False, mode & 0o7777, 0)
+            inode = old or _MemoryInode(False, mode & 0o7777, 0)
             self._check_parent(path)
-            self._reserve(len(data) - len(inode.data) + (0 if old else _cost(path)))
+            self._reserve(len(data) - len(inode.data) + (0 if old else _entry_bytes(path)))
             if old is None:
                 self._link(path, inode)
             inode.data = data
-            inode.modified_ns = time.time_ns()
+            inode.mtime_ns = time.time_ns()
 
     def mkdir(self, path: bytes, mode: int) -> None:
         """Make a directory. Raises ExistsError, NotDirectoryError, NoSpaceError."""
         with self._lock:
-            if path in self._inodes:
+            if path in self._inode_by_path:
                 raise ExistsError("it exists already")
-            self._add(path, _Inode(True, mode & 0o7777, time.time_ns()))
+            self._link_new(path, _MemoryInode(True, mode & 0o7777, time.time_ns()))
 
     def unlink(self, path: bytes) -> None:
         """Remove a file; who has it open keeps it. Raises NotFoundError, IsDirectoryError."""
         with self._lock:
-            if self._inode(path).directory:
+            if self._require_inode(path).is_directory:
                 raise IsDirectoryError("a directory")
             self._remove(path)
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory. Raises NotFoundError, NotDirectoryError, NotEmptyError."""
         with self._lock:
-            if not self._inode(path).directory:
+            if not self._require_inode(path).is_directory:
                 raise NotDirectoryError("not a directory")
-            if self._names.get(path):
+            if self._child_names.get(path):
                 raise NotEmptyError("the directory is not empty")
             self._remove(path)
 
@@ -166,76 +166,76 @@ class Scratch:
         InvalidError (a directory into itself).
         """
         with self._lock:
-            inode = self._inode(old)
-            if inode.directory and new.startswith(old + b"/"):
-                raise InvalidError("a directory can't be moved into itself")
-            existing = self._inodes.get(new)
+            inode = self._require_inode(old)
+            if inode.is_directory and new.startswith(old + b"/"):
+                raise InvalidArgumentError("a directory can't be moved into itself")
+            existing = self._inode_by_path.get(new)
             if existing is not None and not replace:
                 raise ExistsError("it exists already")
             if old == new:
                 return
             self._check_parent(new)
             if existing is not None:
-                if existing.directory and not inode.directory:
+                if existing.is_directory and not inode.is_directory:
                     raise IsDirectoryError("a directory has that name")
-                if inode.directory and not existing.directory:
+                if inode.is_directory and not existing.is_directory:
                     raise NotDirectoryError("a file has that name")
-                if self._names.get(new):
+                if self._child_names.get(new):
                     raise NotEmptyError("the directory of that name is not empty")
                 self._remove(new)
             self._move(old, new)
-            if inode.directory:
+            if inode.is_directory:
                 self.rename_below(old, new)
 
-    def hide(self, old: bytes, hidden: bytes) -> None:
-        """An open file is unlinked: until its last close it has the path `hidden`, which no listing shows.
+    def hide(self, path: bytes, hidden_path: bytes) -> None:
+        """An open file is unlinked: until its last close it has the path `hidden_path`, which no listing shows.
 
         libfuse asks for this, and then for `unlink(hidden)`; but not for the latter if the last close overtakes the
         former. So nothing is left after the last close in any case. Raises NotFoundError, IsDirectoryError.
         """
         with self._lock:
-            inode = self._inode(old)
-            if inode.directory:
+            inode = self._require_inode(path)
+            if inode.is_directory:
                 raise IsDirectoryError("a directory")
-            if not inode.handles:
-                self._remove(old)
+            if not inode.handle_count:
+                self._remove(path)
                 return
-            self._used += len(hidden) - len(old)
-            self._link(hidden, self._unlink(old), listed=False)
-            inode.hidden = hidden
+            self._used_bytes += len(hidden_path) - len(path)
+            self._link(hidden_path, self._unlink(path), listed=False)
+            inode.hidden_path = hidden_path
 
-    def hand_over(self, path: bytes) -> None:
+    def unlink_and_seal(self, path: bytes) -> None:
         """A file's contents were saved elsewhere: it goes, and who still has it open can't write to it any more.
 
         Raises NotFoundError, IsDirectoryError.
         """
         with self._lock:
-            inode = self._inode(path)
+            inode = self._require_inode(path)
             self.unlink(path)
-            inode.handed_over = True
+            inode.is_sealed = True
 
     def rename_below(self, old: bytes, new: bytes) -> None:
         """Follow a folder that was renamed: everything below it has the new path from now on."""
         with self._lock:
-            for path in [path for path in self._inodes if path.startswith(old + b"/")]:
+            for path in [path for path in self._inode_by_path if path.startswith(old + b"/")]:
                 self._move(path, new + path[len(old) :])
 
     # -- contents ----------------------------------------------------------------------------------------------------
 
-    def open(self, path: bytes) -> "ScratchFile":
+    def open(self, path: bytes) -> "MemoryFile":
         """Open a file for reading and writing. Raises NotFoundError, IsDirectoryError."""
         with self._lock:
-            inode = self._inode(path)
-            if inode.directory:
+            inode = self._require_inode(path)
+            if inode.is_directory:
                 raise IsDirectoryError("a directory")
-            return ScratchFile(self, inode)
+            return MemoryFile(self, inode)
 
     @contextmanager
-    def reading(self, path: bytes) -> Iterator[BinaryIO]:
+    def open_copy(self, path: bytes) -> Iterator[BinaryIO]:
         """A file's contents as they are now, as a Python file. Raises NotFoundError, IsDirectoryError."""
         with self._lock:
-            inode = self._inode(path)
-            if inode.directory:
+            inode = self._require_inode(path)
+            if inode.is_directory:
                 raise IsDirectoryError("a directory")
             copy = BytesIO(bytes(inode.data))
         with copy:
@@ -246,197 +246,197 @@ class Scratch:
     def set_mode(self, path: bytes, mode: int) -> None:
         """chmod(2). Raises NotFoundError."""
         with self._lock:
-            self._inode(path).mode = mode & 0o7777
+            self._require_inode(path).mode = mode & 0o7777
 
-    def set_modified(self, path: bytes, modified_ns: int) -> None:
+    def set_mtime(self, path: bytes, mtime_ns: int) -> None:
         """Set the time of the last change, as utimensat(2). Raises NotFoundError."""
         with self._lock:
-            self._inode(path).modified_ns = modified_ns
+            self._require_inode(path).mtime_ns = mtime_ns
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """An extended attribute. Raises NotFoundError, NoAttributeError."""
         with self._lock:
-            return self._xattr(self._inode(path), name)
+            return self._require_xattr(self._require_inode(path), name)
 
     def listxattr(self, path: bytes) -> Sequence[bytes]:
         """The names of the extended attributes. Raises NotFoundError."""
         with self._lock:
-            return tuple(self._inode(path).attributes)
+            return tuple(self._require_inode(path).xattrs)
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
         """Set one, as setxattr(2). Raises NotFoundError, ExistsError and NoAttributeError (`flags`), NoSpaceError."""
         with self._lock:
-            inode = self._inode(path)
-            there = name in inode.attributes
+            inode = self._require_inode(path)
+            there = name in inode.xattrs
             if there and flags & os.XATTR_CREATE:
                 raise ExistsError("the attribute exists already")
             if not there and flags & os.XATTR_REPLACE:
                 raise NoAttributeError("no such attribute")
-            self._reserve(len(value) - len(inode.attributes[name]) if there else len(name) + len(value))
-            inode.attributes[name] = value
+            self._reserve(len(value) - len(inode.xattrs[name]) if there else len(name) + len(value))
+            inode.xattrs[name] = value
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         """Remove one. Raises NotFoundError, NoAttributeError."""
         with self._lock:
-            inode = self._inode(path)
-            self._used -= len(name) + len(self._xattr(inode, name))
-            del inode.attributes[name]
+            inode = self._require_inode(path)
+            self._used_bytes -= len(name) + len(self._require_xattr(inode, name))
+            del inode.xattrs[name]
 
     # -- what holds the lock ------------------------------------------------------------------------------------------
 
-    def _inode(self, path: bytes) -> _Inode:
-        inode = self._inodes.get(path)
+    def _require_inode(self, path: bytes) -> _MemoryInode:
+        inode = self._inode_by_path.get(path)
         if inode is None:
             raise NotFoundError("no such file or directory")
         return inode
 
-    def _xattr(self, inode: _Inode, name: bytes) -> bytes:
-        value = inode.attributes.get(name)
+    def _require_xattr(self, inode: _MemoryInode, name: bytes) -> bytes:
+        value = inode.xattrs.get(name)
         if value is None:
             raise NoAttributeError("no such attribute")
         return value
 
-    def _reserve(self, more: int) -> None:
+    def _reserve(self, delta_bytes: int) -> None:
         """Count `more` bytes (or fewer, if negative) as used. Raises NoSpaceError."""
-        if more > 0 and self._used + more > self._limit:
+        if delta_bytes > 0 and self._used_bytes + delta_bytes > self._max_bytes:
             raise NoSpaceError("the scratch area is full; --scratch-memory makes it larger")
-        self._used += more
+        self._used_bytes += delta_bytes
 
     def _check_parent(self, path: bytes) -> None:
-        parent = self._inodes.get(path.rpartition(b"/")[0])
-        if parent is not None and not parent.directory:
+        parent = self._inode_by_path.get(path.rpartition(b"/")[0])
+        if parent is not None and not parent.is_directory:
             raise NotDirectoryError("a file has the name of the folder")
 
-    def _add(self, path: bytes, inode: _Inode) -> None:
+    def _link_new(self, path: bytes, inode: _MemoryInode) -> None:
         self._check_parent(path)
-        self._reserve(_cost(path))
+        self._reserve(_entry_bytes(path))
         self._link(path, inode)
 
-    def _link(self, path: bytes, inode: _Inode, *, listed: bool = True) -> None:
-        self._inodes[path] = inode
+    def _link(self, path: bytes, inode: _MemoryInode, *, listed: bool = True) -> None:
+        self._inode_by_path[path] = inode
         folder, _, name = path.rpartition(b"/")
         if listed:
-            self._names.setdefault(folder, {})[name] = None
-        self._touch(folder)
+            self._child_names.setdefault(folder, {})[name] = None
+        self._update_mtime(folder)
 
-    def _unlink(self, path: bytes) -> _Inode:
+    def _unlink(self, path: bytes) -> _MemoryInode:
         folder, _, name = path.rpartition(b"/")
-        names = self._names.get(folder)
+        names = self._child_names.get(folder)
         if names is not None:
             names.pop(name, None)  # a hidden file is in no listing
             if not names:
-                del self._names[folder]
-        self._touch(folder)
-        return self._inodes.pop(path)
+                del self._child_names[folder]
+        self._update_mtime(folder)
+        return self._inode_by_path.pop(path)
 
-    def _touch(self, folder: bytes) -> None:
-        if folder in self._inodes:
-            self._inodes[folder].modified_ns = time.time_ns()
+    def _update_mtime(self, directory: bytes) -> None:
+        if directory in self._inode_by_path:
+            self._inode_by_path[directory].mtime_ns = time.time_ns()
 
     def _move(self, old: bytes, new: bytes) -> None:
-        self._used += len(new) - len(old)  # the few bytes of a longer name are never refused
+        self._used_bytes += len(new) - len(old)  # the few bytes of a longer name are never refused
         folder, _, name = old.rpartition(b"/")
-        listed = name in self._names.get(folder, ())
+        listed = name in self._child_names.get(folder, ())
         inode = self._unlink(old)
         self._link(new, inode, listed=listed)
-        if inode.hidden is not None:
-            inode.hidden = new
+        if inode.hidden_path is not None:
+            inode.hidden_path = new
 
     def _remove(self, path: bytes) -> None:
         inode = self._unlink(path)
-        inode.linked = False
-        inode.hidden = None
-        self._used -= _cost(path)
-        self._forget(inode)
+        inode.is_linked = False
+        inode.hidden_path = None
+        self._used_bytes -= _entry_bytes(path)
+        self._free_if_unreferenced(inode)
 
-    def _forget(self, inode: _Inode) -> None:
+    def _free_if_unreferenced(self, inode: _MemoryInode) -> None:
         """Give back what a file held, if nobody can reach it any more."""
-        if not inode.linked and not inode.handles:
-            self._used -= len(inode.data) + sum(len(name) + len(value) for name, value in inode.attributes.items())
+        if not inode.is_linked and not inode.handle_count:
+            self._used_bytes -= len(inode.data) + sum(len(name) + len(value) for name, value in inode.xattrs.items())
             inode.data = bytearray()
-            inode.attributes = {}
+            inode.xattrs = {}
 
 
-class ScratchFile:
+class MemoryFile:
     """An open file of the scratch area; close it. Every method raises BadHandleError once it is closed."""
 
-    def __init__(self, scratch: Scratch, inode: _Inode) -> None:
-        self._scratch = scratch
-        self._open: _Inode | None = inode
-        inode.handles += 1
+    def __init__(self, fs: MemoryFS, inode: _MemoryInode) -> None:
+        self._fs = fs
+        self._open_inode: _MemoryInode | None = inode
+        inode.handle_count += 1
 
     @property
     def size(self) -> int:
         """Length in bytes."""
-        with self._scratch._lock:
-            return len(self._inode().data)
+        with self._fs._lock:
+            return len(self._require_open().data)
 
     @property
-    def attributes(self) -> ScratchAttributes:
+    def stat(self) -> MemoryFileStat:
         """Mode, size and time, also of a file that was unlinked."""
-        with self._scratch._lock:
-            inode = self._inode()
-            return ScratchAttributes(False, inode.mode, len(inode.data), inode.modified_ns)
+        with self._fs._lock:
+            inode = self._require_open()
+            return MemoryFileStat(False, inode.mode, len(inode.data), inode.mtime_ns)
 
     def read(self, offset: int, size: int) -> bytes:
         """At most `size` bytes from `offset`; none past the end."""
-        with self._scratch._lock:
-            return bytes(memoryview(self._inode().data)[offset : offset + size])
+        with self._fs._lock:
+            return bytes(memoryview(self._require_open().data)[offset : offset + size])
 
     def write(self, offset: int, data: bytes) -> None:
         """Write `data` at `offset`, with zeros before it if the file is shorter.
 
-        Raises NoSpaceError, ConflictError (`hand_over`).
+        Raises NoSpaceError, ConflictError (`unlink_and_seal`).
         """
-        with self._scratch._lock:
-            inode = self._writable()
+        with self._fs._lock:
+            inode = self._require_writable()
             if data:
                 if offset > len(inode.data):
                     self._resize(inode, offset + len(data))
-                self._scratch._reserve(max(offset + len(data) - len(inode.data), 0))
+                self._fs._reserve(max(offset + len(data) - len(inode.data), 0))
                 inode.data[offset : offset + len(data)] = data
-            inode.modified_ns = time.time_ns()
+            inode.mtime_ns = time.time_ns()
 
     def append(self, data: bytes) -> None:
         """Write `data` at the end. Raises as `write` does."""
-        with self._scratch._lock:
-            self.write(len(self._inode().data), data)
+        with self._fs._lock:
+            self.write(len(self._require_open().data), data)
 
     def truncate(self, size: int) -> None:
         """Cut the file, or lengthen it with zeros. Raises as `write` does."""
-        with self._scratch._lock:
-            inode = self._writable()
+        with self._fs._lock:
+            inode = self._require_writable()
             self._resize(inode, size)
-            inode.modified_ns = time.time_ns()
+            inode.mtime_ns = time.time_ns()
 
     def close(self) -> None:
         """Close it. Closing twice does nothing."""
-        with self._scratch._lock:
-            inode, self._open = self._open, None
+        with self._fs._lock:
+            inode, self._open_inode = self._open_inode, None
             if inode is not None:
-                inode.handles -= 1
-                if inode.hidden is not None and not inode.handles:
-                    self._scratch._remove(inode.hidden)
-                self._scratch._forget(inode)
+                inode.handle_count -= 1
+                if inode.hidden_path is not None and not inode.handle_count:
+                    self._fs._remove(inode.hidden_path)
+                self._fs._free_if_unreferenced(inode)
 
-    def _inode(self) -> _Inode:
-        if self._open is None:
+    def _require_open(self) -> _MemoryInode:
+        if self._open_inode is None:
             raise BadHandleError("the file is closed")
-        return self._open
+        return self._open_inode
 
-    def _writable(self) -> _Inode:
-        inode = self._inode()
-        if inode.handed_over:
+    def _require_writable(self) -> _MemoryInode:
+        inode = self._require_open()
+        if inode.is_sealed:
             raise ConflictError("the file was saved in Redis under another name: open it there")
         return inode
 
-    def _resize(self, inode: _Inode, size: int) -> None:
-        self._scratch._reserve(size - len(inode.data))
+    def _resize(self, inode: _MemoryInode, size: int) -> None:
+        self._fs._reserve(size - len(inode.data))
         if size < len(inode.data):
             del inode.data[size:]
         else:
             inode.data.extend(bytes(size - len(inode.data)))
 
 
-def _cost(path: bytes) -> int:
-    return ENTRY_COST + len(path)
+def _entry_bytes(path: bytes) -> int:
+    return ENTRY_OVERHEAD_BYTES + len(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from redisfuse.paths.grammar import Target
+from redisfuse.paths.grammar import KeyRef
 
 if TYPE_CHECKING:
     from redisfuse.vfs.open_files import OpenFile
@@ -22,20 +22,20 @@ class DirectoryNode:
 
 
 @dataclass(frozen=True, slots=True)
-class PieceNode:
+class SegmentNode:
     """A directory that is the first part of names too long for one (NAMES.md)."""
 
     directory: tuple[bytes, ...]
-    start: bytes  # what the pieces so far spell
+    name_prefix: bytes  # what the pieces so far spell
 
 
 @dataclass(frozen=True, slots=True)
-class LongRootNode:
+class DigestRootNode:
     """`%long`: the keys whose path would be too long, by digest."""
 
 
 @dataclass(frozen=True, slots=True)
-class LongFieldsNode:
+class DigestFieldsNode:
     """`HASH%long`: the fields of one hash whose own path would be too long, by digest."""
 
     directory: tuple[bytes, ...]
@@ -43,14 +43,14 @@ class LongFieldsNode:
     key: bytes
 
 
-class FileNode(NamedTuple):
+class KeyNode(NamedTuple):
     """A key, a field or a view of a key, as the server last described it."""
 
-    target: Target
+    target: KeyRef
     type: bytes  # Redis's word; FIELD_TYPE for a hash field
     length: int  # bytes of a string or field, elements of a collection
     view: str | None = None  # "json" or "dump"
-    changes: int = 0  # what `Keyspace.change_count` was before the server described it; only in listings
+    version: int = 0  # what `KeyspaceMonitor.change_count` was before the server described it; only in listings
 
     @property
     def is_plain(self) -> bool:
@@ -58,37 +58,39 @@ class FileNode(NamedTuple):
         return self.type == b"string" and self.view is None
 
     @property
-    def editable(self) -> bool:
+    def is_editable(self) -> bool:
         """Whether its bytes can be edited as they are."""
         return self.view is None and self.type in EDITABLE_TYPES
 
 
 @dataclass(frozen=True, slots=True)
-class OpenNode:
+class OpenFileNode:
     """A file that is open for editing, new and not yet in Redis, or unlinked while open: its bytes are here."""
 
     file: OpenFile
 
 
 @dataclass(frozen=True, slots=True)
-class ScratchNode:
+class MemoryNode:
     """Junk: a file or directory of the scratch area."""
 
     path: bytes
-    directory: bool
+    is_directory: bool
 
 
 @dataclass(frozen=True, slots=True)
-class UpdaterNode:
+class RefreshNode:
     """`/.updater`: looking at it starts a rescan."""
 
 
-Node = DirectoryNode | PieceNode | LongRootNode | LongFieldsNode | FileNode | OpenNode | ScratchNode | UpdaterNode
-DIRECTORY_NODES = (DirectoryNode, PieceNode, LongRootNode, LongFieldsNode)
+TreeNode = (
+    DirectoryNode | SegmentNode | DigestRootNode | DigestFieldsNode | KeyNode | OpenFileNode | MemoryNode | RefreshNode
+)
+DIRECTORY_NODE_TYPES = (DirectoryNode, SegmentNode, DigestRootNode, DigestFieldsNode)
 
 
-class Listed(NamedTuple):
+class NamedNode(NamedTuple):
     """One name of a listing."""
 
     name: bytes
-    node: Node
+    node: TreeNode

@@ -2,69 +2,69 @@
 
 from __future__ import annotations
 
-from redisfuse.paths.grammar import Target
-from redisfuse.vfs.memory_fs import Scratch
-from redisfuse.vfs.nodes import Listed, OpenNode, ScratchNode
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.vfs.memory_fs import MemoryFS
+from redisfuse.vfs.nodes import MemoryNode, NamedNode, OpenFileNode
 from redisfuse.vfs.open_files import OpenFiles
-from redisfuse.vfs.staged_replace import Parking
+from redisfuse.vfs.staged_replace import PendingRemovals
 
 
 class Overlay:
     """The three tables of write mode, asked together. Thread-safe as each of them is."""
 
-    def __init__(self, scratch: Scratch, files: OpenFiles, parking: Parking) -> None:
-        self.scratch = scratch
-        self.files = files
-        self.parking = parking
+    def __init__(self, memory_fs: MemoryFS, open_files: OpenFiles, pending_removals: PendingRemovals) -> None:
+        self.memory_fs = memory_fs
+        self.open_files = open_files
+        self.pending_removals = pending_removals
         # Paths of directories that long names are cut into, the last file of which was removed here: left until rmdir.
-        self.pieces: set[bytes] = set()
+        self.dangling_segments: set[bytes] = set()
 
-    def find(self, path: bytes) -> OpenNode | ScratchNode | None:
+    def resolve(self, path: bytes) -> OpenFileNode | MemoryNode | None:
         """What a path leads to without asking Redis."""
-        hidden = self.files.hidden(path)
+        hidden = self.open_files.get_hidden(path)
         if hidden is not None and hidden.buffer is not None:
-            return OpenNode(hidden)
-        if self.scratch.exists(path):
-            return ScratchNode(path, self.scratch.is_directory(path))
+            return OpenFileNode(hidden)
+        if self.memory_fs.exists(path):
+            return MemoryNode(path, self.memory_fs.is_directory(path))
         return None
 
-    def path_of(self, path: bytes) -> bytes:
+    def resolve_hidden_path(self, path: bytes) -> bytes:
         """The path itself, or where a file that libfuse believes to be hidden there is nevertheless."""
-        hidden = self.files.hidden(path)
+        hidden = self.open_files.get_hidden(path)
         return path if hidden is None or hidden.target is None else hidden.path
 
-    def open_node(self, target: Target) -> OpenNode | None:
+    def find_open_node(self, target: KeyRef) -> OpenFileNode | None:
         """The edit in progress on a target."""
-        file = self.files.get(target)
-        return None if file is None or file.buffer is None else OpenNode(file)
+        file = self.open_files.get(target)
+        return None if file is None or file.buffer is None else OpenFileNode(file)
 
-    def is_parked(self, target: Target) -> bool:
+    def is_pending_removal(self, target: KeyRef) -> bool:
         """Whether a target is still in Redis but no longer in the tree."""
-        return target in self.parking
+        return target in self.pending_removals
 
-    def folders(self, path: bytes) -> set[bytes]:
+    def child_directories(self, path: bytes) -> set[bytes]:
         """The names in a directory that lead to something of this mount's own, even if no key is below them."""
         start = path + b"/" if path else b""
-        found = self.scratch.folders(path)
-        for file in self.files.all():
+        found = self.memory_fs.child_directories(path)
+        for file in self.open_files.iter_files():
             name, slash, _rest = file.path[len(start) :].partition(b"/")
-            if slash and file.path.startswith(start) and file.uncommitted:
+            if slash and file.path.startswith(start) and file.is_dirty:
                 found.add(name)
         return found
 
-    def has_below(self, path: bytes) -> bool:
+    def has_descendants(self, path: bytes) -> bool:
         """Whether something of this mount's own is in a directory, or further below."""
-        return bool(self.list(path) or self.folders(path))
+        return bool(self.readdir(path) or self.child_directories(path))
 
-    def list(self, path: bytes) -> list[Listed]:
+    def readdir(self, path: bytes) -> list[NamedNode]:
         """The junk in a directory, and the new files that are not in Redis yet."""
         base = path + b"/" if path else b""
         found = {
-            name: Listed(name, ScratchNode(base + name, self.scratch.is_directory(base + name)))
-            for name in self.scratch.list(path)
+            name: NamedNode(name, MemoryNode(base + name, self.memory_fs.is_directory(base + name)))
+            for name in self.memory_fs.listdir(path)
         }
-        for file in self.files.all():
+        for file in self.open_files.iter_files():
             directory, _, name = file.path.rpartition(b"/")
-            if directory == path and file.uncommitted:
-                found[name] = Listed(name, OpenNode(file))
+            if directory == path and file.is_dirty:
+                found[name] = NamedNode(name, OpenFileNode(file))
         return list(found.values())

@@ -16,83 +16,85 @@ from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
-Directory = tuple[bytes, ...]
+DirectoryComponents = tuple[bytes, ...]
 
-MOST = 50_000  # names in all listings that are kept, at about 300 bytes each
+MAX_CACHED_NAMES = 50_000  # names in all listings that are kept, at about 300 bytes each
 
 
-class Listings(Generic[_T]):
+class ReaddirCache(Generic[_T]):
     """The names of directories, as lists of whatever the caller makes of a name. Thread-safe."""
 
-    def __init__(self, split: Callable[[bytes], Directory], most: int = MOST) -> None:
-        self._split = split  # a key into its components
-        self._most = most
+    def __init__(self, split_key: Callable[[bytes], DirectoryComponents], max_names: int = MAX_CACHED_NAMES) -> None:
+        self._split_key = split_key  # a key into its components
+        self._max_names = max_names
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Directory, list[_T]] = OrderedDict()
-        self._names = 0  # in all of `_kept`
-        self._making: dict[Directory, set[object]] = {}  # listings under way in which nothing has changed so far
+        self._listings: OrderedDict[DirectoryComponents, list[_T]] = OrderedDict()
+        self._name_count = 0  # in all of `_listings`
+        self._fill_tokens: dict[
+            DirectoryComponents, set[object]
+        ] = {}  # listings under way in which nothing has changed so far
 
-    def of(self, directory: Directory, make: Callable[[], Iterable[_T]]) -> Iterator[_T]:
+    def get_or_build(self, directory: DirectoryComponents, build: Callable[[], Iterable[_T]]) -> Iterator[_T]:
         """The listing that is kept, or the one that `make` gives, which is then kept if it gets to its end."""
         with self._lock:
-            kept = self._kept.get(directory)
+            kept = self._listings.get(directory)
             if kept is not None:
-                self._kept.move_to_end(directory)
-        return self._made(directory, make) if kept is None else iter(kept)
+                self._listings.move_to_end(directory)
+        return self._build(directory, build) if kept is None else iter(kept)
 
-    def _made(self, directory: Directory, make: Callable[[], Iterable[_T]]) -> Iterator[_T]:
+    def _build(self, directory: DirectoryComponents, build: Callable[[], Iterable[_T]]) -> Iterator[_T]:
         mark = object()
         with self._lock:
-            self._making.setdefault(directory, set()).add(mark)
+            self._fill_tokens.setdefault(directory, set()).add(mark)
         try:
             made: list[_T] = []
-            for item in make():
-                if len(made) <= self._most:
+            for item in build():
+                if len(made) <= self._max_names:
                     made.append(item)
                 yield item
-            self._keep(directory, made, mark)
+            self._store(directory, made, mark)
         finally:
             with self._lock:
-                self._end(directory, mark)
+                self._end_fill(directory, mark)
 
-    def _keep(self, directory: Directory, made: list[_T], mark: object) -> None:
+    def _store(self, directory: DirectoryComponents, entries: list[_T], token: object) -> None:
         with self._lock:
-            if len(made) > self._most or mark not in self._making.get(directory, ()):
+            if len(entries) > self._max_names or token not in self._fill_tokens.get(directory, ()):
                 return
-            self._drop(directory)
-            self._kept[directory] = made
-            self._names += len(made)
-            while self._names > self._most:
-                self._drop(next(iter(self._kept)))
+            self._evict(directory)
+            self._listings[directory] = entries
+            self._name_count += len(entries)
+            while self._name_count > self._max_names:
+                self._evict(next(iter(self._listings)))
 
-    def _end(self, directory: Directory, mark: object) -> None:
-        marks = self._making.get(directory)
+    def _end_fill(self, directory: DirectoryComponents, token: object) -> None:
+        marks = self._fill_tokens.get(directory)
         if marks is not None:
-            marks.discard(mark)
+            marks.discard(token)
             if not marks:
-                del self._making[directory]
+                del self._fill_tokens[directory]
 
-    def _drop(self, directory: Directory) -> None:
-        self._names -= len(self._kept.pop(directory, ()))
+    def _evict(self, directory: DirectoryComponents) -> None:
+        self._name_count -= len(self._listings.pop(directory, ()))
 
-    def changed(self, keys: Collection[bytes]) -> None:
+    def invalidate_keys(self, keys: Collection[bytes]) -> None:
         """These keys were made, altered or removed."""
-        if not self._kept and not self._making:
+        if not self._listings and not self._fill_tokens:
             return
-        above = {directory for key in keys for directory in self._above(key)}
+        above = {directory for key in keys for directory in self._ancestors(key)}
         with self._lock:
             for directory in above:
-                self._making.pop(directory, None)
-                if directory in self._kept:
-                    self._drop(directory)
+                self._fill_tokens.pop(directory, None)
+                if directory in self._listings:
+                    self._evict(directory)
 
-    def _above(self, key: bytes) -> Iterator[Directory]:
-        components = self._split(key)
+    def _ancestors(self, key: bytes) -> Iterator[DirectoryComponents]:
+        components = self._split_key(key)
         return (components[:depth] for depth in range(len(components)))
 
-    def forget(self) -> None:
+    def invalidate_all(self) -> None:
         """Anything may have changed."""
         with self._lock:
-            self._kept.clear()
-            self._making.clear()
-            self._names = 0
+            self._listings.clear()
+            self._fill_tokens.clear()
+            self._name_count = 0

@@ -6,42 +6,42 @@ import threading
 import time
 from collections.abc import Mapping
 
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 
-BLOCK = 4096  # bytes
-FRESH = 5.0  # seconds that an answer is kept
+BLOCK_BYTES = 4096  # bytes
+MAX_CACHE_AGE_SECONDS = 5.0  # seconds that an answer is kept
 
 
-class Space:
+class StatfsProvider:
     """statvfs(3) from `INFO memory` and DBSIZE: all of maxmemory, or of the machine's memory. Thread-safe."""
 
-    def __init__(self, server: Server) -> None:
-        self._server = server
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
         self._lock = threading.Lock()
-        self._found: tuple[float, Mapping[str, int]] | None = None
+        self._cached: tuple[float, Mapping[str, int]] | None = None
 
     def __call__(self) -> Mapping[str, int]:
         with self._lock:
-            found = self._found
-        if found is not None and time.monotonic() - found[0] < FRESH:
+            found = self._cached
+        if found is not None and time.monotonic() - found[0] < MAX_CACHE_AGE_SECONDS:
             return found[1]
-        answer = self._ask()
+        answer = self._query_server()
         with self._lock:
-            self._found = (time.monotonic(), answer)
+            self._cached = (time.monotonic(), answer)
         return answer
 
-    def _ask(self) -> Mapping[str, int]:
+    def _query_server(self) -> Mapping[str, int]:
         memory: dict[bytes, bytes] = {}
-        for line in bytes(self._server.ask(b"INFO", b"memory")).splitlines():
+        for line in bytes(self._client.execute(b"INFO", b"memory")).splitlines():
             name, _, value = line.partition(b":")
             memory[name] = value
-        keys = int(self._server.ask(b"DBSIZE"))
+        keys = int(self._client.execute(b"DBSIZE"))
         used = int(memory.get(b"used_memory", 0))
         total = int(memory.get(b"maxmemory", 0)) or int(memory.get(b"total_system_memory", 0)) or used
-        blocks, free = total // BLOCK, max(0, total - used) // BLOCK
+        blocks, free = total // BLOCK_BYTES, max(0, total - used) // BLOCK_BYTES
         return {
-            "f_bsize": BLOCK,
-            "f_frsize": BLOCK,
+            "f_bsize": BLOCK_BYTES,
+            "f_frsize": BLOCK_BYTES,
             "f_blocks": blocks,
             "f_bfree": free,
             "f_bavail": free,

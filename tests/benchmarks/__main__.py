@@ -20,50 +20,50 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks import host_info
-from tests.benchmarks.baseline import SIZES, Run, folders
-from tests.benchmarks.report import Table
+from tests.benchmarks.baseline import SIZES, BenchmarkRun, temporary_folders
+from tests.benchmarks.report import ResultTable
 
 TOPICS = ("reading", "writing", "undo", "following")
-RESULTS = Path(__file__).with_name("RESULTS.md")
+RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> int:
     """Measure, print, and write."""
-    options = _options()
+    options = _parse_options()
     topics: Sequence[str] = options.topics or TOPICS
-    load, began = host_info.load(), time.time()
+    load, began = host_info.format_load(), time.time()
     about = [
-        *host_info.describe(),
+        *host_info.describe_host(),
         ("Load before the run", load),
         ("Run", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())),
     ]
     console = Console(width=max(160, Console().width))
-    sections: dict[str, list[Table]] = {}
-    with folders() as (disk, memory, kind):
+    sections: dict[str, list[ResultTable]] = {}
+    with temporary_folders() as (disk, memory, kind):
         about.append(("tmpfs", kind))
-        names = (options.binding,) if options.binding else tuple(host_info.bindings())
+        names = (options.binding,) if options.binding else tuple(host_info.list_bindings())
         for topic in topics:
             (disk / topic).mkdir()
             (memory / topic).mkdir()
-            run = Run(SIZES[options.size], names, disk / topic, memory / topic)
+            run = BenchmarkRun(SIZES[options.size], names, disk / topic, memory / topic)
             sections[topic] = importlib.import_module(f"tests.benchmarks.{topic}").measure(run)
     about.append(("Took", f"{time.time() - began:.0f} s, with the {options.size} sizes"))
     for tables in sections.values():
         for table in tables:
             console.print()
-            table.show(console)
+            table.print(console)
     console.print()
     for name, value in about:
         console.print(f"{name}: {value}", highlight=False)
     if options.write:
-        _write(sections, about)
-        console.print(f"Written to {RESULTS}")
+        _write_results(sections, about)
+        console.print(f"Written to {RESULTS_FILE}")
     missed = [row for tables in sections.values() for table in tables for row in table.rows if "MISSED" in row[-1]]
     console.print(f"Goals missed: {len(missed)}")
     return 0
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=", ".join(TOPICS))
     much = parser.add_mutually_exclusive_group()
@@ -79,21 +79,21 @@ def _options() -> argparse.Namespace:
     return options
 
 
-def _write(sections: dict[str, list[Table]], about: Sequence[tuple[str, str]]) -> None:
+def _write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[tuple[str, str]]) -> None:
     """Replace the sections of the topics that were measured; keep the others, each with the machine of its run."""
-    found = dict(_sections(RESULTS.read_text())) if RESULTS.exists() else {}
-    machine_text = "\n".join(f"- {name}: {value}" for name, value in about)
+    found = dict(_split_sections(RESULTS_FILE.read_text())) if RESULTS_FILE.exists() else {}
+    machine_text = "\n".join(f"- {name}: {value}" for name, value in run_facts)
     for topic, tables in sections.items():
         found[topic] = "\n".join(
-            [*(table.markdown() for table in tables), f"### Machine of this run\n\n{machine_text}\n"]
+            [*(table.to_markdown() for table in tables), f"### Machine of this run\n\n{machine_text}\n"]
         )
     ordered = [(topic, found[topic]) for topic in TOPICS if topic in found]
     text = "# Results of the benchmarks\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
     text += "Trust the ratios, not the absolute figures.\n\n"
-    RESULTS.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))
+    RESULTS_FILE.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))
 
 
-def _sections(text: str) -> list[tuple[str, str]]:
+def _split_sections(text: str) -> list[tuple[str, str]]:
     parts = re.split(r"^# (.+)$", text, flags=re.MULTILINE)[1:]
     return [(name.lower(), body) for name, body in zip(parts[::2], parts[1::2], strict=True)]
 

@@ -14,16 +14,16 @@ import time
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.keyspace.index import Index
-from redisfuse.keyspace.monitor import Keyspace
+from redisfuse.keyspace.monitor import KeyspaceMonitor
 from tests.support.redis_server import RedisServer
 
 LAYOUTS = ("sessions", "users", "mixed")
 
 
-def key(layout: str, number: int) -> bytes:
+def layout_key(layout: str, number: int) -> bytes:
     """The n-th key of a layout, about 26 bytes."""
     if layout == "sessions":
         return b"session:%018d" % number
@@ -37,19 +37,19 @@ def key(layout: str, number: int) -> bytes:
     return b"session:%018d" % number
 
 
-def resident() -> int:
+def resident_bytes() -> int:
     """This process's resident memory, in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
-def fill(client: redis.Redis, layout: str, keys: int) -> None:
+def fill_layout(client: redis.Redis, layout: str, keys: int) -> None:
     """Put the keys into the server."""
     for start in range(0, keys, 20_000):
-        client.mset({key(layout, number): b"" for number in range(start, min(start + 20_000, keys))})
+        client.mset({layout_key(layout, number): b"" for number in range(start, min(start + 20_000, keys))})
 
 
-def bare_scan(path: str) -> dict[str, float]:
+def measure_bare_scan(path: str) -> dict[str, float]:
     """A redis-py loop that reads every key and keeps none."""
     client = redis.Redis(unix_socket_path=path)
     began = time.perf_counter()
@@ -61,26 +61,26 @@ def bare_scan(path: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began, "keys": found}
 
 
-def first_index(path: str, *, memory: int, listing: bool) -> dict[str, float]:
+def measure_first_index(path: str, *, memory: int, listing: bool) -> dict[str, float]:
     """A Keyspace from its start until its index is whole, and the root is listed."""
-    server = Server(Address.parse(f"unix://{path}"), Limits(timeout=30))
+    server = RedisClient(Address.parse(f"unix://{path}"), Limits(timeout=30))
     server.connect()
     gc.collect()
-    before = resident()
-    commands = server.counters.commands
+    before = resident_bytes()
+    commands = server.stats.commands
     began = time.perf_counter()
-    keyspace = Keyspace(server, index_memory=memory)
+    keyspace = KeyspaceMonitor(server, index_memory=memory)
     keyspace.start()
-    keyspace.wait(600)
+    keyspace.wait_until_ready(600)
     if listing:
-        sum(1 for _ in keyspace.index.children(()))
+        sum(1 for _ in keyspace.index.iter_children(()))
     seconds = time.perf_counter() - began
     result = {
         "seconds": seconds,
         "keys": len(keyspace.index),
-        "commands": server.counters.commands - commands,
-        "resident": resident() - before,
-        "estimate": keyspace.index.memory,
+        "commands": server.stats.commands - commands,
+        "resident": resident_bytes() - before,
+        "estimate": keyspace.index.memory_bytes,
         "disk": keyspace.index.on_disk,
     }
     keyspace.close()
@@ -88,27 +88,27 @@ def first_index(path: str, *, memory: int, listing: bool) -> dict[str, float]:
     return result
 
 
-def build_alone(layout: str, keys: int, *, on_disk: bool) -> dict[str, float]:
+def measure_index_alone(layout: str, keys: int, *, on_disk: bool) -> dict[str, float]:
     """The index without a server: adds a second, and the time of common questions."""
     index = Index(on_disk=on_disk)
     spent = 0.0
     for start in range(0, keys, 1000):
-        names = [key(layout, (number * 7919) % keys) for number in range(start, min(start + 1000, keys))]
+        names = [layout_key(layout, (number * 7919) % keys) for number in range(start, min(start + 1000, keys))]
         began = time.perf_counter()
         index.add_many(names)
         spent += time.perf_counter() - began
     began = time.perf_counter()
     below = (b"session",) if layout != "users" else (b"user",)
-    children = sum(1 for _ in index.children(below))
+    children = sum(1 for _ in index.iter_children(below))
     listed = time.perf_counter() - began
     began = time.perf_counter()
     for number in range(10_000):
-        index.child((b"user",), b"%010d" % number)
+        index.get_child((b"user",), b"%010d" % number)
     asked = (time.perf_counter() - began) / 10_000
     return {"seconds": spent, "keys": len(index), "children": children, "listed": listed, "asked": asked}
 
 
-def in_process(work: str, *arguments: object) -> dict[str, float]:
+def run_in_subprocess(work: str, *arguments: object) -> dict[str, float]:
     """The result of one of the above, made in a fresh process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_index", "--work", work, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
@@ -122,11 +122,11 @@ def main() -> None:
     for keys in sizes:
         for layout in LAYOUTS if keys <= 1_000_000 else ("sessions", "mixed"):
             with RedisServer() as server:
-                fill(server.client(), layout, keys)
+                fill_layout(server.client(), layout, keys)
                 bare, runs = float("inf"), []
                 for _turn in range(5):  # in turns, so that a busy moment of the machine hits both
-                    bare = min(bare, in_process("bare", server.socket_path)["seconds"])
-                    runs.append(in_process("index", server.socket_path, 1 << 40))
+                    bare = min(bare, run_in_subprocess("bare", server.socket_path)["seconds"])
+                    runs.append(run_in_subprocess("index", server.socket_path, 1 << 40))
                 best = min(runs, key=lambda run: run["seconds"])
                 print(
                     f"{keys:>9} {layout:<9} bare SCAN {bare:6.2f} s | index {best['seconds']:6.2f} s"
@@ -135,7 +135,7 @@ def main() -> None:
                     flush=True,
                 )
         for on_disk in (False, True):
-            alone = in_process("alone", "mixed", keys, int(on_disk))
+            alone = run_in_subprocess("alone", "mixed", keys, int(on_disk))
             print(
                 f"{keys:>9} {'disk' if on_disk else 'memory':<9} {keys / alone['seconds'] / 1000:6.0f} k adds/s |"
                 f" {alone['children']:.0f} children listed in {alone['listed']:.2f} s |"
@@ -148,10 +148,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
         work, *rest = sys.argv[2:]
         if work == "bare":
-            print(json.dumps(bare_scan(rest[0])))
+            print(json.dumps(measure_bare_scan(rest[0])))
         elif work == "index":
-            print(json.dumps(first_index(rest[0], memory=int(rest[1]), listing=True)))
+            print(json.dumps(measure_first_index(rest[0], memory=int(rest[1]), listing=True)))
         else:
-            print(json.dumps(build_alone(rest[0], int(rest[1]), on_disk=rest[2] == "1")))
+            print(json.dumps(measure_index_alone(rest[0], int(rest[1]), on_disk=rest[2] == "1")))
     else:
         main()

@@ -19,51 +19,55 @@ import threading
 import time
 from pathlib import Path
 
-from redisfuse.journal.journal import Journal, now
-from redisfuse.journal.models import Content, Intent, ServerIdentity, SessionInfo, State
-from redisfuse.journal.prune import prune
+from redisfuse.journal.journal import Journal, now_ms
+from redisfuse.journal.models import Blob, ChangeIntent, ServerIdentity, SessionMetadata, State
+from redisfuse.journal.prune import prune_journal
 
-INFO = SessionInfo(ServerIdentity(host="127.0.0.1", port=6379), mountpoint="/mnt/redis", options={"write": True})
-PORTION = 1000  # rows of one transaction while filling
-LIMIT = 0.3  # seconds that a reading command may take longer than `redisfuse --version`
+INFO = SessionMetadata(ServerIdentity(host="127.0.0.1", port=6379), mountpoint="/mnt/redis", options={"write": True})
+ROWS_PER_TRANSACTION = 1000  # rows of one transaction while filling
+MAX_EXTRA_SECONDS = 0.3  # seconds that a reading command may take longer than `redisfuse --version`
 
 
 def save(journal: Journal, session: int, number: int) -> None:
     """One change of a small string, as an edit makes it."""
-    prior, new = State.of_value(b"value before %d" % number), State.of_value(b"value after %d" % number)
+    prior, new = State.from_value(b"value before %d" % number), State.from_value(b"value after %d" % number)
     path = b"user/%d/name" % (number % 5000)
-    ids = journal.intend(session, [Intent(path, "write", path.replace(b"/", b":"), None, prior, new)])
-    journal.settle(ids, "applied")
+    ids = journal.record_intents(session, [ChangeIntent(path, "write", path.replace(b"/", b":"), None, prior, new)])
+    journal.record_outcome(ids, "applied")
 
 
-def fill(journal: Journal, rows: int, sessions: int = 50) -> None:
+def fill_journal(journal: Journal, rows: int, sessions: int = 50) -> None:
     """Rows as a busy production would leave them: many sessions, keys and operations, few failures."""
     for part in range(sessions):
         session = journal.begin_session(INFO)
         first, last = rows * part // sessions, rows * (part + 1) // sessions
-        for start in range(first, last, PORTION):
-            ids = journal.intend(session, [_intent(n) for n in range(start, min(start + PORTION, last))], group=False)
+        for start in range(first, last, ROWS_PER_TRANSACTION):
+            ids = journal.record_intents(
+                session,
+                [_build_change(n) for n in range(start, min(start + ROWS_PER_TRANSACTION, last))],
+                grouping=False,
+            )
             failed = [id for id in ids if id % 977 == 0]
-            journal.settle([id for id in ids if id % 977], "applied")
-            journal.settle(failed, "failed", "OOM")
+            journal.record_outcome([id for id in ids if id % 977], "applied")
+            journal.record_outcome(failed, "failed", "OOM")
         journal.end_session(session)
     journal.flush()
 
 
-def _intent(number: int) -> Intent:
+def _build_change(number: int) -> ChangeIntent:
     op = "expire" if number % 20_011 == 7 else "remove" if number % 50 == 0 else "write"
     path = b"service/%d/user/%d" % (number % 7, number % 200_003)
-    return Intent(
+    return ChangeIntent(
         path,
         op,
         path.replace(b"/", b":"),
         None,
-        State.of_value(b"%d" % (number % 1000)),
-        State.of_value(b"%d" % number),
+        State.from_value(b"%d" % (number % 1000)),
+        State.from_value(b"%d" % number),
     )
 
 
-def writing(folder: Path) -> None:
+def measure_writes(folder: Path) -> None:
     """Changes a second, by one and by many threads, beside a bare fsync."""
     with (folder / "plain").open("wb", buffering=0) as file:
         began = time.perf_counter()
@@ -75,7 +79,7 @@ def writing(folder: Path) -> None:
         session = journal.begin_session(INFO)
         alone = 0.0
         for writers in (1, 8, 16):
-            rate = _saves(journal, session, writers)
+            rate = _save_rate(journal, session, writers)
             alone = alone or rate
             print(f"journaled changes, {writers:2} writers:       {rate:8.0f} /s  ({rate / alone:.1f} times one)")
         large = folder / "large"
@@ -84,12 +88,14 @@ def writing(folder: Path) -> None:
                 out.write(os.urandom(1 << 20))
         with large.open("rb") as source:
             began = time.perf_counter()
-            content = Content.of_file(source)
-            journal.intend(session, [Intent(b"l", "write", b"l", None, State("absent"), State.of_value(content))])
+            content = Blob.from_file(source)
+            journal.record_intents(
+                session, [ChangeIntent(b"l", "write", b"l", None, State("absent"), State.from_value(content))]
+            )
             print(f"a random string of 200 MiB:          {200 / (time.perf_counter() - began):8.0f} MiB/s")
 
 
-def _saves(journal: Journal, session: int, writers: int) -> float:
+def _save_rate(journal: Journal, session: int, writers: int) -> float:
     """Changes a second."""
     each = 1600 // writers
 
@@ -106,7 +112,7 @@ def _saves(journal: Journal, session: int, writers: int) -> float:
     return each * writers / (time.perf_counter() - began)
 
 
-def fsyncs(folder: Path) -> None:
+def print_fsync_counts(folder: Path) -> None:
     """fsyncs a change, counted by strace."""
     if not shutil.which("strace"):
         return
@@ -126,17 +132,17 @@ def fsyncs(folder: Path) -> None:
         print(f"fsyncs for 400 changes, {writers} writers:   {number:8}    (opening and closing included)")
 
 
-def reading(folder: Path, rows: int) -> None:
+def measure_commands(folder: Path, rows: int) -> None:
     """What the commands take at many rows, beside `redisfuse --version`. First line and whole answer."""
     path = folder / "reading.db"
     with Journal.open(path, create=True) as journal:
         began = time.perf_counter()
-        fill(journal, rows)
+        fill_journal(journal, rows)
         took = time.perf_counter() - began
     size = path.stat().st_size
     print(f"filled {rows} rows:  {rows / took:8.0f} /s, {size / rows:.0f} bytes a row")
     middle = str(rows // 2)
-    base = answer_time([], path)
+    base = first_byte_seconds([], path)
     print(f"{'redisfuse --version':60} {base * 1000:6.0f} ms")
     for words in (
         ["log"],
@@ -160,24 +166,24 @@ def reading(folder: Path, rows: int) -> None:
         ["diff", "--session", "3"],
         ["sessions"],
     ):
-        extra = answer_time(words, path) - base
-        verdict = "" if extra < LIMIT else "   MORE THAN 0.3 s"
+        extra = first_byte_seconds(words, path) - base
+        verdict = "" if extra < MAX_EXTRA_SECONDS else "   MORE THAN 0.3 s"
         print(f"{'redisfuse ' + ' '.join(words):60} {extra * 1000:+6.0f} ms{verdict}")
 
 
-def pruning(folder: Path, rows: int) -> None:
+def measure_prune(folder: Path, rows: int) -> None:
     """Removing the older half of the rows."""
     path = folder / "reading.db"
     size = path.stat().st_size
     with Journal.open(path) as journal:
         began = time.perf_counter()
-        done = prune(journal, before=now() + 1000, keep_last=rows // 2)
+        done = prune_journal(journal, before_ms=now_ms() + 1000, keep_last=rows // 2)
         took = time.perf_counter() - began
     smaller = (size - path.stat().st_size) / size
     print(f"prune of {done.changes} changes: {took:.1f} s, the file is {smaller:.0%} smaller")
 
 
-def answer_time(words: list[str], path: Path) -> float:
+def first_byte_seconds(words: list[str], path: Path) -> float:
     """Seconds until the first byte of the answer, or its end."""
     command = [str(Path(sys.executable).with_name("redisfuse")), *(words or ["--version"])]
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path)}
@@ -201,10 +207,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name) / "state"
         folder.mkdir(0o700)
-        writing(folder)
-        fsyncs(folder)
-        reading(folder, options.rows)
-        pruning(folder, options.rows)
+        measure_writes(folder)
+        print_fsync_counts(folder)
+        measure_commands(folder, options.rows)
+        measure_prune(folder, options.rows)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,21 @@ import threading
 import time
 from pathlib import Path
 
-from redisfuse.journal.models import Content
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.precondition import Basis
-from redisfuse.transactions.rollback_plan import make_plan
-from redisfuse.transactions.selection import Selection, select
-from tests.support.edit_bench import Bench
+from redisfuse.journal.models import Blob
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.rollback_plan import plan_rollback
+from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.support.edit_bench import EditBench
 from tests.support.redis_server import RedisServer
 
 
-def report(what: str, count: int, seconds: float) -> None:
+def print_rate(label: str, count: int, seconds: float) -> None:
     """One measurement."""
-    print(f"{what:<46} {count / seconds:>9.0f}/s  {seconds:8.3f} s")
+    print(f"{label:<46} {count / seconds:>9.0f}/s  {seconds:8.3f} s")
 
 
-def make_changes(bench: Bench, changes: int, *, keys: int) -> None:
+def make_changes(bench: EditBench, changes: int, *, keys: int) -> None:
     """Small saves, each key as often as it takes, by eight threads."""
     for number in range(keys):
         bench.redis.set(f"key:{number}", "before")
@@ -32,7 +32,9 @@ def make_changes(bench: Bench, changes: int, *, keys: int) -> None:
         for number in range(thread, changes, 8):
             name = b"key:%d" % (number % keys)
             value = b"value %d" % number
-            bench.edits.save(Target(name), Content.of(value), basis=Basis.anything(), path=name)
+            bench.key_writer.save(
+                KeyRef(name), Blob.from_bytes(value), precondition=Precondition.unconditional(), path=name
+            )
 
     threads = [threading.Thread(target=work, args=(thread,)) for thread in range(8)]
     for thread in threads:
@@ -41,7 +43,7 @@ def make_changes(bench: Bench, changes: int, *, keys: int) -> None:
         thread.join()
 
 
-def bare_loop(bench: Bench, changes: int, keys: int) -> float:
+def measure_bare_sets(bench: EditBench, changes: int, keys: int) -> float:
     """Seconds for the writes alone, one after the other, by redis-py."""
     started = time.perf_counter()
     for number in range(changes):
@@ -49,40 +51,42 @@ def bare_loop(bench: Bench, changes: int, keys: int) -> float:
     return time.perf_counter() - started
 
 
-def roll_back(changes: int, keys: int) -> None:
+def measure_rollback(changes: int, keys: int) -> None:
     """Measure planning and rolling back."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
-        bench = Bench.of(Path(folder) / "state", server)
+        bench = EditBench.create(Path(folder) / "state", server)
         try:
             make_changes(bench, changes, keys=keys)
-            report(f"bare SETs, {keys} keys", changes, bare_loop(bench, changes, keys))
+            print_rate(f"bare SETs, {keys} keys", changes, measure_bare_sets(bench, changes, keys))
             started = time.perf_counter()
-            groups = select(bench.journal, Selection(session=bench.session))
+            groups = select_groups(bench.journal, RollbackSelection(session=bench.session))
             selected = time.perf_counter()
-            report(f"selecting, {keys} keys", changes, selected - started)
-            plan = make_plan(bench.journal, bench.server, groups)
+            print_rate(f"selecting, {keys} keys", changes, selected - started)
+            plan = plan_rollback(bench.journal, bench.server, groups)
             planned = time.perf_counter()
-            report(f"planning, {keys} keys", changes, planned - selected)
-            done = bench.rollback().run(plan.groups)
-            report(f"rolling back, {keys} keys", changes, time.perf_counter() - planned)
-            assert done.clean
-            assert len(done.done) == changes
+            print_rate(f"planning, {keys} keys", changes, planned - selected)
+            done = bench.create_rollback().run(plan.groups)
+            print_rate(f"rolling back, {keys} keys", changes, time.perf_counter() - planned)
+            assert done.is_clean
+            assert len(done.reverted) == changes
             assert bench.redis.get("key:0") == b"before"
         finally:
             bench.close()
 
 
-def parallel_saves(saves: int) -> None:
+def measure_parallel_saves(saves: int) -> None:
     """Measure what going together gives."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
-        bench = Bench.of(Path(folder) / "state", server)
+        bench = EditBench.create(Path(folder) / "state", server)
         try:
             for writers in (1, 8):
 
                 def work(writer: int, writers: int = writers) -> None:
                     for number in range(saves // writers):
                         name = b"%d:%d:%d" % (writers, writer, number)
-                        bench.edits.save(Target(name), Content.of(name), basis=Basis.absent(), path=name)
+                        bench.key_writer.save(
+                            KeyRef(name), Blob.from_bytes(name), precondition=Precondition.absent(), path=name
+                        )
 
                 threads = [threading.Thread(target=work, args=(writer,)) for writer in range(writers)]
                 started = time.perf_counter()
@@ -90,13 +94,13 @@ def parallel_saves(saves: int) -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
-                report(f"small saves, {writers} writers", saves, time.perf_counter() - started)
+                print_rate(f"small saves, {writers} writers", saves, time.perf_counter() - started)
         finally:
             bench.close()
 
 
 if __name__ == "__main__":
     number = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
-    parallel_saves(min(number, 2_000))
-    roll_back(number, number)
-    roll_back(number, max(1, number // 100))
+    measure_parallel_saves(min(number, 2_000))
+    measure_rollback(number, number)
+    measure_rollback(number, max(1, number // 100))

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
-from tests.benchmarks.baseline import Run, fill, in_parallel, read_all, spent
-from tests.benchmarks.report import Table, rate, seconds
-from tests.support.mounts import Mount
+from tests.benchmarks.baseline import BenchmarkRun, fill_strings, measure_cost, read_files, run_in_processes
+from tests.benchmarks.report import ResultTable, format_rate, format_seconds
+from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
-PROGRAMS = 8
+PROGRAM_COUNT = 8
 
 
-def several_at_once(bench: Run) -> Table:
+def measure_concurrent_reads(bench: BenchmarkRun) -> ResultTable:
     """Small strings, never read before (cold), and again where each open is told to the mount (write mode)."""
-    table = Table(
+    table = ResultTable(
         "Reading: several programs at once",
-        ("open + read + close", "one program", f"{PROGRAMS} programs", "ratio", "mount CPU", f"of {PROGRAMS}"),
+        (
+            "open + read + close",
+            "one program",
+            f"{PROGRAM_COUNT} programs",
+            "ratio",
+            "mount CPU",
+            f"of {PROGRAM_COUNT}",
+        ),
         notes=["Each program opens, reads and closes files of its own, one after the other; mount CPU: for each file."],
     )
     for binding in bench.bindings:
         with RedisServer() as server:
-            fill(
+            fill_strings(
                 server.client(),
-                (PROGRAMS + 1) * bench.sizes.opened,
-                lambda number: (f"d{number % (PROGRAMS + 1)}:f{number // (PROGRAMS + 1)}", b"x" * 100),
+                (PROGRAM_COUNT + 1) * bench.sizes.opened_files,
+                lambda number: (f"d{number % (PROGRAM_COUNT + 1)}:f{number // (PROGRAM_COUNT + 1)}", b"x" * 100),
             )
             with bench.mount(server, binding) as mount:
-                _add(bench, table, f"cold, read-only, {binding}", mount)
+                _add_row(bench, table, f"cold, read-only, {binding}", mount)
             with bench.mount(server, binding, write=True) as mount:
-                _add(bench, table, f"cold, write mode, {binding}", mount)
-                _add(bench, table, f"warm, write mode, {binding}", mount)
+                _add_row(bench, table, f"cold, write mode, {binding}", mount)
+                _add_row(bench, table, f"warm, write mode, {binding}", mount)
     return table
 
 
-def _add(bench: Run, table: Table, name: str, mount: Mount) -> None:
-    each = bench.sizes.opened
+def _add_row(bench: BenchmarkRun, table: ResultTable, name: str, mount: MountedServer) -> None:
+    each = bench.sizes.opened_files
 
     def read(folder: int) -> None:
-        read_all(f"{mount.path}/d{folder}/f{number}" for number in range(each))
+        read_files(f"{mount.path}/d{folder}/f{number}" for number in range(each))
 
-    alone = spent(mount, lambda: in_parallel(1, lambda _: read(PROGRAMS)))
-    many = spent(mount, lambda: in_parallel(PROGRAMS, read))
-    files = PROGRAMS * each
-    table.add(
+    alone = measure_cost(mount, lambda: run_in_processes(1, lambda _: read(PROGRAM_COUNT)))
+    many = measure_cost(mount, lambda: run_in_processes(PROGRAM_COUNT, read))
+    files = PROGRAM_COUNT * each
+    table.add_row(
         name,
-        rate(each / alone.seconds, "files"),
-        rate(files / many.seconds, "files"),
+        format_rate(each / alone.seconds, "files"),
+        format_rate(files / many.seconds, "files"),
         f"{files / many.seconds / (each / alone.seconds):.1f} times one",
-        seconds(alone.mount_cpu / each),
-        seconds(many.mount_cpu / files),
+        format_seconds(alone.mount_cpu / each),
+        format_seconds(many.mount_cpu / files),
     )

@@ -9,18 +9,18 @@ import time
 import psutil  # type: ignore[import-untyped]
 import redis
 
-from tests.benchmarks.baseline import MIB, Run
-from tests.benchmarks.report import Table, goal, rate, size
-from tests.support.mounts import Mount
+from tests.benchmarks.baseline import MIB, BenchmarkRun
+from tests.benchmarks.report import ResultTable, format_goal, format_rate, format_size
+from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
-PAUSE = 0.1  # seconds between two looks
-SETTLING = 60.0  # seconds that it may take to be live again
+POLL_INTERVAL_SECONDS = 0.1  # seconds between two looks
+MAX_RECOVERY_SECONDS = 60.0  # seconds that it may take to be live again
 
 
-def measure(bench: Run) -> list[Table]:
+def measure(bench: BenchmarkRun) -> list[ResultTable]:
     """All of it."""
-    table = Table(
+    table = ResultTable(
         "Following: a server written to as fast as redis-benchmark does",
         (
             "work",
@@ -47,71 +47,71 @@ def measure(bench: Run) -> list[Table]:
         ("SET of ever new keys", ["-r", "1000000000", "SET", "new:__rand_int__", "value"]),
     ):
         for pipeline in (1, 32):
-            _follow(bench, table, f"{name}, pipeline {pipeline}", ["-P", str(pipeline), *words])
+            _add_row(bench, table, f"{name}, pipeline {pipeline}", ["-P", str(pipeline), *words])
     return [table]
 
 
-def _follow(bench: Run, table: Table, name: str, words: list[str]) -> None:
+def _add_row(bench: BenchmarkRun, table: ResultTable, name: str, words: list[str]) -> None:
     with RedisServer() as server:
         client = server.client()
-        alone, _, _, _ = _load(server, client, words, bench.sizes.following / 4, None)
+        alone, _, _, _ = _run_load(server, client, words, bench.sizes.following_seconds / 4, None)
         client.flushall()
         client.mset({f"bench:{number:012}": "value" for number in range(100_000)})
         with bench.mount(server, bench.bindings[0]) as mount:
             process = psutil.Process(mount.process.pid)
             before, idle = process.cpu_times(), mount.status()["memory_bytes"]
             began = time.monotonic()
-            written, live, buffers, reason = _load(server, client, words, bench.sizes.following, mount)
+            written, live, buffers, reason = _run_load(server, client, words, bench.sizes.following_seconds, mount)
             cores = (sum(process.cpu_times()[:2]) - sum(before[:2])) / (time.monotonic() - began)
             memory = process.memory_info().rss - idle
             ended = time.monotonic()
-            while not mount.status()["live"] and time.monotonic() < ended + SETTLING:
-                time.sleep(PAUSE)
+            while not mount.status()["live"] and time.monotonic() < ended + MAX_RECOVERY_SECONDS:
+                time.sleep(POLL_INTERVAL_SECONDS)
             again = time.monotonic() - ended if mount.status()["live"] else None
         if reason:
             table.notes.append(f"{name}: while not live it said: {reason}")
-        table.add(
+        table.add_row(
             name,
-            rate(written),
-            rate(alone),
+            format_rate(written),
+            format_rate(alone),
             f"{cores:.2f} cores",
-            size(memory),
-            size(buffers),
+            format_size(memory),
+            format_size(buffers),
             f"{live:.0%}",
             "" if live == 1 else "never" if again is None else f"{again:.1f} s",
-            goal("≤ 1 core, buffers ≤ 40 MiB", cores <= 1.0 and buffers <= 40 * MIB),
+            format_goal("≤ 1 core, buffers ≤ 40 MiB", cores <= 1.0 and buffers <= 40 * MIB),
         )
 
 
-def _load(
-    server: RedisServer, client: redis.Redis, words: list[str], seconds: float, mount: Mount | None
+def _run_load(
+    server: RedisServer, client: redis.Redis, words: list[str], seconds: float, mount: MountedServer | None
 ) -> tuple[float, float, int, str]:
     """Writes a second; the part of the looks that found the mount live; the server's most memory for it; its reason."""
     command = ["redis-benchmark", "-s", server.socket_path, "-q", "-c", "16", "-n", "1000000000", *words]
     looks, live, buffers, reason = 0, 0, 0, ""
-    before = _commands(client)
+    before = _count_sets(client)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         began = time.monotonic()
         try:
             while time.monotonic() < began + seconds:
-                time.sleep(PAUSE)
+                time.sleep(POLL_INTERVAL_SECONDS)
                 if mount is not None:
                     status = mount.status()
                     looks += 1
                     live += status["live"]
                     reason = reason or ("" if status["live"] else str(status["reason"]))
-                    buffers = max(buffers, _held_for_mounts(client))
-            written = (_commands(client) - before) / (time.monotonic() - began)
+                    buffers = max(buffers, _mount_buffer_bytes(client))
+            written = (_count_sets(client) - before) / (time.monotonic() - began)
         finally:
             process.kill()
     return written, live / looks if looks else 1.0, buffers, reason
 
 
-def _commands(client: redis.Redis) -> int:
+def _count_sets(client: redis.Redis) -> int:
     found = client.info("commandstats").get("cmdstat_set", {"calls": 0})
     return int(found["calls"])
 
 
-def _held_for_mounts(client: redis.Redis) -> int:
+def _mount_buffer_bytes(client: redis.Redis) -> int:
     """Bytes that the server holds for the connections named redisfuse."""
     return sum(int(each["tot-mem"]) for each in client.client_list() if each.get("name") == "redisfuse")

@@ -12,12 +12,23 @@ from typing import Any
 
 import redis
 
-from tests.benchmarks.baseline import MIB, Peak, Run, best, clock, fill, read_all, requests, run, spent
-from tests.benchmarks.bench_index import in_process, key
-from tests.benchmarks.concurrency import several_at_once
-from tests.benchmarks.report import Table, count, goal, rate, seconds, size
+from tests.benchmarks.baseline import (
+    MIB,
+    BenchmarkRun,
+    PeakMemory,
+    best_seconds,
+    count_requests,
+    fill_strings,
+    measure_cost,
+    measure_seconds,
+    read_files,
+    run_program,
+)
+from tests.benchmarks.bench_index import layout_key, run_in_subprocess
+from tests.benchmarks.concurrency import measure_concurrent_reads
+from tests.benchmarks.report import ResultTable, format_goal, format_number, format_rate, format_seconds, format_size
 from tests.support.memory_mount import MemoryMount
-from tests.support.mounts import Mount, is_mounted, mounted
+from tests.support.mounts import MountedServer, is_mounted, mount_server
 from tests.support.redis_server import RedisServer
 
 COLUMNS = (
@@ -32,28 +43,28 @@ COLUMNS = (
     "mount CPU",
     "goal",
 )
-PIECE = MIB  # bytes that the direct way asks for at once
-SMALL = 100  # bytes of the longest small string
+RANGE_BYTES = MIB  # bytes that the direct way asks for at once
+MAX_SMALL_BYTES = 100  # bytes of the longest small string
 LAYOUTS = {"sessions": "session:N", "mixed": "half of them user:N:profile.json, cache:page:M:N"}
-READS = 2_000  # at random places of the long string
-FLOOR_DIRECTORIES = 20  # of as many files as grep_each, in memory
+RANDOM_READS = 2_000  # at random places of the long string
+BINDING_DIRECTORIES = 20  # of as many files as grep_each, in memory
 
 
-def measure(bench: Run) -> list[Table]:
+def measure(bench: BenchmarkRun) -> list[ResultTable]:
     """All of it."""
-    tables = [_first_listings(bench)]
+    tables = [_measure_first_listings(bench)]
     for binding in bench.bindings:
-        tables.append(_small(bench, binding))
-    tables.append(several_at_once(bench))
-    tables.append(_long(bench))
+        tables.append(_measure_small_strings(bench, binding))
+    tables.append(measure_concurrent_reads(bench))
+    tables.append(_measure_long_string(bench))
     return tables
 
 
 # -- the first listing -----------------------------------------------------------------------------------------------
 
 
-def _first_listings(bench: Run) -> Table:
-    table = Table(
+def _measure_first_listings(bench: BenchmarkRun) -> ResultTable:
+    table = ResultTable(
         "Reading: the first `ls` of the root, and the index",
         ("keys", "this mount", "direct", "ratio", "commands", "index", "process", "index alone", "goal"),
         notes=[
@@ -64,39 +75,39 @@ def _first_listings(bench: Run) -> Table:
             "and resident bytes a key.",
         ],
     )
-    idle = _idle_memory(bench)
-    for keys in bench.sizes.first_ls:
+    idle = _measure_idle_memory(bench)
+    for keys in bench.sizes.first_ls_keys:
         for layout in LAYOUTS:
             _add_first_listing(bench, table, keys, layout, idle)
     return table
 
 
-def _add_first_listing(bench: Run, table: Table, keys: int, layout: str, idle: int) -> None:
+def _add_first_listing(bench: BenchmarkRun, table: ResultTable, keys: int, layout: str, idle: int) -> None:
     """One row; `idle`: the memory of a mount without keys."""
     bare, listed, alone = float("inf"), float("inf"), float("inf")
     resident = commands = index = memory = 0.0
     with RedisServer() as server:
-        fill(server.client(), keys, lambda number: (key(layout, number).decode(), b""))
+        fill_strings(server.client(), keys, lambda number: (layout_key(layout, number).decode(), b""))
         for _turn in range(5 if keys < 1_000_000 else 2):
-            bare = min(bare, in_process("bare", server.socket_path)["seconds"])
-            took, status = _first_listing(bench, server)
+            bare = min(bare, run_in_subprocess("bare", server.socket_path)["seconds"])
+            took, status = _time_first_listing(bench, server)
             if took < listed:
                 listed, commands = took, status["commands"]
                 index, memory = status["index_bytes"], status["memory_bytes"] - idle
-            built = in_process("index", server.socket_path, 1 << 40)
+            built = run_in_subprocess("index", server.socket_path, 1 << 40)
             if built["seconds"] < alone:
                 alone, resident = built["seconds"], built["resident"]
     aim = ""
     if keys <= 100_000:
-        aim = goal("≤ 1.5x", listed <= 1.5 * bare)
+        aim = format_goal("≤ 1.5x", listed <= 1.5 * bare)
     elif keys >= 5_000_000:
-        aim = goal("index alone ≤ 1.4x, ≤ 130 B", alone <= 1.4 * bare and resident <= 130 * keys)
-    table.add(
-        f"{count(keys)}, {LAYOUTS[layout]}",
-        seconds(listed),
-        seconds(bare),
+        aim = format_goal("index alone ≤ 1.4x, ≤ 130 B", alone <= 1.4 * bare and resident <= 130 * keys)
+    table.add_row(
+        f"{format_number(keys)}, {LAYOUTS[layout]}",
+        format_seconds(listed),
+        format_seconds(bare),
         f"{listed / bare:.2f}x",
-        count(commands),
+        format_number(commands),
         f"{index / keys:.0f} B",
         f"{memory / keys:.0f} B",
         f"{alone / bare:.2f}x, {resident / keys:.0f} B",
@@ -104,7 +115,7 @@ def _add_first_listing(bench: Run, table: Table, keys: int, layout: str, idle: i
     )
 
 
-def _first_listing(bench: Run, server: RedisServer) -> tuple[float, dict[str, int]]:
+def _time_first_listing(bench: BenchmarkRun, server: RedisServer) -> tuple[float, dict[str, int]]:
     folder = bench.new_folder()
     appeared: list[float] = []
 
@@ -115,14 +126,14 @@ def _first_listing(bench: Run, server: RedisServer) -> tuple[float, dict[str, in
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    with mounted(folder, server.url(), "--binding", bench.bindings[0], wait=False) as mount:
-        run("ls", mount.path)
+    with mount_server(folder, server.url(), "--binding", bench.bindings[0], wait=False) as mount:
+        run_program("ls", mount.path)
         done = time.perf_counter()
         watcher.join(20)
         return done - appeared[0], mount.status()
 
 
-def _idle_memory(bench: Run) -> int:
+def _measure_idle_memory(bench: BenchmarkRun) -> int:
     with RedisServer() as server, bench.mount(server, bench.bindings[0]) as mount:
         os.listdir(mount.path)
         memory: int = mount.status()["memory_bytes"]
@@ -132,9 +143,9 @@ def _idle_memory(bench: Run) -> int:
 # -- many small files ------------------------------------------------------------------------------------------------
 
 
-def _small(bench: Run, binding: str) -> Table:
+def _measure_small_strings(bench: BenchmarkRun, binding: str) -> ResultTable:
     sizes = bench.sizes
-    table = Table(
+    table = ResultTable(
         f"Reading: small strings, by {binding}",
         COLUMNS,
         notes=[
@@ -144,74 +155,82 @@ def _small(bench: Run, binding: str) -> Table:
             "binding alone: the same callbacks answered from a dictionary in memory (tests/support/memory_calls.py).",
         ],
     )
-    folder = bench.memory / "small"
+    folder = bench.memory_folder / "small"
     if not folder.exists():
-        _fill_folder(bench, folder)
+        _copy_to_memory(bench, folder)
     with RedisServer() as server:
         client = server.client()
-        fill(client, sizes.directory, lambda number: (f"many:{number}", _text(number)))
-        fill(client, sizes.grepped, lambda number: (f"grep:{number % sizes.grep_directories}:{number}", _text(number)))
+        fill_strings(client, sizes.directory_files, lambda number: (f"many:{number}", _small_value(number)))
+        fill_strings(
+            client,
+            sizes.grep_files,
+            lambda number: (f"grep:{number % sizes.grep_directories}:{number}", _small_value(number)),
+        )
         with bench.mount(server, binding) as mount:
-            _listings(bench, table, mount, client, folder / "many")
-            _opens(bench, table, mount, client, folder / "many")
-            _cats(bench, table, mount, client, folder / "many")
-            _grep(bench, table, mount, client, folder / "grep")
-        _kernel_requests(bench, table, server, binding)
-    _floor(bench, table, binding)
+            _add_listing_rows(bench, table, mount, client, folder / "many")
+            _add_open_rows(bench, table, mount, client, folder / "many")
+            _add_cat_rows(bench, table, mount, client, folder / "many")
+            _add_grep_rows(bench, table, mount, client, folder / "grep")
+        _add_request_row(bench, table, server, binding)
+    _add_binding_rows(bench, table, binding)
     return table
 
 
-def _text(number: int) -> bytes:
-    return b"x" * (number % SMALL) if number % 10 else b"hello world %d\n" % number
+def _small_value(number: int) -> bytes:
+    return b"x" * (number % MAX_SMALL_BYTES) if number % 10 else b"hello world %d\n" % number
 
 
-def _fill_folder(bench: Run, folder: Path) -> None:
+def _copy_to_memory(bench: BenchmarkRun, folder: Path) -> None:
     """The same files in memory."""
     sizes = bench.sizes
     (folder / "many").mkdir(parents=True)
-    for number in range(sizes.directory):
-        (folder / "many" / str(number)).write_bytes(_text(number))
-    for number in range(sizes.grepped):
+    for number in range(sizes.directory_files):
+        (folder / "many" / str(number)).write_bytes(_small_value(number))
+    for number in range(sizes.grep_files):
         parent = folder / "grep" / str(number % sizes.grep_directories)
         if number < sizes.grep_directories:
             parent.mkdir(parents=True)
-        (parent / str(number)).write_bytes(_text(number))
+        (parent / str(number)).write_bytes(_small_value(number))
 
 
-def _listings(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: Path) -> None:
-    files = bench.sizes.directory
+def _add_listing_rows(
+    bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
+) -> None:
+    files = bench.sizes.directory_files
     there = mount.path / "many"
-    cold = spent(mount, lambda: run("ls", "-l", there))
-    direct = best(lambda: _describe(client, "many:*"))
-    tmpfs = best(lambda: run("ls", "-l", memory))
-    table.add(
-        f"`ls -l` of {count(files)}, cold",
-        seconds(cold.seconds),
-        seconds(direct),
-        seconds(tmpfs),
+    cold = measure_cost(mount, lambda: run_program("ls", "-l", there))
+    direct = best_seconds(lambda: _scan_types_and_sizes(client, "many:*"))
+    tmpfs = best_seconds(lambda: run_program("ls", "-l", memory))
+    table.add_row(
+        f"`ls -l` of {format_number(files)}, cold",
+        format_seconds(cold.seconds),
+        format_seconds(direct),
+        format_seconds(tmpfs),
         f"{cold.seconds / direct:.1f}x direct, {cold.seconds / tmpfs:.1f}x tmpfs",
-        count(cold.commands),
-        count(cold.round_trips),
-        size(cold.sent),
-        seconds(cold.mount_cpu / files),
-        goal("≤ 2 commands a key", cold.commands <= 2 * files + 20),
+        format_number(cold.commands),
+        format_number(cold.round_trips),
+        format_size(cold.sent),
+        format_seconds(cold.mount_cpu / files),
+        format_goal("≤ 2 commands a key", cold.commands <= 2 * files + 20),
     )
-    warm = min((spent(mount, lambda: run("ls", "-l", there)) for _ in range(5)), key=lambda each: each.seconds)
-    table.add(
-        f"`ls -l` of {count(files)}, warm",
-        seconds(warm.seconds),
+    warm = min(
+        (measure_cost(mount, lambda: run_program("ls", "-l", there)) for _ in range(5)), key=lambda each: each.seconds
+    )
+    table.add_row(
+        f"`ls -l` of {format_number(files)}, warm",
+        format_seconds(warm.seconds),
         "",
-        seconds(tmpfs),
+        format_seconds(tmpfs),
         f"{warm.seconds / tmpfs:.1f}x tmpfs",
-        count(warm.commands),
-        count(warm.round_trips),
-        size(warm.sent),
-        seconds(warm.mount_cpu / files),
-        goal("≤ 3x tmpfs, 0 commands", warm.seconds <= 3 * tmpfs and warm.commands <= 2),
+        format_number(warm.commands),
+        format_number(warm.round_trips),
+        format_size(warm.sent),
+        format_seconds(warm.mount_cpu / files),
+        format_goal("≤ 3x tmpfs, 0 commands", warm.seconds <= 3 * tmpfs and warm.commands <= 2),
     )
 
 
-def _describe(client: redis.Redis, pattern: str) -> None:
+def _scan_types_and_sizes(client: redis.Redis, pattern: str) -> None:
     cursor = 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=1000)
@@ -224,42 +243,49 @@ def _describe(client: redis.Redis, pattern: str) -> None:
             return
 
 
-def _opens(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: Path) -> None:
-    number = bench.sizes.opened
+def _add_open_rows(
+    bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
+) -> None:
+    number = bench.sizes.opened_files
     names = [f"{mount.path}/many/{each}" for each in range(number)]
     plain = [f"{memory}/{each}" for each in range(number)]
     _stat_all(names)
-    warm = min((spent(mount, lambda: _repeat(_stat_all, names)) for _ in range(3)), key=lambda each: each.seconds)
-    tmpfs = best(lambda: _repeat(_stat_all, plain))
+    warm = min(
+        (measure_cost(mount, lambda: _run_ten_times(_stat_all, names)) for _ in range(3)), key=lambda each: each.seconds
+    )
+    tmpfs = best_seconds(lambda: _run_ten_times(_stat_all, plain))
     work = 10 * number
-    table.add(
+    table.add_row(
         "`stat`, warm",
-        rate(work / warm.seconds),
+        format_rate(work / warm.seconds),
         "",
-        rate(work / tmpfs),
+        format_rate(work / tmpfs),
         f"{tmpfs / warm.seconds:.2f} of tmpfs",
-        count(warm.commands),
-        mount_CPU=seconds(warm.mount_cpu / work),
-        goal=goal("≥ 1/2 of tmpfs", tmpfs >= warm.seconds / 2),
+        format_number(warm.commands),
+        mount_CPU=format_seconds(warm.mount_cpu / work),
+        goal=format_goal("≥ 1/2 of tmpfs", tmpfs >= warm.seconds / 2),
     )
     for _ in range(2):
-        read_all(names)
-    warm = min((spent(mount, lambda: _repeat(read_all, names)) for _ in range(3)), key=lambda each: each.seconds)
-    tmpfs = best(lambda: _repeat(read_all, plain))
-    direct = best(lambda: [client.get(f"many:{each}") for each in range(number)])
-    table.add(
+        read_files(names)
+    warm = min(
+        (measure_cost(mount, lambda: _run_ten_times(read_files, names)) for _ in range(3)),
+        key=lambda each: each.seconds,
+    )
+    tmpfs = best_seconds(lambda: _run_ten_times(read_files, plain))
+    direct = best_seconds(lambda: [client.get(f"many:{each}") for each in range(number)])
+    table.add_row(
         "open + read + close, warm",
-        rate(work / warm.seconds),
-        rate(number / direct, "GET"),
-        rate(work / tmpfs),
+        format_rate(work / warm.seconds),
+        format_rate(number / direct, "GET"),
+        format_rate(work / tmpfs),
         f"{tmpfs / warm.seconds:.2f} of tmpfs",
-        count(warm.commands),
-        mount_CPU=seconds(warm.mount_cpu / work),
-        goal=goal("≥ 1/5 of tmpfs", tmpfs >= warm.seconds / 5),
+        format_number(warm.commands),
+        mount_CPU=format_seconds(warm.mount_cpu / work),
+        goal=format_goal("≥ 1/5 of tmpfs", tmpfs >= warm.seconds / 5),
     )
 
 
-def _repeat(work: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
+def _run_ten_times(work: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
     for _ in range(10):
         work(names)
 
@@ -269,51 +295,55 @@ def _stat_all(names: Sequence[str]) -> None:
         os.stat(name)
 
 
-def _cats(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: Path) -> None:
-    first = bench.sizes.directory - min(1000, bench.sizes.directory // 2)
-    numbers = range(first, bench.sizes.directory)  # none that was opened before
+def _add_cat_rows(
+    bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
+) -> None:
+    first = bench.sizes.directory_files - min(1000, bench.sizes.directory_files // 2)
+    numbers = range(first, bench.sizes.directory_files)  # none that was opened before
     words = [f"{mount.path}/many/{number}" for number in numbers]
-    direct = best(lambda: [client.get(f"many:{number}") for number in numbers])
-    tmpfs = best(lambda: run("cat", *[f"{memory}/{number}" for number in numbers]))
+    direct = best_seconds(lambda: [client.get(f"many:{number}") for number in numbers])
+    tmpfs = best_seconds(lambda: run_program("cat", *[f"{memory}/{number}" for number in numbers]))
     for name in ("after `ls -l`", "warm"):
-        took = spent(mount, lambda: run("cat", *words))
-        table.add(
+        took = measure_cost(mount, lambda: run_program("cat", *words))
+        table.add_row(
             f"`cat` of {len(words)}, {name}",
-            seconds(took.seconds),
-            seconds(direct),
-            seconds(tmpfs),
+            format_seconds(took.seconds),
+            format_seconds(direct),
+            format_seconds(tmpfs),
             f"{took.seconds / direct:.2f}x direct, {took.seconds / tmpfs:.1f}x tmpfs",
-            count(took.commands),
-            count(took.round_trips),
-            size(took.sent),
-            seconds(took.mount_cpu / len(words)),
-            goal("≤ 1 command a key", took.commands <= len(words) + 5)
+            format_number(took.commands),
+            format_number(took.round_trips),
+            format_size(took.sent),
+            format_seconds(took.mount_cpu / len(words)),
+            format_goal("≤ 1 command a key", took.commands <= len(words) + 5)
             if name != "warm"
-            else goal("0 commands", took.commands <= 2),
+            else format_goal("0 commands", took.commands <= 2),
         )
 
 
-def _grep(bench: Run, table: Table, mount: Mount, client: redis.Redis, memory: Path) -> None:
-    files = bench.sizes.grepped
-    direct = clock(lambda: _search(client, "grep:*", b"nothing"))
-    tmpfs = best(lambda: run("grep", "-r", "nothing", memory))
+def _add_grep_rows(
+    bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
+) -> None:
+    files = bench.sizes.grep_files
+    direct = measure_seconds(lambda: _scan_and_search(client, "grep:*", b"nothing"))
+    tmpfs = best_seconds(lambda: run_program("grep", "-r", "nothing", memory))
     for name in ("cold", "warm"):
-        took = spent(mount, lambda: run("grep", "-r", "nothing", mount.path / "grep"))
-        table.add(
-            f"`grep -r` over {count(files)}, {name}",
-            rate(files / took.seconds, "files"),
-            rate(files / direct, "keys"),
-            rate(files / tmpfs, "files"),
+        took = measure_cost(mount, lambda: run_program("grep", "-r", "nothing", mount.path / "grep"))
+        table.add_row(
+            f"`grep -r` over {format_number(files)}, {name}",
+            format_rate(files / took.seconds, "files"),
+            format_rate(files / direct, "keys"),
+            format_rate(files / tmpfs, "files"),
             f"{took.seconds / direct:.1f}x direct, {took.seconds / tmpfs:.1f}x tmpfs",
             f"{took.commands / files:.2f} a key",
-            count(took.round_trips),
-            size(took.sent),
-            seconds(took.mount_cpu / files),
-            goal("≤ 3 commands a key", took.commands <= 3 * files + 100) if name == "cold" else "",
+            format_number(took.round_trips),
+            format_size(took.sent),
+            format_seconds(took.mount_cpu / files),
+            format_goal("≤ 3 commands a key", took.commands <= 3 * files + 100) if name == "cold" else "",
         )
 
 
-def _search(client: redis.Redis, pattern: str, wanted: bytes) -> int:
+def _scan_and_search(client: redis.Redis, pattern: str, wanted: bytes) -> int:
     cursor, found = 0, 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=1000)
@@ -322,114 +352,118 @@ def _search(client: redis.Redis, pattern: str, wanted: bytes) -> int:
             return found
 
 
-def _floor(bench: Run, table: Table, binding: str) -> None:
+def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> None:
     """What the binding delivers when the answers cost nothing; the row of `grep -r` has its goal from this."""
-    each = bench.sizes.grep_each
-    tree = {f"d{number}": each for number in range(min(FLOOR_DIRECTORIES, bench.sizes.grep_directories))}
+    each = bench.sizes.files_per_grep_directory
+    tree = {f"d{number}": each for number in range(min(BINDING_DIRECTORIES, bench.sizes.grep_directories))}
     files = each * len(tree)
     settings: dict[str, Any] = {"read_only": True, "keep_cache": True, "entry_timeout": 3600, "attr_timeout": 3600}
     with MemoryMount(binding, tree=tree, **settings) as memory:
-        took = clock(lambda: run("grep", "-r", "nothing", *[memory.path / name for name in tree]))
+        took = measure_seconds(lambda: run_program("grep", "-r", "nothing", *[memory.path / name for name in tree]))
         names = [f"{memory.path}/d0/f{number:06}" for number in range(each)]
         for _ in range(2):
-            read_all(names)
-        opened = best(lambda: _repeat(read_all, names))
+            read_files(names)
+        opened = best_seconds(lambda: _run_ten_times(read_files, names))
     floor = files / took
-    table.add(f"binding alone: `grep -r` over {count(files)}, cold", rate(floor, "files"))
-    table.add("binding alone: open + read + close, warm, each open told", rate(10 * each / opened))
+    table.add_row(f"binding alone: `grep -r` over {format_number(files)}, cold", format_rate(floor, "files"))
+    table.add_row("binding alone: open + read + close, warm, each open told", format_rate(10 * each / opened))
     for row in table.rows:
         if row[0].startswith("`grep -r`") and row[0].endswith("cold"):
             reached = float(row[1].partition("files")[0].replace(" ", ""))
-            row[-1] += "; " + goal(
-                f"≥ {count(min(5_000, 0.7 * floor))} files/s (here {reached / floor:.0%} of the binding)",
+            row[-1] += "; " + format_goal(
+                f"≥ {format_number(min(5_000, 0.7 * floor))} files/s (here {reached / floor:.0%} of the binding)",
                 reached >= min(5_000, 0.7 * floor),
             )
 
 
-def _kernel_requests(bench: Run, table: Table, server: RedisServer, binding: str) -> None:
+def _add_request_row(bench: BenchmarkRun, table: ResultTable, server: RedisServer, binding: str) -> None:
     """What the kernel asks for in one cold `ls -l`."""
     with bench.mount(server, binding) as mount:
         mount.status()
-        found = requests(mount, bench.new_folder(), lambda: run("ls", "-l", mount.path / "many"))
+        found = count_requests(mount, bench.new_folder(), lambda: run_program("ls", "-l", mount.path / "many"))
     if found is None:
         table.notes.append("strace is missing: the kernel's requests were not counted.")
         return
     asked = found.get("GETATTR", 0) + found.get("LOOKUP", 0)
-    named = ", ".join(f"{count(number)} {name}" for name, number in sorted(found.items()))
-    table.add(
+    named = ", ".join(f"{format_number(number)} {name}" for name, number in sorted(found.items()))
+    table.add_row(
         "requests of the kernel in a cold `ls -l`",
-        f"{count(asked)} for attributes",
-        goal=goal("≤ 10", asked <= 10) if binding == "mfusepy" else "",
+        f"{format_number(asked)} for attributes",
+        goal=format_goal("≤ 10", asked <= 10) if binding == "mfusepy" else "",
     )
-    table.notes.append(f"The kernel's requests in a cold `ls -l` of {count(bench.sizes.directory)}: {named}.")
+    table.notes.append(
+        f"The kernel's requests in a cold `ls -l` of {format_number(bench.sizes.directory_files)}: {named}."
+    )
 
 
 # -- one long string -------------------------------------------------------------------------------------------------
 
 
-def _long(bench: Run) -> Table:
-    length = bench.sizes.large
-    table = Table(
+def _measure_long_string(bench: BenchmarkRun) -> ResultTable:
+    length = bench.sizes.large_bytes
+    table = ResultTable(
         f"Reading: a string of {length // MIB} MiB",
         ("work", "this mount", "direct", "tmpfs", "ratio", "commands", "from server", "memory above idle", "goal"),
         notes=["direct: redis-py, GETRANGE of 1 MiB pieces one after the other; at random places, of 4 KiB."],
     )
     chance = random.Random(1)
-    places = [chance.randrange(length // 4096) * 4096 for _ in range(READS)]
+    places = [chance.randrange(length // 4096) * 4096 for _ in range(RANDOM_READS)]
     with RedisServer() as server:
         client = server.client(socket_read_size=131072)
         piece = os.urandom(MIB)
         for _ in range(length // MIB):
             client.append("long", piece)
-        plain = bench.memory / "long"
+        plain = bench.memory_folder / "long"
         plain.write_bytes(piece * (length // MIB))
-        direct = best(lambda: [client.getrange("long", at, at + PIECE - 1) for at in range(0, length, PIECE)], 2)
-        tmpfs = best(lambda: run("dd", f"if={plain}", "of=/dev/null", "bs=128k"), 2)
-        scattered = clock(lambda: [client.getrange("long", at, at + 4095) for at in places])
-        scattered_plain = clock(lambda: _read_places(plain, places))
+        direct = best_seconds(
+            lambda: [client.getrange("long", at, at + RANGE_BYTES - 1) for at in range(0, length, RANGE_BYTES)], 2
+        )
+        tmpfs = best_seconds(lambda: run_program("dd", f"if={plain}", "of=/dev/null", "bs=128k"), 2)
+        scattered = measure_seconds(lambda: [client.getrange("long", at, at + 4095) for at in places])
+        scattered_plain = measure_seconds(lambda: _read_offsets(plain, places))
         for binding in bench.bindings:
             with bench.mount(server, binding) as mount:
                 path = mount.path / "long"
-                with Peak(mount.process.pid) as peak:
-                    took = spent(mount, lambda: _read_places(path, places))  # noqa: B023
-                table.add(
-                    f"{READS} reads of 4 KiB at random places, {binding}",
-                    rate(READS / took.seconds),
-                    rate(READS / scattered),
-                    rate(READS / scattered_plain),
+                with PeakMemory(mount.process.pid) as peak:
+                    took = measure_cost(mount, lambda: _read_offsets(path, places))  # noqa: B023
+                table.add_row(
+                    f"{RANDOM_READS} reads of 4 KiB at random places, {binding}",
+                    format_rate(RANDOM_READS / took.seconds),
+                    format_rate(RANDOM_READS / scattered),
+                    format_rate(RANDOM_READS / scattered_plain),
                     f"{scattered / took.seconds:.2f} of direct",
-                    count(took.commands),
-                    size(took.received),
-                    size(peak.above_idle),
+                    format_number(took.commands),
+                    format_size(took.received),
+                    format_size(peak.bytes_above_idle),
                 )
-                _drop_pages(path)
-                with Peak(mount.process.pid) as peak:
-                    took = spent(mount, lambda: run("dd", f"if={path}", "of=/dev/null", "bs=128k"))  # noqa: B023
+                _drop_page_cache(path)
+                with PeakMemory(mount.process.pid) as peak:
+                    took = measure_cost(mount, lambda: run_program("dd", f"if={path}", "of=/dev/null", "bs=128k"))  # noqa: B023
                 reached = direct / took.seconds
-                table.add(
+                table.add_row(
                     f"`dd bs=128k`, {binding}",
-                    rate(length / MIB / took.seconds, "MiB"),
-                    rate(length / MIB / direct, "MiB"),
-                    rate(length / MIB / tmpfs, "MiB"),
+                    format_rate(length / MIB / took.seconds, "MiB"),
+                    format_rate(length / MIB / direct, "MiB"),
+                    format_rate(length / MIB / tmpfs, "MiB"),
                     f"{reached:.2f} of direct",
-                    count(took.commands),
-                    size(took.received),
-                    size(peak.above_idle),
-                    goal("≥ 1/2 of direct, ≤ 64 MiB", reached >= 0.5 and peak.above_idle <= 64 * MIB),
+                    format_number(took.commands),
+                    format_size(took.received),
+                    format_size(peak.bytes_above_idle),
+                    format_goal("≥ 1/2 of direct, ≤ 64 MiB", reached >= 0.5 and peak.bytes_above_idle <= 64 * MIB),
                 )
     plain.unlink()
     return table
 
 
-def _read_places(path: Path, places: Sequence[int]) -> None:
+def _read_offsets(path: Path, offsets: Sequence[int]) -> None:
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-    for at in places:
+    for at in offsets:
         assert len(os.pread(file, 4096, at)) == 4096
     os.close(file)
 
 
-def _drop_pages(path: Path) -> None:
+def _drop_page_cache(path: Path) -> None:
     """Let the kernel forget what it has of a file."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -10,7 +10,7 @@ from rich.table import Table as RichTable
 
 
 @dataclass(slots=True)
-class Table:
+class ResultTable:
     """One topic's figures. Columns that stay empty in every row are left out."""
 
     title: str
@@ -18,7 +18,7 @@ class Table:
     rows: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, *cells: str, **named: str) -> None:
+    def add_row(self, *cells: str, **named: str) -> None:
         """One more row: the first cells in order, others by column (`_` for a space)."""
         row = [*cells, *[""] * (len(self.columns) - len(cells))]
         for name, cell in named.items():
@@ -26,13 +26,13 @@ class Table:
         self.rows.append(row)
         Console(stderr=True).print(f"[dim]{' | '.join(filter(None, row))}[/dim]", highlight=False)
 
-    def _used(self) -> list[int]:
+    def _used_columns(self) -> list[int]:
         return [number for number in range(len(self.columns)) if any(row[number] for row in self.rows)]
 
-    def show(self, console: Console) -> None:
+    def print(self, console: Console) -> None:
         """Print it."""
         table = RichTable(title=self.title, title_justify="left", title_style="bold")
-        used = self._used()
+        used = self._used_columns()
         for number in used:
             table.add_column(self.columns[number], justify="left" if number == 0 else "right", overflow="fold")
         for row in self.rows:
@@ -41,9 +41,9 @@ class Table:
         for note in self.notes:
             console.print(f"  {note}", highlight=False)
 
-    def markdown(self) -> str:
+    def to_markdown(self) -> str:
         """As a section of a Markdown file."""
-        used = self._used()
+        used = self._used_columns()
         lines = [f"## {self.title}", ""]
         lines.append("| " + " | ".join(self.columns[number] for number in used) + " |")
         lines.append("|" + "|".join("---" if number == 0 else "---:" for number in used) + "|")
@@ -52,24 +52,24 @@ class Table:
         return "\n".join(lines).rstrip() + "\n"
 
 
-def seconds(value: float) -> str:
+def format_seconds(value: float) -> str:
     """A duration."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1000:.1f} ms" if value >= 0.001 else f"{value * 1e6:.0f} µs"
 
 
-def rate(value: float, unit: str = "") -> str:
+def format_rate(value: float, unit: str = "") -> str:
     """So many a second."""
-    return f"{count(value)}{' ' + unit if unit else ''}/s"
+    return f"{format_number(value)}{' ' + unit if unit else ''}/s"
 
 
-def count(value: float) -> str:
+def format_number(value: float) -> str:
     """A number, its thousands apart."""
     return f"{value:,.0f}".replace(",", " ") if abs(value) >= 10 else f"{value:.3g}"
 
 
-def size(value: float) -> str:
+def format_size(value: float) -> str:
     """A number of bytes."""
     for unit in ("B", "KiB", "MiB"):
         if abs(value) < 10_000:
@@ -78,6 +78,6 @@ def size(value: float) -> str:
     return f"{value:.1f} GiB"
 
 
-def goal(what: str, met: bool) -> str:
+def format_goal(target: str, is_met: bool) -> str:
     """A goal, and whether it was reached in this run."""
-    return f"{what}: {'met' if met else 'MISSED'}"
+    return f"{target}: {'met' if is_met else 'MISSED'}"

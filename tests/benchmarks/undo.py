@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from redisfuse.journal.journal import Journal
-from redisfuse.transactions.rollback_plan import make_plan
-from redisfuse.transactions.selection import Selection, select
-from tests.benchmarks.baseline import Run, clock
-from tests.benchmarks.bench_journal import LIMIT, answer_time, fill
-from tests.benchmarks.bench_rollback import bare_loop, make_changes
-from tests.benchmarks.report import Table, count, goal, rate, seconds, size
-from tests.support.edit_bench import Bench
+from redisfuse.transactions.rollback_plan import plan_rollback
+from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.benchmarks.baseline import BenchmarkRun, measure_seconds
+from tests.benchmarks.bench_journal import MAX_EXTRA_SECONDS, fill_journal, first_byte_seconds
+from tests.benchmarks.bench_rollback import make_changes, measure_bare_sets
+from tests.benchmarks.report import ResultTable, format_goal, format_number, format_rate, format_seconds, format_size
+from tests.support.edit_bench import EditBench
 from tests.support.redis_server import RedisServer
 
 
-def measure(bench: Run) -> list[Table]:
+def measure(bench: BenchmarkRun) -> list[ResultTable]:
     """All of it."""
-    return [_rollbacks(bench), _long_journal(bench)]
+    return [_measure_rollbacks(bench), _measure_long_journal(bench)]
 
 
-def _rollbacks(bench: Run) -> Table:
-    changes = bench.sizes.rolled_back
-    table = Table(
-        f"Undo: rolling back a session of {count(changes)} small changes",
+def _measure_rollbacks(bench: BenchmarkRun) -> ResultTable:
+    changes = bench.sizes.rolled_back_changes
+    table = ResultTable(
+        f"Undo: rolling back a session of {format_number(changes)} small changes",
         ("work", "redisfuse", "direct", "ratio", "selected in", "planned in", "rolled back in", "goal"),
         notes=[
             "direct: a bare redis-py loop of the SETs that the rollback comes down to: nothing journaled or checked.",
@@ -30,46 +30,50 @@ def _rollbacks(bench: Run) -> Table:
     )
     for keys in (changes, max(1, changes // 100)):
         with RedisServer() as server:
-            ground = Bench.of(bench.new_folder() / "state", server)
+            ground = EditBench.create(bench.new_folder() / "state", server)
             try:
                 make_changes(ground, changes, keys=keys)
-                direct = bare_loop(ground, changes, keys)
-                selecting = clock(lambda: select(ground.journal, Selection(session=ground.session)))  # noqa: B023
-                groups = select(ground.journal, Selection(session=ground.session))
-                planning = clock(lambda: make_plan(ground.journal, ground.server, groups))  # noqa: B023
-                plan = make_plan(ground.journal, ground.server, groups)
-                rolling = clock(lambda: ground.rollback().run(plan.groups))  # noqa: B023
+                direct = measure_bare_sets(ground, changes, keys)
+                selecting = measure_seconds(
+                    lambda: select_groups(ground.journal, RollbackSelection(session=ground.session))
+                )
+                groups = select_groups(ground.journal, RollbackSelection(session=ground.session))
+                planning = measure_seconds(lambda: plan_rollback(ground.journal, ground.server, groups))  # noqa: B023
+                plan = plan_rollback(ground.journal, ground.server, groups)
+                rolling = measure_seconds(lambda: ground.create_rollback().run(plan.groups))  # noqa: B023
                 assert ground.redis.get("key:0") == b"before"
             finally:
                 ground.close()
         took = selecting + planning + rolling
-        table.add(
-            f"{count(changes)} changes of {count(keys)} keys",
-            rate(changes / took),
-            rate(changes / direct),
+        table.add_row(
+            f"{format_number(changes)} changes of {format_number(keys)} keys",
+            format_rate(changes / took),
+            format_rate(changes / direct),
             f"{took / direct:.1f}x",
-            seconds(selecting),
-            seconds(planning),
-            seconds(rolling),
-            goal("≥ 1 000/s", changes / took >= 1000),
+            format_seconds(selecting),
+            format_seconds(planning),
+            format_seconds(rolling),
+            format_goal("≥ 1 000/s", changes / took >= 1000),
         )
     return table
 
 
-def _long_journal(bench: Run) -> Table:
-    rows = bench.sizes.journal
-    table = Table(
-        f"Undo: commands on a journal of {count(rows)} changes",
+def _measure_long_journal(bench: BenchmarkRun) -> ResultTable:
+    rows = bench.sizes.journal_rows
+    table = ResultTable(
+        f"Undo: commands on a journal of {format_number(rows)} changes",
         ("command", "first answer", "beyond --version", "goal"),
         notes=["The median of 5; the goal of issue 5 is at 1 000 000 changes (--large)."],
     )
     path = bench.new_folder() / "journal.db"
     path.parent.chmod(0o700)
     with Journal.open(path, create=True) as journal:
-        took = clock(lambda: fill(journal, rows))
-    table.notes.append(f"Filled at {rate(rows / took, 'changes')}; {size(path.stat().st_size / rows)} a change.")
-    base = answer_time([], path)
-    table.add("`redisfuse --version`", seconds(base))
+        took = measure_seconds(lambda: fill_journal(journal, rows))
+    table.notes.append(
+        f"Filled at {format_rate(rows / took, 'changes')}; {format_size(path.stat().st_size / rows)} a change."
+    )
+    base = first_byte_seconds([], path)
+    table.add_row("`redisfuse --version`", format_seconds(base))
     middle = str(rows // 2)
     for words in (
         ["log"],
@@ -81,11 +85,11 @@ def _long_journal(bench: Run) -> Table:
         ["diff", middle],
         ["sessions"],
     ):
-        extra = answer_time(words, path) - base
-        table.add(
+        extra = first_byte_seconds(words, path) - base
+        table.add_row(
             f"`redisfuse {' '.join(words)}`",
-            seconds(base + extra),
-            seconds(max(0.0, extra)),
-            goal("< 0.3 s", extra < LIMIT),
+            format_seconds(base + extra),
+            format_seconds(max(0.0, extra)),
+            format_goal("< 0.3 s", extra < MAX_EXTRA_SECONDS),
         )
     return table

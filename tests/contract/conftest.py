@@ -4,15 +4,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.mounts import Mount, mounted
+from tests.support.mounts import MountedServer, mount_server
 from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
+) -> Iterator[MountedServer]:
     """In write mode, by each binding."""
     folder = tmp_path_factory.mktemp("contract")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
+    with mount_server(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
         yield mount

@@ -8,22 +8,22 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from tests.support.changes import history, last_id
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.changes import journal_rows, last_change_id
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 SMALL, LARGE = b"0123456789", b"0123456789abcdef" * 100_000
 
 
 @pytest.fixture(scope="module")
-def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("conflicts"), server.tcp_url(), write=True) as mount:
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedServer]:
+    with mount_server(tmp_path_factory.mktemp("conflicts"), server.tcp_url(), write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
-    empty(server, mount)
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
     return server.client()
 
 
@@ -32,7 +32,7 @@ def client(server: RedisServer, mount: Mount) -> redis.Redis:
 @pytest.mark.parametrize("synced", [0, 1, 2])
 @pytest.mark.parametrize("theirs", ["same length", "longer", "gone", "another type"])
 def test_others_changes_stay(
-    client: redis.Redis, mount: Mount, where: str, before: bytes, synced: int, theirs: str
+    client: redis.Redis, mount: MountedServer, where: str, before: bytes, synced: int, theirs: str
 ) -> None:
     """ESTALE at close, after none or some saves of that descriptor; the server has their bytes, the journal ours."""
     if where == "string":
@@ -40,8 +40,8 @@ def test_others_changes_stay(
     else:
         client.hset("k", "f", before)
     path = mount.path / ("k" if where == "string" else "k.f")
-    eventually(path.exists)
-    newest = last_id(mount)
+    wait_until(path.exists)
+    newest = last_change_id(mount)
     fd = os.open(path, os.O_RDWR)
     for number in range(synced):
         os.pwrite(fd, b"%d" % number, 1)
@@ -52,7 +52,7 @@ def test_others_changes_stay(
     with pytest.raises(OSError, match="Stale"):
         os.close(fd)
     assert client.dump("k") == expected
-    rows = history(mount, newest)
+    rows = journal_rows(mount, newest)
     assert [row["state"] for row in rows[-1:]] == ["refused"]
     assert len(rows) == synced + 1
 
@@ -73,7 +73,7 @@ def change(client: redis.Redis, where: str, before: bytes, how: str) -> None:
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-def test_ones_own_saves_are_no_conflict(client: redis.Redis, mount: Mount, content: bytes) -> None:
+def test_ones_own_saves_are_no_conflict(client: redis.Redis, mount: MountedServer, content: bytes) -> None:
     """Saving, and opening again at once, and saving again through the same descriptor, as often as one likes."""
     path = mount.path / "k"
     path.write_bytes(content)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.expected_state import ordinary_folder, outcome, renameat2, tree
-from tests.support.mounts import Mount, empty
+from tests.support.expected_state import call_outcome, read_tree, renameat2, tmpfs_folder
+from tests.support.mounts import MountedServer, flush_and_wait
 from tests.support.redis_server import RedisServer
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -35,7 +35,7 @@ class Difference:
 def on_descriptor(path: Path, flags: int, call: Callable[[int], Any]) -> Any:
     fd = os.open(path, flags, 0o644)
     try:
-        return outcome(call, fd)
+        return call_outcome(call, fd)
     finally:
         os.close(fd)
 
@@ -61,18 +61,18 @@ def mode_of_new(root: Path) -> str:
 
 
 def exchange(root: Path) -> Any:
-    return outcome(renameat2, root / "f", root / "g", RENAME_EXCHANGE), tree(root)["f"]
+    return call_outcome(renameat2, root / "f", root / "g", RENAME_EXCHANGE), read_tree(root)["f"]
 
 
 def a_file_beside_its_field(root: Path) -> Any:
     (root / "readme.md").write_bytes(b"1")
-    return outcome((root / "readme").write_bytes, b"2")
+    return call_outcome((root / "readme").write_bytes, b"2")
 
 
 DIFFERENCES = (
-    Difference("link(2)", "Redis has no hard links", lambda r: outcome(os.link, r / "f", r / "l"), None, "EPERM"),
-    Difference("symlink(2)", "nor symbolic ones", lambda r: outcome(os.symlink, "f", r / "l"), None, "EPERM"),
-    Difference("mkfifo(3)", "nor pipes", lambda r: outcome(os.mkfifo, r / "p"), None, "EPERM"),
+    Difference("link(2)", "Redis has no hard links", lambda r: call_outcome(os.link, r / "f", r / "l"), None, "EPERM"),
+    Difference("symlink(2)", "nor symbolic ones", lambda r: call_outcome(os.symlink, "f", r / "l"), None, "EPERM"),
+    Difference("mkfifo(3)", "nor pipes", lambda r: call_outcome(os.mkfifo, r / "p"), None, "EPERM"),
     Difference("chmod(2)", "modes are the mount's", mode_after_chmod, "0o751", "0o600"),
     Difference("the mode of a new file", "modes are the mount's", mode_of_new, "0o444", "0o600"),
     Difference("utime(2)", "mtime is when the mount last saw the key change", age_after_utime, "old", "new"),
@@ -80,7 +80,7 @@ DIFFERENCES = (
     Difference(
         "setxattr(2)",
         "user.redis.ttl is the one attribute that can be set",
-        lambda r: outcome(os.setxattr, r / "f", "user.mine", b"1"),
+        lambda r: call_outcome(os.setxattr, r / "f", "user.mine", b"1"),
         None,
         "ENOTSUP",
     ),
@@ -95,7 +95,7 @@ DIFFERENCES = (
     Difference(
         "RENAME_NOREPLACE",
         "libfuse 2 has no flags of rename; what exists is refused all the same",
-        lambda r: outcome(renameat2, r / "f", r / "new", RENAME_NOREPLACE),
+        lambda r: call_outcome(renameat2, r / "f", r / "new", RENAME_NOREPLACE),
         None,
         "EINVAL",
         "fusepy",
@@ -110,12 +110,12 @@ DIFFERENCES = (
 )
 
 
-def test_differences(server: RedisServer, mount: Mount) -> None:
+def test_differences(server: RedisServer, mount: MountedServer) -> None:
     """Each deliberate difference is as listed, on an ordinary filesystem and on the mount."""
-    empty(server, mount)
+    flush_and_wait(server, mount)
     binding = mount.status()["binding"]
     for number, difference in enumerate(DIFFERENCES):
-        with ordinary_folder() as ordinary:
+        with tmpfs_folder() as ordinary:
             for root, expected in ((ordinary, difference.ordinary), (mount.path / f"t{number}", difference.here)):
                 root.mkdir(exist_ok=True)
                 (root / "f").write_bytes(b"0123456789")
@@ -126,7 +126,7 @@ def test_differences(server: RedisServer, mount: Mount) -> None:
                 assert difference.do(root) == expected, f"{difference.what} in {root}"
 
 
-def test_space_is_the_servers_memory(server: RedisServer, mount: Mount) -> None:
+def test_space_is_the_servers_memory(server: RedisServer, mount: MountedServer) -> None:
     """statfs(2) tells of the server's memory: all of maxmemory, or of the machine's, and what of it is free."""
     memory = server.client().info("memory")
     found = os.statvfs(mount.path)

@@ -11,96 +11,96 @@ from typing import Any
 
 import redis
 
-from tests.support.expected_state import facts, ordinary_folder, outcome, tree
-from tests.support.mounts import Mount, empty, eventually
+from tests.support.expected_state import call_outcome, comparable_stat, read_tree, tmpfs_folder
+from tests.support.mounts import MountedServer, flush_and_wait, wait_until
 from tests.support.redis_server import RedisServer
 
 CONTENT = b"0123456789"
 
 
 def reading(fd: int, _path: Path) -> Iterator[Any]:
-    yield outcome(os.read, fd, 4)
-    yield outcome(os.read, fd, 100)
-    yield outcome(os.pread, fd, 3, 8)
-    yield outcome(os.read, fd, 1)
+    yield call_outcome(os.read, fd, 4)
+    yield call_outcome(os.read, fd, 100)
+    yield call_outcome(os.pread, fd, 3, 8)
+    yield call_outcome(os.read, fd, 1)
 
 
 def writing(fd: int, _path: Path) -> Iterator[Any]:
-    yield outcome(os.write, fd, b"WXYZ")
-    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
-    yield outcome(os.write, fd, b"")
-    yield outcome(os.write, fd, b"!")
-    yield facts(outcome(os.fstat, fd))
-    yield outcome(os.pread, fd, 100, 0)
-    yield outcome(os.fsync, fd)
+    yield call_outcome(os.write, fd, b"WXYZ")
+    yield call_outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield call_outcome(os.write, fd, b"")
+    yield call_outcome(os.write, fd, b"!")
+    yield comparable_stat(call_outcome(os.fstat, fd))
+    yield call_outcome(os.pread, fd, 100, 0)
+    yield call_outcome(os.fsync, fd)
 
 
 def seeking(fd: int, _path: Path) -> Iterator[Any]:
-    yield outcome(os.lseek, fd, 3, os.SEEK_SET)
-    yield outcome(os.write, fd, b"seek")
-    yield outcome(os.lseek, fd, -2, os.SEEK_CUR)
-    yield outcome(os.read, fd, 5)
-    yield outcome(os.lseek, fd, -1, os.SEEK_SET)
+    yield call_outcome(os.lseek, fd, 3, os.SEEK_SET)
+    yield call_outcome(os.write, fd, b"seek")
+    yield call_outcome(os.lseek, fd, -2, os.SEEK_CUR)
+    yield call_outcome(os.read, fd, 5)
+    yield call_outcome(os.lseek, fd, -1, os.SEEK_SET)
 
 
 def at_the_end(fd: int, _path: Path) -> Iterator[Any]:
-    yield outcome(os.lseek, fd, 2, os.SEEK_END)
-    yield outcome(os.write, fd, b"gap")
-    yield outcome(os.lseek, fd, 0, os.SEEK_SET)
-    yield outcome(os.read, fd, 100)
+    yield call_outcome(os.lseek, fd, 2, os.SEEK_END)
+    yield call_outcome(os.write, fd, b"gap")
+    yield call_outcome(os.lseek, fd, 0, os.SEEK_SET)
+    yield call_outcome(os.read, fd, 100)
 
 
 def placed(fd: int, _path: Path) -> Iterator[Any]:
-    yield outcome(os.pwrite, fd, b"far", 20)
-    yield outcome(os.pwrite, fd, b"near", 1)
-    yield outcome(os.pread, fd, 100, 0)
-    yield facts(outcome(os.fstat, fd))
+    yield call_outcome(os.pwrite, fd, b"far", 20)
+    yield call_outcome(os.pwrite, fd, b"near", 1)
+    yield call_outcome(os.pread, fd, 100, 0)
+    yield comparable_stat(call_outcome(os.fstat, fd))
 
 
 def truncating(fd: int, path: Path) -> Iterator[Any]:
-    yield outcome(os.ftruncate, fd, 3)
-    yield facts(outcome(os.fstat, fd))
-    yield outcome(os.ftruncate, fd, 15)
-    yield facts(outcome(os.stat, path))
-    yield outcome(os.read, fd, 100)
-    yield outcome(os.write, fd, b"end")
+    yield call_outcome(os.ftruncate, fd, 3)
+    yield comparable_stat(call_outcome(os.fstat, fd))
+    yield call_outcome(os.ftruncate, fd, 15)
+    yield comparable_stat(call_outcome(os.stat, path))
+    yield call_outcome(os.read, fd, 100)
+    yield call_outcome(os.write, fd, b"end")
 
 
 def asking(fd: int, path: Path) -> Iterator[Any]:
-    yield facts(outcome(os.fstat, fd))
-    yield facts(outcome(os.stat, path))
-    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
-    yield outcome(os.fchmod, fd, 0o644)
-    yield outcome(os.utime, fd)
-    yield outcome(os.fdatasync, fd)
+    yield comparable_stat(call_outcome(os.fstat, fd))
+    yield comparable_stat(call_outcome(os.stat, path))
+    yield call_outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield call_outcome(os.fchmod, fd, 0o644)
+    yield call_outcome(os.utime, fd)
+    yield call_outcome(os.fdatasync, fd)
 
 
 def twice(fd: int, path: Path) -> Iterator[Any]:
-    second = outcome(os.open, path, os.O_RDWR)
+    second = call_outcome(os.open, path, os.O_RDWR)
     if isinstance(second, str):
         yield second
         return
-    yield outcome(os.write, fd, b"first")
-    yield outcome(os.read, second, 100)
-    yield outcome(os.pwrite, second, b"second", 2)
-    yield outcome(os.pread, fd, 100, 0)
-    yield facts(outcome(os.fstat, fd))
-    yield outcome(os.ftruncate, second, 4)
-    yield facts(outcome(os.fstat, fd))
-    yield outcome(os.close, second)
-    yield outcome(os.write, fd, b"last")
-    yield outcome(os.pread, fd, 100, 0)
+    yield call_outcome(os.write, fd, b"first")
+    yield call_outcome(os.read, second, 100)
+    yield call_outcome(os.pwrite, second, b"second", 2)
+    yield call_outcome(os.pread, fd, 100, 0)
+    yield comparable_stat(call_outcome(os.fstat, fd))
+    yield call_outcome(os.ftruncate, second, 4)
+    yield comparable_stat(call_outcome(os.fstat, fd))
+    yield call_outcome(os.close, second)
+    yield call_outcome(os.write, fd, b"last")
+    yield call_outcome(os.pread, fd, 100, 0)
 
 
 def duplicated(fd: int, _path: Path) -> Iterator[Any]:
     copy = os.dup(fd)
-    yield outcome(os.write, fd, b"ab")
-    yield outcome(os.write, copy, b"cd")
-    yield outcome(os.lseek, fd, 0, os.SEEK_CUR)
-    yield outcome(os.close, copy)
-    yield outcome(os.write, fd, b"ef")
-    yield outcome(os.lseek, fd, 1, os.SEEK_SET)
-    yield outcome(os.read, fd, 100)
+    yield call_outcome(os.write, fd, b"ab")
+    yield call_outcome(os.write, copy, b"cd")
+    yield call_outcome(os.lseek, fd, 0, os.SEEK_CUR)
+    yield call_outcome(os.close, copy)
+    yield call_outcome(os.write, fd, b"ef")
+    yield call_outcome(os.lseek, fd, 1, os.SEEK_SET)
+    yield call_outcome(os.read, fd, 100)
 
 
 Script = Callable[[int, Path], Iterator[Any]]
@@ -126,7 +126,7 @@ def cases(folder: Path) -> Iterator[tuple[str, int, str, Script]]:
     for name, flags in combinations():
         for target in TARGETS:
             prepare(folder)
-            fd = outcome(os.open, folder / target, flags, 0o644)
+            fd = call_outcome(os.open, folder / target, flags, 0o644)
             if not isinstance(fd, str):
                 os.close(fd)
             shutil.rmtree(folder)
@@ -146,29 +146,29 @@ def prepare(folder: Path) -> None:
 def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]:
     """Everything that a program sees of one case, and what is there afterwards."""
     path = folder / target
-    fd = outcome(os.open, path, flags, 0o644)
+    fd = call_outcome(os.open, path, flags, 0o644)
     if isinstance(fd, str):
-        return [fd, tree(folder)]
+        return [fd, read_tree(folder)]
     try:
         seen = list(script(fd, path))
     finally:
-        seen.append(outcome(os.close, fd))
-    return [*seen, facts(outcome(os.stat, path)), tree(folder)]
+        seen.append(call_outcome(os.close, fd))
+    return [*seen, comparable_stat(call_outcome(os.stat, path)), read_tree(folder)]
 
 
-def test_every_combination(server: RedisServer, mount: Mount) -> None:
+def test_every_combination(server: RedisServer, mount: MountedServer) -> None:
     """Each combination of flags, target and what is done then gives the same results, errnos and files as tmpfs."""
     client = server.client()
-    empty(server, mount)
+    flush_and_wait(server, mount)
     different = []
-    with ordinary_folder() as ordinary:
+    with tmpfs_folder() as ordinary:
         todo = list(cases(ordinary / "try"))
         with client.pipeline(transaction=False) as pipe:
             for number in range(len(todo)):
                 pipe.mset({f"c{number}:file": CONTENT, f"c{number}:directory:child": b""})
                 pipe.hset(f"c{number}:hash", "field", CONTENT)
             pipe.execute()
-        eventually(lambda: mount.status()["ready"] and mount.status()["keys"] == 3 * len(todo))
+        wait_until(lambda: mount.status()["ready"] and mount.status()["keys"] == 3 * len(todo))
         for number, (name, flags, target, script) in enumerate(todo):
             folder = ordinary / f"c{number}"
             prepare(folder)
@@ -196,7 +196,7 @@ def stored(client: redis.Redis, number: int) -> dict[str, bytes]:
 def settled(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether it comes true in time: what a release saves comes a moment after the close."""
     try:
-        eventually(condition, seconds)
+        wait_until(condition, seconds)
     except AssertionError:
         return False
     return True

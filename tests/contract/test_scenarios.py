@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.expected_state import facts, ordinary_folder, outcome, renameat2, tree
-from tests.support.mounts import Mount, empty, eventually
+from tests.support.expected_state import call_outcome, comparable_stat, read_tree, renameat2, tmpfs_folder
+from tests.support.mounts import MountedServer, flush_and_wait, wait_until
 from tests.support.redis_server import RedisServer
 
 Scenario = Callable[[Path], Iterator[Any]]
@@ -49,21 +49,21 @@ def unlinked_while_open(root: Path) -> Iterator[Any]:
     path.write_bytes(b"0123456789")
     one, two = opened(path), opened(path, os.O_RDONLY)
     os.unlink(path)
-    yield outcome(os.stat, path), facts(os.fstat(one)), facts(os.fstat(two))
+    yield call_outcome(os.stat, path), comparable_stat(os.fstat(one)), comparable_stat(os.fstat(two))
     yield os.listdir(root)
     yield whole(one), whole(two)
-    yield outcome(os.write, one, b"new"), whole(two)
-    yield outcome(os.ftruncate, one, 5), os.fstat(two).st_size
-    yield outcome(os.fchmod, one, 0o600), outcome(os.utime, one), outcome(os.fsync, one)
-    yield outcome(os.write, one, b"more"), whole(two), facts(os.fstat(one))
+    yield call_outcome(os.write, one, b"new"), whole(two)
+    yield call_outcome(os.ftruncate, one, 5), os.fstat(two).st_size
+    yield call_outcome(os.fchmod, one, 0o600), call_outcome(os.utime, one), call_outcome(os.fsync, one)
+    yield call_outcome(os.write, one, b"more"), whole(two), comparable_stat(os.fstat(one))
     path.write_bytes(b"another")
     yield path.read_bytes(), whole(two)
     third = opened(path)
-    yield outcome(os.write, third, b"A"), whole(third), whole(one)
+    yield call_outcome(os.write, third, b"A"), whole(third), whole(one)
     os.unlink(path)
     yield whole(third), whole(one), os.listdir(root)
     for fd in (one, two, third):
-        yield outcome(os.close, fd)
+        yield call_outcome(os.close, fd)
     yield os.listdir(root)
 
 
@@ -75,10 +75,10 @@ def unlinked_with_unsaved_bytes(root: Path) -> Iterator[Any]:
     fd = opened(path)
     os.pwrite(fd, b"xx", 4)
     os.unlink(path)
-    yield whole(fd), outcome(os.stat, path)
+    yield whole(fd), call_outcome(os.stat, path)
     os.pwrite(fd, b"end", 12)
-    yield whole(fd), outcome(os.fsync, fd)
-    yield outcome(os.close, fd), os.listdir(root)
+    yield whole(fd), call_outcome(os.fsync, fd)
+    yield call_outcome(os.close, fd), os.listdir(root)
 
 
 @scenario
@@ -88,11 +88,11 @@ def unlinked_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
     fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     os.write(fd, b"abc")
     os.unlink(path)
-    yield whole(fd), outcome(os.stat, path), os.listdir(root)
+    yield whole(fd), call_outcome(os.stat, path), os.listdir(root)
     again = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     os.write(again, b"other")
-    yield whole(fd), whole(again), outcome(os.close, fd), outcome(os.close, again)
-    yield tree(root)
+    yield whole(fd), whole(again), call_outcome(os.close, fd), call_outcome(os.close, again)
+    yield read_tree(root)
 
 
 @scenario
@@ -106,8 +106,8 @@ def created_anew_while_the_old_one_is_open(root: Path) -> Iterator[Any]:
     os.write(new, b"new!")
     os.write(old, b"OLD-and-longer")
     yield whole(old), whole(new), path.read_bytes()
-    yield outcome(os.close, old), path.read_bytes()
-    yield outcome(os.close, new), tree(root)
+    yield call_outcome(os.close, old), path.read_bytes()
+    yield call_outcome(os.close, new), read_tree(root)
 
 
 @scenario
@@ -122,8 +122,8 @@ def replaced_while_open(root: Path) -> Iterator[Any]:
     yield whole(reader), whole(writer), path.read_bytes(), os.listdir(root)
     os.write(writer, b" more")
     yield whole(reader), path.read_bytes(), os.fstat(reader).st_size, os.stat(path).st_size
-    yield outcome(os.close, writer), path.read_bytes()
-    yield outcome(os.close, reader), tree(root)
+    yield call_outcome(os.close, writer), path.read_bytes()
+    yield call_outcome(os.close, reader), read_tree(root)
 
 
 @scenario
@@ -143,7 +143,7 @@ def replaced_several_times(root: Path) -> Iterator[Any]:
     yield [whole(fd) for fd in descriptors], path.read_bytes()
     for fd in descriptors:
         os.close(fd)
-    yield tree(root)
+    yield read_tree(root)
 
 
 @scenario
@@ -154,12 +154,12 @@ def renamed_while_open(root: Path) -> Iterator[Any]:
     fd = opened(path)
     os.write(fd, b"ab")
     os.rename(path, other)
-    yield other.read_bytes(), outcome(os.stat, path)
+    yield other.read_bytes(), call_outcome(os.stat, path)
     os.write(fd, b"cd")
-    yield other.read_bytes(), os.fstat(fd).st_size, outcome(os.fsync, fd)
+    yield other.read_bytes(), os.fstat(fd).st_size, call_outcome(os.fsync, fd)
     os.rename(other, path)
     os.write(fd, b"ef")
-    yield outcome(os.close, fd), tree(root)
+    yield call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
@@ -171,9 +171,9 @@ def renamed_while_it_is_read(root: Path) -> Iterator[Any]:
             path.write_bytes(b"0123456789")
             fd = opened(path, flags)
             os.rename(path, other)
-            outcome(make, path)
-            yield outcome(os.read, fd, 20), facts(outcome(os.fstat, fd)), outcome(os.close, fd)
-    yield tree(root)
+            call_outcome(make, path)
+            yield call_outcome(os.read, fd, 20), comparable_stat(call_outcome(os.fstat, fd)), call_outcome(os.close, fd)
+    yield read_tree(root)
 
 
 @scenario
@@ -194,11 +194,11 @@ def renamed_while_it_is_large(root: Path) -> Iterator[Any]:
         (root / old).write_bytes(b"Z" * size)
         yield os.pread(writer, 5, size - 5), os.pread(reader, 5, size - 5)
         os.pwrite(writer, b"EDIT", 3)
-        yield outcome(os.fsync, writer), os.pread(reader, 8, 0)
+        yield call_outcome(os.fsync, writer), os.pread(reader, 8, 0)
         with mmap.mmap(reader, 0, access=mmap.ACCESS_READ) as mapping:
             yield mapping[size - 5 :], mapping[:8]
         os.pwrite(writer, b"MORE" * 200_000, 0)
-        yield outcome(os.close, writer), outcome(os.close, reader)
+        yield call_outcome(os.close, writer), call_outcome(os.close, reader)
         content = (root / new).read_bytes()
         yield content[:8], content[800_000:800_005], content[-5:], len(content), (root / old).read_bytes()[:5]
 
@@ -213,9 +213,9 @@ def replaced_where_a_directory_is_renamed(root: Path) -> Iterator[Any]:
     fd, third = opened(path), opened(other)
     os.rename(other, path)
     os.rename(root / "d", root / "e")
-    yield outcome(os.fstat, fd).st_size, whole(fd), outcome(os.fstat, third).st_size, whole(third)
+    yield call_outcome(os.fstat, fd).st_size, whole(fd), call_outcome(os.fstat, third).st_size, whole(third)
     os.write(third, b"N")
-    yield outcome(os.close, fd), outcome(os.close, third), tree(root)
+    yield call_outcome(os.close, fd), call_outcome(os.close, third), read_tree(root)
 
 
 @scenario
@@ -225,7 +225,7 @@ def renamed_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
     os.write(fd, b"one")
     os.rename(root / "f", root / "g")
     os.write(fd, b" two")
-    yield tree(root), outcome(os.close, fd), tree(root)
+    yield read_tree(root), call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
@@ -237,7 +237,7 @@ def renamed_over_what_is_being_written(root: Path) -> Iterator[Any]:
     other.write_bytes(b"kept")
     os.rename(other, path)
     os.write(fd, b" too")
-    yield tree(root), outcome(os.fsync, fd), outcome(os.close, fd), tree(root)
+    yield read_tree(root), call_outcome(os.fsync, fd), call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
@@ -250,10 +250,10 @@ def renamed_while_both_are_open(root: Path) -> Iterator[Any]:
     os.write(f, b"NEW")
     os.write(g, b"LOST")
     os.rename(path, other)
-    yield whole(f), whole(g), tree(root)
+    yield whole(f), whole(g), read_tree(root)
     os.write(f, b"!")
     os.write(g, b"?")
-    yield tree(root), outcome(os.close, g), outcome(os.close, f), tree(root)
+    yield read_tree(root), call_outcome(os.close, g), call_outcome(os.close, f), read_tree(root)
 
 
 # -- several descriptors -----------------------------------------------------------------------------------------------
@@ -271,9 +271,9 @@ def appending_from_two_descriptors(root: Path) -> Iterator[Any]:
     yield path.read_bytes(), os.lseek(one, 0, os.SEEK_CUR)
     os.ftruncate(one, 3)
     os.write(two, b"end")
-    yield path.read_bytes(), outcome(os.close, one)
+    yield path.read_bytes(), call_outcome(os.close, one)
     os.write(two, b"!")
-    yield outcome(os.close, two), tree(root)
+    yield call_outcome(os.close, two), read_tree(root)
 
 
 @scenario
@@ -288,7 +288,7 @@ def appending_beside_plain_writing(root: Path) -> Iterator[Any]:
     yield whole(plain), whole(append), os.lseek(append, 0, os.SEEK_CUR)
     os.lseek(append, 0, os.SEEK_SET)
     yield os.read(append, 4), os.write(append, b"z"), whole(plain)
-    yield outcome(os.close, plain), outcome(os.close, append), tree(root)
+    yield call_outcome(os.close, plain), call_outcome(os.close, append), read_tree(root)
 
 
 @scenario
@@ -303,7 +303,7 @@ def appending_begins_and_ends(root: Path) -> Iterator[Any]:
     yield whole(fd)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
     os.lseek(fd, 0, os.SEEK_SET)
-    yield os.write(fd, b"more"), whole(fd), outcome(os.close, fd), tree(root)
+    yield os.write(fd, b"more"), whole(fd), call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
@@ -335,9 +335,9 @@ def duplicated_and_closed_one_by_one(root: Path) -> Iterator[Any]:
     copies = [os.dup(fd) for _ in range(3)]
     for number, copy in enumerate(copies):
         os.write(copy, b"%d" % number)
-        yield outcome(os.close, copy), path.read_bytes()
+        yield call_outcome(os.close, copy), path.read_bytes()
     os.write(fd, b"!")
-    yield outcome(os.close, fd), tree(root)
+    yield call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
@@ -352,7 +352,7 @@ def a_child_inherits(root: Path) -> Iterator[Any]:
         os._exit(0)
     os.waitpid(child, 0)
     os.write(fd, b"parent")
-    yield path.read_bytes(), outcome(os.close, fd), tree(root)
+    yield path.read_bytes(), call_outcome(os.close, fd), read_tree(root)
 
 
 # -- truncate ----------------------------------------------------------------------------------------------------------
@@ -363,19 +363,23 @@ def truncate_by_path(root: Path) -> Iterator[Any]:
     """truncate(2) with nobody, a reader or a writer having the file open."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    yield outcome(os.truncate, path, 7), path.read_bytes()
-    yield outcome(os.truncate, path, 7), path.read_bytes()
-    yield outcome(os.truncate, path, 9), path.read_bytes()
+    yield call_outcome(os.truncate, path, 7), path.read_bytes()
+    yield call_outcome(os.truncate, path, 7), path.read_bytes()
+    yield call_outcome(os.truncate, path, 9), path.read_bytes()
     reader = opened(path, os.O_RDONLY)
-    yield whole(reader), outcome(os.truncate, path, 3), whole(reader), os.fstat(reader).st_size
+    yield whole(reader), call_outcome(os.truncate, path, 3), whole(reader), os.fstat(reader).st_size
     writer = opened(path, os.O_RDWR)
     os.pwrite(writer, b"unsaved", 2)
-    yield outcome(os.truncate, path, 5), whole(writer), whole(reader)
+    yield call_outcome(os.truncate, path, 5), whole(writer), whole(reader)
     os.close(writer)
-    yield whole(reader), outcome(os.truncate, path, 0), whole(reader), os.stat(path).st_size
+    yield whole(reader), call_outcome(os.truncate, path, 0), whole(reader), os.stat(path).st_size
     os.close(reader)
-    yield outcome(os.truncate, root / "none", 1), outcome(os.truncate, root, 1), outcome(os.truncate, path, -1)
-    yield tree(root)
+    yield (
+        call_outcome(os.truncate, root / "none", 1),
+        call_outcome(os.truncate, root, 1),
+        call_outcome(os.truncate, path, -1),
+    )
+    yield read_tree(root)
 
 
 @scenario
@@ -390,13 +394,13 @@ def truncate_and_write(root: Path) -> Iterator[Any]:
     os.pwrite(fd, b"Z", 6)
     os.ftruncate(fd, 7)
     os.ftruncate(fd, 9)
-    yield whole(fd), outcome(os.close, fd), tree(root)
+    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
     fd = opened(path)
     os.pwrite(fd, b"far", 10_000)
     os.ftruncate(fd, 5)
-    yield whole(fd), outcome(os.close, fd), tree(root)
+    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
     fd = opened(path, os.O_RDWR | os.O_TRUNC)
-    yield whole(fd), outcome(os.close, fd), tree(root)
+    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
 
 
 # -- renaming ----------------------------------------------------------------------------------------------------------
@@ -408,14 +412,21 @@ def renames_of_files(root: Path) -> Iterator[Any]:
     (root / "d" / "e").mkdir(parents=True)
     (root / "f").write_bytes(b"f")
     (root / "g").write_bytes(b"g")
-    yield outcome(os.rename, root / "f", root / "f"), tree(root)
-    yield outcome(os.rename, root / "none", root / "x"), outcome(os.rename, root / "none", root / "g")
-    yield outcome(os.rename, root / "f", root / "d"), outcome(os.rename, root / "f", root / "d" / "e")
-    yield outcome(os.rename, root / "f", root / "nowhere" / "f"), outcome(os.rename, root / "f", root / "g" / "f")
-    yield outcome(os.rename, root / "f", root / "g"), tree(root)
-    yield outcome(os.rename, root / "g", root / "d" / "e" / "g"), tree(root)
-    yield outcome(os.rename, root / "d" / "e" / "g", root / "h"), tree(root)
-    yield outcome(os.rename, root / "h", f"{root}/h/"), outcome(os.rename, root / "h", f"{root}/new/"), tree(root)
+    yield call_outcome(os.rename, root / "f", root / "f"), read_tree(root)
+    yield call_outcome(os.rename, root / "none", root / "x"), call_outcome(os.rename, root / "none", root / "g")
+    yield call_outcome(os.rename, root / "f", root / "d"), call_outcome(os.rename, root / "f", root / "d" / "e")
+    yield (
+        call_outcome(os.rename, root / "f", root / "nowhere" / "f"),
+        call_outcome(os.rename, root / "f", root / "g" / "f"),
+    )
+    yield call_outcome(os.rename, root / "f", root / "g"), read_tree(root)
+    yield call_outcome(os.rename, root / "g", root / "d" / "e" / "g"), read_tree(root)
+    yield call_outcome(os.rename, root / "d" / "e" / "g", root / "h"), read_tree(root)
+    yield (
+        call_outcome(os.rename, root / "h", f"{root}/h/"),
+        call_outcome(os.rename, root / "h", f"{root}/new/"),
+        read_tree(root),
+    )
 
 
 @scenario
@@ -427,14 +438,14 @@ def renames_of_directories(root: Path) -> Iterator[Any]:
     (root / "full" / "g").write_bytes(b"g")
     (root / "file").write_bytes(b"file")
     a = root / "a"
-    yield outcome(os.rename, a, a), outcome(os.rename, a, a / "b" / "x"), outcome(os.rename, a / "b", a)
-    yield outcome(os.rename, a, root / "file"), outcome(os.rename, a, root / "full"), tree(root)
-    yield outcome(os.rename, a, root / "empty"), tree(root)
-    yield outcome(os.rename, root / "empty", root / "full" / "moved"), tree(root)
-    yield outcome(os.rename, root / "full", f"{root}/last/"), tree(root)
-    yield outcome(os.rename, root / "last" / "moved" / "b" / "c", root / "c"), tree(root)
-    yield outcome(os.rename, root / "none", root / "x"), outcome(os.rename, root / "last", root / "no" / "x")
-    yield outcome(os.rename, root / "c", root / "last" / "moved" / "b" / "c"), tree(root)
+    yield call_outcome(os.rename, a, a), call_outcome(os.rename, a, a / "b" / "x"), call_outcome(os.rename, a / "b", a)
+    yield call_outcome(os.rename, a, root / "file"), call_outcome(os.rename, a, root / "full"), read_tree(root)
+    yield call_outcome(os.rename, a, root / "empty"), read_tree(root)
+    yield call_outcome(os.rename, root / "empty", root / "full" / "moved"), read_tree(root)
+    yield call_outcome(os.rename, root / "full", f"{root}/last/"), read_tree(root)
+    yield call_outcome(os.rename, root / "last" / "moved" / "b" / "c", root / "c"), read_tree(root)
+    yield call_outcome(os.rename, root / "none", root / "x"), call_outcome(os.rename, root / "last", root / "no" / "x")
+    yield call_outcome(os.rename, root / "c", root / "last" / "moved" / "b" / "c"), read_tree(root)
 
 
 @scenario
@@ -447,10 +458,10 @@ def an_open_file_in_a_renamed_directory(root: Path) -> Iterator[Any]:
     os.write(old, b"ab")
     os.write(new, b"one ")
     os.rename(root / "d", root / "e")
-    yield tree(root)
+    yield read_tree(root)
     os.write(old, b"cd!")
     os.write(new, b"two")
-    yield tree(root), outcome(os.close, old), outcome(os.close, new), tree(root)
+    yield read_tree(root), call_outcome(os.close, old), call_outcome(os.close, new), read_tree(root)
 
 
 @scenario
@@ -459,11 +470,15 @@ def without_replacing(root: Path) -> Iterator[Any]:
     (root / "d").mkdir()
     (root / "f").write_bytes(b"f")
     (root / "g").write_bytes(b"g")
-    yield outcome(renameat2, root / "f", root / "g", RENAME_NOREPLACE), tree(root)
-    yield outcome(renameat2, root / "f", root / "d", RENAME_NOREPLACE)
-    yield outcome(renameat2, root / "d", root / "f", RENAME_NOREPLACE)
+    yield call_outcome(renameat2, root / "f", root / "g", RENAME_NOREPLACE), read_tree(root)
+    yield call_outcome(renameat2, root / "f", root / "d", RENAME_NOREPLACE)
+    yield call_outcome(renameat2, root / "d", root / "f", RENAME_NOREPLACE)
     fd = opened(root / "new", os.O_RDWR | os.O_CREAT)
-    yield outcome(renameat2, root / "f", root / "new", RENAME_NOREPLACE), outcome(os.close, fd), tree(root)
+    yield (
+        call_outcome(renameat2, root / "f", root / "new", RENAME_NOREPLACE),
+        call_outcome(os.close, fd),
+        read_tree(root),
+    )
 
 
 @scenario
@@ -472,8 +487,8 @@ def moving_without_replacing(root: Path) -> Iterator[Any]:
     (root / "d").mkdir()
     (root / "d" / "x").write_bytes(b"x")
     (root / "f").write_bytes(b"f")
-    yield outcome(renameat2, root / "f", root / "h", RENAME_NOREPLACE), tree(root)
-    yield outcome(renameat2, root / "d", root / "e", RENAME_NOREPLACE), tree(root)
+    yield call_outcome(renameat2, root / "f", root / "h", RENAME_NOREPLACE), read_tree(root)
+    yield call_outcome(renameat2, root / "d", root / "e", RENAME_NOREPLACE), read_tree(root)
 
 
 LIBFUSE_3 = {moving_without_replacing}  # with libfuse 2 it is one of the differences
@@ -490,7 +505,7 @@ def swapping_by_way_of_a_third_name(root: Path) -> Iterator[Any]:
         os.rename(root / one, root / "t")
         os.rename(root / two, root / one)
         os.rename(root / "t", root / two)
-        yield tree(root)
+        yield read_tree(root)
 
 
 # -- directories -------------------------------------------------------------------------------------------------------
@@ -501,14 +516,38 @@ def making_and_removing(root: Path) -> Iterator[Any]:
     """mkdir, rmdir and unlink of what is there, what is not, and what is something else."""
     d, f = root / "d", root / "f"
     f.write_bytes(b"f")
-    yield outcome(os.mkdir, d), outcome(os.mkdir, d), outcome(os.mkdir, f), outcome(os.mkdir, root / "no" / "d")
-    yield outcome(os.mkdir, f / "d"), outcome(opened, f / "x", os.O_CREAT | os.O_RDWR), outcome(os.stat, f / "x")
-    yield outcome(os.rmdir, f), outcome(os.rmdir, root / "no"), outcome(os.unlink, d), outcome(os.unlink, root / "no")
+    yield (
+        call_outcome(os.mkdir, d),
+        call_outcome(os.mkdir, d),
+        call_outcome(os.mkdir, f),
+        call_outcome(os.mkdir, root / "no" / "d"),
+    )
+    yield (
+        call_outcome(os.mkdir, f / "d"),
+        call_outcome(opened, f / "x", os.O_CREAT | os.O_RDWR),
+        call_outcome(os.stat, f / "x"),
+    )
+    yield (
+        call_outcome(os.rmdir, f),
+        call_outcome(os.rmdir, root / "no"),
+        call_outcome(os.unlink, d),
+        call_outcome(os.unlink, root / "no"),
+    )
     (d / "x").write_bytes(b"")
-    yield outcome(os.rmdir, d), outcome(os.unlink, d / "x"), os.listdir(d), outcome(os.rmdir, d), outcome(os.stat, d)
-    yield outcome(os.mkdir, d), outcome(opened, d, os.O_RDWR), outcome(opened, f, os.O_RDONLY | os.O_DIRECTORY)
+    yield (
+        call_outcome(os.rmdir, d),
+        call_outcome(os.unlink, d / "x"),
+        os.listdir(d),
+        call_outcome(os.rmdir, d),
+        call_outcome(os.stat, d),
+    )
+    yield (
+        call_outcome(os.mkdir, d),
+        call_outcome(opened, d, os.O_RDWR),
+        call_outcome(opened, f, os.O_RDONLY | os.O_DIRECTORY),
+    )
     (d / "sub").mkdir()
-    yield outcome(os.rmdir, d), outcome(os.rmdir, d / "sub"), outcome(os.rmdir, d), os.listdir(root)
+    yield call_outcome(os.rmdir, d), call_outcome(os.rmdir, d / "sub"), call_outcome(os.rmdir, d), os.listdir(root)
 
 
 @scenario
@@ -517,11 +556,19 @@ def dots(root: Path) -> Iterator[Any]:
     d = root / "d"
     d.mkdir()
     (root / "f").write_bytes(b"f")
-    yield facts(os.stat(f"{d}/.")), facts(os.stat(f"{d}/../f")), facts(outcome(os.stat, f"{root}/f/."))
-    yield outcome(os.mkdir, f"{d}/."), outcome(os.mkdir, f"{d}/.."), outcome(os.rmdir, f"{d}/.")
-    yield outcome(os.rmdir, f"{d}/.."), outcome(os.unlink, f"{d}/.."), outcome(os.rename, f"{d}/.", root / "e")
-    yield outcome(os.rename, f"{root}/f", f"{d}/.."), outcome(opened, f"{d}/..", os.O_CREAT | os.O_RDWR)
-    yield os.path.samefile(f"{d}/..", root), tree(root)
+    yield (
+        comparable_stat(os.stat(f"{d}/.")),
+        comparable_stat(os.stat(f"{d}/../f")),
+        comparable_stat(call_outcome(os.stat, f"{root}/f/.")),
+    )
+    yield call_outcome(os.mkdir, f"{d}/."), call_outcome(os.mkdir, f"{d}/.."), call_outcome(os.rmdir, f"{d}/.")
+    yield (
+        call_outcome(os.rmdir, f"{d}/.."),
+        call_outcome(os.unlink, f"{d}/.."),
+        call_outcome(os.rename, f"{d}/.", root / "e"),
+    )
+    yield call_outcome(os.rename, f"{root}/f", f"{d}/.."), call_outcome(opened, f"{d}/..", os.O_CREAT | os.O_RDWR)
+    yield os.path.samefile(f"{d}/..", root), read_tree(root)
 
 
 @scenario
@@ -552,8 +599,8 @@ def removed_while_it_is_read(root: Path) -> Iterator[Any]:
     d.mkdir()
     fd = opened(d, os.O_RDONLY | os.O_DIRECTORY)
     os.rmdir(d)
-    yield outcome(os.stat, d), outcome(os.open, "f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
-    yield os.listdir(root), outcome(os.close, fd)
+    yield call_outcome(os.stat, d), call_outcome(os.open, "f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
+    yield os.listdir(root), call_outcome(os.close, fd)
     d.mkdir()
     yield os.listdir(d)
 
@@ -566,9 +613,13 @@ def by_directory_descriptor(root: Path) -> Iterator[Any]:
     os.rename(root / "d", root / "e")
     made = os.open("f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
     os.write(made, b"at")
-    yield outcome(os.close, made), outcome(os.fsync, fd)
-    yield facts(os.stat("f", dir_fd=fd)), tree(root)
-    yield outcome(os.rename, "f", "g", src_dir_fd=fd, dst_dir_fd=fd), outcome(os.unlink, "g", dir_fd=fd), tree(root)
+    yield call_outcome(os.close, made), call_outcome(os.fsync, fd)
+    yield comparable_stat(os.stat("f", dir_fd=fd)), read_tree(root)
+    yield (
+        call_outcome(os.rename, "f", "g", src_dir_fd=fd, dst_dir_fd=fd),
+        call_outcome(os.unlink, "g", dir_fd=fd),
+        read_tree(root),
+    )
     os.close(fd)
 
 
@@ -581,10 +632,10 @@ def many_levels(root: Path) -> Iterator[Any]:
     (root / "a" / "b" / "g").write_bytes(b"g")
     shutil.copytree(root / "a", root / "copy")
     shutil.move(root / "a" / "b", root / "moved")
-    yield tree(root)
+    yield read_tree(root)
     shutil.rmtree(root / "copy")
     shutil.rmtree(root / "a")
-    yield tree(root), outcome(os.removedirs, root / "moved" / "c" / "d" / "e")
+    yield read_tree(root), call_outcome(os.removedirs, root / "moved" / "c" / "d" / "e")
 
 
 # -- names -------------------------------------------------------------------------------------------------------------
@@ -596,10 +647,23 @@ def long_names(root: Path) -> Iterator[Any]:
     fits, over = root / ("n" * 255), root / ("n" * 256)
     fits.write_bytes(b"long")
     yield fits.read_bytes(), os.listdir(root)
-    yield outcome(os.rename, fits, root / ("d" * 255)), outcome(os.mkdir, fits), sorted(tree(root))
-    yield outcome(opened, over, os.O_CREAT | os.O_RDWR), outcome(os.mkdir, over), outcome(os.rename, fits, over)
-    yield outcome(os.stat, over), outcome(os.unlink, over), outcome(os.rename, over, fits), outcome(os.rmdir, over)
-    yield outcome(opened, over, os.O_RDONLY), outcome(opened, over / "x", os.O_RDONLY), outcome(os.listdir, over)
+    yield call_outcome(os.rename, fits, root / ("d" * 255)), call_outcome(os.mkdir, fits), sorted(read_tree(root))
+    yield (
+        call_outcome(opened, over, os.O_CREAT | os.O_RDWR),
+        call_outcome(os.mkdir, over),
+        call_outcome(os.rename, fits, over),
+    )
+    yield (
+        call_outcome(os.stat, over),
+        call_outcome(os.unlink, over),
+        call_outcome(os.rename, over, fits),
+        call_outcome(os.rmdir, over),
+    )
+    yield (
+        call_outcome(opened, over, os.O_RDONLY),
+        call_outcome(opened, over / "x", os.O_RDONLY),
+        call_outcome(os.listdir, over),
+    )
 
 
 @scenario
@@ -625,10 +689,10 @@ def odd_names(root: Path) -> Iterator[Any]:
     ]
     for name in names:
         (root / name).write_bytes(name.encode())
-    yield sorted(os.listdir(root)), tree(root)
+    yield sorted(os.listdir(root)), read_tree(root)
     for name in names:
         os.rename(root / name, root / f"{name}+")
-    yield tree(root)
+    yield read_tree(root)
 
 
 # -- other calls -------------------------------------------------------------------------------------------------------
@@ -646,7 +710,7 @@ def mapped_beside_appending(root: Path) -> Iterator[Any]:
             mapping.flush()
         yield path.read_bytes(), os.fstat(fd).st_size
     os.write(append, b"end")
-    yield whole(plain), outcome(os.close, plain), outcome(os.close, append), tree(root)
+    yield whole(plain), call_outcome(os.close, plain), call_outcome(os.close, append), read_tree(root)
 
 
 @scenario
@@ -692,10 +756,10 @@ def positions(root: Path) -> Iterator[Any]:
     fd = opened(path, os.O_RDWR | os.O_CREAT)
     yield os.pwrite(fd, b"end", 70_000), os.fstat(fd).st_size, os.pread(fd, 10, 69_995), os.pread(fd, 10, 70_003)
     yield os.pwritev(fd, [b"a", b"bb", b"ccc"], 1), os.preadv(fd, [bytearray(3), bytearray(9)], 0), os.pread(fd, 8, 0)
-    yield outcome(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED), whole(fd)[:8]
-    yield outcome(os.lseek, fd, 10**6, os.SEEK_SET), outcome(os.read, fd, 1)
-    yield outcome(os.posix_fallocate, fd, 0, 80_000), os.fstat(fd).st_size
-    yield outcome(os.close, fd), len(path.read_bytes())
+    yield call_outcome(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED), whole(fd)[:8]
+    yield call_outcome(os.lseek, fd, 10**6, os.SEEK_SET), call_outcome(os.read, fd, 1)
+    yield call_outcome(os.posix_fallocate, fd, 0, 80_000), os.fstat(fd).st_size
+    yield call_outcome(os.close, fd), len(path.read_bytes())
 
 
 @scenario
@@ -705,9 +769,9 @@ def copied_in_the_kernel(root: Path) -> Iterator[Any]:
     source.write_bytes(bytes(range(256)) * 64)
     a, b = opened(source), opened(target, os.O_RDWR | os.O_CREAT)
     yield os.sendfile(b, a, 0, 5000), whole(b) == whole(a)[:5000]
-    copied = outcome(os.copy_file_range, a, b, 1000, 0, 6000)
+    copied = call_outcome(os.copy_file_range, a, b, 1000, 0, 6000)
     yield copied, whole(b)[6000:7000] == whole(a)[:1000]
-    yield outcome(os.close, a), outcome(os.close, b), tree(root)
+    yield call_outcome(os.close, a), call_outcome(os.close, b), read_tree(root)
 
 
 @scenario
@@ -717,9 +781,9 @@ def locked(root: Path) -> Iterator[Any]:
     path.write_bytes(b"x")
     one, two = opened(path), opened(path)
     exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
-    yield outcome(fcntl.flock, one, exclusive), outcome(fcntl.flock, two, exclusive)
-    yield outcome(fcntl.flock, one, fcntl.LOCK_UN), outcome(fcntl.flock, two, exclusive)
-    yield outcome(fcntl.lockf, one, exclusive), outcome(os.close, one), outcome(os.close, two)
+    yield call_outcome(fcntl.flock, one, exclusive), call_outcome(fcntl.flock, two, exclusive)
+    yield call_outcome(fcntl.flock, one, fcntl.LOCK_UN), call_outcome(fcntl.flock, two, exclusive)
+    yield call_outcome(fcntl.lockf, one, exclusive), call_outcome(os.close, one), call_outcome(os.close, two)
 
 
 @scenario
@@ -740,12 +804,12 @@ def temporary_files(root: Path) -> Iterator[Any]:
     os.rename(name, root / "f")
     yield os.listdir(root)
     os.write(fd, b"two")
-    yield outcome(os.fsync, fd), outcome(os.close, fd), tree(root)
+    yield call_outcome(os.fsync, fd), call_outcome(os.close, fd), read_tree(root)
     fd, name = tempfile.mkstemp(dir=root)
     os.write(fd, b"replaces")
-    yield outcome(os.close, fd), Path(name).read_bytes(), len(os.listdir(root))
+    yield call_outcome(os.close, fd), Path(name).read_bytes(), len(os.listdir(root))
     os.rename(name, root / "f")
-    yield tree(root)
+    yield read_tree(root)
     with tempfile.TemporaryFile(dir=root) as file:
         file.write(b"secret")
         file.seek(0)
@@ -757,7 +821,7 @@ def temporary_files(root: Path) -> Iterator[Any]:
     with tempfile.TemporaryDirectory(dir=root) as folder:
         Path(folder, "x").write_bytes(b"x")
         yield len(os.listdir(root))
-    yield tree(root)
+    yield read_tree(root)
 
 
 @scenario
@@ -765,14 +829,14 @@ def a_private_new_file(root: Path) -> Iterator[Any]:
     """A file made O_EXCL and 0600 is a file as any for the program: written, read, truncated, appended, renamed."""
     path = root / "f"
     fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    yield outcome(opened, path, os.O_CREAT | os.O_EXCL, 0o600), facts(os.fstat(fd)), os.listdir(root)
+    yield call_outcome(opened, path, os.O_CREAT | os.O_EXCL, 0o600), comparable_stat(os.fstat(fd)), os.listdir(root)
     os.write(fd, b"abc")
-    yield outcome(os.close, fd), path.read_bytes(), facts(os.stat(path))
+    yield call_outcome(os.close, fd), path.read_bytes(), comparable_stat(os.stat(path))
     with path.open("ab") as file:
         file.write(b"def")
-    yield path.read_bytes(), outcome(os.truncate, path, 4), path.read_bytes()
+    yield path.read_bytes(), call_outcome(os.truncate, path, 4), path.read_bytes()
     os.rename(path, root / "g")
-    yield tree(root), outcome(os.unlink, root / "g"), os.listdir(root)
+    yield read_tree(root), call_outcome(os.unlink, root / "g"), os.listdir(root)
 
 
 @scenario
@@ -780,16 +844,16 @@ def fields(root: Path) -> Iterator[Any]:
     """Files that are fields of hashes behave as files do."""
     for name in ("h.a", "h.b", "i.a"):
         (root / name).write_bytes(name.encode())
-    yield tree(root)
+    yield read_tree(root)
     os.rename(root / "h.a", root / "h.c")
     os.rename(root / "i.a", root / "h.b")
     fd = opened(root / "h.c")
     os.unlink(root / "h.c")
-    yield whole(fd), outcome(os.close, fd), tree(root)
+    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
     with (root / "h.b").open("ab") as file:
         file.write(b"+")
     os.truncate(root / "h.b", 2)
-    yield tree(root), outcome(os.unlink, root / "h.b"), os.listdir(root), outcome(os.stat, root / "h.b")
+    yield read_tree(root), call_outcome(os.unlink, root / "h.b"), os.listdir(root), call_outcome(os.stat, root / "h.b")
 
 
 @scenario
@@ -799,9 +863,9 @@ def large_files(root: Path) -> Iterator[Any]:
     path.write_bytes(bytes(range(256)) * 12_000)
     fd = opened(path)
     os.pwrite(fd, b"patch", 1_500_000)
-    yield os.pread(fd, 9, 1_499_998), os.fstat(fd).st_size, outcome(os.fsync, fd)
+    yield os.pread(fd, 9, 1_499_998), os.fstat(fd).st_size, call_outcome(os.fsync, fd)
     os.pwrite(fd, b"again", 1_500_003)
-    yield os.pread(fd, 12, 1_499_998), outcome(os.close, fd)
+    yield os.pread(fd, 12, 1_499_998), call_outcome(os.close, fd)
     with path.open("ab") as file:
         file.write(b"appended")
     yield os.stat(path).st_size, path.read_bytes()[-10:]
@@ -811,7 +875,7 @@ def large_files(root: Path) -> Iterator[Any]:
     os.truncate(path, 2_000_010)
     yield os.pread(reader, 100, 1_999_995), hash(path.read_bytes())
     os.rename(path, root / "moved")
-    yield os.pread(reader, 5, 1_500_000), outcome(os.close, reader), sorted(os.listdir(root))
+    yield os.pread(reader, 5, 1_500_000), call_outcome(os.close, reader), sorted(os.listdir(root))
     os.unlink(root / "moved")
 
 
@@ -819,38 +883,38 @@ def large_files(root: Path) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("script", SCENARIOS, ids=lambda script: script.__name__)
-def test_scenario(server: RedisServer, mount: Mount, script: Scenario) -> None:
+def test_scenario(server: RedisServer, mount: MountedServer, script: Scenario) -> None:
     """A program sees on the mount what it sees on tmpfs, and what it leaves there is the same."""
-    empty(server, mount)
+    flush_and_wait(server, mount)
     if script in LIBFUSE_3 and mount.status()["binding"] != "mfusepy":
         return
     root = mount.path / script.__name__
     root.mkdir()
-    with ordinary_folder() as ordinary:
+    with tmpfs_folder() as ordinary:
         expected = list(script(ordinary))
-        left = tree(ordinary)
+        left = read_tree(ordinary)
     seen = list(script(root))
     for step, (wanted, got) in enumerate(zip(expected, seen, strict=True)):
         assert got == wanted, f"step {step}"
-    assert tree(root) == left
+    assert read_tree(root) == left
     assert server.client().keys("*fuse_hidden*") == []
 
 
-def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: Mount) -> None:
+def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: MountedServer) -> None:
     """A key that somebody else changes while it is open: old descriptors read the old bytes, new ones the new.
 
     As soon as it is edited here, all of them share that edit.
     """
     client = server.client()
-    empty(server, mount)
+    flush_and_wait(server, mount)
     old, new = b"old " * 5000, b"new!" * 5000
     client.set("k", old)
     path = mount.path / "k"
-    eventually(path.exists)
+    wait_until(path.exists)
     reader = opened(path, os.O_RDONLY)
     assert os.pread(reader, 10_000, 0) == old[:10_000]
     client.set("k", new)
-    eventually(lambda: path.read_bytes() == new)
+    wait_until(lambda: path.read_bytes() == new)
     assert os.pread(reader, 20_000, 0) == old
     second = opened(path, os.O_RDONLY)
     assert (os.pread(second, 20_000, 0), os.pread(reader, 20_000, 0)) == (new, old)
@@ -864,7 +928,7 @@ def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: M
     os.close(reader)
 
 
-def test_a_file_just_written_can_be_mapped(mount: Mount) -> None:
+def test_a_file_just_written_can_be_mapped(mount: MountedServer) -> None:
     """A shared mapping of a file that was closed a moment ago, whose release is still on its way."""
     path = mount.path / "just_written"
     for number in range(40):

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
-from redisfuse.journal.change_rows import Filter
+from redisfuse.client.client import RedisClient
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
-from redisfuse.transactions.key_writer import Edits
+from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.rollback import Rollback
-from redisfuse.transactions.selection import Selection, select
-from tests.support.expected_state import outcome
-from tests.support.mounts import Mount
+from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.support.expected_state import call_outcome
+from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
 PATIENCE = 5.0  # seconds for what one operation changes to be everywhere
@@ -73,7 +73,7 @@ class Event:
 class Life(RuleBasedStateMachine):
     """Everything happens in a folder of its own, which nobody else uses."""
 
-    def __init__(self, mount: Mount, server: RedisServer, client: redis.Redis) -> None:
+    def __init__(self, mount: MountedServer, server: RedisServer, client: redis.Redis) -> None:
         super().__init__()
         self.server = server
         self.client = client
@@ -85,7 +85,7 @@ class Life(RuleBasedStateMachine):
         self.whole = False
         self.events: list[Event] = []
         with self.journal() as journal:
-            self.last = max(journal.change_ids(), default=0)
+            self.last = max(journal.find_change_ids(), default=0)
         os.mkdir(self.root)
         self.made.add(())
         self.last += 1
@@ -190,17 +190,17 @@ class Life(RuleBasedStateMachine):
 
     def new_rows(self) -> list[Change]:
         with self.journal() as journal:
-            rows = [row for row in journal.changes(Filter(limit=100)) if row.id > self.last]
+            rows = [row for row in journal.find_changes(ChangeFilter(limit=100)) if row.id > self.last]
         return rows[::-1]
 
     def happened(self, before: Model, groups: int, give_back: Callable[[], None] = lambda: None) -> None:
         """An operation is over: wait until everything is as the model says, and the journal has so many operations."""
         same(self.stored, self.model)
-        same(lambda: len({row.group for row in self.new_rows()}), groups)
-        same(lambda: outcome(self.shown), self.tree())
+        same(lambda: len({row.group_id for row in self.new_rows()}), groups)
+        same(lambda: call_outcome(self.shown), self.tree())
         rows = self.new_rows()
         self.last = max((row.id for row in rows), default=self.last)
-        self.events.append(Event(before, tuple(sorted({row.group for row in rows})), give_back))
+        self.events.append(Event(before, tuple(sorted({row.group_id for row in rows})), give_back))
 
     def changed(self, groups: int = 1) -> None:
         """The mount has changed what the model says by now."""
@@ -259,11 +259,11 @@ class Life(RuleBasedStateMachine):
         return place if isinstance(self.get(place), bytes) else "EACCES"
 
     def write(self, directory: Directory, leaf: str, flags: int, write: Callable[[int], Any]) -> Any:
-        fd = outcome(os.open, self.path(directory, leaf), flags, 0o644)
+        fd = call_outcome(os.open, self.path(directory, leaf), flags, 0o644)
         if isinstance(fd, str):
             return fd
         write(fd)
-        return outcome(os.close, fd)
+        return call_outcome(os.close, fd)
 
     @rule(path=paths, value=data, also=st.sampled_from([0, os.O_EXCL]))
     def save(self, path: tuple[Directory, str], value: bytes, also: int) -> None:
@@ -321,7 +321,7 @@ class Life(RuleBasedStateMachine):
     def truncate(self, path: tuple[Directory, str], size: int) -> None:
         self.begin()
         place = self.expected_to_write(*path, create=False)
-        got = outcome(os.truncate, self.path(*path), size)
+        got = call_outcome(os.truncate, self.path(*path), size)
         if isinstance(place, str):
             assert got == place
             self.changed(0)
@@ -343,7 +343,7 @@ class Life(RuleBasedStateMachine):
         if fsync:
             os.fsync(fd)
         os.close(fd)
-        got = outcome(os.rename, name, self.path(*path))
+        got = call_outcome(os.rename, name, self.path(*path))
         if isinstance(place, str):
             assert got == place
             os.unlink(name)
@@ -376,14 +376,14 @@ class Life(RuleBasedStateMachine):
             self.remove(place)
         assert os.pread(fd, len(expected) + 10, 0) == expected
         os.write(fd, b"lost")
-        assert outcome(os.close, fd) is None
+        assert call_outcome(os.close, fd) is None
         self.changed()
 
     @rule(path=paths)
     def unlink(self, path: tuple[Directory, str]) -> None:
         self.begin()
         place = self.find(*path)
-        got = outcome(os.unlink, self.path(*path))
+        got = call_outcome(os.unlink, self.path(*path))
         if place is None:
             assert got == "ENOENT"
             self.changed(0)
@@ -399,7 +399,7 @@ class Life(RuleBasedStateMachine):
         if source is not None and not isinstance(self.get(source), bytes):
             return
         place = self.expected_to_write(*new, create=True)
-        got = outcome(os.rename, self.path(*old), self.path(*new))
+        got = call_outcome(os.rename, self.path(*old), self.path(*new))
         if source is None:
             assert got == "ENOENT"
             self.changed(0)
@@ -431,7 +431,7 @@ class Life(RuleBasedStateMachine):
         source, target = self.key(old, "list"), self.key(new, leaf)
         if source not in self.model or new not in self.existing() or source == target:
             return
-        assert outcome(os.rename, self.path(old, "list"), self.path(new, leaf)) is None
+        assert call_outcome(os.rename, self.path(old, "list"), self.path(new, leaf)) is None
         value, expires = self.model[source]
         self.model[target] = (value, self.model[target][1] if target in self.model else expires)
         self.remove(Place(source))
@@ -441,7 +441,7 @@ class Life(RuleBasedStateMachine):
     def remove_list(self, directory: Directory, leaf: str) -> None:
         self.begin()
         if self.key(directory, leaf) in self.model:
-            assert outcome(os.unlink, self.path(directory, leaf)) is None
+            assert call_outcome(os.unlink, self.path(directory, leaf)) is None
             self.remove(Place(self.key(directory, leaf)))
             self.changed()
 
@@ -449,7 +449,7 @@ class Life(RuleBasedStateMachine):
     def make_directory(self, directory: Directory) -> None:
         self.begin()
         there = self.existing()
-        got = outcome(os.mkdir, self.path(directory))
+        got = call_outcome(os.mkdir, self.path(directory))
         if directory in there:
             assert got == "EEXIST"
         elif directory[:-1] not in there:
@@ -463,7 +463,7 @@ class Life(RuleBasedStateMachine):
     def remove_directory(self, directory: Directory) -> None:
         self.begin()
         there, used = self.existing(), self.in_use(directory)
-        got = outcome(os.rmdir, self.path(directory))
+        got = call_outcome(os.rmdir, self.path(directory))
         if directory not in there:
             assert got == "ENOENT"
         elif used:
@@ -479,7 +479,7 @@ class Life(RuleBasedStateMachine):
         """Every key below it moves, as one operation."""
         self.begin()
         there = self.existing()
-        got = outcome(os.rename, self.path(old), self.path(new))
+        got = call_outcome(os.rename, self.path(old), self.path(new))
         if old not in there or new[:-1] not in there:
             assert got == "ENOENT"
         elif old == new:
@@ -507,7 +507,7 @@ class Life(RuleBasedStateMachine):
         self.begin()
         place = self.find(*path)
         earliest = int(time.time() * 1000) + milliseconds
-        got = outcome(os.setxattr, self.path(*path), "user.redis.ttl", b"%d" % milliseconds)
+        got = call_outcome(os.setxattr, self.path(*path), "user.redis.ttl", b"%d" % milliseconds)
         if place is None:
             assert got == "ENOENT"
             self.changed(0)
@@ -584,8 +584,8 @@ class Life(RuleBasedStateMachine):
                 self.client.hset(place.key, place.field, theirs)  # type: ignore[arg-type]
             else:
                 self.client.set(place.key, theirs, keepttl=True)
-            assert outcome(os.close, fd) == "ESTALE"
-            same(lambda: [row.state for row in self.new_rows()], ["refused"])
+            assert call_outcome(os.close, fd) == "ESTALE"
+            same(lambda: [row.outcome for row in self.new_rows()], ["refused"])
             [row] = self.new_rows()
             assert row.new.content is not None
             assert row.new.content.read()[: len(value)] == value
@@ -600,18 +600,18 @@ class Life(RuleBasedStateMachine):
         if not self.whole or not self.events:
             return
         address = Address.parse(self.server.tcp_url())
-        server = Server(address, writable=True)
+        server = RedisClient(address, writable=True)
         with self.journal() as journal:
-            mine = journal.sessions(1).__next__()[0]
-        same(lambda: [row for row in self.rows() if row.state == "pending"], [])
+            mine = journal.iter_sessions(1).__next__()[0]
+        same(lambda: [row for row in self.rows() if row.outcome == "pending"], [])
         with Journal.open(self.mount.journal) as journal:
-            session = journal.begin_session(mine.info)
-            steps = Edits(server, journal, session).steps
+            session = journal.begin_session(mine.metadata)
+            steps = KeyWriter(server, journal, session).executor
             for event in reversed(self.events):
                 if event.groups:
-                    with_directories = select(journal, Selection(ids=event.groups))
-                    report = Rollback(steps, mine.info.server.name).run(with_directories)
-                    assert report.clean, report
+                    with_directories = select_groups(journal, RollbackSelection(ids=event.groups))
+                    report = Rollback(steps, mine.metadata.server.name).run(with_directories)
+                    assert report.is_clean, report
                 else:
                     event.give_back()
                 assert self.stored() == event.before
@@ -622,7 +622,7 @@ class Life(RuleBasedStateMachine):
 
     def rows(self) -> list[Change]:
         with self.journal() as journal:
-            return [row for row in journal.changes(Filter(oldest_first=True)) if row.id > self.first]
+            return [row for row in journal.find_changes(ChangeFilter(oldest_first=True)) if row.id > self.first]
 
 
 def same(look: Callable[[], Any], expected: Any) -> None:
@@ -647,7 +647,7 @@ def brief(found: Any) -> Any:
 LIVES = int(os.environ.get("REDISFUSE_TEST_LIVES", "0"))  # for a long search by hand: other lives each time, shrunk
 
 
-def test_lives(server: RedisServer, mount: Mount) -> None:
+def test_lives(server: RedisServer, mount: MountedServer) -> None:
     """Whatever is done, the mount, Redis and the journal agree, and the journal leads back to the first state."""
     client = server.client()
     run_state_machine_as_test(

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, State
-from tests.support.mount_forkserver import Nursery
-from tests.support.mounts import PATIENCE, Mount, eventually, sweep
+from tests.support.mount_forkserver import MountForkserver
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.strace import killed_at
+from tests.support.strace import kill_at_syscall
 
 CALLS = ("pwrite64", "fdatasync", "sendto", "recvfrom", "writev")
 MOST = 80  # calls of one kind in one change: more means that the test never ends
@@ -57,8 +57,8 @@ def data_of(client: redis.Redis) -> Data:
 
 def rows(path: Path, after: int) -> list[Change]:
     """The journal's rows after an id, oldest first; read as they are on the disk, with their contents."""
-    with Journal.open(path, write=False) as journal:
-        return [change for change in journal.changes(Filter(oldest_first=True)) if change.id > after]
+    with Journal.open(path, writable=False) as journal:
+        return [change for change in journal.find_changes(ChangeFilter(oldest_first=True)) if change.id > after]
 
 
 def has(state: State, value: bytes | None) -> bool:
@@ -67,9 +67,9 @@ def has(state: State, value: bytes | None) -> bool:
         return state.kind == "absent"
     if state.content is None:
         return False
-    found = b"".join(state.content.chunks())
+    found = b"".join(state.content.iter_chunks())
     if state.kind == "slice":
-        return state.total == len(value) and found == value[state.offset : state.offset + len(found)]
+        return state.total_size == len(value) and found == value[state.offset : state.offset + len(found)]
     return found == value
 
 
@@ -95,18 +95,18 @@ class Crash:
             for key in operation.before | operation.after:
                 if operation.before.get(key) != found.get(key):
                     assert has(kept[key].prior, operation.before.get(key)), key
-                    assert kept[key].state in ("pending", "applied")
+                    assert kept[key].outcome in ("pending", "applied")
 
     def settled(self) -> None:
         """The next write mount has been made: every row says what was found, and nothing else was changed."""
         assert data_of(self._client) == self._found
         done = "applied" if self._found == self._operation.after else "failed"
-        assert {row.state for row in rows(self._journal, self._last)} <= {done}
+        assert {row.outcome for row in rows(self._journal, self._last)} <= {done}
 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_killed_at_every_call(name: str, nursery: Nursery, server: RedisServer, tmp_path: Path) -> None:
+def test_killed_at_every_call(name: str, nursery: MountForkserver, server: RedisServer, tmp_path: Path) -> None:
     """A mount killed at any of its system calls leaves one change or none, and the next mount knows which."""
     operation = OPERATIONS[name]
     client = server.client()
@@ -114,8 +114,8 @@ def test_killed_at_every_call(name: str, nursery: Nursery, server: RedisServer, 
     crash: Crash | None = None
     deaths = 0
 
-    def mount_again() -> Mount:
-        mount = nursery.begin(tmp_path, server.tcp_url())
+    def mount_again() -> MountedServer:
+        mount = nursery.start_mount(tmp_path, server.tcp_url())
         if crash is not None:
             crash.settled()
         return mount
@@ -126,13 +126,13 @@ def test_killed_at_every_call(name: str, nursery: Nursery, server: RedisServer, 
             try:
                 client.flushall()
                 client.mset(operation.before)
-                eventually(lambda: mount.status()["keys"] == len(operation.before))  # noqa: B023
+                wait_until(lambda: mount.status()["keys"] == len(operation.before))  # noqa: B023
                 crash = Crash(operation, journal, client)
-                with killed_at(mount.process.pid, tmp_path / "strace.log", call, number):
+                with kill_at_syscall(mount.process.pid, tmp_path / "strace.log", call, number):
                     acknowledged = _survives(operation.act, mount.path)
                     survived = acknowledged and mount.process.poll() is None
                     mount.process.kill()  # if acknowledged: before the row could be noted as applied
-                    mount.process.wait(PATIENCE)
+                    mount.process.wait(MOUNT_TIMEOUT_SECONDS)
                 crash.happened(acknowledged=acknowledged)
             finally:
                 mount.process.kill()
@@ -141,7 +141,7 @@ def test_killed_at_every_call(name: str, nursery: Nursery, server: RedisServer, 
             deaths += 1
         else:
             pytest.fail(f"no end of {call}")
-    sweep(mount_again())
+    clean_up_mount(mount_again())
     assert deaths > 20
 
 

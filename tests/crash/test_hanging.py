@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import eventually, mounted
+from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
@@ -40,7 +40,7 @@ def test_killed_while_a_notification_waits_for_a_request(
     client = own_redis.client()
     client.mset({f"k{number}": "v" for number in range(8)})
     errors: list[OSError] = []
-    with mounted(tmp_path, proxy.url(), "--timeout", str(HUNG), "--binding", binding, write=True) as mount:
+    with mount_server(tmp_path, proxy.url(), "--timeout", str(HUNG), "--binding", binding, write=True) as mount:
         mount.wait_coherent()
         for number in range(8):
             os.stat(mount.path / f"k{number}")
@@ -54,13 +54,13 @@ def test_killed_while_a_notification_waits_for_a_request(
 
         thread = threading.Thread(target=remove, daemon=True)
         thread.start()
-        eventually(lambda: proxy.commands.count("EXEC") > 1)
+        wait_until(lambda: proxy.commands.count("EXEC") > 1)
         client.delete(*(f"k{number}" for number in range(1, 8)))
-        eventually(lambda: notifier_hangs(mount.process.pid))
+        wait_until(lambda: notifier_hangs(mount.process.pid))
         mount.process.kill()
         thread.join(10)
         assert not thread.is_alive()
         assert mount.process.wait(10) == -9
     assert len(errors) == 1
-    with mounted(tmp_path, own_redis.tcp_url(), write=True) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), write=True) as mount:
         assert os.listdir(mount.path) == ["k0"]

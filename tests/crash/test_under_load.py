@@ -11,11 +11,11 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
-from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
-from tests.support.mount_forkserver import Nursery
-from tests.support.mounts import PATIENCE, eventually, mounted, run, sweep
+from tests.support.mount_forkserver import MountForkserver
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, clean_up_mount, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 WRITERS = 4
@@ -62,11 +62,11 @@ def _close_quietly(descriptor: int) -> None:
 
 
 def changes(path: Path) -> list[Change]:
-    with Journal.open(path, write=False) as journal:
-        return list(journal.changes(Filter(oldest_first=True)))
+    with Journal.open(path, writable=False) as journal:
+        return list(journal.find_changes(ChangeFilter(oldest_first=True)))
 
 
-def test_killed_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: Path) -> None:
+def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
     """Four writers, one SIGKILL: each key holds what was last acknowledged or what came right after, and the journal
     has each of a key's values in their order, each with the one before it, and says `applied` of those that were."""
     client = own_redis.client()
@@ -74,7 +74,7 @@ def test_killed_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: P
     chosen = random.Random(4)
     total = 0
     for round_ in range(ROUNDS):
-        mount = nursery.begin(tmp_path, own_redis.tcp_url())
+        mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
         try:
             writers = [Writer(mount.path / f"r{round_}w{number}") for number in range(WRITERS)]
             (mount.path / f"d{round_}").mkdir()
@@ -82,9 +82,9 @@ def test_killed_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: P
                 writer.start()
             time.sleep(chosen.uniform(0.05, LONGEST))
             mount.process.kill()
-            mount.process.wait(PATIENCE)
+            mount.process.wait(MOUNT_TIMEOUT_SECONDS)
             for writer in writers:
-                writer.join(PATIENCE)
+                writer.join(MOUNT_TIMEOUT_SECONDS)
                 assert not writer.is_alive()
         finally:
             mount.process.kill()
@@ -94,17 +94,17 @@ def test_killed_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: P
             assert writer.acknowledged <= value <= writer.begun
             total += writer.acknowledged
         if round_ == 0:  # by the command; else by the next mount
-            done = run(tmp_path, "recover")
+            done = run_redisfuse(tmp_path, "recover")
             assert done.returncode == 0, done.stderr
     assert total > WRITERS * ROUNDS, "they hardly wrote"
-    mount = nursery.begin(tmp_path, own_redis.tcp_url())
+    mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
     try:
         for round_ in range(ROUNDS):
             assert (mount.path / f"d{round_}").is_dir()
     finally:
-        sweep(mount)
+        clean_up_mount(mount)
     rows = changes(journal)
-    assert {row.state for row in rows} <= {"applied", "failed"}
+    assert {row.outcome for row in rows} <= {"applied", "failed"}
     for round_ in range(ROUNDS):
         for number in range(WRITERS):
             key = b"r%dw%d" % (round_, number)
@@ -116,7 +116,7 @@ def check_history(rows: list[Change], value: bytes | None) -> None:
     before: bytes | None = None
     for row in rows:
         prior = None if row.prior.content is None else row.prior.content.digest
-        if row.state == "applied":
+        if row.outcome == "applied":
             assert row.new.content is not None
             assert prior == before
             before = row.new.content.digest
@@ -126,37 +126,37 @@ def check_history(rows: list[Change], value: bytes | None) -> None:
         assert before == sha256(value).digest()
 
 
-def test_terminated_under_load(nursery: Nursery, own_redis: RedisServer, tmp_path: Path) -> None:
+def test_terminated_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
     """SIGTERM instead: what was acknowledged is there, nothing is half written, and no row is left open."""
     client = own_redis.client()
-    mount = nursery.begin(tmp_path, own_redis.tcp_url())
+    mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
     try:
         writers = [Writer(mount.path / f"w{number}") for number in range(WRITERS)]
         for writer in writers:
             writer.start()
         time.sleep(0.3)
         mount.process.send_signal(signal.SIGTERM)
-        assert mount.process.wait(PATIENCE) == 0
+        assert mount.process.wait(MOUNT_TIMEOUT_SECONDS) == 0
         for writer in writers:
-            writer.join(PATIENCE)
+            writer.join(MOUNT_TIMEOUT_SECONDS)
     finally:
         mount.process.kill()
     for number, writer in enumerate(writers):
         assert writer.acknowledged <= int(client.get(f"w{number}") or 0) <= writer.begun
     # Refused is what was open for writing in that moment: kept, not half saved.
-    states = {row.state for row in changes(tmp_path / "state" / "redisfuse" / "journal.db")}
+    states = {row.outcome for row in changes(tmp_path / "state" / "redisfuse" / "journal.db")}
     assert states <= {"applied", "refused"}
 
 
 def test_dead_and_not_noticed(own_redis: RedisServer, tmp_path: Path) -> None:
     """A mount that died is dead though its parent took no notice (as in a container without an init): its open change
     is settled at once."""
-    with mounted(tmp_path, own_redis.tcp_url(), write=True) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), write=True) as mount:
         (mount.path / "k").write_bytes(b"new")
         os.kill(mount.process.pid, signal.SIGKILL)
         stat = Path(f"/proc/{mount.process.pid}/stat")
-        eventually(lambda: stat.read_bytes().rpartition(b")")[2].split()[0] == b"Z")
-        assert [row.state for row in changes(mount.journal)] == ["pending"]
-        done = run(tmp_path, "recover")
+        wait_until(lambda: stat.read_bytes().rpartition(b")")[2].split()[0] == b"Z")
+        assert [row.outcome for row in changes(mount.journal)] == ["pending"]
+        done = run_redisfuse(tmp_path, "recover")
         assert done.returncode == 0, done.stderr
-        assert [row.state for row in changes(mount.journal)] == ["applied"]
+        assert [row.outcome for row in changes(mount.journal)] == ["applied"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import redis
 
 from tests.editors.programs import NEW, OLD, Program
-from tests.support.changes import history, last_id, monitored, watched
-from tests.support.mounts import Mount, eventually, mounted, run
+from tests.support.changes import journal_rows, last_change_id, monitor_writes, watch_presence
+from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 TTL = 3_600_000  # ms
@@ -43,7 +43,7 @@ class Bench:
     """A mount, its server, and what was saved through it so far."""
 
     server: RedisServer
-    mount: Mount
+    mount: MountedServer
     client: redis.Redis
     saved: list[Saved] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Bench:
             key, hash_field, path = f"{folder}:user", b"bio", self.mount.path / folder / "user.bio"
             self.client.hset(key, mapping={"bio": OLD, "name": "Ada"})
             self.client.pexpire(key, TTL)
-        eventually(path.exists)
+        wait_until(path.exists)
         return Place(key.encode(), hash_field, path)
 
     def content(self, place: Place) -> bytes | None:
@@ -73,14 +73,17 @@ class Bench:
 @contextmanager
 def bench_on(binding: str, folder: Path) -> Iterator[Bench]:
     """A bench for the body of `with`; at its end nothing may be left that waits for the end of the mount."""
-    with RedisServer(tcp=True) as server, mounted(folder, server.tcp_url(), "--binding", binding, write=True) as mount:
+    with (
+        RedisServer(tcp=True) as server,
+        mount_server(folder, server.tcp_url(), "--binding", binding, write=True) as mount,
+    ):
         client = server.client()
         yield Bench(server, mount, client)
-        keys, rows = sorted(client.keys()), len(history(mount))
+        keys, rows = sorted(client.keys()), len(journal_rows(mount))
         mount.stop()
         assert sorted(client.keys()) == keys
-        assert len(history(mount)) == rows, mount.said()
-        assert "Traceback" not in mount.said()
+        assert len(journal_rows(mount)) == rows, mount.read_log()
+        assert "Traceback" not in mount.read_log()
 
 
 def check_save(bench: Bench, program: Program, kind: str, folder: Path) -> None:
@@ -89,19 +92,19 @@ def check_save(bench: Bench, program: Program, kind: str, folder: Path) -> None:
     name = here.path.name
     if program.consumes:
         bench.client.set(f"{here.path.parent.name}:{name}.other", NEW)
-        eventually(here.path.with_name(name + ".other").exists)
+        wait_until(here.path.with_name(name + ".other").exists)
     keys = [key for key in sorted(bench.client.keys()) if not key.endswith(b".other")]
-    before = last_id(bench.mount)
-    with monitored(bench.server) as commands, watched(bench.server, here.key, here.field) as presence:
+    before = last_change_id(bench.mount)
+    with monitor_writes(bench.server) as commands, watch_presence(bench.server, here.key, here.field) as presence:
         program.save(here.path, folder)
-        eventually(lambda: bench.content(here) == NEW)
+        wait_until(lambda: bench.content(here) == NEW)
 
-    assert not presence.missing, f"missing in {presence.missing} of {presence.looks} looks"
+    assert not presence.missing, f"missing in {presence.missing} of {presence.checks} looks"
     to_it = [words for words in commands if words[1] == here.key.decode()]
     assert [words[0] for words in to_it] == ["SET" if here.field is None else "HSET"], commands
     assert len(commands) == 1 + program.consumes, commands
     assert TTL - 60_000 < bench.client.pttl(here.key) <= TTL
-    rows = history(bench.mount, before)
+    rows = journal_rows(bench.mount, before)
     assert len(rows) == 1 + program.consumes, rows
     [change] = [row for row in rows if row["key"] == here.key.decode()]
     assert change["state"] in ("applied", "pending")  # that it was applied is noted a little later
@@ -117,12 +120,12 @@ def check_rollback(bench: Bench) -> None:
     """Take back all that was saved, and look at it."""
     mount = bench.mount
     ids = {saved.id for saved in bench.saved}
-    eventually(lambda: all(row["state"] == "applied" for row in history(mount) if row["id"] in ids))
+    wait_until(lambda: all(row["state"] == "applied" for row in journal_rows(mount) if row["id"] in ids))
     words = [str(id) for id in sorted(ids)]
-    done = run(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
+    done = run_redisfuse(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
     for saved in bench.saved:
         assert bench.content(saved.place) == OLD, saved.program
         assert TTL - 300_000 < bench.client.pttl(saved.place.key) <= TTL, saved.program
-        eventually(lambda path=saved.place.path: path.read_bytes() == OLD)
+        wait_until(lambda path=saved.place.path: path.read_bytes() == OLD)
     assert not bench.client.keys("*~*")

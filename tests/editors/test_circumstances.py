@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.editors.programs import NEW, OLD, PROGRAMS, vim_new
-from tests.support.changes import history, last_id, monitored, watched
-from tests.support.mounts import Mount, eventually, mounted
+from tests.support.changes import journal_rows, last_change_id, monitor_writes, watch_presence
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
@@ -20,8 +20,8 @@ SLOW = 0.15  # seconds that each command takes longer
 
 
 @pytest.fixture(scope="module")
-def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("circumstances"), server.tcp_url(), write=True) as mount:
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedServer]:
+    with mount_server(tmp_path_factory.mktemp("circumstances"), server.tcp_url(), write=True) as mount:
         yield mount
 
 
@@ -30,40 +30,40 @@ def test_a_slow_server(name: str, server: RedisServer, tmp_path: Path) -> None:
     """However long the server takes to answer, the key is never missing, and its TTL stays."""
     client = server.client()
     client.set("slow.txt", OLD, px=TTL)
-    with Proxy(server.socket_path) as proxy, mounted(tmp_path, proxy.url(), write=True) as mount:
+    with Proxy(server.socket_path) as proxy, mount_server(tmp_path, proxy.url(), write=True) as mount:
         path = mount.path / "slow.txt"
         assert path.exists()
         for command in ("TYPE", "WATCH", "EXEC", "STRLEN", "HSTRLEN"):
             proxy.inject("delay", command, seconds=SLOW, times=1_000)
-        with monitored(server, b"slow.txt") as commands, watched(server, b"slow.txt") as presence:
+        with monitor_writes(server, b"slow.txt") as commands, watch_presence(server, b"slow.txt") as presence:
             BY_NAME[name].save(path, tmp_path)
-            eventually(lambda: client.get("slow.txt") == NEW)
+            wait_until(lambda: client.get("slow.txt") == NEW)
         proxy.clear()
         assert not presence.missing
         assert [words[0] for words in commands] == ["SET"]
         assert client.pttl("slow.txt") > 0
-        assert len(history(mount)) == 1
+        assert len(journal_rows(mount)) == 1
 
 
 @pytest.mark.parametrize(
     "name", ["vim", "emacs-batch", "nano-B", "sed-i", "perl-i", "jetbrains", "gio-save-backup", "python-replace"]
 )
-def test_a_marked_name(name: str, server: RedisServer, mount: Mount, tmp_path: Path) -> None:
+def test_a_marked_name(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
     """A key beside a folder of its name is edited as NAME%, its backup and all; nothing else is made."""
     client = server.client()
     client.flushall()
     client.set("user", OLD, px=TTL)
     client.set("user:1", "x")
     path = mount.path / "user%"
-    eventually(lambda: path.exists() and path.read_bytes() == OLD)
-    before = last_id(mount)
-    with monitored(server) as commands, watched(server, b"user") as presence:
+    wait_until(lambda: path.exists() and path.read_bytes() == OLD)
+    before = last_change_id(mount)
+    with monitor_writes(server) as commands, watch_presence(server, b"user") as presence:
         BY_NAME[name].save(path, tmp_path)
-        eventually(lambda: client.get("user") == NEW)
+        wait_until(lambda: client.get("user") == NEW)
     assert not presence.missing
     assert [words[:2] for words in commands] == [["SET", "user"]]
     assert client.pttl("user") > 0
-    assert len(history(mount, before)) == 1
+    assert len(journal_rows(mount, before)) == 1
     assert sorted(client.keys()) == [b"user", b"user:1"]
     for leaf in BY_NAME[name].leaves:
         (mount.path / leaf.format("user%")).unlink()
@@ -77,19 +77,19 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_new_file(name: str, server: RedisServer, mount: Mount, tmp_path: Path) -> None:
+def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
     """What a program makes anew is made by one command, as one change; its droppings stay out."""
     client = server.client()
     client.flushall()
     client.set("dir:other", "x")
     path = mount.path / "dir" / "new"
-    eventually((mount.path / "dir" / "other").exists)
-    eventually(lambda: not path.exists())
-    before = last_id(mount)
-    with monitored(server) as commands:
+    wait_until((mount.path / "dir" / "other").exists)
+    wait_until(lambda: not path.exists())
+    before = last_change_id(mount)
+    with monitor_writes(server) as commands:
         MAKERS[name](path, tmp_path)
-        eventually(lambda: client.get("dir:new") == NEW)
+        wait_until(lambda: client.get("dir:new") == NEW)
     assert [words[:2] for words in commands] == [["SET", "dir:new"]]
-    assert [row["op"] for row in history(mount, before)] == ["create"]
+    assert [row["op"] for row in journal_rows(mount, before)] == ["create"]
     assert sorted(client.keys()) == [b"dir:new", b"dir:other"]
     assert set(os.listdir(path.parent)) == {"new", "other"}

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.changes import history, last_id, monitored
-from tests.support.mounts import Mount, eventually, mounted
+from tests.support.changes import journal_rows, last_change_id, monitor_writes
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 MIB = 1024 * 1024
@@ -32,23 +32,23 @@ def server() -> Iterator[RedisServer]:
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
+) -> Iterator[MountedServer]:
     folder = tmp_path_factory.mktemp("scratch")
     options = ("--binding", request.param, "--scratch-memory", "1MiB", "--park-seconds", "0.5")
-    with mounted(folder, server.tcp_url(), *options, write=True) as mount:
+    with mount_server(folder, server.tcp_url(), *options, write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def path(server: RedisServer, mount: Mount) -> Iterator[Path]:
+def path(server: RedisServer, mount: MountedServer) -> Iterator[Path]:
     """The mount; afterwards Redis and the journal must be what they were, and no command may have written."""
     client = server.client()
-    keys, before = sorted(client.keys()), last_id(mount)
-    with monitored(server) as commands:
+    keys, before = sorted(client.keys()), last_change_id(mount)
+    with monitor_writes(server) as commands:
         yield mount.path
     assert commands == []
     assert sorted(client.keys()) == keys
-    assert history(mount, before) == []
+    assert journal_rows(mount, before) == []
 
 
 def refused(number: int, call: Callable[..., object], *arguments: object) -> None:
@@ -148,10 +148,10 @@ def test_companions_of_folders(path: Path) -> None:
     (path / "d~").rmdir()
 
 
-def test_junk_in_a_made_folder(mount: Mount, server: RedisServer) -> None:
+def test_junk_in_a_made_folder(mount: MountedServer, server: RedisServer) -> None:
     """Junk lives in a folder that mkdir made, and beside it; the folder can't be removed before its junk."""
     made = mount.path / "made"
-    before = last_id(mount)
+    before = last_change_id(mount)
     made.mkdir()
     names = (".DS_Store", ".new.swp")
     for name in names:
@@ -164,7 +164,7 @@ def test_junk_in_a_made_folder(mount: Mount, server: RedisServer) -> None:
     shutil.rmtree(made.with_name("renamed"))
     made.with_name("._made").unlink()
     assert not server.client().keys("*made*")
-    rows = history(mount, before)
+    rows = journal_rows(mount, before)
     assert list(dict.fromkeys(row["op"] for row in rows)) == ["mkdir", "rename", "rmdir"]
     assert not [row for row in rows if "swp" in row["path"] or "DS_Store" in row["path"]]
 
@@ -215,7 +215,7 @@ def test_it_is_bounded(path: Path) -> None:
             return False
         return True
 
-    eventually(there_is_room)  # the kernel tells a little later that the removed file is closed
+    wait_until(there_is_room)  # the kernel tells a little later that the removed file is closed
     file.unlink()
 
 
@@ -242,18 +242,18 @@ def test_copying_a_folder_with_junk(path: Path, tmp_path: Path) -> None:
 def test_it_is_gone_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
     """After unmounting, nothing of the junk is anywhere; the next mount does not have it."""
     for _ in range(2):
-        with mounted(tmp_path, server.tcp_url(), write=True) as mount:
+        with mount_server(tmp_path, server.tcp_url(), write=True) as mount:
             assert sorted(os.listdir(mount.path)) == ["d", "k", "nums", "user.bio"]
             (mount.path / ".DS_Store").write_bytes(b"x")
             (mount.path / "._k").write_bytes(b"x")
             mount.stop()
-            assert not history(mount)
+            assert not journal_rows(mount)
     assert len(server.client().keys()) == 6
 
 
 def test_a_read_only_mount_has_none(server: RedisServer, tmp_path: Path) -> None:
     """In a read-only mount making junk is EROFS like anything else."""
-    with mounted(tmp_path, server.tcp_url()) as mount:
+    with mount_server(tmp_path, server.tcp_url()) as mount:
         for name in (".DS_Store", ".k.swp", "k~", "4913"):
             refused(errno.EROFS, os.open, mount.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         refused(errno.EROFS, os.mkdir, mount.path / ".Trash-1000")
@@ -263,12 +263,12 @@ def test_a_read_only_mount_has_none(server: RedisServer, tmp_path: Path) -> None
 def test_without_the_filter(server: RedisServer, tmp_path: Path) -> None:
     """With --no-junk-filter every name is data; with --keep one is, and with --junk another is not."""
     client: redis.Redis = server.client()
-    with mounted(tmp_path, server.tcp_url(), "--no-junk-filter", write=True) as mount:
+    with mount_server(tmp_path, server.tcp_url(), "--no-junk-filter", write=True) as mount:
         (mount.path / ".DS_Store").write_bytes(b"x")
         assert client.get(".DS_Store") == b"x"
         assert ".DS_Store" in os.listdir(mount.path)
         (mount.path / ".DS_Store").unlink()
-    with mounted(tmp_path, server.tcp_url(), "--keep", ".DS_Store", "--junk", "*.bak", write=True) as mount:
+    with mount_server(tmp_path, server.tcp_url(), "--keep", ".DS_Store", "--junk", "*.bak", write=True) as mount:
         (mount.path / ".DS_Store").write_bytes(b"x")
         (mount.path / "k.bak").write_bytes(b"x")
         assert client.get(".DS_Store") == b"x"

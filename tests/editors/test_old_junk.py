@@ -11,8 +11,8 @@ import pexpect
 import pytest
 import redis
 
-from tests.support.changes import monitored
-from tests.support.mounts import command_line, environment, eventually, mounted, run
+from tests.support.changes import monitor_writes
+from tests.support.mounts import isolated_environment, mount_server, redisfuse_command, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 JUNK = {
@@ -55,19 +55,19 @@ DATA_FILES = {"app/main", "app/main~", "app/x.tmp", "app/4913", "k.lock", "._app
 @pytest.mark.parametrize("write", [False, True])
 def test_it_is_not_listed(server: RedisServer, tmp_path: Path, write: bool) -> None:
     """No listing shows it and the log says so once; an exact path opens it; --show-junk lists it."""
-    with mounted(tmp_path, server.tcp_url(), write=write) as mount:
+    with mount_server(tmp_path, server.tcp_url(), write=write) as mount:
         assert listed(mount.path) == DATA_FILES
         assert (mount.path / ".DS_Store").read_bytes() == JUNK[".DS_Store"]
         assert (mount.path / "app" / "cfg" / ".main.swp").read_bytes() == b"b0VIM"
         assert (mount.path / ".Trash-1000" / "info" / "x").read_bytes() == b"trashed"
         assert (mount.path / "user.bio___jb_old___").read_bytes() == b"older"
         assert listed(mount.path) == DATA_FILES
-        lines = [line for line in mount.said().splitlines() if "junk" in line]
+        lines = [line for line in mount.read_log().splitlines() if "junk" in line]
         assert len(lines) == 1, lines
         assert "names are not listed" in lines[0]
         assert "--show-junk" in lines[0]
         assert "redisfuse junk scan" in lines[0]
-    with mounted(tmp_path, server.tcp_url(), "--show-junk", write=write) as mount:
+    with mount_server(tmp_path, server.tcp_url(), "--show-junk", write=write) as mount:
         everything = {name.replace(":", "/") for name in JUNK} - {"desktop.ini"}
         more = {"desktop.ini", "lists/Thumbs.db", "user.bio___jb_old___", ".page.html.swp"}
         assert listed(mount.path) == DATA_FILES | everything | more
@@ -76,7 +76,7 @@ def test_it_is_not_listed(server: RedisServer, tmp_path: Path, write: bool) -> N
 def test_a_key_is_data(server: RedisServer, tmp_path: Path) -> None:
     """A key with the name of junk, opened by its path, is written and removed as any key, not in scratch."""
     client = server.client()
-    with mounted(tmp_path, server.tcp_url(), write=True) as mount:
+    with mount_server(tmp_path, server.tcp_url(), write=True) as mount:
         (mount.path / ".DS_Store").write_bytes(b"new")
         assert client.get(".DS_Store") == b"new"
         assert client.pttl(".DS_Store") > 0
@@ -86,8 +86,8 @@ def test_a_key_is_data(server: RedisServer, tmp_path: Path) -> None:
 
 def test_scan(server: RedisServer, tmp_path: Path) -> None:
     """`junk scan` finds just the junk, with sizes and rules; it writes nothing; --fields finds fields too."""
-    with monitored(server) as commands:
-        done = run(tmp_path, "junk", "scan", server.tcp_url(), "--json")
+    with monitor_writes(server) as commands:
+        done = run_redisfuse(tmp_path, "junk", "scan", server.tcp_url(), "--json")
     assert done.returncode == 0, done.stderr
     assert commands == []
     rows = {row["path"]: row for row in map(json.loads, done.stdout.splitlines())}
@@ -98,11 +98,13 @@ def test_scan(server: RedisServer, tmp_path: Path) -> None:
     assert (store["pattern"], store["who"], store["class"]) == (".DS_Store", "macOS: Finder", "safe")
     assert rows[".Trash-1000/info/x"]["pattern"] == ".Trash-*"
     assert (rows["lists/Thumbs.db"]["type"], rows["lists/Thumbs.db"]["length"]) == ("list", 2)
-    done = run(tmp_path, "junk", "scan", server.tcp_url(), "--fields")
+    done = run_redisfuse(tmp_path, "junk", "scan", server.tcp_url(), "--fields")
     lines = [line.split("\t") for line in done.stdout.splitlines()]
     assert {line[0] for line in lines} == rows.keys() | {"user.bio___jb_old___", ".page.html.swp"}
     assert [line[1:3] for line in lines if line[0] == "user.bio___jb_old___"] == [["field", "5"]]
-    done = run(tmp_path, "junk", "scan", server.tcp_url(), "--prefix", "app:", "--keep", "*.swp", "--junk", "*.tmp")
+    done = run_redisfuse(
+        tmp_path, "junk", "scan", server.tcp_url(), "--prefix", "app:", "--keep", "*.swp", "--junk", "*.tmp"
+    )
     assert {line.split("\t")[0] for line in done.stdout.splitlines()} == {
         "app/.DS_Store",
         "app/main___jb_tmp___",
@@ -116,10 +118,10 @@ def test_many_keys_are_looked_through_in_pieces(redis_server: RedisServer, tmp_p
     client.mset({f"k:{number}": b"" for number in range(20_000)} | {f"d:{n}:.DS_Store": b"x" for n in range(1_500)})
     client.config_set("slowlog-log-slower-than", 20_000)
     client.slowlog_reset()
-    done = run(tmp_path, "junk", "scan", redis_server.tcp_url())
+    done = run_redisfuse(tmp_path, "junk", "scan", redis_server.tcp_url())
     assert len(done.stdout.splitlines()) == 1_500
     assert client.slowlog_len() == 0
-    done = run(tmp_path, "junk", "clean", redis_server.tcp_url(), "--yes")
+    done = run_redisfuse(tmp_path, "junk", "clean", redis_server.tcp_url(), "--yes")
     assert "1,500 keys removed" in done.stdout, done
     assert client.dbsize() == 20_000
 
@@ -128,17 +130,17 @@ def test_clean_asks(server: RedisServer, tmp_path: Path) -> None:
     """Without --yes it asks on a terminal and does nothing where there is none; --dry-run only says."""
     client = server.client()
     before = content(client)
-    done = run(tmp_path, "junk", "clean", server.tcp_url(), stdin=subprocess.DEVNULL)
+    done = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), stdin=subprocess.DEVNULL)
     assert done.returncode == 2
     assert "7 keys" in done.stderr
     assert "--yes" in done.stderr
-    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--dry-run")
+    done = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), "--dry-run")
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 7
     assert not (tmp_path / "state" / "redisfuse" / "journal.db").exists()
-    words = command_line("junk", "clean", server.tcp_url())
+    words = redisfuse_command("junk", "clean", server.tcp_url())
     child = pexpect.spawn(
-        words[0], words[1:], env={**environment(tmp_path), "TERM": "xterm"}, timeout=30, encoding="utf-8"
+        words[0], words[1:], env={**isolated_environment(tmp_path), "TERM": "xterm"}, timeout=30, encoding="utf-8"
     )
     child.expect(r"Remove 7 keys, 12\.0 KiB\?")
     shown = child.before or ""
@@ -154,11 +156,11 @@ def test_clean_and_rollback(server: RedisServer, tmp_path: Path) -> None:
     """`junk clean` removes all of it and nothing else, journaled; a rollback of its session brings all back."""
     client = server.client()
     before = content(client)
-    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields")
+    done = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields")
     assert done.returncode == 0, done.stderr
     assert sorted(client.keys()) == sorted([*map(str.encode, DATA), b"user"])
     assert client.hgetall("user") == {b"bio": b"old"}
-    rows = [json.loads(line) for line in run(tmp_path, "log", "--json").stdout.splitlines()]
+    rows = [json.loads(line) for line in run_redisfuse(tmp_path, "log", "--json").stdout.splitlines()]
     assert {(row["op"], row["state"]) for row in rows} == {("remove", "applied")}
     assert len(rows) == 9
     assert len({row["group"] for row in rows}) == 9
@@ -166,30 +168,30 @@ def test_clean_and_rollback(server: RedisServer, tmp_path: Path) -> None:
     session = str(rows[0]["session"])
     assert f"redisfuse rollback --session {session}" in done.stdout
     one = next(row["id"] for row in rows if row["path"] == "desktop.ini")
-    assert run(tmp_path, "rollback", str(one), "--yes").returncode == 0
+    assert run_redisfuse(tmp_path, "rollback", str(one), "--yes").returncode == 0
     assert client.get("desktop.ini") == JUNK["desktop.ini"]
     assert client.dbsize() == 8
-    done = run(tmp_path, "rollback", "--session", session, "--yes")
+    done = run_redisfuse(tmp_path, "rollback", "--session", session, "--yes")
     assert done.returncode == 0, done.stderr
     assert content(client) == before
     assert 0 < client.pttl(".DS_Store") <= TTL
-    done = run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--prefix", "nothing:")
+    done = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--prefix", "nothing:")
     assert (done.returncode, done.stdout) == (0, "")
 
 
 def test_a_living_mount_sees_it_go(server: RedisServer, tmp_path: Path) -> None:
     """A mount that lists junk shows within a second that it was removed."""
-    with mounted(tmp_path, server.tcp_url(), "--show-junk") as mount:
+    with mount_server(tmp_path, server.tcp_url(), "--show-junk") as mount:
         assert (mount.path / ".DS_Store").exists()
-        assert run(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields").returncode == 0
-        eventually(lambda: listed(mount.path) == DATA_FILES, 5)
+        assert run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), "--yes", "--fields").returncode == 0
+        wait_until(lambda: listed(mount.path) == DATA_FILES, 5)
 
 
 def test_usage(tmp_path: Path) -> None:
     """A missing or wrong server is said in one line."""
-    done = run(tmp_path, "junk", "scan")
+    done = run_redisfuse(tmp_path, "junk", "scan")
     assert done.returncode == 2
     assert "which server?" in done.stderr
-    done = run(tmp_path, "junk", "scan", "redis://127.0.0.1:1/0")
+    done = run_redisfuse(tmp_path, "junk", "scan", "redis://127.0.0.1:1/0")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1

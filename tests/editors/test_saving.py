@@ -23,8 +23,8 @@ from tests.editors.programs import (
     vs_code,
 )
 from tests.editors.saving import TTL, Bench, bench_on, check_rollback, check_save
-from tests.support.changes import history, last_id, monitored, watched
-from tests.support.mounts import eventually
+from tests.support.changes import journal_rows, last_change_id, monitor_writes, watch_presence
+from tests.support.mounts import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -45,21 +45,21 @@ def test_again_and_again(kind: str, bench: Bench, tmp_path: Path) -> None:
     """The tenth save is as good as the first, also with the same temporary names, or after somebody else's change."""
     here = bench.place(kind)
     programs = [program for program in PROGRAMS if program.quick and not program.consumes]
-    before = last_id(bench.mount)
-    with monitored(bench.server) as commands, watched(bench.server, here.key, here.field) as presence:
+    before = last_change_id(bench.mount)
+    with monitor_writes(bench.server) as commands, watch_presence(bench.server, here.key, here.field) as presence:
         for program in programs * 2:
             program.save(here.path, tmp_path)
-            eventually(lambda: bench.content(here) == NEW)
+            wait_until(lambda: bench.content(here) == NEW)
             if here.field is None:
                 bench.client.set(here.key, OLD, keepttl=True)
             else:
                 bench.client.hset(here.key.decode(), here.field.decode(), OLD)
-            eventually(lambda: here.path.read_bytes() == OLD)
+            wait_until(lambda: here.path.read_bytes() == OLD)
     assert not presence.missing
     assert TTL - 300_000 < bench.client.pttl(here.key) <= TTL
     ours = [words for words in commands if "new" in words]
     assert len(ours) == 2 * len(programs)
-    assert len(history(bench.mount, before)) == 2 * len(programs)
+    assert len(journal_rows(bench.mount, before)) == 2 * len(programs)
     for leaf in {leaf for program in programs for leaf in program.leaves}:
         here.path.with_name(leaf.format(here.path.name)).unlink()
 
@@ -68,13 +68,13 @@ def test_two_saves_of_one_session(bench: Bench) -> None:
     """Two :w of one vim, and two C-x C-s of one emacs, are two changes each."""
     for program in (vim_twice, emacs_twice):
         here = bench.place("key")
-        before = last_id(bench.mount)
-        with monitored(bench.server, here.key) as commands, watched(bench.server, here.key) as presence:
+        before = last_change_id(bench.mount)
+        with monitor_writes(bench.server, here.key) as commands, watch_presence(bench.server, here.key) as presence:
             program(here.path)
-            eventually(lambda place=here: bench.content(place) == b"newer text\n")
+            wait_until(lambda place=here: bench.content(place) == b"newer text\n")
         assert not presence.missing
         assert [words[0] for words in commands] == ["SET", "SET"]
-        assert [row["op"] for row in history(bench.mount, before)] == ["write", "write"]
+        assert [row["op"] for row in journal_rows(bench.mount, before)] == ["write", "write"]
         assert TTL - 60_000 < bench.client.pttl(here.key) <= TTL
 
 
@@ -103,7 +103,7 @@ def test_the_time_of_a_save_stays(bench: Bench) -> None:
         if kind == "field":
             bench.client.hset(f"{folder.name}:user", "name", "Grace")
             other = folder / "user.name"
-            eventually(lambda other=other: other.read_bytes() == b"Grace")
+            wait_until(lambda other=other: other.read_bytes() == b"Grace")
             assert other.stat().st_mtime_ns > times["user.name"]
         folder.joinpath(path.name + "~").unlink()
 

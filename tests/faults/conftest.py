@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.mount_forkserver import Nursery
-from tests.support.mounts import Mount
+from tests.support.mount_forkserver import MountForkserver
+from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
 TIMEOUT = 1.0  # seconds, of the mounts
 
-MakeMount = Callable[..., Mount]
+MakeMount = Callable[..., MountedServer]
 
 
 @contextmanager
@@ -30,12 +30,12 @@ def small_disk_at(folder: Path, mebibytes: int) -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_mount(nursery: Nursery, tmp_path: Path) -> Iterator[MakeMount]:
+def make_mount(nursery: MountForkserver, tmp_path: Path) -> Iterator[MakeMount]:
     """Mounts a URL in write mode, with a short time-out; afterwards nothing is left mounted."""
     with ExitStack() as stack:
 
-        def make(url: str, *options: str, folder: Path = tmp_path, **others: bool) -> Mount:
-            mounted = nursery.mounted(folder, url, "--timeout", str(TIMEOUT), *options, **others)
+        def make(url: str, *options: str, folder: Path = tmp_path, **others: bool) -> MountedServer:
+            mounted = nursery.mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **others)
             return stack.enter_context(mounted)
 
         yield make
@@ -50,6 +50,6 @@ def client(own_redis: RedisServer) -> redis.Redis:
 
 
 @pytest.fixture
-def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> Mount:  # noqa: ARG001 - `k` first
+def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> MountedServer:  # noqa: ARG001 - `k` first
     """A mount of that server."""
     return make_mount(own_redis.tcp_url())

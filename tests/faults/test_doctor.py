@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer, find_free_port
 
 
 def doctor(*arguments: str, password: str | None = None) -> "subprocess.CompletedProcess[str]":
@@ -78,7 +78,7 @@ def test_usage(arguments: list[str]) -> None:
 
 def test_no_server_and_a_wrong_password(own_redis: RedisServer) -> None:
     """A server that is down, and a password that is wrong, are one line and status 1, without the password."""
-    result = doctor("127.0.0.1", str(free_port()), "--timeout", "2")
+    result = doctor("127.0.0.1", str(find_free_port()), "--timeout", "2")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     result = doctor(f"unix://:hunter2@{own_redis.socket_path}")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)

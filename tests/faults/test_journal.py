@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
-from redisfuse.journal.check import check
+from redisfuse.journal.check import find_problems
 from redisfuse.journal.journal import Journal
 from tests.faults.conftest import small_disk_at
 from tests.unit.test_journal import INFO, add, intent
@@ -83,14 +83,14 @@ def test_full_disk(small_disk: Path) -> None:
         for size in (100_000, 1_200_000, 30_000):
             lost = [intent(b"lost", os.urandom(size)) for _ in range(50)]
             with pytest.raises(JournalFullError) as caught:
-                journal.intend(session, lost)
+                journal.record_intents(session, lost)
             assert caught.value.errno == errno.ENOSPC
             assert str(small_disk) in str(caught.value)
         filler.unlink()
         (id,) = add(journal, session, intent(b"after"))
-        assert journal.change(id).state == "applied"
-        assert list(check(journal)) == []
-        assert [change.key for change in journal.changes()] == [b"after", b"a:b"]
+        assert journal.get_change(id).outcome == "applied"
+        assert list(find_problems(journal)) == []
+        assert [change.key for change in journal.find_changes()] == [b"after", b"a:b"]
 
 
 @needs_root
@@ -113,8 +113,8 @@ def test_disk_becomes_read_only(small_disk: Path) -> None:
     with pytest.raises(JournalReadOnlyError) as caught, Journal.open(small_disk / "journal.db") as journal:
         journal.begin_session(INFO)
     assert caught.value.errno == errno.EROFS
-    with Journal.open(small_disk / "journal.db", write=False) as journal:
-        assert journal.change(id).state == "applied"
+    with Journal.open(small_disk / "journal.db", writable=False) as journal:
+        assert journal.get_change(id).outcome == "applied"
     with pytest.raises(JournalReadOnlyError):
         Journal.open(small_disk / "other.db", create=True)
 
@@ -144,22 +144,22 @@ def test_locked(made: Path) -> None:
         assert locker.stdout.readline() == "locked\n" or locker.poll() is None
         began = time.monotonic()
         with pytest.raises(JournalLockedError) as caught:
-            journal.intend(session, [intent(b"lost")])
+            journal.record_intents(session, [intent(b"lost")])
         assert caught.value.errno == errno.EBUSY
         assert 0.2 < time.monotonic() - began < 5
-        assert len(list(journal.changes())) == 3  # reading goes on
+        assert len(list(journal.find_changes())) == 3  # reading goes on
         locker.communicate("\n", timeout=10)
         add(journal, session, intent(b"after"))
-        assert next(journal.changes()).key == b"after"
+        assert next(journal.find_changes()).key == b"after"
 
 
 def test_a_settle_survives_a_locked_moment(made: Path) -> None:
     """What became of a change is written after a lock is gone, though the first attempt failed."""
     with Journal.open(made, busy_timeout=0.1) as journal:
-        ids = journal.intend(journal.begin_session(INFO), [intent()])
+        ids = journal.record_intents(journal.begin_session(INFO), [intent()])
         with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as raw:
             raw.execute("BEGIN IMMEDIATE")
-            journal.settle(ids, "applied")
+            journal.record_outcome(ids, "applied")
             time.sleep(1.5)
             assert raw.execute("SELECT state FROM changes WHERE id = ?", ids).fetchone() == ("pending",)
             raw.execute("COMMIT")
@@ -174,7 +174,7 @@ def test_file_size_limit(made: Path) -> None:
     script = (
         "import resource; journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
-        "try:\n    journal.intend(session, [intent(b'k', os.urandom(1_000_000))])\n"
+        "try:\n    journal.record_intents(session, [intent(b'k', os.urandom(1_000_000))])\n"
         "except JournalError as error: print(error.errno)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
         "print(len(add(journal, session, intent()))); journal.close()\n"
@@ -186,7 +186,7 @@ def test_no_descriptors_left(made: Path) -> None:
     """Without descriptors opening is EMFILE, not a wrong reason."""
     script = (
         "import resource, sqlite3, platformdirs; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
-        "with Journal.open(Path(sys.argv[1]), write=False): pass\n"
+        "with Journal.open(Path(sys.argv[1]), writable=False): pass\n"
         "held = []\n"
         "try:\n    while True: held.append(os.open('/', os.O_RDONLY))\n"
         "except OSError: pass\n"
@@ -289,7 +289,7 @@ def test_not_a_journal(made: Path, spoil: Callable[[Path], None], reason: str, w
     spoil(made)
     before = made.read_bytes() if made.is_file() else None
     with pytest.raises(JournalError, match=reason) as caught:
-        Journal.open(made, create=write, write=write)
+        Journal.open(made, create=write, writable=write)
     assert str(made.parent) in str(caught.value)
     assert "\n" not in str(caught.value)
     if before is not None:
@@ -315,10 +315,10 @@ def test_damage_found_later_is_said(made: Path) -> None:
     for start in range(len(data) // 2, len(data) - 8192, 4096):
         data[start : start + 2000] = os.urandom(2000)
     made.write_bytes(data)
-    with Journal.open(made, write=False) as journal:
+    with Journal.open(made, writable=False) as journal:
         with pytest.raises(JournalError, match=re.escape(str(made))):
-            list(change.new.content.read() for change in journal.changes() if change.new.content)  # noqa: C400
-        assert any("damaged" in problem for problem in check(journal))
+            list(change.new.content.read() for change in journal.find_changes() if change.new.content)  # noqa: C400
+        assert any("damaged" in problem for problem in find_problems(journal))
 
 
 @pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "folder moved"])
@@ -338,7 +338,7 @@ def test_taken_away_while_open(made: Path, what: str) -> None:
     else:
         made.parent.rename(made.parent.with_name("moved"))
     with pytest.raises(JournalError, match="removed or replaced"):
-        journal.intend(session, [intent(b"lost")])
+        journal.record_intents(session, [intent(b"lost")])
     if what == "swapped":
         assert made.read_bytes() == before
     if what == "folder moved":
@@ -356,8 +356,8 @@ def test_killed_at_work(path: Path) -> None:
     script = (
         "journal = Journal.open(Path(sys.argv[1]), create=True); session = journal.begin_session(INFO)\n"
         "while True:\n"
-        "    ids = journal.intend(session, [intent(b'k', os.urandom(50)), intent(b'l', os.urandom(1_200_000))])\n"
-        "    print(ids[1], flush=True); journal.settle(ids, 'applied')\n"
+        "    ids = journal.record_intents(session, [intent(b'k', os.urandom(50)), intent(b'l', os.urandom(1_200_000))])\n"
+        "    print(ids[1], flush=True); journal.record_outcome(ids, 'applied')\n"
     )
     for wait in (0.05, 0.11, 0.23):
         process = run(script, str(path))
@@ -369,15 +369,15 @@ def test_killed_at_work(path: Path) -> None:
         process.communicate(timeout=10)
         last = max([last, *(int(word) for word in seen)])
         with Journal.open(path) as journal:
-            ids = [change.id for change in journal.changes()]
+            ids = [change.id for change in journal.find_changes()]
             assert ids == list(range(len(ids), 0, -1))
             assert len(ids) >= last
-            assert all(change.id >= last - 1 for change in journal.pending())
-            session = next(journal.sessions())[0]
-            assert session.died
+            assert all(change.id >= last - 1 for change in journal.find_pending_changes())
+            session = next(journal.iter_sessions())[0]
+            assert session.has_died
             journal.end_session(session.id)
-            journal.settle([change.id for change in journal.pending()], "failed")
-            assert list(check(journal)) == []
+            journal.record_outcome([change.id for change in journal.find_pending_changes()], "failed")
+            assert list(find_problems(journal)) == []
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -404,7 +404,7 @@ def test_fsync_fails(made: Path, error: str) -> None:
     script = (
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "for number in range(12):\n"
-        "    try:\n        print('done', *journal.intend(session, [intent(b'n%d' % number)]), flush=True)\n"
+        "    try:\n        print('done', *journal.record_intents(session, [intent(b'n%d' % number)]), flush=True)\n"
         "    except JournalError as error: print('failed', error.errno, flush=True)\n"
         "journal.close()\n"
     )
@@ -415,8 +415,8 @@ def test_fsync_fails(made: Path, error: str) -> None:
     done = [int(words[1]) for words in outcomes if words[0] == "done"]
     assert len(done) >= 6
     with Journal.open(made) as journal:
-        assert set(done) <= {change.id for change in journal.changes()}
-        assert [problem for problem in check(journal) if "pending" not in problem] == []
+        assert set(done) <= {change.id for change in journal.find_changes()}
+        assert [problem for problem in find_problems(journal) if "pending" not in problem] == []
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
@@ -426,7 +426,7 @@ def test_one_fsync_an_intent(made: Path, tmp_path: Path) -> None:
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "def mark(name): os.stat('/mark-' + name) if os.path.lexists('/mark-' + name) else None\n"
         "add(journal, session, intent()); mark('lone')\n"
-        "for n in range(20): add(journal, session, intent(b'a%d' % n, b'x%d' % n, State.of_value(b'y%d' % n)))\n"
+        "for n in range(20): add(journal, session, intent(b'a%d' % n, b'x%d' % n, State.from_value(b'y%d' % n)))\n"
         "mark('settle'); threading.Event().wait(1.5); mark('together')\n"
         "def work(n):\n"
         "    for t in range(20): add(journal, session, intent(b'%d %d' % (n, t)))\n"

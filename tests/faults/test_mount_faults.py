@@ -16,11 +16,11 @@ import pytest
 import redis
 
 from tests.faults.conftest import TIMEOUT, MakeMount
-from tests.support.changes import monitored
-from tests.support.errno_of import changes, errno_of, save, states, timed
-from tests.support.mounts import Mount, eventually, run
-from tests.support.proxy import Kind, Proxy
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.changes import monitor_writes
+from tests.support.errno_of import change_states, errno_name, journal_changes, save_file, time_call
+from tests.support.mounts import MountedServer, run_redisfuse, wait_until
+from tests.support.proxy import FaultKind, Proxy
+from tests.support.redis_server import RedisServer, find_free_port
 
 PATIENT = 3 * TIMEOUT  # what a call may take at most: an attempt, looking what became of it, and a slow machine
 GONE = ("EIO", "ETIMEDOUT")
@@ -33,27 +33,27 @@ def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def behind(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> Mount:
+def behind(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> MountedServer:
     """The same through the proxy, with its connections made."""
     mount = make_mount(proxy.url())
-    assert save(mount.path / "warm", b"up") == ""
+    assert save_file(mount.path / "warm", b"up") == ""
     client.delete("warm")
-    eventually(lambda: not (mount.path / "warm").exists())
+    wait_until(lambda: not (mount.path / "warm").exists())
     return mount
 
 
-def settled(mount: Mount, key: bytes, *expected: str) -> None:
+def settled(mount: MountedServer, key: bytes, *expected: str) -> None:
     """The rows of a key, oldest first, are in these states, `applied` being noted within a second."""
-    eventually(lambda: states(mount, key) == list(expected), 3)
-    assert states(mount, key) == list(expected)
+    wait_until(lambda: change_states(mount, key) == list(expected), 3)
+    assert change_states(mount, key) == list(expected)
 
 
-def works(mount: Mount, client: redis.Redis) -> None:
+def works(mount: MountedServer, client: redis.Redis) -> None:
     """The mount reads and saves, within a moment after the fault."""
-    eventually(lambda: save(mount.path / "again", b"works") == "", 10)
+    wait_until(lambda: save_file(mount.path / "again", b"works") == "", 10)
     assert client.get("again") == b"works"
-    eventually(lambda: (mount.path / "again").read_bytes() == b"works", 5)
-    eventually(lambda: "again" in os.listdir(mount.path), 10)
+    wait_until(lambda: (mount.path / "again").read_bytes() == b"works", 5)
+    wait_until(lambda: "again" in os.listdir(mount.path), 10)
     client.delete("again")
 
 
@@ -63,22 +63,22 @@ def works(mount: Mount, client: redis.Redis) -> None:
 def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
     """Reads, saves and listings of a server that is down are EIO in time; when it is back with its data an edit that
     was open goes through, and nothing has to be mounted anew."""
-    with RedisServer(tcp=True, keep=True) as server:
+    with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", "old")
         mount = make_mount(server.tcp_url())
         with (mount.path / "k").open("r+b", buffering=0) as file:
             file.write(b"new")
             server.kill()
-            eventually(lambda: not mount.status()["live"], 5)
+            wait_until(lambda: not mount.status()["live"], 5)
             for act in (lambda: (mount.path / "other").read_bytes(), lambda: os.listdir(mount.path)):
-                error, took = timed(errno_of, act)
+                error, took = time_call(errno_name, act)
                 assert error in GONE
                 assert took < PATIENT
-            error, took = timed(errno_of, os.fsync, file.fileno())
+            error, took = time_call(errno_name, os.fsync, file.fileno())
             assert error in GONE
             assert took < PATIENT
             server.start()
-            eventually(lambda: errno_of(os.fsync, file.fileno()) == "", 10)
+            wait_until(lambda: errno_name(os.fsync, file.fileno()) == "", 10)
         assert server.client().get("k") == b"new"
         settled(mount, b"k", "applied")
         works(mount, server.client())
@@ -86,15 +86,15 @@ def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
 
 def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
     """A save that failed as the server was down, and was given up, is in the journal."""
-    with RedisServer(tcp=True, keep=True) as server:
+    with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", "old")
         mount = make_mount(server.tcp_url())
         descriptor = os.open(mount.path / "k", os.O_WRONLY)
         os.write(descriptor, b"new")
         server.kill()
-        assert errno_of(os.close, descriptor) in GONE
-        eventually(lambda: states(mount, b"k") == ["refused"], 5)
-        [kept] = changes(mount, b"k")
+        assert errno_name(os.close, descriptor) in GONE
+        wait_until(lambda: change_states(mount, b"k") == ["refused"], 5)
+        [kept] = journal_changes(mount, b"k")
         assert kept.new.content is not None
         assert kept.new.content.size == 3
         server.start()
@@ -105,70 +105,72 @@ def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
 def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path) -> None:
     """The same of a value the rest of which only the server has: what was written is kept, and can be applied."""
     large = bytes(range(256)) * 8192
-    with RedisServer(tcp=True, keep=True) as server:
+    with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", large)
         mount = make_mount(server.tcp_url())
         descriptor = os.open(mount.path / "k", os.O_WRONLY)
         os.pwrite(descriptor, b"first", 100)
         os.pwrite(descriptor, b"second", len(large))
         server.kill()
-        assert errno_of(os.close, descriptor) in GONE
-        eventually(lambda: states(mount, b"k") == ["refused", "refused"], 10)
+        assert errno_name(os.close, descriptor) in GONE
+        wait_until(lambda: change_states(mount, b"k") == ["refused", "refused"], 10)
         server.start()
         assert server.client().get("k") == large
-        for change in changes(mount, b"k"):
-            done = run(tmp_path, "apply", str(change.id), "--journal-file", str(mount.journal))
+        for change in journal_changes(mount, b"k"):
+            done = run_redisfuse(tmp_path, "apply", str(change.id), "--journal-file", str(mount.journal))
             assert done.returncode == 0, done.stderr
         assert server.client().get("k") == large[:100] + b"first" + large[105:] + b"second"
 
 
-def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """On a server that came back empty a file is ENOENT, and an edit of what is gone is a conflict: not made anew."""
     descriptor = os.open(mount.path / "k", os.O_RDWR)
     os.write(descriptor, b"new")
     own_redis.restart()
-    eventually(lambda: mount.status()["live"] and mount.status()["ready"], 10)
-    assert errno_of(lambda: (mount.path / "other").read_bytes()) == "ENOENT"
-    assert errno_of(os.close, descriptor) == "ESTALE"
-    assert errno_of(lambda: (mount.path / "k").read_bytes()) == "ENOENT"
+    wait_until(lambda: mount.status()["live"] and mount.status()["ready"], 10)
+    assert errno_name(lambda: (mount.path / "other").read_bytes()) == "ENOENT"
+    assert errno_name(os.close, descriptor) == "ESTALE"
+    assert errno_name(lambda: (mount.path / "k").read_bytes()) == "ENOENT"
     assert client.dbsize() == 0
-    assert states(mount, b"k") == ["refused"]
+    assert change_states(mount, b"k") == ["refused"]
     works(mount, client)
 
 
-def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """A server that hangs (SIGSTOP) is an error within the time-out, for every call; when it goes on all is well, the
     edit is applied or not, and its row says which."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     own_redis.pause()
     try:
-        error, took = timed(errno_of, os.close, descriptor)
+        error, took = time_call(errno_name, os.close, descriptor)
         assert error in GONE
         assert took < PATIENT
-        error, took = timed(errno_of, (mount.path / "other").read_bytes)
+        error, took = time_call(errno_name, (mount.path / "other").read_bytes)
         assert error in (*GONE, "EAGAIN")
         assert took < PATIENT
     finally:
         own_redis.resume()
     works(mount, client)
-    eventually(lambda: "pending" not in states(mount, b"k"), 5)
-    assert client.get("k") == (b"new" if "applied" in states(mount, b"k") else b"old")
+    wait_until(lambda: "pending" not in change_states(mount, b"k"), 5)
+    assert client.get("k") == (b"new" if "applied" in change_states(mount, b"k") else b"old")
 
 
-def test_server_hangs_after_the_write(own_redis: RedisServer, client: redis.Redis, proxy: Proxy, behind: Mount) -> None:
+def test_server_hangs_after_the_write(
+    own_redis: RedisServer, client: redis.Redis, proxy: Proxy, behind: MountedServer
+) -> None:
     """When the answer to a write is lost and the server then hangs, the save is an error and its row pending; when it
     goes on, the row tells the truth, and nothing is kept twice."""
     fault = proxy.inject("hang_reply", "EXEC", times=1)
     result: list[str] = []
-    saver = threading.Thread(target=lambda: result.append(save(behind.path / "k", b"new")))
+    saver = threading.Thread(target=lambda: result.append(save_file(behind.path / "k", b"new")))
     saver.start()
-    eventually(lambda: fault.hits and client.get("k") == b"new")
+    wait_until(lambda: fault.hits and client.get("k") == b"new")
     own_redis.pause()
     try:
         saver.join(3 * PATIENT)
         assert result[0] in GONE
-        assert states(behind, b"k") == ["pending"]
+        assert change_states(behind, b"k") == ["pending"]
     finally:
         own_redis.resume()
     works(behind, client)
@@ -180,38 +182,38 @@ def test_server_hangs_after_the_write(own_redis: RedisServer, client: redis.Redi
 @pytest.mark.parametrize("more", [b"", b" and more"])
 @pytest.mark.parametrize("flags", [os.O_TRUNC, os.O_APPEND])
 def test_fsync_once_more_after_a_lost_answer(
-    client: redis.Redis, proxy: Proxy, behind: Mount, size: int, more: bytes, flags: int
+    client: redis.Redis, proxy: Proxy, behind: MountedServer, size: int, more: bytes, flags: int
 ) -> None:
     """A save that was made, though nobody knew for a while, is no conflict for the program that saves once more."""
     client.set("other", b"o" * size)
-    eventually(lambda: (behind.path / "other").exists())
+    wait_until(lambda: (behind.path / "other").exists())
     descriptor = os.open(behind.path / "other", os.O_WRONLY | flags)
     written = b"n" * size
     os.write(descriptor, written)
     proxy.inject("lost_reply", "EXEC", times=1)
-    proxy.refuse()
-    assert errno_of(os.fsync, descriptor) in GONE
-    assert states(behind, b"other") == ["pending"]
+    proxy.refuse_connections()
+    assert errno_name(os.fsync, descriptor) in GONE
+    assert change_states(behind, b"other") == ["pending"]
     proxy.clear()
     if more:
         os.write(descriptor, more)
-    eventually(lambda: errno_of(os.fsync, descriptor) not in GONE, 10)
-    assert errno_of(os.close, descriptor) == ""
+    wait_until(lambda: errno_name(os.fsync, descriptor) not in GONE, 10)
+    assert errno_name(os.close, descriptor) == ""
     expected = (b"" if flags & os.O_TRUNC else b"o" * size) + written + more
     assert client.get("other") == expected
     settled(behind, b"other", *["applied"] * (1 + bool(more)))
 
 
 @pytest.mark.parametrize("call", ["STRLEN", "EXEC"])
-def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: Mount, call: str) -> None:
+def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: MountedServer, call: str) -> None:
     """While one file's request hangs, other files are read at once, in its directory and elsewhere."""
     client.mset({name: "x" for number in range(8) for name in (f"other{number}", f"d:{number}")})
-    eventually(lambda: behind.status()["keys"] == 17)
+    wait_until(lambda: behind.status()["keys"] == 17)
     fault = proxy.inject("hang", call, times=1)
-    act = (behind.path / "k").read_bytes if call == "STRLEN" else lambda: save(behind.path / "k", b"new")
-    hung = threading.Thread(target=errno_of, args=(act,))
+    act = (behind.path / "k").read_bytes if call == "STRLEN" else lambda: save_file(behind.path / "k", b"new")
+    hung = threading.Thread(target=errno_name, args=(act,))
     hung.start()
-    eventually(lambda: fault.hits)
+    wait_until(lambda: fault.hits)
     began = time.monotonic()
     for number in range(8):
         assert (behind.path / f"other{number}").read_bytes() == b"x"
@@ -226,10 +228,10 @@ def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind:
 
 
 @pytest.mark.parametrize("kind", ["lost_reply", "lost_reset", "partial", "garbage", "hang_reply"])
-def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: Mount, kind: Kind) -> None:
+def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
     """A write that was made and whose answer was lost is found by looking: it succeeds, was made once, has one row."""
     client.set("log", "a")
-    eventually(lambda: (behind.path / "log").exists())
+    wait_until(lambda: (behind.path / "log").exists())
     proxy.inject(kind, "EXEC", times=1)
     with (behind.path / "log").open("ab", buffering=0) as file:
         file.write(b"b")
@@ -239,41 +241,41 @@ def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: M
 
 
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
-def test_write_lost_on_its_way(client: redis.Redis, proxy: Proxy, behind: Mount, kind: Kind) -> None:
+def test_write_lost_on_its_way(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
     """A write that never came to the server is EIO; it is not sent again, its row has failed, the old value stays."""
     proxy.inject(kind, "EXEC", times=1)
-    error, took = timed(save, behind.path / "k", b"new")
+    error, took = time_call(save_file, behind.path / "k", b"new")
     assert error in GONE
     assert took < PATIENT
     assert client.get("k") == b"old"
-    assert states(behind, b"k") == ["failed"]
+    assert change_states(behind, b"k") == ["failed"]
     works(behind, client)
     assert client.get("k") == b"old"
 
 
-def test_garbage_for_a_read(client: redis.Redis, proxy: Proxy, behind: Mount) -> None:
+def test_garbage_for_a_read(client: redis.Redis, proxy: Proxy, behind: MountedServer) -> None:
     """Bytes that are no answer are EIO, drop the connection, and are never cached."""
     client.set("fresh", "value")
-    eventually(lambda: behind.status()["keys"] == 2)
+    wait_until(lambda: behind.status()["keys"] == 2)
     proxy.inject("garbage", "GETRANGE", times=1)
-    assert errno_of((behind.path / "fresh").read_bytes) == "EIO"
+    assert errno_name((behind.path / "fresh").read_bytes) == "EIO"
     assert (behind.path / "fresh").read_bytes() == b"value"
 
 
-def test_slow_server(client: redis.Redis, proxy: Proxy, behind: Mount) -> None:
+def test_slow_server(client: redis.Redis, proxy: Proxy, behind: MountedServer) -> None:
     """Answers that take half the time-out are waited for."""
     proxy.inject("delay", "EXEC", times=1, seconds=TIMEOUT / 2)
-    assert save(behind.path / "k", b"new") == ""
+    assert save_file(behind.path / "k", b"new") == ""
     assert client.get("k") == b"new"
 
 
 # -- servers that refuse ---------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory(client: redis.Redis, mount: Mount) -> None:
+def test_out_of_memory(client: redis.Redis, mount: MountedServer) -> None:
     """OOM is ENOSPC, the row failed, the old value is there; removing works and is journaled."""
     client.config_set("maxmemory", "1")
-    assert save(mount.path / "k", b"new") == "ENOSPC"
+    assert save_file(mount.path / "k", b"new") == "ENOSPC"
     assert client.get("k") == b"old"
     settled(mount, b"k", "failed")
     (mount.path / "k").unlink()
@@ -283,39 +285,39 @@ def test_out_of_memory(client: redis.Redis, mount: Mount) -> None:
     works(mount, client)
 
 
-def test_replica(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_replica(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """READONLY is EROFS, the row failed, without a storm of retries; after the promotion saving works."""
-    client.replicaof("127.0.0.1", str(free_port()))
-    with monitored(own_redis, b"k") as seen:
-        assert save(mount.path / "k", b"new") == "EROFS"
+    client.replicaof("127.0.0.1", str(find_free_port()))
+    with monitor_writes(own_redis, b"k") as seen:
+        assert save_file(mount.path / "k", b"new") == "EROFS"
     assert len(seen) <= 1
-    assert states(mount, b"k") == ["failed"]
+    assert change_states(mount, b"k") == ["failed"]
     assert (mount.path / "k").read_bytes() == b"old"
     client.replicaof("no", "one")
     works(mount, client)
 
 
-def test_an_open_file_that_may_not_be_removed(client: redis.Redis, mount: Mount) -> None:
+def test_an_open_file_that_may_not_be_removed(client: redis.Redis, mount: MountedServer) -> None:
     """An unlink that the server refuses has its error, and who has the file open goes on as before."""
     with (mount.path / "k").open("r+b", buffering=0) as file:
-        client.replicaof("127.0.0.1", str(free_port()))
-        assert errno_of((mount.path / "k").unlink) == "EROFS"
+        client.replicaof("127.0.0.1", str(find_free_port()))
+        assert errno_name((mount.path / "k").unlink) == "EROFS"
         client.replicaof("no", "one")
         assert file.read() == b"old"
         file.write(b"!")
-    eventually(lambda: client.get("k") == b"old!")
+    wait_until(lambda: client.get("k") == b"old!")
     assert "k" in os.listdir(mount.path)
     assert client.keys("*fuse*") == []
 
 
-def test_replica_without_its_master(client: redis.Redis, mount: Mount) -> None:
+def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -> None:
     """MASTERDOWN is an error for reading, saving and listing: never an empty directory."""
     client.config_set("replica-serve-stale-data", "no")
-    client.replicaof("127.0.0.1", str(free_port()))
+    client.replicaof("127.0.0.1", str(find_free_port()))
     try:
-        assert errno_of((mount.path / "other").read_bytes) in (*GONE, "EAGAIN")
-        assert save(mount.path / "k", b"new") in (*GONE, "EAGAIN")
-        eventually(lambda: errno_of(os.listdir, mount.path) in (*GONE, "EAGAIN"), 10)
+        assert errno_name((mount.path / "other").read_bytes) in (*GONE, "EAGAIN")
+        assert save_file(mount.path / "k", b"new") in (*GONE, "EAGAIN")
+        wait_until(lambda: errno_name(os.listdir, mount.path) in (*GONE, "EAGAIN"), 10)
     finally:
         client.replicaof("no", "one")
     works(mount, client)
@@ -335,11 +337,11 @@ def test_writes_are_refused(make_mount: MakeMount, setting: tuple[str, str], err
         if setting[0] == "save":  # a snapshot that can't be written
             client.config_set("dir", "/proc")
             client.bgsave()
-            eventually(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
+            wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err")
         client.config_set(*setting)
-        assert save(mount.path / "k", b"new") in errors
+        assert save_file(mount.path / "k", b"new") in errors
         assert client.get("k") == b"old"
-        assert states(mount, b"k") == ["failed"]
+        assert change_states(mount, b"k") == ["failed"]
 
 
 @pytest.mark.parametrize("rules", [["+@all", "-set", "~*", "&*"], ["+@all", "%R~*", "&*"]])
@@ -349,10 +351,10 @@ def test_denied_by_the_acl(
     """NOPERM for a command or a key is EACCES; nothing is written, the row failed or there is none."""
     client.execute_command("ACL", "SETUSER", "writer", "on", ">s3cr3t", *rules)
     mount = make_mount(f"redis://writer:s3cr3t@127.0.0.1:{own_redis.port}/0")
-    assert save(mount.path / "k", b"new") == "EACCES"
+    assert save_file(mount.path / "k", b"new") == "EACCES"
     assert client.get("k") == b"old"
-    assert states(mount, b"k") in ([], ["failed"])
-    assert "s3cr3t" not in mount.said()
+    assert change_states(mount, b"k") in ([], ["failed"])
+    assert "s3cr3t" not in mount.read_log()
 
 
 def test_keys_that_may_not_be_read(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> None:
@@ -362,31 +364,31 @@ def test_keys_that_may_not_be_read(own_redis: RedisServer, client: redis.Redis, 
     mount = make_mount(f"redis://app:x@127.0.0.1:{own_redis.port}/0")
     assert os.listdir(mount.path / "secret") == ["b"]
     assert os.stat(mount.path / "secret" / "b").st_mode & 0o777 == 0
-    assert errno_of((mount.path / "secret" / "b").read_bytes) == "EACCES"
-    assert save(mount.path / "secret" / "b", b"new") == "EACCES"
-    assert errno_of((mount.path / "secret" / "b").unlink) == "EACCES"
-    assert save(mount.path / "app" / "a", b"new") == ""
+    assert errno_name((mount.path / "secret" / "b").read_bytes) == "EACCES"
+    assert save_file(mount.path / "secret" / "b", b"new") == "EACCES"
+    assert errno_name((mount.path / "secret" / "b").unlink) == "EACCES"
+    assert save_file(mount.path / "app" / "a", b"new") == ""
     assert client.mget("app:a", "secret:b") == [b"new", b"2"]
 
 
-def test_password_changed(client: redis.Redis, mount: Mount) -> None:
+def test_password_changed(client: redis.Redis, mount: MountedServer) -> None:
     """A server that now wants another password is EACCES; when it lets us in again all works."""
     client.config_set("requirepass", "s3cr3t")
     for each in client.client_list():
         if each["name"] == "redisfuse":
             client.client_kill_filter(_id=each["id"])
-    assert errno_of((mount.path / "other").read_bytes) == "EACCES"
-    assert save(mount.path / "k", b"new") == "EACCES"
-    assert errno_of(os.listdir, mount.path) == "EACCES"
+    assert errno_name((mount.path / "other").read_bytes) == "EACCES"
+    assert save_file(mount.path / "k", b"new") == "EACCES"
+    assert errno_name(os.listdir, mount.path) == "EACCES"
     client.config_set("requirepass", "")
     works(mount, client)
     assert client.get("k") == b"old"
-    assert "s3cr3t" not in mount.said()
+    assert "s3cr3t" not in mount.read_log()
 
 
 def test_loading(make_mount: MakeMount) -> None:
     """While the server loads its data, files and listings are EAGAIN or EIO after the time-out, never empty."""
-    with RedisServer(tcp=True, keep=True) as server:
+    with RedisServer(tcp=True, persist=True) as server:
         server.client().mset({f"k{number}": os.urandom(1500) for number in range(150)})
         server.client().bgrewriteaof()
         server.wait_until_saved()
@@ -394,25 +396,25 @@ def test_loading(make_mount: MakeMount) -> None:
         server.kill()
         server.arguments = ["--key-load-delay", "30000", "--loading-process-events-interval-bytes", "1024"]
         server.start(wait=False)
-        eventually(lambda: errno_of((mount.path / "other").read_bytes) == "EAGAIN", 10)
-        assert errno_of(os.listdir, mount.path) in ("EAGAIN", "EIO")
-        assert save(mount.path / "k1", b"new") in ("EAGAIN", "EIO")
+        wait_until(lambda: errno_name((mount.path / "other").read_bytes) == "EAGAIN", 10)
+        assert errno_name(os.listdir, mount.path) in ("EAGAIN", "EIO")
+        assert save_file(mount.path / "k1", b"new") in ("EAGAIN", "EIO")
         server.wait_until_answering()
         works(mount, server.client())
         assert len(os.listdir(mount.path)) == 150
 
 
-def test_busy_with_a_script(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_busy_with_a_script(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """While a script runs for long, files are EAGAIN or EIO after the time-out; when it is killed all works."""
     client.config_set("busy-reply-threshold", "10")
-    script = threading.Thread(target=errno_of, args=(_run_for_ever, own_redis.client()))
+    script = threading.Thread(target=errno_name, args=(_run_for_ever, own_redis.client()))
     script.start()
     try:
-        eventually(lambda: _is_busy(client))
-        error, took = timed(errno_of, (mount.path / "other").read_bytes)
+        wait_until(lambda: _is_busy(client))
+        error, took = time_call(errno_name, (mount.path / "other").read_bytes)
         assert error in ("EAGAIN", *GONE)
         assert took < PATIENT
-        assert save(mount.path / "k", b"new") in ("EAGAIN", *GONE)
+        assert save_file(mount.path / "k", b"new") in ("EAGAIN", *GONE)
     finally:
         client.script_kill()
         script.join(10)
@@ -435,51 +437,51 @@ def _is_busy(client: redis.Redis) -> bool:
     return False
 
 
-def test_maxclients(client: redis.Redis, mount: Mount) -> None:
+def test_maxclients(client: redis.Redis, mount: MountedServer) -> None:
     """On a server that is full, what is connected goes on, and new connections are EIO with the reason in the log."""
     (mount.path / "k").read_bytes()
     client.config_set("maxclients", str(len(client.client_list())))
     client.set("fresh", "1")
-    eventually(lambda: errno_of((mount.path / "fresh").read_bytes) == "", 5)
-    assert save(mount.path / "k", b"new") in ("", *GONE)
+    wait_until(lambda: errno_name((mount.path / "fresh").read_bytes) == "", 5)
+    assert save_file(mount.path / "k", b"new") in ("", *GONE)
     client.config_set("maxclients", "100")
     works(mount, client)
 
 
-def test_value_over_the_servers_limit(client: redis.Redis, mount: Mount) -> None:
+def test_value_over_the_servers_limit(client: redis.Redis, mount: MountedServer) -> None:
     """A value over proto-max-bulk-len is EFBIG; the old value is there, the row failed."""
     client.config_set("proto-max-bulk-len", str(1024 * 1024))
-    assert save(mount.path / "k", os.urandom(3 * 1024 * 1024)) == "EFBIG"
+    assert save_file(mount.path / "k", os.urandom(3 * 1024 * 1024)) == "EFBIG"
     assert client.get("k") == b"old"
-    assert states(mount, b"k") == ["failed"]
+    assert change_states(mount, b"k") == ["failed"]
     works(mount, client)
 
 
-def test_answer_over_the_output_limit(client: redis.Redis, mount: Mount) -> None:
+def test_answer_over_the_output_limit(client: redis.Redis, mount: MountedServer) -> None:
     """A reply that the server cuts off is EIO; other files work."""
     client.hset("h", "f", os.urandom(20 * 1024 * 1024))
-    eventually(lambda: mount.status()["keys"] == 2)
+    wait_until(lambda: mount.status()["keys"] == 2)
     client.config_set("client-output-buffer-limit", "normal 1000000 1000000 1")
-    assert errno_of((mount.path / "h.f").read_bytes) == "EIO"
+    assert errno_name((mount.path / "h.f").read_bytes) == "EIO"
     works(mount, client)
 
 
 # -- others ----------------------------------------------------------------------------------------------------------
 
 
-def test_type_changed_under_an_open_file(client: redis.Redis, mount: Mount) -> None:
+def test_type_changed_under_an_open_file(client: redis.Redis, mount: MountedServer) -> None:
     """A key that became a hash while its file was open is not destroyed: ESTALE at close, the edit kept."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.delete("k")
     client.hset("k", "f", "v")
-    assert errno_of(os.close, descriptor) == "ESTALE"
+    assert errno_name(os.close, descriptor) == "ESTALE"
     assert client.hgetall("k") == {b"f": b"v"}
-    assert states(mount, b"k") == ["refused"]
+    assert change_states(mount, b"k") == ["refused"]
 
 
 @pytest.mark.parametrize("how", ["expired", "evicted"])
-def test_gone_in_mid_edit(client: redis.Redis, mount: Mount, how: str) -> None:
+def test_gone_in_mid_edit(client: redis.Redis, mount: MountedServer, how: str) -> None:
     """A key that expired or was evicted while its file was open is not made anew for ever: ESTALE, the edit kept."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
@@ -491,87 +493,87 @@ def test_gone_in_mid_edit(client: redis.Redis, mount: Mount, how: str) -> None:
         with pytest.raises(redis.RedisError):
             client.set("x", "y")
         client.config_set("maxmemory", "0")
-    eventually(lambda: not client.exists("k"))
-    assert errno_of(os.close, descriptor) == "ESTALE"
+    wait_until(lambda: not client.exists("k"))
+    assert errno_name(os.close, descriptor) == "ESTALE"
     assert not client.exists("k")
-    assert states(mount, b"k") == ["refused"]
+    assert change_states(mount, b"k") == ["refused"]
 
 
-def test_a_refused_save_stays_refused(client: redis.Redis, mount: Mount) -> None:
+def test_a_refused_save_stays_refused(client: redis.Redis, mount: MountedServer) -> None:
     """After fsync said ESTALE, close says it again: no later success seems to have saved what was not."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.set("k", "theirs")
-    assert errno_of(os.fsync, descriptor) == "ESTALE"
-    assert errno_of(os.fsync, descriptor) == "ESTALE"
-    assert errno_of(os.close, descriptor) == "ESTALE"
+    assert errno_name(os.fsync, descriptor) == "ESTALE"
+    assert errno_name(os.fsync, descriptor) == "ESTALE"
+    assert errno_name(os.close, descriptor) == "ESTALE"
     assert client.get("k") == b"theirs"
-    assert states(mount, b"k") == ["refused"]
+    assert change_states(mount, b"k") == ["refused"]
 
 
-def test_a_refused_descriptor_writes_no_more(client: redis.Redis, mount: Mount) -> None:
+def test_a_refused_descriptor_writes_no_more(client: redis.Redis, mount: MountedServer) -> None:
     """After a save was refused, only who opens the file anew can write over what somebody else put there."""
     first, second, idle = (os.open(mount.path / "k", os.O_RDWR) for _ in range(3))
     os.write(first, b"one")
     os.pwrite(second, b"two", 3)
     client.set("k", "theirs")
-    assert errno_of(os.fsync, first) == "ESTALE"
+    assert errno_name(os.fsync, first) == "ESTALE"
     for descriptor in (first, second, idle):
-        assert errno_of(os.write, descriptor, b"more") == "ESTALE"
-        assert errno_of(os.ftruncate, descriptor, 1) == "ESTALE"
+        assert errno_name(os.write, descriptor, b"more") == "ESTALE"
+        assert errno_name(os.ftruncate, descriptor, 1) == "ESTALE"
     with (mount.path / "k").open("ab") as file:
         file.write(b"!")
-    assert errno_of(os.close, first) == errno_of(os.close, second) == "ESTALE"
-    assert errno_of(os.close, idle) == ""
+    assert errno_name(os.close, first) == errno_name(os.close, second) == "ESTALE"
+    assert errno_name(os.close, idle) == ""
     assert client.get("k") == b"theirs!"
     settled(mount, b"k", "refused", "applied")
 
 
 @pytest.mark.parametrize("place", ["k2", "e/k", "k~"])
-def test_a_refused_file_is_renamed(client: redis.Redis, mount: Mount, place: str) -> None:
+def test_a_refused_file_is_renamed(client: redis.Redis, mount: MountedServer, place: str) -> None:
     """A rename that would save what others have changed says so, and so do fsync and close; the kernel doesn't hide it
     by trying once more."""
     client.set("d:k", "old")
-    eventually(lambda: (mount.path / "d" / "k").exists())
+    wait_until(lambda: (mount.path / "d" / "k").exists())
     descriptor = os.open(mount.path / "d" / "k", os.O_RDWR)
     os.write(descriptor, b"MINE")
     client.set("d:k", "theirs")
     if "/" in place:
-        assert errno_of(os.rename, mount.path / "d", mount.path / "e") == "EBUSY"
+        assert errno_name(os.rename, mount.path / "d", mount.path / "e") == "EBUSY"
     else:
-        assert errno_of(os.rename, mount.path / "d" / "k", mount.path / "d" / place) == "EBUSY"
-    assert errno_of(os.fsync, descriptor) == "ESTALE"
-    assert errno_of(os.close, descriptor) == "ESTALE"
+        assert errno_name(os.rename, mount.path / "d" / "k", mount.path / "d" / place) == "EBUSY"
+    assert errno_name(os.fsync, descriptor) == "ESTALE"
+    assert errno_name(os.close, descriptor) == "ESTALE"
     assert client.keys("d:*") == [b"d:k"]
     assert client.get("d:k") == b"theirs"
     settled(mount, b"d:k", "refused")
 
 
-def test_another_field_is_no_conflict(client: redis.Redis, mount: Mount) -> None:
+def test_another_field_is_no_conflict(client: redis.Redis, mount: MountedServer) -> None:
     """A large field is saved though another one of its hash was changed, here and by somebody else."""
     client.hset("h", mapping={"f": "a" * 1_200_000, "g": "x"})
-    eventually(lambda: (mount.path / "h.f").exists())
+    wait_until(lambda: (mount.path / "h.f").exists())
     descriptor = os.open(mount.path / "h.f", os.O_RDWR)
     os.pwrite(descriptor, b"EDIT", 0)
     (mount.path / "h.g").write_bytes(b"other")
     client.hset("h", "g", "outside")
     time.sleep(0.2)
-    assert errno_of(os.fsync, descriptor) == ""
+    assert errno_name(os.fsync, descriptor) == ""
     os.pwrite(descriptor, b"MORE", 4)
     client.hset("h", "f", "b" * 1_200_000)
-    assert errno_of(os.close, descriptor) == "ESTALE"
+    assert errno_name(os.close, descriptor) == "ESTALE"
 
 
-def test_close_after_a_failed_fsync(client: redis.Redis, mount: Mount) -> None:
+def test_close_after_a_failed_fsync(client: redis.Redis, mount: MountedServer) -> None:
     """After fsync failed for the server, close tries once more: it is saved then, or an error again."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.config_set("maxmemory", "1")
-    assert errno_of(os.fsync, descriptor) == "ENOSPC"
+    assert errno_name(os.fsync, descriptor) == "ENOSPC"
     spare = os.dup(descriptor)
-    assert errno_of(os.close, spare) == "ENOSPC"
+    assert errno_name(os.close, spare) == "ENOSPC"
     client.config_set("maxmemory", "0")
-    assert errno_of(os.close, descriptor) == ""
+    assert errno_name(os.close, descriptor) == ""
     assert client.get("k") == b"new"
     settled(mount, b"k", "failed", "failed", "applied")
 
@@ -585,15 +587,15 @@ def test_no_writers_bytes_are_lost(client: redis.Redis, own_redis: RedisServer, 
     os.close(descriptor)
     assert client.get("k") == b"new"
     settled(mount, b"k", "applied")
-    [change] = changes(mount, b"k")
+    [change] = journal_changes(mount, b"k")
     assert change.prior.content is not None
     assert change.prior.content.size == len(b"theirs")
 
 
-def test_databases_swapped(client: redis.Redis, mount: Mount) -> None:
+def test_databases_swapped(client: redis.Redis, mount: MountedServer) -> None:
     """After SWAPDB, of which no message comes, the other database's keys show within seconds."""
     client.set("k2", "2")
     client.execute_command("SWAPDB", "0", "1")
     client.set("other", "1")
-    eventually(lambda: os.listdir(mount.path) == ["other"], 10)
-    eventually(lambda: errno_of((mount.path / "k").read_bytes) == "ENOENT", 5)
+    wait_until(lambda: os.listdir(mount.path) == ["other"], 10)
+    wait_until(lambda: errno_name((mount.path / "k").read_bytes) == "ENOENT", 5)

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 import redis
 
-from redisfuse.journal.check import check
+from redisfuse.journal.check import find_problems
 from redisfuse.journal.journal import Journal
 from tests.faults.conftest import MakeMount, small_disk_at
-from tests.support.changes import monitored
-from tests.support.errno_of import changes, errno_of, save, states
-from tests.support.mounts import PATIENCE, Mount, eventually, is_mounted, run
+from tests.support.changes import monitor_writes
+from tests.support.errno_of import change_states, errno_name, journal_changes, save_file
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, is_mounted, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.strace import traced
+from tests.support.strace import trace_process
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
 
@@ -36,27 +36,27 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
-def untouched(server: RedisServer, mount: Mount, errors: tuple[str, ...]) -> None:
+def untouched(server: RedisServer, mount: MountedServer, errors: tuple[str, ...]) -> None:
     """Saving, removing and renaming fail, and nothing of it reaches Redis."""
     client = server.client()
-    with monitored(server) as seen:
+    with monitor_writes(server) as seen:
         # In this order: removing a file that is still open would be done when it is closed.
-        assert errno_of((mount.path / "k").unlink) in errors
-        assert errno_of(os.rename, mount.path / "k", mount.path / "j") in errors
-        assert errno_of((mount.path / "dir").mkdir) in errors
-        assert save(mount.path / "k", b"new") in errors
+        assert errno_name((mount.path / "k").unlink) in errors
+        assert errno_name(os.rename, mount.path / "k", mount.path / "j") in errors
+        assert errno_name((mount.path / "dir").mkdir) in errors
+        assert save_file(mount.path / "k", b"new") in errors
     assert seen == []
     assert client.get("k") == b"old"
     assert (mount.path / "k").read_bytes() == b"old"
 
 
-def works(mount: Mount, client: redis.Redis) -> None:
+def works(mount: MountedServer, client: redis.Redis) -> None:
     """The mount saves again, and the journal is sound."""
-    eventually(lambda: save(mount.path / "k", b"works") == "", 10)
+    wait_until(lambda: save_file(mount.path / "k", b"works") == "", 10)
     assert client.get("k") == b"works"
-    eventually(lambda: states(mount, b"k")[-1] == "applied", 3)
-    with Journal.open(mount.journal, write=False) as journal:
-        assert list(check(journal)) == []
+    wait_until(lambda: change_states(mount, b"k")[-1] == "applied", 3)
+    with Journal.open(mount.journal, writable=False) as journal:
+        assert list(find_problems(journal)) == []
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ def refused(folder: Path, url: str, journal: Path) -> str:
     """A write mount with this journal ends with status 1 and one line that names it; nothing is mounted."""
     path = folder / "mnt"
     path.mkdir(exist_ok=True)
-    done = run(folder, "--write", "--journal", "--journal-file", str(journal), url, str(path))
+    done = run_redisfuse(folder, "--write", "--journal", "--journal-file", str(journal), url, str(path))
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert str(journal) in done.stderr
@@ -102,33 +102,33 @@ def refused(folder: Path, url: str, journal: Path) -> str:
     return done.stderr
 
 
-def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """When the journal's disk turns read-only under the mount (its calls fail with EROFS), changes are EROFS."""
     calls = "pwrite64,access,faccessat,faccessat2"
     log = tmp_path / "strace"
-    with traced(mount.process.pid, log, calls, f"{calls}:error=EROFS"):
+    with trace_process(mount.process.pid, log, calls, f"{calls}:error=EROFS"):
         untouched(own_redis, mount, ("EROFS",))
     works(mount, client)
 
 
-def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """When the journal can't be synced, changes are EIO; none succeeds until it has been written anew and synced."""
-    with traced(mount.process.pid, tmp_path / "strace", "fdatasync", "fdatasync:error=EIO"):
+    with trace_process(mount.process.pid, tmp_path / "strace", "fdatasync", "fdatasync:error=EIO"):
         untouched(own_redis, mount, ("EIO",))
     works(mount, client)
     mount.process.kill()
     mount.process.wait()
-    assert "pending" not in states(mount, b"k")[:-1]
+    assert "pending" not in change_states(mount, b"k")[:-1]
 
 
-def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """After one failed fsync the next save syncs the database itself before it succeeds: it does not rest on pages
     that the kernel may have dropped."""
     log = tmp_path / "strace"
-    with traced(mount.process.pid, log, "fdatasync,fsync", "fdatasync,fsync:error=EIO:when=1"):
-        assert save(mount.path / "k", b"lost") == "EIO"
+    with trace_process(mount.process.pid, log, "fdatasync,fsync", "fdatasync,fsync:error=EIO:when=1"):
+        assert save_file(mount.path / "k", b"lost") == "EIO"
         before = log.read_text().count("= 0")
-        assert save(mount.path / "k", b"new") == ""
+        assert save_file(mount.path / "k", b"new") == ""
         after = log.read_text().count("= 0")
     assert after - before >= 2  # the log into the database, then the change
     assert client.get("k") == b"new"
@@ -162,22 +162,22 @@ def locked(journal: Path) -> Iterator[None]:
             process.wait(10)
 
 
-def test_locked(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_locked(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """While another process keeps the journal locked a save is EBUSY after a limit, Redis is untouched, reading goes
     on; afterwards saving works."""
-    with locked(mount.journal), monitored(own_redis) as seen:
+    with locked(mount.journal), monitor_writes(own_redis) as seen:
         descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
         os.write(descriptor, b"new")
-        assert errno_of(os.fsync, descriptor) == "EBUSY"
+        assert errno_name(os.fsync, descriptor) == "EBUSY"
         assert seen == []
         assert client.get("k") == b"old"
-    assert errno_of(os.close, descriptor) == ""  # which tries once more
+    assert errno_name(os.close, descriptor) == ""  # which tries once more
     assert client.get("k") == b"new"
     works(mount, client)
 
 
 def test_two_mounts_on_one_journal(
-    own_redis: RedisServer, client: redis.Redis, mount: Mount, make_mount: MakeMount, tmp_path: Path
+    own_redis: RedisServer, client: redis.Redis, mount: MountedServer, make_mount: MakeMount, tmp_path: Path
 ) -> None:
     """Two mounts share a journal: both save, neither settles what the other has under way, and of two edits of one
     file the later is a conflict."""
@@ -185,19 +185,19 @@ def test_two_mounts_on_one_journal(
     folder.mkdir()
     other = make_mount(own_redis.tcp_url(), "--journal-file", str(mount.journal), folder=folder)
     for number in range(10):
-        assert save(mount.path / f"a{number}", b"1") == ""
-        assert save(other.path / f"b{number}", b"2") == ""
+        assert save_file(mount.path / f"a{number}", b"1") == ""
+        assert save_file(other.path / f"b{number}", b"2") == ""
     mine, theirs = (os.open(each.path / "k", os.O_WRONLY) for each in (mount, other))
     os.write(mine, b"mine")
     os.write(theirs, b"theirs")
     os.close(mine)
-    assert errno_of(os.close, theirs) == "ESTALE"
+    assert errno_name(os.close, theirs) == "ESTALE"
     assert client.get("k") == b"mine"
     assert client.dbsize() == 21
-    eventually(lambda: sorted(set(states(mount))) == ["applied", "refused"], 5)
-    rows = changes(mount)
+    wait_until(lambda: sorted(set(change_states(mount))) == ["applied", "refused"], 5)
+    rows = journal_changes(mount)
     assert len(rows) == 22
-    assert len({row.session for row in rows}) == 2
+    assert len({row.session_id for row in rows}) == 2
 
 
 # -- files that are not what they should be --------------------------------------------------------------------------
@@ -244,7 +244,9 @@ def test_not_a_journal(
 
 
 @pytest.mark.parametrize("how", ["unlinked", "swapped"])
-def test_taken_away_under_the_mount(own_redis: RedisServer, client: redis.Redis, mount: Mount, how: str) -> None:
+def test_taken_away_under_the_mount(
+    own_redis: RedisServer, client: redis.Redis, mount: MountedServer, how: str
+) -> None:
     """A journal that is unlinked or replaced is noticed before the first write: EIO, its name in the log, Redis
     untouched; put back, it goes on."""
     kept, other = mount.journal.with_name("kept.db"), mount.journal.with_name("other.db")
@@ -255,13 +257,13 @@ def test_taken_away_under_the_mount(own_redis: RedisServer, client: redis.Redis,
         other.rename(mount.journal)
     else:
         mount.journal.unlink()
-    with monitored(own_redis) as seen:
-        assert save(mount.path / "k", b"new") == "EIO"
+    with monitor_writes(own_redis) as seen:
+        assert save_file(mount.path / "k", b"new") == "EIO"
     assert seen == []
     assert client.get("k") == b"old"
     if how == "swapped":
         assert mount.journal.read_bytes() == before
-    eventually(lambda: str(mount.journal) in mount.said(), 3)
+    wait_until(lambda: str(mount.journal) in mount.read_log(), 3)
     kept.rename(mount.journal)
     works(mount, client)
 
@@ -269,27 +271,27 @@ def test_taken_away_under_the_mount(own_redis: RedisServer, client: redis.Redis,
 # -- limits of the process -------------------------------------------------------------------------------------------
 
 
-def test_no_descriptors_left(client: redis.Redis, mount: Mount) -> None:
+def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
     """A mount that may open nothing more answers what it can, with an error for the rest, lives, and recovers."""
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
     client.set("fresh", "1")
-    errors = {errno_of((mount.path / "fresh").read_bytes), save(mount.path / "k", b"new")}
+    errors = {errno_name((mount.path / "fresh").read_bytes), save_file(mount.path / "k", b"new")}
     assert errors <= {"", "EIO", "EMFILE", "ENFILE"}
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert mount.process.poll() is None
-    eventually(lambda: (mount.path / "fresh").read_bytes() == b"1", 5)
+    wait_until(lambda: (mount.path / "fresh").read_bytes() == b"1", 5)
     works(mount, client)
 
 
-def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """Past RLIMIT_FSIZE a save is ENOSPC, Redis untouched, the mount lives."""
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, before[1]))
-    with monitored(own_redis) as seen:
-        assert save(mount.path / "k", os.urandom(300_000)) == "ENOSPC"
+    with monitor_writes(own_redis) as seen:
+        assert save_file(mount.path / "k", os.urandom(300_000)) == "ENOSPC"
     assert seen == []
     assert client.get("k") == b"old"
     resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
@@ -299,7 +301,7 @@ def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: Mou
 # -- ends of a mount with work left ----------------------------------------------------------------------------------
 
 
-def test_terminated_with_a_file_open(client: redis.Redis, mount: Mount) -> None:
+def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
     """What a program was still writing at SIGTERM is not half saved: it is in the journal, and the log says so."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"half of")
@@ -307,42 +309,42 @@ def test_terminated_with_a_file_open(client: redis.Redis, mount: Mount) -> None:
         assert mount.stop() == 0
         assert not is_mounted(mount.path)
     finally:
-        errno_of(os.close, descriptor)
+        errno_name(os.close, descriptor)
     assert client.get("k") == b"old"
-    [kept] = changes(mount, b"k")
-    assert kept.state == "refused"
+    [kept] = journal_changes(mount, b"k")
+    assert kept.outcome == "refused"
     assert kept.new.content is not None
     assert kept.new.content.size == len(b"half of")
-    assert f"change {kept.id}" in mount.said()
-    done = run(mount.path.parent, "apply", str(kept.id), "--force")
+    assert f"change {kept.id}" in mount.read_log()
+    done = run_redisfuse(mount.path.parent, "apply", str(kept.id), "--force")
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"half of"
 
 
-def test_terminated_after_a_close(client: redis.Redis, mount: Mount) -> None:
+def test_terminated_after_a_close(client: redis.Redis, mount: MountedServer) -> None:
     """What was closed before SIGTERM is saved, be it only the kernel's word that it was emptied."""
     os.close(os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC))
     os.close(os.open(mount.path / "new", os.O_WRONLY | os.O_CREAT))
     mount.process.send_signal(signal.SIGTERM)
     assert mount.process.wait() == 0
     assert client.mget("k", "new") == [b"", b""]
-    assert states(mount) == ["applied", "applied"]
+    assert change_states(mount) == ["applied", "applied"]
 
 
-def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: Mount) -> None:
+def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
     """After umount -l a program that has a file open finishes its save; then the mount's process ends."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"ne")
-    subprocess.run(["umount", "-l", str(mount.path)], check=True, timeout=PATIENCE)
+    subprocess.run(["umount", "-l", str(mount.path)], check=True, timeout=MOUNT_TIMEOUT_SECONDS)
     assert not is_mounted(mount.path)
     os.write(descriptor, b"w")
     os.close(descriptor)
     assert client.get("k") == b"new"
     assert mount.process.wait() == 0
-    assert states(mount, b"k") == ["applied"]
+    assert change_states(mount, b"k") == ["applied"]
 
 
-def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: Mount) -> None:
+def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """SIGTERM with a file open and a server that hangs: the mount ends in time, and what was written is kept."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
@@ -350,11 +352,11 @@ def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis
     began = time.monotonic()
     try:
         mount.process.send_signal(signal.SIGTERM)
-        assert mount.process.wait(PATIENCE) in (0, 1)
+        assert mount.process.wait(MOUNT_TIMEOUT_SECONDS) in (0, 1)
         assert time.monotonic() - began < 15
         assert not is_mounted(mount.path)
     finally:
         own_redis.resume()
-        errno_of(os.close, descriptor)
+        errno_name(os.close, descriptor)
     assert client.get("k") == b"old"
-    assert states(mount, b"k") == ["refused"]
+    assert change_states(mount, b"k") == ["refused"]

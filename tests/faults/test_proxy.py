@@ -7,8 +7,8 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
-from tests.support.proxy import Kind, Proxy
+from redisfuse.client.client import RedisClient
+from tests.support.proxy import FaultKind, Proxy
 from tests.support.redis_server import RedisServer
 
 
@@ -50,7 +50,7 @@ def test_over_tcp(redis_server: RedisServer) -> None:
     "kind", ["drop", "reset", "lost_reply", "lost_reset", "partial", "garbage", "hang", "hang_reply"]
 )
 @pytest.mark.parametrize("tcp", [False, True])
-def test_broken(redis_server: RedisServer, kind: Kind, tcp: bool) -> None:
+def test_broken(redis_server: RedisServer, kind: FaultKind, tcp: bool) -> None:
     """The client gets an error; the command ran exactly where the fault says that it did."""
     runs = kind in ("lost_reply", "lost_reset", "partial", "garbage", "hang_reply")
     with Proxy(redis_server.socket_path, tcp=tcp) as proxy:
@@ -98,8 +98,8 @@ def test_refuse_and_cut(proxy: Proxy) -> None:
     """cut() ends the connections, refuse() keeps new ones out, clear() lets them in again."""
     client = through(proxy)
     assert client.ping()
-    proxy.refuse()
-    proxy.cut()
+    proxy.refuse_connections()
+    proxy.disconnect_all()
     with pytest.raises(redis.ConnectionError):
         client.ping()
     proxy.clear()
@@ -108,10 +108,10 @@ def test_refuse_and_cut(proxy: Proxy) -> None:
 
 def test_pushes_pass(proxy: Proxy, redis_server: RedisServer) -> None:
     """RESP3 pushes come through, and do not take the place of an answer."""
-    with Server(Address.parse(proxy.url())).dialogue(resp3=True) as dialogue:
+    with RedisClient(Address.parse(proxy.url())).dedicated_channel(resp3=True) as dialogue:
         dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
         assert dialogue.receive() == b"OK"
         assert dialogue.receive_push(2) == [b"subscribe", b"__redis__:invalidate", 1]
         redis_server.client().set("pushed", "1")
         assert dialogue.receive_push(2) == [b"invalidate", [b"pushed"]]
-        assert dialogue.exchange([("STRLEN", "pushed")]) == [1]
+        assert dialogue.execute([("STRLEN", "pushed")]) == [1]

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from redisfuse.client.address import Address
-from redisfuse.client.allowlist import READS, pack_commands
-from redisfuse.client.client import Server
+from redisfuse.client.allowlist import READ_ALLOWLIST, pack_commands
+from redisfuse.client.client import RedisClient
 from redisfuse.client.connection import open_connection
 from redisfuse.client.limits import Limits
-from redisfuse.client.stats import Brake, Counters
+from redisfuse.client.stats import ClientStats, TokenBucket
 from redisfuse.errors import (
     AccessError,
     ConnectionLostError,
@@ -36,23 +36,23 @@ from redisfuse.errors import (
     WrongTypeError,
 )
 from tests.support.proxy import Proxy
-from tests.support.redis_server import RedisServer, errors_counted, free_port
+from tests.support.redis_server import RedisServer, fetch_error_stats, find_free_port
 
 SECRET = "hunter2 %&@"
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Server]:
+def server(redis_server: RedisServer) -> Iterator[RedisClient]:
     """A reading Server."""
-    with contextlib.closing(Server(Address.parse(redis_server.url()))) as server:
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url()))) as server:
         yield server
 
 
 @pytest.fixture
-def writing(redis_server: RedisServer) -> Iterator[Server]:
+def writing(redis_server: RedisServer) -> Iterator[RedisClient]:
     """A writable Server."""
-    with contextlib.closing(Server(Address.parse(redis_server.url()), writable=True)) as server:
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url()), writable=True)) as server:
         yield server
 
 
@@ -63,39 +63,39 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
         yield proxy
 
 
-def behind(proxy: Proxy, *, timeout: float = 1.0, writable: bool = False) -> Server:
+def behind(proxy: Proxy, *, timeout: float = 1.0, writable: bool = False) -> RedisClient:
     """A Server that goes through the proxy."""
-    return Server(Address.parse(proxy.url()), Limits(timeout=timeout), writable=writable)
+    return RedisClient(Address.parse(proxy.url()), Limits(timeout=timeout), writable=writable)
 
 
 # -- as it should be -------------------------------------------------------------------------------------------------
 
 
-def test_answers(redis_server: RedisServer, server: Server) -> None:
+def test_answers(redis_server: RedisServer, server: RedisClient) -> None:
     """One command and many are answered with bytes, integers, lists; error replies raise, or are values among many."""
     client = redis_server.client()
     client.set("s", "value")
     client.rpush("l", "a", "b")
-    assert server.ask("TYPE", "s") == b"string"
-    assert server.ask(b"GETRANGE", b"s", 0, -1) == b"value"
-    assert server.ask("LRANGE", "l", 0, -1) == [b"a", b"b"]
-    assert server.ask("HGET", "none", "f") is None
+    assert server.execute("TYPE", "s") == b"string"
+    assert server.execute(b"GETRANGE", b"s", 0, -1) == b"value"
+    assert server.execute("LRANGE", "l", 0, -1) == [b"a", b"b"]
+    assert server.execute("HGET", "none", "f") is None
     with pytest.raises(WrongTypeError):
-        server.ask("HGET", "s", "f")
-    answers = server.ask_many([("STRLEN", "s"), ("STRLEN", "l"), ("LLEN", "l")])
+        server.execute("HGET", "s", "f")
+    answers = server.execute_many([("STRLEN", "s"), ("STRLEN", "l"), ("LLEN", "l")])
     assert answers[0] == 5
     assert isinstance(answers[1], WrongTypeError)
     assert answers[2] == 2
-    assert server.ask_many([]) == []
+    assert server.execute_many([]) == []
 
 
-def test_more_than_a_batch(redis_server: RedisServer, server: Server) -> None:
+def test_more_than_a_batch(redis_server: RedisServer, server: RedisClient) -> None:
     """More commands than a pipeline may have go in several, and the answers keep their order."""
     redis_server.client().mset({f"k{number}": "x" * number for number in range(2500)})
-    before = server.counters.round_trips
-    assert server.ask_many([("STRLEN", f"k{number}") for number in range(2500)]) == list(range(2500))
-    assert server.connect() is server.facts
-    assert server.counters.round_trips - before <= 3 + 2  # INFO and SETNAME
+    before = server.stats.round_trips
+    assert server.execute_many([("STRLEN", f"k{number}") for number in range(2500)]) == list(range(2500))
+    assert server.connect() is server.server_info
+    assert server.stats.round_trips - before <= 3 + 2  # INFO and SETNAME
 
 
 def test_a_good_guest(redis_server: RedisServer) -> None:
@@ -103,15 +103,15 @@ def test_a_good_guest(redis_server: RedisServer) -> None:
     observer = redis_server.client(protocol=2, driver_info=None)
     observer.ping()
     observer.config_resetstat()
-    with contextlib.closing(Server(Address.parse(redis_server.url(1)), writable=True)) as server:
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url(1)), writable=True)) as server:
         server.connect()
-        with server.dialogue(resp3=True) as dialogue:
-            assert dialogue.exchange([("PING",)]) == [b"PONG"]
+        with server.dedicated_channel(resp3=True) as dialogue:
+            assert dialogue.execute([("PING",)]) == [b"PONG"]
         stop = time.monotonic() + 0.5
 
         def read() -> None:
             while time.monotonic() < stop:
-                server.ask("DBSIZE")
+                server.execute("DBSIZE")
 
         threads = [threading.Thread(target=read) for _ in range(8)]
         for thread in threads:
@@ -121,54 +121,54 @@ def test_a_good_guest(redis_server: RedisServer) -> None:
             named = max(named, sum(client["name"] == "redisfuse" for client in observer.client_list()))
         for thread in threads:
             thread.join(10)
-        with server.writer() as writer:
-            writer.exchange([("SET", "k", "v")])
+        with server.write_channel() as writer:
+            writer.execute([("SET", "k", "v")])
         others = [client for client in observer.client_list() if client["name"] == "redisfuse"]
         assert others
         assert all(client["db"] == "1" for client in others)
     assert 1 <= named <= 4
-    assert errors_counted(observer) == {}
+    assert fetch_error_stats(observer) == {}
 
 
 def test_database_of_the_address(redis_server: RedisServer) -> None:
     """The address's database is the one that is read."""
     redis_server.client(db=3).set("only here", "1")
-    with contextlib.closing(Server(Address.parse(redis_server.tcp_url(3)))) as server:
-        assert server.ask("DBSIZE") == 1
+    with contextlib.closing(RedisClient(Address.parse(redis_server.tcp_url(3)))) as server:
+        assert server.execute("DBSIZE") == 1
 
 
-def test_facts(server: Server) -> None:
+def test_facts(server: RedisClient) -> None:
     """The first contact tells what the server is."""
     facts = server.connect()
-    assert facts.maker in ("redis", "valkey")
+    assert facts.vendor in ("redis", "valkey")
     assert facts.version >= (6, 0, 0)
     assert facts.run_id
-    assert (facts.role, facts.cluster) == ("master", False)
+    assert (facts.role, facts.is_cluster) == ("master", False)
 
 
 def test_made_before_a_fork(redis_server: RedisServer) -> None:
     """A Server that was made, even used, before a fork works in the child, and the parent's connection lives on."""
     redis_server.client().set("k", "v")
-    with contextlib.closing(Server(Address.parse(redis_server.url()))) as server:
-        assert server.ask("STRLEN", "k") == 1
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url()))) as server:
+        assert server.execute("STRLEN", "k") == 1
         child = os.fork()
         if child == 0:
             try:
-                os._exit(0 if server.ask("STRLEN", "k") == 1 else 1)
+                os._exit(0 if server.execute("STRLEN", "k") == 1 else 1)
             finally:
                 os._exit(2)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        connects = server.counters.connects
-        assert server.ask("STRLEN", "k") == 1
-        assert server.counters.connects == connects
+        connects = server.stats.connects
+        assert server.execute("STRLEN", "k") == 1
+        assert server.stats.connects == connects
 
 
 def test_rate(redis_server: RedisServer) -> None:
     """With a rate, commands come no faster."""
-    with contextlib.closing(Server(Address.parse(redis_server.url()), Limits(rate=500))) as server:
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url()), Limits(rate=500))) as server:
         server.connect()
         start = time.monotonic()
-        server.ask_many([("PING",)] * 250)
+        server.execute_many([("PING",)] * 250)
         assert 0.35 < time.monotonic() - start < 3
 
 
@@ -188,23 +188,23 @@ def test_password() -> None:
     """The right password is let in; none, a wrong one and a needless one are AccessErrors that say what to do."""
     with RedisServer(password=SECRET) as redis_server:
         address = Address.parse(redis_server.url(), password=SECRET)
-        assert Server(address).ask("PING") == b"PONG"
-        with Server(address).dialogue(resp3=True) as dialogue:
-            assert dialogue.exchange([("PING",)]) == [b"PONG"]
+        assert RedisClient(address).execute("PING") == b"PONG"
+        with RedisClient(address).dedicated_channel(resp3=True) as dialogue:
+            assert dialogue.execute([("PING",)]) == [b"PONG"]
         with pytest.raises(AccessError) as caught:
-            Server(Address.parse(redis_server.url())).connect()
+            RedisClient(Address.parse(redis_server.url())).connect()
         assert "REDISFUSE_PASSWORD" in one_line(caught.value)
         for username in (None, "nobody"):
             wrong = Address.parse(redis_server.url(), username=username, password=SECRET[1:] + SECRET)
             with pytest.raises(AccessError) as caught:
-                Server(wrong).connect()
+                RedisClient(wrong).connect()
             assert "password" in one_line(caught.value)
 
 
 def test_needless_password(redis_server: RedisServer) -> None:
     """A password for a server that wants none is an AccessError that says so."""
     with pytest.raises(AccessError) as caught:
-        Server(Address.parse(redis_server.url(), password=SECRET)).connect()
+        RedisClient(Address.parse(redis_server.url(), password=SECRET)).connect()
     assert "has none" in one_line(caught.value)
 
 
@@ -214,15 +214,15 @@ def test_acl(own_redis: RedisServer) -> None:
     client.execute_command("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~open:*", "+type", "+strlen")
     client.set("open:1", "x")
     client.set("shut:1", "x")
-    with contextlib.closing(Server(Address.parse(own_redis.url(), username="reader", password=SECRET))) as server:
+    with contextlib.closing(RedisClient(Address.parse(own_redis.url(), username="reader", password=SECRET))) as server:
         assert server.connect().version >= (7, 0, 0)
-        assert server.ask("STRLEN", "open:1") == 1
+        assert server.execute("STRLEN", "open:1") == 1
         with pytest.raises(AccessError) as caught:
-            server.ask("STRLEN", "shut:1")
+            server.execute("STRLEN", "shut:1")
         assert "doctor" in one_line(caught.value)
         with pytest.raises(AccessError):
-            server.ask("SCAN", 0)
-        answers = server.ask_many([("TYPE", "open:1"), ("TYPE", "shut:1")])
+            server.execute("SCAN", 0)
+        answers = server.execute_many([("TYPE", "open:1"), ("TYPE", "shut:1")])
         assert answers[0] == b"string"
         assert isinstance(answers[1], AccessError)
 
@@ -230,19 +230,19 @@ def test_acl(own_redis: RedisServer) -> None:
 def test_no_such_database(redis_server: RedisServer) -> None:
     """A database that the server does not have is a usage error."""
     with pytest.raises(UsageError):
-        Server(Address.parse(redis_server.url(99))).connect()
+        RedisClient(Address.parse(redis_server.url(99))).connect()
 
 
 def test_no_server() -> None:
     """Nothing listening, no such socket, no such host: UnavailableError at once, saying which."""
     start = time.monotonic()
     for address in (
-        Address.from_host_port("127.0.0.1", free_port()),
+        Address.from_host_port("127.0.0.1", find_free_port()),
         Address.parse("unix:///nonexistent/redis.sock"),
         Address.parse(f"redis://:{'secret'}@nonexistent.invalid/0"),
     ):
         with pytest.raises(UnavailableError) as caught:
-            Server(address, Limits(timeout=2)).connect()
+            RedisClient(address, Limits(timeout=2)).connect()
         assert "secret" not in one_line(caught.value)
     assert time.monotonic() - start < 10
 
@@ -261,7 +261,7 @@ def test_not_redis() -> None:
     thread = threading.Thread(target=answer, daemon=True)
     thread.start()
     with pytest.raises(UnavailableError) as caught:
-        Server(Address.from_host_port("127.0.0.1", listener.getsockname()[1]), Limits(timeout=2)).connect()
+        RedisClient(Address.from_host_port("127.0.0.1", listener.getsockname()[1]), Limits(timeout=2)).connect()
     one_line(caught.value)
     listener.close()
     thread.join(5)
@@ -270,7 +270,7 @@ def test_not_redis() -> None:
 def test_tls_where_there_is_none(redis_server: RedisServer) -> None:
     """rediss:// to a plain port fails with a hint, in time."""
     with pytest.raises(UnavailableError) as caught:
-        Server(Address.parse(f"rediss://127.0.0.1:{redis_server.port}"), Limits(timeout=2)).connect()
+        RedisClient(Address.parse(f"rediss://127.0.0.1:{redis_server.port}"), Limits(timeout=2)).connect()
     one_line(caught.value)
 
 
@@ -280,20 +280,20 @@ def test_cluster_is_refused() -> None:
         RedisServer(tcp=True, arguments=["--cluster-enabled", "yes"]) as node,
         pytest.raises(UnavailableError, match="Cluster"),
     ):
-        Server(Address.parse(node.tcp_url())).connect()
+        RedisClient(Address.parse(node.tcp_url())).connect()
     with pytest.raises(UnavailableError, match="Cluster"):
-        Server(Address.parse("redis+cluster://127.0.0.1:1")).connect()
+        RedisClient(Address.parse("redis+cluster://127.0.0.1:1")).connect()
 
 
 def test_max_clients() -> None:
     """A server that is full refuses new connections with a reason; those that are open go on."""
     with RedisServer() as redis_server:
-        server = Server(Address.parse(redis_server.url()))
+        server = RedisClient(Address.parse(redis_server.url()))
         server.connect()
         redis_server.client().config_set("maxclients", 1)
         with pytest.raises(UnavailableError, match="maxclients"):
-            Server(Address.parse(redis_server.url())).connect()
-        assert server.ask("PING") == b"PONG"
+            RedisClient(Address.parse(redis_server.url())).connect()
+        assert server.execute("PING") == b"PONG"
 
 
 # -- Sentinel --------------------------------------------------------------------------------------------------------
@@ -306,14 +306,14 @@ def test_sentinel(own_redis: RedisServer) -> None:
         config = Path(directory) / "sentinel.conf"
         config.write_text(f"sentinel monitor mymaster 127.0.0.1 {own_redis.port} 1\n")
         with RedisServer(tcp=True, arguments=["--sentinel"], config=config) as sentinel:
-            nobody, port = free_port(), sentinel.port
+            nobody, port = find_free_port(), sentinel.port
             address = Address.parse(f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{port}/mymaster/0")
-            with contextlib.closing(Server(address, Limits(timeout=3))) as server:
-                assert server.ask("STRLEN", "k") == 1
+            with contextlib.closing(RedisClient(address, Limits(timeout=3))) as server:
+                assert server.execute("STRLEN", "k") == 1
             with pytest.raises(UnavailableError, match="nosuch"):
-                Server(Address.parse(f"redis+sentinel://127.0.0.1:{port}/nosuch/0")).connect()
+                RedisClient(Address.parse(f"redis+sentinel://127.0.0.1:{port}/nosuch/0")).connect()
             with pytest.raises(UnavailableError, match="Sentinel"):
-                Server(Address.from_host_port("127.0.0.1", port)).connect()
+                RedisClient(Address.from_host_port("127.0.0.1", port)).connect()
 
 
 # -- down, hung, lost ------------------------------------------------------------------------------------------------
@@ -322,18 +322,18 @@ def test_sentinel(own_redis: RedisServer) -> None:
 def test_hung(own_redis: RedisServer) -> None:
     """A server that hangs is given up within the time-out, connecting or asking; when it goes on, so do we."""
     limits = Limits(timeout=0.6)
-    with contextlib.closing(Server(Address.parse(own_redis.url()), limits)) as server:
+    with contextlib.closing(RedisClient(Address.parse(own_redis.url()), limits)) as server:
         server.connect()
         own_redis.pause()
         try:
-            for attempt in (server, server, Server(Address.parse(own_redis.tcp_url()), limits)):
+            for attempt in (server, server, RedisClient(Address.parse(own_redis.tcp_url()), limits)):
                 start = time.monotonic()
                 with pytest.raises(UnavailableError, match="in time"):
-                    attempt.ask("PING")
+                    attempt.execute("PING")
                 assert time.monotonic() - start < 1.5
         finally:
             own_redis.resume()
-        assert server.ask("PING") == b"PONG"
+        assert server.execute("PING") == b"PONG"
 
 
 def test_dribbling_answer(redis_server: RedisServer) -> None:
@@ -352,7 +352,7 @@ def test_dribbling_answer(redis_server: RedisServer) -> None:
     thread.start()
     start = time.monotonic()
     with pytest.raises(UnavailableError):
-        Server(Address.from_host_port("127.0.0.1", listener.getsockname()[1]), Limits(timeout=0.5)).connect()
+        RedisClient(Address.from_host_port("127.0.0.1", listener.getsockname()[1]), Limits(timeout=0.5)).connect()
     assert time.monotonic() - start < 1.5
     listener.close()
     thread.join(15)
@@ -361,17 +361,17 @@ def test_dribbling_answer(redis_server: RedisServer) -> None:
 
 def test_killed_and_back() -> None:
     """When the server is killed reads fail at once; when it is back they work, without being told."""
-    with RedisServer(keep=True) as redis_server:
+    with RedisServer(persist=True) as redis_server:
         redis_server.client().set("k", "v")
-        with contextlib.closing(Server(Address.parse(redis_server.url()), Limits(timeout=2))) as server:
-            assert server.ask("STRLEN", "k") == 1
+        with contextlib.closing(RedisClient(Address.parse(redis_server.url()), Limits(timeout=2))) as server:
+            assert server.execute("STRLEN", "k") == 1
             redis_server.kill()
             start = time.monotonic()
             with pytest.raises(UnavailableError):
-                server.ask("STRLEN", "k")
+                server.execute("STRLEN", "k")
             assert time.monotonic() - start < 2
             redis_server.start()
-            assert server.ask("STRLEN", "k") == 1
+            assert server.execute("STRLEN", "k") == 1
 
 
 def test_reads_are_retried_once(proxy: Proxy, redis_server: RedisServer) -> None:
@@ -381,29 +381,29 @@ def test_reads_are_retried_once(proxy: Proxy, redis_server: RedisServer) -> None
         server.connect()
         for kind in ("drop", "lost_reply", "partial"):
             fault = proxy.inject(kind, "STRLEN", times=1)
-            assert server.ask("STRLEN", "k") == 1
+            assert server.execute("STRLEN", "k") == 1
             assert fault.hits == 1
             fault = proxy.inject(kind, "STRLEN", skip=3, times=1)
-            assert server.ask_many([("STRLEN", "k")] * 10) == [1] * 10
+            assert server.execute_many([("STRLEN", "k")] * 10) == [1] * 10
         fault = proxy.inject("drop", "STRLEN")
         with pytest.raises(ConnectionLostError):
-            server.ask("STRLEN", "k")
+            server.execute("STRLEN", "k")
         assert fault.hits == 2
         proxy.clear()
-        assert server.ask("STRLEN", "k") == 1
-        assert server.counters.reconnects >= 7
+        assert server.execute("STRLEN", "k") == 1
+        assert server.stats.reconnects >= 7
 
 
 def test_stale_connections_cost_one_retry(proxy: Proxy) -> None:
     """When all kept connections were cut, the next read still succeeds."""
     with contextlib.closing(behind(proxy)) as server:
-        threads = [threading.Thread(target=server.ask, args=("PING",)) for _ in range(4)]
+        threads = [threading.Thread(target=server.execute, args=("PING",)) for _ in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(5)
-        proxy.cut()
-        assert server.ask("PING") == b"PONG"
+        proxy.disconnect_all()
+        assert server.execute("PING") == b"PONG"
 
 
 def test_time_outs_are_not_retried(proxy: Proxy) -> None:
@@ -413,14 +413,14 @@ def test_time_outs_are_not_retried(proxy: Proxy) -> None:
         fault = proxy.inject("hang_reply", "STRLEN")
         start = time.monotonic()
         with pytest.raises(UnavailableError):
-            server.ask("STRLEN", "k")
+            server.execute("STRLEN", "k")
         assert time.monotonic() - start < 1.2
         assert fault.hits == 1
         fault = proxy.inject("drop", "LLEN", times=1)
         proxy.inject("hang_reply", "LLEN")
         start = time.monotonic()
         with pytest.raises(UnavailableError):
-            server.ask("LLEN", "k")
+            server.execute("LLEN", "k")
         assert time.monotonic() - start < 1.2
 
 
@@ -430,30 +430,30 @@ def test_garbage(proxy: Proxy) -> None:
         server.connect()
         proxy.inject("garbage", "STRLEN", times=1)
         with pytest.raises(UnavailableError, match="garbage"):
-            server.ask("STRLEN", "k")
-        assert server.ask("STRLEN", "k") == 0
+            server.execute("STRLEN", "k")
+        assert server.execute("STRLEN", "k") == 0
 
 
 def test_no_connection_free(redis_server: RedisServer) -> None:
     """When all connections stay busy the next in line gives up after the time-out."""
     limits = Limits(timeout=0.3, connections=2)
-    with contextlib.closing(Server(Address.parse(redis_server.url()), limits, writable=True)) as server:
-        with server.writer(), pytest.raises(UnavailableError, match="--connections"), server.writer():
+    with contextlib.closing(RedisClient(Address.parse(redis_server.url()), limits, writable=True)) as server:
+        with server.write_channel(), pytest.raises(UnavailableError, match="--connections"), server.write_channel():
             pass
-        with server.writer():
-            assert server.ask("PING") == b"PONG"  # a writer never keeps readers out
-        with server.dialogue(), server.dialogue():
-            assert server.ask("PING") == b"PONG"
+        with server.write_channel():
+            assert server.execute("PING") == b"PONG"  # a writer never keeps readers out
+        with server.dedicated_channel(), server.dedicated_channel():
+            assert server.execute("PING") == b"PONG"
 
 
 def test_close_ends_a_wait(redis_server: RedisServer) -> None:
     """close() in one thread ends a follower's wait in another, at once."""
-    server = Server(Address.parse(redis_server.url()))
+    server = RedisClient(Address.parse(redis_server.url()))
     caught: list[BaseException] = []
 
     def follow() -> None:
         try:
-            with server.dialogue(resp3=True) as dialogue:
+            with server.dedicated_channel(resp3=True) as dialogue:
                 dialogue.receive_push(30)
         except RedisFuseError as error:
             caught.append(error)
@@ -466,7 +466,7 @@ def test_close_ends_a_wait(redis_server: RedisServer) -> None:
     assert not thread.is_alive()
     assert isinstance(caught[0], UnavailableError)
     with pytest.raises(UnavailableError):
-        server.ask("PING")
+        server.execute("PING")
 
 
 # -- not now ---------------------------------------------------------------------------------------------------------
@@ -481,23 +481,23 @@ def test_not_now(proxy: Proxy, redis_server: RedisServer, kind: str) -> None:
     with contextlib.closing(behind(proxy)) as server:
         server.connect()
         fault = proxy.inject("error", "STRLEN", times=3, text=kind)
-        assert server.ask("STRLEN", "k") == 1
+        assert server.execute("STRLEN", "k") == 1
         assert fault.hits == 3
         fault = proxy.inject("error", "STRLEN", times=3, text=kind)
-        assert server.ask_many([("TYPE", "k"), ("STRLEN", "k"), ("STRLEN", "k")]) == [b"string", 1, 1]
+        assert server.execute_many([("TYPE", "k"), ("STRLEN", "k"), ("STRLEN", "k")]) == [b"string", 1, 1]
         assert fault.hits == 3
         proxy.inject("error", "STRLEN", text=kind)
         start = time.monotonic()
         with pytest.raises(TryAgainError):
-            server.ask("STRLEN", "k")
+            server.execute("STRLEN", "k")
         with pytest.raises(TryAgainError):
-            server.ask_many([("TYPE", "k"), ("STRLEN", "k")])
+            server.execute_many([("TYPE", "k"), ("STRLEN", "k")])
         assert 1.2 < time.monotonic() - start < 4
 
 
 def test_really_loading() -> None:
     """A server that is loading its data for longer than the time-out is TryAgainError; when it is done it answers."""
-    with RedisServer(keep=True) as redis_server:
+    with RedisServer(persist=True) as redis_server:
         redis_server.client().mset({f"k{number}": os.urandom(1500) for number in range(200)})
         redis_server.client().bgrewriteaof()
         redis_server.wait_until_saved()
@@ -505,7 +505,7 @@ def test_really_loading() -> None:
         slowly = ["--key-load-delay", "20000", "--loading-process-events-interval-bytes", "1024"]  # microseconds a key
         redis_server.arguments = slowly
         redis_server.start(wait=False)
-        server = Server(Address.parse(redis_server.url()), Limits(timeout=1.0))
+        server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=1.0))
         deadline = time.monotonic() + 10
         while True:
             try:
@@ -516,46 +516,46 @@ def test_really_loading() -> None:
                 time.sleep(0.02)
         assert loading
         with pytest.raises(TryAgainError):
-            server.ask("DBSIZE")
+            server.execute("DBSIZE")
         redis_server.wait_until_answering()
-        assert server.ask("DBSIZE") == 200
+        assert server.execute("DBSIZE") == 200
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_writer(redis_server: RedisServer, writing: Server) -> None:
+def test_writer(redis_server: RedisServer, writing: RedisClient) -> None:
     """The writer writes, in transactions too; a changed key makes EXEC nil; errors inside EXEC are values."""
-    with writing.writer() as writer:
-        assert writer.exchange([("WATCH", "k"), ("SET", "k", "1")]) == [b"OK", b"OK"]
-        assert writer.exchange([("MULTI",), ("APPEND", "k", "2"), ("EXEC",)])[-1] is None
-        answers = writer.exchange([("MULTI",), ("APPEND", "k", "2"), ("HSET", "k", "f", "v"), ("EXEC",)])
+    with writing.write_channel() as writer:
+        assert writer.execute([("WATCH", "k"), ("SET", "k", "1")]) == [b"OK", b"OK"]
+        assert writer.execute([("MULTI",), ("APPEND", "k", "2"), ("EXEC",)])[-1] is None
+        answers = writer.execute([("MULTI",), ("APPEND", "k", "2"), ("HSET", "k", "f", "v"), ("EXEC",)])
         assert answers[-1][0] == 2
         assert isinstance(answers[-1][1], WrongTypeError)
     assert redis_server.client().get("k") == b"12"
 
 
-def test_no_writer_on_a_reading_server(server: Server) -> None:
+def test_no_writer_on_a_reading_server(server: RedisClient) -> None:
     """A Server that was not made writable gives no writer."""
-    with pytest.raises(ReadOnlyError), server.writer():
+    with pytest.raises(ReadOnlyError), server.write_channel():
         pass
 
 
-def test_writers_leave_no_watch_behind(redis_server: RedisServer, writing: Server) -> None:
+def test_writers_leave_no_watch_behind(redis_server: RedisServer, writing: RedisClient) -> None:
     """A WATCH or MULTI that one user of the writer left is gone for the next, on the same connection."""
     client = redis_server.client()
     for left in ([("WATCH", "k")], [("MULTI",)], [("WATCH", "k"), ("MULTI",), ("SET", "k", "left")]):
-        with writing.writer() as writer:
-            writer.exchange(left)
+        with writing.write_channel() as writer:
+            writer.execute(left)
         client.set("k", "other")
-        with writing.writer() as writer:
-            assert writer.exchange([("MULTI",), ("SET", "k", "mine"), ("EXEC",)])[-1] == [b"OK"]
-    with contextlib.suppress(ZeroDivisionError), writing.writer() as writer:
+        with writing.write_channel() as writer:
+            assert writer.execute([("MULTI",), ("SET", "k", "mine"), ("EXEC",)])[-1] == [b"OK"]
+    with contextlib.suppress(ZeroDivisionError), writing.write_channel() as writer:
         writer.send([("SET", "k", "unread")])
         raise ZeroDivisionError
-    with writing.writer() as writer:
-        assert writer.exchange([("STRLEN", "k")]) in ([6], [4])
-    assert writing.counters.connects <= 3
+    with writing.write_channel() as writer:
+        assert writer.execute([("STRLEN", "k")]) in ([6], [4])
+    assert writing.stats.connects <= 3
 
 
 def test_a_write_is_never_sent_twice(proxy: Proxy, redis_server: RedisServer) -> None:
@@ -565,12 +565,12 @@ def test_a_write_is_never_sent_twice(proxy: Proxy, redis_server: RedisServer) ->
         for kind in ("lost_reply", "lost_reset", "partial", "garbage", "hang_reply"):
             client.set("k", "a")
             fault = proxy.inject(kind, "APPEND")
-            with pytest.raises(UnavailableError), server.writer() as writer:
-                writer.exchange([("APPEND", "k", "b")])
+            with pytest.raises(UnavailableError), server.write_channel() as writer:
+                writer.execute([("APPEND", "k", "b")])
             assert (client.get("k"), fault.hits) == (b"ab", 1), kind
             fault = proxy.inject(kind, "EXEC")
-            with pytest.raises(UnavailableError), server.writer() as writer:
-                writer.exchange([("MULTI",), ("SETRANGE", "k", 0, "xyz"), ("EXEC",)])
+            with pytest.raises(UnavailableError), server.write_channel() as writer:
+                writer.execute([("MULTI",), ("SETRANGE", "k", 0, "xyz"), ("EXEC",)])
             assert (client.get("k"), fault.hits) == (b"xyz", 1), kind
             proxy.clear()
 
@@ -578,29 +578,32 @@ def test_a_write_is_never_sent_twice(proxy: Proxy, redis_server: RedisServer) ->
 def test_a_cut_writer_is_not_handed_out(proxy: Proxy) -> None:
     """A kept writing connection that was cut meanwhile is replaced before it is used."""
     with contextlib.closing(behind(proxy, writable=True)) as server:
-        with server.writer() as writer:
-            writer.exchange([("SET", "k", "1")])
-        proxy.cut()
+        with server.write_channel() as writer:
+            writer.execute([("SET", "k", "1")])
+        proxy.disconnect_all()
         time.sleep(0.1)
-        with server.writer() as writer:
-            assert writer.exchange([("SET", "k", "2")]) == [b"OK"]
+        with server.write_channel() as writer:
+            assert writer.execute([("SET", "k", "2")]) == [b"OK"]
 
 
 def test_replica(own_redis: RedisServer) -> None:
     """A write to a replica is ReadOnlyError; reads go on."""
-    own_redis.client().replicaof("127.0.0.1", str(free_port()))
-    with contextlib.closing(Server(Address.parse(own_redis.url()), writable=True)) as server:
-        assert server.connect().replica
-        with server.writer() as writer:
-            assert isinstance(writer.exchange([("SET", "k", "v")])[0], ReadOnlyError)
-        assert server.ask("DBSIZE") == 0
+    own_redis.client().replicaof("127.0.0.1", str(find_free_port()))
+    with contextlib.closing(RedisClient(Address.parse(own_redis.url()), writable=True)) as server:
+        assert server.connect().is_replica
+        with server.write_channel() as writer:
+            assert isinstance(writer.execute([("SET", "k", "v")])[0], ReadOnlyError)
+        assert server.execute("DBSIZE") == 0
 
 
 def test_out_of_memory(own_redis: RedisServer) -> None:
     """A write that the server has no memory for is NoSpaceError."""
     own_redis.client().config_set("maxmemory", "1mb")
-    with contextlib.closing(Server(Address.parse(own_redis.url()), writable=True)) as server, server.writer() as writer:
-        assert isinstance(writer.exchange([("SET", "k", "v")])[0], NoSpaceError)
+    with (
+        contextlib.closing(RedisClient(Address.parse(own_redis.url()), writable=True)) as server,
+        server.write_channel() as writer,
+    ):
+        assert isinstance(writer.execute([("SET", "k", "v")])[0], NoSpaceError)
 
 
 # -- big values ------------------------------------------------------------------------------------------------------
@@ -611,7 +614,7 @@ def resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_fetch_into(redis_server: RedisServer, server: Server) -> None:
+def test_fetch_into(redis_server: RedisServer, server: RedisClient) -> None:
     """A hash field of 64 MiB is written to a file as it comes, with memory for a piece only."""
     redis_server.client().hset("h", "f", os.urandom(MIB) * 64)
     server.connect()
@@ -619,32 +622,32 @@ def test_fetch_into(redis_server: RedisServer, server: Server) -> None:
     before = resident()
     with tempfile.TemporaryFile() as file:
         file.write(b"before")
-        assert server.fetch_into(file, "HGET", "h", "f") == 64 * MIB
+        assert server.download(file, "HGET", "h", "f") == 64 * MIB
         assert resident() - before < 8 * MIB
         assert file.tell() == 6 + 64 * MIB
         file.seek(0)
         assert file.read(6) == b"before"
         first = file.read(MIB)
         assert file.read() == first * 63
-    assert server.ask("HGET", "none", "f") is None
+    assert server.execute("HGET", "none", "f") is None
 
 
-def test_fetch_into_small_and_odd(redis_server: RedisServer, server: Server) -> None:
+def test_fetch_into_small_and_odd(redis_server: RedisServer, server: RedisClient) -> None:
     """Empty values, missing ones, error replies and answers that are no bulk string are told apart."""
     client = redis_server.client()
     client.hset("h", mapping={"empty": "", "crlf": "\r\n\r\n"})
     client.set("s", "x")
     file = io.BytesIO()
-    assert server.fetch_into(file, "HGET", "h", "empty") == 0
-    assert server.fetch_into(file, "HGET", "h", "crlf") == 4
+    assert server.download(file, "HGET", "h", "empty") == 0
+    assert server.download(file, "HGET", "h", "crlf") == 4
     assert file.getvalue() == b"\r\n\r\n"
     with pytest.raises(NotFoundError):
-        server.fetch_into(file, "HGET", "h", "missing")
+        server.download(file, "HGET", "h", "missing")
     with pytest.raises(WrongTypeError):
-        server.fetch_into(file, "HGET", "s", "f")
+        server.download(file, "HGET", "s", "f")
     with pytest.raises(UnavailableError):
-        server.fetch_into(file, "HLEN", "h")
-    assert server.ask("HLEN", "h") == 2
+        server.download(file, "HLEN", "h")
+    assert server.execute("HLEN", "h") == 2
 
 
 def test_fetch_into_is_retried_from_the_start(redis_server: RedisServer, proxy: Proxy) -> None:
@@ -655,11 +658,11 @@ def test_fetch_into_is_retried_from_the_start(redis_server: RedisServer, proxy: 
         server.connect()
         proxy.inject("partial", "HGET", times=1)
         file = io.BytesIO()
-        assert server.fetch_into(file, "HGET", "h", "f") == len(value)
+        assert server.download(file, "HGET", "h", "f") == len(value)
         assert file.getvalue() == value
 
 
-def test_fetch_into_a_full_disk(redis_server: RedisServer, server: Server) -> None:
+def test_fetch_into_a_full_disk(redis_server: RedisServer, server: RedisClient) -> None:
     """When the file can't be written its own error comes out, and the next question gets its own answer."""
     redis_server.client().hset("h", "f", b"x" * MIB)
 
@@ -668,8 +671,8 @@ def test_fetch_into_a_full_disk(redis_server: RedisServer, server: Server) -> No
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space"):
-        server.fetch_into(Full(), "HGET", "h", "f")
-    assert server.ask("HSTRLEN", "h", "f") == MIB
+        server.download(Full(), "HGET", "h", "f")
+    assert server.execute("HSTRLEN", "h", "f") == MIB
 
 
 def pieces(size: int) -> Iterator[bytes]:
@@ -679,17 +682,17 @@ def pieces(size: int) -> Iterator[bytes]:
         size -= MIB
 
 
-def test_send_streamed(redis_server: RedisServer, writing: Server) -> None:
+def test_send_streamed(redis_server: RedisServer, writing: RedisClient) -> None:
     """A value of 64 MiB is sent as it is made, with memory for a piece only; inside MULTI too."""
-    with writing.writer() as writer:
-        writer.exchange([("PING",)])
+    with writing.write_channel() as writer:
+        writer.execute([("PING",)])
         before = resident()
         writer.send_streamed(["SET", "big"], 64 * MIB, pieces(64 * MIB))
         assert writer.receive() == b"OK"
-        writer.exchange([("WATCH", "h"), ("MULTI",)])
+        writer.execute([("WATCH", "h"), ("MULTI",)])
         writer.send_streamed([b"HSET", b"h", b"f"], 10 * MIB + 3, pieces(10 * MIB + 3))
         assert writer.receive() == b"QUEUED"
-        assert writer.exchange([("EXEC",)]) == [[1]]
+        assert writer.execute([("EXEC",)]) == [[1]]
         writer.send_streamed(["SET", "empty"], 0, [])
         assert writer.receive() == b"OK"
         assert resident() - before < 8 * MIB
@@ -697,7 +700,7 @@ def test_send_streamed(redis_server: RedisServer, writing: Server) -> None:
     assert (client.strlen("big"), client.hstrlen("h", "f"), client.get("empty")) == (64 * MIB, 10 * MIB + 3, b"")
 
 
-def test_streams_that_do_not_come_to_their_size(redis_server: RedisServer, writing: Server) -> None:
+def test_streams_that_do_not_come_to_their_size(redis_server: RedisServer, writing: RedisClient) -> None:
     """Chunks that are too few, too many or fail leave the old value; nothing after them is taken for a command."""
     client = redis_server.client()
     client.set("k", "old")
@@ -712,11 +715,11 @@ def test_streams_that_do_not_come_to_their_size(redis_server: RedisServer, writi
         (100, failing(), ZeroDivisionError),
         (0, iter([b"*1\r\n$8\r\nFLUSHALL\r\n"]), ValueError),
     ):
-        with pytest.raises(error), writing.writer() as writer:
+        with pytest.raises(error), writing.write_channel() as writer:
             writer.send_streamed(["SET", "k"], size, chunks)
     assert client.get("k") == b"old"
-    with writing.writer() as writer:
-        assert writer.exchange([("STRLEN", "k")]) == [3]
+    with writing.write_channel() as writer:
+        assert writer.execute([("STRLEN", "k")]) == [3]
 
 
 def test_over_the_servers_limit(own_redis: RedisServer) -> None:
@@ -725,11 +728,11 @@ def test_over_the_servers_limit(own_redis: RedisServer) -> None:
     client.set("k", "old")
     client.config_set("proto-max-bulk-len", MIB)
     for url in (own_redis.url(), own_redis.tcp_url()):
-        with contextlib.closing(Server(Address.parse(url), writable=True)) as server:
-            with pytest.raises(TooLargeError), server.writer() as writer:
+        with contextlib.closing(RedisClient(Address.parse(url), writable=True)) as server:
+            with pytest.raises(TooLargeError), server.write_channel() as writer:
                 writer.send_streamed(["SET", "k"], 30 * MIB, pieces(30 * MIB))
-            with server.writer() as writer:
-                assert isinstance(writer.exchange([("SETRANGE", "k", 2 * MIB, "x")])[0], TooLargeError)
+            with server.write_channel() as writer:
+                assert isinstance(writer.execute([("SETRANGE", "k", 2 * MIB, "x")])[0], TooLargeError)
     assert client.get("k") == b"old"
 
 
@@ -738,27 +741,27 @@ def test_over_the_servers_limit(own_redis: RedisServer) -> None:
 FLUSH = b"*1\r\n$8\r\nFLUSHALL\r\n"
 
 
-def test_no_write_gets_through(redis_server: RedisServer, server: Server) -> None:
+def test_no_write_gets_through(redis_server: RedisServer, server: RedisClient) -> None:
     """Every way to send something that is not on the list is refused before it leaves, and harms no connection."""
     client = redis_server.client()
     client.set("k", "old")
     client.script_load("return 1")
     address = Address.parse(redis_server.url())
-    connection = open_connection(address, READS, timeout=2, counters=Counters(), brake=Brake(0))
-    with server.dialogue() as dialogue, server.dialogue(resp3=True) as modern:
+    connection = open_connection(address, READ_ALLOWLIST, timeout=2, stats=ClientStats(), token_bucket=TokenBucket(0))
+    with server.dedicated_channel() as dialogue, server.dedicated_channel(resp3=True) as modern:
         attempts = [
-            lambda: server.ask("SET", "k", "new"),
-            lambda: server.ask("set", "k", "new"),
-            lambda: server.ask(b"FlushAll"),
-            lambda: server.ask("CONFIG", "SET", "maxmemory", "1"),
-            lambda: server.ask("EVAL", "return redis.call('flushall')", 0),
-            lambda: server.ask("CLIENT", "KILL", "TYPE", "normal"),
-            lambda: server.ask("SUBSCRIBE", "anything"),
-            lambda: server.ask_many([("PING",), ("DEL", "k"), ("PING",)]),
-            lambda: server.ask_many([["MULTI"], ["SET", "k", "new"], ["EXEC"]]),
-            lambda: server.fetch_into(io.BytesIO(), "GETSET", "k", "new"),
+            lambda: server.execute("SET", "k", "new"),
+            lambda: server.execute("set", "k", "new"),
+            lambda: server.execute(b"FlushAll"),
+            lambda: server.execute("CONFIG", "SET", "maxmemory", "1"),
+            lambda: server.execute("EVAL", "return redis.call('flushall')", 0),
+            lambda: server.execute("CLIENT", "KILL", "TYPE", "normal"),
+            lambda: server.execute("SUBSCRIBE", "anything"),
+            lambda: server.execute_many([("PING",), ("DEL", "k"), ("PING",)]),
+            lambda: server.execute_many([["MULTI"], ["SET", "k", "new"], ["EXEC"]]),
+            lambda: server.download(io.BytesIO(), "GETSET", "k", "new"),
             lambda: dialogue.send([("SET", "k", "new")]),
-            lambda: dialogue.exchange([("PING",), ("FLUSHALL",)]),
+            lambda: dialogue.execute([("PING",), ("FLUSHALL",)]),
             lambda: modern.send([("FLUSHDB",)]),
             lambda: dialogue.send_streamed(["SET", "k"], 3, [b"new"]),
             lambda: connection.send_command("SET", "k", "new"),
@@ -777,22 +780,22 @@ def test_no_write_gets_through(redis_server: RedisServer, server: Server) -> Non
         for attempt in attempts:
             with pytest.raises(ForbiddenCommandError):
                 attempt()
-        assert dialogue.exchange([("PING",)]) == [b"PONG"]
-        assert modern.exchange([("PING",)]) == [b"PONG"]
+        assert dialogue.execute([("PING",)]) == [b"PONG"]
+        assert modern.execute([("PING",)]) == [b"PONG"]
     connection.send_command("PING")
     assert connection.read_response() == b"PONG"
     connection.disconnect()
     assert client.get("k") == b"old"
     sent = {name for name in client.info("commandstats") if name in ("cmdstat_flushall", "cmdstat_eval", "cmdstat_del")}
     assert sent <= {"cmdstat_flushall"}  # the fixture's own, before it resets the statistics
-    assert server.ask("STRLEN", "k") == 3
+    assert server.execute("STRLEN", "k") == 3
 
 
-def test_the_writers_list(redis_server: RedisServer, writing: Server) -> None:
+def test_the_writers_list(redis_server: RedisServer, writing: RedisClient) -> None:
     """The writing connection has a list too, and a writable Server's reading connections do not write."""
     redis_server.client().set("k", "old")
     with pytest.raises(ForbiddenCommandError):
-        writing.ask("SET", "k", "new")
+        writing.execute("SET", "k", "new")
     for command in (
         ["FLUSHALL"],
         ["CONFIG", "GET", "*"],
@@ -800,27 +803,27 @@ def test_the_writers_list(redis_server: RedisServer, writing: Server) -> None:
         ["KEYS", "*"],
         ["XGROUP", "DESTROY", "k", "g"],
     ):
-        with pytest.raises(ForbiddenCommandError), writing.writer() as writer:
+        with pytest.raises(ForbiddenCommandError), writing.write_channel() as writer:
             writer.send([command])
-    assert writing.counters.connects == 2
+    assert writing.stats.connects == 2
 
 
 # -- odd -------------------------------------------------------------------------------------------------------------
 
 
-def test_errors_that_are_no_text(redis_server: RedisServer, server: Server) -> None:
+def test_errors_that_are_no_text(redis_server: RedisServer, server: RedisClient) -> None:
     """An error reply with bytes that are not UTF-8 is an error like others."""
     redis_server.client().set("k", "1")
     with pytest.raises(ServerReplyError):
-        server.ask("GETRANGE", "k", b"\xff\xfe\x00", "1")
+        server.execute("GETRANGE", "k", b"\xff\xfe\x00", "1")
     with pytest.raises(ServerReplyError):
-        server.ask("OBJECT", "ENCODING")
+        server.execute("OBJECT", "ENCODING")
 
 
-def test_pushes_in_pieces(redis_server: RedisServer, server: Server) -> None:
+def test_pushes_in_pieces(redis_server: RedisServer, server: RedisClient) -> None:
     """Thousands of changed keys in one message, and messages between answers, all arrive, in order."""
     client = redis_server.client()
-    with server.dialogue(resp3=True) as dialogue:
+    with server.dedicated_channel(resp3=True) as dialogue:
         dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
         assert dialogue.receive() == b"OK"
         push = dialogue.receive_push(2)
@@ -833,7 +836,7 @@ def test_pushes_in_pieces(redis_server: RedisServer, server: Server) -> None:
         deadline = time.monotonic() + 10
         flushed = False
         while not flushed and time.monotonic() < deadline:
-            assert dialogue.exchange([("PING",)]) == [b"PONG"]
+            assert dialogue.execute([("PING",)]) == [b"PONG"]
             while (push := dialogue.receive_push(0.2)) is not None:
                 if push[1] is None:
                     flushed = True
@@ -847,10 +850,10 @@ def test_pushes_in_pieces(redis_server: RedisServer, server: Server) -> None:
 def test_a_used_up_dialogue(proxy: Proxy) -> None:
     """After its connection was lost a dialogue refuses further use; leaving its block is no error."""
     server = behind(proxy, timeout=0.5)
-    with server.dialogue() as dialogue:
-        proxy.cut()
+    with server.dedicated_channel() as dialogue:
+        proxy.disconnect_all()
         with pytest.raises(UnavailableError):
-            dialogue.exchange([("PING",)])
+            dialogue.execute([("PING",)])
         assert dialogue.closed
         with pytest.raises(UnavailableError):
             dialogue.send([("PING",)])

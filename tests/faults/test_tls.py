@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import UnavailableError
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.redis_server import RedisServer, find_free_port
 
 MIB = 1024 * 1024
 
@@ -37,7 +37,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tls_port(certificate: Path) -> Iterator[int]:
     """The TLS port of a server with that certificate."""
-    port = free_port()
+    port = find_free_port()
     arguments = ["--tls-port", str(port), "--tls-auth-clients", "no"]
     arguments += ["--tls-cert-file", f"{certificate}/cert.pem", "--tls-key-file", f"{certificate}/key.pem"]
     arguments += ["--tls-ca-cert-file", f"{certificate}/cert.pem"]
@@ -48,21 +48,21 @@ def tls_port(certificate: Path) -> Iterator[int]:
 def test_trusted(tls_port: int, certificate: Path) -> None:
     """With the authority given, everything works as without TLS: batches, streams both ways, pushes."""
     address = Address.parse(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate}/cert.pem")
-    with contextlib.closing(Server(address, writable=True)) as server:
-        with server.writer() as writer:
+    with contextlib.closing(RedisClient(address, writable=True)) as server:
+        with server.write_channel() as writer:
             writer.send_streamed(["HSET", "h", "f"], 8 * MIB, [b"x" * MIB] * 8)
             assert writer.receive() == 1
         file = io.BytesIO()
-        assert server.fetch_into(file, "HGET", "h", "f") == 8 * MIB
+        assert server.download(file, "HGET", "h", "f") == 8 * MIB
         assert file.getvalue() == b"x" * 8 * MIB
-        assert server.ask_many([("HSTRLEN", "h", "f")] * 3000) == [8 * MIB] * 3000
-        with server.dialogue(resp3=True) as dialogue:
+        assert server.execute_many([("HSTRLEN", "h", "f")] * 3000) == [8 * MIB] * 3000
+        with server.dedicated_channel(resp3=True) as dialogue:
             dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
             assert dialogue.receive() == b"OK"
             assert dialogue.receive_push(2) is not None
             assert dialogue.receive_push(0.05) is None
-            with server.writer() as writer:
-                writer.exchange([("SET", "k", "v")])
+            with server.write_channel() as writer:
+                writer.execute([("SET", "k", "v")])
             assert dialogue.receive_push(2) == [b"invalidate", [b"k"]]
 
 
@@ -70,13 +70,13 @@ def test_not_trusted(tls_port: int) -> None:
     """An unknown authority is refused with the option that would help; ssl_cert_reqs=none accepts it."""
     limits = Limits(timeout=3)
     with pytest.raises(UnavailableError, match="certificate"):
-        Server(Address.parse(f"rediss://localhost:{tls_port}"), limits).connect()
+        RedisClient(Address.parse(f"rediss://localhost:{tls_port}"), limits).connect()
     loose = Address.parse(f"rediss://localhost:{tls_port}?ssl_cert_reqs=none&ssl_check_hostname=false")
-    with contextlib.closing(Server(loose, limits)) as server:
-        assert server.ask("PING") == b"PONG"
+    with contextlib.closing(RedisClient(loose, limits)) as server:
+        assert server.execute("PING") == b"PONG"
 
 
 def test_plain_to_a_tls_port(tls_port: int) -> None:
     """redis:// to a TLS port fails in time, with a hint."""
     with pytest.raises(UnavailableError):
-        Server(Address.from_host_port("localhost", tls_port), Limits(timeout=2)).connect()
+        RedisClient(Address.from_host_port("localhost", tls_port), Limits(timeout=2)).connect()

@@ -9,19 +9,19 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import AccessError, RedisFuseError, UnavailableError
-from redisfuse.keyspace.monitor import Keyspace
+from redisfuse.keyspace.monitor import KeyspaceMonitor
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.unit.test_monitor import keyspace_of, names, until
 
 
-def started(url: str, **options: object) -> tuple[Server, Keyspace]:
+def started(url: str, **options: object) -> tuple[RedisClient, KeyspaceMonitor]:
     """A started keyspace, of a server behind a proxy."""
-    server = Server(Address.parse(url), Limits(timeout=1.5))
-    keyspace = Keyspace(server, keep_alive=0.2, **options)  # type: ignore[arg-type]
+    server = RedisClient(Address.parse(url), Limits(timeout=1.5))
+    keyspace = KeyspaceMonitor(server, heartbeat_interval=0.2, **options)  # type: ignore[arg-type]
     keyspace.start()
     return server, keyspace
 
@@ -37,11 +37,11 @@ def test_a_fault_is_survived(redis_server: RedisServer, kind: str, command: str)
         server, keyspace = started(proxy.url())
         try:
             client.set(b"one", b"")
-            until(lambda: keyspace.ready, 8.0)
+            until(lambda: keyspace.is_ready, 8.0)
             client.set(b"two", b"")
             client.delete(b"k:0")
             expected = {*(b"k:%d" % number for number in range(1, 3000)), b"one", b"two"}
-            until(lambda: keyspace.ready and names(keyspace) == expected, 8.0)
+            until(lambda: keyspace.is_ready and names(keyspace) == expected, 8.0)
         finally:
             keyspace.close()
             server.close()
@@ -56,11 +56,11 @@ def test_a_scan_is_never_shown_in_part(redis_server: RedisServer) -> None:
         server, keyspace = started(proxy.url())
         try:
             with pytest.raises(UnavailableError):
-                keyspace.wait(5)
+                keyspace.wait_until_ready(5)
             assert len(keyspace.index) == 0
-            assert not keyspace.ready
+            assert not keyspace.is_ready
             proxy.clear()
-            until(lambda: keyspace.ready, 8.0)
+            until(lambda: keyspace.is_ready, 8.0)
             assert len(keyspace.index) == 3000
         finally:
             keyspace.close()
@@ -74,7 +74,7 @@ def test_loading_is_waited_for(redis_server: RedisServer) -> None:
         proxy.inject("error", "SCAN", times=2, text="LOADING Redis is loading the dataset in memory")
         server, keyspace = started(proxy.url())
         try:
-            keyspace.wait(5)
+            keyspace.wait_until_ready(5)
             assert names(keyspace) == {b"k"}
         finally:
             keyspace.close()
@@ -88,7 +88,7 @@ def test_a_user_who_may_not_scan(redis_server: RedisServer) -> None:
     client.execute_command("ACL", "LOG", "RESET")
     with keyspace_of(redis_server, user="noscan:pw@") as (keyspace, _, _):
         with pytest.raises(AccessError):
-            keyspace.wait(5)
+            keyspace.wait_until_ready(5)
         time.sleep(1.0)
         entries = client.execute_command("ACL", "LOG")
         assert sum(entry[b"count"] if isinstance(entry, dict) else entry[1] for entry in entries) == 1
@@ -100,7 +100,7 @@ def test_nothing_stays_in_the_error_counts(redis_server: RedisServer) -> None:
     client.ping()
     client.config_resetstat()  # redis-py's own greeting leaves some
     with keyspace_of(redis_server) as (keyspace, _, _):
-        keyspace.wait(5)
+        keyspace.wait_until_ready(5)
         client.mset({b"k:%d" % number: b"" for number in range(500)})
         until(lambda: len(keyspace.index) == 500)
         time.sleep(0.5)
@@ -116,16 +116,16 @@ def test_a_random_life(own_redis: RedisServer) -> None:
     stop = threading.Event()
 
     with keyspace_of(own_redis) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
 
         def look() -> None:
             """No listing may hold both a key of a life before a flush and one of the life after."""
             while not stop.is_set():
                 try:
-                    keyspace.wait(1.0)
+                    keyspace.wait_until_ready(1.0)
                 except RedisFuseError:
                     continue
-                lives = {key.split(b":")[1] for key in keyspace.index.keys_below((b"life",))}
+                lives = {key.split(b":")[1] for key in keyspace.index.iter_keys_below((b"life",))}
                 if len(lives) > 1:
                     mixed.append(lives)
 
@@ -146,9 +146,9 @@ def test_a_random_life(own_redis: RedisServer) -> None:
                 elif kind == "kill":
                     client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
                 elif kind == "refresh":
-                    keyspace.refresh()
+                    keyspace.request_rescan()
                 limit = 4.0 if kind in ("swap", "kill") else 1.5
-                until(lambda: keyspace.ready and names(keyspace) == set(client.scan_iter(count=1000)), limit)
+                until(lambda: keyspace.is_ready and names(keyspace) == set(client.scan_iter(count=1000)), limit)
         finally:
             stop.set()
             watcher.join(5)

@@ -28,13 +28,13 @@ from redisfuse.errors import (
     UnavailableError,
 )
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Content
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.precondition import Basis
-from redisfuse.transactions.recovery import recover
-from tests.support.edit_bench import Bench, MakeBench
-from tests.support.proxy import Kind, Proxy
-from tests.support.redis_server import RedisServer, free_port
+from redisfuse.journal.models import Blob
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.recovery import recover_pending
+from tests.support.edit_bench import BenchFactory, EditBench
+from tests.support.proxy import FaultKind, Proxy
+from tests.support.redis_server import RedisServer, find_free_port
 
 MIB = 1 << 20
 TIMEOUT = 0.7  # seconds
@@ -42,12 +42,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs and 
 
 
 @pytest.fixture
-def make_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[MakeBench]:
-    opened: list[Bench] = []
+def make_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[BenchFactory]:
+    opened: list[EditBench] = []
 
-    def make(**options: object) -> Bench:
+    def make(**options: object) -> EditBench:
         options.setdefault("timeout", TIMEOUT)
-        opened.append(Bench.of(tmp_path / f"state{len(opened)}", own_redis, **options))
+        opened.append(EditBench.create(tmp_path / f"state{len(opened)}", own_redis, **options))
         return opened[-1]
 
     yield make
@@ -56,7 +56,7 @@ def make_bench(own_redis: RedisServer, tmp_path: Path) -> Iterator[MakeBench]:
 
 
 @pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
+def bench(make_bench: BenchFactory) -> EditBench:
     return make_bench()
 
 
@@ -67,16 +67,16 @@ def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def behind(make_bench: MakeBench, proxy: Proxy) -> Bench:
+def behind(make_bench: BenchFactory, proxy: Proxy) -> EditBench:
     """A bench that reaches its server through the proxy; warmed up."""
     bench = make_bench(url=proxy.url())
     bench.save(b"warm", b"up")
     return bench
 
 
-def after_journaling(bench: Bench, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+def after_journaling(bench: EditBench, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """Do something once between the journal's fsync and EXEC."""
-    intend = bench.journal.intend
+    intend = bench.journal.record_intents
     once = iter([True])
 
     def acting(*arguments: object, **options: object) -> list[int]:
@@ -85,17 +85,17 @@ def after_journaling(bench: Bench, monkeypatch: pytest.MonkeyPatch, act: Callabl
             act()
         return ids
 
-    monkeypatch.setattr(bench.journal, "intend", acting)
+    monkeypatch.setattr(bench.journal, "record_intents", acting)
 
 
-def states(bench: Bench) -> list[str]:
-    return [row.state for row in bench.rows() if row.key != b"warm"]
+def states(bench: EditBench) -> list[str]:
+    return [row.outcome for row in bench.changes() if row.key != b"warm"]
 
 
 # -- servers that refuse ---------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory(bench: Bench) -> None:
+def test_out_of_memory(bench: EditBench) -> None:
     """OOM is NoSpaceError, the row failed, the old value there; removing still works."""
     bench.redis.set("k", "old")
     bench.redis.config_set("maxmemory", "1")
@@ -106,24 +106,24 @@ def test_out_of_memory(bench: Bench) -> None:
         bench.save(b"h", b"v", b"f")
     assert bench.redis.get("k") == b"old"
     assert states(bench) == ["failed"] * 3
-    bench.edits.remove([Target(b"k")], path=b"k")
-    assert bench.last.state == "applied"
+    bench.key_writer.remove([KeyRef(b"k")], path=b"k")
+    assert bench.last_change.outcome == "applied"
 
 
-def test_a_rename_between_field_and_string_is_all_or_nothing(bench: Bench) -> None:
+def test_a_rename_between_field_and_string_is_all_or_nothing(bench: EditBench) -> None:
     """Where the first half of a transaction is refused (OOM), the second is not done either."""
     bench.redis.hset("h", "f", "v")
     bench.redis.config_set("maxmemory", "1")
     with pytest.raises(NoSpaceError):
-        bench.edits.rename([(Target(b"h", b"f"), Target(b"s"))], path=b"h.f", new_path=b"s")
+        bench.key_writer.rename([(KeyRef(b"h", b"f"), KeyRef(b"s"))], path=b"h.f", new_path=b"s")
     assert bench.redis.hget("h", "f") == b"v"
     assert states(bench) == ["failed", "failed"]
 
 
-def test_a_replica(bench: Bench) -> None:
+def test_a_replica(bench: EditBench) -> None:
     """A replica's READONLY is ReadOnlyError, the row failed; after its promotion the same edits go on."""
     bench.redis.set("k", "old")
-    bench.redis.replicaof("127.0.0.1", str(free_port()))
+    bench.redis.replicaof("127.0.0.1", str(find_free_port()))
     with pytest.raises(ReadOnlyError):
         bench.save(b"k", b"new")
     assert states(bench) == ["failed"]
@@ -132,17 +132,17 @@ def test_a_replica(bench: Bench) -> None:
     assert bench.redis.get("k") == b"new"
 
 
-def test_a_replica_without_its_master(bench: Bench) -> None:
+def test_a_replica_without_its_master(bench: EditBench) -> None:
     """MASTERDOWN is asked again until the time-out, then TryAgainError; no row."""
     bench.redis.config_set("replica-serve-stale-data", "no")
-    bench.redis.replicaof("127.0.0.1", str(free_port()))
+    bench.redis.replicaof("127.0.0.1", str(find_free_port()))
     with pytest.raises(TryAgainError):
         bench.save(b"k", b"new")
     assert states(bench) == []
 
 
 @pytest.mark.parametrize("setting", [("min-replicas-to-write", "3")])
-def test_too_few_replicas(bench: Bench, setting: tuple[str, str]) -> None:
+def test_too_few_replicas(bench: EditBench, setting: tuple[str, str]) -> None:
     """NOREPLICAS changes nothing, and the row says so."""
     bench.redis.set("k", "old")
     bench.redis.config_set(*setting)
@@ -164,7 +164,7 @@ def test_too_few_replicas(bench: Bench, setting: tuple[str, str]) -> None:
     ],
 )
 def test_denied_by_the_acl(
-    make_bench: MakeBench, own_redis: RedisServer, rules: list[str], states_after: list[str]
+    make_bench: BenchFactory, own_redis: RedisServer, rules: list[str], states_after: list[str]
 ) -> None:
     """NOPERM is AccessError; nothing is written, least of all by somebody who may SET but not MULTI."""
     client = own_redis.client()
@@ -172,22 +172,22 @@ def test_denied_by_the_acl(
     client.execute_command("ACL", "SETUSER", "writer", "on", "nopass", *rules)
     bench = make_bench(url=f"redis://writer:x@127.0.0.1:{own_redis.port}/0")
     with pytest.raises(AccessError):
-        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+        bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert client.get("k") == b"old"
     assert states(bench) == states_after
 
 
 @pytest.mark.parametrize("change", ["save", "remove"])
-def test_transactions_are_forbidden_in_the_middle(bench: Bench, change: str) -> None:
+def test_transactions_are_forbidden_in_the_middle(bench: EditBench, change: str) -> None:
     """Whoever may not use MULTI any more has made his change, and knows it: it can be taken back. There is no next."""
     bench.redis.mset({"k": "old", "other": "old"})
     bench.save(b"other", b"new")
     bench.redis.execute_command("ACL", "SETUSER", "default", "-multi")
     if change == "save":
-        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+        bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
         assert bench.redis.get("k") == b"new"
     else:
-        bench.edits.remove([Target(b"k")], path=b"k")
+        bench.key_writer.remove([KeyRef(b"k")], path=b"k")
         assert not bench.redis.exists("k")
     assert states(bench) == ["applied", "applied"]
     with pytest.raises(AccessError):
@@ -196,17 +196,17 @@ def test_transactions_are_forbidden_in_the_middle(bench: Bench, change: str) -> 
     assert states(bench) == ["applied", "applied"]
 
 
-def test_the_connection_is_lost_where_memory_was_short(behind: Bench, proxy: Proxy) -> None:
+def test_the_connection_is_lost_where_memory_was_short(behind: EditBench, proxy: Proxy) -> None:
     """A removal that is tried once more, as the server is out of memory, leaves no row open if that isn't begun."""
     behind.redis.set("k", "old")
     behind.redis.config_set("maxmemory", "1")
     proxy.inject("drop", "WATCH", skip=1, times=1)
-    behind.edits.remove([Target(b"k")], path=b"k")
+    behind.key_writer.remove([KeyRef(b"k")], path=b"k")
     assert not behind.redis.exists("k")
     assert states(behind) == ["failed", "applied"]
 
 
-def test_a_value_over_the_servers_limit(bench: Bench) -> None:
+def test_a_value_over_the_servers_limit(bench: EditBench) -> None:
     """A value over proto-max-bulk-len is TooLargeError, the old value is intact, the row failed."""
     bench.redis.set("k", "old")
     bench.redis.config_set("proto-max-bulk-len", str(MIB))
@@ -220,11 +220,13 @@ def test_a_value_over_the_servers_limit(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lost_reply", "lost_reset", "partial", "hang_reply", "garbage"])
-def test_a_lost_answer_of_a_write_that_was_done(behind: Bench, proxy: Proxy, kind: Kind) -> None:
+def test_a_lost_answer_of_a_write_that_was_done(behind: EditBench, proxy: Proxy, kind: FaultKind) -> None:
     """It is found by looking, so the save succeeds; the append was made once."""
     behind.redis.set("k", "a" * 10)
     proxy.inject(kind, "EXEC", times=1)
-    behind.edits.patch(Target(b"k"), 10, Content.of(b"b"), basis=Basis.big(10, lambda: True), path=b"k")
+    behind.key_writer.patch(
+        KeyRef(b"k"), 10, Blob.from_bytes(b"b"), precondition=Precondition.size_equals(10, lambda: True), path=b"k"
+    )
     assert behind.redis.get("k") == b"a" * 10 + b"b"
     assert states(behind) == ["applied"]
     behind.save(b"k", b"next")
@@ -233,7 +235,7 @@ def test_a_lost_answer_of_a_write_that_was_done(behind: Bench, proxy: Proxy, kin
 
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
 @pytest.mark.parametrize("size", [1, 3 * MIB])
-def test_a_lost_write(behind: Bench, proxy: Proxy, kind: Kind, size: int) -> None:
+def test_a_lost_write(behind: EditBench, proxy: Proxy, kind: FaultKind, size: int) -> None:
     """A write that never came to the server is UnavailableError, the row failed, the old value there; no second try."""
     behind.redis.set("k", "old")
     proxy.inject(kind, "EXEC", times=1)
@@ -246,26 +248,26 @@ def test_a_lost_write(behind: Bench, proxy: Proxy, kind: Kind, size: int) -> Non
     assert behind.redis.get("k") == b"next"
 
 
-def test_a_connection_lost_while_reading(behind: Bench, proxy: Proxy) -> None:
+def test_a_connection_lost_while_reading(behind: EditBench, proxy: Proxy) -> None:
     """Before anything is written, a lost connection is made anew, once: the save succeeds with one row."""
     behind.redis.set("k", "old")
     proxy.inject("lost_reply", "STRLEN", times=1)
-    behind.save(b"k", b"new", basis=Basis.of(b"old"))
+    behind.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert states(behind) == ["applied"]
     proxy.inject("reset", "STRLEN")
     with pytest.raises(UnavailableError):
-        behind.save(b"k", b"newer", basis=Basis.of(b"new"))
+        behind.save(b"k", b"newer", precondition=Precondition.from_bytes(b"new"))
     assert states(behind) == ["applied"]
 
 
-def test_kept_connections_that_were_cut(behind: Bench, proxy: Proxy) -> None:
+def test_kept_connections_that_were_cut(behind: EditBench, proxy: Proxy) -> None:
     """Connections that died while nobody used them cost no error."""
-    proxy.cut()
+    proxy.disconnect_all()
     behind.save(b"k", b"new")
     assert states(behind) == ["applied"]
 
 
-def test_an_answer_is_lost_and_somebody_else_writes(behind: Bench, proxy: Proxy) -> None:
+def test_an_answer_is_lost_and_somebody_else_writes(behind: EditBench, proxy: Proxy) -> None:
     """If the key holds neither the old nor the new value, the row is unknown, and nothing is guessed."""
     behind.redis.set("k", "old")
     proxy.inject("hang_reply", "EXEC", times=1)
@@ -285,7 +287,7 @@ def test_an_answer_is_lost_and_somebody_else_writes(behind: Bench, proxy: Proxy)
     assert behind.redis.get("k") == b"theirs"
 
 
-def test_the_answer_and_the_server_are_lost(behind: Bench, proxy: Proxy) -> None:
+def test_the_answer_and_the_server_are_lost(behind: EditBench, proxy: Proxy) -> None:
     """While the server can't be reached the row stays pending; the next change settles it first."""
     behind.redis.set("k", "old")
     proxy.inject("lost_reply", "EXEC", times=1)
@@ -299,14 +301,16 @@ def test_the_answer_and_the_server_are_lost(behind: Bench, proxy: Proxy) -> None
     behind.save(b"j", b"1")
     assert states(behind) == ["applied", "applied"]
     assert behind.redis.get("k") == b"new"
-    assert set(behind.applied) >= {b"k", b"j"}
+    assert set(behind.applied_keys) >= {b"k", b"j"}
 
 
-def test_several_answers_lost_at_once(behind: Bench, proxy: Proxy) -> None:
+def test_several_answers_lost_at_once(behind: EditBench, proxy: Proxy) -> None:
     """Saves of several threads, whose answers are lost, are each made exactly once."""
     proxy.inject("lost_reply", "EXEC", times=3)
     threads = [
-        threading.Thread(target=behind.save, args=(b"%d" % number, b"v"), kwargs={"basis": Basis.absent()})
+        threading.Thread(
+            target=behind.save, args=(b"%d" % number, b"v"), kwargs={"precondition": Precondition.absent()}
+        )
         for number in range(8)
     ]
     for thread in threads:
@@ -320,7 +324,7 @@ def test_several_answers_lost_at_once(behind: Bench, proxy: Proxy) -> None:
 # -- servers that hang or die ----------------------------------------------------------------------------------------
 
 
-def test_a_hung_server(bench: Bench, own_redis: RedisServer) -> None:
+def test_a_hung_server(bench: EditBench, own_redis: RedisServer) -> None:
     """A server that hangs before anything was written is UnavailableError within the time-out; no row."""
     own_redis.pause()
     started = time.monotonic()
@@ -335,7 +339,7 @@ def test_a_hung_server(bench: Bench, own_redis: RedisServer) -> None:
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
 def test_a_server_that_hangs_in_the_middle(
-    bench: Bench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, size: int
+    bench: EditBench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """The write may run when the server goes on: the row is pending until then, and then tells the truth."""
     bench.redis.set("k", "old")
@@ -346,12 +350,12 @@ def test_a_server_that_hangs_in_the_middle(
             bench.save(b"k", b"n" * size)
     finally:
         own_redis.resume()
-    bench.edits.settle()
+    bench.key_writer.resolve_in_doubt()
     written = bench.redis.get("k") == b"n" * size
     assert states(bench) == ["applied" if written else "failed"]
 
 
-def test_paused_writes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paused_writes(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the server holds writes back and answers reads, a write that was given up never runs afterwards."""
     bench.redis.set("k", "old")
     bench.save(b"warm", b"up")
@@ -359,14 +363,14 @@ def test_paused_writes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UnavailableError):
         bench.save(b"k", b"new")
     bench.redis.execute_command("CLIENT", "UNPAUSE")
-    bench.edits.settle()
+    bench.key_writer.resolve_in_doubt()
     time.sleep(0.2)
     assert bench.redis.get("k") == b"old"
     assert states(bench) == ["failed"]
 
 
 def test_a_server_that_dies_in_the_middle_and_comes_back(
-    bench: Bench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+    bench: EditBench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server that dies before the write and comes back empty: pending, then (neither old nor new) unknown."""
     bench.redis.set("k", "old")
@@ -376,15 +380,15 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
         bench.save(b"k", b"new")
     assert states(bench) == ["pending"]
     own_redis.start()
-    [(change, outcome)] = recover(bench.journal, bench.server, bench.session)
+    [(change, outcome)] = recover_pending(bench.journal, bench.server, bench.session)
     assert (change.key, outcome) == (b"k", "unknown")
-    bench.save(b"k", b"newer", basis=Basis.absent())
+    bench.save(b"k", b"newer", precondition=Precondition.absent())
 
 
 # -- journals that can't be written ----------------------------------------------------------------------------------
 
 
-def writes_seen(bench: Bench) -> int:
+def writes_seen(bench: EditBench) -> int:
     """Write commands that the server ever ran."""
     counts = bench.redis.info("commandstats")
     return sum(counts.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("set", "hset", "unlink", "rename"))
@@ -397,13 +401,13 @@ def test_a_full_journal(own_redis: RedisServer, tmp_path: Path) -> None:
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
     try:
-        bench = Bench.of(folder, own_redis)
+        bench = EditBench.create(folder, own_redis)
         bench.save(b"k", b"old")
         before = writes_seen(bench)
         with pytest.raises(JournalFullError):
             bench.save(b"k", os.urandom(2 * MIB))
         with pytest.raises(JournalFullError):
-            bench.edits.rename([(Target(b"k"), Target(b"j"))] * 1, path=os.urandom(2 * MIB), new_path=b"j")
+            bench.key_writer.rename([(KeyRef(b"k"), KeyRef(b"j"))] * 1, path=os.urandom(2 * MIB), new_path=b"j")
         assert writes_seen(bench) == before
         assert bench.redis.get("k") == b"old"
         bench.save(b"k", b"new")
@@ -413,7 +417,7 @@ def test_a_full_journal(own_redis: RedisServer, tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
-def test_a_locked_journal(bench: Bench) -> None:
+def test_a_locked_journal(bench: EditBench) -> None:
     """While another process holds the journal past the time-out a save is EBUSY, and Redis is not touched."""
     bench.save(b"k", b"old")
     bench.journal.flush()
@@ -438,11 +442,11 @@ def test_a_locked_journal(bench: Bench) -> None:
 
 def test_a_journal_opened_for_reading(own_redis: RedisServer, tmp_path: Path) -> None:
     """With a journal that can't be written no change is made."""
-    bench = Bench.of(tmp_path / "state", own_redis)
+    bench = EditBench.create(tmp_path / "state", own_redis)
     bench.save(b"k", b"old")
     bench.journal.close()
-    with Journal.open(bench.journal.path, write=False) as journal:
-        bench.edits.steps.journal = journal
+    with Journal.open(bench.journal.path, writable=False) as journal:
+        bench.key_writer.executor.journal = journal
         with pytest.raises(JournalReadOnlyError):
             bench.save(b"k", b"new")
     assert bench.redis.get("k") == b"old"
@@ -452,7 +456,7 @@ def test_a_journal_opened_for_reading(own_redis: RedisServer, tmp_path: Path) ->
 # -- somebody else ---------------------------------------------------------------------------------------------------
 
 
-def test_the_type_changes_between_reading_and_writing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_type_changes_between_reading_and_writing(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A string that becomes a hash after it was looked at is not destroyed: WATCH sees it, the edit is refused."""
     bench.redis.set("k", "old")
 
@@ -467,10 +471,10 @@ def test_the_type_changes_between_reading_and_writing(bench: Bench, monkeypatch:
     assert states(bench) == ["failed", "refused"]
 
 
-def test_a_key_that_expires_in_the_middle(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_expires_in_the_middle(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that expires between reading and writing is not made anew for ever."""
     bench.redis.set("k", "old", px=60)
     after_journaling(bench, monkeypatch, lambda: time.sleep(0.1))
     with pytest.raises(ConflictError, match="gone"):
-        bench.save(b"k", b"new", basis=Basis.of(b"old"))
+        bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert bench.redis.exists("k") == 0

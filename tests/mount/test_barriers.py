@@ -18,11 +18,11 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import ForbiddenCommandError, ReadOnlyError
-from tests.support.errno_of import errno_of, save
+from tests.support.errno_of import errno_name, save_file
 from tests.support.mount_forkserver import ROOT
-from tests.support.mounts import PATIENCE, is_mounted, mounted
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, is_mounted, mount_server
 from tests.support.redis_server import RedisServer
 
 BARRIERS = ("kernel", "changer", "connection")
@@ -48,29 +48,29 @@ def data_of(client: redis.Redis) -> Data:
 def mutations(path: Path) -> dict[str, Callable[[], str]]:
     """Everything by which a program could change data; each gives the name of the errno."""
     return {
-        "overwrite": lambda: save(path / "k", b"new"),
-        "append": lambda: errno_of(_append, path / "k"),
-        "field": lambda: save(path / "h.f", b"new"),
-        "create": lambda: save(path / "new", b"new"),
-        "truncate": lambda: errno_of(os.truncate, path / "k", 1),
-        "unlink": lambda: errno_of(os.unlink, path / "dir" / "a"),
-        "unlink list": lambda: errno_of(os.unlink, path / "list"),
-        "rename": lambda: errno_of(os.rename, path / "k", path / "moved"),
-        "rename over": lambda: errno_of(os.rename, path / "k", path / "ttl"),
-        "rename directory": lambda: errno_of(os.rename, path / "dir", path / "moved"),
-        "expire": lambda: errno_of(os.setxattr, path / "k", "user.redis.ttl", b"1000"),
-        "persist": lambda: errno_of(os.removexattr, path / "ttl", "user.redis.ttl"),
+        "overwrite": lambda: save_file(path / "k", b"new"),
+        "append": lambda: errno_name(_append, path / "k"),
+        "field": lambda: save_file(path / "h.f", b"new"),
+        "create": lambda: save_file(path / "new", b"new"),
+        "truncate": lambda: errno_name(os.truncate, path / "k", 1),
+        "unlink": lambda: errno_name(os.unlink, path / "dir" / "a"),
+        "unlink list": lambda: errno_name(os.unlink, path / "list"),
+        "rename": lambda: errno_name(os.rename, path / "k", path / "moved"),
+        "rename over": lambda: errno_name(os.rename, path / "k", path / "ttl"),
+        "rename directory": lambda: errno_name(os.rename, path / "dir", path / "moved"),
+        "expire": lambda: errno_name(os.setxattr, path / "k", "user.redis.ttl", b"1000"),
+        "persist": lambda: errno_name(os.removexattr, path / "ttl", "user.redis.ttl"),
     }
 
 
 def others(path: Path) -> dict[str, Callable[[], str]]:
     """What changes no data, but the tree."""
     return {
-        "mkdir": lambda: errno_of(os.mkdir, path / "made"),
-        "rmdir": lambda: errno_of(os.rmdir, path / "dir"),
-        "mknod": lambda: errno_of(os.mknod, path / "node"),
-        "symlink": lambda: errno_of(os.symlink, "k", path / "link"),
-        "link": lambda: errno_of(os.link, path / "k", path / "hard"),
+        "mkdir": lambda: errno_name(os.mkdir, path / "made"),
+        "rmdir": lambda: errno_name(os.rmdir, path / "dir"),
+        "mknod": lambda: errno_name(os.mknod, path / "node"),
+        "symlink": lambda: errno_name(os.symlink, "k", path / "link"),
+        "link": lambda: errno_name(os.link, path / "k", path / "hard"),
     }
 
 
@@ -118,7 +118,7 @@ def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterato
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*words, str(folder / "state" / "journal.db")], cwd=ROOT, stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
         while not is_mounted(path):
             assert process.poll() is None, (folder / "log").read_text()
             assert time.monotonic() < deadline
@@ -127,12 +127,12 @@ def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterato
     finally:
         process.terminate()
         try:
-            process.wait(PATIENCE)
+            process.wait(MOUNT_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(PATIENCE)
+            process.wait(MOUNT_TIMEOUT_SECONDS)
         if is_mounted(path):
-            subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=PATIENCE)
+            subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
 
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
@@ -162,7 +162,7 @@ def test_one_barrier_is_enough(
 def test_all_barriers(own_redis: RedisServer, client: redis.Redis, tmp_path: Path, binding: str) -> None:
     """A read-only mount, as everybody makes it, refuses every change with EROFS; its files are 0400."""
     before = data_of(client)
-    with mounted(tmp_path, own_redis.tcp_url(), "--binding", binding) as mount, recorded(own_redis) as names:
+    with mount_server(tmp_path, own_redis.tcp_url(), "--binding", binding) as mount, recorded(own_redis) as names:
         errors = {name: act() for name, act in (mutations(mount.path) | others(mount.path)).items()}
         assert set(errors.values()) == {"EROFS"}, errors
         assert os.stat(mount.path / "k").st_mode & 0o777 == 0o400
@@ -175,21 +175,21 @@ def test_the_connection_refuses_every_write(own_redis: RedisServer, client: redi
     """Every command that the server calls a write, sent straight on a read-only Server's connections, is refused
     before it is sent; and there is no connection that could write."""
     before = data_of(client)
-    server = Server(Address.parse(own_redis.url()))
+    server = RedisClient(Address.parse(own_redis.url()))
     try:
         server.connect()
         with recorded(own_redis) as names:
             for name in sorted(writes(client)):
                 for words in ((*name.split(), "k"), (*name.lower().split(), "k"), (*name.split(), "k", "1", "2")):
                     with pytest.raises(ForbiddenCommandError):
-                        server.ask(*words)
+                        server.execute(*words)
                     with pytest.raises(ForbiddenCommandError):
-                        server.ask_many([("GETRANGE", "k", 0, 1), words])
-                    with server.dialogue() as dialogue, pytest.raises(ForbiddenCommandError):
+                        server.execute_many([("GETRANGE", "k", 0, 1), words])
+                    with server.dedicated_channel() as dialogue, pytest.raises(ForbiddenCommandError):
                         dialogue.send([("MULTI",), words, ("EXEC",)])
-            with pytest.raises(ReadOnlyError), server.writer():
+            with pytest.raises(ReadOnlyError), server.write_channel():
                 pass
-            assert server.ask("GETRANGE", "k", 0, -1) == b"value"
+            assert server.execute("GETRANGE", "k", 0, -1) == b"value"
     finally:
         server.close()
     assert not writes(client) & set(names), names

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 PROGRAMS, EACH = 8, 100
@@ -32,19 +32,19 @@ while True:
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
+) -> Iterator[MountedServer]:
     folder = tmp_path_factory.mktemp("busy")
-    with mounted(folder, server.url(), "--binding", request.param, write=True) as mount:
+    with mount_server(folder, server.url(), "--binding", request.param, write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
-    empty(server, mount)
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
     return server.client()
 
 
-def processors(mount: Mount) -> set[int]:
+def processors(mount: MountedServer) -> set[int]:
     """Those on which some thread of the mount may run."""
     allowed: set[int] = set()
     for task in Path(f"/proc/{mount.process.pid}/task").iterdir():
@@ -53,7 +53,7 @@ def processors(mount: Mount) -> set[int]:
     return allowed
 
 
-def test_many_programs_save_at_once(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_many_programs_save_at_once(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """Each save is its key; the mount keeps to one processor meanwhile, and only meanwhile."""
     assert processors(mount) == PROCESSORS
     end = tmp_path / "end"
@@ -62,7 +62,7 @@ def test_many_programs_save_at_once(client: redis.Redis, mount: Mount, tmp_path:
         for number in range(PROGRAMS)
     ]
     try:
-        eventually(lambda: len(processors(mount)) == 1, 20)
+        wait_until(lambda: len(processors(mount)) == 1, 20)
     finally:
         end.touch()
         ended = [program.wait(60) for program in saving]
@@ -78,4 +78,4 @@ def test_many_programs_save_at_once(client: redis.Redis, mount: Mount, tmp_path:
             mount.path.joinpath(f"absent{number}-{os.urandom(4).hex()}").exists()
         return processors(mount) == PROCESSORS
 
-    eventually(one_program_asks, 20)
+    wait_until(one_program_asks, 20)

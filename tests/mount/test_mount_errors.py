@@ -20,9 +20,16 @@ import psutil
 import pytest
 
 from tests.support import mounts
-from tests.support.mount_forkserver import ROOT, Nursery
-from tests.support.mounts import PATIENCE, command_line, environment, eventually, is_mounted, mounted
-from tests.support.redis_server import RedisServer, free_port
+from tests.support.mount_forkserver import ROOT, MountForkserver
+from tests.support.mounts import (
+    MOUNT_TIMEOUT_SECONDS,
+    is_mounted,
+    isolated_environment,
+    mount_server,
+    redisfuse_command,
+    wait_until,
+)
+from tests.support.redis_server import RedisServer, find_free_port
 
 SECRET = "s3cr3t"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="private mount namespaces need root")
@@ -35,7 +42,7 @@ def path(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     yield path
     if is_mounted(path):
-        subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=PATIENCE)
+        subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
 
 
 def processes(path: Path) -> list[psutil.Process]:
@@ -48,11 +55,13 @@ def processes(path: Path) -> list[psutil.Process]:
     return found
 
 
-def outcome(nursery: Nursery, folder: Path, *words: str, seconds: float = PATIENCE) -> tuple[int, str]:
+def outcome(
+    nursery: MountForkserver, folder: Path, *words: str, seconds: float = MOUNT_TIMEOUT_SECONDS
+) -> tuple[int, str]:
     """Exit status and words of a command; one that goes on for longer is terminated."""
     log = folder / "said"
     log.unlink(missing_ok=True)
-    process = nursery.run(list(words), folder, log)
+    process = nursery.start_process(list(words), folder, log)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -92,7 +101,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--password-file", "/does/not/exist", "127.0.0.1", "6399", "PATH"], "/does/not/exist"),
     ],
 )
-def test_usage(nursery: Nursery, tmp_path: Path, path: Path, words: list[str], what: str) -> None:
+def test_usage(nursery: MountForkserver, tmp_path: Path, path: Path, words: list[str], what: str) -> None:
     """A command line that makes no sense is one line that names what is wrong, and status 2; nothing was tried."""
     status, said = outcome(nursery, tmp_path, *(str(path) if word == "PATH" else word for word in words))
     assert status == 2, said
@@ -111,10 +120,10 @@ def test_no_libfuse(
     redis_server: RedisServer, tmp_path: Path, path: Path, binding: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without libfuse: status 1, one line that says which and how to get it."""
-    real = mounts.environment
+    real = mounts.isolated_environment
     missing = {"FUSE_LIBRARY_PATH": "/does/not/exist/libfuse.so"}  # where fusepy and mfusepy then look
-    monkeypatch.setattr(mounts, "environment", lambda folder: real(folder) | missing)
-    done = mounts.run(tmp_path, "--binding", binding, redis_server.url(), str(path))
+    monkeypatch.setattr(mounts, "isolated_environment", lambda folder: real(folder) | missing)
+    done = mounts.run_redisfuse(tmp_path, "--binding", binding, redis_server.url(), str(path))
     assert done.returncode == 1
     assert f"{library}" in one_line(done)
     assert "apt install" in done.stderr
@@ -125,14 +134,16 @@ def test_no_libfuse(
 def private(folder: Path, script: str, *arguments: str) -> Iterator[subprocess.CompletedProcess[str]]:
     """The outcome of a shell script in a mount namespace of its own, of which nothing stays."""
     words = ["unshare", "--mount", "sh", "-ec", script, "sh", *arguments]
-    yield subprocess.run(words, env=environment(folder), capture_output=True, text=True, timeout=60, check=False)
+    yield subprocess.run(
+        words, env=isolated_environment(folder), capture_output=True, text=True, timeout=60, check=False
+    )
 
 
 @needs_root
 def test_no_fuse_device(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
     """Without /dev/fuse: status 1, one line that says how to get it."""
     script = 'mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9; exec "$@"'
-    with private(tmp_path, script, *command_line(redis_server.url(), str(path))) as done:
+    with private(tmp_path, script, *redisfuse_command(redis_server.url(), str(path))) as done:
         assert done.returncode == 1
         assert "/dev/fuse" in one_line(done)
         assert "modprobe fuse" in done.stderr
@@ -203,10 +214,10 @@ def test_odd_mount_points(redis_server: RedisServer, tmp_path: Path) -> None:
     odd.mkdir()
     (tmp_path / "link").symlink_to(odd)
     for where, options in ((str(odd), {}), (str(tmp_path / "link"), {}), (odd.name, {"cwd": tmp_path})):
-        done = mounts.run(tmp_path, "--daemon", redis_server.url(), where, **options)
+        done = mounts.run_redisfuse(tmp_path, "--daemon", redis_server.url(), where, **options)
         assert done.returncode == 0, done.stderr
         assert (odd / "k").read_bytes() == b"value"
-        done = mounts.run(tmp_path, "umount", where, **options)
+        done = mounts.run_redisfuse(tmp_path, "umount", where, **options)
         assert (done.returncode, done.stderr) == (0, "")
         assert os.listdir(odd) == []
 
@@ -214,9 +225,9 @@ def test_odd_mount_points(redis_server: RedisServer, tmp_path: Path) -> None:
 def test_already_mounted(redis_server: RedisServer, tmp_path: Path) -> None:
     """A second mount at one place is refused, also with -o nonempty, and the first goes on."""
     redis_server.client().set("k", "value")
-    with mounted(tmp_path, redis_server.url()) as mount:
+    with mount_server(tmp_path, redis_server.url()) as mount:
         for options in ([], ["-o", "nonempty"], ["--daemon"]):
-            done = mounts.run(tmp_path, *options, redis_server.url(), str(mount.path))
+            done = mounts.run_redisfuse(tmp_path, *options, redis_server.url(), str(mount.path))
             assert done.returncode == 1
             assert "already mounted" in one_line(done)
         assert (mount.path / "k").read_bytes() == b"value"
@@ -226,18 +237,18 @@ def test_a_dead_mount_is_taken_away(redis_server: RedisServer, tmp_path: Path) -
     """What a killed mount left is taken away by the next mount there, and by `redisfuse umount`."""
     redis_server.client().set("k", "value")
     for next_ in ("umount", "mount"):
-        with mounted(tmp_path, redis_server.url()) as mount:
+        with mount_server(tmp_path, redis_server.url()) as mount:
             mount.process.kill()
-            mount.process.wait(PATIENCE)
+            mount.process.wait(MOUNT_TIMEOUT_SECONDS)
             assert is_mounted(mount.path)
             if next_ == "umount":
-                done = mounts.run(tmp_path, "umount", str(mount.path))
+                done = mounts.run_redisfuse(tmp_path, "umount", str(mount.path))
                 assert (done.returncode, done.stderr) == (0, "")
             else:
-                done = mounts.run(tmp_path, "--daemon", redis_server.url(), str(mount.path))
+                done = mounts.run_redisfuse(tmp_path, "--daemon", redis_server.url(), str(mount.path))
                 assert done.returncode == 0, done.stderr
                 assert (mount.path / "k").read_bytes() == b"value"
-                assert mounts.run(tmp_path, "umount", str(mount.path)).returncode == 0
+                assert mounts.run_redisfuse(tmp_path, "umount", str(mount.path)).returncode == 0
             assert not is_mounted(mount.path)
 
 
@@ -249,29 +260,29 @@ def test_a_dead_mount_is_taken_away(redis_server: RedisServer, tmp_path: Path) -
 def test_ends_cleanly(redis_server: RedisServer, tmp_path: Path, how: str, write: bool) -> None:
     """Ctrl-C, SIGTERM, SIGHUP, `redisfuse umount` and umount(8) end a mount with status 0; no process and no mount
     stays, nothing is said but the first line."""
-    with mounted(tmp_path, redis_server.url(), write=write) as mount:
+    with mount_server(tmp_path, redis_server.url(), write=write) as mount:
         others = processes(mount.path)
         assert len(others) == 2  # it and its guard
         if how == "redisfuse umount":
-            assert mounts.run(tmp_path, "umount", str(mount.path)).returncode == 0
+            assert mounts.run_redisfuse(tmp_path, "umount", str(mount.path)).returncode == 0
         elif how == "umount":
             words = ["umount", str(mount.path)] if os.geteuid() == 0 else ["fusermount", "-u", str(mount.path)]
-            subprocess.run(words, check=True, timeout=PATIENCE)
+            subprocess.run(words, check=True, timeout=MOUNT_TIMEOUT_SECONDS)
         else:
             mount.process.send_signal(signal.Signals[how])
-        assert mount.process.wait(PATIENCE) == 0
+        assert mount.process.wait(MOUNT_TIMEOUT_SECONDS) == 0
         assert not is_mounted(mount.path)
-        eventually(lambda: not any(each.is_running() for each in others), 5)
-        assert len(mount.said().splitlines()) == 1
+        wait_until(lambda: not any(each.is_running() for each in others), 5)
+        assert len(mount.read_log().splitlines()) == 1
 
 
 def test_control_c_at_a_terminal(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
     """Ctrl-C at a terminal, which interrupts every process there, ends the mount with status 0."""
-    program, *words = command_line(redis_server.url(), str(path))
-    child = pexpect.spawn(program, words, env=environment(tmp_path), timeout=PATIENCE)
+    program, *words = redisfuse_command(redis_server.url(), str(path))
+    child = pexpect.spawn(program, words, env=isolated_environment(tmp_path), timeout=MOUNT_TIMEOUT_SECONDS)
     try:
         child.expect_exact("is mounted at")
-        eventually(lambda: is_mounted(path))
+        wait_until(lambda: is_mounted(path))
         os.listdir(path)
         child.sendintr()
         child.expect(pexpect.EOF)
@@ -291,7 +302,7 @@ def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
     with RedisServer(tcp=True, password=SECRET) as server:
         url = server.tcp_url().replace("://", f"://:{SECRET}@")
         if case == "down":
-            url, what = f"redis://127.0.0.1:{free_port()}/0", "127.0.0.1"
+            url, what = f"redis://127.0.0.1:{find_free_port()}/0", "127.0.0.1"
         elif case == "password":
             url, what = server.tcp_url().replace("://", "://:wr0ng@"), "password"
         elif case == "journal":
@@ -299,19 +310,19 @@ def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
             words, what = ["--write", "--journal", "--journal-file", str(tmp_path / "journal")], "journal"
         else:
             where, what = tmp_path / "nowhere", "does not exist"
-        done = mounts.run(tmp_path, "--daemon", *words, url, str(where))
+        done = mounts.run_redisfuse(tmp_path, "--daemon", *words, url, str(where))
     assert done.returncode == 1
     assert what in one_line(done)
     assert "wr0ng" not in done.stderr
     assert SECRET not in done.stderr
     assert not is_mounted(path)
-    eventually(lambda: not processes(where), 5)
+    wait_until(lambda: not processes(where), 5)
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_shows_in_failures(nursery: Nursery, tmp_path: Path, path: Path) -> None:
+def test_no_secret_shows_in_failures(nursery: MountForkserver, tmp_path: Path, path: Path) -> None:
     """However it fails, and with --debug, a password of a URL is in no word that is said or logged."""
     with RedisServer(tcp=True) as server:
         server.client().execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+get", "&*")
@@ -319,7 +330,7 @@ def test_no_secret_shows_in_failures(nursery: Nursery, tmp_path: Path, path: Pat
         cases = [
             f"redis://{bad}/0",
             f"redis://{good}/0",  # this user may not even SCAN
-            f"redis://user:{SECRET}@127.0.0.1:{free_port()}/0",
+            f"redis://user:{SECRET}@127.0.0.1:{find_free_port()}/0",
             f"rediss://{good}/0",
             f"redis://{good}/zero",
             f"redis://user:{SECRET}@no such host:1/0",
@@ -334,7 +345,7 @@ def test_no_secret_shows_in_failures(nursery: Nursery, tmp_path: Path, path: Pat
                 _, said = outcome(nursery, tmp_path, *words, seconds=2)
                 assert SECRET not in said, (url, options)
                 if is_mounted(path):
-                    mounts.run(tmp_path, "umount", str(path))
+                    mounts.run_redisfuse(tmp_path, "umount", str(path))
     for file in tmp_path.rglob("*"):
         if file.is_file():
             assert SECRET.encode() not in file.read_bytes(), file
@@ -348,7 +359,7 @@ def test_no_secret_shows_in_a_running_mount(tmp_path: Path) -> None:
         client.set("k", "old")
         client.execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "&*", "+@all")
         url = f"redis://user:{SECRET}@127.0.0.1:{server.port}/0"
-        with mounted(tmp_path, url, "--debug", write=True) as mount:
+        with mount_server(tmp_path, url, "--debug", write=True) as mount:
             (mount.path / "k").write_bytes(b"new")
             client.execute_command("ACL", "SETUSER", "user", "-get", "-getrange")
             with contextlib.suppress(OSError):
@@ -360,8 +371,8 @@ def test_no_secret_shows_in_a_running_mount(tmp_path: Path) -> None:
             shown = {
                 "ps": subprocess.run(["ps", "-ww", "-ef"], capture_output=True, timeout=20, check=True).stdout,
                 "mounts": Path("/proc/mounts").read_bytes(),
-                "status": mounts.run(tmp_path, "status", "--json").stdout.encode(),
-                "log": mounts.run(tmp_path, "log", "--json").stdout.encode(),
+                "status": mounts.run_redisfuse(tmp_path, "status", "--json").stdout.encode(),
+                "log": mounts.run_redisfuse(tmp_path, "log", "--json").stdout.encode(),
             }
     shown |= {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     assert any("journal.db" in name for name in shown)

@@ -10,28 +10,28 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.changes import history, last_id
-from tests.support.expected_state import tree
-from tests.support.mounts import Mount, empty, eventually, mounted
+from tests.support.changes import journal_rows, last_change_id
+from tests.support.expected_state import read_tree
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
-from tests.support.shell import sh
+from tests.support.shell import run_script
 
 
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
+) -> Iterator[MountedServer]:
     """A mount on which every new file is a string, as source trees want it."""
     folder = tmp_path_factory.mktemp("programs")
     words = ("--binding", request.param, "--new-files", "string")
-    with mounted(folder, server.tcp_url(), *words, write=True) as mount:
+    with mount_server(folder, server.tcp_url(), *words, write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
-    empty(server, mount)
-    sh(mount.path, "rm -rf -- * .git")
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
+    run_script(mount.path, "rm -rf -- * .git")
     return server.client()
 
 
@@ -67,8 +67,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """A repository made on the mount is whole after a remount: a clean status, all of its history, nothing for fsck."""
     words = (redis_server.tcp_url(), "--binding", binding)
-    with mounted(tmp_path, *words, write=True) as mount:
-        sh(
+    with mount_server(tmp_path, *words, write=True) as mount:
+        run_script(
             mount.path,
             """
             git init -q -b main repo && cd repo
@@ -79,30 +79,36 @@ def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path
             git merge -q -m merged topic && git tag v1 && git stash list && git fsck --strict
             """,
         )
-        before = sh(mount.path / "repo", "git status --short; git log --format='%H %s'; git branch; git ls-files")
+        before = run_script(
+            mount.path / "repo", "git status --short; git log --format='%H %s'; git branch; git ls-files"
+        )
         assert mount.stop() == 0
-    with mounted(tmp_path, *words, write=True) as mount:
+    with mount_server(tmp_path, *words, write=True) as mount:
         repository = mount.path / "repo"
-        assert sh(repository, "git status --short; git log --format='%H %s'; git branch; git ls-files") == before
-        assert sh(repository, "git status --short") == ""
-        sh(repository, "git fsck --strict --full && git diff --exit-code HEAD && git checkout -q topic")
+        assert (
+            run_script(repository, "git status --short; git log --format='%H %s'; git branch; git ls-files") == before
+        )
+        assert run_script(repository, "git status --short") == ""
+        run_script(repository, "git fsck --strict --full && git diff --exit-code HEAD && git checkout -q topic")
         assert (repository / "sub" / "second").read_text() == "two\nmore\n"
-        sh(repository, "git checkout -q main && echo again >> fourth && git commit -qam third && git fsck --strict")
+        run_script(
+            repository, "git checkout -q main && echo again >> fourth && git commit -qam third && git fsck --strict"
+        )
 
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """`echo > hash.field` makes a field, `cat` and `ls` show it, `rm` removes it, and with the last one the hash."""
     client = redis_server.client()
-    with mounted(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
-        assert sh(mount.path, "echo world > hello.howdy; echo 2 > hello.two; cat hello.howdy; ls") == (
+    with mount_server(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
+        assert run_script(mount.path, "echo world > hello.howdy; echo 2 > hello.two; cat hello.howdy; ls") == (
             "world\nhello.howdy\nhello.two\n"
         )
         assert client.hgetall("hello") == {b"howdy": b"world\n", b"two": b"2\n"}
-        assert sh(mount.path, "echo again > hello.howdy; cat hello.howdy; cat hello") == (
+        assert run_script(mount.path, "echo again > hello.howdy; cat hello.howdy; cat hello") == (
             "again\nhowdy\tagain\\n\ntwo\t2\\n\n"
         )
-        assert sh(mount.path, "rm hello.two; ls; rm hello.howdy; ls") == "hello.howdy\n"
+        assert run_script(mount.path, "rm hello.two; ls; rm hello.howdy; ls") == "hello.howdy\n"
         assert client.dbsize() == 0
 
 
@@ -110,35 +116,39 @@ def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None
 def test_directories(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """mkdir, nested files, mv and rm -r do what they do anywhere, and Redis has keys with colons and nothing else."""
     client = redis_server.client()
-    with mounted(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
-        sh(mount.path, "mkdir -p a/b/c; echo 1 > a/b/c/one; echo 2 > a/two; mkdir a/empty")
+    with mount_server(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
+        run_script(mount.path, "mkdir -p a/b/c; echo 1 > a/b/c/one; echo 2 > a/two; mkdir a/empty")
         assert sorted(client.keys()) == [b"a:b:c:one", b"a:two"]
-        assert sh(mount.path, "find . | sort").split() == [
+        assert run_script(mount.path, "find . | sort").split() == [
             *(".", "./a", "./a/b", "./a/b/c", "./a/b/c/one", "./a/empty", "./a/two")
         ]
-        sh(mount.path, "mv a/b/c/one a/b/moved; mv a renamed; mv renamed/b .; rmdir b/c; ! rmdir b 2>/dev/null")
+        run_script(mount.path, "mv a/b/c/one a/b/moved; mv a renamed; mv renamed/b .; rmdir b/c; ! rmdir b 2>/dev/null")
         assert sorted(client.keys()) == [b"b:moved", b"renamed:two"]
-        assert sh(mount.path, "cat b/moved renamed/two; rm -r b renamed; ls -A") == "1\n2\n"
+        assert run_script(mount.path, "cat b/moved renamed/two; rm -r b renamed; ls -A") == "1\n2\n"
         assert client.dbsize() == 0
 
 
 # -- what the original failed ------------------------------------------------------------------------------------------
 
 
-def test_git_clone_into_the_mount(client: redis.Redis, mount: Mount, sources: Path, tmp_path: Path) -> None:
+def test_git_clone_into_the_mount(client: redis.Redis, mount: MountedServer, sources: Path, tmp_path: Path) -> None:
     """A repository of 300 files is cloned into the mount, collected (git gc), and is whole; every file is a string."""
-    sh(tmp_path, f"cp -r {sources}/. origin && cd origin && git init -q -b main && git add -A && git commit -qm all")
-    sh(tmp_path / "origin", "for n in 1 2 3; do echo $n >> README; git commit -qam $n; done")
+    run_script(
+        tmp_path, f"cp -r {sources}/. origin && cd origin && git init -q -b main && git add -A && git commit -qm all"
+    )
+    run_script(tmp_path / "origin", "for n in 1 2 3; do echo $n >> README; git commit -qam $n; done")
     (tmp_path / "origin" / "percent%20.txt").unlink()
-    sh(tmp_path / "origin", "git commit -qam 'without a name that is spelled otherwise here'")
-    sh(mount.path, f"git clone -q file://{tmp_path}/origin clone")
+    run_script(tmp_path / "origin", "git commit -qam 'without a name that is spelled otherwise here'")
+    run_script(mount.path, f"git clone -q file://{tmp_path}/origin clone")
     clone = mount.path / "clone"
-    sh(clone, "git fsck --strict --full && git diff --exit-code HEAD")
-    assert sh(clone, "git status --short") == ""
+    run_script(clone, "git fsck --strict --full && git diff --exit-code HEAD")
+    assert run_script(clone, "git status --short") == ""
     assert files(clone) == files(tmp_path / "origin")
-    sh(clone, "echo here >> README && git commit -qam here && git gc -q --prune=now && git fsck --strict --full")
-    sh(clone, "git repack -adq && git pack-refs --all && git status --short && git fsck --full")
-    assert sh(tmp_path / "origin", f"git pull -q {clone} main && git log --format=%s -1 && cat README") == (
+    run_script(
+        clone, "echo here >> README && git commit -qam here && git gc -q --prune=now && git fsck --strict --full"
+    )
+    run_script(clone, "git repack -adq && git pack-refs --all && git status --short && git fsck --full")
+    assert run_script(tmp_path / "origin", f"git pull -q {clone} main && git log --format=%s -1 && cat README") == (
         "here\nread me\n1\n2\n3\nhere\n"
     )
     assert {client.type(key) for key in client.keys("clone*")} == {b"string"}
@@ -147,38 +157,40 @@ def test_git_clone_into_the_mount(client: redis.Redis, mount: Mount, sources: Pa
 
 def files(folder: Path) -> dict[str, object]:
     """The contents of a working tree."""
-    found = {name: content for name, content in tree(folder).items() if not name.startswith(".git/")}
+    found = {name: content for name, content in read_tree(folder).items() if not name.startswith(".git/")}
     return {name: content for name, content in found.items() if content is not None}
 
 
-def test_rsync_in_and_out(client: redis.Redis, mount: Mount, sources: Path, tmp_path: Path) -> None:
+def test_rsync_in_and_out(client: redis.Redis, mount: MountedServer, sources: Path, tmp_path: Path) -> None:
     """`rsync -a` into the mount, again with changes, and out of it leaves the same bytes, and no temporary files."""
     copy = tmp_path / "copy"
-    sh(tmp_path, f"rsync -a {sources}/ copy/ && rm copy/percent* && rsync -a copy/ {mount.path}/in/")
-    assert tree(mount.path / "in") == tree(copy)
-    sh(copy, "echo changed >> README; rm empty; echo new > lib0/new; mv data moved")
-    sh(tmp_path, f"rsync -a --delete --checksum copy/ {mount.path}/in/")
-    assert tree(mount.path / "in") == tree(copy)
+    run_script(tmp_path, f"rsync -a {sources}/ copy/ && rm copy/percent* && rsync -a copy/ {mount.path}/in/")
+    assert read_tree(mount.path / "in") == read_tree(copy)
+    run_script(copy, "echo changed >> README; rm empty; echo new > lib0/new; mv data moved")
+    run_script(tmp_path, f"rsync -a --delete --checksum copy/ {mount.path}/in/")
+    assert read_tree(mount.path / "in") == read_tree(copy)
     for mode in ("644", "755"):
-        sh(copy, f"echo once more >> README; chmod {mode} README")
-        before = last_id(mount)
-        sh(tmp_path, f"rsync -a --checksum copy/README {mount.path}/in/")
-        assert [row["op"] for row in history(mount, before)] == ["write"]
-    sh(copy, "echo inplace >> README")
-    sh(tmp_path, f"rsync -a --inplace copy/README {mount.path}/in/")
-    sh(tmp_path, f"rsync -a {mount.path}/in/ out/")
-    assert tree(tmp_path / "out") == tree(copy)
-    expected = sum(content is not None for content in tree(copy).values())
+        run_script(copy, f"echo once more >> README; chmod {mode} README")
+        before = last_change_id(mount)
+        run_script(tmp_path, f"rsync -a --checksum copy/README {mount.path}/in/")
+        assert [row["op"] for row in journal_rows(mount, before)] == ["write"]
+    run_script(copy, "echo inplace >> README")
+    run_script(tmp_path, f"rsync -a --inplace copy/README {mount.path}/in/")
+    run_script(tmp_path, f"rsync -a {mount.path}/in/ out/")
+    assert read_tree(tmp_path / "out") == read_tree(copy)
+    expected = sum(content is not None for content in read_tree(copy).values())
     assert len(client.keys("in:*")) == expected
 
 
-def test_cp_and_tar(client: redis.Redis, mount: Mount, sources: Path, tmp_path: Path) -> None:
+def test_cp_and_tar(client: redis.Redis, mount: MountedServer, sources: Path, tmp_path: Path) -> None:
     """`cp -r`, `cp -a`, `mv` and `tar` in and out keep every byte."""
-    sh(tmp_path, f"rsync -a --exclude 'percent*' {sources}/ plain/")
-    plain = tree(tmp_path / "plain")
-    sh(tmp_path, f"cp -r plain {mount.path}/cp && cp -a plain {mount.path}/archive && cp -r {mount.path}/cp back")
-    sh(tmp_path, f"tar -cf in.tar -C plain . && mkdir {mount.path}/tar && tar -xf in.tar -C {mount.path}/tar")
-    sh(tmp_path, f"tar -cf out.tar -C {mount.path}/tar . && mkdir untarred && tar -xf out.tar -C untarred")
+    run_script(tmp_path, f"rsync -a --exclude 'percent*' {sources}/ plain/")
+    plain = read_tree(tmp_path / "plain")
+    run_script(
+        tmp_path, f"cp -r plain {mount.path}/cp && cp -a plain {mount.path}/archive && cp -r {mount.path}/cp back"
+    )
+    run_script(tmp_path, f"tar -cf in.tar -C plain . && mkdir {mount.path}/tar && tar -xf in.tar -C {mount.path}/tar")
+    run_script(tmp_path, f"tar -cf out.tar -C {mount.path}/tar . && mkdir untarred && tar -xf out.tar -C untarred")
     for folder in (
         mount.path / "cp",
         mount.path / "archive",
@@ -186,26 +198,28 @@ def test_cp_and_tar(client: redis.Redis, mount: Mount, sources: Path, tmp_path: 
         tmp_path / "back",
         tmp_path / "untarred",
     ):
-        assert tree(folder) == plain, folder
-    sh(tmp_path, f"mv {mount.path}/cp {mount.path}/moved && mv {mount.path}/moved out && mv out {mount.path}/in")
-    assert tree(mount.path / "in") == plain
+        assert read_tree(folder) == plain, folder
+    run_script(
+        tmp_path, f"mv {mount.path}/cp {mount.path}/moved && mv {mount.path}/moved out && mv out {mount.path}/in"
+    )
+    assert read_tree(mount.path / "in") == plain
     assert client.keys("moved*") == client.keys("cp*") == []
-    sh(mount.path, "rm -r archive tar in")
+    run_script(mount.path, "rm -r archive tar in")
     assert os.listdir(mount.path) == []
     assert client.dbsize() == 0
 
 
-def test_names_that_are_spelled_otherwise(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_names_that_are_spelled_otherwise(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """A name that is no spelling of a key is EINVAL, and what a copying program says names it; the rest is copied."""
-    sh(tmp_path, "mkdir s && echo 1 > s/fine && echo 2 > 's/50%' && echo 3 > s/a:b")
-    said = sh(tmp_path, f"cp -r s {mount.path}/ 2>&1 || echo status $?")
+    run_script(tmp_path, "mkdir s && echo 1 > s/fine && echo 2 > 's/50%' && echo 3 > s/a:b")
+    said = run_script(tmp_path, f"cp -r s {mount.path}/ 2>&1 || echo status $?")
     assert "a:b" in said
     assert "status 1" in said
     assert client.get("s:fine") == b"1\n"
     assert client.keys("s:a*") == []
 
 
-def test_sqlite(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_sqlite(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """A database file that is a value is read from the mount; one can be made, written and rolled back there, too."""
     path = tmp_path / "made.db"
     with sqlite3.connect(path) as made:
@@ -214,11 +228,11 @@ def test_sqlite(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
     made.close()
     client.set("some:database", path.read_bytes())
     here = mount.path / "some" / "database"
-    eventually(here.exists)
+    wait_until(here.exists)
     query = "SELECT count(*), sum(n) FROM numbers; PRAGMA integrity_check;"
-    assert sh(mount.path, f"sqlite3 'file:{here}?mode=ro&immutable=1' '{query}'") == "20000|199990000\nok\n"
+    assert run_script(mount.path, f"sqlite3 'file:{here}?mode=ro&immutable=1' '{query}'") == "20000|199990000\nok\n"
     script = "BEGIN; DELETE FROM numbers; ROLLBACK; BEGIN; DELETE FROM numbers WHERE n >= 100; COMMIT; VACUUM;"
-    assert sh(mount.path, f"sqlite3 {here} '{script} {query}'") == "100|4950\nok\n"
+    assert run_script(mount.path, f"sqlite3 {here} '{script} {query}'") == "100|4950\nok\n"
     assert client.keys("some:*") == [b"some:database"]
     path.write_bytes(client.get("some:database"))
     with sqlite3.connect(path) as changed:
@@ -226,14 +240,14 @@ def test_sqlite(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
     changed.close()
 
 
-def test_find_and_grep(client: redis.Redis, mount: Mount) -> None:
+def test_find_and_grep(client: redis.Redis, mount: MountedServer) -> None:
     """`find`, `grep -r`, `du`, `wc` and `sort` see what is in Redis."""
     client.mset({f"user:{number}:name": f"name{number}\n" for number in range(200)})
     client.rpush("queue", *range(10))
-    eventually(lambda: mount.status()["keys"] == 201)
-    assert sh(mount.path, "find . -type f | wc -l").strip() == "201"
-    assert sh(mount.path, "find user -size -9c -name name | wc -l").strip() == "200"
-    assert sh(mount.path, "grep -rl '^name77$' .").strip() == "./user/77/name"
-    assert sh(mount.path, "grep -rh name1 user | sort | head -1").strip() == "name1"
-    assert sh(mount.path, "wc -l < queue").strip() == "10"
-    assert sh(mount.path, "find user -type f -exec cat {} + | sort -u | wc -l").strip() == "200"
+    wait_until(lambda: mount.status()["keys"] == 201)
+    assert run_script(mount.path, "find . -type f | wc -l").strip() == "201"
+    assert run_script(mount.path, "find user -size -9c -name name | wc -l").strip() == "200"
+    assert run_script(mount.path, "grep -rl '^name77$' .").strip() == "./user/77/name"
+    assert run_script(mount.path, "grep -rh name1 user | sort | head -1").strip() == "name1"
+    assert run_script(mount.path, "wc -l < queue").strip() == "10"
+    assert run_script(mount.path, "find user -type f -exec cat {} + | sort -u | wc -l").strip() == "200"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.mounts import Mount, eventually, mounted
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 SECOND = 1.0
@@ -17,17 +17,17 @@ MANY = 6_000  # names: more than the kernel asks for at once
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("listings"), server.tcp_url(), "--binding", request.param) as mount:
+) -> Iterator[MountedServer]:
+    with mount_server(tmp_path_factory.mktemp("listings"), server.tcp_url(), "--binding", request.param) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
     client.mset({f"d:{number}": "1" for number in range(MANY)})
-    eventually(lambda: mount.status()["kernel_cache"] and mount.status()["keys"] == MANY)
+    wait_until(lambda: mount.status()["kernel_cache"] and mount.status()["keys"] == MANY)
     return client
 
 
@@ -36,7 +36,7 @@ def sizes(path: Path) -> set[int]:
     return {entry.stat().st_size for entry in os.scandir(path)}
 
 
-def test_a_listing_again_asks_nothing_and_shows_every_change(client: redis.Redis, mount: Mount) -> None:
+def test_a_listing_again_asks_nothing_and_shows_every_change(client: redis.Redis, mount: MountedServer) -> None:
     """A directory that was listed costs the server nothing, yet what comes, goes and changes shows within a second."""
     path = mount.path / "d"
     assert sizes(path) == sizes(path) == {1}
@@ -44,28 +44,28 @@ def test_a_listing_again_asks_nothing_and_shows_every_change(client: redis.Redis
     assert len(os.listdir(path)) == MANY
     assert mount.status()["commands"] - before <= 2  # a keep-alive may come in between
     client.set("d:new", "1")
-    eventually(lambda: len(os.listdir(path)) == MANY + 1, SECOND)
+    wait_until(lambda: len(os.listdir(path)) == MANY + 1, SECOND)
     client.set("d:5", "12345")
-    eventually(lambda: sizes(path) == {1, 5}, SECOND)
+    wait_until(lambda: sizes(path) == {1, 5}, SECOND)
     client.delete("d:5")
-    eventually(lambda: sizes(path) == {1}, SECOND)
+    wait_until(lambda: sizes(path) == {1}, SECOND)
     client.set("d:sub:key", "1")
-    eventually(lambda: (path / "sub").is_dir() and "sub" in os.listdir(path), SECOND)
+    wait_until(lambda: (path / "sub").is_dir() and "sub" in os.listdir(path), SECOND)
     client.set("d:sub", "1")
-    eventually(lambda: "sub%" in os.listdir(path), SECOND)
+    wait_until(lambda: "sub%" in os.listdir(path), SECOND)
     client.delete("d:sub:key")
-    eventually(lambda: "sub%" not in os.listdir(path) and (path / "sub").is_file(), SECOND)
+    wait_until(lambda: "sub%" not in os.listdir(path) and (path / "sub").is_file(), SECOND)
     client.delete("d:7")
     client.hset("d:7", "field", "value")
-    eventually(lambda: "7.field" in os.listdir(path), SECOND)
+    wait_until(lambda: "7.field" in os.listdir(path), SECOND)
     client.pexpire("d:8", 300)
-    eventually(lambda: "8" not in os.listdir(path), 0.3 + SECOND)
+    wait_until(lambda: "8" not in os.listdir(path), 0.3 + SECOND)
     client.flushall()
-    eventually(lambda: not path.exists(), SECOND)
+    wait_until(lambda: not path.exists(), SECOND)
 
 
 @pytest.mark.parametrize("listed_before", [False, True])
-def test_a_slow_listing_tells_nothing_old(client: redis.Redis, mount: Mount, listed_before: bool) -> None:
+def test_a_slow_listing_tells_nothing_old(client: redis.Redis, mount: MountedServer, listed_before: bool) -> None:
     """A program that stops in the middle of a listing is not told what the files were when it began."""
     path = mount.path / "d"
     if listed_before:
@@ -74,10 +74,10 @@ def test_a_slow_listing_tells_nothing_old(client: redis.Redis, mount: Mount, lis
     with os.scandir(path) as listing:
         next(listing).stat()  # the kernel goes on asking for attributes with the names
         client.mset({f"d:{number}": "22" for number in changed})
-        eventually(lambda: (path / "4002").stat().st_size == 2, SECOND)
+        wait_until(lambda: (path / "4002").stat().st_size == 2, SECOND)
         for entry in listing:
             entry.stat()
-    eventually(lambda: sizes(path) == {1, 2}, SECOND)
+    wait_until(lambda: sizes(path) == {1, 2}, SECOND)
     assert all((path / str(number)).stat().st_size == 2 for number in changed)
     client.mset({f"d:{number}": "333" for number in changed})
-    eventually(lambda: all((path / str(number)).stat().st_size == 3 for number in changed), SECOND + 1.0)
+    wait_until(lambda: all((path / str(number)).stat().st_size == 3 for number in changed), SECOND + 1.0)

@@ -16,24 +16,24 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from redisfuse.client.allowlist import READS
-from tests.support.mounts import Mount, eventually, mounted
+from redisfuse.client.allowlist import READ_ALLOWLIST
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("reading"), server.tcp_url()) as mount:
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedServer]:
+    with mount_server(tmp_path_factory.mktemp("reading"), server.tcp_url()) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
-    eventually(lambda: mount.status()["ready"] and not os.listdir(mount.path))
+    wait_until(lambda: mount.status()["ready"] and not os.listdir(mount.path))
     return client
 
 
@@ -70,7 +70,7 @@ data = st.dictionaries(keys, st.binary(max_size=20) | hashes, max_size=25)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data)
 def test_every_key_and_field_is_found_once_with_its_bytes(
-    client: redis.Redis, mount: Mount, wanted: dict[bytes, bytes | dict[bytes, bytes]]
+    client: redis.Redis, mount: MountedServer, wanted: dict[bytes, bytes | dict[bytes, bytes]]
 ) -> None:
     """A walk finds each string and each hash field exactly once, with its bytes, whatever their names are."""
     client.flushall()
@@ -82,11 +82,11 @@ def test_every_key_and_field_is_found_once_with_its_bytes(
         else:
             client.hset(key, mapping=value)  # type: ignore[arg-type]
             expected |= {(key, field): content for field, content in value.items()}
-    eventually(lambda: mount.status()["ready"] and mount.status()["keys"] == len(wanted))
+    wait_until(lambda: mount.status()["ready"] and mount.status()["keys"] == len(wanted))
     assert contents(mount.path) == expected
 
 
-def test_long_names_and_paths(client: redis.Redis, mount: Mount) -> None:
+def test_long_names_and_paths(client: redis.Redis, mount: MountedServer) -> None:
     """Names over 255 bytes and paths over 3000 are found, each once."""
     wanted = {
         b"n" * 1000: b"1",
@@ -97,12 +97,12 @@ def test_long_names_and_paths(client: redis.Redis, mount: Mount) -> None:
     for key, value in wanted.items():
         client.set(key, value)
     client.hset("h", mapping={b"f" * 4000: b"5", b"g": b"6"})
-    eventually(lambda: mount.status()["keys"] == 5)
+    wait_until(lambda: mount.status()["keys"] == 5)
     expected: dict[tuple[bytes, bytes | None], bytes] = {(key, None): value for key, value in wanted.items()}
     assert contents(mount.path) == expected | {(b"h", b"f" * 4000): b"5", (b"h", b"g"): b"6"}
 
 
-def test_every_type_reads(client: redis.Redis, mount: Mount) -> None:
+def test_every_type_reads(client: redis.Redis, mount: MountedServer) -> None:
     """Collections are lines, sorted sets have scores, a whole hash and the views open by name."""
     client.rpush("list", "a", "b\nc", b"\xff")
     client.sadd("set", "m")
@@ -111,7 +111,7 @@ def test_every_type_reads(client: redis.Redis, mount: Mount) -> None:
     client.xadd("stream", {"k": "v"}, id="5-1")
     client.set("text", "hello")
     path = mount.path
-    eventually(lambda: mount.status()["keys"] == 6)
+    wait_until(lambda: mount.status()["keys"] == 6)
     assert (path / "list").read_bytes() == b"a\nb\\nc\n\\xff\n"
     assert (path / "set").read_bytes() == b"m\n"
     assert (path / "zset").read_bytes() == b"-2\ty\n1.5\tx\n"
@@ -124,10 +124,10 @@ def test_every_type_reads(client: redis.Redis, mount: Mount) -> None:
     assert (path / "text%").read_bytes() == b"hello"
 
 
-def test_a_large_collection_streams(client: redis.Redis, mount: Mount) -> None:
+def test_a_large_collection_streams(client: redis.Redis, mount: MountedServer) -> None:
     """Above --render-limit a file says 0 bytes and still reads to its end."""
     client.rpush("big", *range(20_000))
-    eventually(lambda: mount.status()["keys"] == 1)
+    wait_until(lambda: mount.status()["keys"] == 1)
     file = mount.path / "big"
     assert file.stat().st_size == 0
     assert file.read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
@@ -149,17 +149,17 @@ def test_a_large_collection_streams_where_opens_are_told(client: redis.Redis, tm
     """With --ask-on-open, size 0 and direct I/O."""
     client.rpush("big", *range(20_000))
     url = f"unix://{client.connection_pool.connection_kwargs['path']}"
-    with mounted(tmp_path, url, "--ask-on-open") as mount:
+    with mount_server(tmp_path, url, "--ask-on-open") as mount:
         file = mount.path / "big"
         assert file.stat().st_size == 0
         assert file.read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
         assert subprocess.run(["tail", "-n", "1", file], capture_output=True, check=True).stdout == b"19999\n"
 
 
-def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount: Mount) -> None:
+def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount: MountedServer) -> None:
     """Each reads all elements, in order and whole, whoever else reads or describes it, and whatever is appended."""
     client.rpush("big", *range(30_000))
-    eventually(lambda: mount.status()["keys"] == 1)
+    wait_until(lambda: mount.status()["keys"] == 1)
     file, done = mount.path / "big", threading.Event()
 
     def append() -> None:
@@ -191,11 +191,11 @@ def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount:
             thread.join(20)
 
 
-def test_extended_attributes(client: redis.Redis, mount: Mount) -> None:
+def test_extended_attributes(client: redis.Redis, mount: MountedServer) -> None:
     """Every file tells its key, type, time to live, encoding and length; a directory its prefix."""
     client.set("a:b", "12345", px=60_000)
     client.hset("h", "f", "xyz")
-    eventually(lambda: mount.status()["keys"] == 2)
+    wait_until(lambda: mount.status()["keys"] == 2)
     path = mount.path / "a" / "b"
     found = {name: os.getxattr(path, name) for name in os.listxattr(path)}
     assert 0 < int(found.pop("user.redis.ttl")) <= 60_000
@@ -212,10 +212,10 @@ def test_extended_attributes(client: redis.Redis, mount: Mount) -> None:
         os.getxattr(path, "user.other")
 
 
-def test_modes_are_owner_only(client: redis.Redis, mount: Mount) -> None:
+def test_modes_are_owner_only(client: redis.Redis, mount: MountedServer) -> None:
     """Files are 0400 and directories 0500, and belong to whoever mounted."""
     client.set("a:b", "x")
-    eventually(lambda: mount.status()["keys"] == 1)
+    wait_until(lambda: mount.status()["keys"] == 1)
     assert (mount.path / "a" / "b").stat().st_mode & 0o7777 == 0o400
     assert (mount.path / "a").stat().st_mode & 0o7777 == 0o500
     assert (mount.path / "a" / "b").stat().st_uid == os.getuid()
@@ -226,13 +226,13 @@ def commands(client: redis.Redis) -> dict[str, int]:
     return {name.removeprefix("cmdstat_"): facts["calls"] for name, facts in client.info("commandstats").items()}
 
 
-def test_listing_costs_two_commands_a_key(client: redis.Redis, mount: Mount) -> None:
+def test_listing_costs_two_commands_a_key(client: redis.Redis, mount: MountedServer) -> None:
     """`ls -l` of 20 000 strings asks TYPE and STRLEN once each, in pipelines."""
     pipe = client.pipeline(transaction=False)
     for number in range(20_000):
         pipe.set(f"many:{number}", "x" * (number % 50))
     pipe.execute()
-    eventually(lambda: mount.status()["keys"] == 20_000 and mount.status()["live"])
+    wait_until(lambda: mount.status()["keys"] == 20_000 and mount.status()["live"])
     time.sleep(0.5)
     client.config_resetstat()
     before = mount.status()["round_trips"]
@@ -244,10 +244,10 @@ def test_listing_costs_two_commands_a_key(client: redis.Redis, mount: Mount) -> 
     assert mount.status()["round_trips"] - before < 100
 
 
-def test_cat_costs_two_round_trips(client: redis.Redis, mount: Mount) -> None:
+def test_cat_costs_two_round_trips(client: redis.Redis, mount: MountedServer) -> None:
     """`cat` of a small string is at most 2 round trips cold, and at most 1 after `ls -l`."""
     client.mset({f"one:{number}": "1" for number in range(6)})
-    eventually(lambda: mount.status()["keys"] == 6)
+    wait_until(lambda: mount.status()["keys"] == 6)
     time.sleep(0.5)  # what is told of them late makes the mount ask again
 
     def cost(number: int) -> int:
@@ -270,14 +270,14 @@ def test_first_listing_costs_little_more_than_the_scan(tmp_path: Path) -> None:
             pipe.set(f"user:{number % 1000}:{number}", "x")
         pipe.execute()
         client.config_resetstat()
-        with mounted(tmp_path, server.tcp_url(), wait=False) as mount:
+        with mount_server(tmp_path, server.tcp_url(), wait=False) as mount:
             assert os.listdir(mount.path) == ["user"]
             used = commands(client)
     assert used.pop("scan") <= 101
     assert sum(used.values()) < 25, used
 
 
-def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: Mount) -> None:
+def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: MountedServer) -> None:
     """Reading 500 MB keeps the process below 64 MiB over idle and gives exactly the bytes."""
     piece = os.urandom(MIB)
     digest = hashlib.sha256()
@@ -287,7 +287,7 @@ def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: Mo
         digest.update(block)
     size = client.strlen("large")
     process = psutil.Process(mount.process.pid)
-    eventually(lambda: mount.status()["keys"] == 1)
+    wait_until(lambda: mount.status()["keys"] == 1)
     idle = process.memory_info().rss
     highest = idle
     found = hashlib.sha256()
@@ -301,10 +301,10 @@ def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: Mo
     client.delete("large")
 
 
-def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: Mount) -> None:
+def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: MountedServer) -> None:
     """A key that went is ENOENT, one that became another type gives its new content: never an empty file that isn't."""
     client.mset({"gone": "1", "other": "2", "same": "3"})
-    eventually(lambda: mount.status()["keys"] == 3)
+    wait_until(lambda: mount.status()["keys"] == 3)
     os.listdir(mount.path)
     client.delete("gone", "other")
     client.rpush("other", "x")
@@ -317,7 +317,7 @@ def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: Mo
             return (mount.path / "other").read_bytes() == b"x\n"
         return False
 
-    eventually(settled, deadline - time.monotonic())
+    wait_until(settled, deadline - time.monotonic())
     assert (mount.path / "same").read_bytes() == b"3"
 
 
@@ -349,7 +349,7 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
 
             listener = threading.Thread(target=listen, daemon=True)
             listener.start()
-            with mounted(tmp_path, server.tcp_url()) as mount:
+            with mount_server(tmp_path, server.tcp_url()) as mount:
                 for directory, _, names in os.walk(mount.path):
                     for name in [*names, "text%json", "zset%json", "hash%dump"]:
                         file = Path(directory) / name
@@ -363,15 +363,17 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
         for command in sent - connection:
             [facts] = client.execute_command("COMMAND", "INFO", command.replace(" ", "|")).values()
             assert "readonly" in facts["flags"], f"{command} is not a read"
-            assert READS.allows([word.encode() for word in command.split()]), f"{command} is not on the allow-list"
+            assert READ_ALLOWLIST.allows([word.encode() for word in command.split()]), (
+                f"{command} is not on the allow-list"
+            )
         assert sent & {"TYPE", "STRLEN", "LRANGE", "GETRANGE"} == {"TYPE", "STRLEN", "LRANGE", "GETRANGE"}
         assert not sent & {"GET", "HGETALL", "SMEMBERS", "KEYS"}
 
 
-def test_a_view_tells_the_time_to_live_of_now(client: redis.Redis, mount: Mount) -> None:
+def test_a_view_tells_the_time_to_live_of_now(client: redis.Redis, mount: MountedServer) -> None:
     """NAME%json of a key that expires is never an old document."""
     client.set("k", "v", px=100_000)
-    eventually(lambda: mount.status()["keys"] == 1)
+    wait_until(lambda: mount.status()["keys"] == 1)
     first = json.loads((mount.path / "k%json").read_bytes())["ttl"]
     time.sleep(0.1)
     assert json.loads((mount.path / "k%json").read_bytes())["ttl"] < first

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.changes import history, last_id
-from tests.support.mounts import Mount, empty, eventually, mounted, run
+from tests.support.changes import journal_rows, last_change_id
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 from tests.unit.test_rollback import contents, make_one_of_each
 
@@ -19,38 +19,40 @@ AT = int(time.time() * 1000) + 3_600_000
 
 
 @pytest.fixture(scope="module")
-def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
-    with mounted(tmp_path_factory.mktemp("rollback"), server.tcp_url(), "--park-seconds", "0.2", write=True) as mount:
+def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MountedServer]:
+    with mount_server(
+        tmp_path_factory.mktemp("rollback"), server.tcp_url(), "--park-seconds", "0.2", write=True
+    ) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
-    empty(server, mount)
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
     return server.client()
 
 
-def prepare(client: redis.Redis, mount: Mount) -> dict[bytes, tuple[object, int]]:
+def prepare(client: redis.Redis, mount: MountedServer) -> dict[bytes, tuple[object, int]]:
     """Keys of all types, some of which expire; returns what is there."""
     for key in make_one_of_each(client, "d:"):
         client.pexpireat(key, AT)
     client.mset({"a": "1", "b": "2", "e:f:g": "deep"})
     client.pexpireat("b", AT + 1)
-    eventually(lambda: (mount.path / "e" / "f" / "g").exists() and (mount.path / "d" / "stream").exists())
+    wait_until(lambda: (mount.path / "e" / "f" / "g").exists() and (mount.path / "d" / "stream").exists())
     return contents(client)
 
 
-def roll_back(mount: Mount, *words: str) -> tuple[int, str]:
+def roll_back(mount: MountedServer, *words: str) -> tuple[int, str]:
     """Run the command on the mount's journal."""
-    done = run(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
+    done = run_redisfuse(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount: Mount) -> None:
+def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount: MountedServer) -> None:
     """Every kind of edit is taken back at once, TTLs included, and the mount shows it within a second; then redone."""
     root = mount.path
     before = prepare(client, mount)
-    first = last_id(mount)
+    first = last_change_id(mount)
     (root / "a").write_text("new")
     with (root / "b").open("a") as file:
         file.write("more")
@@ -62,59 +64,61 @@ def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount:
     os.setxattr(root / "a", "user.redis.ttl", b"50000000")
     (root / "new").write_text("fresh")
     after = contents(client)
-    ids = [row["id"] for row in history(mount, first)]
+    ids = [row["id"] for row in journal_rows(mount, first)]
     status, said = roll_back(mount, *map(str, ids))
     assert status == 0, said
     assert contents(client) == before
-    eventually(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists(), 1)
-    eventually(lambda: (root / "a").read_text() == "1", 1)
+    wait_until(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists(), 1)
+    wait_until(lambda: (root / "a").read_text() == "1", 1)
     assert (root / "d" / "list").exists()
-    redone = [row["id"] for row in history(mount, ids[-1])]
+    redone = [row["id"] for row in journal_rows(mount, ids[-1])]
     status, said = roll_back(mount, *map(str, redone))
     assert status == 0, said
     assert contents(client) == after
 
 
-def test_a_directory_with_empty_ones_is_renamed(client: redis.Redis, mount: Mount) -> None:
+def test_a_directory_with_empty_ones_is_renamed(client: redis.Redis, mount: MountedServer) -> None:
     """That is one operation: `--last` takes all of it back, and once more brings it back."""
     client.set("d:x", "1")
     root = mount.path
-    eventually(lambda: (root / "d" / "x").exists())
+    wait_until(lambda: (root / "d" / "x").exists())
     (root / "d" / "empty").mkdir()
-    before = last_id(mount)
+    before = last_change_id(mount)
     (root / "d").rename(root / "renamed")
-    rows = history(mount, before)
+    rows = journal_rows(mount, before)
     assert len(rows) == 4
     assert len({row["group"] for row in rows}) == 1
     status, printed = roll_back(mount, "--last")
     assert status == 0, printed
     assert client.keys("*") == [b"d:x"]
-    eventually(lambda: sorted(os.listdir(root / "d")) == ["empty", "x"])
-    eventually(lambda: not (root / "renamed").exists())
-    status, printed = roll_back(mount, *(str(row["id"]) for row in history(mount, rows[-1]["id"])))
+    wait_until(lambda: sorted(os.listdir(root / "d")) == ["empty", "x"])
+    wait_until(lambda: not (root / "renamed").exists())
+    status, printed = roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, rows[-1]["id"])))
     assert status == 0, printed
     assert client.keys("*") == [b"renamed:x"]
-    eventually(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
+    wait_until(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
 
 
-def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: Mount) -> None:
+def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: MountedServer) -> None:
     """What a conflict refused is listed, shown beside what is there, and written by apply."""
     client.set("k", "old", pxat=AT)
-    eventually(lambda: (mount.path / "k").exists())
+    wait_until(lambda: (mount.path / "k").exists())
     descriptor = os.open(mount.path / "k", os.O_RDWR)
     os.write(descriptor, b"mine")
     client.set("k", "theirs", keepttl=True)
     with pytest.raises(OSError, match="Stale"):
         os.close(descriptor)
-    id = str(last_id(mount))
+    id = str(last_change_id(mount))
     journal = ("--journal-file", str(mount.journal))
-    [row] = run(mount.path.parent, "log", "--state", "refused", "--limit", "1", "--json", *journal).stdout.splitlines()
+    [row] = run_redisfuse(
+        mount.path.parent, "log", "--state", "refused", "--limit", "1", "--json", *journal
+    ).stdout.splitlines()
     assert json.loads(row)["id"] == int(id)
-    assert "theirs" in run(mount.path.parent, "diff", id, *journal).stdout
-    assert run(mount.path.parent, "apply", id, *journal).returncode == 0
+    assert "theirs" in run_redisfuse(mount.path.parent, "diff", id, *journal).stdout
+    assert run_redisfuse(mount.path.parent, "apply", id, *journal).returncode == 0
     assert client.get("k") == b"mine"
     assert client.pexpiretime("k") == AT
-    eventually(lambda: (mount.path / "k").read_text() == "mine", 1)
+    wait_until(lambda: (mount.path / "k").read_text() == "mine", 1)
 
 
 def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]]:
@@ -146,10 +150,10 @@ def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mount: Mount, seed: int) -> None:
+def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mount: MountedServer, seed: int) -> None:
     """After random edits through the mount, rolling back the newest of them gives the state before these, exactly."""
     generator = random.Random(seed)
-    states = [(last_id(mount), prepare(client, mount))]
+    states = [(last_change_id(mount), prepare(client, mount))]
     edits = random_edits(mount.path, generator)
     for _ in range(30):
         try:
@@ -157,12 +161,14 @@ def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mo
         except OSError:
             continue
         time.sleep(0.3 if mount.status().get("parked") else 0)
-        states.append((last_id(mount), contents(client)))
+        states.append((last_change_id(mount), contents(client)))
     for index in sorted(generator.sample(range(len(states)), min(4, len(states))), reverse=True):
         id, before = states[index]
-        rows = [row for row in history(mount, id) if row["state"] in ("applied", "pending") and row["reverts"] is None]
+        rows = [
+            row for row in journal_rows(mount, id) if row["state"] in ("applied", "pending") and row["reverts"] is None
+        ]
         status, said = roll_back(mount, *(str(row["id"]) for row in rows)) if rows else (0, "")
         assert status == 0, said
         assert contents(client) == before
-    roll_back(mount, *(str(row["id"]) for row in history(mount, states[0][0]) if row["reverts"] is None))
+    roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, states[0][0]) if row["reverts"] is None))
     assert contents(client) == states[0][1]

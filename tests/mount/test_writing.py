@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.changes import history, last_id, monitored
-from tests.support.mounts import Mount, eventually, mounted, run
+from tests.support.changes import journal_rows, last_change_id, monitor_writes
+from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 MIB = 1024 * 1024
@@ -23,21 +23,21 @@ MIB = 1024 * 1024
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Mount]:
+) -> Iterator[MountedServer]:
     folder = tmp_path_factory.mktemp("writing")
-    with mounted(folder, server.tcp_url(), "--binding", request.param, "--park-seconds", "1", write=True) as mount:
+    with mount_server(folder, server.tcp_url(), "--binding", request.param, "--park-seconds", "1", write=True) as mount:
         yield mount
 
 
 @pytest.fixture
-def client(server: RedisServer, mount: Mount) -> redis.Redis:
+def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
-    eventually(lambda: mount.status()["ready"] and not mount.status()["keys"])
+    wait_until(lambda: mount.status()["ready"] and not mount.status()["keys"])
     return client
 
 
-def shell(mount: Mount, script: str) -> None:
+def shell(mount: MountedServer, script: str) -> None:
     subprocess.run(["bash", "-c", script], cwd=mount.path, check=True, timeout=30, capture_output=True)
 
 
@@ -60,24 +60,24 @@ def shell(mount: Mount, script: str) -> None:
     ],
 )
 def test_the_shell_makes_one_change(
-    server: RedisServer, client: redis.Redis, mount: Mount, script: str, content: bytes | None
+    server: RedisServer, client: redis.Redis, mount: MountedServer, script: str, content: bytes | None
 ) -> None:
     """Whatever the shell does to a file with one redirection is one write command and one row; the TTL stays."""
     client.set("k", "old\n", px=600_000)
-    eventually(lambda: (mount.path / "k").exists())
-    before = last_id(mount)
-    with monitored(server, b"k") as seen:
+    wait_until(lambda: (mount.path / "k").exists())
+    before = last_change_id(mount)
+    with monitor_writes(server, b"k") as seen:
         shell(mount, script)
         expected = Path("/etc/hostname").read_bytes() if content is None else content
-        eventually(lambda: client.get("k") == expected)
-        eventually(lambda: [row["state"] for row in history(mount, before)] == ["applied"])
+        wait_until(lambda: client.get("k") == expected)
+        wait_until(lambda: [row["state"] for row in journal_rows(mount, before)] == ["applied"])
     assert len(seen) == 1, seen
     assert 590_000 < client.pttl("k") <= 600_000
-    [row] = history(mount, before)
+    [row] = journal_rows(mount, before)
     assert (row["state"], row["path"]) == ("applied", "k")
 
 
-def test_new_files_become_strings_and_fields(client: redis.Redis, mount: Mount) -> None:
+def test_new_files_become_strings_and_fields(client: redis.Redis, mount: MountedServer) -> None:
     """A new file is a string, with a dot a field of the hash before it; `.lock` and an existing string: a string."""
     (mount.path / "plain").write_text("1")
     (mount.path / "hash.field").write_text("2")
@@ -93,7 +93,7 @@ def test_new_files_become_strings_and_fields(client: redis.Redis, mount: Mount) 
     assert sorted(os.listdir(mount.path)) == ["dir", "hash.field", "plain", "plain.txt", "x.lock"]
 
 
-def test_bad_names_are_refused(client: redis.Redis, mount: Mount) -> None:
+def test_bad_names_are_refused(client: redis.Redis, mount: MountedServer) -> None:
     """A spelling that no key has is EINVAL; a name over 255 bytes ENAMETOOLONG."""
     for name, error in (("a:b", 22), ("100%", 22), ("x" * 256, 36)):
         if name == "100%":
@@ -104,23 +104,23 @@ def test_bad_names_are_refused(client: redis.Redis, mount: Mount) -> None:
     assert client.dbsize() == 0
 
 
-def test_collections_are_read_only_but_can_go(client: redis.Redis, mount: Mount) -> None:
+def test_collections_are_read_only_but_can_go(client: redis.Redis, mount: MountedServer) -> None:
     """A list can't be opened for writing (EACCES), but removed; a rollback brings it back with its TTL."""
     client.rpush("list", "a", "b")
     client.pexpire("list", 600_000)
-    eventually(lambda: (mount.path / "list").exists())
+    wait_until(lambda: (mount.path / "list").exists())
     with pytest.raises(PermissionError):
         (mount.path / "list").open("w")
     (mount.path / "list").unlink()
     assert not client.exists("list")
-    change = last_id(mount)
-    done = run(mount.path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
+    change = last_change_id(mount)
+    done = run_redisfuse(mount.path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
     assert client.lrange("list", 0, -1) == [b"a", b"b"]
     assert 500_000 < client.pttl("list") <= 600_000
 
 
-def test_directories_live_until_rmdir(client: redis.Redis, mount: Mount) -> None:
+def test_directories_live_until_rmdir(client: redis.Redis, mount: MountedServer) -> None:
     """mkdir, emptying and rmdir behave as in any filesystem; nothing of it is in Redis."""
     path = mount.path / "d"
     path.mkdir()
@@ -133,20 +133,20 @@ def test_directories_live_until_rmdir(client: redis.Redis, mount: Mount) -> None
     path.rmdir()
     assert not path.exists()
     client.set("e:f", "1")
-    eventually(lambda: (mount.path / "e" / "f").exists())
+    wait_until(lambda: (mount.path / "e" / "f").exists())
     (mount.path / "e" / "f").unlink()
     assert (mount.path / "e").is_dir()
     (mount.path / "e").rmdir()
 
 
-def test_renames(client: redis.Redis, mount: Mount) -> None:
+def test_renames(client: redis.Redis, mount: MountedServer) -> None:
     """Strings, fields, whole keys and directories rename; what is replaced lends its TTL to a string."""
     client.set("a", "A")
     client.set("b", "B", px=600_000)
     client.hset("h", mapping={"f": "F"})
     client.rpush("l", "1")
     client.mset({"dir:x": "1", "dir:sub:y": "2"})
-    eventually(lambda: mount.status()["keys"] == 6)
+    wait_until(lambda: mount.status()["keys"] == 6)
     path = mount.path
     os.rename(path / "a", path / "b")
     assert client.get("b") == b"A"
@@ -165,22 +165,22 @@ def test_renames(client: redis.Redis, mount: Mount) -> None:
     assert not (path / "dir").exists()
 
 
-def test_ttl_by_extended_attribute(client: redis.Redis, mount: Mount) -> None:
+def test_ttl_by_extended_attribute(client: redis.Redis, mount: MountedServer) -> None:
     """Setting user.redis.ttl sets the expiry, -1 removes it; both are journaled."""
     client.set("k", "1")
-    eventually(lambda: (mount.path / "k").exists())
-    before = last_id(mount)
+    wait_until(lambda: (mount.path / "k").exists())
+    before = last_change_id(mount)
     os.setxattr(mount.path / "k", "user.redis.ttl", b"60000")
     assert 50_000 < client.pttl("k") <= 60_000
     os.setxattr(mount.path / "k", "user.redis.ttl", b"-1")
     assert client.pttl("k") == -1
-    assert [row["op"] for row in history(mount, before)] == ["expire", "expire"]
+    assert [row["op"] for row in journal_rows(mount, before)] == ["expire", "expire"]
     for value in (b"soon", b"-5"):
         with pytest.raises(OSError, match="Invalid"):
             os.setxattr(mount.path / "k", "user.redis.ttl", value)
 
 
-def test_handles_share_one_file(client: redis.Redis, mount: Mount) -> None:
+def test_handles_share_one_file(client: redis.Redis, mount: MountedServer) -> None:
     """Two descriptors of a file see each other's writes at once; an unlinked file goes on for who has it open."""
     path = mount.path / "k"
     with path.open("w+b", buffering=0) as one, path.open("r+b", buffering=0) as two:
@@ -203,20 +203,20 @@ def test_handles_share_one_file(client: redis.Redis, mount: Mount) -> None:
     assert client.keys("*fuse*") == []
 
 
-def test_mmap_writes(client: redis.Redis, mount: Mount) -> None:
+def test_mmap_writes(client: redis.Redis, mount: MountedServer) -> None:
     """What is written through a shared mapping is saved."""
     client.set("k", b"0123456789")
-    eventually(lambda: (mount.path / "k").exists())
+    wait_until(lambda: (mount.path / "k").exists())
     with (mount.path / "k").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
         mapping[2:4] = b"XY"
         mapping.flush()
-    eventually(lambda: client.get("k") == b"01XY456789")
+    wait_until(lambda: client.get("k") == b"01XY456789")
 
 
-def test_a_folder_of_long_names_is_removed(client: redis.Redis, mount: Mount) -> None:
+def test_a_folder_of_long_names_is_removed(client: redis.Redis, mount: MountedServer) -> None:
     """rm -r, where a key's name is cut into directories, of which its last key's stay as any other does."""
     client.mset({b"q:" + b"L" * 400: "x", b"q:" + b"L" * 700: "y", "q:z": "z"})
-    eventually(lambda: (mount.path / "q" / "z").exists())
+    wait_until(lambda: (mount.path / "q" / "z").exists())
     (piece,) = (path for path in (mount.path / "q").iterdir() if path.is_dir())
     with pytest.raises(OSError, match="not empty"):
         piece.rmdir()
@@ -228,15 +228,17 @@ def test_a_folder_of_long_names_is_removed(client: redis.Redis, mount: Mount) ->
 
 @pytest.mark.parametrize("source", ["view%json", "list", "gone"])
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_RDWR])
-def test_a_rename_that_fails_leaves_the_open_file(client: redis.Redis, mount: Mount, source: str, flags: int) -> None:
+def test_a_rename_that_fails_leaves_the_open_file(
+    client: redis.Redis, mount: MountedServer, source: str, flags: int
+) -> None:
     """What was to be replaced, and is open, is still there, and what is written to it then is saved."""
     client.mset({"view": "x", "gone": "x"})
     client.rpush("list", "x")
     client.hset("h", "f", "field")
     client.set("k", "precious", px=1_000_000)
     target = mount.path / ("h.f" if source == "list" else "k")
-    eventually(lambda: target.exists() and (mount.path / source).exists())
-    before = last_id(mount)
+    wait_until(lambda: target.exists() and (mount.path / source).exists())
+    before = last_change_id(mount)
     descriptor = os.open(target, flags)
     content = target.read_bytes()
     if flags == os.O_RDWR:
@@ -256,17 +258,17 @@ def test_a_rename_that_fails_leaves_the_open_file(client: redis.Redis, mount: Mo
     assert target.read_bytes() == content
     assert (client.hget("h", "f") if source == "list" else client.get("k")) == content
     assert client.pttl("k") > 0
-    assert [row["op"] for row in history(mount, before)] == ["write"] * (flags == os.O_RDWR)
+    assert [row["op"] for row in journal_rows(mount, before)] == ["write"] * (flags == os.O_RDWR)
     target.unlink()
     assert not client.exists("h" if source == "list" else "k")
 
 
-def test_a_string_does_not_replace_an_open_list(client: redis.Redis, mount: Mount) -> None:
+def test_a_string_does_not_replace_an_open_list(client: redis.Redis, mount: MountedServer) -> None:
     """As it does not replace one that nobody has open; another list does."""
     client.set("k", "v")
     client.rpush("list", "x")
     client.rpush("list2", "y")
-    eventually(lambda: all((mount.path / name).exists() for name in ("k", "list", "list2")))
+    wait_until(lambda: all((mount.path / name).exists() for name in ("k", "list", "list2")))
     with (mount.path / "list").open("rb") as file:
         with pytest.raises(PermissionError):
             (mount.path / "k").rename(mount.path / "list")
@@ -277,14 +279,14 @@ def test_a_string_does_not_replace_an_open_list(client: redis.Redis, mount: Moun
     assert client.lrange("list", 0, -1) == [b"y"]
     with (mount.path / "list").open("rb"):
         (mount.path / "list").unlink()
-        eventually(lambda: not client.exists("list"))
+        wait_until(lambda: not client.exists("list"))
 
 
-def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> None:
+def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: MountedServer) -> None:
     """A value that somebody changed since the file was opened is not overwritten: ESTALE; apply writes it later."""
     client.set("k", "mine")
-    eventually(lambda: (mount.path / "k").exists())
-    before = last_id(mount)
+    wait_until(lambda: (mount.path / "k").exists())
+    before = last_change_id(mount)
     file = (mount.path / "k").open("r+b", buffering=0)
     file.write(b"edit")
     client.set("k", "theirs")
@@ -292,23 +294,23 @@ def test_a_conflict_is_refused_and_kept(client: redis.Redis, mount: Mount) -> No
         file.close()
     assert raised.value.errno == 116
     assert client.get("k") == b"theirs"
-    [row] = history(mount, before)
+    [row] = journal_rows(mount, before)
     assert row["state"] == "refused"
-    eventually(lambda: (mount.path / "k").read_bytes() == b"theirs", 2)
-    done = run(mount.path.parent, "apply", str(row["id"]), "--force", "--journal-file", str(mount.journal))
+    wait_until(lambda: (mount.path / "k").read_bytes() == b"theirs", 2)
+    done = run_redisfuse(mount.path.parent, "apply", str(row["id"]), "--force", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"edit"
 
 
-def test_a_patch_sends_little(client: redis.Redis, mount: Mount) -> None:
+def test_a_patch_sends_little(client: redis.Redis, mount: MountedServer) -> None:
     """Appending 1 KiB to a 100 MB string sends and journals at most 64 KiB."""
     client.set("big", bytes(100_000_000))
-    eventually(lambda: (mount.path / "big").exists())
+    wait_until(lambda: (mount.path / "big").exists())
     time.sleep(1)
     before = mount.status()
     size = mount.journal.stat().st_size
     shell(mount, "head -c 1024 /dev/zero >> big")
-    eventually(lambda: client.strlen("big") == 100_001_024)
+    wait_until(lambda: client.strlen("big") == 100_001_024)
     after = mount.status()
     assert after["bytes_sent"] - before["bytes_sent"] < 64 * 1024
     assert after["bytes_received"] - before["bytes_received"] < 64 * 1024
@@ -316,7 +318,7 @@ def test_a_patch_sends_little(client: redis.Redis, mount: Mount) -> None:
     client.delete("big")
 
 
-def test_a_large_file_is_exact_in_little_memory(client: redis.Redis, mount: Mount, tmp_path: Path) -> None:
+def test_a_large_file_is_exact_in_little_memory(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """200 MB written are byte-exact, and the process stays below 64 MiB over idle."""
     import psutil
 
@@ -345,42 +347,44 @@ def test_a_large_file_is_exact_in_little_memory(client: redis.Redis, mount: Moun
     client.delete("large")
 
 
-def test_nothing_is_written_over_the_limit(client: redis.Redis, mount: Mount) -> None:
+def test_nothing_is_written_over_the_limit(client: redis.Redis, mount: MountedServer) -> None:
     """Over 512 MiB is EFBIG, and Redis is untouched."""
     client.set("k", "x")
-    eventually(lambda: (mount.path / "k").exists())
+    wait_until(lambda: (mount.path / "k").exists())
     with pytest.raises(OSError, match="too large"):
         os.truncate(mount.path / "k", 512 * MIB + 1)
     assert client.get("k") == b"x"
 
 
-def test_the_journal_reads_well_without_us(client: redis.Redis, mount: Mount) -> None:
+def test_the_journal_reads_well_without_us(client: redis.Redis, mount: MountedServer) -> None:
     """The view `history` shows what happened, in text."""
     (mount.path / "k").write_text("1")
-    eventually(lambda: client.get("k") == b"1")
+    wait_until(lambda: client.get("k") == b"1")
     with sqlite3.connect(f"file:{mount.journal}?mode=ro", uri=True) as database:
         rows = database.execute("SELECT op, path, key FROM history ORDER BY id DESC LIMIT 1").fetchall()
     assert rows == [("create", "k", "k")]
 
 
-def test_empty_directories_roll_back(client: redis.Redis, mount: Mount) -> None:
+def test_empty_directories_roll_back(client: redis.Redis, mount: MountedServer) -> None:
     """A mkdir, and the rename of an empty directory, are taken back while mounted: the mount shows it soon."""
     assert client.dbsize() == 0
     path = mount.path
     (path / "made").mkdir()
     (path / "made" / "inner").mkdir()
-    before = last_id(mount)
+    before = last_change_id(mount)
     os.rename(path / "made", path / "moved")
     assert (path / "moved" / "inner").is_dir()
     assert not (path / "made").exists()
-    assert {row["op"] for row in history(mount, before)} == {"rename"}
-    done = run(path.parent, "rollback", str(last_id(mount)), "--yes", "--journal-file", str(mount.journal))
+    assert {row["op"] for row in journal_rows(mount, before)} == {"rename"}
+    done = run_redisfuse(
+        path.parent, "rollback", str(last_change_id(mount)), "--yes", "--journal-file", str(mount.journal)
+    )
     assert done.returncode == 0, done.stderr
-    eventually(lambda: (path / "made" / "inner").is_dir() and not (path / "moved").exists(), 2)
+    wait_until(lambda: (path / "made" / "inner").is_dir() and not (path / "moved").exists(), 2)
     (path / "made" / "inner").rmdir()
-    change = last_id(mount)
-    done = run(path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
+    change = last_change_id(mount)
+    done = run_redisfuse(path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
-    eventually(lambda: (path / "made" / "inner").is_dir(), 2)
+    wait_until(lambda: (path / "made" / "inner").is_dir(), 2)
     (path / "made" / "inner").rmdir()
     (path / "made").rmdir()

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from redisfuse.batching import CHUNK_BYTES
-from redisfuse.journal.check import check
-from redisfuse.journal.directory_rows import decode, encode
-from redisfuse.journal.journal import Filter, Journal, now
-from redisfuse.journal.models import ABSENT, Content, Intent, State
-from redisfuse.journal.prune import prune
+from redisfuse.journal.check import find_problems
+from redisfuse.journal.directory_rows import decode_directory, encode_directory
+from redisfuse.journal.journal import ChangeFilter, Journal, now_ms
+from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, literal_glob
 from tests.support.redis_server import RedisServer
 from tests.unit.test_journal import INFO, facts_of
@@ -26,17 +26,17 @@ EXPIRIES = st.none() | st.integers(0, 1 << 42)
 CONTENTS = st.binary(max_size=300) | st.integers(0, 3).map(lambda n: bytes([n]) * (CHUNK_BYTES + n))
 STATES = st.one_of(
     st.just(ABSENT),
-    st.builds(lambda content, at: State.of_value(content, expires_at=at), CONTENTS, EXPIRIES),
-    st.builds(lambda content, offset: State.of_slice(content, offset, 10**6), CONTENTS, st.integers(0, 10**6)),
+    st.builds(lambda content, at: State.from_value(content, expires_at=at), CONTENTS, EXPIRIES),
+    st.builds(lambda content, offset: State.from_slice(content, offset, 10**6), CONTENTS, st.integers(0, 10**6)),
     st.builds(
-        lambda dump, copy, at: State.of_object(b"hash", dump, Content.of(copy), expires_at=at),
+        lambda dump, copy, at: State.from_object(b"hash", dump, Blob.from_bytes(copy), expires_at=at),
         st.none() | st.binary(max_size=50),
         CONTENTS,
         EXPIRIES,
     ),
 )
 INTENTS = st.builds(
-    Intent,
+    ChangeIntent,
     path=KEYS,
     op=st.sampled_from(["write", "remove"]),
     key=KEYS,
@@ -58,12 +58,12 @@ class JournalMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "state" / "journal.db"
         self.journal = Journal.open(self.path, create=True)
         self.session = self.journal.begin_session(INFO)
-        self.model: dict[int, tuple[Intent, str, int]] = {}
+        self.model: dict[int, tuple[ChangeIntent, str, int]] = {}
         self.highest = 0
 
     @rule(target=ids, intents=st.lists(INTENTS, min_size=1, max_size=4), grouped=st.booleans())
-    def intend(self, intents: list[Intent], grouped: bool) -> int:
-        ids = self.journal.intend(self.session, intents, group=grouped)
+    def intend(self, intents: list[ChangeIntent], grouped: bool) -> int:
+        ids = self.journal.record_intents(self.session, intents, grouping=grouped)
         assert ids == list(range(self.highest + 1, self.highest + 1 + len(intents)))
         self.highest = ids[-1]
         for id, intent in zip(ids, intents, strict=True):
@@ -72,7 +72,7 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(id=ids, state=st.sampled_from(["applied", "failed", "unknown"]))
     def settle(self, id: int, state: Any) -> None:
-        self.journal.settle([id], state)
+        self.journal.record_outcome([id], state)
         if id in self.model:
             intent, _, group = self.model[id]
             self.model[id] = (intent, state, group)
@@ -88,27 +88,29 @@ class JournalMachine(RuleBasedStateMachine):
         kept |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
         groups = {self.model[id][2] for id in kept}
         gone = {id for id, (_, _, group) in self.model.items() if group not in groups}
-        assert prune(self.journal, before=now() + 10_000, keep_last=keep).changes == len(gone)
+        assert prune_journal(self.journal, before_ms=now_ms() + 10_000, keep_last=keep).changes == len(gone)
         for id in gone:
             del self.model[id]
 
     @invariant()
     def holds_what_the_model_does(self) -> None:
-        if not hasattr(self, "journal"):
+        if not hasattr(self, "journal_rows"):
             return
-        found = {change.id: change for change in self.journal.changes(Filter(oldest_first=True))}
+        found = {change.id: change for change in self.journal.find_changes(ChangeFilter(oldest_first=True))}
         assert list(found) == sorted(self.model)
         for id, (intent, state, group) in self.model.items():
             change = found[id]
             assert facts_of(change)[:6] == (intent.path, intent.op, intent.key, intent.field, intent.prior, intent.new)
-            assert (change.state, change.group) == (state, group)
+            assert (change.outcome, change.group_id) == (state, group)
             if change.new.content is not None:
                 change.new.content.read()
 
     def teardown(self) -> None:
-        if hasattr(self, "journal"):
+        if hasattr(self, "journal_rows"):
             wrong = [
-                problem for problem in check(self.journal) if "unknown" not in problem and "pending" not in problem
+                problem
+                for problem in find_problems(self.journal)
+                if "unknown" not in problem and "pending" not in problem
             ]
             self.journal.close()
             self.folder.cleanup()
@@ -152,7 +154,7 @@ def test_literal_glob(key: bytes) -> None:
 @given(st.lists(st.binary(), min_size=1).map(tuple))
 def test_directories(directory: tuple[bytes, ...]) -> None:
     """The components of a directory are read back as they were."""
-    assert decode(encode(directory)) == directory
+    assert decode_directory(encode_directory(directory)) == directory
 
 
 @given(st.binary() | st.text().map(str.encode))

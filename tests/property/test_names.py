@@ -9,8 +9,17 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
 from redisfuse.errors import NotFoundError, RedisFuseError
-from redisfuse.paths.encoding import cut, decode_component, decode_field, encode_component, encode_field
-from redisfuse.paths.grammar import Grammar, LongEntry, LongField, LongFields, Piece, Reading, Target, digest
+from redisfuse.paths.encoding import decode_component, decode_field, encode_component, encode_field, split_long_name
+from redisfuse.paths.grammar import (
+    DigestEntry,
+    DigestField,
+    DigestFieldsDir,
+    KeyRef,
+    NameSegment,
+    PathCandidates,
+    PathCodec,
+    sha256_hex,
+)
 
 UNITS = [
     b"%",
@@ -47,69 +56,69 @@ long_models = st.dictionaries(any_data, st.none() | st.frozensets(any_data, min_
 Model = dict[bytes, frozenset[bytes] | None]
 
 
-def directories(grammar: Grammar, model: Model) -> set[tuple[bytes, ...]]:
+def directories(grammar: PathCodec, model: Model) -> set[tuple[bytes, ...]]:
     """Every directory that is there because a key (that is not long) is below it."""
     found: set[tuple[bytes, ...]] = {()}
     for key in model:
-        if not grammar.key_is_long(key):
-            parts = grammar.split(key)
+        if not grammar.key_needs_digest(key):
+            parts = grammar.split_key(key)
             found.update(parts[:depth] for depth in range(len(parts)))
     return found
 
 
-def listed(grammar: Grammar, model: Model, collapsed: frozenset[bytes]) -> Iterator[tuple[bytes, Target]]:
+def listed(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> Iterator[tuple[bytes, KeyRef]]:
     """List every file of the tree: its path, and what it is."""
     folders = directories(grammar, model)
     for key, fields in model.items():
-        *above, leaf = grammar.split(key)
-        shadow = grammar.field_reading(leaf)
-        shadowed = shadow is not None and shadow[1] in (model.get(grammar.join([*above, shadow[0]])) or ())
+        *above, leaf = grammar.split_key(key)
+        shadow = grammar.shadowing_field(leaf)
+        shadowed = shadow is not None and shadow[1] in (model.get(grammar.join_key([*above, shadow[0]])) or ())
         if fields is None or key in collapsed:
             is_directory = (*above, leaf) in folders
             path = grammar.key_path(key, is_hash=fields is not None, shadowed=shadowed, is_directory=is_directory)
-            yield path, Target(key)
+            yield path, KeyRef(key)
             continue
         for field in fields:
-            component = grammar.directory_reading(grammar.field_name(leaf, field))
+            component = grammar.shadowing_directory(grammar.field_name(leaf, field))
             is_directory = component is not None and (*above, component) in folders
-            yield grammar.field_path(key, field, is_directory=is_directory), Target(key, field)
+            yield grammar.field_path(key, field, is_directory=is_directory), KeyRef(key, field)
 
 
 def resolve(
-    grammar: Grammar, model: Model, folders: set[tuple[bytes, ...]], path: bytes
-) -> Target | tuple[bytes, ...] | None:
+    grammar: PathCodec, model: Model, folders: set[tuple[bytes, ...]], path: bytes
+) -> KeyRef | tuple[bytes, ...] | None:
     """Find what a path opens, as the filesystem does."""
     try:
         meaning = grammar.parse(path)
     except NotFoundError:
         return None
-    if isinstance(meaning, LongEntry):
+    if isinstance(meaning, DigestEntry):
         for key, fields in model.items():
-            if grammar.key_is_long(key) and digest(key) == meaning.key_digest:
+            if grammar.key_needs_digest(key) and sha256_hex(key) == meaning.key_digest:
                 for field in fields or ():
-                    if digest(field) == meaning.field_digest:
-                        return Target(key, field)
-                return Target(key) if meaning.field_digest is None else None
-    if isinstance(meaning, LongField):
-        key = grammar.join([*meaning.directory, meaning.component])
+                    if sha256_hex(field) == meaning.field_digest:
+                        return KeyRef(key, field)
+                return KeyRef(key) if meaning.field_digest is None else None
+    if isinstance(meaning, DigestField):
+        key = grammar.join_key([*meaning.directory, meaning.component])
         for field in model.get(key) or ():
-            if grammar.field_is_long(key, field) and digest(field) == meaning.digest:
-                return Target(key, field)
-    if not isinstance(meaning, Reading):
+            if grammar.field_needs_digest(key, field) and sha256_hex(field) == meaning.digest:
+                return KeyRef(key, field)
+    if not isinstance(meaning, PathCandidates):
         return None
     above = meaning.directory
     if meaning.as_directory is not None and (*above, meaning.as_directory) in folders:
         return (*above, meaning.as_directory)
     if meaning.as_field is not None:
-        key = grammar.join([*above, meaning.as_field[0]])
+        key = grammar.join_key([*above, meaning.as_field[0]])
         if meaning.as_field[1] in (model.get(key) or ()):
-            return Target(key, meaning.as_field[1])
-    if meaning.as_key is not None and grammar.join([*above, meaning.as_key]) in model:
-        return Target(grammar.join([*above, meaning.as_key]))
+            return KeyRef(key, meaning.as_field[1])
+    if meaning.as_key is not None and grammar.join_key([*above, meaning.as_key]) in model:
+        return KeyRef(grammar.join_key([*above, meaning.as_key]))
     return None
 
 
-def check(grammar: Grammar, model: Model, collapsed: frozenset[bytes]) -> None:
+def check(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> None:
     paths = list(listed(grammar, model, collapsed))
     files = {path for path, _ in paths}
     folders = directories(grammar, model)
@@ -134,21 +143,21 @@ def check(grammar: Grammar, model: Model, collapsed: frozenset[bytes]) -> None:
 def test_sets(separator: bytes, model: Model, draw: st.DataObject) -> None:
     """In any set of keys and fields, each has exactly one listed path, it is legal, and it leads back to just that."""
     collapsed = draw.draw(st.frozensets(st.sampled_from(sorted(model)))) if model else frozenset()
-    check(Grammar(separator), model, collapsed)
+    check(PathCodec(separator), model, collapsed)
 
 
 @given(st.dictionaries(tiny, st.none() | st.frozensets(tiny, min_size=1), max_size=25), st.booleans())
 @settings(deadline=None, max_examples=400)
 def test_colliding_sets(model: Model, collapse: bool) -> None:
     """The same, where nearly every name wants to be another's."""
-    check(Grammar(), model, frozenset(model) if collapse else frozenset())
+    check(PathCodec(), model, frozenset(model) if collapse else frozenset())
 
 
 @given(separators, long_models, st.booleans())
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 def test_long_sets(separator: bytes, model: Model, collapse: bool) -> None:
     """The same, for names and paths that are too long for a filesystem."""
-    check(Grammar(separator), model, frozenset(model) if collapse else frozenset())
+    check(PathCodec(separator), model, frozenset(model) if collapse else frozenset())
 
 
 @given(any_data)
@@ -179,10 +188,10 @@ def test_cuts_join(text: bytes) -> None:
     """The pieces of a name join to it, and each is legal."""
     name = encode_component(text)
     start = b""
-    for piece in cut(name):
+    for piece in split_long_name(name):
         assert len(piece) <= 255
         piece.decode("utf-8")
-        start += piece[:-2] if piece != cut(name)[-1] else piece
+        start += piece[:-2] if piece != split_long_name(name)[-1] else piece
     assert start == name
 
 
@@ -190,46 +199,49 @@ def test_cuts_join(text: bytes) -> None:
 @settings(deadline=None, max_examples=300)
 def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
     """The marked name and the views of any key open that key; the marked name of any field opens that field."""
-    grammar = Grammar(separator)
-    if grammar.key_is_long(key):
+    grammar = PathCodec(separator)
+    if grammar.key_needs_digest(key):
         return
-    *above, leaf = grammar.split(key)
+    *above, leaf = grammar.split_key(key)
     for dots in (False, True):
-        name = grammar.key_name(leaf, dots=dots, root=not above)
+        name = grammar.key_name(leaf, escape_dots=dots, in_root=not above)
         for view in ("json", "dump"):
-            meaning = grammar.parse(grammar.path(above, name + b"%" + view.encode()))
-            assert isinstance(meaning, Reading)
+            meaning = grammar.parse(grammar.join_path(above, name + b"%" + view.encode()))
+            assert isinstance(meaning, PathCandidates)
             assert (list(meaning.directory), meaning.as_key, meaning.view) == (above, leaf, view)
             assert meaning.as_directory is None
-        meaning = grammar.parse(grammar.path(above, grammar.mark(name)))
-        assert isinstance(meaning, Reading)
-        assert (list(meaning.directory), meaning.as_key, meaning.marked) == (above, leaf, True)
+        meaning = grammar.parse(grammar.join_path(above, grammar.add_file_mark(name)))
+        assert isinstance(meaning, PathCandidates)
+        assert (list(meaning.directory), meaning.as_key, meaning.has_file_mark) == (above, leaf, True)
         assert meaning.as_directory is None
-    if not grammar.field_is_long(key, field):
-        meaning = grammar.parse(grammar.path(above, grammar.mark(grammar.field_name(leaf, field))))
-        assert isinstance(meaning, Reading)
-        assert (list(meaning.directory), meaning.as_field, meaning.marked) == (above, (leaf, field), True)
+    if not grammar.field_needs_digest(key, field):
+        meaning = grammar.parse(grammar.join_path(above, grammar.add_file_mark(grammar.field_name(leaf, field))))
+        assert isinstance(meaning, PathCandidates)
+        assert (list(meaning.directory), meaning.as_field, meaning.has_file_mark) == (above, (leaf, field), True)
 
 
 @given(separators, st.lists(any_data | st.sampled_from([b"x" * 253 + b"%+", b"%long"]), max_size=4).map(b"/".join))
 @settings(deadline=None, max_examples=400)
 def test_any_path(separator: bytes, path: bytes) -> None:
     """Any path is either read, to a spelling that is its own, or refused with an error of ours."""
-    grammar = Grammar(separator)
+    grammar = PathCodec(separator)
     try:
         meaning = grammar.parse(path)
     except NotFoundError:
         meaning = None
-    if isinstance(meaning, Reading) and meaning.as_key is not None:
-        name = grammar.key_name(meaning.as_key, root=not meaning.directory)
-        spelled = grammar.path(meaning.directory, name)
-        if len(path) <= 255 and meaning.view is None and not meaning.marked:
+    if isinstance(meaning, PathCandidates) and meaning.as_key is not None:
+        name = grammar.key_name(meaning.as_key, in_root=not meaning.directory)
+        spelled = grammar.join_path(meaning.directory, name)
+        if len(path) <= 255 and meaning.view is None and not meaning.has_file_mark:
             assert path.removeprefix(b"/").replace(b"%2E", b".") == spelled.replace(b"%2E", b".")
-        assert grammar.split(grammar.join([*meaning.directory, meaning.as_key])) == (*meaning.directory, meaning.as_key)
-    if isinstance(meaning, Piece | LongFields):
-        assert meaning.directory == grammar.split(grammar.join([*meaning.directory, b""]))[:-1]
+        assert grammar.split_key(grammar.join_key([*meaning.directory, meaning.as_key])) == (
+            *meaning.directory,
+            meaning.as_key,
+        )
+    if isinstance(meaning, NameSegment | DigestFieldsDir):
+        assert meaning.directory == grammar.split_key(grammar.join_key([*meaning.directory, b""]))[:-1]
     try:
-        grammar.creatable(path)
+        grammar.parse_new(path)
     except RedisFuseError as error:
         text = str(error)
     else:

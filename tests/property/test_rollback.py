@@ -16,11 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redisfuse.errors import RedisFuseError
-from redisfuse.journal.journal import Filter
-from redisfuse.journal.models import Content
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.precondition import Basis
-from tests.support.edit_bench import Bench
+from redisfuse.journal.journal import ChangeFilter
+from redisfuse.journal.models import Blob
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.precondition import Precondition
+from tests.support.edit_bench import EditBench
 from tests.support.redis_server import RedisServer
 from tests.unit.test_rollback import contents
 
@@ -61,27 +61,29 @@ ops = st.builds(
 )
 
 
-def perform(bench: Bench, op: Op) -> None:
+def perform(bench: EditBench, op: Op) -> None:
     """Make the edit; what is not possible raises and changes nothing."""
-    edits, target, field = bench.edits, Target(op.key), Target(op.key, op.field)
+    edits, target, field = bench.key_writer, KeyRef(op.key), KeyRef(op.key, op.field)
     if op.name == "save":
-        edits.save(target, Content.of(op.value), basis=Basis.anything(), path=op.key)
+        edits.save(target, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
     elif op.name == "field":
-        edits.save(field, Content.of(op.value), basis=Basis.anything(), path=op.key)
+        edits.save(field, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
     elif op.name == "remove":
         edits.remove([target], path=op.key)
     elif op.name == "drop":
         edits.remove([field], path=op.key)
     elif op.name == "rename":
-        edits.rename([(target, Target(op.other))], path=op.key, new_path=op.other)
+        edits.rename([(target, KeyRef(op.other))], path=op.key, new_path=op.other)
     elif op.name == "expire":
         edits.expire(target, op.at, path=op.key)
     elif op.name == "patch":
-        edits.patch(target, op.offset, Content.of(op.value), basis=Basis.anything(), path=op.key)
+        edits.patch(
+            target, op.offset, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key
+        )
     elif op.name == "promote":
-        edits.rename([(field, Target(op.other))], path=op.key, new_path=op.other)
+        edits.rename([(field, KeyRef(op.other))], path=op.key, new_path=op.other)
     else:
-        edits.rename([(target, Target(op.other, op.field))], path=op.key, new_path=op.other)
+        edits.rename([(target, KeyRef(op.other, op.field))], path=op.key, new_path=op.other)
 
 
 def expected(model: Model, op: Op) -> None:
@@ -229,16 +231,16 @@ def undo_slice(there: Any, before: Any, after: Any, part: tuple[int, int, int]) 
 
 
 @pytest.fixture(scope="module")
-def bench() -> Iterator[Bench]:
+def bench() -> Iterator[EditBench]:
     folder = Path(tempfile.mkdtemp(prefix="redisfuse-test-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     with RedisServer() as server:
-        bench = Bench.of(folder, server)
+        bench = EditBench.create(folder, server)
         yield bench
         bench.close()
     shutil.rmtree(folder)
 
 
-def prepare(bench: Bench) -> None:
+def prepare(bench: EditBench) -> None:
     client = bench.redis
     client.flushall()
     client.set("a", "1")
@@ -254,16 +256,16 @@ def prepare(bench: Bench) -> None:
     client.mset({"d:1": "1", "d:2": "2"})
 
 
-def newest_change(bench: Bench) -> int:
-    return next(iter(bench.journal.change_ids(Filter(limit=1))), 0)
+def newest_change(bench: EditBench) -> int:
+    return next(iter(bench.journal.find_change_ids(ChangeFilter(limit=1))), 0)
 
 
-def changes_after(bench: Bench, id: int) -> list[int]:
+def changes_after(bench: EditBench, id: int) -> list[int]:
     """Ids of the changes made since, oldest first."""
-    return sorted(each for each in bench.journal.change_ids(Filter(limit=50)) if each > id)
+    return sorted(each for each in bench.journal.find_change_ids(ChangeFilter(limit=50)) if each > id)
 
 
-def make(bench: Bench, model: Model, op: Op) -> Made | None:
+def make(bench: EditBench, model: Model, op: Op) -> Made | None:
     """Make one edit on both sides, which must agree on whether it is possible, and on what it gives."""
     before = copy.deepcopy(model)
     trial = copy.deepcopy(model)
@@ -278,13 +280,13 @@ def make(bench: Bench, model: Model, op: Op) -> Made | None:
         perform(bench, op)
     except RedisFuseError as error:
         refused = error
-    made = [id for id in changes_after(bench, newest) if bench.journal.change(id).state == "applied"]
+    made = [id for id in changes_after(bench, newest) if bench.journal.get_change(id).outcome == "applied"]
     assert (refused is None) == possible, f"{op}: {refused or 'should not have been possible'}"
     if not made:
         return None
     model.clear()
     model.update(trial)
-    changes = bench.journal.group(made[0])
+    changes = bench.journal.get_group(made[0])
     keys = {change.key for change in changes}
     fields: dict[bytes, set[bytes]] = {}
     for change in changes:
@@ -295,7 +297,7 @@ def make(bench: Bench, model: Model, op: Op) -> Made | None:
         old = before[op.key][0]
         part = (op.offset, len(old[op.offset : op.offset + len(op.value)]), len(op.value))
     return Made(
-        changes[0].group,
+        changes[0].group_id,
         {key: before[key] for key in keys if key in before},
         {key: trial[key] for key in keys if key in trial},
         fields,
@@ -309,7 +311,9 @@ def make(bench: Bench, model: Model, op: Op) -> Made | None:
     choices=st.lists(st.integers(0, 10**6), max_size=12),
     together=st.booleans(),
 )
-def test_rollbacks_do_what_the_model_does(bench: Bench, edits: list[Op], choices: list[int], together: bool) -> None:
+def test_rollbacks_do_what_the_model_does(
+    bench: EditBench, edits: list[Op], choices: list[int], together: bool
+) -> None:
     """After any edits, and rollbacks of any of them and of rollbacks, Redis holds what a simple model holds."""
     prepare(bench)
     first = contents(bench.redis)
@@ -320,7 +324,7 @@ def test_rollbacks_do_what_the_model_does(bench: Bench, edits: list[Op], choices
         ids = [each.group for each in made]
         if ids:
             report = bench.roll_back(*ids)
-            assert report.clean, report
+            assert report.is_clean, report
         assert contents(bench.redis) == first
         return
     for choice in choices:
@@ -330,15 +334,15 @@ def test_rollbacks_do_what_the_model_does(bench: Bench, edits: list[Op], choices
         before = copy.deepcopy(model)
         possible = undo(model, chosen)
         newest = newest_change(bench)
-        report = bench.rollback().run([tuple(reversed(bench.journal.group(chosen.group)))])
-        assert report.clean == possible, (chosen, report)
+        report = bench.create_rollback().run([tuple(reversed(bench.journal.get_group(chosen.group)))])
+        assert report.is_clean == possible, (chosen, report)
         assert contents(bench.redis) == model, chosen
         reverts = changes_after(bench, newest)
         if reverts:
-            group = bench.journal.group(reverts[0])
+            group = bench.journal.get_group(reverts[0])
             keys = {change.key for change in group}
             back = Made(
-                group[0].group,
+                group[0].group_id,
                 {key: before[key] for key in keys if key in before},
                 {key: model[key] for key in keys if key in model},
                 {key: names for key, names in chosen.fields.items() if key in keys},

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from redisfuse.vfs import write_buffer
-from redisfuse.vfs.write_buffer import EditBuffer
+from redisfuse.vfs.write_buffer import WriteBuffer
 
 small = st.integers(0, 40)
 steps = st.lists(
@@ -16,8 +16,8 @@ steps = st.lists(
 )
 
 
-def apply_steps(base: bytes, todo: list[tuple[str, int, bytes]]) -> tuple[EditBuffer, bytearray]:
-    buffer = EditBuffer(len(base), lambda offset, size: base[offset : offset + size])
+def apply_steps(base: bytes, todo: list[tuple[str, int, bytes]]) -> tuple[WriteBuffer, bytearray]:
+    buffer = WriteBuffer(len(base), lambda offset, size: base[offset : offset + size])
     model = bytearray(base)
     for what, at, data in todo:
         if what == "write":
@@ -37,7 +37,7 @@ def test_reads_equal_a_bytearray(base: bytes, todo: list[tuple[str, int, bytes]]
     """After any writes and truncates, every read gives what a bytearray would."""
     buffer, model = apply_steps(base, todo)
     assert buffer.size == len(model)
-    assert b"".join(buffer.chunks()) == bytes(model)
+    assert b"".join(buffer.iter_chunks()) == bytes(model)
     for offset in range(0, 50, 7):
         assert buffer.read(offset, 9) == bytes(model[offset : offset + 9])
 
@@ -46,13 +46,13 @@ def test_reads_equal_a_bytearray(base: bytes, todo: list[tuple[str, int, bytes]]
 def test_patch_over_base_gives_the_content(base: bytes, todo: list[tuple[str, int, bytes]]) -> None:
     """Writing the patch range over the base (as SETRANGE does) gives the whole new content."""
     buffer, model = apply_steps(base, todo)
-    if buffer.changed and (patch := buffer.patch()) is not None:
+    if buffer.is_modified and (patch := buffer.dirty_range()) is not None:
         offset, size = patch
         result = bytearray(base)
         result.extend(bytes(max(0, offset - len(result))))
-        result[offset : offset + size] = b"".join(buffer.chunks(offset, size))
+        result[offset : offset + size] = b"".join(buffer.iter_chunks(offset, size))
         assert bytes(result) == bytes(model)
-    if not buffer.changed:
+    if not buffer.is_modified:
         assert bytes(model) == base
 
 
@@ -61,16 +61,16 @@ def test_edits_over_what_some_of_them_made(base: bytes, todo: list[tuple[str, in
     """The edits give the same content over a base in which the first of them were made."""
     buffer, model = apply_steps(base, todo)
     _, halfway = apply_steps(base, todo[:made])
-    moved = buffer.over(len(halfway), lambda offset, size: bytes(halfway[offset : offset + size]))
-    assert b"".join(moved.chunks()) == bytes(model)
+    moved = buffer.rebase(len(halfway), lambda offset, size: bytes(halfway[offset : offset + size]))
+    assert b"".join(moved.iter_chunks()) == bytes(model)
     assert moved.size == len(model)
 
 
 def test_far_writes_do_not_allocate_the_gap() -> None:
     """A write at 400 MiB costs its own bytes, not the gap before it."""
-    buffer = EditBuffer(0, lambda _offset, _size: b"")
+    buffer = WriteBuffer(0, lambda _offset, _size: b"")
     buffer.write(400 * 1024 * 1024, b"end")
-    assert buffer._written._rolled
+    assert buffer._written_file._rolled
     assert buffer.read(400 * 1024 * 1024 - 2, 10) == b"\0\0end"
-    assert write_buffer.SPOOL_BYTES < 400 * 1024 * 1024
+    assert write_buffer.SPOOL_THRESHOLD_BYTES < 400 * 1024 * 1024
     buffer.close()

@@ -15,41 +15,41 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from redisfuse.client.channel import Dialogue
-from redisfuse.client.client import Server
-from redisfuse.config import Settings
-from redisfuse.fuse.backends import choose
-from redisfuse.mount.context import Mounted
-from redisfuse.mount.run import address_of, limits_of, mount_options
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisClient
+from redisfuse.config import Config
+from redisfuse.fuse.backends import select_binding
+from redisfuse.mount.context import MountContext
+from redisfuse.mount.run import build_address, build_limits, build_session_options
 
 
-class Careless(Server):
+class UnguardedClient(RedisClient):
     """A server for reading only, that gives its reading connections to those who want to write."""
 
     @contextlib.contextmanager
-    def writer(self) -> Iterator[Dialogue]:
-        with self._readers.use(self.limits.timeout) as dialogue:
+    def write_channel(self) -> Iterator[Channel]:
+        with self._read_pool.acquire(self.limits.timeout) as dialogue:
             yield dialogue
 
 
-def main(barrier: str, name: str, url: str, mountpoint: str, journal: str) -> None:
+def main(barrier: str, binding_name: str, url: str, mountpoint: str, journal: str) -> None:
     """Mount until unmounted."""
     logging.basicConfig(level=logging.INFO)
     path = Path(mountpoint)
-    settings = Settings(target=url, mountpoint=path, journal_file=Path(journal), write=barrier != "changer")
-    address = address_of(settings)
-    server = (Careless if barrier == "connection" else Server)(
-        address, limits_of(settings), writable=barrier != "connection"
+    settings = Config(target=url, mountpoint=path, journal_file=Path(journal), write=barrier != "changer")
+    address = build_address(settings)
+    server = (UnguardedClient if barrier == "connection" else RedisClient)(
+        address, build_limits(settings), writable=barrier != "connection"
     )
     server.connect()
-    binding = choose(name)
-    mounted = Mounted(settings, server, binding, path, print)
+    binding = select_binding(binding_name)
+    mounted = MountContext(settings, server, binding, path, print)
     # Not `read_only`, for which the binding answers EROFS itself: the kernel's flag is all there is.
-    options = replace(mount_options(settings, address, path), read_only=False)
+    options = replace(build_session_options(settings, address, path), read_only=False)
     if barrier == "kernel":
         options = replace(options, extra=("ro",))
     try:
-        binding.run(mounted.operations, options, mounted.notifier)
+        binding.run(mounted.adapter, options, mounted.invalidation_queue)
     finally:
         mounted.close()
         server.close()

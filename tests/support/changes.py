@@ -9,35 +9,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from redisfuse.cli._journal_options import row_of
-from redisfuse.journal.change_rows import Filter
+from redisfuse.cli._journal_options import change_to_json
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
-from tests.support.mounts import Mount
+from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
-WRITES = frozenset(
+WRITE_COMMANDS = frozenset(
     {
         *("APPEND", "DEL", "HDEL", "HSET", "HSETEX", "PERSIST", "PEXPIREAT", "RENAME"),
         *("RESTORE", "RPUSH", "SADD", "SET", "SETRANGE", "UNLINK", "XADD", "ZADD"),
     }
 )
-POLL = 0.0005  # seconds between two looks at whether a key exists
+POLL_INTERVAL_SECONDS = 0.0005  # seconds between two looks at whether a key exists
 
 
-def history(mount: Mount, after: int = 0) -> list[dict[str, Any]]:
+def journal_rows(mount: MountedServer, after: int = 0) -> list[dict[str, Any]]:
     """The journal's rows after an id, oldest first, as `redisfuse log --json` gives them."""
     with Journal.open(mount.journal) as journal:
-        return [row_of(change) for change in journal.changes(Filter(oldest_first=True)) if change.id > after]
+        return [
+            change_to_json(change)
+            for change in journal.find_changes(ChangeFilter(oldest_first=True))
+            if change.id > after
+        ]
 
 
-def last_id(mount: Mount) -> int:
+def last_change_id(mount: MountedServer) -> int:
     """The id of the newest row, 0 if there is none."""
-    rows = history(mount)
+    rows = journal_rows(mount)
     return rows[-1]["id"] if rows else 0
 
 
 @contextmanager
-def monitored(server: RedisServer, key: bytes | None = None) -> Iterator[list[list[str]]]:
+def monitor_writes(server: RedisServer, key: bytes | None = None) -> Iterator[list[list[str]]]:
     """The write commands (that name `key`, or all) while the body runs, as MONITOR shows them."""
     seen: list[list[str]] = []
     done = threading.Event()
@@ -49,7 +53,7 @@ def monitored(server: RedisServer, key: bytes | None = None) -> Iterator[list[li
                 if words[:2] == ["ECHO", "end"]:
                     done.set()
                     return
-                if words[0].upper() in WRITES and (key is None or key.decode() in words):
+                if words[0].upper() in WRITE_COMMANDS and (key is None or key.decode() in words):
                     seen.append(words)
 
         threading.Thread(target=listen, daemon=True).start()
@@ -59,32 +63,32 @@ def monitored(server: RedisServer, key: bytes | None = None) -> Iterator[list[li
 
 
 @dataclass
-class Presence:
+class PresenceCounts:
     """How often a key or field was looked for, and how often it was not there."""
 
-    looks: int = 0
+    checks: int = 0
     missing: int = 0
     errors: list[Exception] = field(default_factory=list)
 
 
 @contextmanager
-def watched(server: RedisServer, key: bytes, hash_field: bytes | None = None) -> Iterator[Presence]:
+def watch_presence(server: RedisServer, key: bytes, hash_field: bytes | None = None) -> Iterator[PresenceCounts]:
     """A thread that looks all the time whether a key, or a field of it, exists, while the body runs."""
-    presence = Presence()
+    presence = PresenceCounts()
     ended = threading.Event()
     client = server.client()
 
-    def look() -> None:
+    def poll() -> None:
         try:
             while not ended.is_set():
                 there = client.exists(key) if hash_field is None else client.hexists(key, hash_field.decode())
-                presence.looks += 1
+                presence.checks += 1
                 presence.missing += not there
-                time.sleep(POLL)
+                time.sleep(POLL_INTERVAL_SECONDS)
         except Exception as error:
             presence.errors.append(error)
 
-    thread = threading.Thread(target=look, daemon=True)
+    thread = threading.Thread(target=poll, daemon=True)
     thread.start()
     try:
         yield presence
@@ -92,4 +96,4 @@ def watched(server: RedisServer, key: bytes, hash_field: bytes | None = None) ->
         ended.set()
         thread.join(20)
     assert not presence.errors, presence.errors
-    assert presence.looks
+    assert presence.checks

@@ -8,24 +8,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
-from tests.support.mounts import Mount
+from tests.support.mounts import MountedServer
 
 
-def errno_of(act: Callable[..., object], *arguments: object) -> str:
+def errno_name(call: Callable[..., object], *arguments: object) -> str:
     """The name of the errno that a call fails with; empty if it does not."""
     try:
-        act(*arguments)
+        call(*arguments)
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
     return ""
 
 
-def save(path: Path, data: bytes) -> str:
+def save_file(path: Path, data: bytes) -> str:
     """Save as a program does (open, write, close); the name of the first errno, empty if it went well."""
-    return errno_of(_save, path, data)
+    return errno_name(_save, path, data)
 
 
 def _save(path: Path, data: bytes) -> None:
@@ -41,19 +41,19 @@ def _save(path: Path, data: bytes) -> None:
         raise failed
 
 
-def timed(act: Callable[..., str], *arguments: object) -> tuple[str, float]:
+def time_call(call: Callable[..., str], *arguments: object) -> tuple[str, float]:
     """What it gives, and the seconds that it took."""
     began = time.monotonic()
-    return act(*arguments), time.monotonic() - began
+    return call(*arguments), time.monotonic() - began
 
 
-def changes(mount: Mount, key: bytes | None = None) -> list[Change]:
+def journal_changes(mount: MountedServer, key: bytes | None = None) -> list[Change]:
     """The journal's rows (of one key), oldest first."""
-    with Journal.open(mount.journal, write=False) as journal:
-        found = list(journal.changes(Filter(oldest_first=True)))
+    with Journal.open(mount.journal, writable=False) as journal:
+        found = list(journal.find_changes(ChangeFilter(oldest_first=True)))
         return [change for change in found if key is None or change.key == key]
 
 
-def states(mount: Mount, key: bytes | None = None) -> list[str]:
+def change_states(mount: MountedServer, key: bytes | None = None) -> list[str]:
     """Their states."""
-    return [change.state for change in changes(mount, key)]
+    return [change.outcome for change in journal_changes(mount, key)]

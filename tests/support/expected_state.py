@@ -24,7 +24,7 @@ def renameat2(old: Path, new: Path, flags: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+def call_outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """What a call gives, or the name of its errno."""
     try:
         return call(*arguments, **named)
@@ -33,7 +33,7 @@ def outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
 
 
 @contextmanager
-def ordinary_folder() -> Iterator[Path]:
+def tmpfs_folder() -> Iterator[Path]:
     """An empty folder of a tmpfs where there is one: the oracle."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="redisfuse-oracle-", dir=memory if memory.is_dir() else None))
@@ -43,16 +43,16 @@ def ordinary_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def facts(found: os.stat_result | str) -> Any:
+def comparable_stat(result: os.stat_result | str) -> Any:
     """What of a stat(2) must be the same everywhere: the type, and a file's size and links."""
-    if isinstance(found, str):
-        return found
-    if stat.S_ISREG(found.st_mode):
-        return "file", found.st_size, found.st_nlink
-    return "directory" if stat.S_ISDIR(found.st_mode) else oct(found.st_mode)
+    if isinstance(result, str):
+        return result
+    if stat.S_ISREG(result.st_mode):
+        return "file", result.st_size, result.st_nlink
+    return "directory" if stat.S_ISDIR(result.st_mode) else oct(result.st_mode)
 
 
-def tree(folder: Path) -> dict[str, Any]:
+def read_tree(folder: Path) -> dict[str, Any]:
     """Everything below a folder: contents of files, None for directories."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):

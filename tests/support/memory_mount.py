@@ -18,7 +18,7 @@ from typing import Any
 from redisfuse.fuse import mountpoint as mountpoints
 
 ROOT = Path(__file__).parents[2]
-_LONGEST = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
+_MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
 
 
 class MemoryMount:
@@ -34,12 +34,12 @@ class MemoryMount:
         self.log = self._folder / "log"
         self.process: subprocess.Popen[bytes]
         self._socket: socket.socket | None = None
-        self._watch: threading.Timer
+        self._kill_timer: threading.Timer
 
     def __enter__(self) -> MemoryMount:
         self.start()
         deadline = time.monotonic() + 20
-        while not self.mounted:
+        while not self.is_mounted:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.__exit__()
                 raise AssertionError(f"not mounted: {self.log.read_text()}")
@@ -54,9 +54,9 @@ class MemoryMount:
             self.process = subprocess.Popen(
                 [*command, json.dumps(self._settings)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
             )
-        self._watch = threading.Timer(_LONGEST, self.process.kill)
-        self._watch.daemon = True
-        self._watch.start()
+        self._kill_timer = threading.Timer(_MAX_LIFETIME_SECONDS, self.process.kill)
+        self._kill_timer.daemon = True
+        self._kill_timer.start()
 
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
@@ -66,47 +66,47 @@ class MemoryMount:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait(20)
-        self._watch.cancel()
+        self._kill_timer.cancel()
         if self._socket is not None:
             self._socket.close()
-        if self.mounted:
+        if self.is_mounted:
             subprocess.run(["umount", "-l", str(self.path)], check=False)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
     @property
-    def mounted(self) -> bool:
-        return mountpoints.find(self.path) is not None
+    def is_mounted(self) -> bool:
+        return mountpoints.find_mount(self.path) is not None
 
-    def end(self, timeout: float = 20) -> int:
+    def wait_for_exit(self, timeout: float = 20) -> int:
         """Wait for the process to end by itself; its exit status."""
         return self.process.wait(timeout)
 
-    def ask(self, do: str, **request: Any) -> Any:
+    def send_request(self, action: str, **arguments: Any) -> Any:
         """One request to memory_calls' control socket."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(20)
             self._socket.connect(self._control)
             self._stream = self._socket.makefile("rwb")
-        self._stream.write(json.dumps({"do": do, **request}).encode() + b"\n")
+        self._stream.write(json.dumps({"do": action, **arguments}).encode() + b"\n")
         self._stream.flush()
         return json.loads(self._stream.readline())
 
-    def put(self, path: str, data: str) -> None:
+    def put_file(self, path: str, data: str) -> None:
         """Make or change a file behind the kernel's back."""
-        self.ask("put", path=path, data=data)
+        self.send_request("put", path=path, data=data)
 
-    def counts(self) -> dict[str, int]:
+    def take_counts(self) -> dict[str, int]:
         """How often each callback ran since this was last asked; those that did not are 0."""
-        return _Counts(self.ask("counts")["calls"])
+        return _CallCounts(self.send_request("counts")["calls"])
 
-    def calls(self) -> list[str]:
+    def take_calls(self) -> list[str]:
         """The logged callbacks since this was last asked."""
-        found: list[str] = self.ask("counts")["log"]
+        found: list[str] = self.send_request("counts")["log"]
         return found
 
 
-class _Counts(dict[str, int]):
+class _CallCounts(dict[str, int]):
     def __missing__(self, key: str) -> int:
         return 0

@@ -21,22 +21,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.mounts import PATIENCE, Mount, environment, is_mounted, sweep
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, is_mounted, isolated_environment
 
 ROOT = Path(__file__).parents[2]
 
 
-class Process:
+class ForkedProcess:
     """One mount's process; what of Popen the tests use."""
 
-    def __init__(self, pid: int, endings: dict[int, int]) -> None:
+    def __init__(self, pid: int, exit_statuses: dict[int, int]) -> None:
         self.pid = pid
-        self._endings = endings
+        self._exit_statuses = exit_statuses
 
     def poll(self) -> int | None:
-        return self._endings.get(self.pid)
+        return self._exit_statuses.get(self.pid)
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = MOUNT_TIMEOUT_SECONDS) -> int:
         deadline = time.monotonic() + timeout
         while (status := self.poll()) is None:
             if time.monotonic() > deadline:
@@ -44,10 +44,10 @@ class Process:
             time.sleep(0.002)
         return status
 
-    def send_signal(self, number: int) -> None:
+    def send_signal(self, sig: int) -> None:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
+                os.kill(self.pid, sig)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -56,83 +56,87 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
 
-class Nursery:
+class MountForkserver:
     """Where mounts come from. Use it in a `with` block."""
 
     def __init__(self) -> None:
-        self._endings: dict[int, int] = {}
-        self._begun: queue.Queue[int] = queue.Queue()
+        self._exit_statuses: dict[int, int] = {}
+        self._started_pids: queue.Queue[int] = queue.Queue()
 
     def __enter__(self) -> Self:
-        self._parent = subprocess.Popen(
+        self._forkserver = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-m", "tests.support.mount_forkserver"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=self._read_messages, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._parent.stdin is not None
-        self._parent.stdin.close()
+        assert self._forkserver.stdin is not None
+        self._forkserver.stdin.close()
         try:
-            self._parent.wait(PATIENCE)
+            self._forkserver.wait(MOUNT_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
-            self._parent.kill()
-            self._parent.wait(PATIENCE)
+            self._forkserver.kill()
+            self._forkserver.wait(MOUNT_TIMEOUT_SECONDS)
 
-    def _listen(self) -> None:
-        assert self._parent.stdout is not None
-        for line in self._parent.stdout:
+    def _read_messages(self) -> None:
+        assert self._forkserver.stdout is not None
+        for line in self._forkserver.stdout:
             said = json.loads(line)
             if "pid" in said:
-                self._begun.put(said["pid"])
+                self._started_pids.put(said["pid"])
             else:
-                self._endings[said["ended"]] = said["status"]
+                self._exit_statuses[said["ended"]] = said["status"]
 
-    def run(self, words: list[str], folder: Path, log: Path) -> Process:
+    def start_process(self, words: list[str], folder: Path, log: Path) -> ForkedProcess:
         """Begin `redisfuse WORDS`."""
-        assert self._parent.stdin is not None
-        request = {"words": words, "environment": environment(folder), "log": str(log)}
-        self._parent.stdin.write(json.dumps(request).encode() + b"\n")
-        self._parent.stdin.flush()
-        return Process(self._begun.get(timeout=PATIENCE), self._endings)
+        assert self._forkserver.stdin is not None
+        request = {"words": words, "environment": isolated_environment(folder), "log": str(log)}
+        self._forkserver.stdin.write(json.dumps(request).encode() + b"\n")
+        self._forkserver.stdin.flush()
+        return ForkedProcess(self._started_pids.get(timeout=MOUNT_TIMEOUT_SECONDS), self._exit_statuses)
 
-    def begin(self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True) -> Mount:
+    def start_mount(
+        self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
+    ) -> MountedServer:
         """Mount `url` below `folder`; `wait` until the index is whole. End it with `mounts.sweep`, however it is."""
         path = folder / "mnt"
         if not is_mounted(path):
             path.mkdir(exist_ok=True)
         log = folder / "mount.log"
         words = ["--write", "--journal"] if write else []
-        process = self.run([*words, *options, url, str(path)], folder, log)
-        mount = Mount(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]
+        process = self.start_process([*words, *options, url, str(path)], folder, log)
+        mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]
         try:
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
             # A dead mount may still be there: what counts is that somebody answers.
-            while not _answers(path):
-                assert process.poll() is None, f"the mount ended: {mount.said()}"
-                assert time.monotonic() < deadline, f"no mount after {PATIENCE} s: {mount.said()}"
+            while not _answers_status(path):
+                assert process.poll() is None, f"the mount ended: {mount.read_log()}"
+                assert time.monotonic() < deadline, f"no mount after {MOUNT_TIMEOUT_SECONDS} s: {mount.read_log()}"
                 time.sleep(0.005)
             if wait:
                 mount.wait_ready()
         except BaseException:
-            sweep(mount)
+            clean_up_mount(mount)
             raise
         return mount
 
     @contextlib.contextmanager
-    def mounted(self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True) -> Iterator[Mount]:
+    def mount_server(
+        self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
+    ) -> Iterator[MountedServer]:
         """The same for the body of `with`; afterwards nothing is left mounted or running."""
-        mount = self.begin(folder, url, *options, write=write, wait=wait)
+        mount = self.start_mount(folder, url, *options, write=write, wait=wait)
         try:
             yield mount
         finally:
-            sweep(mount)
+            clean_up_mount(mount)
 
 
-def _answers(path: Path) -> bool:
+def _answers_status(path: Path) -> bool:
     if not is_mounted(path):
         return False
     try:
@@ -144,21 +148,21 @@ def _answers(path: Path) -> bool:
 # -- the process that mounts are forked from -------------------------------------------------------------------------
 
 
-def _reap() -> None:
+def _reap_children() -> None:
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            _say({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
+            _send_message({"ended": pid, "status": os.waitstatus_to_exitcode(status)})
 
 
-def _say(what: dict[str, Any]) -> None:
+def _send_message(message: dict[str, Any]) -> None:
     with contextlib.suppress(BrokenPipeError):
-        os.write(1, json.dumps(what).encode() + b"\n")
+        os.write(1, json.dumps(message).encode() + b"\n")
 
 
-def _be_mount(request: dict[str, Any]) -> int:
+def _run_mount(request: dict[str, Any]) -> int:
     from redisfuse.cli.main import main
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -180,13 +184,13 @@ def _be_mount(request: dict[str, Any]) -> int:
         sys.stderr.flush()
 
 
-def _serve() -> None:
+def _serve_requests() -> None:
     for name in ("redisfuse.cli.mount", "redisfuse.mount.run", "sqlite_utils", "platformdirs.unix", "encodings.idna"):
         importlib.import_module(name)
-    from redisfuse.fuse.backends import choose
+    from redisfuse.fuse.backends import select_binding
 
-    choose(None)
-    signal.signal(signal.SIGCHLD, lambda _number, _frame: _reap())
+    select_binding(None)
+    signal.signal(signal.SIGCHLD, lambda _number, _frame: _reap_children())
     children: list[int] = []
     buffer = b""
     while True:
@@ -197,13 +201,13 @@ def _serve() -> None:
         for line in lines:
             pid = os.fork()
             if pid == 0:
-                os._exit(_be_mount(json.loads(line)))
+                os._exit(_run_mount(json.loads(line)))
             children.append(pid)
-            _say({"pid": pid})
+            _send_message({"pid": pid})
     for pid in children:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve_requests()

@@ -16,11 +16,11 @@ from typing import Any
 
 from tests.support.redis_server import RedisServer
 
-PATIENCE = 20.0  # seconds for a mount to appear or go
+MOUNT_TIMEOUT_SECONDS = 20.0  # seconds for a mount to appear or go
 
 
 @dataclass
-class Mount:
+class MountedServer:
     """A mounted server."""
 
     path: Path
@@ -33,25 +33,25 @@ class Mount:
         found: dict[str, Any] = json.loads(os.getxattr(self.path, "user.redisfuse.status"))
         return found
 
-    def said(self) -> str:
+    def read_log(self) -> str:
         """Its standard error so far."""
         return self.log.read_text(errors="replace")
 
     def wait_ready(self) -> None:
         """Wait until the index is whole."""
-        eventually(lambda: self.status()["ready"])
+        wait_until(lambda: self.status()["ready"])
 
     def wait_coherent(self) -> None:
         """Wait until changes are pushed to the kernel."""
-        eventually(lambda: self.status()["kernel_cache"])
+        wait_until(lambda: self.status()["kernel_cache"])
 
-    def stop(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, signal_number: int = signal.SIGTERM) -> int:
         """End it with a signal; returns its exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
+        self.process.send_signal(signal_number)
+        return self.process.wait(MOUNT_TIMEOUT_SECONDS)
 
 
-def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = MOUNT_TIMEOUT_SECONDS) -> Any:
     """Wait until `condition()` is true and return it; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -62,10 +62,10 @@ def eventually(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
         time.sleep(0.01)
 
 
-def empty(server: RedisServer, mount: Mount) -> None:
+def flush_and_wait(server: RedisServer, mount: MountedServer) -> None:
     """Remove every key, and wait until the mount knows."""
     server.client().flushall()
-    eventually(lambda: mount.status()["ready"] and not mount.status()["keys"])
+    wait_until(lambda: mount.status()["ready"] and not mount.status()["keys"])
 
 
 def is_mounted(path: Path) -> bool:
@@ -74,27 +74,34 @@ def is_mounted(path: Path) -> bool:
     return any(wanted in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
-def command_line(*words: str) -> list[str]:
+def redisfuse_command(*words: str) -> list[str]:
     """How the tests run `redisfuse`."""
     return [sys.executable, "-m", "redisfuse.cli.main", *words]
 
 
-def environment(folder: Path) -> dict[str, str]:
+def isolated_environment(folder: Path) -> dict[str, str]:
     """An environment whose state and config folders are in `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
     own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1"}
     return {**kept, **own, "PYTHONFAULTHANDLER": "1"}
 
 
-def run(folder: Path, *words: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
+def run_redisfuse(folder: Path, *words: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a `redisfuse` command to its end."""
     return subprocess.run(
-        command_line(*words), env=environment(folder), capture_output=True, text=True, timeout=timeout, **options
+        redisfuse_command(*words),
+        env=isolated_environment(folder),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        **options,
     )
 
 
 @contextlib.contextmanager
-def mounted(folder: Path, url: str, *options: str, write: bool = False, wait: bool = True) -> Iterator[Mount]:
+def mount_server(
+    folder: Path, url: str, *options: str, write: bool = False, wait: bool = True
+) -> Iterator[MountedServer]:
     """Mount `url` below `folder` for the body of `with`; afterwards nothing is left mounted or running."""
     path = folder / "mnt"
     path.mkdir(exist_ok=True)
@@ -102,34 +109,34 @@ def mounted(folder: Path, url: str, *options: str, write: bool = False, wait: bo
     words = ["--write", "--journal"] if write else []
     with log.open("ab") as errors:
         process = subprocess.Popen(
-            command_line(*words, *options, url, str(path)),
-            env=environment(folder),
+            redisfuse_command(*words, *options, url, str(path)),
+            env=isolated_environment(folder),
             stdin=subprocess.DEVNULL,
             stdout=errors,
             stderr=errors,
         )
-    mount = Mount(path, process, log, folder / "state" / "redisfuse" / "journal.db")
+    mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")
     try:
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
         while not is_mounted(path):
-            assert process.poll() is None, f"the mount ended: {mount.said()}"
-            assert time.monotonic() < deadline, f"no mount after {PATIENCE} s: {mount.said()}"
+            assert process.poll() is None, f"the mount ended: {mount.read_log()}"
+            assert time.monotonic() < deadline, f"no mount after {MOUNT_TIMEOUT_SECONDS} s: {mount.read_log()}"
             time.sleep(0.01)
         if wait:
             mount.wait_ready()
         yield mount
     finally:
-        sweep(mount)
+        clean_up_mount(mount)
 
 
-def sweep(mount: Mount) -> None:
+def clean_up_mount(mount: MountedServer) -> None:
     """End a mount however it is."""
     if mount.process.poll() is None:
         mount.process.terminate()
         try:
-            mount.process.wait(PATIENCE)
+            mount.process.wait(MOUNT_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             mount.process.kill()
-            mount.process.wait(PATIENCE)
+            mount.process.wait(MOUNT_TIMEOUT_SECONDS)
     if is_mounted(mount.path):
-        subprocess.run(["fusermount", "-uz", str(mount.path)], check=False, timeout=PATIENCE)
+        subprocess.run(["fusermount", "-uz", str(mount.path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-Kind = Literal[
+FaultKind = Literal[
     "delay",  # wait `seconds`, then go on as if nothing was
     "drop",  # hang up; the server never sees the command
     "reset",  # the same, with a TCP reset
@@ -32,15 +32,15 @@ Kind = Literal[
     "hang_reply",  # it runs; and nothing is answered any more on this connection
 ]
 
-_NOT_SENT_ON = {"drop", "reset", "hang", "error"}
-_PIECE = 262144
+_BLOCKING_KINDS = {"drop", "reset", "hang", "error"}
+_RECV_BYTES = 262144
 
 
 @dataclass
 class Fault:
     """What to do to commands named `command` (None: to all): not to the first `skip`, then to `times` (None: all)."""
 
-    kind: Kind
+    kind: FaultKind
     command: str | None = None
     skip: int = 0
     times: int | None = None
@@ -48,7 +48,7 @@ class Fault:
     text: str = "ERR injected"
     hits: int = 0
 
-    def strikes(self, name: str) -> bool:
+    def take_hit(self, name: str) -> bool:
         """Whether this command is hit; counts."""
         if self.command is not None and self.command.upper() != name:
             return False
@@ -74,11 +74,11 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1] if tcp else 0
         self._lock = threading.Lock()
         self._faults: list[Fault] = []
-        self._connections: set[_Connection] = set()
+        self._connections: set[_ProxyConnection] = set()
         self._stopping = threading.Event()
-        self.refusing = False
+        self.is_refusing = False
         self.commands: list[str] = []
-        self._thread = threading.Thread(target=self._accept, name="proxy", daemon=True)
+        self._thread = threading.Thread(target=self._accept_connections, name="proxy", daemon=True)
 
     def url(self, db: int = 0) -> str:
         """The URL to reach the server through this proxy."""
@@ -86,7 +86,7 @@ class Proxy:
 
     # -- faults -------------------------------------------------------------------------------------------------------
 
-    def inject(self, kind: Kind, command: str | None = None, **details: object) -> Fault:
+    def inject(self, kind: FaultKind, command: str | None = None, **details: object) -> Fault:
         """Begin a fault; it lasts until `times` are used up, or clear()."""
         fault = Fault(kind, command, **details)  # type: ignore[arg-type]
         with self._lock:
@@ -97,23 +97,23 @@ class Proxy:
         """End all faults. A connection that hangs goes on hanging."""
         with self._lock:
             self._faults.clear()
-        self.refusing = False
+        self.is_refusing = False
 
-    def refuse(self) -> None:
+    def refuse_connections(self) -> None:
         """Hang up on new connections at once, until clear()."""
-        self.refusing = True
+        self.is_refusing = True
 
-    def cut(self) -> None:
+    def disconnect_all(self) -> None:
         """Hang up on every connection that there is now."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
-            connection.cut()
+            connection.disconnect()
 
-    def _fault_for(self, name: str) -> Fault | None:
+    def _take_fault(self, name: str) -> Fault | None:
         with self._lock:
             self.commands.append(name)
-            return next((fault for fault in self._faults if fault.strikes(name)), None)
+            return next((fault for fault in self._faults if fault.take_hit(name)), None)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -129,7 +129,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         self._thread.join(5)
-        self.cut()
+        self.disconnect_all()
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -144,7 +144,7 @@ class Proxy:
     ) -> None:
         self.close()
 
-    def _accept(self) -> None:
+    def _accept_connections(self) -> None:
         while not self._stopping.is_set():
             try:
                 client, _ = self._listener.accept()
@@ -152,19 +152,19 @@ class Proxy:
                 return
             server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                if self.refusing:
+                if self.is_refusing:
                     raise ConnectionRefusedError
                 server.connect(self._upstream)
             except OSError:
                 client.close()
                 server.close()
                 continue
-            connection = _Connection(self, client, server)
+            connection = _ProxyConnection(self, client, server)
             with self._lock:
                 self._connections.add(connection)
             connection.start()
 
-    def _ended(self, connection: "_Connection") -> None:
+    def _remove_connection(self, connection: "_ProxyConnection") -> None:
         with self._lock:
             self._connections.discard(connection)
 
@@ -177,7 +177,7 @@ class _HangUpError(Exception):
         self.reset = reset
 
 
-class _Connection(threading.Thread):
+class _ProxyConnection(threading.Thread):
     """One client: commands are taken apart, sent on one by one, and their answers passed back."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
@@ -185,14 +185,14 @@ class _Connection(threading.Thread):
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._asked = bytearray()  # from the client, not yet a whole command
-        self._answered = bytearray()  # from the server, not yet a whole answer
-        self._to_client = bytearray()
-        self._to_server = bytearray()
-        self._waiting: list[tuple[str, Fault | None]] = []  # commands that the server owes an answer
-        self._hung = False
+        self._request_buffer = bytearray()  # from the client, not yet a whole command
+        self._reply_buffer = bytearray()  # from the server, not yet a whole answer
+        self._client_output = bytearray()
+        self._server_output = bytearray()
+        self._pending_commands: list[tuple[str, Fault | None]] = []  # commands that the server owes an answer
+        self._is_hung = False
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         for end in (self._client, self._server):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -210,7 +210,7 @@ class _Connection(threading.Thread):
                 self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._client.close()
             self._server.close()
-            self._proxy._ended(self)
+            self._proxy._remove_connection(self)
 
     def _relay(self) -> None:
         self._client.setblocking(False)
@@ -219,56 +219,56 @@ class _Connection(threading.Thread):
             for end in (self._client, self._server):
                 selector.register(end, selectors.EVENT_READ)
             while True:
-                for end, out in ((self._client, self._to_client), (self._server, self._to_server)):
+                for end, out in ((self._client, self._client_output), (self._server, self._server_output)):
                     selector.modify(end, selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0))
                 for key, events in selector.select(1.0):
                     if events & selectors.EVENT_WRITE:
-                        out = self._to_client if key.fileobj is self._client else self._to_server
+                        out = self._client_output if key.fileobj is self._client else self._server_output
                         with contextlib.suppress(BlockingIOError):
                             del out[: key.fileobj.send(out)]  # type: ignore[union-attr]
                     if events & selectors.EVENT_READ:
-                        self._take(key.fileobj)  # type: ignore[arg-type]
+                        self._receive(key.fileobj)  # type: ignore[arg-type]
 
-    def _take(self, end: socket.socket) -> None:
+    def _receive(self, end: socket.socket) -> None:
         try:
-            data = end.recv(_PIECE)
+            data = end.recv(_RECV_BYTES)
         except BlockingIOError:
             return
         if not data:
             raise _HangUpError
-        if self._hung:
+        if self._is_hung:
             return
         if end is self._client:
-            self._asked += data
-            for command in _cut_off_whole(self._asked):
-                self._command(command)
+            self._request_buffer += data
+            for command in _take_complete_values(self._request_buffer):
+                self._handle_command(command)
         else:
-            self._answered += data
-            for answer in _cut_off_whole(self._answered):
-                self._answer(answer)
+            self._reply_buffer += data
+            for answer in _take_complete_values(self._reply_buffer):
+                self._handle_reply(answer)
 
-    def _command(self, packed: bytes) -> None:
-        name = _name_of(packed)
-        fault = self._proxy._fault_for(name)
-        if self._hung:
+    def _handle_command(self, packed: bytes) -> None:
+        name = _command_name(packed)
+        fault = self._proxy._take_fault(name)
+        if self._is_hung:
             return
         if fault is not None:
             if fault.kind == "delay":
                 self._proxy._stopping.wait(fault.seconds)
                 fault = None
-            elif fault.kind in _NOT_SENT_ON:
-                self._refuse(fault)
+            elif fault.kind in _BLOCKING_KINDS:
+                self._apply_fault(fault)
                 return
-        self._waiting.append((name, fault))
-        self._to_server += packed
+        self._pending_commands.append((name, fault))
+        self._server_output += packed
 
-    def _refuse(self, fault: Fault) -> None:
+    def _apply_fault(self, fault: Fault) -> None:
         if fault.kind == "hang":
-            self._hung = True
+            self._is_hung = True
         elif fault.kind == "error":
-            if self._waiting:  # the answers to earlier commands come first
+            if self._pending_commands:  # the answers to earlier commands come first
                 self._drain_server()
-            self._to_client += b"-" + fault.text.encode() + b"\r\n"
+            self._client_output += b"-" + fault.text.encode() + b"\r\n"
         else:
             raise _HangUpError(reset=fault.kind == "reset")
 
@@ -276,30 +276,30 @@ class _Connection(threading.Thread):
         """Send on what is to be sent, and pass back all answers that are due."""
         self._server.setblocking(True)
         self._server.settimeout(10)
-        self._server.sendall(self._to_server)
-        self._to_server.clear()
-        while self._waiting and not self._hung:
-            self._take(self._server)
+        self._server.sendall(self._server_output)
+        self._server_output.clear()
+        while self._pending_commands and not self._is_hung:
+            self._receive(self._server)
         self._server.setblocking(False)
 
-    def _answer(self, answer: bytes) -> None:
-        if self._hung:
+    def _handle_reply(self, reply: bytes) -> None:
+        if self._is_hung:
             return
-        if answer[:1] == b">" and not (self._waiting and self._waiting[0][0] == "SUBSCRIBE"):
-            self._to_client += answer  # a push belongs to no command
+        if reply[:1] == b">" and not (self._pending_commands and self._pending_commands[0][0] == "SUBSCRIBE"):
+            self._client_output += reply  # a push belongs to no command
             return
-        _, fault = self._waiting.pop(0) if self._waiting else ("", None)
+        _, fault = self._pending_commands.pop(0) if self._pending_commands else ("", None)
         if fault is None:
-            self._to_client += answer
+            self._client_output += reply
         elif fault.kind == "hang_reply":
-            self._hung = True
+            self._is_hung = True
         elif fault.kind == "garbage":
-            self._to_client += b"\x00\xfe what is this?\r\n"
+            self._client_output += b"\x00\xfe what is this?\r\n"
         elif fault.kind == "partial":
-            self._send_now(bytes(self._to_client) + answer[: max(1, len(answer) // 2)])
+            self._send_now(bytes(self._client_output) + reply[: max(1, len(reply) // 2)])
             raise _HangUpError
         else:
-            self._send_now(bytes(self._to_client))
+            self._send_now(bytes(self._client_output))
             raise _HangUpError(reset=fault.kind == "lost_reset")
 
     def _send_now(self, data: bytes) -> None:
@@ -309,7 +309,7 @@ class _Connection(threading.Thread):
         time.sleep(0.01)  # let it be read before a reset throws it away
 
 
-def _name_of(packed: bytes) -> str:
+def _command_name(packed: bytes) -> str:
     """The command's first word, in capitals; of an inline command its first word as it stands."""
     if packed[:1] != b"*":
         return packed.split()[0].decode("ascii", "replace").upper() if packed.strip() else ""
@@ -317,18 +317,18 @@ def _name_of(packed: bytes) -> str:
     return rest[: int(size[1:])].decode("ascii", "replace").upper()
 
 
-def _cut_off_whole(buffer: bytearray) -> list[bytes]:
+def _take_complete_values(buffer: bytearray) -> list[bytes]:
     """Take every whole RESP value off the front of the buffer."""
     values: list[bytes] = []
     start = 0
-    while (end := _end_of_value(buffer, start)) is not None:
+    while (end := _find_value_end(buffer, start)) is not None:
         values.append(bytes(memoryview(buffer)[start:end]))
         start = end
     del buffer[:start]
     return values
 
 
-def _end_of_value(buffer: bytearray, start: int) -> int | None:
+def _find_value_end(buffer: bytearray, start: int) -> int | None:
     """Where the RESP2 or RESP3 value (or line) that begins at `start` ends; None if it is not all there."""
     open_values = 1
     while open_values:

@@ -15,20 +15,20 @@ from typing import Self
 
 import redis
 
-START_LIMIT = 20.0  # seconds; two shared cores
+START_TIMEOUT_SECONDS = 20.0  # seconds; two shared cores
 
 
-HIGHEST_PORT = 55_535
+MAX_PORT = 55_535
 """A cluster's node listens on its port + 10 000 as well, and a server does not start if that is beyond 65 535."""
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """A loopback TCP port, at most HIGHEST_PORT, that nobody listened on a moment ago."""
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind(("127.0.0.1", 0))
             port = int(probe.getsockname()[1])
-        if port <= HIGHEST_PORT:
+        if port <= MAX_PORT:
             return port
 
 
@@ -45,7 +45,7 @@ class RedisServer:
         self,
         *,
         tcp: bool = False,
-        keep: bool = False,
+        persist: bool = False,
         password: str | None = None,
         arguments: Sequence[str] = (),
         config: Path | None = None,
@@ -53,9 +53,9 @@ class RedisServer:
     ) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="redisfuse-test-"))
         self.socket_path = str(self.directory / "redis.sock")
-        self.port = free_port() if tcp else 0
+        self.port = find_free_port() if tcp else 0
         self.password = password
-        self.keep = keep
+        self.persist = persist
         self.config = config
         self.program = program
         self.arguments = list(arguments)
@@ -75,14 +75,14 @@ class RedisServer:
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
-    def command(self) -> list[str]:
+    def command_line(self) -> list[str]:
         """The command line that starts the server."""
         return [
             str(self.program or shutil.which("redis-server") or "redis-server"),
             *([str(self.config)] if self.config else []),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket_path),
             *("--dir", str(self.directory), "--save", "", "--loglevel", "warning", "--logfile", "server.log"),
-            *("--appendonly", "yes" if self.keep else "no", "--appendfsync", "always"),
+            *("--appendonly", "yes" if self.persist else "no", "--appendfsync", "always"),
             *(("--requirepass", self.password) if self.password else ()),
             *self.arguments,
         ]
@@ -90,12 +90,12 @@ class RedisServer:
     def start(self, *, wait: bool = True) -> Self:
         """Start the server; returns when it answers (unless `wait` is false)."""
         assert self.process is None, "already started"
-        self.process = subprocess.Popen(self.command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        self.process = subprocess.Popen(self.command_line(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if wait:
             self.wait_until_answering()
         return self
 
-    def wait_until_answering(self, limit: float = START_LIMIT) -> None:
+    def wait_until_answering(self, limit: float = START_TIMEOUT_SECONDS) -> None:
         """Wait until PING is answered; AssertionError after `limit` seconds or if the process ended."""
         deadline = time.monotonic() + limit
         while True:
@@ -109,7 +109,7 @@ class RedisServer:
                 assert time.monotonic() < deadline, "redis-server did not answer in time"
                 time.sleep(0.01)
 
-    def wait_until_saved(self, limit: float = START_LIMIT) -> None:
+    def wait_until_saved(self, limit: float = START_TIMEOUT_SECONDS) -> None:
         """Wait until the rewriting of the append-only file that was asked for is done."""
         client = self.client()
         deadline = time.monotonic() + limit
@@ -119,14 +119,14 @@ class RedisServer:
 
     def stop(self) -> None:
         """End the server in the orderly way (SIGTERM); nothing happens if it is not running."""
-        self._end(signal.SIGTERM)
+        self._terminate(signal.SIGTERM)
 
     def kill(self) -> None:
         """End the server at once (SIGKILL)."""
-        self._end(signal.SIGKILL)
+        self._terminate(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Kill it and start it again: with its data if `keep`, else empty."""
+        """Kill it and start it again: with its data if `persist`, else empty."""
         self.kill()
         self.start()
 
@@ -145,14 +145,14 @@ class RedisServer:
         for client in self._clients:
             client.close()
         self._clients.clear()
-        self._end(signal.SIGKILL)
+        self._terminate(signal.SIGKILL)
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _end(self, number: signal.Signals) -> None:
+    def _terminate(self, signal_number: signal.Signals) -> None:
         process, self.process = self.process, None
         if process is None:
             return
-        process.send_signal(number)
+        process.send_signal(signal_number)
         process.send_signal(signal.SIGCONT)
         try:
             process.wait(10)
@@ -179,13 +179,13 @@ class RedisServer:
         self._clients.append(client)
         return client
 
-    def log(self) -> str:
+    def read_log(self) -> str:
         """What the server has logged (warnings)."""
         path = self.directory / "server.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
 
-def errors_counted(client: redis.Redis) -> dict[str, object]:
+def fetch_error_stats(client: redis.Redis) -> dict[str, object]:
     """The server's `errorstats`: every error reply it ever gave, by kind."""
     answer = client.info("errorstats")
     assert isinstance(answer, dict)

@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-GIT = {
+GIT_ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_AUTHOR_NAME": "A",
@@ -17,7 +17,7 @@ GIT = {
 }
 
 
-def sh(folder: Path, script: str, *, timeout: float = 60) -> str:
+def run_script(folder: Path, script: str, *, timeout: float = 60) -> str:
     """Run a bash script in a folder, stopping at the first command that fails; returns what it printed.
 
     Fails with all that it printed if it does not end well within `timeout` seconds.
@@ -25,7 +25,7 @@ def sh(folder: Path, script: str, *, timeout: float = 60) -> str:
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env={**os.environ, **GIT, "LC_ALL": "C.UTF-8"},
+        env={**os.environ, **GIT_ENVIRONMENT, "LC_ALL": "C.UTF-8"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

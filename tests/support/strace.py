@@ -8,11 +8,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-PATIENCE = 20.0  # seconds
+DETACH_TIMEOUT_SECONDS = 20.0  # seconds
 
 
 @contextlib.contextmanager
-def traced(pid: int, log: Path, *expressions: str) -> Iterator[subprocess.Popen[str]]:
+def trace_process(pid: int, log: Path, *expressions: str) -> Iterator[subprocess.Popen[str]]:
     """Attach to a process and all its threads for the body of `with`. `expressions` are strace's -e options.
 
     Counts (`when=N`) are for each thread and each call of its own (strace(1), "Tampering").
@@ -30,16 +30,18 @@ def traced(pid: int, log: Path, *expressions: str) -> Iterator[subprocess.Popen[
         finally:
             process.terminate()
             try:
-                process.wait(PATIENCE)
+                process.wait(DETACH_TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
 
 
-def killed_at(pid: int, log: Path, call: str, number: int) -> contextlib.AbstractContextManager[object]:
+def kill_at_syscall(pid: int, log: Path, syscall: str, number: int) -> contextlib.AbstractContextManager[object]:
     """SIGKILL as a thread of the process is about to make its `number`-th `call`."""
-    return traced(pid, log, call, f"{call}:signal=SIGKILL:when={number}")
+    return trace_process(pid, log, syscall, f"{syscall}:signal=SIGKILL:when={number}")
 
 
-def failing(pid: int, log: Path, calls: str, error: str, when: str = "1+") -> contextlib.AbstractContextManager[object]:
+def fail_syscalls(
+    pid: int, log: Path, syscalls: str, error: str, when: str = "1+"
+) -> contextlib.AbstractContextManager[object]:
     """These calls fail with an error (a name), without being made."""
-    return traced(pid, log, calls, f"{calls}:error={error}:when={when}")
+    return trace_process(pid, log, syscalls, f"{syscalls}:error={error}:when={when}")

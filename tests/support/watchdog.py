@@ -22,25 +22,25 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-LEEWAY = 60.0  # seconds past a test's time-out, for each of its phases
-SHRINKING = 300.0  # seconds that Hypothesis at most looks for a simpler example of a failure
-LAST_WORDS = 1.0  # seconds that a mount has to print where its threads are
-STATUS = 70  # of a process that could not be helped (EX_SOFTWARE of sysexits.h)
-LONGEST_LOG = 20_000  # characters of what a mount said
-_FORCE, _DETACH = 1, 2  # flags of umount2(2)
+LEEWAY_SECONDS = 60.0  # seconds past a test's time-out, for each of its phases
+SHRINK_SECONDS = 300.0  # seconds that Hypothesis at most looks for a simpler example of a failure
+TRACEBACK_DUMP_SECONDS = 1.0  # seconds that a mount has to print where its threads are
+EXIT_STATUS = 70  # of a process that could not be helped (EX_SOFTWARE of sysexits.h)
+MAX_LOG_CHARACTERS = 20_000  # characters of what a mount said
+_MNT_FORCE, _MNT_DETACH = 1, 2  # flags of umount2(2)
 
 
-class Watchdog:
+class SuiteWatchdog:
     """A plugin of pytest, to be registered in `pytest_configure`, when descriptor 2 is not captured."""
 
-    def __init__(self, config: pytest.Config, leeway: float = LEEWAY) -> None:
+    def __init__(self, config: pytest.Config, leeway: float = LEEWAY_SECONDS) -> None:
         self._limit = float(config.getini("timeout") or 0)
         self._leeway = leeway
-        self._out = os.dup(2)
+        self._stderr_fd = os.dup(2)
         self._folder = ""  # where the tests of this process have their files
-        self._news = threading.Condition()
+        self._phase_changed = threading.Condition()
         self._phase = ""  # what is under way
-        self._number = 0  # the how manieth that is
+        self._phase_number = 0  # the how manieth that is
         self._deadline = 0.0
         self._thread: threading.Thread | None = None
 
@@ -48,67 +48,67 @@ class Watchdog:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
-        with self._watched(item, "its setup"):
+        with self._watch_phase(item, "its setup"):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        with self._watched(item, "the test"):
+        with self._watch_phase(item, "the test"):
             return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
-        with self._watched(item, "its teardown"):
+        with self._watch_phase(item, "its teardown"):
             return (yield)
 
     @contextlib.contextmanager
-    def _watched(self, item: pytest.Item, phase: str) -> Iterator[None]:
+    def _watch_phase(self, item: pytest.Item, phase: str) -> Iterator[None]:
         mark = item.get_closest_marker("timeout")
         limit = (float(mark.args[0]) if mark else self._limit) + self._leeway
-        limit += SHRINKING if item.get_closest_marker("hypothesis") else 0.0
+        limit += SHRINK_SECONDS if item.get_closest_marker("hypothesis") else 0.0
         if self._thread is None:
             self._folder = str(item.config._tmp_path_factory.getbasetemp())  # type: ignore[attr-defined]
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread = threading.Thread(target=self._watch_loop, name="watchdog", daemon=True)
             self._thread.start()
-        with self._news:
+        with self._phase_changed:
             self._phase, self._deadline = f"{item.nodeid}, {phase}", time.monotonic() + limit
-            self._number += 1
-            self._news.notify()
+            self._phase_number += 1
+            self._phase_changed.notify()
         try:
             yield
         finally:
-            with self._news:
+            with self._phase_changed:
                 self._phase = ""
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _watch_loop(self) -> None:
         while True:
-            with self._news:
-                self._news.wait_for(lambda: self._phase)
-                phase, number, left = self._phase, self._number, self._deadline - time.monotonic()
+            with self._phase_changed:
+                self._phase_changed.wait_for(lambda: self._phase)
+                phase, number, left = self._phase, self._phase_number, self._deadline - time.monotonic()
             if left > 0:
                 time.sleep(min(left, 1.0))
             else:
-                self._end(phase, number)
+                self._handle_hang(phase, number)
 
-    def _end(self, phase: str, number: int) -> None:
-        self._say(f"\n=== hangs: {phase}\n")
-        faulthandler.dump_traceback(self._out)
-        started = [process for process in psutil.process_iter() if self._is_of_ours(process)]
+    def _handle_hang(self, phase: str, number: int) -> None:
+        self._write(f"\n=== hangs: {phase}\n")
+        faulthandler.dump_traceback(self._stderr_fd)
+        started = [process for process in psutil.process_iter() if self._is_test_process(process)]
         for process in started:
-            self._say(_where(process))
-        self._end_mounts([process.pid for process in started if _is_mount(process.pid)])
+            self._write(_describe_process(process))
+        self._end_mounts([process.pid for process in started if _is_fuse_server(process.pid)])
         deadline = time.monotonic() + self._leeway
         while time.monotonic() < deadline:
-            if not self._phase or self._number != number:
+            if not self._phase or self._phase_number != number:
                 return
             time.sleep(0.05)
-        self._say(f"=== still hangs: {phase}; process {os.getpid()} ends\n")
+        self._write(f"=== still hangs: {phase}; process {os.getpid()} ends\n")
         for process in started:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        os._exit(STATUS)
+        os._exit(EXIT_STATUS)
 
     def _end_mounts(self, mounts: list[int]) -> None:
         for pid in mounts:
@@ -116,29 +116,31 @@ class Watchdog:
                 log = os.readlink(f"/proc/{pid}/fd/2")
                 os.kill(pid, signal.SIGABRT)  # faulthandler then prints where its threads are
                 os.kill(pid, signal.SIGCONT)
-                time.sleep(LAST_WORDS)
+                time.sleep(TRACEBACK_DUMP_SECONDS)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                self._say(f"--- the mount {pid} said\n{Path(log).read_text(errors='replace')[-LONGEST_LOG:]}\n")
+                self._write(
+                    f"--- the mount {pid} said\n{Path(log).read_text(errors='replace')[-MAX_LOG_CHARACTERS:]}\n"
+                )
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             path, rest = line.split()[4], line.partition(" - ")[2]
             if rest.startswith("fuse") and path.startswith(self._folder):
-                ctypes.CDLL(None).umount2(os.fsencode(path), _FORCE)  # ends all that waits for it
-                ctypes.CDLL(None).umount2(os.fsencode(path), _DETACH)
+                ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_FORCE)  # ends all that waits for it
+                ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_DETACH)
 
-    def _is_of_ours(self, process: psutil.Process) -> bool:
+    def _is_test_process(self, process: psutil.Process) -> bool:
         """Whether a process is one that this one started, or (a mount in the background) one in the tests' folder."""
         with contextlib.suppress(psutil.Error):
             above = {parent.pid for parent in process.parents()}
             return os.getpid() in above or any(self._folder in word for word in process.cmdline())
         return False
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._out, text.encode())
+            os.write(self._stderr_fd, text.encode())
 
 
-def _is_mount(pid: int) -> bool:
+def _is_fuse_server(pid: int) -> bool:
     with contextlib.suppress(OSError):
         for name in os.listdir(f"/proc/{pid}/fd"):
             with contextlib.suppress(OSError):
@@ -147,7 +149,7 @@ def _is_mount(pid: int) -> bool:
     return False
 
 
-def _where(process: psutil.Process) -> str:
+def _describe_process(process: psutil.Process) -> str:
     """A process, and what each of its threads is at in the kernel (proc(5))."""
     said = f"--- {process.pid}: "
     with contextlib.suppress(psutil.Error):

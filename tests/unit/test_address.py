@@ -55,8 +55,8 @@ def test_tls_url() -> None:
 def test_sentinel_url() -> None:
     """A Sentinel URL gives the Sentinels, the service and the database."""
     address = Address.parse("redis+sentinel://me:secret@a:1,b/mymaster/5?sentinel_password=other")
-    assert address.nodes == (("a", 1), ("b", 26379))
-    assert (address.service, address.db, address.password) == ("mymaster", 5, "secret")
+    assert address.sentinels == (("a", 1), ("b", 26379))
+    assert (address.service_name, address.db, address.password) == ("mymaster", 5, "secret")
     assert address.sentinel_password == "other"
 
 
@@ -94,11 +94,11 @@ def test_no_password_in_any_text(url: str) -> None:
     """Neither str, repr, masked, url, place nor identity shows the password, plain or percent-encoded."""
     address = Address.parse(url)
     assert address.password == SECRET
-    for text in (str(address), repr(address), address.masked, address.url, address.place, address.identity):
+    for text in (str(address), repr(address), address.redacted_url, address.url, address.endpoint, address.identity):
         assert SECRET not in text
         assert QUOTED not in text
         assert "w/rd" not in text
-    assert "***" in address.masked
+    assert "***" in address.redacted_url
 
 
 def test_url_is_the_address_without_its_password() -> None:
@@ -161,7 +161,7 @@ def test_bad_host_or_port() -> None:
 def test_scrub() -> None:
     """scrub() takes the password out of others' words, however it is spelled."""
     address = Address.parse(f"redis://:{QUOTED}@h")
-    assert address.scrub(f"unknown command 'AUTH', with args '{SECRET}' {QUOTED}") == (
+    assert address.redact(f"unknown command 'AUTH', with args '{SECRET}' {QUOTED}") == (
         "unknown command 'AUTH', with args '***' ***"
     )
 

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redisfuse.client.allowlist import READS, SENTINEL, WRITES, AllowList, Rehearsal, pack_commands, parse_commands
+from redisfuse.client.allowlist import (
+    READ_ALLOWLIST,
+    SENTINEL_ALLOWLIST,
+    WRITE_ALLOWLIST,
+    AllowList,
+    DiscardedTransactionFilter,
+    pack_commands,
+    parse_commands,
+)
 from redisfuse.errors import ForbiddenCommandError
 
 NEVER = [
@@ -33,7 +41,7 @@ def words(text: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("command", NEVER)
-@pytest.mark.parametrize("guard", [READS, WRITES, SENTINEL], ids=lambda guard: guard.name)
+@pytest.mark.parametrize("guard", [READ_ALLOWLIST, WRITE_ALLOWLIST, SENTINEL_ALLOWLIST], ids=lambda guard: guard.name)
 def test_on_no_list(guard: AllowList, command: str) -> None:
     """Commands that destroy, configure, script, or are unbounded are on no list, in no spelling."""
     for spelling in (command, command.lower(), command.title()):
@@ -45,31 +53,31 @@ def test_on_no_list(guard: AllowList, command: str) -> None:
 @pytest.mark.parametrize("command", ONLY_WRITER)
 def test_writes_only_on_the_writers_list(command: str) -> None:
     """A command that writes is on the writer's list and on no other."""
-    assert WRITES.allows(words(command))
-    for guard in (READS, SENTINEL):
+    assert WRITE_ALLOWLIST.allows(words(command))
+    for guard in (READ_ALLOWLIST, SENTINEL_ALLOWLIST):
         assert not guard.allows(words(command))
 
 
 @pytest.mark.parametrize("command", READ)
 def test_reads(command: str) -> None:
     """What reading needs is on the read list, in either case of letters."""
-    assert READS.allows(words(command))
-    READS.check([words(command)])
-    assert READS.allows([words(command)[0].lower(), *words(command)[1:]])
+    assert READ_ALLOWLIST.allows(words(command))
+    READ_ALLOWLIST.check([words(command)])
+    assert READ_ALLOWLIST.allows([words(command)[0].lower(), *words(command)[1:]])
 
 
 @pytest.mark.parametrize("command", [*NEVER, *ONLY_WRITER, "EXEC", "exec"])
 def test_a_rehearsal_sends_no_write_before_it_has_begun_or_after_its_end(command: str) -> None:
     """Before MULTI was accepted, after DISCARD, and in one buffer with DISCARD, no write is sent; EXEC never is."""
-    rehearsal = Rehearsal()
+    rehearsal = DiscardedTransactionFilter()
     for begun in (False, True):
         for commands in ([words(command)], [words("DISCARD"), words(command)], [words("MULTI"), words(command)]):
             if begun:
-                rehearsal.begin()
+                rehearsal.begin_transaction()
                 rehearsal.check([words("discard")])
             with pytest.raises(ForbiddenCommandError):
                 rehearsal.check(commands)
-    rehearsal.begin()
+    rehearsal.begin_transaction()
     if command in ONLY_WRITER:
         rehearsal.check([words(command), words("DISCARD")])
     with pytest.raises(ForbiddenCommandError):
@@ -80,17 +88,17 @@ def test_containers_need_their_second_word() -> None:
     """A container command alone, or nothing at all, is refused."""
     for command in ([], [b""], [b"CLIENT"], [b"OBJECT"], [b"XINFO"], [b"CLIENT|SETNAME", b"x"], [b"SUBSCRIBE"]):
         with pytest.raises(ForbiddenCommandError):
-            READS.check([command])
+            READ_ALLOWLIST.check([command])
 
 
 def test_the_message_shows_the_command_and_no_argument() -> None:
     """The refusal names the command, never a value that was to be written, nor control characters."""
     with pytest.raises(ForbiddenCommandError) as caught:
-        READS.check([[b"SET", b"key", b"secret value"]])
+        READ_ALLOWLIST.check([[b"SET", b"key", b"secret value"]])
     assert "SET" in str(caught.value)
     assert "key" not in str(caught.value)
     with pytest.raises(ForbiddenCommandError) as caught:
-        READS.check([[b"\x1b[2J\xff"]])
+        READ_ALLOWLIST.check([[b"\x1b[2J\xff"]])
     assert "\x1b" not in str(caught.value)
 
 
@@ -135,7 +143,7 @@ def test_odd_bytes_are_refused(data: bytes) -> None:
 def test_empty_commands_are_parsed_and_then_refused() -> None:
     """An array of nothing is no command of any list."""
     with pytest.raises(ForbiddenCommandError):
-        READS.check(parse_commands(b"*0\r\n" + FLUSH))
+        READ_ALLOWLIST.check(parse_commands(b"*0\r\n" + FLUSH))
 
 
 @given(st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=6), max_size=8))

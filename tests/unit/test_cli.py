@@ -11,8 +11,8 @@ import pytest
 
 from redisfuse.cli import _mount_helper, _redact
 from redisfuse.cli.main import group, main
-from redisfuse.cli.mount import settings_from
-from redisfuse.config import DEFAULTS, FuseOptions, Settings
+from redisfuse.cli.mount import build_config
+from redisfuse.config import DEFAULTS, Config, MountOptions
 from redisfuse.errors import UsageError
 from redisfuse.text import TerminalFormatter, for_terminal
 
@@ -37,14 +37,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def settings(*words: str) -> Settings:
+def settings(*words: str) -> Config:
     """What a command line, which must mean `mount`, asks for."""
     root = group.make_context("redisfuse", list(words))
     words_left = [*getattr(root, "_protected_args", ()), *root.args]  # click 8 keeps a group's first word apart
     name, command, rest = group.resolve_command(root, words_left)
     assert name == "mount"
     assert command is not None
-    return settings_from(command.make_context(name, rest, parent=root))
+    return build_config(command.make_context(name, rest, parent=root))
 
 
 def config_file(path: Path, text: str, mode: int = 0o600) -> Path:
@@ -91,7 +91,7 @@ def test_a_url_is_mounted() -> None:
 def test_defaults_are_those_of_settings() -> None:
     """A bare mount has exactly the defaults that Settings declares."""
     asked = settings(*HOST)
-    assert asked == Settings(target="127.0.0.1", port=6379, mountpoint=Path("/mnt"))
+    assert asked == Config(target="127.0.0.1", port=6379, mountpoint=Path("/mnt"))
     assert {name: getattr(asked, name) for name in DEFAULTS if name != "port"} == {
         name: default for name, default in DEFAULTS.items() if name != "port"
     }
@@ -100,7 +100,7 @@ def test_defaults_are_those_of_settings() -> None:
 def test_every_option_arrives() -> None:
     """Each option of `mount` sets its setting."""
     asked = settings(*EVERY_OPTION.split(), *HOST)
-    assert asked == Settings(
+    assert asked == Config(
         target="127.0.0.1",
         port=6379,
         mountpoint=Path("/mnt"),
@@ -137,7 +137,7 @@ def test_every_option_arrives() -> None:
         park_seconds=9.0,
         binding="mfusepy",
         ask_on_open=True,
-        options=FuseOptions(allow_other=True, other=(("max_read", "9"),)),
+        options=MountOptions(allow_other=True, passthrough=(("max_read", "9"),)),
         daemon=True,
         log_file=Path("/l"),
         debug=True,
@@ -156,7 +156,7 @@ def test_long_options_in_o() -> None:
     )
     assert (asked.write, asked.prefix, asked.render_limit, asked.conflict_check) == (True, b"app:", 5, False)
     assert asked.allow == (b"b", b"a")
-    assert (asked.options, asked.user) == (FuseOptions(uid=7), None)
+    assert (asked.options, asked.user) == (MountOptions(uid=7), None)
 
 
 @pytest.mark.parametrize(
@@ -280,20 +280,20 @@ def test_a_password_file_is_private(tmp_path: Path) -> None:
 )
 def test_passwords_are_masked(url: str) -> None:
     """A URL's password is masked wherever in a text it stands."""
-    assert "s3cret" not in _redact.mask(f"can't reach {url} (or {url}): down")
-    assert "***" in _redact.mask(url)
+    assert "s3cret" not in _redact.redact_passwords(f"can't reach {url} (or {url}): down")
+    assert "***" in _redact.redact_passwords(url)
 
 
 def test_masking_leaves_other_urls_alone() -> None:
     """URLs without a password stay as they are."""
     text = "redis://host:6379/0 and unix:///run/redis.sock, rediss://user@host:1"
-    assert _redact.mask(text) == text
+    assert _redact.redact_passwords(text) == text
 
 
 def test_ps_shows_no_password() -> None:
     """The argument list of a running redisfuse does not show the URL's password, and the rest of it stays."""
     script = (
-        "import sys; from redisfuse.cli._redact import hide_arguments; assert hide_arguments();"
+        "import sys; from redisfuse.cli._redact import redact_argv; assert redact_argv();"
         "print(open('/proc/self/cmdline').read().replace('\\0', ' '), sys.argv[1])"
     )
     done = subprocess.run(
@@ -382,7 +382,7 @@ def test_commands_are_imported_only_when_used() -> None:
 )
 def test_the_helper_for_fstab(arguments: list[str], words: list[str] | None) -> None:
     """mount(8)'s way to call a helper becomes a daemon's command line."""
-    assert _mount_helper.translate(arguments) == words
+    assert _mount_helper.translate_arguments(arguments) == words
 
 
 def test_the_helpers_exit_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ from typing import Any
 import pexpect
 import pytest
 
-from redisfuse.cli._journal_options import parse_moment
-from redisfuse.journal.journal import Journal, now
-from redisfuse.journal.models import ABSENT, Content, Intent, State
+from redisfuse.cli._journal_options import parse_timestamp
+from redisfuse.journal.journal import Journal, now_ms
+from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from tests.unit.test_journal import INFO, add, intent
 
 PROGRAM = str(Path(sys.executable).with_name("redisfuse"))
@@ -55,19 +55,21 @@ def filled(path: Path) -> Path:
     """Seven changes of all kinds: 1 text, 2 bytes under an evil key, 3+4 a rename, 5 a hash, 6 refused, 7 reverts 1."""
     with Journal.open(path, create=True) as journal:
         session = journal.begin_session(INFO)
-        add(journal, session, intent(b"cfg:app", b"a\nB\n", State.of_value(b"a\nb\n", expires_at=1_800_000_000_000)))
-        add(journal, session, intent(EVIL, EVIL + b"\xff", State.of_value(EVIL), op="append"))
-        copy = Content.of(b'{"type":"hash","elements":1}\n["f","' + b"v" + b'"]\n')
-        state = State.of_object(b"hash", b"\x00dump", copy, version="redis 7.0.15")
+        add(journal, session, intent(b"cfg:app", b"a\nB\n", State.from_value(b"a\nb\n", expires_at=1_800_000_000_000)))
+        add(journal, session, intent(EVIL, EVIL + b"\xff", State.from_value(EVIL), op="append"))
+        copy = Blob.from_bytes(b'{"type":"hash","elements":1}\n["f","' + b"v" + b'"]\n')
+        state = State.from_object(b"hash", b"\x00dump", copy, dump_version="redis 7.0.15")
         moved = [
-            Intent(b"h", "rename", b"h", None, state, ABSENT, new_path=b"g"),
-            Intent(b"h", "rename", b"g", None, ABSENT, state, new_path=b"g"),
+            ChangeIntent(b"h", "rename", b"h", None, state, ABSENT, new_path=b"g"),
+            ChangeIntent(b"h", "rename", b"g", None, ABSENT, state, new_path=b"g"),
         ]
         add(journal, session, *moved)
-        grown = Content.of(b'{"type":"hash","elements":2}\n["f","w"]\n["g",{"base64":"/w=="}]\n')
-        add(journal, session, Intent(b"g", "write", b"g", None, state, State.of_object(b"hash", b"d", grown)))
-        journal.intend(session, [intent(b"cfg:b", b"mine", field=b"x")], state="refused", error="changed since")
-        add(journal, session, intent(b"cfg:app", b"a\nb\n", State.of_value(b"a\nB\n"), op="rollback", reverts=1))
+        grown = Blob.from_bytes(b'{"type":"hash","elements":2}\n["f","w"]\n["g",{"base64":"/w=="}]\n')
+        add(journal, session, ChangeIntent(b"g", "write", b"g", None, state, State.from_object(b"hash", b"d", grown)))
+        journal.record_intents(
+            session, [intent(b"cfg:b", b"mine", field=b"x")], outcome="refused", error="changed since"
+        )
+        add(journal, session, intent(b"cfg:app", b"a\nb\n", State.from_value(b"a\nB\n"), op="rollback", reverts=1))
     return path
 
 
@@ -248,7 +250,7 @@ def test_journal_check_and_path(run: Run, path: Path) -> None:
     assert run("journal", "path", "--journal-file", "/x/y.db").stdout == b"/x/y.db\n"
     assert b"sound; 7 changes" in run("journal", "check").stdout
     with Journal.open(path) as journal:
-        journal.settle(journal.intend(1, [intent()]), "unknown")
+        journal.record_outcome(journal.record_intents(1, [intent()]), "unknown")
     assert run("journal", "check", status=1).stdout == b"change 8 is unknown: look at it with redisfuse show 8\n"
     assert rows(run("journal", "check", "--json", status=1))[0]["problem"].startswith("change 8")
 
@@ -307,24 +309,24 @@ NOW = datetime(2026, 7, 4, 15, 30, tzinfo=ZONE)
 )
 def test_moments(text: str, ago: timedelta) -> None:
     """Times can be said as ages and as ISO 8601."""
-    assert parse_moment(text, NOW) == int((NOW - ago).timestamp() * 1000)
+    assert parse_timestamp(text, NOW) == int((NOW - ago).timestamp() * 1000)
 
 
 def test_local_moments() -> None:
     """Dates, times of day, today and yesterday are local."""
     here = datetime.now().astimezone()
     midnight = datetime(here.year, here.month, here.day).astimezone()
-    assert parse_moment("today", here) == int(midnight.timestamp() * 1000)
-    assert parse_moment("14:05", here) == int(midnight.replace(hour=14, minute=5).timestamp() * 1000)
-    assert parse_moment("9:05:07", here) == int(midnight.replace(hour=9, minute=5, second=7).timestamp() * 1000)
-    assert parse_moment("2026-07-04", here) == int(datetime(2026, 7, 4).timestamp() * 1000)
-    assert 0 < parse_moment("today", here) - parse_moment("yesterday", here) <= 25 * 3600 * 1000
-    assert abs(parse_moment("now", here) - now()) < 60_000
+    assert parse_timestamp("today", here) == int(midnight.timestamp() * 1000)
+    assert parse_timestamp("14:05", here) == int(midnight.replace(hour=14, minute=5).timestamp() * 1000)
+    assert parse_timestamp("9:05:07", here) == int(midnight.replace(hour=9, minute=5, second=7).timestamp() * 1000)
+    assert parse_timestamp("2026-07-04", here) == int(datetime(2026, 7, 4).timestamp() * 1000)
+    assert 0 < parse_timestamp("today", here) - parse_timestamp("yesterday", here) <= 25 * 3600 * 1000
+    assert abs(parse_timestamp("now", here) - now_ms()) < 60_000
 
 
 @pytest.mark.parametrize("text", ["", "2x", "soon", "25:00", "2026-13-01", "h", "999999999w"])
 def test_no_moments(run: Run, text: str) -> None:
     """What is no time is a usage error that says how to say one."""
     with pytest.raises((ValueError, OverflowError)):
-        parse_moment(text, NOW)
+        parse_timestamp(text, NOW)
     assert b"yesterday" in run("log", "--since", text, status=2).stderr

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from redisfuse.config import DEFAULTS, FuseOptions, Settings, format_size, parse_size, split_options
+from redisfuse.config import DEFAULTS, Config, MountOptions, format_size, parse_size, split_mount_options
 from redisfuse.errors import UsageError
 
 
@@ -43,50 +43,50 @@ def test_a_size_is_read_back(size: int) -> None:
 
 def test_mount_options() -> None:
     """Options of redisfuse's own are understood, those for mount(8) and systemd dropped, the rest kept for libfuse."""
-    options = FuseOptions.parse(
+    options = MountOptions.parse(
         [
             "ro,allow_other,uid=1000",
             "gid=5,umask=027,_netdev,nofail,x-systemd.automount,x-foo=1",
             "max_read=4096,nonempty",
         ]
     )
-    assert options == FuseOptions(
+    assert options == MountOptions(
         read_only=True,
         allow_other=True,
         uid=1000,
         gid=5,
         umask=0o027,
-        other=(("max_read", "4096"), ("nonempty", None)),
+        passthrough=(("max_read", "4096"), ("nonempty", None)),
     )
 
 
 def test_no_mount_options() -> None:
     """What mount(8) adds by itself (rw, dev, suid) leaves the defaults as they are."""
-    assert FuseOptions.parse(["rw,dev,suid,exec,async,auto,nouser,relatime,defaults", ""]) == FuseOptions()
+    assert MountOptions.parse(["rw,dev,suid,exec,async,auto,nouser,relatime,defaults", ""]) == MountOptions()
 
 
 @pytest.mark.parametrize("word", ["uid=me", "uid=", "uid", "gid=-1", "umask=8", "umask=01000", "uid=4294967295"])
 def test_bad_mount_options(word: str) -> None:
     """A number out of range is a usage error that names the option."""
     with pytest.raises(UsageError, match=word.partition("=")[0]):
-        FuseOptions.parse([word])
+        MountOptions.parse([word])
 
 
 def test_a_comma_in_an_option() -> None:
     """A backslash keeps a comma inside a word, as in mount(8)."""
-    assert split_options([r"prefix=a\,b,ro", "", "x"]) == ["prefix=a,b", "ro", "x"]
+    assert split_mount_options([r"prefix=a\,b,ro", "", "x"]) == ["prefix=a,b", "ro", "x"]
 
 
 def test_settings_hide_secrets() -> None:
     """Neither the password nor the URL that may hold one shows in the repr of Settings."""
-    settings = Settings(target="redis://:s3cret@h", password="s3cret", mountpoint=Path("/mnt"))
+    settings = Config(target="redis://:s3cret@h", password="s3cret", mountpoint=Path("/mnt"))
     assert "s3cret" not in repr(settings)
     assert "s3cret" not in str(settings)
 
 
 def test_defaults() -> None:
     """A mount is read-only, checks conflicts and filters junk unless told otherwise."""
-    settings = Settings(target="redis://h", mountpoint=Path("/mnt"))
+    settings = Config(target="redis://h", mountpoint=Path("/mnt"))
     assert not settings.write
     assert settings.conflict_check
     assert settings.junk_filter

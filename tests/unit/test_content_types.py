@@ -12,9 +12,9 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, Server
+from redisfuse.client.client import Limits, RedisClient
 from redisfuse.errors import BadHandleError, ConflictError, NotFoundError, UnavailableError, WrongTypeError
-from redisfuse.vfs.content_types import LargeField, LargeString, SmallSnapshot, Snapshot, StreamedRendering
+from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
@@ -22,9 +22,9 @@ BLOCK = 128 << 10  # what the kernel usually asks for
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Server]:
+def server(redis_server: RedisServer) -> Iterator[RedisClient]:
     """redisfuse's own reading connection to the test's server."""
-    server = Server(Address.parse(redis_server.url()), Limits(timeout=20.0))
+    server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=20.0))
     yield server
     server.close()
 
@@ -35,7 +35,7 @@ def client(redis_server: RedisServer) -> redis.Redis:
     return redis_server.client()
 
 
-def read_all(snapshot: Snapshot, block: int = BLOCK) -> bytes:
+def read_all(snapshot: FileContent, block: int = BLOCK) -> bytes:
     """All of it, forwards."""
     pieces = []
     offset = 0
@@ -47,17 +47,17 @@ def read_all(snapshot: Snapshot, block: int = BLOCK) -> bytes:
 
 def test_a_small_snapshot_is_its_bytes() -> None:
     """Any offset of bytes in memory, nothing past the end."""
-    snapshot = SmallSnapshot(b"0123456789")
+    snapshot = InlineContent(b"0123456789")
     assert (snapshot.size, snapshot.read(2, 3), snapshot.read(8, 9), snapshot.read(10, 1)) == (10, b"234", b"89", b"")
     snapshot.close()
 
 
-def test_a_large_string_is_byte_exact_in_little_memory(server: Server, client: redis.Redis) -> None:
+def test_a_large_string_is_byte_exact_in_little_memory(server: RedisClient, client: redis.Redis) -> None:
     """64 MiB read forwards are the value, in one GETRANGE a MiB, with a few MiB in memory."""
     value = random.Random(1).randbytes(64 * MIB + 12_345)
     client.set("k", value)
     client.config_resetstat()
-    snapshot = LargeString(server, b"k", len(value))
+    snapshot = RangedContent(server, b"k", len(value))
     tracemalloc.start()
     try:
         offset = 0
@@ -74,11 +74,11 @@ def test_a_large_string_is_byte_exact_in_little_memory(server: Server, client: r
     snapshot.close()
 
 
-def test_a_large_string_at_any_offset(server: Server, client: redis.Redis) -> None:
+def test_a_large_string_at_any_offset(server: RedisClient, client: redis.Redis) -> None:
     """Reads at random offsets, of any size and over the end, give what is there."""
     value = random.Random(2).randbytes(9 * MIB + 7)
     client.set("k", value)
-    snapshot = LargeString(server, b"k", len(value))
+    snapshot = RangedContent(server, b"k", len(value))
     numbers = random.Random(3)
     for _ in range(300):
         offset = numbers.choice([numbers.randrange(len(value) + 10), numbers.randrange(9) * MIB])
@@ -86,11 +86,11 @@ def test_a_large_string_at_any_offset(server: Server, client: redis.Redis) -> No
         assert snapshot.read(offset, size) == value[offset : offset + size]
 
 
-def test_reading_on_after_a_jump_is_sequential_again(server: Server, client: redis.Redis) -> None:
+def test_reading_on_after_a_jump_is_sequential_again(server: RedisClient, client: redis.Redis) -> None:
     """A reader that jumps, and then reads on, gets the right bytes, each MiB about once."""
     value = random.Random(6).randbytes(40 * MIB)
     client.set("k", value)
-    snapshot = LargeString(server, b"k", len(value))
+    snapshot = RangedContent(server, b"k", len(value))
     client.config_resetstat()
     for start in (0, 20, 10):
         for offset in range(start * MIB, (start + 8) * MIB, BLOCK):
@@ -99,22 +99,22 @@ def test_reading_on_after_a_jump_is_sequential_again(server: Server, client: red
     assert client.info("commandstats")["cmdstat_getrange"]["calls"] <= 24 + 3 * 5
 
 
-def test_reads_elsewhere_fetch_only_what_they_need(server: Server, client: redis.Redis) -> None:
+def test_reads_elsewhere_fetch_only_what_they_need(server: RedisClient, client: redis.Redis) -> None:
     """Single small reads far apart do not fetch a MiB each."""
     client.setrange("k", 64 * MIB - 1, b"x")
-    snapshot = LargeString(server, b"k", 64 * MIB)
+    snapshot = RangedContent(server, b"k", 64 * MIB)
     server.connect()
-    before = server.counters.bytes_received
+    before = server.stats.bytes_received
     for number in range(5, 60, 5):
         assert snapshot.read(number * MIB, 4096) == bytes(4096)
-    assert server.counters.bytes_received - before < 11 * 4096 + 2000
+    assert server.stats.bytes_received - before < 11 * 4096 + 2000
 
 
-def test_a_large_string_from_many_threads(server: Server, client: redis.Redis) -> None:
+def test_a_large_string_from_many_threads(server: RedisClient, client: redis.Redis) -> None:
     """The kernel's readers, out of order and at once, get the right bytes."""
     value = random.Random(4).randbytes(8 * MIB)
     client.set("k", value)
-    snapshot = LargeString(server, b"k", len(value))
+    snapshot = RangedContent(server, b"k", len(value))
     wrong: list[int] = []
 
     def reader(first: int) -> None:
@@ -131,10 +131,10 @@ def test_a_large_string_from_many_threads(server: Server, client: redis.Redis) -
 
 
 @pytest.mark.parametrize("length", [0, 5, 4 * MIB - 1, 4 * MIB + 1])
-def test_a_string_of_another_length_is_an_error(server: Server, client: redis.Redis, length: int) -> None:
+def test_a_string_of_another_length_is_an_error(server: RedisClient, client: redis.Redis, length: int) -> None:
     """A string that was cut, lengthened, replaced or deleted since open gives ConflictError, not zeros or a mixture."""
     client.set("k", b"a" * (4 * MIB))
-    snapshot = LargeString(server, b"k", 4 * MIB)
+    snapshot = RangedContent(server, b"k", 4 * MIB)
     assert snapshot.read(0, BLOCK) == b"a" * BLOCK
     client.set("k", b"b" * length)
     if not length:
@@ -143,18 +143,18 @@ def test_a_string_of_another_length_is_an_error(server: Server, client: redis.Re
         snapshot.read(3 * MIB, BLOCK)
 
 
-def test_a_string_that_became_a_list_is_an_error(server: Server, client: redis.Redis) -> None:
+def test_a_string_that_became_a_list_is_an_error(server: RedisClient, client: redis.Redis) -> None:
     """A key of another type than at open is WrongTypeError."""
     client.rpush("k", "x")
     with pytest.raises(WrongTypeError):
-        LargeString(server, b"k", 4 * MIB).read(0, BLOCK)
+        RangedContent(server, b"k", 4 * MIB).read(0, BLOCK)
 
 
-def test_a_large_field_is_fetched_once_and_not_into_memory(server: Server, client: redis.Redis) -> None:
+def test_a_large_field_is_fetched_once_and_not_into_memory(server: RedisClient, client: redis.Redis) -> None:
     """A field of 16 MiB is one HGET, at the first read, and takes no memory of the process."""
     value = random.Random(5).randbytes(16 * MIB + 3)
     client.hset("k", "f", value)
-    snapshot = LargeField(server, b"k", b"f", len(value))
+    snapshot = SpooledContent(server, b"k", b"f", len(value))
     client.config_resetstat()
     tracemalloc.start()
     try:
@@ -171,22 +171,22 @@ def test_a_large_field_is_fetched_once_and_not_into_memory(server: Server, clien
         snapshot.read(0, 1)
 
 
-def test_a_field_of_another_length_is_an_error(server: Server, client: redis.Redis) -> None:
+def test_a_field_of_another_length_is_an_error(server: RedisClient, client: redis.Redis) -> None:
     """A field that changed or went between open and the first read is an error, each time."""
     client.hset("k", "f", b"x" * 100)
-    snapshot = LargeField(server, b"k", b"f", 101)
+    snapshot = SpooledContent(server, b"k", b"f", 101)
     for _ in range(2):
         with pytest.raises(ConflictError):
             snapshot.read(0, 1)
     with pytest.raises(NotFoundError):
-        LargeField(server, b"k", b"gone", 101).read(0, 1)
+        SpooledContent(server, b"k", b"gone", 101).read(0, 1)
 
 
-def test_a_file_left_open_leaves_no_file_behind(server: Server, client: redis.Redis) -> None:
+def test_a_file_left_open_leaves_no_file_behind(server: RedisClient, client: redis.Redis) -> None:
     """The temporary file of a large field has no name, and its descriptor is closed with the snapshot."""
     client.hset("k", "f", b"x" * MIB)
     before = len(os.listdir("/proc/self/fd"))
-    snapshot = LargeField(server, b"k", b"f", MIB)
+    snapshot = SpooledContent(server, b"k", b"f", MIB)
     snapshot.read(0, 1)
     snapshot.close()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the server's connection may be new
@@ -204,7 +204,7 @@ def test_a_streamed_text_reads_forwards_in_little_memory() -> None:
     """Megabytes pass through, of which about one stays; `size` is 0, since the length is not known."""
     tracemalloc.start()
     try:
-        snapshot = StreamedRendering(lambda: numbered(itertools.repeat(8000, 800)))
+        snapshot = StreamedContent(lambda: numbered(itertools.repeat(8000, 800)))
         offset = 0
         while piece := snapshot.read(offset, BLOCK):
             assert piece[:8] == b"%08d" % offset
@@ -224,7 +224,7 @@ def test_a_streamed_text_can_be_read_again() -> None:
         begun.append(1)
         return numbered(itertools.repeat(80_000, 100))
 
-    snapshot = StreamedRendering(begin)
+    snapshot = StreamedContent(begin)
     for offset in (0, 4_000_000, 3_200_000, 4_800_000):
         assert snapshot.read(offset, 8) == b"%08d" % offset
     assert len(begun) == 1
@@ -246,22 +246,22 @@ def test_a_streamed_text_that_fails_never_ends() -> None:
             raise failure
         yield b"90"
 
-    snapshot = StreamedRendering(begin)
+    snapshot = StreamedContent(begin)
     assert snapshot.read(0, 4) == b"1234"
     for _ in range(3):
         with pytest.raises(NotFoundError):
             snapshot.read(4, 100)
     assert snapshot.read(4, 4) == b"5678"
     snapshot.close()
-    assert not StreamedRendering(lambda: iter([])).read(0, 10)
+    assert not StreamedContent(lambda: iter([])).read(0, 10)
 
 
 def test_a_server_that_goes_is_an_error_at_once(own_redis: RedisServer) -> None:
     """Reads of a large string fail within the time-out when the server goes, read-ahead or not, and recover with it."""
     client = own_redis.client()
     client.set("k", b"x" * (8 * MIB))
-    server = Server(Address.parse(own_redis.url()), Limits(timeout=1.0))
-    snapshot = LargeString(server, b"k", 8 * MIB)
+    server = RedisClient(Address.parse(own_redis.url()), Limits(timeout=1.0))
+    snapshot = RangedContent(server, b"k", 8 * MIB)
     assert snapshot.read(0, BLOCK) == b"x" * BLOCK
     own_redis.pause()
     begun = time.monotonic()

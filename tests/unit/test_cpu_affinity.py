@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from redisfuse.fuse.cpu_affinity import LOOK, SECONDS, Affinity
+from redisfuse.fuse.cpu_affinity import MIN_DECISION_INTERVAL_SECONDS, REQUESTS_PER_DECISION, CpuPinning
 
 ALL = os.sched_getaffinity(0)
 pytestmark = pytest.mark.skipif(len(ALL) < 2, reason="there is one processor to keep to")
@@ -42,18 +42,18 @@ def allowed() -> set[frozenset[int]]:
     return found
 
 
-def serve(affinity: Affinity, waits: float) -> None:
+def serve(affinity: CpuPinning, waits: float) -> None:
     """As many requests as are looked at together, that share of which had to be waited for."""
-    time.sleep(SECONDS)
-    for number in range(LOOK):
-        if number < waits * LOOK:
-            affinity.waited()
-        affinity.asked()
+    time.sleep(MIN_DECISION_INTERVAL_SECONDS)
+    for number in range(REQUESTS_PER_DECISION):
+        if number < waits * REQUESTS_PER_DECISION:
+            affinity.on_idle()
+        affinity.on_request()
 
 
 def test_it_keeps_to_one_while_requests_wait() -> None:
     """All threads, on one processor of those that were allowed, until fewer requests are found waiting."""
-    affinity = Affinity()
+    affinity = CpuPinning()
     serve(affinity, 0.7)
     assert allowed() == {frozenset(ALL)}
     serve(affinity, 0.1)
@@ -70,7 +70,7 @@ def test_what_was_allowed_comes_back() -> None:
     """Not more processors than those to which somebody (taskset) has bound this process."""
     some = set(sorted(ALL)[-1:])
     allow(some)
-    affinity = Affinity()
+    affinity = CpuPinning()
     serve(affinity, 0.0)
     serve(affinity, 1.0)
     assert allowed() == {frozenset(some)}
@@ -78,9 +78,9 @@ def test_what_was_allowed_comes_back() -> None:
 
 def test_it_is_not_decided_all_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two decisions are some time apart, however many requests come."""
-    affinity = Affinity()
+    affinity = CpuPinning()
     serve(affinity, 0.0)
     [one] = allowed()
-    monkeypatch.setattr("redisfuse.fuse.cpu_affinity.SECONDS", 3600)
+    monkeypatch.setattr("redisfuse.fuse.cpu_affinity.MIN_DECISION_INTERVAL_SECONDS", 3600)
     serve(affinity, 1.0)
     assert allowed() == {one}

@@ -6,27 +6,27 @@ import pytest
 
 from redisfuse.errors import BadNameError, NameTooLongError, NotFoundError, UsageError
 from redisfuse.paths.grammar import (
-    Grammar,
-    LongEntry,
-    LongField,
-    LongFields,
-    LongRoot,
-    Piece,
-    Reading,
-    Root,
-    Updater,
+    DigestEntry,
+    DigestField,
+    DigestFieldsDir,
+    DigestRoot,
+    NameSegment,
+    PathCandidates,
+    PathCodec,
+    RefreshFile,
+    RootDir,
 )
 
-colon = Grammar()
+colon = PathCodec()
 
 
-def reading(path: bytes, grammar: Grammar = colon) -> Reading:
+def reading(path: bytes, grammar: PathCodec = colon) -> PathCandidates:
     meaning = grammar.parse(path)
-    assert isinstance(meaning, Reading)
+    assert isinstance(meaning, PathCandidates)
     return meaning
 
 
-def absent(path: bytes, grammar: Grammar = colon) -> bool:
+def absent(path: bytes, grammar: PathCodec = colon) -> bool:
     try:
         grammar.parse(path)
     except NotFoundError:
@@ -70,7 +70,7 @@ def test_key_and_path(key: bytes, path: bytes) -> None:
     assert colon.key_path(key) == path
     back = reading(path)
     assert back.as_key is not None
-    assert colon.join((*back.directory, back.as_key)) == key
+    assert colon.join_key((*back.directory, back.as_key)) == key
     assert reading(b"/" + path) == back
 
 
@@ -100,7 +100,7 @@ def test_field_and_path(key: bytes, field: bytes, path: bytes) -> None:
     back = reading(path)
     assert back.as_field is not None
     assert back.dotted
-    assert (colon.join((*back.directory, back.as_field[0])), back.as_field[1]) == (key, field)
+    assert (colon.join_key((*back.directory, back.as_field[0])), back.as_field[1]) == (key, field)
 
 
 @pytest.mark.parametrize("name", [b".gitignore", b"hello.", b"a%2Eb", b"..x", b"...", b"README"])
@@ -134,53 +134,53 @@ def test_any_dot_may_be_escaped() -> None:
 
 def test_directory_and_key() -> None:
     """A plain name may be a directory and a key; the marked name is only a file."""
-    assert reading(b"user") == Reading((), b"user", as_directory=b"user", as_key=b"user")
-    assert reading(b"user%") == Reading((), b"user%", as_key=b"user", marked=True)
-    assert colon.listed_key(b"user", is_directory=True) == b"user%"
-    assert reading(b"%%") == Reading((), b"%%", as_key=b"", marked=True)
+    assert reading(b"user") == PathCandidates((), b"user", as_directory=b"user", as_key=b"user")
+    assert reading(b"user%") == PathCandidates((), b"user%", as_key=b"user", has_file_mark=True)
+    assert colon.listed_key_name(b"user", is_directory=True) == b"user%"
+    assert reading(b"%%") == PathCandidates((), b"%%", as_key=b"", has_file_mark=True)
     assert reading(b"a.b%").as_field == (b"a", b"b")
     assert reading(b"a.b%").as_key == b"a.b"
 
 
 def test_marks_and_empty_fields() -> None:
     """`hello.%` is the empty field, and the key `hello.` is marked `hello%2E%`."""
-    assert colon.mark(b"hello.") == b"hello%2E%"
-    assert reading(b"hello.%") == Reading((), b"hello.%", as_field=(b"hello", b""))
-    assert reading(b"hello%2E%") == Reading((), b"hello%2E%", as_key=b"hello.", marked=True)
-    assert reading(b"hello.%%") == Reading((), b"hello.%%", as_field=(b"hello", b""), marked=True)
+    assert colon.add_file_mark(b"hello.") == b"hello%2E%"
+    assert reading(b"hello.%") == PathCandidates((), b"hello.%", as_field=(b"hello", b""))
+    assert reading(b"hello%2E%") == PathCandidates((), b"hello%2E%", as_key=b"hello.", has_file_mark=True)
+    assert reading(b"hello.%%") == PathCandidates((), b"hello.%%", as_field=(b"hello", b""), has_file_mark=True)
     assert reading(b"%.%").as_field == (b"", b"")
 
 
 def test_shadowed_and_hash() -> None:
     """A key that a field shadows, and a hash, are listed with their dots escaped, but for a leading one."""
-    assert colon.field_reading(b"a.b") == (b"a", b"b")
-    assert colon.field_reading(b".a") is None
-    assert colon.field_reading(b"a.") is None
-    assert colon.listed_key(b"a.b", shadowed=True) == b"a%2Eb"
-    assert colon.listed_key(b".v1.2.conf", is_hash=True) == b".v1%2E2%2Econf"
-    assert colon.listed_key(b"..", is_hash=True) == b"%2E%2E"
-    assert colon.listed_field(b"user", b"f", is_directory=True) == b"user.f%"
-    assert colon.directory_reading(b"v1%2E2.f") == b"v1.2.f"
-    assert colon.directory_reading(b"hello.a:b") is None
+    assert colon.shadowing_field(b"a.b") == (b"a", b"b")
+    assert colon.shadowing_field(b".a") is None
+    assert colon.shadowing_field(b"a.") is None
+    assert colon.listed_key_name(b"a.b", shadowed=True) == b"a%2Eb"
+    assert colon.listed_key_name(b".v1.2.conf", is_hash=True) == b".v1%2E2%2Econf"
+    assert colon.listed_key_name(b"..", is_hash=True) == b"%2E%2E"
+    assert colon.listed_field_name(b"user", b"f", is_directory=True) == b"user.f%"
+    assert colon.shadowing_directory(b"v1%2E2.f") == b"v1.2.f"
+    assert colon.shadowing_directory(b"hello.a:b") is None
 
 
 def test_views() -> None:
     """`NAME%json` and `NAME%dump` are views of a key of that name, marked or not."""
-    assert reading(b"user%json") == Reading((), b"user%json", as_key=b"user", view="json")
-    assert reading(b"a.b%dump") == Reading((), b"a.b%dump", as_key=b"a.b", view="dump")
+    assert reading(b"user%json") == PathCandidates((), b"user%json", as_key=b"user", view="json")
+    assert reading(b"a.b%dump") == PathCandidates((), b"a.b%dump", as_key=b"a.b", view="dump")
     assert reading(b"%%json").as_key == b""
-    assert reading(b"user%%json") == Reading((), b"user%%json", as_key=b"user", marked=True, view="json")
+    assert reading(b"user%%json") == PathCandidates((), b"user%%json", as_key=b"user", has_file_mark=True, view="json")
     assert reading(b"hello.%json").as_key == b"hello."
 
 
 def test_root_and_updater() -> None:
     """The root, `.updater` and `%long` are what they are only at the root."""
-    assert colon.parse(b"") == Root()
-    assert colon.parse(b"/") == Root()
-    assert colon.parse(b"/.updater") == Updater()
+    assert colon.parse(b"") == RootDir()
+    assert colon.parse(b"/") == RootDir()
+    assert colon.parse(b"/.updater") == RefreshFile()
     assert reading(b"%2Eupdater").as_key == b".updater"
     assert reading(b"x/.updater").as_key == b".updater"
-    assert colon.parse(b"%long") == LongRoot()
+    assert colon.parse(b"%long") == DigestRoot()
 
 
 @pytest.mark.parametrize(("length", "count"), [(255, 1), (256, 2), (506, 2), (508, 2), (509, 3), (2000, 8)])
@@ -194,7 +194,7 @@ def test_cuts(length: int, count: int) -> None:
     assert reading(path).as_key == b"x" * length
     assert reading(path).directory == ()
     if count > 1:
-        assert colon.parse(pieces[0]) == Piece((), b"x" * 253)
+        assert colon.parse(pieces[0]) == NameSegment((), b"x" * 253)
         assert absent(pieces[0][1:] + b"/" + b"x" + b"/".join(pieces[1:]))
 
 
@@ -209,24 +209,24 @@ def test_cuts_respect_escapes_and_characters() -> None:
                 piece.decode()
                 assert piece.endswith(b"%+") or b"%" not in piece[-2:]
             back = reading(path)
-            assert colon.join((*back.directory, back.as_key or b"")) == key
+            assert colon.join_key((*back.directory, back.as_key or b"")) == key
 
 
 def test_long_keys() -> None:
     """A key whose path would exceed 3000 bytes is in `%long` by its SHA-256, and has no other spelling."""
     key = b"k:" + b"x" * 3000
     name = hashlib.sha256(key).hexdigest()
-    assert colon.key_is_long(key)
+    assert colon.key_needs_digest(key)
     assert colon.key_path(key) == b"%long/" + name.encode()
-    assert colon.parse(colon.key_path(key)) == LongEntry(name)
-    assert colon.parse(colon.key_path(key) + b"%json") == LongEntry(name, view="json")
-    assert colon.parse(colon.key_path(key) + b"%") == LongEntry(name, marked=True)
+    assert colon.parse(colon.key_path(key)) == DigestEntry(name)
+    assert colon.parse(colon.key_path(key) + b"%json") == DigestEntry(name, view="json")
+    assert colon.parse(colon.key_path(key) + b"%") == DigestEntry(name, has_file_mark=True)
     field = hashlib.sha256(b"f").hexdigest()
-    assert colon.parse(colon.field_path(key, b"f")) == LongEntry(name, field)
-    assert absent(colon.path((b"k",), b"x" * 3000))
-    assert not colon.key_is_long(b"x" * 2900)
-    assert colon.key_is_long(b"\x00" * 1000)
-    assert colon.key_is_long(b"a." * 800)
+    assert colon.parse(colon.field_path(key, b"f")) == DigestEntry(name, field)
+    assert absent(colon.join_path((b"k",), b"x" * 3000))
+    assert not colon.key_needs_digest(b"x" * 2900)
+    assert colon.key_needs_digest(b"\x00" * 1000)
+    assert colon.key_needs_digest(b"a." * 800)
 
 
 def test_long_fields() -> None:
@@ -234,42 +234,42 @@ def test_long_fields() -> None:
     field = b"f" * 3000
     name = hashlib.sha256(field).hexdigest()
     assert colon.field_path(b"d:v1.2", field) == b"d/v1%2E2%long/" + name.encode()
-    assert colon.parse(b"d/v1%2E2%long") == LongFields((b"d",), b"v1.2")
-    assert colon.parse(colon.field_path(b"d:v1.2", field)) == LongField((b"d",), b"v1.2", name)
-    assert colon.parse(colon.field_path(b"", field)) == LongField((), b"", name)
-    assert colon.parse(colon.field_path(b"h" * 255, field)) == LongField((), b"h" * 255, name)
-    assert absent(colon.path((), colon.field_name(b"d", field)))
-    assert not colon.field_is_long(b"d", b"f" * 2900)
+    assert colon.parse(b"d/v1%2E2%long") == DigestFieldsDir((b"d",), b"v1.2")
+    assert colon.parse(colon.field_path(b"d:v1.2", field)) == DigestField((b"d",), b"v1.2", name)
+    assert colon.parse(colon.field_path(b"", field)) == DigestField((), b"", name)
+    assert colon.parse(colon.field_path(b"h" * 255, field)) == DigestField((), b"h" * 255, name)
+    assert absent(colon.join_path((), colon.field_name(b"d", field)))
+    assert not colon.field_needs_digest(b"d", b"f" * 2900)
 
 
 def test_separators() -> None:
     """Any byte string separates, also one that needs escaping, or that overlaps itself."""
-    assert Grammar(b"::").key_path(b"a:::b") == b"a/:b"
-    assert reading(b"a/:b", Grammar(b"::")).as_key == b":b"
-    assert absent(b"a:/b", Grammar(b"::"))
-    assert reading(b"a:", Grammar(b"::")) == Reading((), b"a:", as_key=b"a:")
-    assert Grammar(b"%").key_path(b"a%b:c") == b"a/b:c"
-    assert Grammar(b"/").key_path(b"a/b") == b"a/b"
-    assert Grammar(b".").key_path(b"a.b") == b"a/b"
-    assert Grammar(b".").field_path(b"a", b"b.c") == b"a.b.c"
-    assert reading(b"a.b.c", Grammar(b".")) == Reading((), b"a.b.c", as_field=(b"a", b"b.c"))
-    assert Grammar(b"\xc3").key_path("\u00e9".encode()) == b"%/%A9"
+    assert PathCodec(b"::").key_path(b"a:::b") == b"a/:b"
+    assert reading(b"a/:b", PathCodec(b"::")).as_key == b":b"
+    assert absent(b"a:/b", PathCodec(b"::"))
+    assert reading(b"a:", PathCodec(b"::")) == PathCandidates((), b"a:", as_key=b"a:")
+    assert PathCodec(b"%").key_path(b"a%b:c") == b"a/b:c"
+    assert PathCodec(b"/").key_path(b"a/b") == b"a/b"
+    assert PathCodec(b".").key_path(b"a.b") == b"a/b"
+    assert PathCodec(b".").field_path(b"a", b"b.c") == b"a.b.c"
+    assert reading(b"a.b.c", PathCodec(b".")) == PathCandidates((), b"a.b.c", as_field=(b"a", b"b.c"))
+    assert PathCodec(b"\xc3").key_path("\u00e9".encode()) == b"%/%A9"
     with pytest.raises(UsageError):
-        Grammar(b"")
+        PathCodec(b"")
 
 
 def test_creatable() -> None:
     """What can be made is what has a canonical spelling; the refusal says how to spell it."""
-    assert colon.creatable(b"/a/b.c").as_field == (b"b", b"c")
-    assert colon.creatable(b"/user%").as_key == b"user"
-    assert colon.creatable(b"hello.a:b").as_field == (b"hello", b"a:b")
+    assert colon.parse_new(b"/a/b.c").as_field == (b"b", b"c")
+    assert colon.parse_new(b"/user%").as_key == b"user"
+    assert colon.parse_new(b"hello.a:b").as_field == (b"hello", b"a:b")
     with pytest.raises(BadNameError, match="use a/b"):
-        colon.creatable(b"a:b")
+        colon.parse_new(b"a:b")
     with pytest.raises(BadNameError, match="%25"):
-        colon.creatable(b"100%zz")
+        colon.parse_new(b"100%zz")
     for path in (b"a%json", b"%long", b"%long/" + b"0" * 64, b"a%long", b".updater", b"", b"x" * 253 + b"%+"):
         with pytest.raises(BadNameError):
-            colon.creatable(path)
+            colon.parse_new(path)
     for path in (b"x" * 256, b"/".join([b"x" * 250] * 13)):
         with pytest.raises(NameTooLongError):
-            colon.creatable(path)
+            colon.parse_new(path)

@@ -51,9 +51,9 @@ class Model:
 def check(index: Index, model: Model, probes: list[bytes]) -> None:
     """Compare all that can be asked."""
     assert len(index) == len(model.keys)
-    below = list(index.keys_below(()))
+    below = list(index.iter_keys_below(()))
     assert sorted(below) == sorted(model.short())
-    assert sorted(index.long_keys()) == sorted(key for key in model.keys if is_long(key))
+    assert sorted(index.iter_long_keys()) == sorted(key for key in model.keys if is_long(key))
     directories = model.directories()
     for key in probes:
         assert (key in index) == (key in model.keys)
@@ -63,12 +63,12 @@ def check(index: Index, model: Model, probes: list[bytes]) -> None:
             assert index.is_directory(directory) == (directory in directories)
             if depth:
                 expected = {child.component: child for child in model.children(directory[:-1])}
-                assert index.child(directory[:-1], directory[-1]) == expected.get(directory[-1])
+                assert index.get_child(directory[:-1], directory[-1]) == expected.get(directory[-1])
         if is_long(key):
             digest = hashlib.sha256(key).hexdigest()
-            assert index.long_key(digest) == (key if key in model.keys else None)
+            assert index.get_long_key(digest) == (key if key in model.keys else None)
     for directory in directories:
-        listed = list(index.children(directory))
+        listed = list(index.iter_children(directory))
         assert len(listed) == len(set(listed))
         assert set(listed) == model.children(directory)
         start = model.separator.join([*directory, b""]) if directory else b""
@@ -78,7 +78,7 @@ def check(index: Index, model: Model, probes: list[bytes]) -> None:
             if tuple(key.split(model.separator))[: len(directory)] == directory
             and len(key.split(model.separator)) > len(directory)
         ]
-        assert sorted(index.keys_below(directory)) == sorted(expected_below)
+        assert sorted(index.iter_keys_below(directory)) == sorted(expected_below)
         assert all(key.startswith(start) for key in expected_below)
 
 
@@ -148,7 +148,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def move(self) -> None:
-        self.indexes[2].move_to_disk()
+        self.indexes[2].spill_to_disk()
 
     @invariant()
     def same(self) -> None:
@@ -161,8 +161,8 @@ class Machine(RuleBasedStateMachine):
             for index in self.indexes:
                 for key in list(self.model.keys):
                     assert index.discard(key)
-                assert list(index.children(())) == []
-                assert index.memory == 0 or index.on_disk
+                assert list(index.iter_children(())) == []
+                assert index.memory_bytes == 0 or index.on_disk
 
 
 TestMachine = Machine.TestCase
@@ -188,14 +188,14 @@ def test_a_key_beside_a_directory(on_disk: bool) -> None:
     """A key and a directory can have one name, and each goes without the other."""
     index = Index(on_disk=on_disk)
     index.add_many([b"user", b"user:1"])
-    assert list(index.children(())) == [Child(b"user", True, True)]
+    assert list(index.iter_children(())) == [Child(b"user", True, True)]
     assert index.discard(b"user")
-    assert list(index.children(())) == [Child(b"user", False, True)]
+    assert list(index.iter_children(())) == [Child(b"user", False, True)]
     index.add(b"user")
     assert index.discard(b"user:1")
-    assert list(index.children(())) == [Child(b"user", True, False)]
+    assert list(index.iter_children(())) == [Child(b"user", True, False)]
     with pytest.raises(NotFoundError):
-        index.children((b"user",))
+        index.iter_children((b"user",))
 
 
 @BOTH
@@ -206,10 +206,10 @@ def test_a_key_that_is_there_is_not_new(on_disk: bool) -> None:
         index.add_many([b":0"])
     index.add(b"")
     index.discard(b"")
-    memory = index.memory
+    memory = index.memory_bytes
     assert index.add_many([b":0"]) == 0
     assert len(index) == 1
-    assert index.memory == memory
+    assert index.memory_bytes == memory
 
 
 @BOTH
@@ -218,10 +218,10 @@ def test_very_deep_keys(on_disk: bool) -> None:
     index = Index(on_disk=on_disk)
     keys = [b":" * 2500, b":" * 2500 + b"x", b"a:" * 2000 + b"z"]
     assert index.add_many(keys) == 3
-    assert sorted(index.keys_below(())) == sorted(keys)
-    assert index.child((b"a",) * 2000, b"z") == Child(b"z", True, False)
+    assert sorted(index.iter_keys_below(())) == sorted(keys)
+    assert index.get_child((b"a",) * 2000, b"z") == Child(b"z", True, False)
     assert all(index.discard(key) for key in keys)
-    assert list(index.children(())) == []
+    assert list(index.iter_children(())) == []
 
 
 @BOTH
@@ -230,7 +230,7 @@ def test_a_large_directory_streams(on_disk: bool) -> None:
     index = Index(on_disk=on_disk)
     index.add_many([b"big:%d" % number for number in range(200_000)])
     index.add_many([b"big:%d:below" % number for number in range(0, 200_000, 100)])
-    listing = index.children((b"big",))
+    listing = index.iter_children((b"big",))
     first = next(listing)
     index.discard(b"big:199999")
     index.add(b"other")
@@ -241,11 +241,11 @@ def test_a_large_directory_streams(on_disk: bool) -> None:
 
 def test_changes_while_it_moves_to_disk() -> None:
     """Nothing that is added, removed or read while the index moves to disk is lost or wrong."""
-    index = Index(memory_limit=1)
+    index = Index(max_memory_bytes=1)
     keys = [b"k:%d:%d" % (number % 50, number) for number in range(60_000)]
     index.add_many(keys)
     assert index.is_full
-    mover = threading.Thread(target=index.move_to_disk)
+    mover = threading.Thread(target=index.spill_to_disk)
     mover.start()
     expected = set(keys)
     number = 0
@@ -261,7 +261,7 @@ def test_changes_while_it_moves_to_disk() -> None:
     mover.join(30)
     assert index.on_disk
     assert not index.is_full
-    assert set(index.keys_below(())) == expected
+    assert set(index.iter_keys_below(())) == expected
     assert len(index) == len(expected)
 
 
@@ -290,9 +290,9 @@ def test_changes_from_many_threads() -> None:
         return work
 
     def read() -> None:
-        list(index.children(()))
-        list(index.keys_below(()))
-        index.child((b"d",), b"one")
+        list(index.iter_children(()))
+        list(index.iter_keys_below(()))
+        index.get_child((b"d",), b"one")
 
     threads = [threading.Thread(target=guarded(work)) for work in (churn(b"one"), churn(b"two"), read)]
     for thread in threads:
@@ -307,4 +307,4 @@ def test_memory_is_counted() -> None:
     """The estimate that decides when to move to disk is within a factor of two of a key's real cost."""
     index = Index()
     index.add_many([b"session:%018d" % number for number in range(100_000)])
-    assert 80 <= index.memory / 100_000 <= 160
+    assert 80 <= index.memory_bytes / 100_000 <= 160

@@ -8,9 +8,9 @@ import pytest
 
 from redisfuse.errors import ConflictError
 from redisfuse.vfs import inode_content
-from redisfuse.vfs.content_types import SmallSnapshot, StreamedRendering
-from redisfuse.vfs.inode_content import Beginning, SharedFiles
-from tests.support.mounts import eventually
+from redisfuse.vfs.content_types import InlineContent, StreamedContent
+from redisfuse.vfs.inode_content import InodeContentCache, PinnedContent
+from tests.support.mounts import wait_until
 
 
 class Source:
@@ -25,7 +25,7 @@ class Source:
         self.recent = False
         self.sure = False
         self.believed: int | None = None
-        self.files = SharedFiles(
+        self.files = InodeContentCache(
             self.begin,
             {}.get,
             lambda key: self.versions.get(key, 0),
@@ -34,12 +34,12 @@ class Source:
             lambda: self.trust,
         )
 
-    def begin(self, path: bytes, _told: int | None) -> Beginning:
+    def begin(self, path: bytes, _told: int | None) -> PinnedContent:
         content = self.contents[path]
         if path.startswith(b"/stream"):
             pieces = [content[at : at + 1000] for at in range(0, len(content), 1000)]
-            return Beginning(StreamedRendering(lambda: iter(pieces)), path, 0, 0, streams=True)
-        return Beginning(SmallSnapshot(content), path, 0, self.versions.get(path, 0))
+            return PinnedContent(StreamedContent(lambda: iter(pieces)), path, 0, 0, is_streamed=True)
+        return PinnedContent(InlineContent(content), path, 0, self.versions.get(path, 0))
 
     def push(self, paths: Collection[bytes]) -> None:
         self.pushed += paths
@@ -66,9 +66,9 @@ def test_a_retired_node_goes_on_and_the_path_begins_anew(source: Source) -> None
     assert source.read(b"/k", 1) == b"o"
     source.contents[b"/k"] = b"two"
     assert source.read(b"/k", 2, 1) == b"ne"
-    source.files.retire(b"/k", b"/k//1")
+    source.files.detach(b"/k", b"/k//1")
     assert source.read(b"/k//1", 2, 1) == b"ne"
-    source.files.retire(b"/k", b"/k//2")  # nobody had read the new one
+    source.files.detach(b"/k", b"/k//2")  # nobody had read the new one
     source.contents[b"/k"] = b"three"
     assert source.read(b"/k//2") == b"three"
     assert source.read(b"/k") == b"three"
@@ -76,31 +76,31 @@ def test_a_retired_node_goes_on_and_the_path_begins_anew(source: Source) -> None
 
 def test_what_is_crowded_out_is_begun_anew_or_an_error(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that stands is simply read again; of one that has changed, the rest can't be had any more."""
-    monkeypatch.setattr(inode_content, "SMALL_NODES", 2)
+    monkeypatch.setattr(inode_content, "MAX_INLINE_NODES", 2)
     for name in (b"/a", b"/b", b"/c", b"/d"):
         source.contents[name] = name * 10
     assert source.read(b"/a", 5) == b"/a/a/"
-    source.files.retire(b"/a", b"/a//1")
+    source.files.detach(b"/a", b"/a//1")
     assert source.read(b"/b") == b"/b" * 10
     assert source.read(b"/c") == b"/c" * 10
     assert source.read(b"/d") == b"/d" * 10
     with pytest.raises(ConflictError):
         source.read(b"/a//1", 5, 5)
     assert source.read(b"/b", 5, 5) == b"b/b/b"
-    source.files.retire(b"/c", b"/c//2")  # crowded out before it was retired
+    source.files.detach(b"/c", b"/c//2")  # crowded out before it was retired
     with pytest.raises(ConflictError):
         source.read(b"/c//2", 5, 5)
 
 
 def test_more_is_read_than_can_be_remembered(source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     """Then what was retired counts as read: an error, never a mixture."""
-    monkeypatch.setattr(inode_content, "MOST_READ", 5)
-    monkeypatch.setattr(inode_content, "SMALL_NODES", 2)
+    monkeypatch.setattr(inode_content, "MAX_REMEMBERED_NODES", 5)
+    monkeypatch.setattr(inode_content, "MAX_INLINE_NODES", 2)
     names = [b"/%d" % number for number in range(12)]
     for number, name in enumerate(names):
         source.contents[name] = name
         assert source.read(name) == name
-        source.files.retire(name, name + b"//%d" % (number + 1))
+        source.files.detach(name, name + b"//%d" % (number + 1))
     for number, name in enumerate(names[:8]):
         with pytest.raises(ConflictError):
             source.read(name + b"//%d" % (number + 1))
@@ -115,8 +115,8 @@ def test_lengths(source: Source) -> None:
     assert source.outdated == 1
     with pytest.raises(ConflictError):
         source.read(b"/k", told=9)
-    assert source.files.present(b"/k", 1, 100, 0, 9, True) is None
-    assert source.files.present(b"/k", 1, 100, 0, 5, True) == b"12345"
+    assert source.files.read_cached(b"/k", 1, 100, 0, 9, True) is None
+    assert source.files.read_cached(b"/k", 1, 100, 0, 5, True) == b"12345"
 
 
 def test_what_has_just_changed_is_as_long_as_the_kernel_says_itself(source: Source) -> None:
@@ -142,30 +142,30 @@ def test_between_a_change_and_the_kernels_knowing(source: Source) -> None:
     """Until it is retired a node is described as it was read; if nobody comes to do it, that ends."""
     source.contents[b"/k"] = b"old"
     source.read(b"/k")
-    assert not source.files.is_changing(b"/k")
+    assert not source.files.has_stale_content(b"/k")
     source.contents[b"/k"] = b"newer"
-    source.files.changed([b"/k", b"/other"])
-    seen = source.files.seen(b"/k")
+    source.files.mark_keys_stale([b"/k", b"/other"])
+    seen = source.files.get_pinned(b"/k")
     assert seen is not None
-    assert seen.snapshot.size == 3
-    assert source.files.is_changing(b"/k")
+    assert seen.content.size == 3
+    assert source.files.has_stale_content(b"/k")
     assert source.read(b"/k") == b"old"
-    eventually(lambda: source.files.seen(b"/k") is None)
+    wait_until(lambda: source.files.get_pinned(b"/k") is None)
     assert source.read(b"/k") == b"newer"
-    assert not source.files.is_changing(b"/k")
+    assert not source.files.has_stale_content(b"/k")
 
 
 def test_what_changed_while_it_was_fetched_is_pushed_again(source: Source) -> None:
     """The kernel may have been told before the first read had found anything."""
     source.contents[b"/k"] = b"x"
-    begin = source.files._begin
+    begin = source.files._load
 
-    def slowly(path: bytes, told: int | None) -> Beginning:
+    def slowly(path: bytes, told: int | None) -> PinnedContent:
         found = begin(path, told)
         source.versions[b"/k"] = 7
         return found
 
-    source.files._begin = slowly
+    source.files._load = slowly
     assert source.read(b"/k") == b"x"
     assert source.pushed == [b"k"]
 
@@ -177,7 +177,7 @@ def test_where_nobody_tells_of_changes_the_kernel_soon_looks_again(source: Sourc
     source.read(b"/a")
     source.read(b"/b")
     assert source.pushed == []
-    eventually(lambda: sorted(source.pushed) == [b"a", b"b"])
+    wait_until(lambda: sorted(source.pushed) == [b"a", b"b"])
     source.files.close()
 
 
@@ -185,21 +185,21 @@ def test_what_has_no_length_grows_in_order(source: Source) -> None:
     """By chunks as it is read, to its end if that is asked for; each byte is given to the kernel once."""
     source.contents[b"/stream"] = bytes(range(256)) * 2000
     given: list[tuple[int, bytes]] = []
-    found = source.files.begin(b"/stream", 9)
+    found = source.files.get_or_load(b"/stream", 9)
     assert source.pushed == [b"stream"]
     readers = [
-        threading.Thread(target=source.files.extend, args=(found, lambda *each: given.append(each))) for _ in "ab"
+        threading.Thread(target=source.files.stream_more, args=(found, lambda *each: given.append(each))) for _ in "ab"
     ]
     for reader in readers:
         reader.start()
     for reader in readers:
         reader.join()
-    assert [offset for offset, _ in given] == [0, inode_content.CHUNK]
-    source.files.retire(b"/stream", b"/stream//1")
-    assert source.files.seen(b"/stream//1") is found
-    source.files.extend(found, lambda *each: given.append(each), to_the_end=True)
+    assert [offset for offset, _ in given] == [0, inode_content.STREAM_CHUNK_BYTES]
+    source.files.detach(b"/stream", b"/stream//1")
+    assert source.files.get_pinned(b"/stream//1") is found
+    source.files.stream_more(found, lambda *each: given.append(each), until_end=True)
     assert b"".join(data for _, data in given) == source.contents[b"/stream"]
-    assert found.so_far == len(source.contents[b"/stream"])
+    assert found.streamed_bytes == len(source.contents[b"/stream"])
     source.files.close()
 
 
@@ -207,9 +207,9 @@ def test_forgetting(source: Source) -> None:
     """What the kernel has let go is let go here; not if it still knows the node."""
     source.contents[b"/k"] = b"one"
     source.read(b"/k", number=5)
-    source.files.retire(b"/k", b"/k//1")
-    source.files.forgotten([5, 6], lambda _: True)
-    assert source.files.seen(b"/k//1") is not None
-    source.files.forgotten([5, 6], lambda _: False)
-    assert source.files.seen(b"/k//1") is None
-    assert not source.files.nodes()
+    source.files.detach(b"/k", b"/k//1")
+    source.files.drop_forgotten([5, 6], lambda _: True)
+    assert source.files.get_pinned(b"/k//1") is not None
+    source.files.drop_forgotten([5, 6], lambda _: False)
+    assert source.files.get_pinned(b"/k//1") is None
+    assert not source.files.list_read_paths()

@@ -21,24 +21,26 @@ import pytest
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import change_rows, database
-from redisfuse.journal.check import check
-from redisfuse.journal.journal import Filter, Journal, now
+from redisfuse.journal.check import find_problems
+from redisfuse.journal.journal import ChangeFilter, Journal, now_ms
 from redisfuse.journal.models import (
     ABSENT,
     DIRECTORY,
+    Blob,
     Change,
-    Content,
-    Intent,
+    ChangeIntent,
     ServerIdentity,
-    SessionInfo,
+    SessionMetadata,
     State,
-    process_mark,
+    read_process_identity,
 )
-from redisfuse.journal.prune import prune
+from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, iso_utc, literal_glob
 
-SERVER = ServerIdentity(host="127.0.0.1", port=7000, db=2, username="ann", url="redis://ann:***@127.0.0.1:7000/2")
-INFO = SessionInfo(SERVER, "abc123", "7.0.15", "redis", "/mnt/r", options={"write": True})
+SERVER = ServerIdentity(
+    host="127.0.0.1", port=7000, db=2, username="ann", redacted_url="redis://ann:***@127.0.0.1:7000/2"
+)
+INFO = SessionMetadata(SERVER, "abc123", "7.0.15", "redis", "/mnt/r", options={"write": True})
 
 
 @pytest.fixture
@@ -52,14 +54,14 @@ def journal(path: Path) -> Iterator[Journal]:
         yield opened
 
 
-def intent(key: bytes = b"a:b", new: bytes = b"new", prior: State = ABSENT, **more: Any) -> Intent:
+def intent(key: bytes = b"a:b", new: bytes = b"new", prior: State = ABSENT, **more: Any) -> ChangeIntent:
     facts: dict[str, Any] = {"path": key.replace(b":", b"/"), "op": "write", "field": None, "prior": prior}
-    return Intent(key=key, **{**facts, "new": State.of_value(new), **more})
+    return ChangeIntent(key=key, **{**facts, "new": State.from_value(new), **more})
 
 
-def add(journal: Journal, session: int, *intents: Intent, state: Any = "applied") -> list[int]:
-    ids = journal.intend(session, intents)
-    journal.settle(ids, state)
+def add(journal: Journal, session: int, *intents: ChangeIntent, state: Any = "applied") -> list[int]:
+    ids = journal.record_intents(session, intents)
+    journal.record_outcome(ids, state)
     return ids
 
 
@@ -70,18 +72,22 @@ def facts_of(change: Change) -> tuple[Any, ...]:
 STATES = [
     ABSENT,
     DIRECTORY,
-    State.of_value(b""),
-    State.of_value(b"\x00\xff" * 50, expires_at=1_800_000_000_000),
-    State.of_value(b"v", b"field", expires_at=5, field_expires_at=1_800_000_000_001),
-    State.of_slice(b"abc", 7, 1000, expires_at=9),
-    State.of_slice(b"", 0, 0),
-    State.of_object(
-        b"hash", b"\x04dump", Content.of(b'{"type":"hash"}\n["f","v"]\n'), expires_at=1, version="redis 7.0.15"
+    State.from_value(b""),
+    State.from_value(b"\x00\xff" * 50, expires_at=1_800_000_000_000),
+    State.from_value(b"v", b"field", expires_at=5, field_expires_at=1_800_000_000_001),
+    State.from_slice(b"abc", 7, 1000, expires_at=9),
+    State.from_slice(b"", 0, 0),
+    State.from_object(
+        b"hash",
+        b"\x04dump",
+        Blob.from_bytes(b'{"type":"hash"}\n["f","v"]\n'),
+        expires_at=1,
+        dump_version="redis 7.0.15",
     ),
-    State.of_object(b"stream", None, Content.of(b"{}\n"), note="groups are not carried"),
-    State.of_object(b"odd-module", b"dump", None),
-    State.of_value(os.urandom(3 * CHUNK_BYTES + 1)),
-    State.of_value(b"compressible " * CHUNK_BYTES),
+    State.from_object(b"stream", None, Blob.from_bytes(b"{}\n"), note="groups are not carried"),
+    State.from_object(b"odd-module", b"dump", None),
+    State.from_value(os.urandom(3 * CHUNK_BYTES + 1)),
+    State.from_value(b"compressible " * CHUNK_BYTES),
 ]
 
 
@@ -89,69 +95,76 @@ STATES = [
 def test_states_come_back(journal: Journal, state: State) -> None:
     """Every kind of state is read back equal, as the prior and as the new one, contents included."""
     session = journal.begin_session(INFO)
-    wanted = Intent(b"p", "write", b"k\xff\n", b"f", state, state, reverts=3, applies=4, new_path=b"q")
-    (id,) = journal.intend(session, [wanted])
-    change = journal.change(id)
+    wanted = ChangeIntent(b"p", "write", b"k\xff\n", b"f", state, state, reverts=3, applies=4, new_path=b"q")
+    (id,) = journal.record_intents(session, [wanted])
+    change = journal.get_change(id)
     assert facts_of(change) == (b"p", "write", b"k\xff\n", b"f", state, state, 3, 4)
-    assert (change.new_path, change.state, change.server, change.session) == (b"q", "pending", SERVER.name, session)
-    for kept, given in ((change.new.content, state.content), (change.new.logical, state.logical)):
+    assert (change.new_path, change.outcome, change.server_name, change.session_id) == (
+        b"q",
+        "pending",
+        SERVER.name,
+        session,
+    )
+    for kept, given in ((change.new.content, state.content), (change.new.portable_copy, state.portable_copy)):
         assert (kept is None) == (given is None)
         if kept is not None and given is not None:
             assert (kept.size, kept.read()) == (given.size, given.read())
-    assert list(check(journal)) == []
+    assert list(find_problems(journal)) == []
 
 
 def test_settle_is_read_back(journal: Journal) -> None:
     """What became of a change is seen at once by this process, with its error."""
     session = journal.begin_session(INFO)
-    one, other = journal.intend(session, [intent(), intent(b"c")], group=False)
-    journal.settle([one], "applied")
-    journal.settle([other], "failed", "OOM")
-    assert (journal.change(one).state, journal.change(one).error) == ("applied", None)
-    assert (journal.change(other).state, journal.change(other).error) == ("failed", "OOM")
-    assert journal.change(one).settled_at is not None
+    one, other = journal.record_intents(session, [intent(), intent(b"c")], grouping=False)
+    journal.record_outcome([one], "applied")
+    journal.record_outcome([other], "failed", "OOM")
+    assert (journal.get_change(one).outcome, journal.get_change(one).error) == ("applied", None)
+    assert (journal.get_change(other).outcome, journal.get_change(other).error) == ("failed", "OOM")
+    assert journal.get_change(one).settled_at is not None
 
 
 def test_settle_reaches_the_disk_within_a_second(journal: Journal, path: Path) -> None:
     """A settle is seen by another process within a second or so, though nothing follows it."""
     session = journal.begin_session(INFO)
-    ids = journal.intend(session, [intent()])
-    journal.settle(ids, "applied")
-    with Journal.open(path, write=False) as other:
-        deadline = now() + 5000
-        while other.change(ids[0]).state != "applied":
-            assert now() < deadline
+    ids = journal.record_intents(session, [intent()])
+    journal.record_outcome(ids, "applied")
+    with Journal.open(path, writable=False) as other:
+        deadline = now_ms() + 5000
+        while other.get_change(ids[0]).outcome != "applied":
+            assert now_ms() < deadline
             threading.Event().wait(0.05)
 
 
 def test_settle_survives_close(path: Path) -> None:
     """Closing writes what was settled last."""
     with Journal.open(path, create=True) as journal:
-        ids = journal.intend(journal.begin_session(INFO), [intent()])
-        journal.settle(ids, "applied")
+        ids = journal.record_intents(journal.begin_session(INFO), [intent()])
+        journal.record_outcome(ids, "applied")
     with Journal.open(path) as journal:
-        assert journal.change(ids[0]).state == "applied"
+        assert journal.get_change(ids[0]).outcome == "applied"
     assert [file.name for file in path.parent.iterdir()] == ["journal.db"]
 
 
 def test_groups(journal: Journal) -> None:
     """The changes of one operation have consecutive ids and one group; others each their own."""
     session = journal.begin_session(INFO)
-    (single,) = journal.intend(session, [intent()])
-    grouped = journal.intend(session, [intent(b"%d" % n) for n in range(1200)])
-    loose = journal.intend(session, [intent(), intent()], group=False)
-    assert [change.id for change in journal.group(grouped[0])] == grouped == list(range(single + 1, single + 1201))
-    assert [[change.id for change in journal.group(id)] for id in loose] == [[id] for id in loose]
-    several = journal.intend(session, [intent() for _ in range(5)], group=[2, 1, 2])
-    assert [journal.change(id).group - several[0] for id in several] == [0, 0, 2, 3, 3]
-    assert journal.intend(session, []) == []
+    (single,) = journal.record_intents(session, [intent()])
+    grouped = journal.record_intents(session, [intent(b"%d" % n) for n in range(1200)])
+    loose = journal.record_intents(session, [intent(), intent()], grouping=False)
+    assert [change.id for change in journal.get_group(grouped[0])] == grouped == list(range(single + 1, single + 1201))
+    assert [[change.id for change in journal.get_group(id)] for id in loose] == [[id] for id in loose]
+    several = journal.record_intents(session, [intent() for _ in range(5)], grouping=[2, 1, 2])
+    assert [journal.get_change(id).group_id - several[0] for id in several] == [0, 0, 2, 3, 3]
+    assert journal.record_intents(session, []) == []
 
 
 def test_refused(journal: Journal) -> None:
     """An edit that was refused is recorded as that, with the reason and its bytes."""
-    (id,) = journal.intend(journal.begin_session(INFO), [intent(new=b"mine")], state="refused", error="changed since")
-    change = journal.change(id)
-    assert (change.state, change.error) == ("refused", "changed since")
+    (id,) = journal.record_intents(
+        journal.begin_session(INFO), [intent(new=b"mine")], outcome="refused", error="changed since"
+    )
+    change = journal.get_change(id)
+    assert (change.outcome, change.error) == ("refused", "changed since")
     assert change.new.content is not None
     assert change.new.content.read() == b"mine"
 
@@ -160,27 +173,29 @@ def test_sessions(journal: Journal) -> None:
     """A session comes back as it was begun, with its end and the number of its changes; ours is alive."""
     one = journal.begin_session(INFO)
     add(journal, one, intent(), intent(b"c"))
-    other = journal.begin_session(SessionInfo(ServerIdentity("unix", unix_path="/run/r.sock"), mountpoint="/m\udcff"))
+    other = journal.begin_session(
+        SessionMetadata(ServerIdentity("unix", unix_path="/run/r.sock"), mountpoint="/m\udcff")
+    )
     journal.end_session(one)
-    assert journal.session(one).info == INFO
-    assert journal.session(one).ended_at is not None
-    assert not journal.session(other).died
-    assert journal.session(other).info.server.name == "/run/r.sock/0"
-    assert [(session.id, count) for session, count in journal.sessions()] == [(other, 0), (one, 2)]
-    assert [session.id for session, _ in journal.sessions(1)] == [other]
+    assert journal.get_session(one).metadata == INFO
+    assert journal.get_session(one).ended_at is not None
+    assert not journal.get_session(other).has_died
+    assert journal.get_session(other).metadata.server.name == "/run/r.sock/0"
+    assert [(session.id, count) for session, count in journal.iter_sessions()] == [(other, 0), (one, 2)]
+    assert [session.id for session, _ in journal.iter_sessions(1)] == [other]
     with pytest.raises(NotFoundError):
-        journal.session(99)
+        journal.get_session(99)
 
 
 def test_dead_session(journal: Journal) -> None:
     """A session that never ended is known to be dead when its process is gone, even if another has its pid."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait(10)
-    dead = journal.begin_session(SessionInfo(SERVER, pid=gone.pid, process="boot.1"))
-    reused = journal.begin_session(SessionInfo(SERVER, process="other boot.1"))
-    elsewhere = journal.begin_session(SessionInfo(SERVER, pid=gone.pid, host="another.example"))
-    assert process_mark(os.getpid()) is not None
-    assert [journal.session(id).died for id in (dead, reused, elsewhere)] == [True, True, False]
+    dead = journal.begin_session(SessionMetadata(SERVER, pid=gone.pid, process_identity="boot.1"))
+    reused = journal.begin_session(SessionMetadata(SERVER, process_identity="other boot.1"))
+    elsewhere = journal.begin_session(SessionMetadata(SERVER, pid=gone.pid, host="another.example"))
+    assert read_process_identity(os.getpid()) is not None
+    assert [journal.get_session(id).has_died for id in (dead, reused, elsewhere)] == [True, True, False]
 
 
 def test_one_copy_of_the_same_bytes(journal: Journal) -> None:
@@ -188,7 +203,7 @@ def test_one_copy_of_the_same_bytes(journal: Journal) -> None:
     session = journal.begin_session(INFO)
     big = os.urandom(2 * CHUNK_BYTES)
     for _ in range(3):
-        add(journal, session, intent(new=big, prior=State.of_value(b"small")), intent(b"c", b"small"))
+        add(journal, session, intent(new=big, prior=State.from_value(b"small")), intent(b"c", b"small"))
     journal.flush()
     assert journal.query("SELECT count(*), sum(size) FROM blobs WHERE digest IS NOT NULL") == [(2, 2 * CHUNK_BYTES + 5)]
     assert journal.query("SELECT count(*) FROM chunks") == [(2,)]
@@ -213,12 +228,14 @@ def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> 
     session = journal.begin_session(INFO)
     with file.open("rb") as source:
         tracemalloc.start()
-        content = Content.of_file(source)
-        (id,) = journal.intend(session, [intent(new=b"", prior=ABSENT)])
-        (id,) = journal.intend(session, [Intent(b"l", "write", b"l", None, ABSENT, State.of_value(content))])
-        kept = journal.change(id).new.content
+        content = Blob.from_file(source)
+        (id,) = journal.record_intents(session, [intent(new=b"", prior=ABSENT)])
+        (id,) = journal.record_intents(
+            session, [ChangeIntent(b"l", "write", b"l", None, ABSENT, State.from_value(content))]
+        )
+        kept = journal.get_change(id).new.content
         assert kept is not None
-        assert sum(len(chunk) for chunk in kept.chunks()) == 200 * CHUNK_BYTES
+        assert sum(len(chunk) for chunk in kept.iter_chunks()) == 200 * CHUNK_BYTES
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert kept == content
@@ -236,8 +253,8 @@ def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
     for turn in range(5):
         before = sum(file.stat().st_size for file in path.parent.iterdir())
         end = 10**8 + turn * 1024
-        prior, new = State.of_slice(b"", end, end), State.of_slice(os.urandom(1024), end, end + 1024)
-        add(journal, session, Intent(b"log", "append", b"log", None, prior, new))
+        prior, new = State.from_slice(b"", end, end), State.from_slice(os.urandom(1024), end, end + 1024)
+        add(journal, session, ChangeIntent(b"log", "append", b"log", None, prior, new))
         journal.flush()
         assert sum(file.stat().st_size for file in path.parent.iterdir()) - before <= 65536
 
@@ -246,13 +263,13 @@ def test_content_of_file(tmp_path: Path) -> None:
     """A content of a file is its region, can be walked more than once, and notices that the file got shorter."""
     data = os.urandom(CHUNK_BYTES * 2 + 10)
     file = io.BytesIO(data)
-    content = Content.of_file(file, 5, CHUNK_BYTES + 5)
-    assert content == Content.of(data[5 : CHUNK_BYTES + 10])
+    content = Blob.from_file(file, 5, CHUNK_BYTES + 5)
+    assert content == Blob.from_bytes(data[5 : CHUNK_BYTES + 10])
     assert content.read() == content.read() == data[5 : CHUNK_BYTES + 10]
-    assert [len(chunk) for chunk in Content.of_file(file).chunks()] == [CHUNK_BYTES, CHUNK_BYTES, 10]
-    assert Content.of_file(file, len(data)).read() == b""
-    assert Content.of(data).head(3) == data[:3]
-    assert Content.of_chunks(iter([b"ab", b"c"]), (tmp_path / "spool").open("w+b")).read() == b"abc"
+    assert [len(chunk) for chunk in Blob.from_file(file).iter_chunks()] == [CHUNK_BYTES, CHUNK_BYTES, 10]
+    assert Blob.from_file(file, len(data)).read() == b""
+    assert Blob.from_bytes(data).read_prefix(3) == data[:3]
+    assert Blob.from_chunks(iter([b"ab", b"c"]), (tmp_path / "spool").open("w+b")).read() == b"abc"
     file.truncate(CHUNK_BYTES)
     with pytest.raises(JournalError, match="shorter"):
         content.read()
@@ -261,12 +278,13 @@ def test_content_of_file(tmp_path: Path) -> None:
 def test_file_altered_while_journaled(journal: Journal) -> None:
     """Bytes that are not those of the content's digest are not recorded under it."""
     file = io.BytesIO(bytes(2 * CHUNK_BYTES))
-    content = Content.of_file(file)
+    content = Blob.from_file(file)
     file.seek(5)
     file.write(b"x")
     with pytest.raises(JournalError, match="altered"):
-        journal.intend(
-            journal.begin_session(INFO), [intent(), Intent(b"", "write", b"", None, ABSENT, State.of_value(content))]
+        journal.record_intents(
+            journal.begin_session(INFO),
+            [intent(), ChangeIntent(b"", "write", b"", None, ABSENT, State.from_value(content))],
         )
     journal.flush()
     assert journal.query("SELECT count(*) FROM chunks") == journal.query("SELECT count(*) FROM changes") == [(0,)]
@@ -279,13 +297,13 @@ def test_damaged_content_is_never_given_whole(journal: Journal, path: Path) -> N
     journal.flush()
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE chunks SET data = zeroblob(length(data)) WHERE number = 0")
-    content = journal.change(id).new.content
+    content = journal.get_change(id).new.content
     assert content is not None
     given: list[bytes] = []
     with pytest.raises(JournalError, match="damaged"):
-        given.extend(content.chunks())
+        given.extend(content.iter_chunks())
     assert len(given) == 1
-    assert any("damaged" in problem for problem in check(journal))
+    assert any("damaged" in problem for problem in find_problems(journal))
 
 
 def test_threads_share_commits(journal: Journal) -> None:
@@ -296,7 +314,7 @@ def test_threads_share_commits(journal: Journal) -> None:
     def work(number: int) -> None:
         for turn in range(50):
             key = b"%d:%d" % (number, turn)
-            found[number] += add(journal, session, intent(key, b"shared %d" % turn, State.of_value(key)))
+            found[number] += add(journal, session, intent(key, b"shared %d" % turn, State.from_value(key)))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -306,7 +324,7 @@ def test_threads_share_commits(journal: Journal) -> None:
     ids = sorted(id for each in found for id in each)
     assert len(set(ids)) == 400
     assert all(each == sorted(each) for each in found)
-    assert {(change.id, change.state) for change in journal.changes()} == {(id, "applied") for id in ids}
+    assert {(change.id, change.outcome) for change in journal.find_changes()} == {(id, "applied") for id in ids}
 
 
 def test_one_failing_job_takes_nothing_with_it(journal: Journal) -> None:
@@ -329,8 +347,12 @@ def test_one_failing_job_takes_nothing_with_it(journal: Journal) -> None:
         except ValueError as error:
             results.append(error)
 
-    writer = journal._write()
-    works = [lambda: writer.submit(hold), lambda: journal.intend(session, [intent()]), lambda: writer.submit(spoil)]
+    writer = journal._require_writer()
+    works = [
+        lambda: writer.submit(hold),
+        lambda: journal.record_intents(session, [intent()]),
+        lambda: writer.submit(spoil),
+    ]
     threads = []
     for work in works:
         threads.append(threading.Thread(target=attempt, args=(work,)))
@@ -341,8 +363,8 @@ def test_one_failing_job_takes_nothing_with_it(journal: Journal) -> None:
     for thread in threads:
         thread.join(10)
     assert any(isinstance(result, ValueError) for result in results)
-    assert len(list(journal.changes())) == 1
-    assert journal.session(session).id == session
+    assert len(list(journal.find_changes())) == 1
+    assert journal.get_session(session).id == session
 
 
 def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> None:
@@ -358,8 +380,12 @@ def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> Non
     mine = [add(journal, session, intent(b"mine"))[0] for _ in range(200)]
     assert other.wait(60) == 0
     assert mine == sorted(set(mine))
-    assert len(journal.change_ids(Filter(key=b"mine"))) == len(journal.change_ids(Filter(key=b"other"))) == 200
-    assert list(check(journal)) == []
+    assert (
+        len(journal.find_change_ids(ChangeFilter(key_glob=b"mine")))
+        == len(journal.find_change_ids(ChangeFilter(key_glob=b"other")))
+        == 200
+    )
+    assert list(find_problems(journal)) == []
 
 
 def test_many_processes_create_one_journal(path: Path) -> None:
@@ -372,7 +398,7 @@ def test_many_processes_create_one_journal(path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, "-c", script, str(path)]) for _ in range(4)]
     assert [process.wait(60) for process in processes] == [0] * 4
     with Journal.open(path) as journal:
-        assert len(list(journal.changes())) == 4
+        assert len(list(journal.find_changes())) == 4
     assert [file.name for file in path.parent.iterdir()] == ["journal.db"]
 
 
@@ -383,9 +409,9 @@ def test_many_processes_create_one_journal(path: Path) -> None:
 def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """300 changes in two sessions of two servers, one a second, of keys a:0 … and b:0 …."""
     clock = [1_000_000]
-    monkeypatch.setattr("redisfuse.journal.journal.now", lambda: clock[0])
-    monkeypatch.setattr(change_rows, "NEWEST", 20)
-    sessions = [journal.begin_session(INFO), journal.begin_session(SessionInfo(ServerIdentity(host="other")))]
+    monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda: clock[0])
+    monkeypatch.setattr(change_rows, "MAX_SCANNED_ROWS", 20)
+    sessions = [journal.begin_session(INFO), journal.begin_session(SessionMetadata(ServerIdentity(host="other")))]
     for n in range(300):
         clock[0] += 1000
         op = "remove" if n % 50 == 0 else "write"
@@ -396,46 +422,46 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 def test_filters(filled: Journal) -> None:
     """Each filter gives what a loop over all changes would, newest first, and the limit the newest of these."""
-    everything = list(filled.changes())
+    everything = list(filled.find_changes())
     assert [change.id for change in everything] == list(range(300, 0, -1))
-    trials: dict[Filter, Callable[[Change], bool]] = {
-        Filter(session=2): lambda c: c.session == 2,
-        Filter(server=SERVER.name): lambda c: c.server == SERVER.name,
-        Filter(key=b"a:10"): lambda c: c.key == b"a:10",
-        Filter(key=b"a:1*"): lambda c: c.key.startswith(b"a:1"),
-        Filter(key=b"*7"): lambda c: c.key.endswith(b"7"),
-        Filter(key=b"[b]:?"): lambda c: c.key[:1] == b"b" and len(c.key) == 3,
-        Filter(key=b"a\\:1"): lambda c: c.key == b"a:1",
-        Filter(path=b"/a/"): lambda c: c.path.startswith(b"a/"),
-        Filter(path=b"a/10"): lambda c: c.path == b"a/10",
-        Filter(path=b"a/1"): lambda c: c.path == b"a/1",
-        Filter(states=("failed", "unknown")): lambda c: c.state == "failed",
-        Filter(states=("applied",), ops=("remove",)): lambda c: c.state == "applied" and c.op == "remove",
-        Filter(since=1_100_000): lambda c: c.at >= 1_100_000,
-        Filter(since=1_100_000, until=1_110_000): lambda c: 1_100_000 <= c.at < 1_110_000,
-        Filter(since=9_000_000): lambda c: c is None,
-        Filter(before=100, key=b"b*", since=1_050_000, ops=("write",)): lambda c: (
-            c.id < 100 and c.key[:1] == b"b" and c.at >= 1_050_000 and c.op == "write"
+    trials: dict[ChangeFilter, Callable[[Change], bool]] = {
+        ChangeFilter(session_id=2): lambda c: c.session_id == 2,
+        ChangeFilter(server_name=SERVER.name): lambda c: c.server_name == SERVER.name,
+        ChangeFilter(key_glob=b"a:10"): lambda c: c.key == b"a:10",
+        ChangeFilter(key_glob=b"a:1*"): lambda c: c.key.startswith(b"a:1"),
+        ChangeFilter(key_glob=b"*7"): lambda c: c.key.endswith(b"7"),
+        ChangeFilter(key_glob=b"[b]:?"): lambda c: c.key[:1] == b"b" and len(c.key) == 3,
+        ChangeFilter(key_glob=b"a\\:1"): lambda c: c.key == b"a:1",
+        ChangeFilter(path=b"/a/"): lambda c: c.path.startswith(b"a/"),
+        ChangeFilter(path=b"a/10"): lambda c: c.path == b"a/10",
+        ChangeFilter(path=b"a/1"): lambda c: c.path == b"a/1",
+        ChangeFilter(outcomes=("failed", "unknown")): lambda c: c.outcome == "failed",
+        ChangeFilter(outcomes=("applied",), ops=("remove",)): lambda c: c.outcome == "applied" and c.op == "remove",
+        ChangeFilter(since=1_100_000): lambda c: c.recorded_at >= 1_100_000,
+        ChangeFilter(since=1_100_000, until=1_110_000): lambda c: 1_100_000 <= c.recorded_at < 1_110_000,
+        ChangeFilter(since=9_000_000): lambda c: c is None,
+        ChangeFilter(before_id=100, key_glob=b"b*", since=1_050_000, ops=("write",)): lambda c: (
+            c.id < 100 and c.key[:1] == b"b" and c.recorded_at >= 1_050_000 and c.op == "write"
         ),
     }
     for wanted, predicate in trials.items():
         expected = [change.id for change in everything if predicate(change)]
-        assert [change.id for change in filled.changes(wanted)] == expected, wanted
+        assert [change.id for change in filled.find_changes(wanted)] == expected, wanted
         for limit in (0, 1, 7):
-            assert filled.change_ids(replace(wanted, limit=limit)) == expected[:limit], wanted
+            assert filled.find_change_ids(replace(wanted, limit=limit)) == expected[:limit], wanted
             limited = replace(wanted, limit=limit, oldest_first=True)
-            assert [change.id for change in filled.changes(limited)] == expected[:limit][::-1], wanted
+            assert [change.id for change in filled.find_changes(limited)] == expected[:limit][::-1], wanted
 
 
 def test_order_is_by_id_when_the_clock_goes_back(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock that is set back changes neither the order nor what a time filter finds."""
     session = journal.begin_session(INFO)
     for time in (5000, 1000, 9000, 2000):
-        monkeypatch.setattr("redisfuse.journal.journal.now", lambda time=time: time)
-        journal.intend(session, [intent()])
-    assert [change.at for change in journal.changes()] == [2000, 9000, 1000, 5000]
-    assert [change.at for change in journal.changes(Filter(since=2000))] == [2000, 9000, 5000]
-    assert [change.at for change in journal.changes(Filter(until=5000))] == [2000, 1000]
+        monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda time=time: time)
+        journal.record_intents(session, [intent()])
+    assert [change.recorded_at for change in journal.find_changes()] == [2000, 9000, 1000, 5000]
+    assert [change.recorded_at for change in journal.find_changes(ChangeFilter(since=2000))] == [2000, 9000, 5000]
+    assert [change.recorded_at for change in journal.find_changes(ChangeFilter(until=5000))] == [2000, 1000]
 
 
 @pytest.mark.parametrize(
@@ -459,8 +485,8 @@ def test_order_is_by_id_when_the_clock_goes_back(journal: Journal, monkeypatch: 
 )
 def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: list[bytes], others: list[bytes]) -> None:
     """A key pattern matches what KEYS would match (checked against stringmatchlen's rules)."""
-    journal.intend(journal.begin_session(INFO), [intent(key) for key in (*matching, *others)])
-    found = {change.key for change in journal.changes(Filter(key=pattern))}
+    journal.record_intents(journal.begin_session(INFO), [intent(key) for key in (*matching, *others)])
+    found = {change.key for change in journal.find_changes(ChangeFilter(key_glob=pattern))}
     assert found & set(matching) == set(matching)
     assert not found & set(others)
     assert all(compile_glob(literal_glob(key)) == (key, None) for key in (*matching, *others))
@@ -469,7 +495,7 @@ def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: li
 def test_later_changes_and_reverts(journal: Journal) -> None:
     """Later changes of the same datum on the same server are named, others not; so is what reverted a change."""
     session = journal.begin_session(INFO)
-    elsewhere = journal.begin_session(SessionInfo(ServerIdentity(host="elsewhere")))
+    elsewhere = journal.begin_session(SessionMetadata(ServerIdentity(host="elsewhere")))
     (first,) = add(journal, session, intent(b"h", field=b"f"))
     add(journal, session, intent(b"h", field=b"g"))
     add(journal, elsewhere, intent(b"h", field=b"f"))
@@ -477,17 +503,17 @@ def test_later_changes_and_reverts(journal: Journal) -> None:
     (same,) = add(journal, session, intent(b"h", field=b"f"))
     (whole,) = add(journal, session, intent(b"h", op="remove"))
     (revert,) = add(journal, session, intent(b"h", field=b"f", op="rollback", reverts=first))
-    assert [change.id for change in journal.later_changes(journal.change(first))] == [revert, whole, same]
-    assert journal.reverted_by(first) == [revert]
-    assert journal.reverted_by(same) == []
+    assert [change.id for change in journal.find_later_changes(journal.get_change(first))] == [revert, whole, same]
+    assert journal.find_reverting_ids(first) == [revert]
+    assert journal.find_reverting_ids(same) == []
 
 
 def test_pending_is_oldest_first(journal: Journal) -> None:
     """Changes to be recovered come in the order in which they were made, of one server if asked."""
-    ids = journal.intend(journal.begin_session(INFO), [intent(), intent()], group=False)
-    other = journal.intend(journal.begin_session(SessionInfo(ServerIdentity(host="other"))), [intent()])
-    assert [change.id for change in journal.pending()] == [*ids, *other]
-    assert [change.id for change in journal.pending(SERVER.name)] == ids
+    ids = journal.record_intents(journal.begin_session(INFO), [intent(), intent()], grouping=False)
+    other = journal.record_intents(journal.begin_session(SessionMetadata(ServerIdentity(host="other"))), [intent()])
+    assert [change.id for change in journal.find_pending_changes()] == [*ids, *other]
+    assert [change.id for change in journal.find_pending_changes(SERVER.name)] == ids
 
 
 # -- empty directories -----------------------------------------------------------------------------------------------
@@ -498,13 +524,13 @@ def test_directories_join_an_operation(journal: Journal) -> None:
     session = journal.begin_session(INFO)
     made = [replace(intent(), new=DIRECTORY)]
     first, second = add(journal, session, intent(), intent())
-    (joined,) = journal.alter_directories("s", session=session, intents=made, group=first)
-    assert [change.id for change in journal.group(first)] == [first, second, joined]
-    assert journal.change(joined).at == journal.change(first).at
+    (joined,) = journal.update_directories("s", session_id=session, intents=made, group_id=first)
+    assert [change.id for change in journal.get_group(first)] == [first, second, joined]
+    assert journal.get_change(joined).recorded_at == journal.get_change(first).recorded_at
     add(journal, session, intent())
-    (alone,) = journal.alter_directories("s", session=session, intents=made, group=first)
-    assert [change.id for change in journal.group(alone)] == [alone]
-    assert [change.id for change in journal.group(first)] == [first, second, joined]
+    (alone,) = journal.update_directories("s", session_id=session, intents=made, group_id=first)
+    assert [change.id for change in journal.get_group(alone)] == [alone]
+    assert [change.id for change in journal.get_group(first)] == [first, second, joined]
 
 
 def test_directories(path: Path) -> None:
@@ -517,12 +543,12 @@ def test_directories(path: Path) -> None:
         journal.add_directory("other", (b"o",))
         journal.remove_directory(SERVER.name, (b"not there",))
     with Journal.open(path) as journal:
-        assert journal.directories(SERVER.name) == awkward
+        assert journal.list_directories(SERVER.name) == awkward
         session = journal.begin_session(INFO)
-        made = Intent(b"n", "mkdir", b"n", None, ABSENT, DIRECTORY)
-        ids = journal.alter_directories(SERVER.name, add=[(b"n",)], remove=awkward, session=session, intents=[made])
-        assert journal.directories(SERVER.name) == {(b"n",)}
-        assert [journal.change(id).state for id in ids] == ["applied"]
+        made = ChangeIntent(b"n", "mkdir", b"n", None, ABSENT, DIRECTORY)
+        ids = journal.update_directories(SERVER.name, add=[(b"n",)], remove=awkward, session_id=session, intents=[made])
+        assert journal.list_directories(SERVER.name) == {(b"n",)}
+        assert [journal.get_change(id).outcome for id in ids] == ["applied"]
 
 
 # -- pruning and checking --------------------------------------------------------------------------------------------
@@ -532,35 +558,37 @@ def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) ->
     """Old settled changes go with what only they held, the file gets smaller, and the rest stays whole."""
     over = journal.begin_session(INFO)
     shared = os.urandom(2 * CHUNK_BYTES)
-    add(journal, over, intent(b"old", os.urandom(4 * CHUNK_BYTES), State.of_value(shared)))
+    add(journal, over, intent(b"old", os.urandom(4 * CHUNK_BYTES), State.from_value(shared)))
     add(journal, over, intent(b"old too", os.urandom(CHUNK_BYTES)), intent(b"of a group"))
     journal.end_session(over)
     session = journal.begin_session(INFO)
-    (pending,) = journal.intend(session, [intent(b"pending")])
-    (refused,) = journal.intend(session, [intent(b"refused")], state="refused")
-    (applied_later,) = journal.intend(session, [intent(b"refused, applied later")], state="refused")
-    (failed, failed_first) = journal.intend(session, [intent(b"failed"), intent(b"tried again")], group=[1, 1])
-    journal.settle([failed, failed_first], "failed", "OOM")
+    (pending,) = journal.record_intents(session, [intent(b"pending")])
+    (refused,) = journal.record_intents(session, [intent(b"refused")], outcome="refused")
+    (applied_later,) = journal.record_intents(session, [intent(b"refused, applied later")], outcome="refused")
+    (failed, failed_first) = journal.record_intents(
+        session, [intent(b"failed"), intent(b"tried again")], grouping=[1, 1]
+    )
+    journal.record_outcome([failed, failed_first], "failed", "OOM")
     add(journal, session, intent(b"tried again"))
     add(journal, session, intent(b"apply", applies=applied_later, op="apply"))
-    before = now() + 1
-    monkeypatch.setattr("redisfuse.journal.journal.now", lambda: before + 5)
-    (young,) = add(journal, session, intent(b"young", prior=State.of_value(shared)))
+    before = now_ms() + 1
+    monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda: before + 5)
+    (young,) = add(journal, session, intent(b"young", prior=State.from_value(shared)))
     journal.flush()
-    foreseen = prune(journal, before=before, dry_run=True)
-    assert len(list(journal.changes())) == 11
-    done = prune(journal, before=before)
+    foreseen = prune_journal(journal, before_ms=before, dry_run=True)
+    assert len(list(journal.find_changes())) == 11
+    done = prune_journal(journal, before_ms=before)
     assert (done.changes, done.sessions, done.contents) == (7, 1, 2)
     assert (foreseen.changes, foreseen.sessions, foreseen.contents) == (7, 1, 2)
     assert foreseen.freed >= 5 * CHUNK_BYTES
     assert done.freed >= 4 * CHUNK_BYTES
     assert path.stat().st_size < 3 * CHUNK_BYTES
-    assert [change.id for change in journal.changes()] == [young, failed, refused, pending]
-    kept = journal.change(young).prior.content
+    assert [change.id for change in journal.find_changes()] == [young, failed, refused, pending]
+    kept = journal.get_change(young).prior.content
     assert kept is not None
     assert kept.read() == shared
-    assert all("pending" in problem for problem in check(journal))
-    assert prune(journal, before=before, refused=True).changes == 2
+    assert all("pending" in problem for problem in find_problems(journal))
+    assert prune_journal(journal, before_ms=before, include_refused=True).changes == 2
     assert add(journal, session, intent())[0] == young + 1
 
 
@@ -570,32 +598,32 @@ def test_prune_keeps_the_last_and_whole_groups(journal: Journal) -> None:
     add(journal, session, intent())
     group = add(journal, session, intent(), intent(), intent())
     (last,) = add(journal, session, intent())
-    assert prune(journal, before=now() + 5000, keep_last=2).changes == 1
-    assert [change.id for change in journal.changes()] == [last, *reversed(group)]
-    assert prune(journal, before=now() + 5000, keep_last=9).changes == 0
+    assert prune_journal(journal, before_ms=now_ms() + 5000, keep_last=2).changes == 1
+    assert [change.id for change in journal.find_changes()] == [last, *reversed(group)]
+    assert prune_journal(journal, before_ms=now_ms() + 5000, keep_last=9).changes == 0
 
 
 def test_prune_removes_what_a_crash_left(journal: Journal, path: Path) -> None:
     """A content begun by a process that died is removed after a day, not before."""
     with sqlite3.connect(path) as raw:
-        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now(),))
-        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now() - 25 * 3600 * 1000,))
-    assert prune(journal, before=0).contents == 1
+        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now_ms(),))
+        raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now_ms() - 25 * 3600 * 1000,))
+    assert prune_journal(journal, before_ms=0).contents == 1
 
 
 def test_check_names_what_is_wrong(journal: Journal, path: Path) -> None:
     """Missing contents and sessions, altered schemas and abandoned changes are each said in a line."""
     session = journal.begin_session(INFO)
     add(journal, session, intent())
-    journal.intend(session, [intent()])
-    journal.settle(journal.intend(session, [intent()]), "unknown")
-    assert [problem.split(":")[0] for problem in check(journal)] == ["change 3 is unknown"]
+    journal.record_intents(session, [intent()])
+    journal.record_outcome(journal.record_intents(session, [intent()]), "unknown")
+    assert [problem.split(":")[0] for problem in find_problems(journal)] == ["change 3 is unknown"]
     journal.end_session(session)
     with sqlite3.connect(path) as raw:
         raw.execute("DELETE FROM blobs")
         raw.execute("DELETE FROM sessions")
         raw.execute("DROP INDEX changes_op")
-    text = "\n".join(check(journal))
+    text = "\n".join(find_problems(journal))
     for expected in ("lacks index changes_op", "new blob 1 is missing", "session 1 is missing", "change 2 is pending"):
         assert expected in text
 
@@ -620,12 +648,12 @@ def test_reading_does_not_write(path: Path) -> None:
     """A journal opened for reading refuses every change to it."""
     with Journal.open(path, create=True) as journal:
         session = journal.begin_session(INFO)
-    with Journal.open(path, write=False) as journal:
+    with Journal.open(path, writable=False) as journal:
         with pytest.raises(JournalReadOnlyError):
-            journal.intend(session, [intent()])
+            journal.record_intents(session, [intent()])
         with pytest.raises(JournalReadOnlyError):
             journal.query("DELETE FROM sessions")
-        assert journal.session(session).info == INFO
+        assert journal.get_session(session).metadata == INFO
 
 
 def test_closed_journal_says_so(path: Path) -> None:
@@ -635,7 +663,7 @@ def test_closed_journal_says_so(path: Path) -> None:
     journal.close()
     journal.close()
     with pytest.raises(JournalError, match="closed"):
-        journal.intend(session, [intent()])
+        journal.record_intents(session, [intent()])
 
 
 def test_fork_is_noticed(journal: Journal) -> None:
@@ -644,7 +672,7 @@ def test_fork_is_noticed(journal: Journal) -> None:
     child = os.fork()
     if not child:
         try:
-            journal.intend(session, [intent()])
+            journal.record_intents(session, [intent()])
         except JournalError as error:
             os._exit(7 if "fork" in str(error) else 1)
         os._exit(0)
@@ -659,7 +687,7 @@ def test_history_is_readable(path: Path) -> None:
             add(
                 journal,
                 session,
-                intent(key, field=b"f\x00", prior=State.of_value(b"12345", expires_at=1_800_000_000_123)),
+                intent(key, field=b"f\x00", prior=State.from_value(b"12345", expires_at=1_800_000_000_123)),
             )
     tool = [str(Path(sys.executable).with_name("sqlite-utils")), "rows", str(path), "history"]
     rows = json.loads(subprocess.run(tool, check=True, capture_output=True, timeout=60).stdout)
@@ -683,10 +711,10 @@ def test_every_column_is_commented(journal: Journal) -> None:
 def test_migrations_with_sqlite_utils(path: Path) -> None:
     """`sqlite-utils migrate` knows the same migrations and finds nothing left to do."""
     tool = [str(Path(sys.executable).with_name("sqlite-utils")), "migrate", str(path)]
-    folder = database.migration_files()[0].parent
+    folder = database.list_migration_files()[0].parent
     done = subprocess.run([*tool, str(folder), "--list"], check=True, capture_output=True, text=True, timeout=60)
     applied, _, pending = done.stdout.partition("Pending:")
-    assert all(file.stem in applied for file in database.migration_files())
+    assert all(file.stem in applied for file in database.list_migration_files())
     assert pending.split() == ["(none)"]
 
 

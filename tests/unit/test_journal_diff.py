@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from redisfuse.journal import portable
-from redisfuse.journal.diff import LARGE, Line, difference
-from redisfuse.journal.models import ABSENT, DIRECTORY, Change, Content, State
+from redisfuse.journal.diff import MAX_COMPARED_BYTES, DiffLine, diff_change
+from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, Change, State
 
 
 def change(prior: State, new: State) -> Change:
@@ -18,13 +18,16 @@ def change(prior: State, new: State) -> Change:
 
 
 def diff(prior: State | bytes, new: State | bytes) -> list[str]:
-    states = [State.of_value(state) if isinstance(state, bytes) else state for state in (prior, new)]
-    return [f"{line.mark}{line.text}" for line in difference(change(*states))]
+    states = [State.from_value(state) if isinstance(state, bytes) else state for state in (prior, new)]
+    return [f"{line.marker}{line.text}" for line in diff_change(change(*states))]
 
 
 def thing(type: str, *elements: Any, **facts: Any) -> State:
-    lines = [json.dumps({"type": type, **facts}).encode(), *(portable.encode(element).strip() for element in elements)]
-    return State.of_object(type.encode(), b"dump", Content.of(b"\n".join(lines) + b"\n"))
+    lines = [
+        json.dumps({"type": type, **facts}).encode(),
+        *(portable.encode_record(element).strip() for element in elements),
+    ]
+    return State.from_object(type.encode(), b"dump", Blob.from_bytes(b"\n".join(lines) + b"\n"))
 
 
 def test_text() -> None:
@@ -63,20 +66,20 @@ def test_bytes() -> None:
 
 def test_slices() -> None:
     """A part of a string says where it is and how the whole became longer."""
-    assert diff(State.of_slice(b"", 1000, 1000), State.of_slice(b"more\n", 1000, 1005)) == [
+    assert diff(State.from_slice(b"", 1000, 1000), State.from_slice(b"more\n", 1000, 1005)) == [
         "factlength: 1000 → 1005 bytes",
         "placefrom byte 1000",
         "place@@ -1,0 +1,1 @@",
         "+more",
     ]
-    assert diff(State.of_slice(b"\xff", 32, 99), State.of_slice(b"\xfe", 32, 99))[2].startswith("-00000020  ff")
+    assert diff(State.from_slice(b"\xff", 32, 99), State.from_slice(b"\xfe", 32, 99))[2].startswith("-00000020  ff")
 
 
 def test_large_contents() -> None:
     """Huge contents are shown from their first difference on, and it is said that this is not all."""
-    block = os.urandom(LARGE)
+    block = os.urandom(MAX_COMPARED_BYTES)
     lines = diff(block + b"one\xff", block + b"two\xff" + block + block)
-    assert lines[0] == f"placefrom byte {LARGE}"
+    assert lines[0] == f"placefrom byte {MAX_COMPARED_BYTES}"
     assert lines[-1].startswith("factonly")
     assert lines[2].startswith("-")
     many = b"".join(b"%d\n" % n for n in range(100_000))
@@ -87,19 +90,27 @@ def test_large_contents() -> None:
 @pytest.mark.parametrize(
     ("prior", "new", "expected"),
     [
-        (ABSENT, State.of_value(b"abc", expires_at=0), "created: string of 3 bytes, expires 1970-01-01T00:00:00.000Z"),
-        (State.of_value(b"", b"field"), ABSENT, "removed: field of 0 bytes"),
+        (
+            ABSENT,
+            State.from_value(b"abc", expires_at=0),
+            "created: string of 3 bytes, expires 1970-01-01T00:00:00.000Z",
+        ),
+        (State.from_value(b"", b"field"), ABSENT, "removed: field of 0 bytes"),
         (ABSENT, DIRECTORY, "created: an empty directory"),
         (DIRECTORY, ABSENT, "removed: an empty directory"),
-        (State.of_value(b"a"), thing("set", (b"a",)), "type: string → set"),
-        (State.of_value(b"a"), State.of_value(b"a", expires_at=1), "expiry: none → 1970-01-01T00:00:00.001Z"),
-        (State.of_value(b"a", expires_at=1), State.of_value(b"a"), "expiry: 1970-01-01T00:00:00.001Z → none"),
+        (State.from_value(b"a"), thing("set", (b"a",)), "type: string → set"),
+        (State.from_value(b"a"), State.from_value(b"a", expires_at=1), "expiry: none → 1970-01-01T00:00:00.001Z"),
+        (State.from_value(b"a", expires_at=1), State.from_value(b"a"), "expiry: 1970-01-01T00:00:00.001Z → none"),
         (
-            State.of_value(b"a", field_expires_at=1),
-            State.of_value(b"a", field_expires_at=2),
+            State.from_value(b"a", field_expires_at=1),
+            State.from_value(b"a", field_expires_at=2),
             "expiry of the field: 1970-01-01T00:00:00.001Z → 1970-01-01T00:00:00.002Z",
         ),
-        (State.of_object(b"odd", b"d", None, note="no copy"), State.of_object(b"odd", b"e", None), "before: no copy"),
+        (
+            State.from_object(b"odd", b"d", None, note="no copy"),
+            State.from_object(b"odd", b"e", None),
+            "before: no copy",
+        ),
     ],
 )
 def test_facts(prior: State, new: State, expected: str) -> None:
@@ -131,5 +142,5 @@ def test_documents() -> None:
 
 def test_without_a_copy_of_the_elements() -> None:
     """Where only DUMPs were recorded that is said, instead of showing nothing."""
-    lines = list(difference(change(State.of_object(b"odd", b"1", None), State.of_object(b"odd", b"2", None))))
-    assert lines == [Line("fact", "the elements of this odd are not recorded one by one, only its DUMP")]
+    lines = list(diff_change(change(State.from_object(b"odd", b"1", None), State.from_object(b"odd", b"2", None))))
+    assert lines == [DiffLine("fact", "the elements of this odd are not recorded one by one, only its DUMP")]

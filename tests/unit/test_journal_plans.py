@@ -8,33 +8,33 @@ from typing import Any
 
 import pytest
 
-from redisfuse.journal.change_rows import Filter
+from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.unit.test_journal import INFO, SERVER, add, intent
 
 QUESTIONS: dict[str, Callable[[Journal], object]] = {
-    "all": lambda journal: list(journal.changes()),
-    "newest": lambda journal: list(journal.changes(Filter(limit=5))),
-    "session": lambda journal: list(journal.changes(Filter(session=1))),
-    "session, oldest first": lambda journal: list(journal.changes(Filter(session=1, oldest_first=True))),
-    "key": lambda journal: list(journal.changes(Filter(key=b"a:1"))),
-    "keys with a prefix": lambda journal: list(journal.changes(Filter(key=b"a:*"))),
-    "keys of a session": lambda journal: list(journal.changes(Filter(key=b"a:*", session=1))),
-    "path": lambda journal: list(journal.changes(Filter(path=b"a/1"))),
-    "since": lambda journal: list(journal.changes(Filter(since=5))),
-    "until": lambda journal: list(journal.changes(Filter(until=5))),
-    "state": lambda journal: list(journal.changes(Filter(states=("failed",)))),
-    "states": lambda journal: list(journal.changes(Filter(states=("failed", "unknown")))),
-    "applied": lambda journal: list(journal.changes(Filter(states=("applied",), limit=5))),
-    "operation": lambda journal: list(journal.changes(Filter(ops=("rename",)))),
-    "one": lambda journal: journal.change(7),
-    "group": lambda journal: journal.group(7),
-    "pending": lambda journal: journal.pending(SERVER.name),
-    "later": lambda journal: journal.later_changes(journal.change(7)),
-    "reverted by": lambda journal: journal.reverted_by(7),
-    "sessions": lambda journal: list(journal.sessions()),
-    "content": lambda journal: [change.new.content.read() for change in journal.changes() if change.new.content],
-    "directories": lambda journal: journal.directories(SERVER.name),
+    "all": lambda journal: list(journal.find_changes()),
+    "newest": lambda journal: list(journal.find_changes(ChangeFilter(limit=5))),
+    "session": lambda journal: list(journal.find_changes(ChangeFilter(session_id=1))),
+    "session, oldest first": lambda journal: list(journal.find_changes(ChangeFilter(session_id=1, oldest_first=True))),
+    "key": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:1"))),
+    "keys with a prefix": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:*"))),
+    "keys of a session": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:*", session_id=1))),
+    "path": lambda journal: list(journal.find_changes(ChangeFilter(path=b"a/1"))),
+    "since": lambda journal: list(journal.find_changes(ChangeFilter(since=5))),
+    "until": lambda journal: list(journal.find_changes(ChangeFilter(until=5))),
+    "state": lambda journal: list(journal.find_changes(ChangeFilter(outcomes=("failed",)))),
+    "states": lambda journal: list(journal.find_changes(ChangeFilter(outcomes=("failed", "unknown")))),
+    "applied": lambda journal: list(journal.find_changes(ChangeFilter(outcomes=("applied",), limit=5))),
+    "operation": lambda journal: list(journal.find_changes(ChangeFilter(ops=("rename",)))),
+    "one": lambda journal: journal.get_change(7),
+    "group": lambda journal: journal.get_group(7),
+    "pending": lambda journal: journal.find_pending_changes(SERVER.name),
+    "later": lambda journal: journal.find_later_changes(journal.get_change(7)),
+    "reverted by": lambda journal: journal.find_reverting_ids(7),
+    "sessions": lambda journal: list(journal.iter_sessions()),
+    "content": lambda journal: [change.new.content.read() for change in journal.find_changes() if change.new.content],
+    "directories": lambda journal: journal.list_directories(SERVER.name),
 }
 
 
@@ -59,7 +59,7 @@ def test_plans(journal: Journal, question: str, monkeypatch: pytest.MonkeyPatch)
         return query(sql, values)
 
     monkeypatch.setattr(journal, "query", recording)
-    monkeypatch.setattr("redisfuse.journal.change_rows.NEWEST", 3)
+    monkeypatch.setattr("redisfuse.journal.change_rows.MAX_SCANNED_ROWS", 3)
     QUESTIONS[question](journal)
     assert asked
     for sql, values in asked:

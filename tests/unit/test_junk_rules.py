@@ -12,9 +12,17 @@ from pathspec import GitIgnoreSpec
 
 from redisfuse.cli.main import group
 from redisfuse.errors import UsageError
-from redisfuse.vfs.junk_rules import CreateFacts, Junk, Kind, Verdict, _Matcher, default_rules, parse_rules
+from redisfuse.vfs.junk_rules import (
+    CreateContext,
+    JunkDecision,
+    JunkKind,
+    JunkRules,
+    _RuleMatcher,
+    load_default_rules,
+    parse_rules,
+)
 
-junk = Junk.load()
+junk = JunkRules.load()
 
 
 def verdict(
@@ -24,12 +32,12 @@ def verdict(
     exclusive: bool = False,
     mode: int = 0o644,
     directory: bool = False,
-    patterns: Junk = junk,
-) -> Verdict:
+    patterns: JunkRules = junk,
+) -> JunkDecision:
     """The verdict about a name, with these keys beside it."""
     keys = {key.encode() for key in beside}
-    facts = CreateFacts(exclusive, mode, directory, keys.__contains__)
-    return patterns.verdict(parent.encode(), name.encode(), facts)
+    facts = CreateContext(exclusive, mode, directory, keys.__contains__)
+    return patterns.decide(parent.encode(), name.encode(), facts)
 
 
 SAFE = """
@@ -53,8 +61,8 @@ def test_safe_names(name: str) -> None:
         found = verdict(name, parent=parent)
         assert found.is_junk
         assert found.rule is not None
-        assert found.rule.kind is Kind.SAFE
-    assert junk.hides(name.encode())
+        assert found.rule.kind is JunkKind.SAFE
+    assert junk.is_hidden(name.encode())
     assert verdict("x", parent=name).is_junk
 
 
@@ -63,8 +71,8 @@ def test_data(name: str) -> None:
     """A name that data may have is data when it is made in an ordinary way, and listed."""
     found = verdict(name)
     assert not found.is_junk
-    assert not found.held
-    assert not junk.hides(name.encode())
+    assert not found.is_held
+    assert not junk.is_hidden(name.encode())
 
 
 @pytest.mark.parametrize("name", [*SAFE, "k~", "#k#", "4913", ".#k", "._k", ".sws"])
@@ -72,7 +80,7 @@ def test_a_key_is_data(name: str) -> None:
     """What is a key in Redis is data whatever its name."""
     found = verdict(name, name, "k", exclusive=True, mode=0o600)
     assert not found.is_junk
-    assert not found.held
+    assert not found.is_held
 
 
 @pytest.mark.parametrize("name", ["k~", "#k#", ".#k", "._k"])
@@ -81,10 +89,10 @@ def test_companions(name: str) -> None:
     found = verdict(name, "k")
     assert found.is_junk
     assert found.rule is not None
-    assert found.rule.kind is Kind.COMPANION
+    assert found.rule.kind is JunkKind.COMPANION
     assert not verdict(name).is_junk
     assert not verdict(name, "other").is_junk
-    assert not junk.hides(name.encode())
+    assert not junk.is_hidden(name.encode())
 
 
 def test_companion_of_a_field() -> None:
@@ -96,9 +104,9 @@ def test_companion_of_a_field() -> None:
 def test_probes(number: str) -> None:
     """vim's probe is held back only when it is made exclusively, so that whatever is written to it is not lost."""
     found = verdict(number, "1", "2", exclusive=True)
-    assert found.held
+    assert found.is_held
     assert not found.is_junk
-    assert not verdict(number, "1", "2").held
+    assert not verdict(number, "1", "2").is_held
 
 
 @pytest.mark.parametrize(
@@ -106,13 +114,13 @@ def test_probes(number: str) -> None:
 )
 def test_behaviour(name: str) -> None:
     """What is made with O_EXCL and mode 0600 is held back whatever its name; the name alone does nothing."""
-    assert verdict(name, exclusive=True, mode=0o600).held
-    assert verdict(name, exclusive=True, mode=0o100600).held
-    assert verdict(name, exclusive=True, mode=0o700).held
+    assert verdict(name, exclusive=True, mode=0o600).is_held
+    assert verdict(name, exclusive=True, mode=0o100600).is_held
+    assert verdict(name, exclusive=True, mode=0o700).is_held
     assert not verdict(name, exclusive=True, mode=0o600).is_junk
-    assert not verdict(name, exclusive=True, mode=0o644).held
-    assert not verdict(name, mode=0o600).held
-    assert not verdict(name, exclusive=True, mode=0o600, directory=True).held
+    assert not verdict(name, exclusive=True, mode=0o644).is_held
+    assert not verdict(name, mode=0o600).is_held
+    assert not verdict(name, exclusive=True, mode=0o600, directory=True).is_held
 
 
 @pytest.mark.parametrize("name", ["index.lock", "tmp_obj_AbC123", "k-journal"])
@@ -120,9 +128,9 @@ def test_never_junk(name: str) -> None:
     """git's locks and objects and SQLite's journals are data at once, however they are made."""
     found = verdict(name, exclusive=True, mode=0o600)
     assert not found.is_junk
-    assert not found.held
+    assert not found.is_held
     assert found.rule is not None
-    assert found.rule.kind is Kind.KEEP
+    assert found.rule.kind is JunkKind.KEEP
 
 
 @pytest.mark.parametrize("name", [".Trashes", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN"])
@@ -131,8 +139,8 @@ def test_roots_of_volumes(name: str) -> None:
     assert verdict(name, parent="").is_junk
     assert not verdict(name, parent="a").is_junk
     assert verdict("x", parent=name).is_junk
-    assert junk.hides(name.encode(), root=True)
-    assert not junk.hides(name.encode())
+    assert junk.is_hidden(name.encode(), in_root=True)
+    assert not junk.is_hidden(name.encode())
 
 
 def test_folders() -> None:
@@ -140,41 +148,41 @@ def test_folders() -> None:
     assert verdict(".~tmp~", directory=True).is_junk
     assert not verdict(".~tmp~").is_junk
     assert verdict("k", parent="a/.~tmp~").is_junk
-    assert not junk.hides(b".~tmp~")
-    assert junk.verdict(b"a", b"data", CreateFacts(in_scratch=True)).is_junk
+    assert not junk.is_hidden(b".~tmp~")
+    assert junk.decide(b"a", b"data", CreateContext(in_memory_fs=True)).is_junk
 
 
 def test_names_as_they_are_written() -> None:
     """A control in a name that a program makes, the mark, and escaped dots of a listed name do not hide junk."""
     assert verdict("Icon\r").is_junk
-    assert junk.hides(b"Icon%0D")
-    assert junk.hides(b".DS_Store%")
-    assert junk.hides(b".k%2Eswp")
-    assert not junk.verdict(b"\xff", b"\xff\xfe", CreateFacts()).is_junk
-    assert junk.verdict(b"\xff", b".\xff.swp", CreateFacts()).is_junk
+    assert junk.is_hidden(b"Icon%0D")
+    assert junk.is_hidden(b".DS_Store%")
+    assert junk.is_hidden(b".k%2Eswp")
+    assert not junk.decide(b"\xff", b"\xff\xfe", CreateContext()).is_junk
+    assert junk.decide(b"\xff", b".\xff.swp", CreateContext()).is_junk
 
 
 def test_more_and_fewer() -> None:
     """Patterns can be added, excepted, replaced by a file, and switched off."""
-    more = Junk.load(more=["*.bak", "/top"], keep=[".DS_Store"])
+    more = JunkRules.load(extra_patterns=["*.bak", "/top"], keep_patterns=[".DS_Store"])
     assert verdict("a.bak", patterns=more).is_junk
-    assert more.hides(b"a.bak")
+    assert more.is_hidden(b"a.bak")
     assert verdict("top", parent="", patterns=more).is_junk
     assert not verdict("top", patterns=more).is_junk
     assert not verdict(".DS_Store", patterns=more).is_junk
-    assert not more.hides(b".DS_Store")
+    assert not more.is_hidden(b".DS_Store")
     assert verdict(".k.swp", patterns=more).is_junk
-    off = Junk.load(enabled=False)
+    off = JunkRules.load(enabled=False)
     assert not verdict(".DS_Store", patterns=off).is_junk
-    assert not verdict("x", exclusive=True, mode=0o600, patterns=off).held
-    assert not off.hides(b".DS_Store")
+    assert not verdict("x", exclusive=True, mode=0o600, patterns=off).is_held
+    assert not off.is_hidden(b".DS_Store")
 
 
 def test_file(tmp_path: Path) -> None:
     """A file in plain gitignore syntax is a list of safe patterns; the headings of the built-in one work in it too."""
     file = tmp_path / "patterns"
     file.write_text("# mine\n*.foo\n!a.foo\n\n## me (companion)\n*.copy\n## Something else\n*.bar\r\n")
-    mine = Junk.load(file)
+    mine = JunkRules.load(file)
     assert verdict("b.foo", patterns=mine).is_junk
     assert not verdict("a.foo", patterns=mine).is_junk
     assert verdict("k.copy", "k", patterns=mine).is_junk
@@ -182,39 +190,39 @@ def test_file(tmp_path: Path) -> None:
     assert verdict("b.bar", patterns=mine).is_junk
     assert not verdict(".DS_Store", patterns=mine).is_junk
     with pytest.raises(UsageError, match="can't be read"):
-        Junk.load(tmp_path / "nothing")
+        JunkRules.load(tmp_path / "nothing")
     for wrong in ("## x (companion)\na*b*c", "## x (companion)\n*", "!", "/"):
         with pytest.raises(UsageError, match="pattern"):
-            Junk(parse_rules(wrong, "x"))
+            JunkRules(parse_rules(wrong, "x"))
 
 
 def test_no_patterns() -> None:
     """An empty list of patterns hides nothing and still holds temporary files."""
-    none = Junk([])
-    assert not none.hides(b".DS_Store")
-    assert not none.hides(b"")
-    assert verdict("x", exclusive=True, mode=0o600, patterns=none).held
+    none = JunkRules([])
+    assert not none.is_hidden(b".DS_Store")
+    assert not none.is_hidden(b"")
+    assert verdict("x", exclusive=True, mode=0o600, patterns=none).is_held
 
 
 def test_hides_agrees_with_the_patterns() -> None:
     """The one expression for listings hides just what the safe patterns match one by one."""
     names = [*SAFE, *DATA, "k~", "#k#", ".Trashes", "a", "", "user:1", "a.b.c", "._x"]
-    safe = [rule.pattern for rule in default_rules() if rule.kind is Kind.SAFE]
+    safe = [rule.pattern for rule in load_default_rules() if rule.kind is JunkKind.SAFE]
     for name in names:
         expected = any(fnmatch.fnmatchcase(name, pattern) for pattern in safe)
-        assert junk.hides(name.encode()) == expected, name
-        hiding = junk.hiding(name.encode())
-        assert (hiding is not None and hiding.kind is Kind.SAFE) == expected, name
+        assert junk.is_hidden(name.encode()) == expected, name
+        hiding = junk.find_hiding_rule(name.encode())
+        assert (hiding is not None and hiding.kind is JunkKind.SAFE) == expected, name
 
 
 def test_what_hides_a_name_in_the_root() -> None:
     """A pattern for the root hides a name there and nowhere else; --keep ends it."""
-    hiding = junk.hiding(b".Trashes", root=True)
+    hiding = junk.find_hiding_rule(b".Trashes", in_root=True)
     assert hiding is not None
     assert hiding.pattern == "/.Trashes"
-    assert junk.hiding(b".Trashes") is None
-    assert Junk.load(keep=["*.swp"]).hiding(b".k.swp") is None
-    assert Junk.load(enabled=False).hiding(b".k.swp") is None
+    assert junk.find_hiding_rule(b".Trashes") is None
+    assert JunkRules.load(keep_patterns=["*.swp"]).find_hiding_rule(b".k.swp") is None
+    assert JunkRules.load(enabled=False).find_hiding_rule(b".k.swp") is None
 
 
 _PIECES = st.sampled_from(
@@ -246,17 +254,25 @@ _PIECES = st.sampled_from(
 def test_the_short_cut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
     """One expression says of most names that no pattern matches; what it lets pass and what not is pathspec's word."""
     path = "/".join(names).lstrip("/")
-    for kinds in ((Kind.KEEP,), (Kind.SAFE, Kind.NEW), (Kind.PROBE,), (Kind.BEHAVIOUR,), tuple(Kind)):
-        rules = [rule for rule in [*default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")] if rule.kind in kinds]
+    for kinds in (
+        (JunkKind.KEEP,),
+        (JunkKind.SAFE, JunkKind.NEW),
+        (JunkKind.PROBE,),
+        (JunkKind.BEHAVIOUR,),
+        tuple(JunkKind),
+    ):
+        rules = [
+            rule for rule in [*load_default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")] if rule.kind in kinds
+        ]
         spec = GitIgnoreSpec.from_lines([rule.pattern for rule in rules])
         index = spec.check_file(path + "/" if directory else path).index
-        assert _Matcher(rules, *kinds).find(path, directory) == (None if index is None else rules[index])
+        assert _RuleMatcher(rules, *kinds).find_rule(path, directory) == (None if index is None else rules[index])
 
 
 def test_hiding_is_quick() -> None:
     """A listing of a million names spends seconds at most on what is hidden."""
     count = 10_000
-    assert min(timeit.repeat(lambda: junk.hides(b"user1001.name"), number=count, repeat=5)) / count < 20e-6
+    assert min(timeit.repeat(lambda: junk.is_hidden(b"user1001.name"), number=count, repeat=5)) / count < 20e-6
 
 
 def test_list_and_check() -> None:

@@ -25,24 +25,24 @@ from redisfuse.errors import (
     NotFoundError,
     RedisFuseError,
 )
-from redisfuse.vfs.memory_fs import ENTRY_COST, Scratch, ScratchAttributes, ScratchFile
+from redisfuse.vfs.memory_fs import ENTRY_OVERHEAD_BYTES, MemoryFile, MemoryFileStat, MemoryFS
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def scratch() -> Scratch:
+def scratch() -> MemoryFS:
     """An area of one mebibyte."""
-    return Scratch(MIB)
+    return MemoryFS(MIB)
 
 
-def content(scratch: Scratch, path: bytes) -> bytes:
+def content(scratch: MemoryFS, path: bytes) -> bytes:
     """All of a file."""
-    with scratch.reading(path) as file:
+    with scratch.open_copy(path) as file:
         return file.read()
 
 
-def test_file(scratch: Scratch) -> None:
+def test_file(scratch: MemoryFS) -> None:
     """A file holds what is written, with zeros where nothing was."""
     scratch.create(b"a/b/.k.swp", 0o644)
     file = scratch.open(b"a/b/.k.swp")
@@ -56,67 +56,67 @@ def test_file(scratch: Scratch) -> None:
     assert content(scratch, b"a/b/.k.swp") == b"\0\0\0a\0\0"
     assert scratch.exists(b"a/b/.k.swp")
     assert not scratch.exists(b"a/b")
-    assert scratch.list(b"a/b") == (b".k.swp",)
-    assert scratch.list(b"") == ()
+    assert scratch.listdir(b"a/b") == (b".k.swp",)
+    assert scratch.listdir(b"") == ()
     file.close()
     file.close()
     with pytest.raises(BadHandleError):
         file.read(0, 1)
 
 
-def test_create_twice(scratch: Scratch) -> None:
+def test_create_twice(scratch: MemoryFS) -> None:
     """Making a file that is there leaves it as it is, and fails if it is made exclusively."""
-    scratch.store(b"k~", [b"ab", b"c"])
+    scratch.write_file(b"k~", [b"ab", b"c"])
     scratch.create(b"k~", 0o600)
     assert content(scratch, b"k~") == b"abc"
     with pytest.raises(ExistsError):
         scratch.create(b"k~", 0o600, exclusive=True)
     scratch.mkdir(b"d", 0o700)
-    for call in (lambda: scratch.create(b"d", 0o600), lambda: scratch.store(b"d", []), lambda: scratch.open(b"d")):
+    for call in (lambda: scratch.create(b"d", 0o600), lambda: scratch.write_file(b"d", []), lambda: scratch.open(b"d")):
         with pytest.raises(IsDirectoryError):
             call()
 
 
-def test_unlinked_while_open(scratch: Scratch) -> None:
+def test_unlinked_while_open(scratch: MemoryFS) -> None:
     """A file that is unlinked or replaced lives on for who has it open, and its memory comes back after that."""
-    empty = scratch.used
-    scratch.store(b"x", [b"old"])
+    empty = scratch.used_bytes
+    scratch.write_file(b"x", [b"old"])
     file = scratch.open(b"x")
     scratch.unlink(b"x")
     assert not scratch.exists(b"x")
-    scratch.store(b"x", [b"new"])
+    scratch.write_file(b"x", [b"new"])
     file.append(b"er")
     assert file.read(0, 10) == b"older"
     assert content(scratch, b"x") == b"new"
     other = scratch.open(b"x")
-    scratch.store(b"y", [b"yy"])
+    scratch.write_file(b"y", [b"yy"])
     scratch.rename(b"y", b"x")
     assert other.read(0, 10) == b"new"
     assert content(scratch, b"x") == b"yy"
     file.close()
     other.close()
     scratch.unlink(b"x")
-    assert scratch.used == empty
+    assert scratch.used_bytes == empty
 
 
-def test_attributes(scratch: Scratch) -> None:
+def test_attributes(scratch: MemoryFS) -> None:
     """Mode, size and time are kept; a change of the contents, or of what is in a directory, is a new time."""
     scratch.mkdir(b"d", 0o750)
     scratch.create(b"d/f", 0o100644)
-    scratch.set_modified(b"d", 5)
-    scratch.set_modified(b"d/f", 6)
+    scratch.set_mtime(b"d", 5)
+    scratch.set_mtime(b"d/f", 6)
     scratch.set_mode(b"d/f", 0o640)
-    assert scratch.attributes(b"d") == ScratchAttributes(True, 0o750, 0, 5)
-    assert scratch.attributes(b"d/f") == ScratchAttributes(False, 0o640, 0, 6)
-    scratch.store(b"d/f", [b"123"])
-    assert scratch.attributes(b"d/f").size == 3
-    assert scratch.attributes(b"d/f").modified_ns > 6
-    assert scratch.open(b"d/f").attributes == scratch.attributes(b"d/f")
+    assert scratch.stat(b"d") == MemoryFileStat(True, 0o750, 0, 5)
+    assert scratch.stat(b"d/f") == MemoryFileStat(False, 0o640, 0, 6)
+    scratch.write_file(b"d/f", [b"123"])
+    assert scratch.stat(b"d/f").size == 3
+    assert scratch.stat(b"d/f").mtime_ns > 6
+    assert scratch.open(b"d/f").stat == scratch.stat(b"d/f")
     scratch.create(b"d/g", 0o600)
-    assert scratch.attributes(b"d").modified_ns > 5
+    assert scratch.stat(b"d").mtime_ns > 5
 
 
-def test_extended_attributes(scratch: Scratch) -> None:
+def test_extended_attributes(scratch: MemoryFS) -> None:
     """Extended attributes are set, listed, read and removed as setxattr(2) says, and go with the file."""
     scratch.create(b"._k", 0o600)
     scratch.setxattr(b"._k", b"user.a", b"1")
@@ -134,34 +134,34 @@ def test_extended_attributes(scratch: Scratch) -> None:
             call(b"._m", b"user.a")
     scratch.setxattr(b"._m", b"user.a", b"1")
     scratch.unlink(b"._m")
-    assert scratch.used == 0
+    assert scratch.used_bytes == 0
     with pytest.raises(NotFoundError):
         scratch.getxattr(b"._m", b"user.a")
 
 
 def test_bounded() -> None:
     """Past the limit whatever would take more is refused and changes nothing; what is freed can be used again."""
-    scratch = Scratch(10_000)
-    scratch.store(b"a", [b"x" * 5000])
+    scratch = MemoryFS(10_000)
+    scratch.write_file(b"a", [b"x" * 5000])
     file = scratch.open(b"a")
     attempts: list[Callable[[], Any]] = [
         lambda: file.write(5000, b"y" * 6000),
         lambda: file.append(b"y" * 6000),
         lambda: file.write(100_000, b"y"),
         lambda: file.truncate(1 << 40),
-        lambda: scratch.store(b"b", [b"y" * 5000]),
-        lambda: scratch.store(b"a", iter([b"y" * 6000, b"y" * 6000])),
+        lambda: scratch.write_file(b"b", [b"y" * 5000]),
+        lambda: scratch.write_file(b"a", iter([b"y" * 6000, b"y" * 6000])),
         lambda: scratch.setxattr(b"a", b"user.x", b"y" * 6000),
     ]
-    used = scratch.used
+    used = scratch.used_bytes
     for attempt in attempts:
         with pytest.raises(NoSpaceError):
             attempt()
-        assert scratch.used == used
+        assert scratch.used_bytes == used
     assert content(scratch, b"a") == b"x" * 5000
     assert not scratch.exists(b"b")
     assert scratch.listxattr(b"a") == ()
-    count = (10_000 - used) // (ENTRY_COST + 2)
+    count = (10_000 - used) // (ENTRY_OVERHEAD_BYTES + 2)
     for number in range(count):
         scratch.create(b"%02d" % number, 0o600)
     with pytest.raises(NoSpaceError):
@@ -171,10 +171,10 @@ def test_bounded() -> None:
     scratch.mkdir(b"zz", 0o700)
 
 
-def test_hidden(scratch: Scratch) -> None:
+def test_hidden(scratch: MemoryFS) -> None:
     """A file that is hidden is read by its new path, in no listing, also in a renamed folder; it goes when closed."""
     scratch.create(b"d/f", 0o600)
-    used = scratch.used
+    used = scratch.used_bytes
     file = scratch.open(b"d/f")
     file.write(0, b"abc")
     scratch.hide(b"d/f", b"d/.hidden")
@@ -182,76 +182,76 @@ def test_hidden(scratch: Scratch) -> None:
     assert content(scratch, b"d/.hidden") == b"abc"
     scratch.rename_below(b"d", b"e")
     assert content(scratch, b"e/.hidden") == b"abc"
-    assert scratch.list(b"d") == scratch.list(b"e") == ()
-    assert scratch.folders(b"") == set()
+    assert scratch.listdir(b"d") == scratch.listdir(b"e") == ()
+    assert scratch.child_directories(b"") == set()
     other = scratch.open(b"e/.hidden")
     file.close()
     assert other.read(0, 9) == b"abc"
     other.close()
-    assert used > scratch.used == 0
+    assert used > scratch.used_bytes == 0
     assert not scratch.exists(b"e/.hidden")
     scratch.create(b"f", 0o600)
     scratch.hide(b"f", b".hidden")  # its close came first
-    assert scratch.used == 0
+    assert scratch.used_bytes == 0
     scratch.create(b"f", 0o600)
     file = scratch.open(b"f")
     scratch.hide(b"f", b".hidden")
     scratch.unlink(b".hidden")
     assert not scratch.exists(b".hidden")
     file.close()
-    assert scratch.used == 0
+    assert scratch.used_bytes == 0
     scratch.mkdir(b"dir", 0o700)
     with pytest.raises(IsDirectoryError):
         scratch.hide(b"dir", b".hidden")
 
 
-def test_handed_over(scratch: Scratch) -> None:
+def test_handed_over(scratch: MemoryFS) -> None:
     """Once a file was saved elsewhere, who has it open can read it but not write to it."""
     scratch.create(b"f", 0o600)
     file = scratch.open(b"f")
     file.write(0, b"abc")
-    scratch.hand_over(b"f")
+    scratch.unlink_and_seal(b"f")
     assert not scratch.exists(b"f")
     assert file.read(0, 9) == b"abc"
     for write in (lambda: file.write(0, b"x"), lambda: file.append(b"x"), lambda: file.truncate(0)):
         with pytest.raises(ConflictError):
             write()
     file.close()
-    assert scratch.used == 0
+    assert scratch.used_bytes == 0
 
 
-def test_folders(scratch: Scratch) -> None:
+def test_folders(scratch: MemoryFS) -> None:
     """It is known which names of a folder lead to something here, at any depth."""
     for path in (b".x.swp", b"a/.x.swp", b"b/c/d/.x.swp", b"b/e/.x.swp"):
         scratch.create(path, 0o600)
-    assert scratch.folders(b"") == {b"a", b"b"}
-    assert scratch.folders(b"b") == {b"c", b"e"}
-    assert scratch.folders(b"b/c/d") == set()
+    assert scratch.child_directories(b"") == {b"a", b"b"}
+    assert scratch.child_directories(b"b") == {b"c", b"e"}
+    assert scratch.child_directories(b"b/c/d") == set()
     scratch.unlink(b"b/e/.x.swp")
-    assert scratch.folders(b"b") == {b"c"}
+    assert scratch.child_directories(b"b") == {b"c"}
 
 
-def test_rename_below(scratch: Scratch) -> None:
+def test_rename_below(scratch: MemoryFS) -> None:
     """When a folder of Redis is renamed, the junk in it goes with it."""
     scratch.create(b"a/.DS_Store", 0o600)
     scratch.mkdir(b"a/b/.Trash-1", 0o700)
-    scratch.store(b"a/b/.Trash-1/x", [b"1"])
+    scratch.write_file(b"a/b/.Trash-1/x", [b"1"])
     scratch.create(b"ab", 0o600)
     scratch.rename_below(b"a", b"c/d")
-    assert scratch.list(b"c/d") == (b".DS_Store",)
+    assert scratch.listdir(b"c/d") == (b".DS_Store",)
     assert content(scratch, b"c/d/b/.Trash-1/x") == b"1"
-    assert scratch.list(b"a") == scratch.list(b"a/b") == ()
+    assert scratch.listdir(b"a") == scratch.listdir(b"a/b") == ()
     assert scratch.exists(b"ab")
 
 
-def test_threads(scratch: Scratch) -> None:
+def test_threads(scratch: MemoryFS) -> None:
     """Threads that write, rename and remove at once lose nothing and leave the count of bytes right."""
     scratch.create(b"shared", 0o600)
 
     def work(number: int) -> None:
         for turn in range(200):
             path = b"%d-%d" % (number, turn)
-            scratch.store(path, [b"x" * 50])
+            scratch.write_file(path, [b"x" * 50])
             file = scratch.open(b"shared")
             file.append(b"%d" % number)
             file.close()
@@ -266,7 +266,7 @@ def test_threads(scratch: Scratch) -> None:
         assert not thread.is_alive()
     assert sorted(content(scratch, b"shared")) == sorted(b"0123" * 200)
     scratch.unlink(b"shared")
-    assert scratch.used == 0
+    assert scratch.used_bytes == 0
 
 
 names = st.sampled_from([b"a", b"b", b"a/x", b"b/x", b"a/x/y", b"b/c", b"a/c/z"])
@@ -279,8 +279,8 @@ class SameAsReal(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.root = os.fsencode(tempfile.mkdtemp(prefix="redisfuse-scratch-"))
-        self.scratch = Scratch(MIB)
-        self.open: list[tuple[int, ScratchFile]] = []
+        self.scratch = MemoryFS(MIB)
+        self.open: list[tuple[int, MemoryFile]] = []
 
     def teardown(self) -> None:
         for descriptor, file in self.open:
@@ -369,15 +369,15 @@ class SameAsReal(RuleBasedStateMachine):
         for folder, directories, files in os.walk(self.root):
             base = os.path.relpath(folder, self.root)
             base = b"" if base == b"." else base
-            assert sorted(self.scratch.list(base)) == sorted(directories + files)
+            assert sorted(self.scratch.listdir(base)) == sorted(directories + files)
             for name in directories + files:
                 found[os.path.join(base, name)] = os.stat(os.path.join(folder, name))
         cost = 0
         for path, real in found.items():
-            ours = self.scratch.attributes(path)
-            assert (ours.directory, ours.mode) == (stat.S_ISDIR(real.st_mode), stat.S_IMODE(real.st_mode))
-            cost += ENTRY_COST + len(path)
-            if not ours.directory:
+            ours = self.scratch.stat(path)
+            assert (ours.is_directory, ours.mode) == (stat.S_ISDIR(real.st_mode), stat.S_IMODE(real.st_mode))
+            cost += ENTRY_OVERHEAD_BYTES + len(path)
+            if not ours.is_directory:
                 assert content(self.scratch, path) == Path(os.fsdecode(self.real(path))).read_bytes()
                 cost += ours.size
         unlinked = {}
@@ -387,7 +387,7 @@ class SameAsReal(RuleBasedStateMachine):
             assert file.read(0, 100) == os.pread(descriptor, 100, 0)
             if not real.st_nlink:
                 unlinked[real.st_ino] = real.st_size
-        assert self.scratch.used == cost + sum(unlinked.values())
+        assert self.scratch.used_bytes == cost + sum(unlinked.values())
 
 
 SameAsReal.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

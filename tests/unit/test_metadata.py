@@ -10,20 +10,20 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, Server
+from redisfuse.client.client import Limits, RedisClient
 from redisfuse.errors import NotFoundError, WrongTypeError
-from redisfuse.keyspace.metadata import ABSENT, UNREADABLE, Attributes, AttributeStore
-from redisfuse.keyspace.metadata_cache import RECENT, Cache
-from redisfuse.paths.grammar import Target
+from redisfuse.keyspace.metadata import ABSENT, UNREADABLE, KeyMetadata, MetadataStore
+from redisfuse.keyspace.metadata_cache import MAX_RECENT_CHANGES, MetadataCache
+from redisfuse.paths.grammar import KeyRef
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Server]:
+def server(redis_server: RedisServer) -> Iterator[RedisClient]:
     """redisfuse's own reading connection to the test's server."""
-    server = Server(Address.parse(redis_server.url()), Limits(timeout=20.0))
+    server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=20.0))
     server.connect()
     yield server
     server.close()
@@ -36,17 +36,17 @@ def client(redis_server: RedisServer) -> redis.Redis:
 
 
 @pytest.fixture
-def store(server: Server) -> AttributeStore:
+def store(server: RedisClient) -> MetadataStore:
     """A store that believes in what it has until it is told otherwise; no key expires."""
-    return AttributeStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    return MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
 
 
 class Meter:
     """What was sent since it was made."""
 
-    def __init__(self, server: Server) -> None:
-        self._counters = server.counters
-        self._commands, self._round_trips = server.counters.commands, server.counters.round_trips
+    def __init__(self, server: RedisClient) -> None:
+        self._counters = server.stats
+        self._commands, self._round_trips = server.stats.commands, server.stats.round_trips
 
     @property
     def commands(self) -> int:
@@ -57,7 +57,7 @@ class Meter:
         return self._counters.round_trips - self._round_trips
 
 
-def fill(client: redis.Redis) -> dict[bytes, Attributes]:
+def fill(client: redis.Redis) -> dict[bytes, KeyMetadata]:
     """A key of every type, with the attributes that it has."""
     client.set("string", "12345")
     client.set("empty", "")
@@ -67,13 +67,13 @@ def fill(client: redis.Redis) -> dict[bytes, Attributes]:
     client.hset("hash", mapping={"a": "1", "b": "22", "empty": ""})
     client.xadd("stream", {"a": "b"})
     return {
-        b"string": Attributes(b"string", 5),
-        b"empty": Attributes(b"string", 0),
-        b"list": Attributes(b"list", 2),
-        b"set": Attributes(b"set", 1),
-        b"zset": Attributes(b"zset", 3),
-        b"hash": Attributes(b"hash", 3),
-        b"stream": Attributes(b"stream", 1),
+        b"string": KeyMetadata(b"string", 5),
+        b"empty": KeyMetadata(b"string", 0),
+        b"list": KeyMetadata(b"list", 2),
+        b"set": KeyMetadata(b"set", 1),
+        b"zset": KeyMetadata(b"zset", 3),
+        b"hash": KeyMetadata(b"hash", 3),
+        b"stream": KeyMetadata(b"stream", 1),
         b"gone": ABSENT,
     }
 
@@ -81,7 +81,7 @@ def fill(client: redis.Redis) -> dict[bytes, Attributes]:
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_attributes_of_every_type(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_attributes_of_every_type(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Type and length of each type in two round trips and at most two commands a key; then for nothing."""
     expected = fill(client)
     meter = Meter(server)
@@ -91,7 +91,7 @@ def test_attributes_of_every_type(store: AttributeStore, server: Server, client:
     assert (meter.round_trips, store.hits, store.misses) == (2, len(expected), len(expected))
 
 
-def test_many_keys_take_two_commands_each(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_many_keys_take_two_commands_each(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """`ls -l` of 3000 strings: 6000 commands in 6 round trips, no PTTL, no error on the server."""
     client.mset({f"k:{number}": "x" * (number % 7) for number in range(3000)})
     client.config_resetstat()
@@ -102,74 +102,76 @@ def test_many_keys_take_two_commands_each(store: AttributeStore, server: Server,
     assert client.info("errorstats") == {}
 
 
-def test_a_key_twice_in_one_question(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_a_key_twice_in_one_question(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """A key that is asked for twice is fetched once."""
     client.set("k", "x")
     meter = Meter(server)
-    assert store.get_many([b"k", b"gone", b"k"]) == [Attributes(b"string", 1), ABSENT, Attributes(b"string", 1)]
+    assert store.get_many([b"k", b"gone", b"k"]) == [KeyMetadata(b"string", 1), ABSENT, KeyMetadata(b"string", 1)]
     assert meter.commands == 3
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_383])
 def test_cat_of_a_small_string_is_two_round_trips(
-    store: AttributeStore, server: Server, client: redis.Redis, size: int
+    store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
 ) -> None:
     """A cold look brings type, length and content, so that opening costs nothing more."""
     client.set("k", b"x" * size)
     meter = Meter(server)
-    assert store.look(b"k") == Attributes(b"string", size)
+    assert store.get_with_content(b"k") == KeyMetadata(b"string", size)
     assert meter.round_trips == 2
-    assert store.content(Target(b"k")) == b"x" * size
+    assert store.get_content(KeyRef(b"k")) == b"x" * size
     assert meter.round_trips == 2
 
 
 @pytest.mark.parametrize("size", [0, 1, 16_383, 16_384, 16_385, MIB - 1, MIB])
-def test_cat_after_ls_is_one_round_trip(store: AttributeStore, server: Server, client: redis.Redis, size: int) -> None:
+def test_cat_after_ls_is_one_round_trip(
+    store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
+) -> None:
     """After get_many, a whole content of up to 1 MiB is one round trip, and cached."""
     client.set("k", b"x" * size)
     store.get_many([b"k"])
     meter = Meter(server)
     for _ in range(2):
-        assert store.content(Target(b"k")) == b"x" * size
+        assert store.get_content(KeyRef(b"k")) == b"x" * size
         assert meter.round_trips == 1
-    assert store.get(b"k") == Attributes(b"string", size)
+    assert store.get(b"k") == KeyMetadata(b"string", size)
     assert meter.round_trips == 1
 
 
-def test_a_larger_string_is_not_fetched_whole(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_a_larger_string_is_not_fetched_whole(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Above 1 MiB there is no content, nor a command that would bring it; `piece` gives any part of it."""
     client.set("k", b"x" * MIB + b"yz")
-    assert store.look(b"k") == Attributes(b"string", MIB + 2)
+    assert store.get_with_content(b"k") == KeyMetadata(b"string", MIB + 2)
     meter = Meter(server)
-    assert store.content(Target(b"k")) is None
+    assert store.get_content(KeyRef(b"k")) is None
     assert meter.commands == 0
-    assert store.piece(b"k", 1, MIB + 7) == b"x" * (MIB - 1) + b"yz"
+    assert store.get_range(b"k", 1, MIB + 7) == b"x" * (MIB - 1) + b"yz"
     assert meter.commands == 2
-    assert store.piece(b"gone", 0, 10) == b""
+    assert store.get_range(b"gone", 0, 10) == b""
 
 
-def test_a_string_that_grew_since_ls_is_told_by_its_length(store: AttributeStore, client: redis.Redis) -> None:
+def test_a_string_that_grew_since_ls_is_told_by_its_length(store: MetadataStore, client: redis.Redis) -> None:
     """A content that no longer fits is None, and the attributes say the new length."""
     client.set("k", b"x")
     store.get(b"k")
     client.set("k", b"x" * (MIB + 1))
-    assert store.content(Target(b"k")) is None
-    assert store.get(b"k") == Attributes(b"string", MIB + 1)
+    assert store.get_content(KeyRef(b"k")) is None
+    assert store.get(b"k") == KeyMetadata(b"string", MIB + 1)
 
 
-def test_contents_of_what_is_no_string(store: AttributeStore, client: redis.Redis) -> None:
+def test_contents_of_what_is_no_string(store: MetadataStore, client: redis.Redis) -> None:
     """A missing key or field is NotFoundError, never empty; another type is WrongTypeError."""
     fill(client)
-    for target in (Target(b"gone"), Target(b"gone", b"a"), Target(b"hash", b"gone")):
+    for target in (KeyRef(b"gone"), KeyRef(b"gone", b"a"), KeyRef(b"hash", b"gone")):
         with pytest.raises(NotFoundError):
-            store.content(target)
-    for target in (Target(b"hash"), Target(b"list"), Target(b"list", b"a"), Target(b"string", b"a")):
+            store.get_content(target)
+    for target in (KeyRef(b"hash"), KeyRef(b"list"), KeyRef(b"list", b"a"), KeyRef(b"string", b"a")):
         with pytest.raises(WrongTypeError):
-            store.content(target)
+            store.get_content(target)
 
 
 @pytest.mark.parametrize("change", ["delete", "list"])
-def test_a_string_that_went_since_ls(store: AttributeStore, client: redis.Redis, change: str) -> None:
+def test_a_string_that_went_since_ls(store: MetadataStore, client: redis.Redis, change: str) -> None:
     """A key that went, or changed its type, between listing and opening is an error, and the truth is found next."""
     client.set("k", "x")
     store.get(b"k")
@@ -177,25 +179,25 @@ def test_a_string_that_went_since_ls(store: AttributeStore, client: redis.Redis,
     if change == "list":
         client.rpush("k", "x")
     with pytest.raises(WrongTypeError if change == "list" else NotFoundError):
-        store.content(Target(b"k"))
-    assert store.get(b"k") == (Attributes(b"list", 1) if change == "list" else ABSENT)
+        store.get_content(KeyRef(b"k"))
+    assert store.get(b"k") == (KeyMetadata(b"list", 1) if change == "list" else ABSENT)
 
 
-def test_extended_attributes(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_extended_attributes(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Type, TTL, encoding and length are fresh, in one round trip for a key that was seen."""
     client.set("k", "12345", px=60_000)
     store.get(b"k")
     meter = Meter(server)
-    found = store.extended(b"k")
+    found = store.fetch_extended(b"k")
     assert (found.type, found.encoding, found.length) == (b"string", b"int", 5)
-    assert 0 < found.ttl <= 60_000
+    assert 0 < found.ttl_ms <= 60_000
     assert meter.round_trips == 1
     client.delete("k")
     client.hset("k", "a", "b")
-    found = store.extended(b"k")
-    assert (found.type, found.ttl, found.encoding, found.length) == (b"hash", -1, b"listpack", 1)
+    found = store.fetch_extended(b"k")
+    assert (found.type, found.ttl_ms, found.encoding, found.length) == (b"hash", -1, b"listpack", 1)
     with pytest.raises(NotFoundError):
-        store.extended(b"gone")
+        store.fetch_extended(b"gone")
 
 
 def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client: redis.Redis) -> None:
@@ -207,9 +209,9 @@ def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client
     )
     try:
         address = Address.parse(redis_server.url().replace("unix://", "unix://reader:secret@"))
-        server = Server(address)
-        store = AttributeStore(server, trust=lambda: math.inf)
-        assert store.get_many([b"mine", b"other"]) == [Attributes(b"string", 1), UNREADABLE]
+        server = RedisClient(address)
+        store = MetadataStore(server, trust=lambda: math.inf)
+        assert store.get_many([b"mine", b"other"]) == [KeyMetadata(b"string", 1), UNREADABLE]
         server.close()
     finally:
         client.acl_deluser("reader")
@@ -218,50 +220,50 @@ def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client
 # -- fields -----------------------------------------------------------------------------------------------------------
 
 
-def test_cat_of_a_field_is_two_round_trips(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_cat_of_a_field_is_two_round_trips(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Looking up `a.b` cold brings the field of a small hash with its content, or the string `a.b` with its."""
     client.hset("a", mapping={"b": "value", "empty": ""})
     client.set("x.y", "string")
     meter = Meter(server)
-    assert store.look_field(b"a", b"b", b"a.b") == (Attributes(b"hash", 2), 5, ABSENT)
-    assert store.content(Target(b"a", b"b")) == b"value"
+    assert store.resolve_field_or_key(b"a", b"b", b"a.b") == (KeyMetadata(b"hash", 2), 5, ABSENT)
+    assert store.get_content(KeyRef(b"a", b"b")) == b"value"
     assert meter.round_trips == 2
-    assert store.look_field(b"x", b"y", b"x.y") == (ABSENT, None, Attributes(b"string", 6))
-    assert store.content(Target(b"x.y")) == b"string"
+    assert store.resolve_field_or_key(b"x", b"y", b"x.y") == (ABSENT, None, KeyMetadata(b"string", 6))
+    assert store.get_content(KeyRef(b"x.y")) == b"string"
     assert meter.round_trips == 4
-    assert store.look_field(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.look_field(b"a", b"gone", b"a.gone")[1] is None
+    assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
+    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
     meter = Meter(server)
-    assert store.look_field(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.look_field(b"a", b"gone", b"a.gone")[1] is None
-    assert store.look_field(b"a", b"b", b"a.b")[1] == 5
+    assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
+    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
+    assert store.resolve_field_or_key(b"a", b"b", b"a.b")[1] == 5
     assert meter.round_trips == 0
 
 
-def test_a_field_beside_a_key(store: AttributeStore, client: redis.Redis) -> None:
+def test_a_field_beside_a_key(store: MetadataStore, client: redis.Redis) -> None:
     """If both the field and the key exist, both are told."""
     client.hset("a", "b", "field")
     client.set("a.b", "string")
-    assert store.look_field(b"a", b"b", b"a.b") == (Attributes(b"hash", 1), 5, Attributes(b"string", 6))
+    assert store.resolve_field_or_key(b"a", b"b", b"a.b") == (KeyMetadata(b"hash", 1), 5, KeyMetadata(b"string", 6))
 
 
-def test_a_field_of_a_large_hash(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_a_field_of_a_large_hash(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Where values may be large, the length comes first: HSTRLEN and HEXISTS, and no value above 1 MiB is fetched."""
     client.hset("a", mapping={"b": "x" * 1000, "empty": "", "big": "x" * (MIB + 1)})
     meter = Meter(server)
-    assert store.look_field(b"a", b"b", b"a.b")[1] == 1000
+    assert store.resolve_field_or_key(b"a", b"b", b"a.b")[1] == 1000
     assert meter.round_trips == 2
-    assert store.content(Target(b"a", b"b")) == b"x" * 1000
+    assert store.get_content(KeyRef(b"a", b"b")) == b"x" * 1000
     assert meter.round_trips == 3
-    assert store.look_field(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.look_field(b"a", b"gone", b"a.gone")[1] is None
-    assert store.content(Target(b"a", b"big")) is None
+    assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
+    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
+    assert store.get_content(KeyRef(b"a", b"big")) is None
     assert client.info("commandstats")["cmdstat_hget"]["calls"] == 1
 
 
 @pytest.mark.parametrize("size", [10, 100], ids=["compact", "table"])
 def test_fields_are_listed_with_what_stat_needs(
-    store: AttributeStore, server: Server, client: redis.Redis, size: int
+    store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
 ) -> None:
     """All fields of many hashes in two round trips; where values are small, lengths and contents cost nothing more."""
     for number in range(50):
@@ -269,97 +271,101 @@ def test_fields_are_listed_with_what_stat_needs(
     keys = [b"h:%d" % number for number in range(50)]
     store.get_many([*keys, b"gone"])
     meter = Meter(server)
-    found = store.fields_many([*keys, b"gone"], 1000)
+    found = store.list_fields_many([*keys, b"gone"], 1000)
     assert [sorted(names or []) for names in found[:-1]] == [sorted(b"f%d" % n for n in range(20))] * 50
     assert found[-1] is None
     assert meter.round_trips == 2
-    assert store.field_lengths(keys[7], found[7] or []) == [size] * 20
-    assert store.content(Target(keys[7], b"f3")) == b"x" * size
+    assert store.get_field_lengths(keys[7], found[7] or []) == [size] * 20
+    assert store.get_content(KeyRef(keys[7], b"f3")) == b"x" * size
     assert meter.round_trips == (2 if size == 10 else 4)
     meter = Meter(server)
-    assert store.content(Target(keys[7], b"f3")) == b"x" * size
-    assert store.fields(keys[7], 1000) == found[7]
-    assert store.field_lengths(keys[7], [b"gone"]) == [None]
+    assert store.get_content(KeyRef(keys[7], b"f3")) == b"x" * size
+    assert store.list_fields(keys[7], 1000) == found[7]
+    assert store.get_field_lengths(keys[7], [b"gone"]) == [None]
     assert meter.round_trips == 0
 
 
-def test_fields_up_to_a_limit(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_fields_up_to_a_limit(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """A hash with more fields than the limit is None, told by its length alone; a table is walked in pieces."""
     client.hset("h", mapping={f"f{field}": "x" * 100 for field in range(1500)})
     client.set("string", "x")
     meter = Meter(server)
-    assert store.fields(b"h", 1499) is None
+    assert store.list_fields(b"h", 1499) is None
     assert meter.commands == 2
-    assert sorted(store.fields(b"h", 1500) or []) == sorted(b"f%d" % n for n in range(1500))
-    assert store.fields(b"string", 10) is None
-    assert store.fields(b"gone", 10) is None
+    assert sorted(store.list_fields(b"h", 1500) or []) == sorted(b"f%d" % n for n in range(1500))
+    assert store.list_fields(b"string", 10) is None
+    assert store.list_fields(b"gone", 10) is None
 
 
-def test_fields_are_listed_without_large_values(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_fields_are_listed_without_large_values(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Listing a hash of up to 1000 fields with large values transfers their names only."""
     client.hset("h", mapping={f"f{field}": "x" * 200_000 for field in range(100)})
-    received = server.counters.bytes_received
-    assert sorted(store.fields(b"h", 1000) or []) == sorted(b"f%d" % n for n in range(100))
-    assert server.counters.bytes_received - received < 2000
-    assert store.field_lengths(b"h", [b"f0", b"f99"]) == [200_000] * 2
+    received = server.stats.bytes_received
+    assert sorted(store.list_fields(b"h", 1000) or []) == sorted(b"f%d" % n for n in range(100))
+    assert server.stats.bytes_received - received < 2000
+    assert store.get_field_lengths(b"h", [b"f0", b"f99"]) == [200_000] * 2
 
 
-def test_fields_of_a_hash_that_grows_meanwhile(store: AttributeStore, client: redis.Redis) -> None:
+def test_fields_of_a_hash_that_grows_meanwhile(store: MetadataStore, client: redis.Redis) -> None:
     """A hash that outgrew 1000 fields since its length was asked is listed whole, or not at all if over the limit."""
     client.hset("h", mapping={f"f{field}": "x" * 100 for field in range(900)})
     assert store.get(b"h").length == 900
     client.hset("h", mapping={f"g{field}": "x" * 100 for field in range(300)})
-    assert store.fields(b"h", 1000) is None
-    assert len(store.fields(b"h", 1200) or []) == 1200
+    assert store.list_fields(b"h", 1000) is None
+    assert len(store.list_fields(b"h", 1200) or []) == 1200
 
 
-def test_lengths_and_existence_of_any_fields(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_lengths_and_existence_of_any_fields(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """Lengths and existence of many pairs, an empty field told from none, in pipelines."""
     client.hset("a", mapping={"x": "123", "empty": ""})
     client.hset("b", "y", "12345")
     client.set("string", "x")
     meter = Meter(server)
     pairs = [(b"a", b"x"), (b"a", b"empty"), (b"a", b"gone"), (b"b", b"y"), (b"gone", b"z")]
-    assert store.field_lengths_many(pairs) == [3, 0, None, 5, None]
+    assert store.get_field_lengths_many(pairs) == [3, 0, None, 5, None]
     assert meter.round_trips == 2
-    assert store.exists_fields([*pairs, (b"string", b"x")]) == [True, True, False, True, False, False]
-    assert store.field_lengths(b"a", [b"empty"]) == [0]
+    assert store.fields_exist([*pairs, (b"string", b"x")]) == [True, True, False, True, False, False]
+    assert store.get_field_lengths(b"a", [b"empty"]) == [0]
     client.delete("a")
     client.set("a", "no hash any more")
-    assert store.field_lengths_many([(b"a", b"new"), (b"b", b"other")]) == [None, None]
+    assert store.get_field_lengths_many([(b"a", b"new"), (b"b", b"other")]) == [None, None]
     assert store.get(b"a").type == b"string"
-    assert AttributeStore(server, trust=lambda: 0.0).field_lengths(b"string", [b"x"]) == [None]
+    assert MetadataStore(server, trust=lambda: 0.0).get_field_lengths(b"string", [b"x"]) == [None]
 
 
 # -- what may be believed ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_dropped_is_asked_again(store: AttributeStore, client: redis.Redis) -> None:
+def test_what_is_dropped_is_asked_again(store: MetadataStore, client: redis.Redis) -> None:
     """After drop(key) or drop_all() the server is asked again, for fields and contents too."""
     client.set("k", "old")
     client.hset("h", "f", "old")
 
     def read() -> list[object]:
-        store.fields(b"h", 10)
-        return [store.look(b"k").length, store.content(Target(b"k")), store.content(Target(b"h", b"f"))]
+        store.list_fields(b"h", 10)
+        return [
+            store.get_with_content(b"k").length,
+            store.get_content(KeyRef(b"k")),
+            store.get_content(KeyRef(b"h", b"f")),
+        ]
 
     assert read() == [3, b"old", b"old"]
     client.set("k", "newer")
     client.hset("h", "f", "newer")
     assert read() == [3, b"old", b"old"]
-    store.drop([b"k", b"h", b"other"])
+    store.invalidate([b"k", b"h", b"other"])
     assert read() == [5, b"newer", b"newer"]
     client.delete("k", "h")
     client.set("k", "x")
     client.hset("h", "f", "x")
-    store.drop_all()
+    store.invalidate_all()
     assert read() == [1, b"x", b"x"]
 
 
-def test_trust_bounds_age(server: Server, client: redis.Redis) -> None:
+def test_trust_bounds_age(server: RedisClient, client: redis.Redis) -> None:
     """An entry is believed for as long as the trust of now and the trust of when it was fetched both allow."""
     trust = 0.15
-    store = AttributeStore(server, trust=lambda: trust)
+    store = MetadataStore(server, trust=lambda: trust)
     client.set("k", "x")
     assert store.get(b"k").length == 1
     client.set("k", "xx")
@@ -370,31 +376,31 @@ def test_trust_bounds_age(server: Server, client: redis.Redis) -> None:
     client.set("k", "xxx")
     trust = 0.0
     assert store.get(b"k").length == 3
-    assert store.look_field(b"k", b"f", b"k.f") == (Attributes(b"string", 3), None, ABSENT)
-    assert store.content(Target(b"k")) == b"xxx"
+    assert store.resolve_field_or_key(b"k", b"f", b"k.f") == (KeyMetadata(b"string", 3), None, ABSENT)
+    assert store.get_content(KeyRef(b"k")) == b"xxx"
 
 
 def test_a_fetch_that_began_before_a_drop_is_not_kept() -> None:
     """Whatever was asked before the drop is not stored after it, for that key alone, or for all."""
-    cache = Cache(MIB, lambda: math.inf)
-    old = (Attributes(b"hash", 1), None)
-    with cache.fetching() as fetch:
-        cache.drop([b"a"])
+    cache = MetadataCache(MIB, lambda: math.inf)
+    old = (KeyMetadata(b"hash", 1), None)
+    with cache.begin_fetch() as fetch:
+        cache.invalidate([b"a"])
         cache.store(fetch, {b"a": old, b"b": old})
-        assert cache.attributes([b"a", b"b"]) == [None, old[0]]
-        cache.drop([b"b"])
+        assert cache.get_many([b"a", b"b"]) == [None, old[0]]
+        cache.invalidate([b"b"])
         cache.store_fields(fetch, b"b", {b"f": 1})
-        cache.drop_all()
+        cache.invalidate_all()
         cache.store(fetch, {b"c": old})
-        assert cache.attributes([b"a", b"b", b"c"]) == [None] * 3
-    with cache.fetching() as fetch:
+        assert cache.get_many([b"a", b"b", b"c"]) == [None] * 3
+    with cache.begin_fetch() as fetch:
         cache.store(fetch, {b"a": old})
-    assert cache.attributes([b"a"]) == [old[0]]
+    assert cache.get_many([b"a"]) == [old[0]]
 
 
-def test_no_stale_entry_survives_a_writer(server: Server, client: redis.Redis) -> None:
+def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Redis) -> None:
     """With a writer that changes keys and then says so, what is cached once it is quiet is what the server has."""
-    store = AttributeStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    store = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
     keys = [b"k%d" % number for number in range(20)]
     stop = threading.Event()
     wrong: list[str] = []
@@ -411,7 +417,7 @@ def test_no_stale_entry_survives_a_writer(server: Server, client: redis.Redis) -
                 client.hset(key, mapping={"f": "v" * (number % 50)})
             else:
                 client.set(key, b"x" * (number % 100))
-            store.drop([key])
+            store.invalidate([key])
 
     def read() -> None:
         while not stop.is_set():
@@ -420,9 +426,9 @@ def test_no_stale_entry_survives_a_writer(server: Server, client: redis.Redis) -
                     wrong.append(str(attributes))
             for key in keys:
                 try:
-                    store.look(key)
-                    store.content(Target(key))
-                    store.content(Target(key, b"f"))
+                    store.get_with_content(key)
+                    store.get_content(KeyRef(key))
+                    store.get_content(KeyRef(key, b"f"))
                 except (NotFoundError, WrongTypeError):
                     pass
 
@@ -435,44 +441,44 @@ def test_no_stale_entry_survives_a_writer(server: Server, client: redis.Redis) -
         thread.join(20)
         assert not thread.is_alive()
     assert not wrong
-    fresh = AttributeStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    fresh = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
     assert store.get_many(keys) == fresh.get_many(keys)
     for key, attributes in zip(keys, store.get_many(keys), strict=True):
-        target = Target(key, b"f" if attributes.type == b"hash" else None)
+        target = KeyRef(key, b"f" if attributes.type == b"hash" else None)
         if attributes != ABSENT:
-            assert store.content(target) == fresh.content(target)
+            assert store.get_content(target) == fresh.get_content(target)
 
 
-def test_memory_is_bounded(server: Server, client: redis.Redis) -> None:
+def test_memory_is_bounded(server: RedisClient, client: redis.Redis) -> None:
     """The least recently used entries go when the bound is reached, and nothing breaks for it."""
     client.mset({f"k:{number}": "x" * 1000 for number in range(500)})
-    store = AttributeStore(server, memory=100_000, trust=lambda: math.inf)
+    store = MetadataStore(server, max_cache_bytes=100_000, trust=lambda: math.inf)
     for number in range(500):
-        assert store.look(b"k:%d" % number).length == 1000
-        assert store.content(Target(b"k:%d" % number)) == b"x" * 1000
-        assert store.cache.memory <= 100_000
-    assert store.known(b"k:0") is None
-    assert store.known(b"k:499") == Attributes(b"string", 1000)
+        assert store.get_with_content(b"k:%d" % number).length == 1000
+        assert store.get_content(KeyRef(b"k:%d" % number)) == b"x" * 1000
+        assert store.cache.memory_bytes <= 100_000
+    assert store.get_cached(b"k:0") is None
+    assert store.get_cached(b"k:499") == KeyMetadata(b"string", 1000)
     client.hset("h", mapping={f"f{number}": "v" for number in range(500)})
-    assert len(store.fields(b"h", 1000) or []) == 500
-    assert store.cache.memory <= 100_000
+    assert len(store.list_fields(b"h", 1000) or []) == 500
+    assert store.cache.memory_bytes <= 100_000
 
 
-def test_the_estimate_of_memory_holds(server: Server, client: redis.Redis) -> None:
+def test_the_estimate_of_memory_holds(server: RedisClient, client: redis.Redis) -> None:
     """What the cache says that it uses is not less than what it does use."""
     client.mset({f"some:longer:key:{number}": "x" * 100 for number in range(5000)})
     client.hset("h", mapping={f"field{number}": "value" for number in range(5000)})
     keys = [b"some:longer:key:%d" % number for number in range(5000)]
-    store = AttributeStore(server, trust=lambda: math.inf)
+    store = MetadataStore(server, trust=lambda: math.inf)
     tracemalloc.start()
     try:
         store.get_many(keys)
         before = tracemalloc.get_traced_memory()[0]
-        used = store.cache.memory
+        used = store.cache.memory_bytes
         assert before < used * 1.1
-        store.fields(b"h", 10_000)
+        store.list_fields(b"h", 10_000)
         after = tracemalloc.get_traced_memory()[0]
-        assert after - before < (store.cache.memory - used) * 1.1
+        assert after - before < (store.cache.memory_bytes - used) * 1.1
     finally:
         tracemalloc.stop()
 
@@ -480,10 +486,10 @@ def test_the_estimate_of_memory_holds(server: Server, client: redis.Redis) -> No
 # -- expiry -----------------------------------------------------------------------------------------------------------
 
 
-def test_expiring_keys_are_not_believed_past_their_deadline(server: Server, client: redis.Redis) -> None:
+def test_expiring_keys_are_not_believed_past_their_deadline(server: RedisClient, client: redis.Redis) -> None:
     """Where keys expire PTTL is asked too: the deadline is told, and ends what may be believed, without any message."""
     deadlines: dict[bytes, float] = {}
-    store = AttributeStore(
+    store = MetadataStore(
         server,
         trust=lambda: math.inf,
         volatile=lambda: True,
@@ -494,21 +500,21 @@ def test_expiring_keys_are_not_believed_past_their_deadline(server: Server, clie
     meter = Meter(server)
     short, long = store.get_many([b"short", b"long"])
     assert meter.commands == 6
-    assert long == Attributes(b"string", 1, None)
-    assert short.expires is not None
-    assert short.expires - time.monotonic() <= 0.15
-    assert deadlines == {b"short": short.expires}
-    time.sleep(max(0.0, short.expires - time.monotonic()) + 0.02)
+    assert long == KeyMetadata(b"string", 1, None)
+    assert short.expires_at is not None
+    assert short.expires_at - time.monotonic() <= 0.15
+    assert deadlines == {b"short": short.expires_at}
+    time.sleep(max(0.0, short.expires_at - time.monotonic()) + 0.02)
     assert store.get(b"short") == ABSENT
 
 
-def test_keys_that_changed_lately_are_asked_for_their_ttl(store: AttributeStore, client: redis.Redis) -> None:
+def test_keys_that_changed_lately_are_asked_for_their_ttl(store: MetadataStore, client: redis.Redis) -> None:
     """A change may be a new expiry, so PTTL is asked of a dropped key even where no key is known to expire."""
     client.set("k", "x")
     store.get(b"k")
     client.pexpire("k", 100_000)
-    store.drop([b"k"])
-    assert store.get(b"k").expires is not None
-    store.drop([b"%d" % number for number in range(RECENT + 1)])
+    store.invalidate([b"k"])
+    assert store.get(b"k").expires_at is not None
+    store.invalidate([b"%d" % number for number in range(MAX_RECENT_CHANGES + 1)])
     client.set("other", "x", px=100_000)
-    assert store.get(b"other").expires is not None
+    assert store.get(b"other").expires_at is not None

@@ -9,17 +9,17 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import TryAgainError, UnavailableError
-from redisfuse.keyspace.change_times import Changes
-from redisfuse.keyspace.drift import SizeWatch
-from redisfuse.keyspace.exists import existing
-from redisfuse.keyspace.expiry_queue import Deadlines
+from redisfuse.keyspace.change_times import ChangeClock
+from redisfuse.keyspace.drift import DriftDetector
+from redisfuse.keyspace.exists import exists_many
+from redisfuse.keyspace.expiry_queue import ExpiryQueue
 from redisfuse.keyspace.index import Child
-from redisfuse.keyspace.monitor import Keyspace
-from redisfuse.keyspace.overload import Pace
-from redisfuse.keyspace.scanner import pattern_of, scan
+from redisfuse.keyspace.monitor import KeyspaceMonitor
+from redisfuse.keyspace.overload import OverloadDetector
+from redisfuse.keyspace.scanner import build_match_pattern, scan_keys
 from tests.support.redis_server import RedisServer
 
 
@@ -54,17 +54,17 @@ class Told:
 @contextmanager
 def keyspace_of(
     server: RedisServer, *, db: int = 0, user: str = "", limits: Limits | None = None, **options: object
-) -> Iterator[tuple[Keyspace, Told, Server]]:
+) -> Iterator[tuple[KeyspaceMonitor, Told, RedisClient]]:
     """A started keyspace."""
     url = f"unix://{user}{server.socket_path}?db={db}" if user else server.url(db)
-    connection = Server(Address.parse(url), limits or Limits(timeout=2.0))
+    connection = RedisClient(Address.parse(url), limits or Limits(timeout=2.0))
     told = Told()
-    keyspace = Keyspace(
+    keyspace = KeyspaceMonitor(
         connection,
         on_change=told.on_change,
         on_touched=told.on_touched,
         on_reset=told.on_reset,
-        keep_alive=0.2,
+        heartbeat_interval=0.2,
         **options,  # type: ignore[arg-type]
     )
     keyspace.start()
@@ -75,9 +75,9 @@ def keyspace_of(
         connection.close()
 
 
-def names(keyspace: Keyspace) -> set[bytes]:
+def names(keyspace: KeyspaceMonitor) -> set[bytes]:
     """All keys of the index in use."""
-    return set(keyspace.index.keys_below(()))
+    return set(keyspace.index.iter_keys_below(()))
 
 
 # -- the pieces ------------------------------------------------------------------------------------------------------
@@ -87,11 +87,13 @@ def test_scan_finds_every_key_in_few_commands(redis_server: RedisServer) -> None
     """A scan of N keys takes at most 1 + N/1000 SCANs and finds them all."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(20_500)})
-    server = Server(Address.parse(redis_server.url()))
+    server = RedisClient(Address.parse(redis_server.url()))
     totals: list[int] = []
     sent: list[None] = []
     keys = [
-        key for piece in scan(server, on_total=totals.append, before_each=lambda: sent.append(None)) for key in piece
+        key
+        for piece in scan_keys(server, on_total=totals.append, before_scan=lambda: sent.append(None))
+        for key in piece
     ]
     server.close()
     assert set(keys) == {b"k:%d" % number for number in range(20_500)}
@@ -105,57 +107,57 @@ def test_a_prefix_is_literal(redis_server: RedisServer, prefix: bytes) -> None:
     """A prefix with characters of globs finds exactly the keys that begin with these bytes."""
     client = redis_server.client()
     client.mset({prefix + b"1": b"", prefix: b"", b"other": b"", b"ab": b"", b"x": b"", b"a1b": b""})
-    server = Server(Address.parse(redis_server.url()))
-    keys = {key for piece in scan(server, prefix=prefix) for key in piece}
+    server = RedisClient(Address.parse(redis_server.url()))
+    keys = {key for piece in scan_keys(server, prefix=prefix) for key in piece}
     server.close()
     assert keys == {prefix, prefix + b"1"}
-    assert pattern_of(b"a*") == b"a\\**"
+    assert build_match_pattern(b"a*") == b"a\\**"
 
 
 def test_existing_asks_for_groups(redis_server: RedisServer) -> None:
     """Whether keys exist is found in about a command for a hundred keys where they all do or none does."""
     client = redis_server.client()
     client.mset({b"k%d" % number: b"" for number in range(1000)})
-    server = Server(Address.parse(redis_server.url()))
+    server = RedisClient(Address.parse(redis_server.url()))
     keys = [b"k%d" % number for number in range(2000)]
-    before = server.counters.commands
-    assert existing(server, keys) == [number < 1000 for number in range(2000)]
-    assert server.counters.commands - before <= 25
-    assert existing(server, [b"k1", b"none", b"k2"]) == [True, False, True]
+    before = server.stats.commands
+    assert exists_many(server, keys) == [number < 1000 for number in range(2000)]
+    assert server.stats.commands - before <= 25
+    assert exists_many(server, [b"k1", b"none", b"k2"]) == [True, False, True]
     server.close()
 
 
 def test_changes_never_go_backwards() -> None:
     """Whatever is recorded and forgotten, a key's moment only grows, and grows with each change of the key."""
-    changes = Changes(capacity=10)
-    start = changes.at(b"k0")
+    changes = ChangeClock(capacity=10)
+    start = changes.changed_at(b"k0")
     seen: dict[bytes, int] = {}
     for turn in range(500):
         key = b"k%d" % (turn * 7 % 100)
-        before = changes.at(key)
-        changes.record([key])
-        assert changes.at(key) > before >= start
+        before = changes.changed_at(key)
+        changes.record_changes([key])
+        assert changes.changed_at(key) > before >= start
         for other, moment in seen.items():
-            assert changes.at(other) >= moment
-            seen[other] = changes.at(other)
-        seen[key] = changes.at(key)
-    changes.record_everything()
-    assert all(changes.at(key) > moment for key, moment in seen.items())
+            assert changes.changed_at(other) >= moment
+            seen[other] = changes.changed_at(other)
+        seen[key] = changes.changed_at(key)
+    changes.record_all_changed()
+    assert all(changes.changed_at(key) > moment for key, moment in seen.items())
 
 
 def test_deadlines() -> None:
     """A key is due at the latest deadline that was given for it, and once."""
-    deadlines = Deadlines(capacity=3)
-    assert deadlines.next() is None
+    deadlines = ExpiryQueue(capacity=3)
+    assert deadlines.next_deadline() is None
     assert deadlines.add(b"a", 10.0)
     assert deadlines.add(b"b", 5.0)
     assert deadlines.add(b"b", 20.0)
     assert deadlines.add(b"c", 7.0)
     assert not deadlines.add(b"d", 1.0)
-    assert deadlines.next() == 7.0
-    assert deadlines.due(10.0) == [b"c", b"a"]
-    assert deadlines.due(19.0) == []
-    assert deadlines.due(20.0) == [b"b"]
+    assert deadlines.next_deadline() == 7.0
+    assert deadlines.pop_expired(10.0) == [b"c", b"a"]
+    assert deadlines.pop_expired(19.0) == []
+    assert deadlines.pop_expired(20.0) == [b"b"]
     assert len(deadlines) == 0
 
 
@@ -167,16 +169,16 @@ def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"user:%d" % number: b"" for number in range(2500)})
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
-        assert keyspace.live
-        assert keyspace.reason == ""
-        assert keyspace.progress == (2500, 2500)
+        keyspace.wait_until_ready(10)
+        assert keyspace.is_coherent
+        assert keyspace.degraded_reason == ""
+        assert keyspace.scan_progress == (2500, 2500)
         assert len(keyspace.index) == 2500
 
         root = keyspace.changed_at(b"")
         client.set(b"new:one", b"")
         assert until(lambda: b"new:one" in keyspace.index) < 1.0
-        assert keyspace.index.child((), b"new") == Child(b"new", False, True)
+        assert keyspace.index.get_child((), b"new") == Child(b"new", False, True)
         assert keyspace.changed_at(b"new:one") > root
         until(lambda: keyspace.changed_at(b"") > root)
         assert b"new:one" in told.touched
@@ -193,9 +195,9 @@ def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
         until(lambda: b"brief" in keyspace.index, 1.0)
         until(lambda: b"brief" not in keyspace.index, 2.0)
 
-        count = keyspace.change_count(b"user:5")
+        count = keyspace.get_version(b"user:5")
         client.set(b"user:5", b"again")
-        until(lambda: keyspace.change_count(b"user:5") > count, 1.0)
+        until(lambda: keyspace.get_version(b"user:5") > count, 1.0)
         assert names(keyspace) == set(client.scan_iter(count=1000))
 
 
@@ -204,13 +206,13 @@ def test_flush_of_this_database(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
-        resets, count = told.resets, keyspace.change_count(b"k:1")
+        keyspace.wait_until_ready(10)
+        resets, count = told.resets, keyspace.get_version(b"k:1")
         client.flushdb()
         client.set(b"after", b"")
-        until(lambda: keyspace.ready and names(keyspace) == {b"after"}, 2.0)
+        until(lambda: keyspace.is_ready and names(keyspace) == {b"after"}, 2.0)
         assert told.resets > resets
-        assert keyspace.change_count(b"k:1") > count
+        assert keyspace.get_version(b"k:1") > count
 
 
 def test_flush_of_another_database(redis_server: RedisServer) -> None:
@@ -218,7 +220,7 @@ def test_flush_of_another_database(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         resets = told.resets
         other = redis_server.client(db=1)
         for _turn in range(5):
@@ -226,14 +228,14 @@ def test_flush_of_another_database(redis_server: RedisServer) -> None:
             other.flushdb()
         client.set(b"after", b"")
         until(lambda: b"after" in keyspace.index, 1.0)
-        assert keyspace.ready
+        assert keyspace.is_ready
         assert told.resets == resets
 
 
 def test_another_database_does_not_show(redis_server: RedisServer) -> None:
     """Messages carry no database: a key that was made in another one does not appear."""
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         redis_server.client(db=1).set(b"elsewhere", b"")
         until(lambda: b"elsewhere" in told.changed, 2.0)
         assert b"elsewhere" not in keyspace.index
@@ -245,13 +247,13 @@ def test_swapdb(redis_server: RedisServer) -> None:
     client.set(b"same", b"zero")
     redis_server.client(db=1).set(b"same", b"one")
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         time.sleep(0.1)
-        resets, count = told.resets, keyspace.change_count(b"same")
+        resets, count = told.resets, keyspace.get_version(b"same")
         client.swapdb(0, 1)
         until(lambda: told.resets > resets, 3.0)
-        until(lambda: keyspace.ready, 2.0)
-        assert keyspace.change_count(b"same") > count
+        until(lambda: keyspace.is_ready, 2.0)
+        assert keyspace.get_version(b"same") > count
         assert names(keyspace) == {b"same"}
 
 
@@ -260,7 +262,7 @@ def test_prefix(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"app*:1": b"", b"app:1": b"", b"other:1": b""})
     with keyspace_of(redis_server, prefix=b"app*") as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         assert names(keyspace) == {b"app*:1"}
         client.set(b"other:2", b"")
         client.set(b"app*:2", b"")
@@ -273,24 +275,24 @@ def test_long_keys(redis_server: RedisServer) -> None:
     client = redis_server.client()
     long = b"dir:" + b"x" * 2000
     client.set(b"short", b"")
-    with keyspace_of(redis_server, is_long=lambda key: len(key) > 1000) as (keyspace, _, _):
-        keyspace.wait(10)
+    with keyspace_of(redis_server, is_long_key=lambda key: len(key) > 1000) as (keyspace, _, _):
+        keyspace.wait_until_ready(10)
         client.set(long, b"")
-        until(lambda: list(keyspace.index.long_keys()) == [long], 1.0)
+        until(lambda: list(keyspace.index.iter_long_keys()) == [long], 1.0)
         assert names(keyspace) == {b"short"}
         client.delete(long)
-        until(lambda: list(keyspace.index.long_keys()) == [], 1.0)
+        until(lambda: list(keyspace.index.iter_long_keys()) == [], 1.0)
 
 
 def test_own_changes_show_at_once(redis_server: RedisServer) -> None:
     """What this process changed itself is in the index when `changed` returns, and stays as the server has it."""
     client = redis_server.client()
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         client.set(b"mine", b"")
-        keyspace.changed(b"mine", True)
+        keyspace.record_key_state(b"mine", True)
         assert b"mine" in keyspace.index
-        keyspace.changed(b"wrong", True)
+        keyspace.record_key_state(b"wrong", True)
         until(lambda: b"wrong" not in keyspace.index, 1.0)
         until(lambda: b"mine" in told.changed, 1.0)
         assert b"mine" in keyspace.index
@@ -303,9 +305,9 @@ def test_a_deadline_is_a_change() -> None:
         client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
         with keyspace_of(own) as (keyspace, told, _):
             client.set(b"brief", b"", px=300)
-            keyspace.wait(10)
+            keyspace.wait_until_ready(10)
             until(lambda: b"brief" in keyspace.index, 1.0)
-            assert keyspace.expires_at(b"brief", time.monotonic() + 0.3)
+            assert keyspace.schedule_expiry(b"brief", time.monotonic() + 0.3)
             time.sleep(0.2)
             told.changed.clear()
             until(lambda: b"brief" in told.changed, 1.0)
@@ -317,12 +319,12 @@ def test_volatile(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.set(b"k", b"")
     with keyspace_of(redis_server) as (keyspace, _, _):
-        keyspace.wait(10)
-        until(lambda: not keyspace.volatile, 2.0)
+        keyspace.wait_until_ready(10)
+        until(lambda: not keyspace.may_expire, 2.0)
         client.expire(b"k", 100)
-        until(lambda: keyspace.volatile, 1.0)
+        until(lambda: keyspace.may_expire, 1.0)
         time.sleep(0.5)
-        assert keyspace.volatile
+        assert keyspace.may_expire
 
 
 def test_an_idle_keyspace_is_quiet(redis_server: RedisServer) -> None:
@@ -330,12 +332,12 @@ def test_an_idle_keyspace_is_quiet(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(5000)})
     with keyspace_of(redis_server) as (keyspace, _, server):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         time.sleep(0.3)
-        before, began = server.counters.commands, time.monotonic()
+        before, began = server.stats.commands, time.monotonic()
         time.sleep(1.0)
         allowed = 2 * ((time.monotonic() - began) / 0.2 + 1)
-        assert server.counters.commands - before <= allowed
+        assert server.stats.commands - before <= allowed
 
 
 def test_refresh_swaps_in_one_step(redis_server: RedisServer) -> None:
@@ -343,13 +345,13 @@ def test_refresh_swaps_in_one_step(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(5000)})
     with keyspace_of(redis_server) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         before = keyspace.index
-        keyspace.refresh()
+        keyspace.request_rescan()
         while keyspace.index is before:
-            assert len(list(keyspace.index.children((b"k",)))) == 5000
-        assert keyspace.ready
-        assert len(list(keyspace.index.children((b"k",)))) == 5000
+            assert len(list(keyspace.index.iter_children((b"k",)))) == 5000
+        assert keyspace.is_ready
+        assert len(list(keyspace.index.iter_children((b"k",)))) == 5000
 
 
 def test_changes_during_the_scan(redis_server: RedisServer) -> None:
@@ -373,14 +375,14 @@ def test_changes_during_the_scan(redis_server: RedisServer) -> None:
     thread.start()
     try:
         with keyspace_of(redis_server, limits=Limits(timeout=5.0, scan_count=100)) as (keyspace, _, _):
-            keyspace.wait(30)
+            keyspace.wait_until_ready(30)
             for _turn in range(3):
-                keyspace.refresh()
+                keyspace.request_rescan()
                 time.sleep(0.2)
             stop.set()
             thread.join(10)
             expected = set(client.scan_iter(count=1000))
-            until(lambda: keyspace.ready and not keyspace.scanning and names(keyspace) == expected, 5.0)
+            until(lambda: keyspace.is_ready and not keyspace.is_scanning and names(keyspace) == expected, 5.0)
             assert len(keyspace.index) == len(expected)
     finally:
         stop.set()
@@ -391,13 +393,13 @@ def test_a_flood_of_messages(redis_server: RedisServer) -> None:
     """100 000 keys written at once are all in the index soon after, and gone soon after they are deleted."""
     client = redis_server.client()
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         client.mset({b"flood:%d:%d" % (number % 100, number): b"" for number in range(100_000)})
         until(lambda: len(keyspace.index) == 100_000, 15.0)
         for number in range(100):
             client.delete(*(b"flood:%d:%d" % (number, key) for key in range(number, 100_000, 100)))
         until(lambda: len(keyspace.index) == 0, 15.0)
-        assert keyspace.live
+        assert keyspace.is_coherent
         assert len(told.changed) == 100_000
 
 
@@ -409,14 +411,14 @@ def test_a_killed_connection(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         for turn in range(4):
             resets = told.resets
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             client.set(b"meanwhile:%d" % turn, b"")
             until(lambda resets=resets: told.resets >= resets + 2, 3.0)  # type: ignore[misc]
-            until(lambda: keyspace.live, 3.0)
-            keyspace.wait(5)
+            until(lambda: keyspace.is_coherent, 3.0)
+            keyspace.wait_until_ready(5)
             assert b"meanwhile:%d" % turn in keyspace.index
 
 
@@ -425,18 +427,18 @@ def test_a_server_that_comes_back(own_redis: RedisServer) -> None:
     client = own_redis.client()
     client.mset({b"old:%d" % number: b"" for number in range(100)})
     with keyspace_of(own_redis) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         own_redis.kill()
-        until(lambda: not keyspace.live, 2.0)
-        assert not keyspace.ready
+        until(lambda: not keyspace.is_coherent, 2.0)
+        assert not keyspace.is_ready
         began = time.monotonic()
         with pytest.raises(UnavailableError):
-            keyspace.wait(None)
+            keyspace.wait_until_ready(None)
         assert time.monotonic() - began < 2.5
-        assert keyspace.reason
+        assert keyspace.degraded_reason
         own_redis.start()
         own_redis.client().set(b"new", b"")
-        until(lambda: keyspace.ready and keyspace.live, 10.0)
+        until(lambda: keyspace.is_ready and keyspace.is_coherent, 10.0)
         until(lambda: names(keyspace) == {b"new"}, 2.0)
 
 
@@ -444,17 +446,17 @@ def test_a_hung_server(own_redis: RedisServer) -> None:
     """A server that stops answering is noticed within the time-out, and followed again when it goes on."""
     own_redis.client().set(b"k", b"")
     with keyspace_of(own_redis, limits=Limits(timeout=1.5)) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         own_redis.pause()
         try:
-            assert until(lambda: not keyspace.live, 3.0) <= 2.0
+            assert until(lambda: not keyspace.is_coherent, 3.0) <= 2.0
             began = time.monotonic()
             with pytest.raises(UnavailableError):
-                keyspace.wait(None)
+                keyspace.wait_until_ready(None)
             assert time.monotonic() - began < 2.5
         finally:
             own_redis.resume()
-        until(lambda: keyspace.live and keyspace.ready, 10.0)
+        until(lambda: keyspace.is_coherent and keyspace.is_ready, 10.0)
         assert names(keyspace) == {b"k"}
 
 
@@ -466,17 +468,17 @@ def test_a_user_who_may_not_follow(redis_server: RedisServer) -> None:
     )
     client.set(b"one", b"")
     with keyspace_of(redis_server, user="plain:pw@", rescan_interval=0.3) as (keyspace, told, _):
-        keyspace.wait(10)
-        assert not keyspace.live
-        assert "client|tracking" in keyspace.reason
+        keyspace.wait_until_ready(10)
+        assert not keyspace.is_coherent
+        assert "client|tracking" in keyspace.degraded_reason
         client.set(b"two", b"")
         until(lambda: b"two" in keyspace.index, 3.0)
         until(lambda: b"two" in told.changed, 1.0)
         client.delete(b"one")
         until(lambda: b"one" not in keyspace.index, 3.0)
         client.execute_command("ACL", "SETUSER", "plain", "+client|tracking", "+subscribe", "&*")
-        keyspace.refresh()
-        until(lambda: keyspace.live, 3.0)
+        keyspace.request_rescan()
+        until(lambda: keyspace.is_coherent, 3.0)
 
 
 def test_keys_that_may_not_be_looked_at(redis_server: RedisServer) -> None:
@@ -484,30 +486,30 @@ def test_keys_that_may_not_be_looked_at(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.execute_command("ACL", "SETUSER", "some", "on", ">pw", "~app:*", "&*", "+@all")
     with keyspace_of(redis_server, user="some:pw@", rescan_interval=0.3) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         client.set(b"secret", b"")
         client.set(b"app:1", b"")
         until(lambda: names(keyspace) == {b"secret", b"app:1"}, 3.0)
-        assert keyspace.live
+        assert keyspace.is_coherent
 
 
 def test_too_fast_to_follow(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that changes too fast to be followed is scanned by the clock, in the open, and followed later."""
-    monkeypatch.setattr("redisfuse.keyspace.overload.MOST_BEHIND", 5_000)
-    monkeypatch.setattr("redisfuse.keyspace.overload.FIRST_BREAK", 1.0)
+    monkeypatch.setattr("redisfuse.keyspace.overload.MAX_PENDING_KEYS", 5_000)
+    monkeypatch.setattr("redisfuse.keyspace.overload.MIN_BACKOFF_SECONDS", 1.0)
     client = redis_server.client()
     with keyspace_of(redis_server, rescan_interval=0.3) as (keyspace, told, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         resets = told.resets
         client.mset({b"k:%d" % number: b"" for number in range(20_000)})
-        until(lambda: not keyspace.live, 3.0)
-        assert "can follow" in keyspace.reason
+        until(lambda: not keyspace.is_coherent, 3.0)
+        assert "can follow" in keyspace.degraded_reason
         until(lambda: told.resets > resets, 1.0)
-        assert keyspace.ready
+        assert keyspace.is_ready
         until(lambda: len(keyspace.index) == 20_000, 5.0)
-        until(lambda: keyspace.live, 5.0)
+        until(lambda: keyspace.is_coherent, 5.0)
         client.set(b"after", b"")
-        keyspace.wait(5)
+        keyspace.wait_until_ready(5)
         until(lambda: b"after" in keyspace.index, 2.0)
 
 
@@ -516,31 +518,31 @@ def test_the_index_moves_to_disk(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.mset({b"k:%d:%d" % (number % 7, number): b"" for number in range(3000)})
     with keyspace_of(redis_server, index_memory=600_000) as (keyspace, _, _):
-        keyspace.wait(10)
+        keyspace.wait_until_ready(10)
         assert not keyspace.index.on_disk
         client.mset({b"more:%d" % number: b"" for number in range(10_000)})
         until(lambda: keyspace.index.on_disk and len(keyspace.index) == 13_000, 10.0)
-        keyspace.refresh()
+        keyspace.request_rescan()
         before = keyspace.index
         until(lambda: keyspace.index is not before, 10.0)
         assert keyspace.index.on_disk
-        assert len(list(keyspace.index.children(()))) == 2
+        assert len(list(keyspace.index.iter_children(()))) == 2
         assert len(names(keyspace)) == 13_000
 
 
 def test_waiting_has_an_end(own_redis: RedisServer) -> None:
     """Waiting for the first scan ends with the time-out, or when the keyspace is closed."""
     own_redis.pause()
-    connection = Server(Address.parse(own_redis.url()), Limits(timeout=3.0))
-    keyspace = Keyspace(connection)
+    connection = RedisClient(Address.parse(own_redis.url()), Limits(timeout=3.0))
+    keyspace = KeyspaceMonitor(connection)
     keyspace.start()
     with pytest.raises(TryAgainError):
-        keyspace.wait(0.2)
+        keyspace.wait_until_ready(0.2)
     raised: list[BaseException] = []
 
     def wait() -> None:
         try:
-            keyspace.wait(None)
+            keyspace.wait_until_ready(None)
         except UnavailableError as error:
             raised.append(error)
 
@@ -558,8 +560,8 @@ def test_two_databases(redis_server: RedisServer) -> None:
     redis_server.client().set(b"zero", b"")
     redis_server.client(db=2).set(b"two", b"")
     with keyspace_of(redis_server) as (zero, _, _), keyspace_of(redis_server, db=2) as (two, _, _):
-        zero.wait(5)
-        two.wait(5)
+        zero.wait_until_ready(5)
+        two.wait_until_ready(5)
         assert names(zero) == {b"zero"}
         assert names(two) == {b"two"}
 
@@ -567,7 +569,7 @@ def test_two_databases(redis_server: RedisServer) -> None:
 def test_the_server_counts_the_follower_among_subscribers(redis_server: RedisServer) -> None:
     """The follower's connection is of the class that the server cuts off when it falls behind, and is named."""
     with keyspace_of(redis_server) as (keyspace, _, _):
-        keyspace.wait(5)
+        keyspace.wait_until_ready(5)
         client: redis.Redis = redis_server.client()
         listed = client.execute_command("CLIENT", "LIST", "TYPE", "pubsub")
         text = listed.decode() if isinstance(listed, bytes) else str(listed)
@@ -580,39 +582,39 @@ def test_the_server_counts_the_follower_among_subscribers(redis_server: RedisSer
 
 def test_size_watch() -> None:
     """A difference of counts that lasts is a reason to scan; one that was there at first, or is under way, is none."""
-    watch = SizeWatch()
-    assert not watch.judge(105, 100, 0, 0.0)  # five that have expired: so it is
-    assert not watch.judge(103, 100, 0, 2.0)
-    assert not watch.judge(150, 100, 50, 4.0)  # fifty have just been told of
-    assert not watch.judge(150, 100, 0, 6.0)
-    assert not watch.judge(150, 100, 0, 8.0)
-    assert watch.judge(150, 100, 0, 10.0)
-    watch.fresh()
-    watch.scanned(False, 10.0)
-    assert not watch.judge(150, 100, 0, 12.0)
-    assert not watch.judge(90, 100, 0, 14.0)
-    assert not watch.judge(90, 100, 0, 16.0)  # it was for nothing: not again so soon
-    assert not watch.judge(90, 100, 0, 60.0)
-    assert watch.judge(90, 100, 0, 62.0)
+    watch = DriftDetector()
+    assert not watch.check_counts(105, 100, 0, 0.0)  # five that have expired: so it is
+    assert not watch.check_counts(103, 100, 0, 2.0)
+    assert not watch.check_counts(150, 100, 50, 4.0)  # fifty have just been told of
+    assert not watch.check_counts(150, 100, 0, 6.0)
+    assert not watch.check_counts(150, 100, 0, 8.0)
+    assert watch.check_counts(150, 100, 0, 10.0)
+    watch.reset()
+    watch.record_scan(False, 10.0)
+    assert not watch.check_counts(150, 100, 0, 12.0)
+    assert not watch.check_counts(90, 100, 0, 14.0)
+    assert not watch.check_counts(90, 100, 0, 16.0)  # it was for nothing: not again so soon
+    assert not watch.check_counts(90, 100, 0, 60.0)
+    assert watch.check_counts(90, 100, 0, 62.0)
 
 
 def test_pace() -> None:
     """Only a backlog, a lag that lasts, or a busy connection that is lost again and again is too fast."""
-    pace = Pace()
-    pace.connected(0.0)
-    assert not pace.told(1000, 1000)
-    assert pace.told(1000, 1_000_000)
-    assert not pace.looked(3.0, 10.0)
-    assert not pace.looked(0.1, 14.0)
-    assert not pace.looked(3.0, 16.0)
-    assert pace.looked(3.0, 22.0)
-    pace.connected(30.0)
-    assert not any(pace.lost(31.0 + second) for second in range(5))  # idle: somebody kills connections
+    pace = OverloadDetector()
+    pace.record_connect(0.0)
+    assert not pace.record_invalidations(1000, 1000)
+    assert pace.record_invalidations(1000, 1_000_000)
+    assert not pace.record_verification(3.0, 10.0)
+    assert not pace.record_verification(0.1, 14.0)
+    assert not pace.record_verification(3.0, 16.0)
+    assert pace.record_verification(3.0, 22.0)
+    pace.record_connect(30.0)
+    assert not any(pace.record_disconnect(31.0 + second) for second in range(5))  # idle: somebody kills connections
     for second in (40.0, 42.0):
-        pace.connected(second)
-        pace.told(100_000, 0)
-        assert not pace.lost(second + 1)
-    pace.connected(44.0)
-    pace.told(100_000, 0)
-    assert pace.lost(45.0)
-    assert 2 * pace.gave_up() == pace.gave_up()
+        pace.record_connect(second)
+        pace.record_invalidations(100_000, 0)
+        assert not pace.record_disconnect(second + 1)
+    pace.record_connect(44.0)
+    pace.record_invalidations(100_000, 0)
+    assert pace.record_disconnect(45.0)
+    assert 2 * pace.start_backoff() == pace.start_backoff()

@@ -8,11 +8,17 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Server
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError, WrongTypeError
-from redisfuse.keyspace.metadata import Attributes, AttributeStore
-from redisfuse.keyspace.prefetch import FIRST, LONGEST, MOST, PATIENCE, Batch
-from redisfuse.paths.grammar import Target
+from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
+from redisfuse.keyspace.prefetch import (
+    INITIAL_PREFETCH_KEYS,
+    MAX_PREFETCH_KEYS,
+    MAX_PREFETCH_VALUE_BYTES,
+    MIN_SEQUENTIAL_READS,
+    AccessPattern,
+)
+from redisfuse.paths.grammar import KeyRef
 from tests.support.redis_server import RedisServer
 
 KEYS = [b"k:%d" % number for number in range(1000)]
@@ -27,46 +33,46 @@ def client(redis_server: RedisServer) -> redis.Redis:
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Server]:
+def server(redis_server: RedisServer) -> Iterator[RedisClient]:
     """redisfuse's own reading connection to the test's server."""
-    server = Server(Address.parse(redis_server.url()))
+    server = RedisClient(Address.parse(redis_server.url()))
     server.connect()
     yield server
     server.close()
 
 
 @pytest.fixture
-def store(server: Server, client: redis.Redis) -> AttributeStore:
+def store(server: RedisClient, client: redis.Redis) -> MetadataStore:
     """A store that has heard of the strings by a listing."""
     assert client.exists(*KEYS) == len(KEYS)
-    store = AttributeStore(server, trust=lambda: math.inf, volatile=lambda: False, order=lambda key: key[::-1])
+    store = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False, sort_key=lambda key: key[::-1])
     store.get_many(KEYS)
     return store
 
 
-def read(store: AttributeStore, server: Server, keys: list[bytes]) -> tuple[int, int]:
+def read(store: MetadataStore, server: RedisClient, keys: list[bytes]) -> tuple[int, int]:
     """Read these; returns how many commands and round trips that took."""
-    before = server.counters.snapshot()
+    before = server.stats.snapshot()
     for key in keys:
-        assert store.content(Target(key)) == b"content of " + key
-    after = server.counters.snapshot()
+        assert store.get_content(KeyRef(key)) == b"content of " + key
+    after = server.stats.snapshot()
     return after["commands"] - before["commands"], after["round_trips"] - before["round_trips"]
 
 
 @pytest.mark.parametrize("order", [None, lambda key: key, lambda key: key[::-1]], ids=["listed", "name", "other"])
-def test_one_after_the_other(store: AttributeStore, server: Server, order: Callable[[bytes], bytes] | None) -> None:
+def test_one_after_the_other(store: MetadataStore, server: RedisClient, order: Callable[[bytes], bytes] | None) -> None:
     """All strings of a listing, read in an order that is known, take one command each and few round trips."""
     commands, round_trips = read(store, server, KEYS if order is None else sorted(KEYS, key=order))
     assert commands == len(KEYS)
     assert round_trips <= 40
 
 
-def test_in_no_order(store: AttributeStore, server: Server) -> None:
+def test_in_no_order(store: MetadataStore, server: RedisClient) -> None:
     """Strings that are read here and there come alone."""
     assert read(store, server, random.Random(3).sample(KEYS, 200)) == (200, 200)
 
 
-def test_with_gaps(store: AttributeStore, server: Server) -> None:
+def test_with_gaps(store: MetadataStore, server: RedisClient) -> None:
     """Where every third string is read, no more come along than are read."""
     keys = KEYS[::3]
     commands, round_trips = read(store, server, keys)
@@ -74,79 +80,83 @@ def test_with_gaps(store: AttributeStore, server: Server) -> None:
     assert round_trips <= len(keys)
 
 
-def test_the_first_ones_come_alone(store: AttributeStore, server: Server) -> None:
+def test_the_first_ones_come_alone(store: MetadataStore, server: RedisClient) -> None:
     """Whoever reads only a few files of a directory asks for these only."""
-    assert read(store, server, KEYS[: PATIENCE - 1]) == (PATIENCE - 1, PATIENCE - 1)
+    assert read(store, server, KEYS[: MIN_SEQUENTIAL_READS - 1]) == (MIN_SEQUENTIAL_READS - 1, MIN_SEQUENTIAL_READS - 1)
 
 
-def test_reading_on_after_a_pause_elsewhere(store: AttributeStore, server: Server) -> None:
+def test_reading_on_after_a_pause_elsewhere(store: MetadataStore, server: RedisClient) -> None:
     """Whoever goes elsewhere in a directory gets what is asked for alone, and more again when reading on there."""
     read(store, server, KEYS[:20])
     assert read(store, server, KEYS[500:501]) == (1, 1)
-    assert read(store, server, KEYS[501 : 501 + FIRST])[1] == 1
+    assert read(store, server, KEYS[501 : 501 + INITIAL_PREFETCH_KEYS])[1] == 1
 
 
-def test_keys_that_went_or_became_something_else(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_keys_that_went_or_became_something_else(
+    store: MetadataStore, server: RedisClient, client: redis.Redis
+) -> None:
     """A key among the next ones that is gone, of another type or longer does no harm, and shows as what it is."""
     client.delete(KEYS[5])
     client.delete(KEYS[6])
     client.rpush(KEYS[6], "element")
-    client.set(KEYS[7], b"x" * (LONGEST + 1))
+    client.set(KEYS[7], b"x" * (MAX_PREFETCH_VALUE_BYTES + 1))
     read(store, server, KEYS[:5])
     with pytest.raises(NotFoundError):
-        store.content(Target(KEYS[5]))
+        store.get_content(KeyRef(KEYS[5]))
     with pytest.raises(WrongTypeError):
-        store.content(Target(KEYS[6]))
-    assert store.content(Target(KEYS[7])) == b"x" * (LONGEST + 1)
+        store.get_content(KeyRef(KEYS[6]))
+    assert store.get_content(KeyRef(KEYS[7])) == b"x" * (MAX_PREFETCH_VALUE_BYTES + 1)
     read(store, server, KEYS[8:])
 
 
-def test_a_change_drops_what_came_along(store: AttributeStore, server: Server, client: redis.Redis) -> None:
+def test_a_change_drops_what_came_along(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
     """A content that came along is forgotten like any other when its key changes."""
-    read(store, server, KEYS[:PATIENCE])
-    changed = KEYS[PATIENCE + 2]
-    assert store.present(changed) is not None
+    read(store, server, KEYS[:MIN_SEQUENTIAL_READS])
+    changed = KEYS[MIN_SEQUENTIAL_READS + 2]
+    assert store.get_cached_content(changed) is not None
     client.set(changed, "new")
-    store.drop([changed])
-    assert store.content(Target(changed)) == b"new"
+    store.invalidate([changed])
+    assert store.get_content(KeyRef(changed)) == b"new"
 
 
-def test_a_change_on_the_way(store: AttributeStore) -> None:
+def test_a_change_on_the_way(store: MetadataStore) -> None:
     """What is told to have changed while its content was on its way is not kept."""
     cache = store.cache
-    for key in KEYS[: PATIENCE - 1]:
-        assert cache.ahead(key) == {}
-    with cache.fetching() as fetch:
-        ahead = cache.ahead(KEYS[PATIENCE - 1])
-        changed = KEYS[PATIENCE]
+    for key in KEYS[: MIN_SEQUENTIAL_READS - 1]:
+        assert cache.select_prefetch(key) == {}
+    with cache.begin_fetch() as fetch:
+        ahead = cache.select_prefetch(KEYS[MIN_SEQUENTIAL_READS - 1])
+        changed = KEYS[MIN_SEQUENTIAL_READS]
         assert changed in ahead
-        cache.drop([changed])
-        cache.store(fetch, {key: (Attributes(b"string", 3), b"old") for key in ahead})
-    assert cache.present(changed) is None
-    assert cache.present(KEYS[PATIENCE + 1]) == b"old"
+        cache.invalidate([changed])
+        cache.store(fetch, {key: (KeyMetadata(b"string", 3), b"old") for key in ahead})
+    assert cache.peek_content(changed) is None
+    assert cache.peek_content(KEYS[MIN_SEQUENTIAL_READS + 1]) == b"old"
 
 
-def test_nothing_comes_twice(store: AttributeStore) -> None:
+def test_nothing_comes_twice(store: MetadataStore) -> None:
     """What is on its way for one reader does not come along for another."""
     cache = store.cache
-    for key in KEYS[: PATIENCE - 1]:
-        assert cache.ahead(key) == {}
-    first = cache.ahead(KEYS[PATIENCE - 1])
-    second = cache.ahead(KEYS[PATIENCE])
-    assert len(first) == FIRST
+    for key in KEYS[: MIN_SEQUENTIAL_READS - 1]:
+        assert cache.select_prefetch(key) == {}
+    first = cache.select_prefetch(KEYS[MIN_SEQUENTIAL_READS - 1])
+    second = cache.select_prefetch(KEYS[MIN_SEQUENTIAL_READS])
+    assert len(first) == INITIAL_PREFETCH_KEYS
     assert first.keys().isdisjoint(second)
 
 
 def test_never_too_many_at_once() -> None:
     """However well it goes, no more than the bound come along at once."""
-    batch = Batch(KEYS)
-    assert [batch.find_order(key, len) for key in KEYS[:PATIENCE]] == [False] * (PATIENCE - 1) + [True]
-    place = PATIENCE - 1
+    batch = AccessPattern(KEYS)
+    assert [batch.detect_order(key, len) for key in KEYS[:MIN_SEQUENTIAL_READS]] == [False] * (
+        MIN_SEQUENTIAL_READS - 1
+    ) + [True]
+    place = MIN_SEQUENTIAL_READS - 1
     while place < len(KEYS):
-        allowed = batch.asked(place)
-        assert FIRST <= allowed <= MOST
-        batch.brought(allowed, place + allowed)
+        allowed = batch.plan_prefetch(place)
+        assert INITIAL_PREFETCH_KEYS <= allowed <= MAX_PREFETCH_KEYS
+        batch.record_prefetch(allowed, place + allowed)
         for _ in range(allowed):
-            batch.used()
+            batch.record_hit()
         place += allowed + 1
-    assert allowed == MOST
+    assert allowed == MAX_PREFETCH_KEYS

@@ -8,19 +8,19 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, Server
+from redisfuse.client.client import Limits, RedisClient
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, TooLargeError, WrongTypeError
-from redisfuse.rendering.dump import dump
-from redisfuse.rendering.json_document import document
-from redisfuse.rendering.registry import KINDS, render, rendered
+from redisfuse.rendering.dump import fetch_dump
+from redisfuse.rendering.json_document import render_json_document
+from redisfuse.rendering.registry import RENDERERS, render_text, render_text_within
 from tests.support.redis_server import RedisServer
 from tests.support.unescape import unescape
 
 
 @pytest.fixture
-def server(redis_server: RedisServer) -> Iterator[Server]:
+def server(redis_server: RedisServer) -> Iterator[RedisClient]:
     """redisfuse's own reading connection to the test's server."""
-    server = Server(Address.parse(redis_server.url()), Limits(timeout=20.0))
+    server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=20.0))
     yield server
     server.close()
 
@@ -56,15 +56,15 @@ def parts(text: bytes) -> list[bytes]:
     return [unescape(line.rsplit(b"\t", 1)[-1]) for line in text.split(b"\n")[:-1]]
 
 
-TYPES = [kind.decode() for kind in KINDS]
+TYPES = [kind.decode() for kind in RENDERERS]
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 144, 3000])
-def test_every_element_is_rendered_once(server: Server, client: redis.Redis, type: str, count: int) -> None:
+def test_every_element_is_rendered_once(server: RedisClient, client: redis.Redis, type: str, count: int) -> None:
     """A rendering has each element once, in order where the type has one, wherever its pieces end."""
     fill(client, type, count)
-    text = b"".join(render(server, b"k", type.encode()))
+    text = b"".join(render_text(server, b"k", type.encode()))
     lines = text.split(b"\n")[:-1]
     names = [b"%010d" % number for number in range(count)]
     expected = {
@@ -77,24 +77,24 @@ def test_every_element_is_rendered_once(server: Server, client: redis.Redis, typ
     assert (sorted(lines) if type in ("set", "hash") else lines) == expected
 
 
-def test_scores_read_as_redis_shows_them(server: Server, client: redis.Redis) -> None:
+def test_scores_read_as_redis_shows_them(server: RedisClient, client: redis.Redis) -> None:
     """Scores are spelled by the server: 3, 1.5, inf."""
     client.zadd("k", {"low": float("-inf"), "three": 3, "half": 1.5, "big": 1e21, "high": float("inf")})
-    assert b"".join(render(server, b"k", b"zset")) == b"-inf\tlow\n1.5\thalf\n3\tthree\n1e+21\tbig\ninf\thigh\n"
+    assert b"".join(render_text(server, b"k", b"zset")) == b"-inf\tlow\n1.5\thalf\n3\tthree\n1e+21\tbig\ninf\thigh\n"
 
 
-def test_an_empty_stream_is_an_empty_file(server: Server, client: redis.Redis) -> None:
+def test_an_empty_stream_is_an_empty_file(server: RedisClient, client: redis.Redis) -> None:
     """A stream without entries exists, and is no error."""
     client.xadd("k", {"a": "b"}, id="1-0")
     client.xdel("k", "1-0")
-    assert b"".join(render(server, b"k", b"stream")) == b""
+    assert b"".join(render_text(server, b"k", b"stream")) == b""
 
 
 @pytest.mark.parametrize("type", [*TYPES, "string", "none"])
-def test_a_missing_key_is_no_empty_file(server: Server, type: str) -> None:
+def test_a_missing_key_is_no_empty_file(server: RedisClient, type: str) -> None:
     """Rendering what is not there raises NotFoundError, whatever it was thought to be."""
     with pytest.raises(NotFoundError):
-        b"".join(render(server, b"gone", type.encode()))
+        b"".join(render_text(server, b"gone", type.encode()))
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -107,7 +107,7 @@ def test_a_missing_key_is_no_empty_file(server: Server, type: str) -> None:
     ids=["vanishes", "becomes a string"],
 )
 def test_a_key_that_goes_midway_is_no_short_file(
-    server: Server,
+    server: RedisClient,
     client: redis.Redis,
     kind: str,
     change: Callable[[redis.Redis], object],
@@ -115,7 +115,7 @@ def test_a_key_that_goes_midway_is_no_short_file(
 ) -> None:
     """A key that vanishes or changes its type while it streams is an error, never just the end."""
     fill(client, kind, 5000)
-    text, json_text = render(server, b"k", kind.encode()), document(server, b"k")
+    text, json_text = render_text(server, b"k", kind.encode()), render_json_document(server, b"k")
     next(text)
     while len(next(json_text)) < 100:  # up to the first elements
         pass
@@ -126,10 +126,10 @@ def test_a_key_that_goes_midway_is_no_short_file(
         b"".join(json_text)
 
 
-def test_no_element_is_repeated_when_a_table_shrinks(server: Server, client: redis.Redis) -> None:
+def test_no_element_is_repeated_when_a_table_shrinks(server: RedisClient, client: redis.Redis) -> None:
     """*SCAN may give elements twice when the table shrinks meanwhile; a rendering has every survivor, once."""
     fill(client, "set", 60_000)
-    text = render(server, b"k", b"set")
+    text = render_text(server, b"k", b"set")
     seen = [next(text) for _ in range(30)]
     for start in range(0, 60_000, 1000):
         client.srem("k", *[b"%010d" % number for number in range(start, start + 1000) if number % 20])
@@ -139,12 +139,12 @@ def test_no_element_is_repeated_when_a_table_shrinks(server: Server, client: red
 
 
 @pytest.mark.parametrize("type", ["set", "hash", "list"])
-def test_streaming_keeps_memory_flat(server: Server, client: redis.Redis, type: str) -> None:
+def test_streaming_keeps_memory_flat(server: RedisClient, client: redis.Redis, type: str) -> None:
     """200 000 elements stream without being held: memory stays under 24 MB, most of it for telling repetitions."""
     fill(client, type, 200_000)
     tracemalloc.start()
     try:
-        count = sum(piece.count(b"\n") for piece in render(server, b"k", type.encode()))
+        count = sum(piece.count(b"\n") for piece in render_text(server, b"k", type.encode()))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -153,31 +153,33 @@ def test_streaming_keeps_memory_flat(server: Server, client: redis.Redis, type: 
 
 
 @pytest.mark.parametrize("type", ["hash", "list", "zset"])
-def test_no_piece_is_larger_than_asked_for(server: Server, client: redis.Redis, type: str) -> None:
+def test_no_piece_is_larger_than_asked_for(server: RedisClient, client: redis.Redis, type: str) -> None:
     """Commands ask for at most 1000 elements, and for fewer where elements are large."""
     fill(client, type, 400, size=100_000)
     client.config_resetstat()
-    before = server.counters.bytes_received
-    assert sum(map(len, render(server, b"k", type.encode()))) > 40_000_000
-    assert server.counters.bytes_received - before < 45_000_000
+    before = server.stats.bytes_received
+    assert sum(map(len, render_text(server, b"k", type.encode()))) > 40_000_000
+    assert server.stats.bytes_received - before < 45_000_000
     calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
     command = {"hash": "hscan", "list": "lrange", "zset": "zrange"}[type]
     assert 30 <= calls[f"cmdstat_{command}"] <= 120
 
 
-def test_rendered_stops_at_its_limit(server: Server, client: redis.Redis) -> None:
+def test_rendered_stops_at_its_limit(server: RedisClient, client: redis.Redis) -> None:
     """A rendering is held in memory up to a number of bytes; beyond, it is None."""
     fill(client, "list", 1000)
-    assert rendered(server, b"k", b"list", 11_000) == b"".join([b"%010d\n" % number for number in range(1000)])
-    assert rendered(server, b"k", b"list", 10_999) is None
+    assert render_text_within(server, b"k", b"list", 11_000) == b"".join(
+        [b"%010d\n" % number for number in range(1000)]
+    )
+    assert render_text_within(server, b"k", b"list", 10_999) is None
 
 
-def test_documents_of_all_types(server: Server, client: redis.Redis) -> None:
+def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> None:
     """NAME%json is one JSON document: key, type, ttl in ms, value; bytes that are not UTF-8 as base64."""
 
     def read(key: str | bytes) -> dict[str, object]:
         raw = key if isinstance(key, bytes) else key.encode()
-        found = json.loads(b"".join(document(server, raw)))
+        found = json.loads(b"".join(render_json_document(server, raw)))
         assert isinstance(found, dict)
         return found
 
@@ -213,73 +215,73 @@ def test_documents_of_all_types(server: Server, client: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_documents_stream(server: Server, client: redis.Redis, type: str) -> None:
+def test_documents_stream(server: RedisClient, client: redis.Redis, type: str) -> None:
     """A document of a large collection is valid JSON with every element, and is not built in memory."""
     fill(client, type, 20_000)
-    pieces = list(document(server, b"k"))
+    pieces = list(render_json_document(server, b"k"))
     assert len(json.loads(b"".join(pieces))["value"]) == 20_000
     assert max(map(len, pieces)) < 200_000
 
 
 @pytest.mark.parametrize("content", ["é漢" * 700_000, b"\xff" * 3_000_001], ids=["text", "bytes"])
-def test_documents_of_large_strings(server: Server, client: redis.Redis, content: str | bytes) -> None:
+def test_documents_of_large_strings(server: RedisClient, client: redis.Redis, content: str | bytes) -> None:
     """A string larger than a piece is one JSON value too, with characters and base64 whole at the seams."""
     client.set("k", content)
-    value = json.loads(b"".join(document(server, b"k")))["value"]
+    value = json.loads(b"".join(render_json_document(server, b"k")))["value"]
     if isinstance(content, str):
         assert value == content
     else:
         assert len(value["base64"]) == 4_000_004
 
 
-def test_a_string_that_changes_is_no_mixture(server: Server, client: redis.Redis) -> None:
+def test_a_string_that_changes_is_no_mixture(server: RedisClient, client: redis.Redis) -> None:
     """A large string whose length changes while it is rendered is ConflictError."""
     client.set("k", b"a" * 3_000_000)
-    text = render(server, b"k", b"string")
+    text = render_text(server, b"k", b"string")
     next(text)
     client.set("k", b"b" * 3_000_001)
     with pytest.raises(ConflictError):
         b"".join(text)
 
 
-def test_dump_is_the_payload_of_dump(server: Server, client: redis.Redis) -> None:
+def test_dump_is_the_payload_of_dump(server: RedisClient, client: redis.Redis) -> None:
     """NAME%dump is what DUMP answers, so RESTORE takes it."""
     fill(client, "zset", 300)
-    payload = dump(server, b"k", 300)
+    payload = fetch_dump(server, b"k", 300)
     assert payload == client.dump("k")
     client.restore("copy", 0, payload)
     assert client.zcard("copy") == 300
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_dump_refuses_what_would_block_the_server(server: Server, client: redis.Redis, type: str) -> None:
+def test_dump_refuses_what_would_block_the_server(server: RedisClient, client: redis.Redis, type: str) -> None:
     """Above the limit of elements, or of bytes, DUMP is not sent."""
     fill(client, type, 300, size=1000)
     client.config_resetstat()
     with pytest.raises(TooLargeError, match="299"):
-        dump(server, b"k", 299)
+        fetch_dump(server, b"k", 299)
     with pytest.raises(TooLargeError, match="bytes"):
-        dump(server, b"k", 300, most_bytes=200_000)
+        fetch_dump(server, b"k", 300, max_bytes=200_000)
     assert "cmdstat_dump" not in client.info("commandstats")
 
 
-def test_dump_of_strings_is_bounded_by_bytes(server: Server, client: redis.Redis) -> None:
+def test_dump_of_strings_is_bounded_by_bytes(server: RedisClient, client: redis.Redis) -> None:
     """A string counts by its bytes, not as an element; a missing key is NotFoundError."""
     client.set("k", b"x" * 1000)
-    assert dump(server, b"k", 1, most_bytes=1000) == client.dump("k")
+    assert fetch_dump(server, b"k", 1, max_bytes=1000) == client.dump("k")
     with pytest.raises(TooLargeError):
-        dump(server, b"k", 10_000, most_bytes=999)
+        fetch_dump(server, b"k", 10_000, max_bytes=999)
     with pytest.raises(NotFoundError):
-        dump(server, b"gone", 1)
+        fetch_dump(server, b"gone", 1)
 
 
-def test_reading_leaves_no_errors_behind(server: Server, client: redis.Redis) -> None:
+def test_reading_leaves_no_errors_behind(server: RedisClient, client: redis.Redis) -> None:
     """Renderings, documents and dumps of every type leave the server's errorstats empty."""
     for type in TYPES:
         client.flushall()
         fill(client, type, 2000)
         client.config_resetstat()
-        b"".join(render(server, b"k", type.encode()))
-        b"".join(document(server, b"k"))
-        dump(server, b"k", 10_000)
+        b"".join(render_text(server, b"k", type.encode()))
+        b"".join(render_json_document(server, b"k"))
+        fetch_dump(server, b"k", 10_000)
         assert client.info("errorstats") == {}

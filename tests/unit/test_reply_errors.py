@@ -5,10 +5,10 @@ import time
 import pytest
 
 from redisfuse import errors
-from redisfuse.client.capabilities import Facts, facts_of_hello, facts_of_info, version_of
+from redisfuse.client.capabilities import ServerInfo, parse_hello, parse_info, parse_version
 from redisfuse.client.limits import Limits
-from redisfuse.client.reply_errors import error_of_text
-from redisfuse.client.stats import Brake
+from redisfuse.client.reply_errors import map_error_line
+from redisfuse.client.stats import TokenBucket
 
 
 @pytest.mark.parametrize(
@@ -42,19 +42,19 @@ from redisfuse.client.stats import Brake
 )
 def test_error_replies(line: str, kind: type[errors.RedisFuseError]) -> None:
     """Each kind of error reply becomes the error with the right errno, in one line."""
-    error = error_of_text(line)
+    error = map_error_line(line)
     assert type(error) is kind
     assert "\n" not in str(error)
 
 
 def test_unknown_replies_keep_their_words() -> None:
     """An error reply that is not known keeps the server's words, its kind included."""
-    assert "BUSYKEY Target key" in str(error_of_text("BUSYKEY Target key name already exists."))
+    assert "BUSYKEY Target key" in str(map_error_line("BUSYKEY Target key name already exists."))
 
 
 def test_braces_in_a_reply_are_only_text() -> None:
     """Key names with braces in a server's message do no harm."""
-    assert "{text}{0}" in str(error_of_text("NOPERM no access to {text}{0}"))
+    assert "{text}{0}" in str(map_error_line("NOPERM no access to {text}{0}"))
 
 
 INFO = b"""# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:abc\r\n# Replication\r\nrole:slave\r
@@ -63,12 +63,12 @@ INFO = b"""# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:a
 
 def test_facts_of_redis() -> None:
     """INFO's text gives maker, version, role, modules."""
-    facts = facts_of_info(INFO)
-    assert (facts.maker, facts.version, facts.run_id) == ("redis", (7, 0, 15), "abc")
-    assert facts.replica
+    facts = parse_info(INFO)
+    assert (facts.vendor, facts.version, facts.run_id) == ("redis", (7, 0, 15), "abc")
+    assert facts.is_replica
     assert facts.has_json
     assert facts.loading
-    assert not facts.cluster
+    assert not facts.is_cluster
     assert facts.has_pexpiretime
     assert facts.has_tracking
     later = (facts.has_no_touch, facts.has_hash_field_ttl, facts.has_hsetex, facts.has_hscan_novalues)
@@ -77,51 +77,49 @@ def test_facts_of_redis() -> None:
 
 def test_facts_of_valkey() -> None:
     """Valkey counts by its own version, not by the Redis version that it imitates."""
-    facts = facts_of_info(
-        b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n"
-    )
-    assert (facts.maker, facts.version, facts.cluster) == ("valkey", (8, 1, 0), True)
+    facts = parse_info(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n")
+    assert (facts.vendor, facts.version, facts.is_cluster) == ("valkey", (8, 1, 0), True)
     assert facts.has_no_touch
     assert facts.has_hscan_novalues
     assert not facts.has_hash_field_ttl
-    assert Facts(maker="valkey", version=(9, 1, 2)).has_hsetex
+    assert ServerInfo(vendor="valkey", version=(9, 1, 2)).has_hsetex
 
 
 def test_facts_of_hello() -> None:
     """HELLO's answer, as RESP2's list or RESP3's map, gives what INFO would."""
     pairs = [b"server", b"redis", b"version", b"7.4.1", b"mode", b"standalone", b"role", b"replica"]
-    facts = facts_of_hello(pairs)
-    assert facts == facts_of_hello(dict(zip(pairs[::2], pairs[1::2], strict=True)))
-    assert (facts.version, facts.replica, facts.has_hash_field_ttl) == ((7, 4, 1), True, True)
+    facts = parse_hello(pairs)
+    assert facts == parse_hello(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+    assert (facts.version, facts.is_replica, facts.has_hash_field_ttl) == ((7, 4, 1), True, True)
 
 
 def test_odd_versions() -> None:
     """A version that is not three numbers gives zeros, not an error."""
-    assert version_of("8.6.3") == (8, 6, 3)
-    assert version_of("7.4-rc1") == (7, 4, 1)
-    assert version_of("unstable") == (0, 0, 0)
-    assert facts_of_info(b"\xff\xfe\r\nnonsense").version == (0, 0, 0)
+    assert parse_version("8.6.3") == (8, 6, 3)
+    assert parse_version("7.4-rc1") == (7, 4, 1)
+    assert parse_version("unstable") == (0, 0, 0)
+    assert parse_info(b"\xff\xfe\r\nnonsense").version == (0, 0, 0)
 
 
 def test_batches_shrink_with_the_rate() -> None:
     """With a rate, a batch is about a tenth of a second's worth, so that the speed is even; at least one command."""
-    assert Limits().batch == 1000
-    assert Limits(rate=500).batch == 50
-    assert Limits(rate=3).batch == 1
-    assert Limits(rate=10**6).batch == 1000
+    assert Limits().batch_size == 1000
+    assert Limits(rate=500).batch_size == 50
+    assert Limits(rate=3).batch_size == 1
+    assert Limits(rate=10**6).batch_size == 1000
 
 
 def test_brake() -> None:
     """At 200 a second, 60 commands take about a quarter of a second more than the bucket holds."""
-    brake = Brake(200)
+    brake = TokenBucket(200)
     start = time.monotonic()
     for _ in range(60):
-        brake.take(1)
+        brake.acquire(1)
     assert 0.15 < time.monotonic() - start < 2.0
 
 
 def test_no_brake() -> None:
     """Without a rate nothing waits."""
     start = time.monotonic()
-    Brake(0).take(10**9)
+    TokenBucket(0).acquire(10**9)
     assert time.monotonic() - start < 0.5

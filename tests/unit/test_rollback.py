@@ -8,25 +8,25 @@ import pytest
 import redis
 
 from redisfuse.errors import ConflictError, UsageError
-from redisfuse.journal.models import ABSENT, Content, Intent, State
-from redisfuse.paths.grammar import Target
-from redisfuse.transactions.apply import apply
-from redisfuse.transactions.precondition import Basis
-from redisfuse.transactions.recovery import recover
-from redisfuse.transactions.rollback_plan import make_plan
-from redisfuse.transactions.selection import Selection, select
-from tests.support.edit_bench import Bench, MakeBench
+from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.apply import apply_change
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.recovery import recover_pending
+from redisfuse.transactions.rollback_plan import plan_rollback
+from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.support.edit_bench import BenchFactory, EditBench
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
 
 
 @pytest.fixture
-def make_bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[MakeBench]:
-    opened: list[Bench] = []
+def make_bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[BenchFactory]:
+    opened: list[EditBench] = []
 
-    def make(**options: object) -> Bench:
-        opened.append(Bench.of(tmp_path / f"state{len(opened)}", redis_server, **options))
+    def make(**options: object) -> EditBench:
+        opened.append(EditBench.create(tmp_path / f"state{len(opened)}", redis_server, **options))
         return opened[-1]
 
     yield make
@@ -35,7 +35,7 @@ def make_bench(redis_server: RedisServer, tmp_path: Path) -> Iterator[MakeBench]
 
 
 @pytest.fixture
-def bench(make_bench: MakeBench) -> Bench:
+def bench(make_bench: BenchFactory) -> EditBench:
     return make_bench()
 
 
@@ -81,21 +81,21 @@ def make_one_of_each(client: redis.Redis, prefix: str = "") -> list[bytes]:
 # -- one change ------------------------------------------------------------------------------------------------------
 
 
-def test_a_save_is_taken_back_and_redone(bench: Bench) -> None:
+def test_a_save_is_taken_back_and_redone(bench: EditBench) -> None:
     """Rollback writes the prior value, a rollback of it the new one again; each is a row that says what it reverts."""
     bench.redis.set("k", "old")
     bench.save(b"k", b"new")
-    first = bench.last.id
-    assert bench.roll_back(first).clean
+    first = bench.last_change.id
+    assert bench.roll_back(first).is_clean
     assert bench.redis.get("k") == b"old"
-    second = bench.last
-    assert (second.op, second.reverts, second.state) == ("rollback", first, "applied")
-    assert bench.roll_back(second.id).clean
+    second = bench.last_change
+    assert (second.op, second.reverts, second.outcome) == ("rollback", first, "applied")
+    assert bench.roll_back(second.id).is_clean
     assert bench.redis.get("k") == b"new"
-    assert bench.last.reverts == second.id
+    assert bench.last_change.reverts == second.id
 
 
-def test_creations_and_removals_of_every_type_are_taken_back(bench: Bench) -> None:
+def test_creations_and_removals_of_every_type_are_taken_back(bench: EditBench) -> None:
     """What was created is removed; what was removed comes back exactly: type, content, stream groups, expiry."""
     at = in_an_hour()
     for key in make_one_of_each(bench.redis):
@@ -104,27 +104,27 @@ def test_creations_and_removals_of_every_type_are_taken_back(bench: Bench) -> No
     bench.save(b"fresh", b"1")
     bench.save(b"hash", b"1", b"fresh")
     for key in before:
-        bench.edits.remove([Target(key)], path=key)
+        bench.key_writer.remove([KeyRef(key)], path=key)
     assert set(contents(bench.redis)) == {b"fresh"}
     report = bench.roll_back(session=bench.session)
-    assert report.clean
-    assert len(report.done) == 8
+    assert report.is_clean
+    assert len(report.reverted) == 8
     assert contents(bench.redis) == before
 
 
-def test_a_fields_removal_takes_the_hash_and_its_expiry_along_and_back(bench: Bench) -> None:
+def test_a_fields_removal_takes_the_hash_and_its_expiry_along_and_back(bench: EditBench) -> None:
     """Removing the last field removes the hash; taking that back brings the hash's expiry back too."""
     at = in_an_hour()
     bench.redis.hset("h", mapping={"f": "1", "g": "2"})
     bench.redis.pexpireat("h", at)
     before = contents(bench.redis)
-    bench.edits.remove([Target(b"h", b"f"), Target(b"h", b"g")], path=b"h")
+    bench.key_writer.remove([KeyRef(b"h", b"f"), KeyRef(b"h", b"g")], path=b"h")
     assert bench.redis.exists("h") == 0
-    assert bench.roll_back(bench.last.id).clean
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert contents(bench.redis) == before
 
 
-def test_slices_are_taken_back(bench: Bench) -> None:
+def test_slices_are_taken_back(bench: EditBench) -> None:
     """An append, a patch and a patch over the end of a large string are undone to the byte, TTL kept, and redone."""
     at = in_an_hour()
     size = 3 * MIB
@@ -132,20 +132,22 @@ def test_slices_are_taken_back(bench: Bench) -> None:
     steps = [(size, b"b" * 1000), (5, b"XYZ"), (size + 990, b"c" * 20), (size + 2000, b"gap")]
     versions = [bench.redis.get("k")]
     for offset, data in steps:
-        bench.edits.patch(Target(b"k"), offset, Content.of(data), basis=Basis.anything(), path=b"k")
+        bench.key_writer.patch(
+            KeyRef(b"k"), offset, Blob.from_bytes(data), precondition=Precondition.unconditional(), path=b"k"
+        )
         versions.append(bench.redis.get("k"))
-    ids = [row.id for row in bench.rows()]
+    ids = [row.id for row in bench.changes()]
     for id, before, after in reversed(list(zip(ids, versions, versions[1:], strict=False))):
-        assert bench.roll_back(id).clean
+        assert bench.roll_back(id).is_clean
         assert bench.redis.get("k") == before
-        assert bench.roll_back(bench.last.id).clean
+        assert bench.roll_back(bench.last_change.id).is_clean
         assert bench.redis.get("k") == after
-        assert bench.roll_back(bench.last.id).clean
+        assert bench.roll_back(bench.last_change.id).is_clean
         assert bench.redis.get("k") == before
     assert bench.redis.pexpiretime("k") == at
 
 
-def test_renames_are_taken_back(bench: Bench) -> None:
+def test_renames_are_taken_back(bench: EditBench) -> None:
     """Renames of every type, over an existing key, between strings and fields, and of a directory: all come back."""
     at = in_an_hour()
     for key in make_one_of_each(bench.redis, "old:"):
@@ -154,104 +156,104 @@ def test_renames_are_taken_back(bench: Bench) -> None:
     bench.redis.hset("h", "f", "1")
     before = contents(bench.redis)
     names = list(before)
-    moves = [(Target(key), Target(b"new:" + key[4:])) for key in names if key.startswith(b"old:")]
-    bench.edits.rename(moves, path=b"old", new_path=b"new")
-    bench.edits.rename([(Target(b"new:string"), Target(b"target"))], path=b"new/string", new_path=b"target")
-    bench.edits.rename([(Target(b"h", b"f"), Target(b"s"))], path=b"h.f", new_path=b"s")
+    moves = [(KeyRef(key), KeyRef(b"new:" + key[4:])) for key in names if key.startswith(b"old:")]
+    bench.key_writer.rename(moves, path=b"old", new_path=b"new")
+    bench.key_writer.rename([(KeyRef(b"new:string"), KeyRef(b"target"))], path=b"new/string", new_path=b"target")
+    bench.key_writer.rename([(KeyRef(b"h", b"f"), KeyRef(b"s"))], path=b"h.f", new_path=b"s")
     after = contents(bench.redis)
     report = bench.roll_back(session=bench.session)
-    assert report.clean
+    assert report.is_clean
     assert contents(bench.redis) == before
-    groups = {row.group for row in bench.rows() if row.op == "rollback"}
+    groups = {row.group_id for row in bench.changes() if row.op == "rollback"}
     assert len(groups) == 3
     for group in sorted(groups, reverse=True):
-        assert bench.roll_back(group=group).clean
+        assert bench.roll_back(group=group).is_clean
     assert contents(bench.redis) == after
 
 
-def test_one_id_means_its_whole_operation(bench: Bench) -> None:
+def test_one_id_means_its_whole_operation(bench: EditBench) -> None:
     """Naming one of a rename's two changes takes back both."""
     bench.redis.set("a", "1")
-    bench.edits.rename([(Target(b"a"), Target(b"b"))], path=b"a", new_path=b"b")
-    assert bench.roll_back(bench.rows()[0].id).clean
+    bench.key_writer.rename([(KeyRef(b"a"), KeyRef(b"b"))], path=b"a", new_path=b"b")
+    assert bench.roll_back(bench.changes()[0].id).is_clean
     assert contents(bench.redis) == {b"a": (b"1", -1)}
 
 
-def test_a_large_directory_comes_back(bench: Bench) -> None:
+def test_a_large_directory_comes_back(bench: EditBench) -> None:
     """A rename of 700 keys, two transactions' worth, is taken back as one operation."""
     names = [b"%d" % number for number in range(700)]
     bench.redis.mset({b"old:" + name: name for name in names})
     before = contents(bench.redis)
-    moves = [(Target(b"old:" + name), Target(b"new:" + name)) for name in names]
-    bench.edits.rename(moves, path=b"old", new_path=b"new")
-    report = bench.roll_back(bench.last.id)
-    assert report.clean
-    assert len(report.done) == 1400
+    moves = [(KeyRef(b"old:" + name), KeyRef(b"new:" + name)) for name in names]
+    bench.key_writer.rename(moves, path=b"old", new_path=b"new")
+    report = bench.roll_back(bench.last_change.id)
+    assert report.is_clean
+    assert len(report.reverted) == 1400
     assert contents(bench.redis) == before
 
 
-def test_empty_directories_come_back(bench: Bench) -> None:
+def test_empty_directories_come_back(bench: EditBench) -> None:
     """mkdir and rmdir are taken back in the journal, and so are these rollbacks."""
-    bench.edits.make_directory((b"a",), path=b"a")
-    bench.edits.remove_directory((b"a",), path=b"a")
-    assert bench.roll_back(bench.last.id).clean
-    assert bench.edits.directories() == {(b"a",)}
-    assert bench.roll_back(bench.rows()[0].id).clean
-    assert bench.edits.directories() == set()
-    assert bench.roll_back(bench.last.id).clean
-    assert bench.edits.directories() == {(b"a",)}
+    bench.key_writer.make_directory((b"a",), path=b"a")
+    bench.key_writer.remove_directory((b"a",), path=b"a")
+    assert bench.roll_back(bench.last_change.id).is_clean
+    assert bench.key_writer.list_directories() == {(b"a",)}
+    assert bench.roll_back(bench.changes()[0].id).is_clean
+    assert bench.key_writer.list_directories() == set()
+    assert bench.roll_back(bench.last_change.id).is_clean
+    assert bench.key_writer.list_directories() == {(b"a",)}
 
 
 # -- time to live ----------------------------------------------------------------------------------------------------
 
 
-def test_an_expiry_is_taken_back(bench: Bench) -> None:
+def test_an_expiry_is_taken_back(bench: EditBench) -> None:
     """A changed expiry goes back to what it was, or to none."""
     at = in_an_hour()
     bench.redis.set("k", "v")
-    bench.edits.expire(Target(b"k"), at, path=b"k")
-    bench.edits.expire(Target(b"k"), at + 1000, path=b"k")
-    assert bench.roll_back(bench.last.id).clean
+    bench.key_writer.expire(KeyRef(b"k"), at, path=b"k")
+    bench.key_writer.expire(KeyRef(b"k"), at + 1000, path=b"k")
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert bench.redis.pexpiretime("k") == at
-    assert bench.roll_back(bench.rows()[0].id).clean
+    assert bench.roll_back(bench.changes()[0].id).is_clean
     assert bench.redis.pexpiretime("k") == -1
 
 
-def test_a_key_that_expired_by_our_hand_comes_back(bench: Bench) -> None:
+def test_a_key_that_expired_by_our_hand_comes_back(bench: EditBench) -> None:
     """An expiry that was set and has passed took the value away; taking that back brings it back, without expiry."""
     bench.redis.set("k", "v")
-    bench.edits.expire(Target(b"k"), int(time.time() * 1000) + 30, path=b"k")
+    bench.key_writer.expire(KeyRef(b"k"), int(time.time() * 1000) + 30, path=b"k")
     time.sleep(0.05)
     assert bench.redis.exists("k") == 0
-    assert bench.roll_back(bench.last.id).clean
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert bench.redis.get("k") == b"v"
     assert bench.redis.pexpiretime("k") == -1
 
 
-def test_a_prior_expiry_that_has_passed_means_removal(bench: Bench) -> None:
+def test_a_prior_expiry_that_has_passed_means_removal(bench: EditBench) -> None:
     """What would be gone by now is not brought back, and that is said; forced over something newer, it is removed."""
     at = int(time.time() * 1000) + 50
     bench.redis.set("k", "v", pxat=at)
     bench.redis.set("j", "v", pxat=at)
-    bench.edits.remove([Target(b"k")], path=b"k")
-    bench.edits.remove([Target(b"j")], path=b"j")
+    bench.key_writer.remove([KeyRef(b"k")], path=b"k")
+    bench.key_writer.remove([KeyRef(b"j")], path=b"j")
     time.sleep(0.08)
     bench.redis.set("j", "newer")
-    report = bench.roll_back(*(row.id for row in bench.rows()), force=True)
-    assert report.clean
+    report = bench.roll_back(*(row.id for row in bench.changes()), force=True)
+    assert report.is_clean
     assert bench.redis.exists("k", "j") == 0
     assert len(report.notes) == 2
     assert all("expiry has passed" in note for _, note in report.notes)
 
 
-def test_a_prolonged_expiry_stays(bench: Bench) -> None:
+def test_a_prolonged_expiry_stays(bench: EditBench) -> None:
     """A change that left the expiry alone is taken back without touching what somebody made of the expiry since."""
     at = in_an_hour()
     bench.redis.set("k", "old", px=1000)
     bench.save(b"k", b"new")
     bench.redis.pexpireat("k", at)
-    report = bench.roll_back(bench.last.id)
-    assert report.clean
+    report = bench.roll_back(bench.last_change.id)
+    assert report.is_clean
     assert bench.redis.get("k") == b"old"
     assert bench.redis.pexpiretime("k") == at
 
@@ -259,68 +261,74 @@ def test_a_prolonged_expiry_stays(bench: Bench) -> None:
 # -- conflicts -------------------------------------------------------------------------------------------------------
 
 
-def test_a_conflict_leaves_the_whole_operation_alone(bench: Bench) -> None:
+def test_a_conflict_leaves_the_whole_operation_alone(bench: EditBench) -> None:
     """If one key of a group was changed since, nothing of the group is touched; other operations are taken back."""
     for key in "abc":
         bench.redis.set(key, "1")
-    bench.edits.remove([Target(b"a"), Target(b"b")], path=b"dir")
+    bench.key_writer.remove([KeyRef(b"a"), KeyRef(b"b")], path=b"dir")
     bench.save(b"c", b"2")
     bench.redis.set("b", "theirs")
     report = bench.roll_back(session=bench.session)
-    assert not report.clean
-    assert [(each.change.key, each.found.state.content) for each in report.conflicts] == [(b"b", Content.of(b"theirs"))]
+    assert not report.is_clean
+    assert [(each.change.key, each.current.state.content) for each in report.conflicts] == [
+        (b"b", Blob.from_bytes(b"theirs"))
+    ]
     assert contents(bench.redis) == {b"b": (b"theirs", -1), b"c": (b"1", -1)}
 
 
-def test_force_overwrites_and_records_what_it_overwrote(bench: Bench) -> None:
+def test_force_overwrites_and_records_what_it_overwrote(bench: EditBench) -> None:
     """With force the prior value and expiry are written over anything, which can itself be taken back."""
     at = in_an_hour()
     bench.redis.set("k", "old", pxat=at)
     bench.save(b"k", b"new")
-    id = bench.last.id
+    id = bench.last_change.id
     bench.redis.delete("k")
     bench.redis.rpush("k", "theirs")
-    assert not bench.roll_back(id).clean
-    assert bench.roll_back(id, force=True).clean
+    assert not bench.roll_back(id).is_clean
+    assert bench.roll_back(id, force=True).is_clean
     assert contents(bench.redis) == {b"k": (b"old", at)}
-    assert bench.last.prior.type == b"list"
-    assert bench.roll_back(bench.last.id).clean
+    assert bench.last_change.prior.type == b"list"
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert bench.redis.lrange("k", 0, -1) == [b"theirs"]
 
 
-def test_a_plan_names_the_later_change_and_touches_nothing(bench: Bench) -> None:
+def test_a_plan_names_the_later_change_and_touches_nothing(bench: EditBench) -> None:
     """The plan of an older change says which later one is in the way, and the command that takes back both."""
     bench.redis.set("k", "0")
     for data in (b"1", b"2"):
         bench.save(b"k", data)
-    first, second = (row.id for row in bench.rows())
-    plan = make_plan(bench.journal, bench.server, select(bench.journal, Selection(ids=(first,))))
-    assert [each.together for each in plan.conflicts] == [f"redisfuse rollback {second} {first}"]
-    both = make_plan(bench.journal, bench.server, select(bench.journal, Selection(ids=(first, second))))
+    first, second = (row.id for row in bench.changes())
+    plan = plan_rollback(bench.journal, bench.server, select_groups(bench.journal, RollbackSelection(ids=(first,))))
+    assert [each.combined_command for each in plan.conflicts] == [f"redisfuse rollback {second} {first}"]
+    both = plan_rollback(
+        bench.journal, bench.server, select_groups(bench.journal, RollbackSelection(ids=(first, second)))
+    )
     assert not both.conflicts
     assert [entry.change.id for entry in both.entries] == [second, first]
     assert bench.redis.get("k") == b"2"
-    assert bench.roll_back(first, second).clean
+    assert bench.roll_back(first, second).is_clean
     assert bench.redis.get("k") == b"0"
 
 
-def test_a_slice_checks_length_and_bytes(bench: Bench) -> None:
+def test_a_slice_checks_length_and_bytes(bench: EditBench) -> None:
     """An append is not taken back if the string grew since, or if these bytes were changed."""
     bench.redis.set("k", b"a" * 10)
-    bench.edits.patch(Target(b"k"), 10, Content.of(b"bb"), basis=Basis.anything(), path=b"k")
+    bench.key_writer.patch(
+        KeyRef(b"k"), 10, Blob.from_bytes(b"bb"), precondition=Precondition.unconditional(), path=b"k"
+    )
     bench.redis.append("k", "c")
-    assert not bench.roll_back(bench.last.id).clean
+    assert not bench.roll_back(bench.last_change.id).is_clean
     bench.redis.set("k", b"a" * 10 + b"bX")
-    assert not bench.roll_back(bench.last.id).clean
+    assert not bench.roll_back(bench.last_change.id).is_clean
     bench.redis.set("k", b"Z" * 10 + b"bb")
-    assert bench.roll_back(bench.last.id).clean
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert bench.redis.get("k") == b"Z" * 10
 
 
 # -- payloads that are refused ---------------------------------------------------------------------------------------
 
 
-def test_what_restore_refuses_is_rebuilt_from_its_elements(bench: Bench) -> None:
+def test_what_restore_refuses_is_rebuilt_from_its_elements(bench: EditBench) -> None:
     """A DUMP from a version that the server does not know is replaced by the portable copy, which is said."""
     at = in_an_hour()
     keys = make_one_of_each(bench.redis)[1:]
@@ -328,123 +336,128 @@ def test_what_restore_refuses_is_rebuilt_from_its_elements(bench: Bench) -> None
         bench.redis.pexpireat(key, at)
     before = contents(bench.redis)
     for key in keys:
-        bench.edits.remove([Target(key)], path=key)
+        bench.key_writer.remove([KeyRef(key)], path=key)
     # The same rows again, with payloads of an impossible version.
-    for row in bench.rows():
+    for row in bench.changes():
         assert row.prior.content is not None
         payload = row.prior.content.read()
-        spoilt = Content.of(payload[:-10] + b"\xff\xff" + payload[-8:])
-        prior = State.of_object(row.prior.type, spoilt, row.prior.logical, expires_at=row.prior.expires_at)
-        [id] = bench.journal.intend(bench.session, [Intent(row.path, "remove", row.key, None, prior, ABSENT)])
-        bench.journal.settle([id], "applied")
+        spoilt = Blob.from_bytes(payload[:-10] + b"\xff\xff" + payload[-8:])
+        prior = State.from_object(row.prior.type, spoilt, row.prior.portable_copy, expires_at=row.prior.expires_at)
+        [id] = bench.journal.record_intents(
+            bench.session, [ChangeIntent(row.path, "remove", row.key, None, prior, ABSENT)]
+        )
+        bench.journal.record_outcome([id], "applied")
         report = bench.roll_back(id)
-        assert report.clean
+        assert report.is_clean
         assert any("refused the exact copy" in note for _, note in report.notes)
     assert contents(bench.redis) == before
 
 
-def test_collections_over_the_dump_limit_come_back(make_bench: MakeBench) -> None:
+def test_collections_over_the_dump_limit_come_back(make_bench: BenchFactory) -> None:
     """A set and a hash that were too large to be DUMPed are rebuilt, element for element."""
     bench = make_bench(dump_limit=100)
     bench.redis.sadd("s", *(b"%d" % number for number in range(3000)))
     bench.redis.hset("h", mapping={b"%d" % number: b"v" * 400 for number in range(3000)})
     before = contents(bench.redis)
     for key in (b"s", b"h"):
-        bench.edits.remove([Target(key)], path=key)
-    assert bench.roll_back(session=bench.session).clean
+        bench.key_writer.remove([KeyRef(key)], path=key)
+    assert bench.roll_back(session=bench.session).is_clean
     assert contents(bench.redis) == before
 
 
 # -- selecting -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_taken_back_is_not_selected_again(bench: Bench) -> None:
+def test_what_is_taken_back_is_not_selected_again(bench: EditBench) -> None:
     """A second rollback of the same session finds only what is left; --last goes further back each time."""
     for key in (b"a", b"b", b"c"):
         bench.save(key, b"1")
-    bench.roll_back(bench.last.id)
-    assert [group[0].key for group in select(bench.journal, Selection(session=bench.session))] == [b"b", b"a"]
-    assert bench.roll_back(last=1).done[0].key == b"b"
-    assert bench.roll_back(last=1).done[0].key == b"a"
-    assert select(bench.journal, Selection(last=1)) == []
-    assert select(bench.journal, Selection(since=0)) == []
+    bench.roll_back(bench.last_change.id)
+    assert [group[0].key for group in select_groups(bench.journal, RollbackSelection(session=bench.session))] == [
+        b"b",
+        b"a",
+    ]
+    assert bench.roll_back(last=1).reverted[0].key == b"b"
+    assert bench.roll_back(last=1).reverted[0].key == b"a"
+    assert select_groups(bench.journal, RollbackSelection(last=1)) == []
+    assert select_groups(bench.journal, RollbackSelection(since=0)) == []
 
 
-def test_selections(bench: Bench) -> None:
+def test_selections(bench: EditBench) -> None:
     """By key glob with the whole operation, since a time, and only what was ever made."""
     bench.redis.set("a:1", "1")
-    bench.edits.rename([(Target(b"a:1"), Target(b"b:1"))], path=b"a/1", new_path=b"b/1")
+    bench.key_writer.rename([(KeyRef(b"a:1"), KeyRef(b"b:1"))], path=b"a/1", new_path=b"b/1")
     bench.save(b"c", b"1")
-    assert [len(group) for group in select(bench.journal, Selection(key=b"a:*"))] == [2]
-    assert select(bench.journal, Selection(since=bench.last.at + 1)) == []
+    assert [len(group) for group in select_groups(bench.journal, RollbackSelection(key=b"a:*"))] == [2]
+    assert select_groups(bench.journal, RollbackSelection(since=bench.last_change.recorded_at + 1)) == []
     with pytest.raises(ConflictError):
-        bench.save(b"c", b"2", basis=Basis.absent())
+        bench.save(b"c", b"2", precondition=Precondition.absent())
     with pytest.raises(UsageError, match="refused"):
-        select(bench.journal, Selection(ids=(bench.last.id,)))
+        select_groups(bench.journal, RollbackSelection(ids=(bench.last_change.id,)))
     with pytest.raises(UsageError):
-        select(bench.journal, Selection())
+        select_groups(bench.journal, RollbackSelection())
 
 
-def test_an_interrupted_rollback_is_finished_by_another(bench: Bench) -> None:
+def test_an_interrupted_rollback_is_finished_by_another(bench: EditBench) -> None:
     """After a rollback that stopped half-way, the same command takes back the rest."""
     for number in range(40):
         bench.save(b"%d" % number, b"1")
-    groups = select(bench.journal, Selection(session=bench.session))
-    bench.rollback().run(groups[:15])
+    groups = select_groups(bench.journal, RollbackSelection(session=bench.session))
+    bench.create_rollback().run(groups[:15])
     report = bench.roll_back(session=bench.session)
-    assert len(report.done) == 25
+    assert len(report.reverted) == 25
     assert bench.redis.dbsize() == 0
 
 
 # -- apply -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_refused_edit_is_applied_after_review(bench: Bench) -> None:
+def test_a_refused_edit_is_applied_after_review(bench: EditBench) -> None:
     """Apply writes a refused edit over what it was refused for, keeps the expiry, and says which change it applied."""
     at = in_an_hour()
     bench.redis.set("k", "theirs", pxat=at)
     with pytest.raises(ConflictError):
-        bench.save(b"k", b"mine", basis=Basis.of(b"old"))
-    refused = bench.last
-    apply(bench.edits.steps, refused)
+        bench.save(b"k", b"mine", precondition=Precondition.from_bytes(b"old"))
+    refused = bench.last_change
+    apply_change(bench.key_writer.executor, refused)
     assert contents(bench.redis) == {b"k": (b"mine", at)}
-    assert (bench.last.op, bench.last.applies) == ("apply", refused.id)
-    assert bench.roll_back(bench.last.id).clean
+    assert (bench.last_change.op, bench.last_change.applies) == ("apply", refused.id)
+    assert bench.roll_back(bench.last_change.id).is_clean
     assert bench.redis.get("k") == b"theirs"
 
 
-def test_apply_refuses_what_was_not_reviewed(bench: Bench) -> None:
+def test_apply_refuses_what_was_not_reviewed(bench: EditBench) -> None:
     """A key that changed once more since the refusal, or became another type, needs force."""
     bench.redis.set("k", "theirs")
     with pytest.raises(ConflictError):
-        bench.save(b"k", b"mine", basis=Basis.of(b"old"))
-    refused = bench.last
+        bench.save(b"k", b"mine", precondition=Precondition.from_bytes(b"old"))
+    refused = bench.last_change
     bench.redis.set("k", "third")
     with pytest.raises(ConflictError, match="--force"):
-        apply(bench.edits.steps, refused)
+        apply_change(bench.key_writer.executor, refused)
     bench.redis.delete("k")
     bench.redis.sadd("k", "m")
     with pytest.raises(ConflictError):
-        apply(bench.edits.steps, refused)
-    apply(bench.edits.steps, refused, force=True)
+        apply_change(bench.key_writer.executor, refused)
+    apply_change(bench.key_writer.executor, refused, force=True)
     assert bench.redis.get("k") == b"mine"
 
 
 # -- recovery --------------------------------------------------------------------------------------------------------
 
 
-def test_pending_changes_are_settled_by_looking(bench: Bench) -> None:
+def test_pending_changes_are_settled_by_looking(bench: EditBench) -> None:
     """Equal to new is applied, equal to prior failed, neither unknown; likewise slices, fields and expiries."""
     at = in_an_hour()
-    old, new = State.of_value(b"old"), State.of_value(b"new")
+    old, new = State.from_value(b"old"), State.from_value(b"new")
     bench.redis.mset({"applied": "new", "failed": "old", "unknown": "other", "slice": "aaaXXX", "ttl": "v"})
     bench.redis.hset("h", "f", "new")
     bench.redis.pexpireat("ttl", at)
-    field = {"prior": State.of_value(b"old", b"field"), "new": State.of_value(b"new", b"field")}
-    value = State.of_value(b"v")
+    field = {"prior": State.from_value(b"old", b"field"), "new": State.from_value(b"new", b"field")}
+    value = State.from_value(b"v")
 
-    def intent(key: bytes, prior: State, new: State, field: bytes | None = None) -> Intent:
-        return Intent(key, "write", key, field, prior, new)
+    def intent(key: bytes, prior: State, new: State, field: bytes | None = None) -> ChangeIntent:
+        return ChangeIntent(key, "write", key, field, prior, new)
 
     intents = [
         (intent(b"applied", old, new), "applied"),
@@ -453,64 +466,67 @@ def test_pending_changes_are_settled_by_looking(bench: Bench) -> None:
         (intent(b"gone", old, ABSENT), "applied"),
         (intent(b"missing", ABSENT, new), "failed"),
         (intent(b"h", field["prior"], field["new"], b"f"), "applied"),
-        (intent(b"slice", State.of_slice(b"", 3, 3), State.of_slice(b"XXX", 3, 6)), "applied"),
-        (intent(b"slice", State.of_slice(b"", 6, 6), State.of_slice(b"YYY", 6, 9)), "failed"),
-        (intent(b"ttl", value, State.of_value(b"v", expires_at=at)), "applied"),
-        (intent(b"ttl", State.of_value(b"v", expires_at=at), value), "failed"),
+        (intent(b"slice", State.from_slice(b"", 3, 3), State.from_slice(b"XXX", 3, 6)), "applied"),
+        (intent(b"slice", State.from_slice(b"", 6, 6), State.from_slice(b"YYY", 6, 9)), "failed"),
+        (intent(b"ttl", value, State.from_value(b"v", expires_at=at)), "applied"),
+        (intent(b"ttl", State.from_value(b"v", expires_at=at), value), "failed"),
     ]
     ids = []
     for each, _ in intents:
-        ids += bench.journal.intend(bench.session, [each])
+        ids += bench.journal.record_intents(bench.session, [each])
         time.sleep(0.002)
-    settled = recover(bench.journal, bench.server, bench.session)
+    settled = recover_pending(bench.journal, bench.server, bench.session)
     assert [(change.id, outcome) for change, outcome in settled] == [
         (id, outcome) for id, (_, outcome) in zip(ids, intents, strict=True)
     ]
-    assert [bench.journal.change(id).state for id in ids] == [outcome for _, outcome in intents]
-    assert recover(bench.journal, bench.server, bench.session) == []
+    assert [bench.journal.get_change(id).outcome for id in ids] == [outcome for _, outcome in intents]
+    assert recover_pending(bench.journal, bench.server, bench.session) == []
 
 
-def test_a_later_change_is_a_witness(bench: Bench) -> None:
+def test_a_later_change_is_a_witness(bench: EditBench) -> None:
     """A change that another one followed is settled by what that one found, whatever is there now."""
-    first, second = State.of_value(b"1"), State.of_value(b"2")
-    [id] = bench.journal.intend(bench.session, [Intent(b"k", "write", b"k", None, first, second)])
+    first, second = State.from_value(b"1"), State.from_value(b"2")
+    [id] = bench.journal.record_intents(bench.session, [ChangeIntent(b"k", "write", b"k", None, first, second)])
     bench.redis.set("k", "2")
     bench.save(b"k", b"3")
-    assert [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)] == ["applied"]
-    assert bench.journal.change(id).state == "applied"
+    assert [outcome for _, outcome in recover_pending(bench.journal, bench.server, bench.session)] == ["applied"]
+    assert bench.journal.get_change(id).outcome == "applied"
 
 
-def test_changes_of_one_transaction_are_settled_as_one(bench: Bench) -> None:
+def test_changes_of_one_transaction_are_settled_as_one(bench: EditBench) -> None:
     """Two steps of one target in one transaction were both made or neither; two transactions may have got half-way."""
-    one, two, three = (State.of_value(data) for data in (b"1", b"2", b"3"))
-    chain = [Intent(b"k", "rollback", b"k", None, one, two), Intent(b"k", "rollback", b"k", None, two, three)]
+    one, two, three = (State.from_value(data) for data in (b"1", b"2", b"3"))
+    chain = [
+        ChangeIntent(b"k", "rollback", b"k", None, one, two),
+        ChangeIntent(b"k", "rollback", b"k", None, two, three),
+    ]
     for there, outcomes in ((b"1", ["failed"] * 2), (b"2", ["applied", "failed"]), (b"3", ["applied"] * 2)):
         bench.redis.set("k", there)
-        bench.journal.intend(bench.session, chain, group=[1, 1])
-        assert [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)] == outcomes
+        bench.journal.record_intents(bench.session, chain, grouping=[1, 1])
+        assert [outcome for _, outcome in recover_pending(bench.journal, bench.server, bench.session)] == outcomes
 
 
-def test_changes_in_flight_of_another_session_are_settled_only_if_made(bench: Bench) -> None:
+def test_changes_in_flight_of_another_session_are_settled_only_if_made(bench: EditBench) -> None:
     """What a living mount is about to write is not said to have failed; what is seen to be made is."""
-    other = bench.journal.begin_session(bench.journal.session(bench.session).info)
+    other = bench.journal.begin_session(bench.journal.get_session(bench.session).metadata)
     bench.redis.mset({"made": "new", "flying": "old"})
-    old, new = State.of_value(b"old"), State.of_value(b"new")
+    old, new = State.from_value(b"old"), State.from_value(b"new")
     for key in (b"made", b"flying"):
-        bench.journal.intend(other, [Intent(key, "write", key, None, old, new)])
-    settled = recover(bench.journal, bench.server, bench.session)
+        bench.journal.record_intents(other, [ChangeIntent(key, "write", key, None, old, new)])
+    settled = recover_pending(bench.journal, bench.server, bench.session)
     assert [(change.key, outcome) for change, outcome in settled] == [(b"made", "applied")]
     bench.journal.end_session(other)
-    settled = recover(bench.journal, bench.server, bench.session)
+    settled = recover_pending(bench.journal, bench.server, bench.session)
     assert [(change.key, outcome) for change, outcome in settled] == [(b"flying", "failed")]
 
 
-def test_appends_bear_witness_by_their_lengths(bench: Bench) -> None:
+def test_appends_bear_witness_by_their_lengths(bench: EditBench) -> None:
     """An append that another one followed was made, though the string is longer now."""
     bench.redis.set("k", "aaabbcc")
-    first = Intent(b"k", "append", b"k", None, State.of_slice(b"", 3, 3), State.of_slice(b"bb", 3, 5))
-    second = Intent(b"k", "append", b"k", None, State.of_slice(b"", 5, 5), State.of_slice(b"cc", 5, 7))
+    first = ChangeIntent(b"k", "append", b"k", None, State.from_slice(b"", 3, 3), State.from_slice(b"bb", 3, 5))
+    second = ChangeIntent(b"k", "append", b"k", None, State.from_slice(b"", 5, 5), State.from_slice(b"cc", 5, 7))
     for each in (first, second):
-        bench.journal.intend(bench.session, [each])
+        bench.journal.record_intents(bench.session, [each])
         time.sleep(0.002)
-    outcomes = [outcome for _, outcome in recover(bench.journal, bench.server, bench.session)]
+    outcomes = [outcome for _, outcome in recover_pending(bench.journal, bench.server, bench.session)]
     assert outcomes == ["applied", "applied"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.client.acl import Mode, rule
-from redisfuse.client.capabilities import Facts
+from redisfuse.client.acl import AccessMode, build_required_acl
+from redisfuse.client.capabilities import ServerInfo
 from tests.support.redis_server import RedisServer
 
 SECURITY = (Path(__file__).parents[2] / "SECURITY.md").read_text()
@@ -24,10 +24,12 @@ def words(user: str) -> str:
 
 
 @pytest.mark.parametrize(("user", "mode"), [("redisfuse-reader", "following"), ("redisfuse-editor", "write")])
-def test_the_rules_are_doctors(user: str, mode: Mode) -> None:
+def test_the_rules_are_doctors(user: str, mode: AccessMode) -> None:
     """SECURITY.md's rules are what `redisfuse doctor` prints for Redis 7.0."""
-    facts = Facts("redis", (7, 0, 15), run_id="", mode="standalone", role="master", modules=frozenset(), loading=False)
-    assert words(user) == rule(mode, facts)
+    facts = ServerInfo(
+        "redis", (7, 0, 15), run_id="", mode="standalone", role="master", modules=frozenset(), loading=False
+    )
+    assert words(user) == build_required_acl(mode, facts)
 
 
 def test_the_reader_can_change_nothing(redis_server: RedisServer) -> None:

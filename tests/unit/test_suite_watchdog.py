@@ -7,16 +7,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
 import pytest
-from tests.support.mount_forkserver import Nursery
+from tests.support.mount_forkserver import MountForkserver
 from tests.support.redis_server import RedisServer
-from tests.support.watchdog import Watchdog
+from tests.support.watchdog import SuiteWatchdog
 
 def pytest_configure(config):
-    config.pluginmanager.register(Watchdog(config, leeway=8.0))
+    config.pluginmanager.register(SuiteWatchdog(config, leeway=8.0))
 
 @pytest.fixture
 def mount(tmp_path):
-    with RedisServer(tcp=True) as server, Nursery() as nursery, nursery.mounted(tmp_path, server.url()) as mount:
+    with RedisServer(tcp=True) as server, MountForkserver() as forkserver, forkserver.mount_server(tmp_path, server.url()) as mount:
         yield mount
 """
 HANGING_MOUNT = """

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from redisfuse import text as text_module
 from redisfuse.rendering import json_encoding, registry
-from redisfuse.rendering.iterate import REMEMBERED, Pace, Repetitions
-from redisfuse.rendering.registry import KINDS, lines
-from redisfuse.rendering.renderer import Element, Kind
-from redisfuse.rendering.streams import after
+from redisfuse.rendering.iterate import DEDUP_WINDOW_ELEMENTS, BatchSizer, Deduplicator
+from redisfuse.rendering.registry import RENDERERS, format_lines
+from redisfuse.rendering.renderer import Element, TypeRenderer
+from redisfuse.rendering.streams import next_entry_id
 from redisfuse.text import escape_line, escape_line_chunks
 from tests.support.unescape import unescape
 
@@ -90,39 +90,39 @@ def test_pieces_join(data: bytes) -> None:
         assert b"".join(escape_line_chunks(data)) == escape_line(data)
 
 
-def _elements(kind: Kind) -> st.SearchStrategy[Element]:
-    if kind.named:
+def _elements(kind: TypeRenderer) -> st.SearchStrategy[Element]:
+    if kind.has_pairs:
         pairs = st.lists(st.tuples(anything, anything), min_size=1, max_size=3)
         return pairs.map(lambda found: (b"1-1", *itertools.chain(*found)))
-    return st.tuples(*[anything] * kind.columns.count(b"%b"))
+    return st.tuples(*[anything] * kind.line_format.count(b"%b"))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.type.decode())
+@pytest.mark.parametrize("kind", RENDERERS.values(), ids=lambda kind: kind.type.decode())
 @given(data=st.data())
-def test_lines_are_reversible_and_counted(kind: Kind, data: st.DataObject) -> None:
+def test_lines_are_reversible_and_counted(kind: TypeRenderer, data: st.DataObject) -> None:
     """`wc -l` is the cardinality, and columns, names and values are found again by splitting and unescaping."""
     piece = data.draw(st.lists(_elements(kind), max_size=5))
-    text = b"".join(lines(kind, piece))
+    text = b"".join(format_lines(kind, piece))
     assert text.count(b"\n") == len(piece)
     read: list[Element] = []
     for line in text.split(b"\n")[:-1]:
         columns = line.split(b"\t")
-        if kind.named:
+        if kind.has_pairs:
             columns = [columns[0], *itertools.chain(*[column.split(b"=", 1) for column in columns[1:]])]
         read.append(tuple(map(unescape, columns)))
     assert read == piece
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=lambda kind: kind.type.decode())
+@pytest.mark.parametrize("kind", RENDERERS.values(), ids=lambda kind: kind.type.decode())
 @given(data=st.data())
-def test_large_elements_read_as_small_ones_do(kind: Kind, data: st.DataObject) -> None:
+def test_large_elements_read_as_small_ones_do(kind: TypeRenderer, data: st.DataObject) -> None:
     """Elements that are escaped in pieces have the same lines."""
     piece = data.draw(st.lists(_elements(kind), min_size=1, max_size=5))
-    expected = b"".join(lines(kind, piece))
+    expected = b"".join(format_lines(kind, piece))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "CHUNK_BYTES", 0)
         patch.setattr(text_module, "CHUNK_BYTES", 5)
-        assert b"".join(lines(kind, piece)) == expected
+        assert b"".join(format_lines(kind, piece)) == expected
 
 
 def _bytes_of(value: Any) -> bytes:
@@ -132,45 +132,47 @@ def _bytes_of(value: Any) -> bytes:
 @given(st.lists(anything, max_size=20).map(b"".join))
 def test_json_text_is_reversible(data: bytes) -> None:
     """Bytes as JSON are a string if they are UTF-8, else base64; in pieces or not; without controls."""
-    whole = b"".join(json_encoding.text(data))
+    whole = b"".join(json_encoding.encode_json(data))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_encoding, "PIECE", 6)
-        assert b"".join(json_encoding.text(data)) == whole
+        patch.setattr(json_encoding, "JSON_CHUNK_BYTES", 6)
+        assert b"".join(json_encoding.encode_json(data)) == whole
     assert _bytes_of(json.loads(whole)) == data
     assert not [char for char in whole.decode() if ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0]
 
 
 def test_after_is_the_next_id() -> None:
     """The id after one is the smallest greater one, over the end of the sequence numbers too."""
-    assert after(b"5-7") == b"5-8"
-    assert after(b"5-18446744073709551615") == b"6-0"
+    assert next_entry_id(b"5-7") == b"5-8"
+    assert next_entry_id(b"5-18446744073709551615") == b"6-0"
 
 
 def test_pace_slows_down_for_large_elements() -> None:
     """Pieces grow to 1000 small elements, and shrink to one where elements are of a MiB."""
-    pace = Pace()
+    pace = BatchSizer()
     for _ in range(5):
-        pace.saw([(b"x" * 10,)] * pace.count)
+        pace.record_batch([(b"x" * 10,)] * pace.count)
     assert pace.count == 1000
-    pace.saw([(b"x" * 100_000,)] * 1000)
+    pace.record_batch([(b"x" * 100_000,)] * 1000)
     assert pace.count == 10
-    pace.saw([(b"x" * 5_000_000,)] * 10)
+    pace.record_batch([(b"x" * 5_000_000,)] * 10)
     assert pace.count == 1
 
 
 @given(st.lists(st.binary(min_size=30, max_size=34), max_size=30))
 def test_repetitions_are_removed(names: list[bytes]) -> None:
     """Each name passes once, also of names around the length from which digests stand for them."""
-    repetitions = Repetitions()
+    repetitions = Deduplicator()
     passed = [
-        name for start in range(0, len(names), 3) for (name,) in repetitions.fresh([(n,) for n in names[start:][:3]])
+        name
+        for start in range(0, len(names), 3)
+        for (name,) in repetitions.filter_new([(n,) for n in names[start:][:3]])
     ]
     assert passed == list(dict.fromkeys(names))
 
 
 def test_repetitions_are_remembered_long_enough() -> None:
     """A name is recognised after 65 536 others."""
-    repetitions = Repetitions()
-    for start in range(0, REMEMBERED, 1000):
-        repetitions.fresh([(b"%d" % number,) for number in range(start, start + 1000)])
-    assert not repetitions.fresh([(b"%d" % number,) for number in range(1000, REMEMBERED)])
+    repetitions = Deduplicator()
+    for start in range(0, DEDUP_WINDOW_ELEMENTS, 1000):
+        repetitions.filter_new([(b"%d" % number,) for number in range(start, start + 1000)])
+    assert not repetitions.filter_new([(b"%d" % number,) for number in range(1000, DEDUP_WINDOW_ELEMENTS)])

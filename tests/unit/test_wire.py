@@ -4,16 +4,16 @@ import os
 import threading
 import time
 
-from redisfuse.fuse.wire import forget_attributes, write_aside
+from redisfuse.fuse.wire import inval_attributes, write_in_thread
 
 
 def test_it_is_written_when_that_returns() -> None:
     """What the kernel asks after the callback's answer, it asks after the notification."""
     read, write = os.pipe()
     try:
-        write_aside(write, forget_attributes(7))
+        write_in_thread(write, inval_attributes(7))
         os.set_blocking(read, False)
-        assert os.read(read, 100) == forget_attributes(7)
+        assert os.read(read, 100) == inval_attributes(7)
     finally:
         os.close(read)
         os.close(write)
@@ -30,7 +30,7 @@ def test_one_that_has_to_wait() -> None:
         except BlockingIOError:
             os.set_blocking(write, True)
         began = time.monotonic()
-        write_aside(write, b"notice")
+        write_in_thread(write, b"notice")
         assert 0.5 < time.monotonic() - began < 10
         while os.read(read, 65536)[-6:] != b"notice":
             pass
@@ -47,5 +47,5 @@ def test_a_connection_that_has_ended() -> None:
     """Nobody need be told any more."""
     read, write = os.pipe()
     os.close(read)
-    write_aside(write, b"notice")
+    write_in_thread(write, b"notice")
     os.close(write)

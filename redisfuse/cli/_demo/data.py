@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-Command = tuple[bytes | str | int | float, ...]
+DemoCommand = tuple[bytes | str | int | float, ...]
 
 _PEOPLE = [
     ("Ada Lovelace", "ada@example.com", "team"),
@@ -30,16 +30,16 @@ _WELCOME = """<!doctype html>
 _FIRST_EVENT_MS = 1_780_308_000_000  # 2026-06-01T10:00:00Z
 
 
-def commands() -> Iterator[Command]:
+def generate_commands() -> Iterator[DemoCommand]:
     """The commands that load an empty server."""
-    yield from _users()
-    yield from _sessions()
-    yield from _work()
-    yield from _content()
-    yield from _odd_names()
+    yield from _user_commands()
+    yield from _session_commands()
+    yield from _activity_commands()
+    yield from _content_commands()
+    yield from _odd_name_commands()
 
 
-def _users() -> Iterator[Command]:
+def _user_commands() -> Iterator[DemoCommand]:
     for number, (name, email, plan) in enumerate(_PEOPLE, 1001):
         since = f"2026-0{number % 5 + 1}-1{number % 9}"
         yield "HSET", f"user:{number}", "name", name, "email", email, "plan", plan, "since", since
@@ -47,14 +47,14 @@ def _users() -> Iterator[Command]:
     yield "SET", "user", len(_PEOPLE)  # a key beside the keys under it
 
 
-def _sessions() -> Iterator[Command]:
+def _session_commands() -> Iterator[DemoCommand]:
     for number, (name, _, _) in enumerate(_PEOPLE[:4], 1001):
         token = hashlib.sha256(name.encode()).hexdigest()[:16]
         session = {"user": number, "ip": f"192.0.2.{number % 200}", "cart": _PRODUCTS[number % 4][0]}
         yield "SET", f"session:{token}", json.dumps(session), "EX", 1800 + 60 * (number % 7)
 
 
-def _work() -> Iterator[Command]:
+def _activity_commands() -> Iterator[DemoCommand]:
     for number, (_, email, plan) in enumerate(_PEOPLE):
         template = "overdue" if plan == "trial" else "welcome"
         yield "RPUSH", "queue:email", json.dumps({"to": email, "template": template, "attempt": number % 2 + 1})
@@ -70,7 +70,7 @@ def _work() -> Iterator[Command]:
         yield "PFADD", "visitors:2026-06-01", f"visitor-{number}"
 
 
-def _content() -> Iterator[Command]:
+def _content_commands() -> Iterator[DemoCommand]:
     yield "SET", "template:welcome.html", _WELCOME
     yield "SET", "template:overdue.txt", "Dear {{ name }},\nyour trial is over.\n"
     for product, cents in _PRODUCTS:
@@ -82,7 +82,7 @@ def _content() -> Iterator[Command]:
     yield "HSET", "config:site", "title", "Acme", "currency", "EUR", "retries", 3
 
 
-def _odd_names() -> Iterator[Command]:
+def _odd_name_commands() -> Iterator[DemoCommand]:
     for key in (
         b"odd:a/b",
         b"odd:..",
