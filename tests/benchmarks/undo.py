@@ -34,10 +34,9 @@ def _measure_rollbacks(bench: BenchmarkRun) -> ResultTable:
             try:
                 make_changes(ground, changes, keys=keys)
                 direct = measure_bare_sets(ground, changes, keys)
-                selecting = measure_seconds(
-                    lambda: select_groups(ground.journal, RollbackSelection(session=ground.session))
-                )
-                groups = select_groups(ground.journal, RollbackSelection(session=ground.session))
+                selection = RollbackSelection(session=ground.session)
+                selecting = measure_seconds(lambda: select_groups(ground.journal, selection))  # noqa: B023
+                groups = select_groups(ground.journal, selection)
                 planning = measure_seconds(lambda: plan_rollback(ground.journal, ground.server, groups))  # noqa: B023
                 plan = plan_rollback(ground.journal, ground.server, groups)
                 rolling = measure_seconds(lambda: ground.create_rollback().run(plan.groups))  # noqa: B023

@@ -114,7 +114,7 @@ class Computer:
     def __enter__(self) -> Self:
         self._server.start()
         with contextlib.closing(self._server.client()) as client:
-            for command in data.commands():
+            for command in data.generate_commands():
                 client.execute_command(*command)  # type: ignore[no-untyped-call]
         self._home.mkdir()
         programs = self._folder / "bin"
@@ -127,7 +127,7 @@ class Computer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for mount in mountpoints.mounts():
+        for mount in mountpoints.list_redisfuse_mounts():
             if self._folder in mount.mountpoint.parents:
                 mountpoints.unmount(mount.mountpoint, lazy=True)
         for process in self._mounts:

@@ -27,19 +27,19 @@ COMMANDS = reference.all_commands()
 SERVER_LIMITS = Limits()
 
 FIXED_LIMITS = {
-    "size of a value": key_writer.LARGEST,
+    "size of a value": key_writer.MAX_VALUE_BYTES,
     "bytes of a name": encoding.NAME_MAX,
     "bytes of a path": grammar.PATH_MAX,
-    "text of a collection with an exact size": content.RENDER_BYTES,
-    "fields searched for one with a path too long": filesystem.LONG_FIELD_LIMIT,
-    "a value that is read at once": SERVER_LIMITS.piece,
+    "text of a collection with an exact size": content.MAX_RENDERED_BYTES,
+    "fields searched for one with a path too long": filesystem.MAX_DIGEST_SCAN_FIELDS,
+    "a value that is read at once": SERVER_LIMITS.chunk_bytes,
     "elements that one command reads": SERVER_LIMITS.scan_count,
-    "commands that are sent at once": SERVER_LIMITS.pipeline,
-    "values kept for programs that are reading them": inode_content.SMALL_BYTES,
-    "larger values kept for programs that are reading them": inode_content.LARGE_NODES,
-    "an edit that is kept in memory": write_buffer.SPOOL_BYTES,
-    "attempts at a save while the key keeps changing": executor.ATTEMPTS,
-    "wait for another process that writes to the journal": database.BUSY_TIMEOUT,
+    "commands that are sent at once": SERVER_LIMITS.pipeline_size,
+    "values kept for programs that are reading them": inode_content.MAX_INLINE_BYTES,
+    "larger values kept for programs that are reading them": inode_content.MAX_LARGE_NODES,
+    "an edit that is kept in memory": write_buffer.SPOOL_THRESHOLD_BYTES,
+    "attempts at a save while the key keeps changing": executor.MAX_ATTEMPTS,
+    "wait for another process that writes to the journal": database.BUSY_TIMEOUT_SECONDS,
 }
 """The limits without an option, by their name in limits.md."""
 
