@@ -1,8 +1,8 @@
-"""`NAME%dump`: the payload of DUMP, byte for byte, if the key is small enough: DUMP blocks the server while it runs."""
+"""`NAME%dump`: the payload of DUMP, byte for byte, if the key is small enough: DUMP blocks the server."""
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError, TooLargeError
-from redisfuse.rendering.iterate import count_bytes
+from redisfuse.rendering.iterate import count_bytes, key_vanished_error
 from redisfuse.rendering.registry import RENDERERS
 from redisfuse.rendering.renderer import length_command
 
@@ -10,10 +10,11 @@ MAX_DUMP_BYTES = 32 << 20  # of a string, or (estimated) of all elements: about 
 
 
 def fetch_dump(client: RedisClient, key: bytes, max_elements: int, max_bytes: int = MAX_DUMP_BYTES) -> bytes:
-    """The payload. TooLargeError above `limit` elements or `most_bytes` bytes, where that can be known beforehand.
+    """Return the payload.
 
-    The bytes of a collection are estimated from its first elements; nothing is known of a module's type. Raises
-    NotFoundError; WrongTypeError if the key changes its type meanwhile.
+    Raises TooLargeError above `max_elements` elements or `max_bytes` bytes. The bytes of a collection are estimated
+    from its first elements; the size of a module's type can't be estimated and isn't limited. Raises NotFoundError;
+    WrongTypeError if the key changes its type meanwhile.
     """
     type = client.execute(b"TYPE", key)
     if type == b"none":
@@ -31,6 +32,6 @@ def fetch_dump(client: RedisClient, key: bytes, max_elements: int, max_bytes: in
         raise TooLargeError(f"{key!r} has about {length} bytes; the limit is {max_bytes}, since DUMP blocks the server")
     payload = client.execute(b"DUMP", key)
     if payload is None:
-        raise NotFoundError(f"key {key!r} does not exist any more")
+        raise key_vanished_error(key)
     assert isinstance(payload, bytes)
     return payload

@@ -1,4 +1,4 @@
-"""A whole hash: `field<TAB>value` a line, in no order. In JSON, an object."""
+"""Whole hashes: `field<TAB>value` a line, in no order. In JSON, an object."""
 
 from collections.abc import Iterator
 
@@ -8,19 +8,21 @@ from redisfuse.rendering.json_encoding import encode_json
 from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
-    """Its fields, `(field, value)`."""
-    return iter_scan(client, key, b"hash", b"HSCAN", 2)
+class HashRenderer(TypeRenderer):
+    """Elements are `(field, value)`."""
 
+    type = b"hash"
+    line_format = b"%b\t%b\n"
+    json_brackets = (b"{", b"}")
+    is_json_object = True
 
-def element_to_json(element: Element) -> Iterator[bytes]:
-    """`"field": "value"`."""
-    field, value = element
-    yield from encode_json(field)
-    yield b": "
-    yield from encode_json(value)
+    def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
+        """Yield the fields, in no order."""
+        return iter_scan(client, key, self.type, b"HSCAN", 2)
 
-
-HASH = TypeRenderer(
-    b"hash", iter_batches, element_to_json, line_format=b"%b\t%b\n", json_brackets=(b"{", b"}"), is_json_object=True
-)
+    def element_to_json(self, element: Element) -> Iterator[bytes]:
+        """Yield `"field": "value"`."""
+        field, value = element
+        yield from encode_json(field)
+        yield b": "
+        yield from encode_json(value)

@@ -1,10 +1,10 @@
-"""`NAME%json`: a key of any type as one JSON document, an element a line, streamed as it is walked.
+"""`NAME%json`: a key of any type as one JSON document, an element a line, streamed as the key is iterated.
 
 `{"key": …, "type": …, "ttl": milliseconds or -1, "value": …}`. The value is a string, an array (list, set; of
 `{"member", "score"}` for a zset; of `{"id", "fields"}` for a stream), an object (hash), the document itself (JSON
-module) or null (other modules). Bytes that are not UTF-8 are `{"base64": "…"}`. The fields of a hash whose *names*
-are not UTF-8 can't be names in JSON: they follow as `"binary_fields": [[field, value], …]`, which is there only if
-there are any.
+module) or null (other modules). Bytes that are not UTF-8 are `{"base64": "…"}`. Fields of a hash whose *names* are not
+UTF-8 can't be names in JSON: they follow as `"binary_fields": [[field, value], …]`, which is present only if the hash
+has such fields.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,17 @@ from tempfile import SpooledTemporaryFile
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError
-from redisfuse.rendering import json, strings
-from redisfuse.rendering.json_encoding import JSON_CHUNK_BYTES, encode_json, encode_json_chunks, is_utf8
+from redisfuse.rendering import rejson, strings
+from redisfuse.rendering.json_encoding import JSON_CHUNK_BYTES, encode_json, encode_json_file, is_utf8
 from redisfuse.rendering.registry import RENDERERS
 from redisfuse.rendering.renderer import TypeRenderer
 
 
 def render_json_document(client: RedisClient, key: bytes) -> Iterator[bytes]:
-    """The document, in pieces. Raises NotFoundError; and WrongTypeError or ConflictError if the key changes midway."""
+    """Yield the document, in chunks.
+
+    Raises NotFoundError; WrongTypeError or ConflictError if the key changes midway.
+    """
     type, ttl = client.execute_many([(b"TYPE", key), (b"PTTL", key)])
     for reply in (type, ttl):
         if isinstance(reply, Exception):
@@ -41,46 +44,41 @@ def _render_value(client: RedisClient, key: bytes, type: bytes) -> Iterator[byte
         yield from _render_collection(client, key, RENDERERS[type])
     elif type == b"string":
         yield from _render_string(client, key)
-    elif type == json.JSON_TYPE:
-        yield from json.fetch_json(client, key)
+    elif type == rejson.JSON_TYPE:
+        yield from rejson.fetch_json(client, key)
     else:
         yield b"null"
 
 
 def _render_collection(client: RedisClient, key: bytes, renderer: TypeRenderer) -> Iterator[bytes]:
     opening, closing = renderer.json_brackets
-    empty = True
-    with SpooledTemporaryFile(max_size=CHUNK_BYTES) as binary:
+    is_first = True
+    with SpooledTemporaryFile(max_size=CHUNK_BYTES) as binary_fields:
         yield opening
-        for piece in renderer.iter_batches(client, key):
-            out = []
-            for element in piece:
+        for batch in renderer.iter_batches(client, key):
+            output: list[bytes] = []
+            for element in batch:
                 if renderer.is_json_object and not is_utf8([element[0]]):
-                    binary.write(b",\n    [" if binary.tell() else b"\n    [")
-                    for part in (element[0], element[1]):
-                        binary.writelines([b", "] if part is element[1] else [])
-                        binary.writelines(encode_json(part))
-                    binary.write(b"]")
+                    binary_fields.write(b",\n    [" if binary_fields.tell() else b"\n    [")
+                    binary_fields.writelines(encode_json(element[0]))
+                    binary_fields.write(b", ")
+                    binary_fields.writelines(encode_json(element[1]))
+                    binary_fields.write(b"]")
                     continue
-                out.append(b"\n    " if empty else b",\n    ")
-                empty = False
-                out += renderer.element_to_json(element)
-            yield b"".join(out)
-        yield closing if empty else b"\n  " + closing
-        if binary.tell():
+                output.append(b"\n    " if is_first else b",\n    ")
+                is_first = False
+                output += renderer.element_to_json(element)
+            yield b"".join(output)
+        yield closing if is_first else b"\n  " + closing
+        if binary_fields.tell():
             yield b',\n  "binary_fields": ['
-            binary.seek(0)
-            while part := binary.read(JSON_CHUNK_BYTES):
-                yield part
+            binary_fields.seek(0)
+            while chunk := binary_fields.read(JSON_CHUNK_BYTES):
+                yield chunk
             yield b"\n  ]"
 
 
 def _render_string(client: RedisClient, key: bytes) -> Iterator[bytes]:
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         file.writelines(strings.iter_chunks(client, key))
-
-        def again() -> Iterator[bytes]:
-            file.seek(0)
-            yield from iter(lambda: file.read(JSON_CHUNK_BYTES), b"")
-
-        yield from encode_json_chunks(again)
+        yield from encode_json_file(file)

@@ -1,4 +1,4 @@
-"""A list: one element a line. In JSON, an array."""
+"""Lists: one element a line, from head to tail. In JSON, an array."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,16 @@ from redisfuse.rendering.json_encoding import encode_json
 from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
-    """Its elements, `(element,)`, from head to tail."""
-    return iter_range(client, key, b"list", b"LRANGE")
+class ListRenderer(TypeRenderer):
+    """Elements are `(element,)`."""
 
+    type = b"list"
+    line_format = b"%b\n"
 
-def element_to_json(element: Element) -> Iterator[bytes]:
-    """`"element"`."""
-    return encode_json(element[0])
+    def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
+        """Yield the elements, from head to tail."""
+        return iter_range(client, key, self.type, b"LRANGE")
 
-
-LIST = TypeRenderer(b"list", iter_batches, element_to_json, line_format=b"%b\n")
+    def element_to_json(self, element: Element) -> Iterator[bytes]:
+        """Yield `"element"`."""
+        return encode_json(element[0])

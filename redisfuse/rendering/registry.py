@@ -1,60 +1,63 @@
-"""A key of any type as the text of its file: the registry of types, and the walk from elements to lines."""
+"""The registry of types, and the text of a key's file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError
-from redisfuse.rendering import json, strings
-from redisfuse.rendering.hashes import HASH
+from redisfuse.rendering import rejson, strings
+from redisfuse.rendering.hashes import HashRenderer
 from redisfuse.rendering.iterate import count_bytes
-from redisfuse.rendering.lists import LIST
+from redisfuse.rendering.lists import ListRenderer
 from redisfuse.rendering.renderer import Element, TypeRenderer
-from redisfuse.rendering.sets import SET
-from redisfuse.rendering.streams import STREAM
+from redisfuse.rendering.sets import SetRenderer
+from redisfuse.rendering.streams import StreamRenderer
 from redisfuse.rendering.unknown import describe_unknown_type
-from redisfuse.rendering.zsets import ZSET
+from redisfuse.rendering.zsets import SortedSetRenderer
 from redisfuse.text import PLAIN, escape_line, escape_line_chunks
 
-RENDERERS = {kind.type: kind for kind in (LIST, SET, ZSET, HASH, STREAM)}
+RENDERERS: dict[bytes, TypeRenderer] = {
+    renderer.type: renderer
+    for renderer in (ListRenderer(), SetRenderer(), SortedSetRenderer(), HashRenderer(), StreamRenderer())
+}
 
 _DELIMITERS = (b"\t", b"\n", b"=")
 
 
 def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]:
-    """What the key's file holds, in pieces of about 1 MiB or 1000 elements, each fetched when it is asked for.
+    """Yield the text of a key's file, in chunks of about 1 MiB or 1000 elements, each fetched when it is needed.
 
-    `type` is what TYPE said. Raises NotFoundError or WrongTypeError, also midway, if the key vanished or changed its
-    type; ConflictError if a string changed its length.
+    `type` is the reply of TYPE. Raises NotFoundError or WrongTypeError, also midway, if the key vanished or changed
+    its type; ConflictError if a string changed its length.
     """
     if type in RENDERERS:
-        kind = RENDERERS[type]
-        for piece in kind.iter_batches(client, key):
-            yield from format_lines(kind, piece)
+        renderer = RENDERERS[type]
+        for batch in renderer.iter_batches(client, key):
+            yield from format_lines(renderer, batch)
     elif type == b"string":
         yield from strings.iter_chunks(client, key)
-    elif type == json.JSON_TYPE:
-        yield from json.fetch_json(client, key)
+    elif type == rejson.JSON_TYPE:
+        yield from rejson.fetch_json(client, key)
     elif type == b"none":
         raise NotFoundError(f"key {key!r} does not exist")
     else:
         yield describe_unknown_type(type)
 
 
-def render_text_within(client: RedisClient, key: bytes, type: bytes, max_bytes: int) -> bytes | None:
-    """The whole text, or None if it is longer than `at_most` bytes. Raises as `render_text` does."""
-    pieces = []
+def join_within(chunks: Iterable[bytes], max_bytes: int) -> bytes | None:
+    """Return all chunks joined, or None if they have more than `max_bytes` bytes. Stops at the first excess chunk."""
+    joined: list[bytes] = []
     size = 0
-    for piece in render_text(client, key, type):
-        size += len(piece)
+    for chunk in chunks:
+        size += len(chunk)
         if size > max_bytes:
             return None
-        pieces.append(piece)
-    return b"".join(pieces)
+        joined.append(chunk)
+    return b"".join(joined)
 
 
 def format_lines(renderer: TypeRenderer, batch: list[Element]) -> Iterator[bytes]:
-    """The lines of these elements: in one go, unless they are large. Pure."""
+    """Yield the lines of these elements: in one chunk, unless the elements are large. Pure."""
     if count_bytes(batch) <= 4 * CHUNK_BYTES:
         yield _format_small_lines(renderer, batch)
         return
@@ -67,11 +70,11 @@ def format_lines(renderer: TypeRenderer, batch: list[Element]) -> Iterator[bytes
 
 def _format_small_lines(renderer: TypeRenderer, batch: list[Element]) -> bytes:
     raw = b"".join([renderer.get_line_format(len(element)) % element for element in batch])
-    # The ordinary case is decided for all lines at once: nothing but plain bytes, and no more marks than the format's.
+    # The common case is decided for all lines at once: plain bytes only, and no delimiters but those of the formats.
     if not raw.translate(None, PLAIN + b"\t\n"):
         formats = [renderer.get_line_format(len(element)) for element in batch]
-        marks = _DELIMITERS if renderer.has_pairs else _DELIMITERS[:2]
-        if all(raw.count(mark) == sum([form.count(mark) for form in formats]) for mark in marks):
+        delimiters = _DELIMITERS if renderer.has_pairs else _DELIMITERS[:2]
+        if all(raw.count(byte) == sum([line_format.count(byte) for line_format in formats]) for byte in delimiters):
             return raw
     return b"".join([renderer.get_line_format(len(element)) % _escape_element(renderer, element) for element in batch])
 
@@ -84,8 +87,8 @@ def _escape_element(renderer: TypeRenderer, element: Element) -> Element:
 
 
 def _format_large_line(renderer: TypeRenderer, element: Element) -> Iterator[bytes]:
-    _, *ends = renderer.get_line_format(len(element)).split(b"%b")  # what follows each part
-    for number, (part, end) in enumerate(zip(element, ends, strict=True)):
+    _, *suffixes = renderer.get_line_format(len(element)).split(b"%b")  # the bytes after each part
+    for number, (part, suffix) in enumerate(zip(element, suffixes, strict=True)):
         for text in escape_line_chunks(part):
             yield text.replace(b"=", rb"\x3d") if renderer.has_pairs and number % 2 else text
-        yield end
+        yield suffix

@@ -1,12 +1,13 @@
-"""What the module of one Redis type says about it: how to walk it, and how one of its elements reads.
+"""What each collection type defines: how to iterate over its elements, and how one element reads.
 
-An element is a tuple of its raw parts: `(element,)` of a list, `(member,)`, `(score, member)`, `(field, value)`,
-`(id, field, value, field, value…)`.
+An element is a tuple of its raw parts: `(element,)` of a list, `(member,)` of a set, `(score, member)` of a sorted
+set, `(field, value)` of a hash, `(id, field, value, field, value…)` of a stream.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from functools import lru_cache
+from typing import ClassVar
 
 from redisfuse.client.client import RedisClient
 
@@ -23,24 +24,32 @@ LENGTH_COMMANDS = {
 
 
 def length_command(type: bytes) -> bytes | None:
-    """The command that tells a key's length (bytes of a string, elements of a collection); None for a module's type."""
+    """Return the command for a key's length: bytes of a string, elements of a collection.
+
+    None for a module's type.
+    """
     return LENGTH_COMMANDS.get(type)
 
 
-@dataclass(frozen=True, slots=True)
-class TypeRenderer:
-    """A collection type."""
+class TypeRenderer(ABC):
+    """One collection type. Stateless."""
 
-    type: bytes
-    iter_batches: Callable[[RedisClient, bytes], Iterator[list[Element]]]  # the elements of a key, in pieces
-    element_to_json: Callable[[Element], Iterator[bytes]]  # an element as JSON, in pieces
-    line_format: bytes  # the format of a line, with a %b for each part; before the pairs, if it is `has_pairs`
-    json_brackets: tuple[bytes, bytes] = (b"[", b"]")  # around the elements in JSON
-    is_json_object: bool = False  # its JSON is an object, whose names can't be anything but UTF-8
-    has_pairs: bool = False  # the parts from 1 on are pairs, written name=value; a "=" is escaped in names
+    type: ClassVar[bytes]  # as TYPE replies
+    line_format: ClassVar[bytes]  # of a line, with a %b for each part; with `has_pairs`, what precedes the pairs
+    json_brackets: ClassVar[tuple[bytes, bytes]] = (b"[", b"]")  # around the elements in JSON
+    is_json_object: ClassVar[bool] = False  # its JSON is an object, whose names must be UTF-8
+    has_pairs: ClassVar[bool] = False  # the parts from 1 on are pairs, written name=value; a "=" in a name is escaped
+
+    @abstractmethod
+    def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
+        """Yield the elements of a key in batches. Raises NotFoundError, WrongTypeError."""
+
+    @abstractmethod
+    def element_to_json(self, element: Element) -> Iterator[bytes]:
+        """Yield an element as JSON, in chunks."""
 
     def get_line_format(self, part_count: int) -> bytes:
-        """The format of a line with so many parts."""
+        """Return the format of the line of an element with `part_count` parts."""
         return _build_pair_format(self.line_format, part_count // 2) if self.has_pairs else self.line_format
 
 

@@ -1,4 +1,4 @@
-"""A set: one member a line, in no order. In JSON, an array."""
+"""Sets: one member a line, in no order. In JSON, an array."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,16 @@ from redisfuse.rendering.json_encoding import encode_json
 from redisfuse.rendering.renderer import Element, TypeRenderer
 
 
-def iter_batches(client: RedisClient, key: bytes) -> Iterator[list[Element]]:
-    """Its members, `(member,)`."""
-    return iter_scan(client, key, b"set", b"SSCAN", 1)
+class SetRenderer(TypeRenderer):
+    """Elements are `(member,)`."""
 
+    type = b"set"
+    line_format = b"%b\n"
 
-def element_to_json(element: Element) -> Iterator[bytes]:
-    """`"member"`."""
-    return encode_json(element[0])
+    def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
+        """Yield the members, in no order."""
+        return iter_scan(client, key, self.type, b"SSCAN", 1)
 
-
-SET = TypeRenderer(b"set", iter_batches, element_to_json, line_format=b"%b\n")
+    def element_to_json(self, element: Element) -> Iterator[bytes]:
+        """Yield `"member"`."""
+        return encode_json(element[0])

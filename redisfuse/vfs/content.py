@@ -18,7 +18,7 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.rendering.dump import fetch_dump
 from redisfuse.rendering.json_document import render_json_document
-from redisfuse.rendering.registry import render_text, render_text_within
+from redisfuse.rendering.registry import join_within, render_text
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
 from redisfuse.vfs.growing_content import GrowingContent
@@ -182,18 +182,9 @@ class ContentLoader:
             self._cached_bytes -= _entry_cost(dropped)
 
     def _render_within_limit(self, node: KeyNode) -> bytes | None:
-        if node.view is None:
-            return render_text_within(self._client, node.target.key, node.type, MAX_RENDERED_BYTES)
         if node.view == "dump":
             return fetch_dump(self._client, node.target.key, self._dump_limit)
-        pieces: list[bytes] = []
-        size = 0
-        for piece in render_json_document(self._client, node.target.key):
-            size += len(piece)
-            if size > MAX_RENDERED_BYTES:
-                return STREAM_ONLY
-            pieces.append(piece)
-        return b"".join(pieces)
+        return join_within(self._stream_rendering(node), MAX_RENDERED_BYTES)
 
     def _stream_rendering(self, node: KeyNode) -> Iterator[bytes]:
         if node.view is None:

@@ -1,5 +1,6 @@
-"""rendering/ on real servers: renderings, documents and dumps of keys of any size, also of keys that change meanwhile."""
+"""Renderings, JSON documents and dumps on a real server, of keys of any size and of keys that change meanwhile."""
 
+import builtins
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -12,14 +13,14 @@ from redisfuse.client.client import Limits, RedisClient
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, TooLargeError, WrongTypeError
 from redisfuse.rendering.dump import fetch_dump
 from redisfuse.rendering.json_document import render_json_document
-from redisfuse.rendering.registry import RENDERERS, render_text, render_text_within
+from redisfuse.rendering.registry import RENDERERS, join_within, render_text
 from tests.support.redis_server import RedisServer
 from tests.support.unescape import unescape
 
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """redisfuse's own reading connection to the test's server."""
+    """Return redisfuse's client of the test's server."""
     server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=20.0))
     yield server
     server.close()
@@ -27,12 +28,12 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> redis.Redis:
-    """A client of the test's own, which may write."""
+    """Return a client of the test, which may write."""
     return redis_server.client()
 
 
 def fill(client: redis.Redis, type: str, count: int, size: int = 10) -> None:
-    """A key `k` of a type, with `count` elements of about `size` bytes."""
+    """Create a key `k` of a type, with `count` elements of about `size` bytes."""
     for start in range(0, count, 1000):
         numbers = range(start, min(start + 1000, count))
         values = {b"%0*d" % (size, number): number for number in numbers}
@@ -52,17 +53,17 @@ def fill(client: redis.Redis, type: str, count: int, size: int = 10) -> None:
 
 
 def parts(text: bytes) -> list[bytes]:
-    """The last column of every line."""
+    """Return the last column of every line."""
     return [unescape(line.rsplit(b"\t", 1)[-1]) for line in text.split(b"\n")[:-1]]
 
 
-TYPES = [kind.decode() for kind in RENDERERS]
+TYPES = [type.decode() for type in RENDERERS]
 
 
 @pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 144, 3000])
 def test_every_element_is_rendered_once(server: RedisClient, client: redis.Redis, type: str, count: int) -> None:
-    """A rendering has each element once, in order where the type has one, wherever its pieces end."""
+    """A rendering has each element once, in order where the type has one, wherever its batches end."""
     fill(client, type, count)
     text = b"".join(render_text(server, b"k", type.encode()))
     lines = text.split(b"\n")[:-1]
@@ -78,26 +79,26 @@ def test_every_element_is_rendered_once(server: RedisClient, client: redis.Redis
 
 
 def test_scores_read_as_redis_shows_them(server: RedisClient, client: redis.Redis) -> None:
-    """Scores are spelled by the server: 3, 1.5, inf."""
+    """Scores are written as the server writes them: 3, 1.5, inf."""
     client.zadd("k", {"low": float("-inf"), "three": 3, "half": 1.5, "big": 1e21, "high": float("inf")})
     assert b"".join(render_text(server, b"k", b"zset")) == b"-inf\tlow\n1.5\thalf\n3\tthree\n1e+21\tbig\ninf\thigh\n"
 
 
 def test_an_empty_stream_is_an_empty_file(server: RedisClient, client: redis.Redis) -> None:
-    """A stream without entries exists, and is no error."""
+    """A stream without entries exists; its file is empty."""
     client.xadd("k", {"a": "b"}, id="1-0")
     client.xdel("k", "1-0")
     assert b"".join(render_text(server, b"k", b"stream")) == b""
 
 
 @pytest.mark.parametrize("type", [*TYPES, "string", "none"])
-def test_a_missing_key_is_no_empty_file(server: RedisClient, type: str) -> None:
-    """Rendering what is not there raises NotFoundError, whatever it was thought to be."""
+def test_a_missing_key_is_not_an_empty_file(server: RedisClient, type: str) -> None:
+    """Rendering a key that doesn't exist raises NotFoundError, whatever type it is rendered as."""
     with pytest.raises(NotFoundError):
         b"".join(render_text(server, b"gone", type.encode()))
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("type", TYPES)
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -106,16 +107,16 @@ def test_a_missing_key_is_no_empty_file(server: RedisClient, type: str) -> None:
     ],
     ids=["vanishes", "becomes a string"],
 )
-def test_a_key_that_goes_midway_is_no_short_file(
+def test_a_key_that_vanishes_midway_is_not_a_short_file(
     server: RedisClient,
     client: redis.Redis,
-    kind: str,
+    type: str,
     change: Callable[[redis.Redis], object],
-    error: type[RedisFuseError],
+    error: builtins.type[RedisFuseError],
 ) -> None:
     """A key that vanishes or changes its type while it streams is an error, never just the end."""
-    fill(client, kind, 5000)
-    text, json_text = render_text(server, b"k", kind.encode()), render_json_document(server, b"k")
+    fill(client, type, 5000)
+    text, json_text = render_text(server, b"k", type.encode()), render_json_document(server, b"k")
     next(text)
     while len(next(json_text)) < 100:  # up to the first elements
         pass
@@ -127,24 +128,24 @@ def test_a_key_that_goes_midway_is_no_short_file(
 
 
 def test_no_element_is_repeated_when_a_table_shrinks(server: RedisClient, client: redis.Redis) -> None:
-    """*SCAN may give elements twice when the table shrinks meanwhile; a rendering has every survivor, once."""
+    """*SCAN may return elements twice when the table shrinks meanwhile; a rendering has every survivor once."""
     fill(client, "set", 60_000)
     text = render_text(server, b"k", b"set")
-    seen = [next(text) for _ in range(30)]
+    first_chunks = [next(text) for _ in range(30)]
     for start in range(0, 60_000, 1000):
         client.srem("k", *[b"%010d" % number for number in range(start, start + 1000) if number % 20])
-    members = parts(b"".join([*seen, *text]))
+    members = parts(b"".join([*first_chunks, *text]))
     assert {b"%010d" % number for number in range(0, 60_000, 20)} <= set(members)
     assert len(members) == len(set(members))
 
 
 @pytest.mark.parametrize("type", ["set", "hash", "list"])
 def test_streaming_keeps_memory_flat(server: RedisClient, client: redis.Redis, type: str) -> None:
-    """200 000 elements stream without being held: memory stays under 24 MB, most of it for telling repetitions."""
+    """200 000 elements stream without being buffered: memory stays under 24 MB, most of it to recognise repetitions."""
     fill(client, type, 200_000)
     tracemalloc.start()
     try:
-        count = sum(piece.count(b"\n") for piece in render_text(server, b"k", type.encode()))
+        count = sum(chunk.count(b"\n") for chunk in render_text(server, b"k", type.encode()))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -153,8 +154,8 @@ def test_streaming_keeps_memory_flat(server: RedisClient, client: redis.Redis, t
 
 
 @pytest.mark.parametrize("type", ["hash", "list", "zset"])
-def test_no_piece_is_larger_than_asked_for(server: RedisClient, client: redis.Redis, type: str) -> None:
-    """Commands ask for at most 1000 elements, and for fewer where elements are large."""
+def test_batches_are_bounded(server: RedisClient, client: redis.Redis, type: str) -> None:
+    """Commands request at most 1000 elements, and fewer where elements are large."""
     fill(client, type, 400, size=100_000)
     client.config_resetstat()
     before = server.stats.bytes_received
@@ -165,13 +166,12 @@ def test_no_piece_is_larger_than_asked_for(server: RedisClient, client: redis.Re
     assert 30 <= calls[f"cmdstat_{command}"] <= 120
 
 
-def test_rendered_stops_at_its_limit(server: RedisClient, client: redis.Redis) -> None:
-    """A rendering is held in memory up to a number of bytes; beyond, it is None."""
+def test_join_within_stops_at_its_limit(server: RedisClient, client: redis.Redis) -> None:
+    """A rendering is joined up to a number of bytes; beyond, the result is None."""
     fill(client, "list", 1000)
-    assert render_text_within(server, b"k", b"list", 11_000) == b"".join(
-        [b"%010d\n" % number for number in range(1000)]
-    )
-    assert render_text_within(server, b"k", b"list", 10_999) is None
+    expected = b"".join([b"%010d\n" % number for number in range(1000)])
+    assert join_within(render_text(server, b"k", b"list"), 11_000) == expected
+    assert join_within(render_text(server, b"k", b"list"), 10_999) is None
 
 
 def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> None:
@@ -179,16 +179,16 @@ def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> Non
 
     def read(key: str | bytes) -> dict[str, object]:
         raw = key if isinstance(key, bytes) else key.encode()
-        found = json.loads(b"".join(render_json_document(server, raw)))
-        assert isinstance(found, dict)
-        return found
+        document = json.loads(b"".join(render_json_document(server, raw)))
+        assert isinstance(document, dict)
+        return document
 
     client.set("s", "text", px=100_000)
-    found = read("s")
-    ttl = found.pop("ttl")
+    document = read("s")
+    ttl = document.pop("ttl")
     assert isinstance(ttl, int)
     assert 0 < ttl <= 100_000
-    assert found == {"key": "s", "type": "string", "value": "text"}
+    assert document == {"key": "s", "type": "string", "value": "text"}
     client.set(b"\xff", b"\xfe")
     assert read(b"\xff") == {"key": {"base64": "/w=="}, "type": "string", "ttl": -1, "value": {"base64": "/g=="}}
     client.rpush("l", "a", b"\x80")
@@ -200,14 +200,16 @@ def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> Non
     client.hset("h", mapping={"a": "b"})
     assert read("h") == {"key": "h", "type": "hash", "ttl": -1, "value": {"a": "b"}}
     client.hset("h", mapping={b"\xff": b"\xfe", b"\xfe": "c"})
-    found = read("h")
-    assert found["value"] == {"a": "b"}
-    pairs = found["binary_fields"]
+    document = read("h")
+    assert document["value"] == {"a": "b"}
+    pairs = document["binary_fields"]
     assert isinstance(pairs, list)
     assert sorted(pairs, key=str) == [[{"base64": "/g=="}, "c"], [{"base64": "/w=="}, {"base64": "/g=="}]]
     client.delete("h")
     client.hset("h", mapping={b"\xff": "x"})
     assert (read("h")["value"], read("h")["binary_fields"]) == ({}, [[{"base64": "/w=="}, "x"]])
+    client.hset("h", mapping={b"\xff": b"\xff"})  # CPython has one object for each single byte
+    assert read("h")["binary_fields"] == [[{"base64": "/w=="}, {"base64": "/w=="}]]
     client.xadd("x", {"a": "b", "c": b"\xff"}, id="1-1")
     assert read("x")["value"] == [{"id": "1-1", "fields": [["a", "b"], ["c", {"base64": "/w=="}]]}]
     with pytest.raises(NotFoundError):
@@ -218,14 +220,14 @@ def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> Non
 def test_documents_stream(server: RedisClient, client: redis.Redis, type: str) -> None:
     """A document of a large collection is valid JSON with every element, and is not built in memory."""
     fill(client, type, 20_000)
-    pieces = list(render_json_document(server, b"k"))
-    assert len(json.loads(b"".join(pieces))["value"]) == 20_000
-    assert max(map(len, pieces)) < 200_000
+    chunks = list(render_json_document(server, b"k"))
+    assert len(json.loads(b"".join(chunks))["value"]) == 20_000
+    assert max(map(len, chunks)) < 200_000
 
 
 @pytest.mark.parametrize("content", ["é漢" * 700_000, b"\xff" * 3_000_001], ids=["text", "bytes"])
 def test_documents_of_large_strings(server: RedisClient, client: redis.Redis, content: str | bytes) -> None:
-    """A string larger than a piece is one JSON value too, with characters and base64 whole at the seams."""
+    """A string longer than a chunk is one JSON value too, with characters and base64 intact where chunks join."""
     client.set("k", content)
     value = json.loads(b"".join(render_json_document(server, b"k")))["value"]
     if isinstance(content, str):
@@ -234,8 +236,8 @@ def test_documents_of_large_strings(server: RedisClient, client: redis.Redis, co
         assert len(value["base64"]) == 4_000_004
 
 
-def test_a_string_that_changes_is_no_mixture(server: RedisClient, client: redis.Redis) -> None:
-    """A large string whose length changes while it is rendered is ConflictError."""
+def test_a_string_that_changes_is_not_a_mixture(server: RedisClient, client: redis.Redis) -> None:
+    """A large string whose length changes while it is rendered raises ConflictError."""
     client.set("k", b"a" * 3_000_000)
     text = render_text(server, b"k", b"string")
     next(text)
@@ -245,7 +247,7 @@ def test_a_string_that_changes_is_no_mixture(server: RedisClient, client: redis.
 
 
 def test_dump_is_the_payload_of_dump(server: RedisClient, client: redis.Redis) -> None:
-    """NAME%dump is what DUMP answers, so RESTORE takes it."""
+    """NAME%dump is the reply of DUMP, so RESTORE takes it."""
     fill(client, "zset", 300)
     payload = fetch_dump(server, b"k", 300)
     assert payload == client.dump("k")
@@ -254,7 +256,7 @@ def test_dump_is_the_payload_of_dump(server: RedisClient, client: redis.Redis) -
 
 
 @pytest.mark.parametrize("type", TYPES)
-def test_dump_refuses_what_would_block_the_server(server: RedisClient, client: redis.Redis, type: str) -> None:
+def test_dump_refuses_keys_that_would_block_the_server(server: RedisClient, client: redis.Redis, type: str) -> None:
     """Above the limit of elements, or of bytes, DUMP is not sent."""
     fill(client, type, 300, size=1000)
     client.config_resetstat()
@@ -266,7 +268,7 @@ def test_dump_refuses_what_would_block_the_server(server: RedisClient, client: r
 
 
 def test_dump_of_strings_is_bounded_by_bytes(server: RedisClient, client: redis.Redis) -> None:
-    """A string counts by its bytes, not as an element; a missing key is NotFoundError."""
+    """A string counts by its bytes, not as one element; a missing key raises NotFoundError."""
     client.set("k", b"x" * 1000)
     assert fetch_dump(server, b"k", 1, max_bytes=1000) == client.dump("k")
     with pytest.raises(TooLargeError):
@@ -275,7 +277,7 @@ def test_dump_of_strings_is_bounded_by_bytes(server: RedisClient, client: redis.
         fetch_dump(server, b"gone", 1)
 
 
-def test_reading_leaves_no_errors_behind(server: RedisClient, client: redis.Redis) -> None:
+def test_reading_causes_no_errors_on_the_server(server: RedisClient, client: redis.Redis) -> None:
     """Renderings, documents and dumps of every type leave the server's errorstats empty."""
     for type in TYPES:
         client.flushall()

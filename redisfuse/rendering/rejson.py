@@ -1,8 +1,7 @@
-"""A document of the JSON module: as `JSON.GET` gives it.
+"""Documents of the JSON module: their text, as `JSON.GET` returns it.
 
-There is no command for a part of a document's text or for its length, so it is fetched whole, in one reply, straight
-into a temporary file without a name (in memory while it is at most 1 MiB): the process's memory does not grow with
-it.
+No command returns a part of a document's text or its length. So the text is fetched whole, in one reply, straight into
+an unnamed temporary file (in memory up to 1 MiB): the memory of the process doesn't grow with it.
 """
 
 from collections.abc import Iterator
@@ -18,13 +17,13 @@ JSON_TYPE = b"ReJSON-RL"
 
 
 def fetch_json(client: RedisClient, key: bytes) -> Iterator[bytes]:
-    """The document's text, in pieces. Raises NotFoundError, WrongTypeError."""
+    """Yield the document's text, in chunks. Raises NotFoundError, WrongTypeError."""
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         try:
             client.download(cast(BinaryIO, file), b"JSON.GET", key)
-        except ServerReplyError:  # what the module says of a key that is no document any more
+        except ServerReplyError:  # the module's reply for a key that no longer is a document
             require_key_type(client, key, JSON_TYPE)
             raise
         file.seek(0)
-        while piece := file.read(CHUNK_BYTES):
-            yield piece
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
