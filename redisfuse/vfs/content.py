@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
@@ -111,7 +112,7 @@ class ContentLoader:
             text = self._get_rendering(node)
         if text is not STREAM_ONLY:
             return InlineContent(text), False
-        return StreamedContent(lambda: self._stream_rendering(node)), True
+        return StreamedContent(_Rendering(self._client, node)), True
 
     def open_growing(self, target: KeyRef) -> FileContent:
         """What a string or field holds, for a reader that may hold on to its file. Raises as `open_with_precondition` does."""
@@ -184,12 +185,7 @@ class ContentLoader:
     def _render_within_limit(self, node: KeyNode) -> bytes | None:
         if node.view == "dump":
             return fetch_dump(self._client, node.target.key, self._dump_limit)
-        return join_within(self._stream_rendering(node), MAX_RENDERED_BYTES)
-
-    def _stream_rendering(self, node: KeyNode) -> Iterator[bytes]:
-        if node.view is None:
-            return render_text(self._client, node.target.key, node.type)
-        return render_json_document(self._client, node.target.key)
+        return join_within(_Rendering(self._client, node), MAX_RENDERED_BYTES)
 
     def clear_renderings(self) -> None:
         """Drop every rendering."""
@@ -200,6 +196,19 @@ class ContentLoader:
 
 def _entry_cost(entry: tuple[int, float, bytes | None]) -> int:
     return 200 + len(entry[2] or b"")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rendering:
+    """The text of a collection or view. Each iteration fetches it again."""
+
+    client: RedisClient
+    node: KeyNode
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self.node.view is None:
+            return render_text(self.client, self.node.target.key, self.node.type)
+        return render_json_document(self.client, self.node.target.key)
 
 
 class _KeyUnchanged:

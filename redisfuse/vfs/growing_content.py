@@ -1,7 +1,7 @@
-"""A reader that holds on to its file while the value in Redis grows: `tail -F`, a viewer that waits for more.
+"""Content for a reader that keeps its file open while the value in Redis grows: `tail -F`, or a pager in follow mode.
 
-What `open` saw is what is read, whatever becomes of the value; but what was appended to it since is given too, as in
-any filesystem. A value that was replaced is seen by whoever opens the file again.
+A reader keeps seeing the content as of its open, whatever happens to the value. Bytes that were appended since are
+returned too, as in any filesystem. A replaced value is visible only to a new open.
 """
 
 from __future__ import annotations
@@ -13,107 +13,107 @@ from redisfuse.errors import RedisFuseError
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.vfs.content_types import FileContent, InlineContent
 
-TAIL_COMPARE_BYTES = 4096  # bytes before the old end that must be the same for a longer value to count as appended to
+TAIL_COMPARE_BYTES = 4096  # bytes before the old end that must be unchanged for a longer value to count as appended to
 
 
 class ContentSource(Protocol):
-    """Where values come from: `reading.Reader`."""
+    """The source of current values, which `ContentLoader` implements."""
 
     def current_version(self, target: KeyRef) -> int:
-        """A number that grows whenever the target may have changed."""
+        """Return a number that grows whenever the target may have changed."""
         ...
 
     def reload(self, target: KeyRef) -> FileContent:
-        """What it holds now."""
+        """Return the target's current content."""
         ...
 
 
 class GrowingContent:
-    """A snapshot that grows with its target. Thread-safe."""
+    """A content that grows with its target. Thread-safe."""
 
     def __init__(self, content: FileContent, version: int, target: KeyRef, source: ContentSource) -> None:
-        self._content = content
-        self._version = version  # before the snapshot was made
+        """`version` is the target's, from before `content` was loaded."""
         self._target = target
         self._source = source
-        self._tail = b""  # the last bytes of a large value, once they were read
-        self._lock = threading.Lock()
-        self._closed = False
+        self._lock = threading.Lock()  # guards writes to the three below; held while the server is queried
+        self._content = content
+        self._version = version
+        self._is_closed = False
+        self._tail = b""  # the last bytes of a content that isn't inline, once they were read
 
     @property
     def size(self) -> int:
-        """Bytes of what is being read."""
+        """The length in bytes of the content being read."""
         return self._content.size
 
     @property
     def current_content(self) -> FileContent:
-        """What it reads from at this moment."""
+        """The content being read."""
         return self._content
 
     @property
     def is_current(self) -> bool:
-        """Whether the value was not heard of since it was last looked at."""
+        """Whether the target has not changed since it was last loaded."""
         return self._version == self._source.current_version(self._target)
 
     def refresh(self) -> None:
-        """Take in what was appended since."""
+        """Add the bytes that were appended since."""
         version = self._source.current_version(self._target)
         if version != self._version:
             self._reload_if_appended(version)
 
     def read(self, offset: int, size: int) -> bytes:
-        """The bytes; raises what reading the value raises."""
+        """Return the bytes. Raises the errors of reading the value."""
         if offset + size > self._content.size:
             self.refresh()
-        snapshot = self._content
-        data = snapshot.read(offset, size)
-        if data and offset + len(data) == snapshot.size and not isinstance(snapshot, InlineContent):
+        content = self._content
+        data = content.read(offset, size)
+        if data and offset + len(data) == content.size and not isinstance(content, InlineContent):
             self._tail = data[-TAIL_COMPARE_BYTES:]
         return data
 
-    def _reload_if_appended(self, version: int) -> FileContent:
+    def _reload_if_appended(self, version: int) -> None:
         with self._lock:
             old = self._content
-            if version == self._version or self._closed:
-                return old
+            if version == self._version or self._is_closed:
+                return
             self._version = version
             try:
                 new = self._source.reload(self._target)
-                appended = new.size > old.size and self._is_appended(old, new)
+                is_appended = new.size > old.size and self._is_appended(old, new)
             except RedisFuseError:
-                return old  # it is gone, or of another type now, or can't be had: who has it open reads it to its end
-            if appended:
+                return  # deleted, of another type, or unavailable: the reader reads the old content to its end
+            if is_appended:
                 self._content = new
-            (old if appended else new).close()
-            return self._content
+            (old if is_appended else new).close()
 
     def _is_appended(self, old: FileContent, new: FileContent) -> bool:
-        end = old.data[-TAIL_COMPARE_BYTES:] if isinstance(old, InlineContent) else self._tail
-        return (bool(end) or not old.size) and new.read(old.size - len(end), len(end)) == end
+        tail = old.data[-TAIL_COMPARE_BYTES:] if isinstance(old, InlineContent) else self._tail
+        return (bool(tail) or not old.size) and new.read(old.size - len(tail), len(tail)) == tail
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Close the content being read."""
         with self._lock:
-            self._closed = True
+            self._is_closed = True
             self._content.close()
 
 
 def unwrap_content(content: FileContent | None) -> FileContent | None:
-    """What is read from at this moment."""
+    """Return the content that a growing content reads now; any other content itself."""
     return content.current_content if isinstance(content, GrowingContent) else content
 
 
 def inline_bytes(content: FileContent | None) -> bytes | None:
-    """What a snapshot that is held in memory holds; None of any other."""
+    """Return the bytes of a content that is in memory; None for any other content."""
     content = unwrap_content(content)
     return content.data if isinstance(content, InlineContent) else None
 
 
 def read_cached(content: FileContent, offset: int, size: int) -> bytes | None:
-    """The bytes from `offset`, as reading gives them, if they are held in memory and nothing need be asked."""
+    """Return the same as `content.read`, if that needs no query: the bytes are in memory and current; else None."""
     if isinstance(content, GrowingContent):
-        inner = content.current_content
-        if not isinstance(inner, InlineContent) or not (offset + size <= inner.size or content.is_current):
+        current = content.current_content
+        if not isinstance(current, InlineContent) or not (offset + size <= current.size or content.is_current):
             return None
-        return inner.read(offset, size)
+        return current.read(offset, size)
     return content.read(offset, size) if isinstance(content, InlineContent) else None

@@ -38,7 +38,7 @@ class Source:
         content = self.contents[path]
         if path.startswith(b"/stream"):
             pieces = [content[at : at + 1000] for at in range(0, len(content), 1000)]
-            return PinnedContent(StreamedContent(lambda: iter(pieces)), path, 0, 0, is_streamed=True)
+            return PinnedContent(StreamedContent(pieces), path, 0, 0, is_streamed=True)
         return PinnedContent(InlineContent(content), path, 0, self.versions.get(path, 0))
 
     def push(self, paths: Collection[bytes]) -> None:

@@ -71,7 +71,7 @@ def test_escapes_differ_where_bytes_differ(one: bytes, other: bytes) -> None:
     ],
 )
 def test_escapes_by_example(data: bytes, text: bytes) -> None:
-    """The escapes are those of docs/reading.md."""
+    """The escapes are those of redisfuse/docs/reading.md."""
     assert escape_line(data) == text
 
 
