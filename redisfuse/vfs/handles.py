@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
 from redisfuse.vfs.content_types import FileContent
 from redisfuse.vfs.growing_content import inline_bytes, read_cached
-from redisfuse.vfs.memory_fs import MemoryFile
+from redisfuse.vfs.memory_file import MemoryFile
 from redisfuse.vfs.open_files import OpenFile, OpenFiles
 
 _EntryT = TypeVar("_EntryT")

@@ -1,4 +1,4 @@
-"""The scratch area is a filesystem: the same as a real directory, bounded, and safe from many threads."""
+"""The memory filesystem behaves as a real directory, is bounded, and is safe from many threads."""
 
 import errno
 import os
@@ -25,27 +25,29 @@ from redisfuse.errors import (
     NotFoundError,
     RedisFuseError,
 )
-from redisfuse.vfs.memory_fs import ENTRY_OVERHEAD_BYTES, MemoryFile, MemoryFileStat, MemoryFS
+from redisfuse.vfs.memory_file import MemoryFile
+from redisfuse.vfs.memory_fs import MemoryFS
+from redisfuse.vfs.memory_inodes import ENTRY_OVERHEAD_BYTES, MemoryFileStat
 
 MIB = 1024 * 1024
 
 
 @pytest.fixture
-def scratch() -> MemoryFS:
-    """An area of one mebibyte."""
+def memory_fs() -> MemoryFS:
+    """Return a filesystem of one mebibyte."""
     return MemoryFS(MIB)
 
 
-def content(scratch: MemoryFS, path: bytes) -> bytes:
-    """All of a file."""
-    with scratch.open_copy(path) as file:
+def content(memory_fs: MemoryFS, path: bytes) -> bytes:
+    """Return the contents of a file."""
+    with memory_fs.open_copy(path) as file:
         return file.read()
 
 
-def test_file(scratch: MemoryFS) -> None:
-    """A file holds what is written, with zeros where nothing was."""
-    scratch.create(b"a/b/.k.swp", 0o644)
-    file = scratch.open(b"a/b/.k.swp")
+def test_a_file_holds_what_is_written(memory_fs: MemoryFS) -> None:
+    """A file holds the bytes written, and zeros in the gaps."""
+    memory_fs.create(b"a/b/.k.swp", 0o644)
+    file = memory_fs.open(b"a/b/.k.swp")
     file.write(3, b"abc")
     file.append(b"def")
     assert file.size == 9
@@ -53,210 +55,214 @@ def test_file(scratch: MemoryFS) -> None:
     assert file.read(100, 5) == b""
     file.truncate(4)
     file.truncate(6)
-    assert content(scratch, b"a/b/.k.swp") == b"\0\0\0a\0\0"
-    assert scratch.exists(b"a/b/.k.swp")
-    assert not scratch.exists(b"a/b")
-    assert scratch.listdir(b"a/b") == (b".k.swp",)
-    assert scratch.listdir(b"") == ()
+    assert content(memory_fs, b"a/b/.k.swp") == b"\0\0\0a\0\0"
+    assert memory_fs.exists(b"a/b/.k.swp")
+    assert not memory_fs.exists(b"a/b")
+    assert memory_fs.listdir(b"a/b") == (b".k.swp",)
+    assert memory_fs.listdir(b"") == ()
     file.close()
     file.close()
     with pytest.raises(BadHandleError):
         file.read(0, 1)
 
 
-def test_create_twice(scratch: MemoryFS) -> None:
-    """Making a file that is there leaves it as it is, and fails if it is made exclusively."""
-    scratch.write_file(b"k~", [b"ab", b"c"])
-    scratch.create(b"k~", 0o600)
-    assert content(scratch, b"k~") == b"abc"
+def test_create_keeps_an_existing_file(memory_fs: MemoryFS) -> None:
+    """Creating an existing file leaves it as it is, and fails with O_EXCL."""
+    memory_fs.write_file(b"k~", [b"ab", b"c"])
+    memory_fs.create(b"k~", 0o600)
+    assert content(memory_fs, b"k~") == b"abc"
     with pytest.raises(ExistsError):
-        scratch.create(b"k~", 0o600, exclusive=True)
-    scratch.mkdir(b"d", 0o700)
-    for call in (lambda: scratch.create(b"d", 0o600), lambda: scratch.write_file(b"d", []), lambda: scratch.open(b"d")):
+        memory_fs.create(b"k~", 0o600, exclusive=True)
+    memory_fs.mkdir(b"d", 0o700)
+    for call in (
+        lambda: memory_fs.create(b"d", 0o600),
+        lambda: memory_fs.write_file(b"d", []),
+        lambda: memory_fs.open(b"d"),
+    ):
         with pytest.raises(IsDirectoryError):
             call()
 
 
-def test_unlinked_while_open(scratch: MemoryFS) -> None:
-    """A file that is unlinked or replaced lives on for who has it open, and its memory comes back after that."""
-    empty = scratch.used_bytes
-    scratch.write_file(b"x", [b"old"])
-    file = scratch.open(b"x")
-    scratch.unlink(b"x")
-    assert not scratch.exists(b"x")
-    scratch.write_file(b"x", [b"new"])
+def test_an_open_file_outlives_its_name(memory_fs: MemoryFS) -> None:
+    """Handles keep the contents of an unlinked or replaced file; the last close frees its memory."""
+    empty = memory_fs.used_bytes
+    memory_fs.write_file(b"x", [b"old"])
+    file = memory_fs.open(b"x")
+    memory_fs.unlink(b"x")
+    assert not memory_fs.exists(b"x")
+    memory_fs.write_file(b"x", [b"new"])
     file.append(b"er")
     assert file.read(0, 10) == b"older"
-    assert content(scratch, b"x") == b"new"
-    other = scratch.open(b"x")
-    scratch.write_file(b"y", [b"yy"])
-    scratch.rename(b"y", b"x")
+    assert content(memory_fs, b"x") == b"new"
+    other = memory_fs.open(b"x")
+    memory_fs.write_file(b"y", [b"yy"])
+    memory_fs.rename(b"y", b"x")
     assert other.read(0, 10) == b"new"
-    assert content(scratch, b"x") == b"yy"
+    assert content(memory_fs, b"x") == b"yy"
     file.close()
     other.close()
-    scratch.unlink(b"x")
-    assert scratch.used_bytes == empty
+    memory_fs.unlink(b"x")
+    assert memory_fs.used_bytes == empty
 
 
-def test_attributes(scratch: MemoryFS) -> None:
-    """Mode, size and time are kept; a change of the contents, or of what is in a directory, is a new time."""
-    scratch.mkdir(b"d", 0o750)
-    scratch.create(b"d/f", 0o100644)
-    scratch.set_mtime(b"d", 5)
-    scratch.set_mtime(b"d/f", 6)
-    scratch.set_mode(b"d/f", 0o640)
-    assert scratch.stat(b"d") == MemoryFileStat(True, 0o750, 0, 5)
-    assert scratch.stat(b"d/f") == MemoryFileStat(False, 0o640, 0, 6)
-    scratch.write_file(b"d/f", [b"123"])
-    assert scratch.stat(b"d/f").size == 3
-    assert scratch.stat(b"d/f").mtime_ns > 6
-    assert scratch.open(b"d/f").stat == scratch.stat(b"d/f")
-    scratch.create(b"d/g", 0o600)
-    assert scratch.stat(b"d").mtime_ns > 5
+def test_attributes(memory_fs: MemoryFS) -> None:
+    """Mode, size and time are stored; changing the contents, or the entries of a directory, updates the time."""
+    memory_fs.mkdir(b"d", 0o750)
+    memory_fs.create(b"d/f", 0o100644)
+    memory_fs.set_mtime(b"d", 5)
+    memory_fs.set_mtime(b"d/f", 6)
+    memory_fs.set_mode(b"d/f", 0o640)
+    assert memory_fs.stat(b"d") == MemoryFileStat(True, 0o750, 0, 5)
+    assert memory_fs.stat(b"d/f") == MemoryFileStat(False, 0o640, 0, 6)
+    memory_fs.write_file(b"d/f", [b"123"])
+    assert memory_fs.stat(b"d/f").size == 3
+    assert memory_fs.stat(b"d/f").mtime_ns > 6
+    assert memory_fs.open(b"d/f").stat == memory_fs.stat(b"d/f")
+    memory_fs.create(b"d/g", 0o600)
+    assert memory_fs.stat(b"d").mtime_ns > 5
 
 
-def test_extended_attributes(scratch: MemoryFS) -> None:
-    """Extended attributes are set, listed, read and removed as setxattr(2) says, and go with the file."""
-    scratch.create(b"._k", 0o600)
-    scratch.setxattr(b"._k", b"user.a", b"1")
-    scratch.setxattr(b"._k", b"user.a", b"22", os.XATTR_REPLACE)
+def test_extended_attributes(memory_fs: MemoryFS) -> None:
+    """Extended attributes behave as in setxattr(2), follow a rename and disappear with the file."""
+    memory_fs.create(b"._k", 0o600)
+    memory_fs.setxattr(b"._k", b"user.a", b"1")
+    memory_fs.setxattr(b"._k", b"user.a", b"22", os.XATTR_REPLACE)
     with pytest.raises(ExistsError):
-        scratch.setxattr(b"._k", b"user.a", b"3", os.XATTR_CREATE)
+        memory_fs.setxattr(b"._k", b"user.a", b"3", os.XATTR_CREATE)
     with pytest.raises(NoAttributeError):
-        scratch.setxattr(b"._k", b"user.b", b"3", os.XATTR_REPLACE)
-    scratch.rename(b"._k", b"._m")
-    assert scratch.listxattr(b"._m") == (b"user.a",)
-    assert scratch.getxattr(b"._m", b"user.a") == b"22"
-    scratch.removexattr(b"._m", b"user.a")
-    for call in (scratch.getxattr, scratch.removexattr):
+        memory_fs.setxattr(b"._k", b"user.b", b"3", os.XATTR_REPLACE)
+    memory_fs.rename(b"._k", b"._m")
+    assert memory_fs.listxattr(b"._m") == (b"user.a",)
+    assert memory_fs.getxattr(b"._m", b"user.a") == b"22"
+    memory_fs.removexattr(b"._m", b"user.a")
+    for call in (memory_fs.getxattr, memory_fs.removexattr):
         with pytest.raises(NoAttributeError):
             call(b"._m", b"user.a")
-    scratch.setxattr(b"._m", b"user.a", b"1")
-    scratch.unlink(b"._m")
-    assert scratch.used_bytes == 0
+    memory_fs.setxattr(b"._m", b"user.a", b"1")
+    memory_fs.unlink(b"._m")
+    assert memory_fs.used_bytes == 0
     with pytest.raises(NotFoundError):
-        scratch.getxattr(b"._m", b"user.a")
+        memory_fs.getxattr(b"._m", b"user.a")
 
 
-def test_bounded() -> None:
-    """Past the limit whatever would take more is refused and changes nothing; what is freed can be used again."""
-    scratch = MemoryFS(10_000)
-    scratch.write_file(b"a", [b"x" * 5000])
-    file = scratch.open(b"a")
+def test_the_size_is_bounded() -> None:
+    """Past the limit every growing call fails and changes nothing; freed bytes can be used again."""
+    memory_fs = MemoryFS(10_000)
+    memory_fs.write_file(b"a", [b"x" * 5000])
+    file = memory_fs.open(b"a")
     attempts: list[Callable[[], Any]] = [
         lambda: file.write(5000, b"y" * 6000),
         lambda: file.append(b"y" * 6000),
         lambda: file.write(100_000, b"y"),
         lambda: file.truncate(1 << 40),
-        lambda: scratch.write_file(b"b", [b"y" * 5000]),
-        lambda: scratch.write_file(b"a", iter([b"y" * 6000, b"y" * 6000])),
-        lambda: scratch.setxattr(b"a", b"user.x", b"y" * 6000),
+        lambda: memory_fs.write_file(b"b", [b"y" * 5000]),
+        lambda: memory_fs.write_file(b"a", iter([b"y" * 6000, b"y" * 6000])),
+        lambda: memory_fs.setxattr(b"a", b"user.x", b"y" * 6000),
     ]
-    used = scratch.used_bytes
+    used = memory_fs.used_bytes
     for attempt in attempts:
         with pytest.raises(NoSpaceError):
             attempt()
-        assert scratch.used_bytes == used
-    assert content(scratch, b"a") == b"x" * 5000
-    assert not scratch.exists(b"b")
-    assert scratch.listxattr(b"a") == ()
+        assert memory_fs.used_bytes == used
+    assert content(memory_fs, b"a") == b"x" * 5000
+    assert not memory_fs.exists(b"b")
+    assert memory_fs.listxattr(b"a") == ()
     count = (10_000 - used) // (ENTRY_OVERHEAD_BYTES + 2)
     for number in range(count):
-        scratch.create(b"%02d" % number, 0o600)
+        memory_fs.create(b"%02d" % number, 0o600)
     with pytest.raises(NoSpaceError):
-        scratch.mkdir(b"zz", 0o700)
+        memory_fs.mkdir(b"zz", 0o700)
     file.close()
-    scratch.unlink(b"a")
-    scratch.mkdir(b"zz", 0o700)
+    memory_fs.unlink(b"a")
+    memory_fs.mkdir(b"zz", 0o700)
 
 
-def test_hidden(scratch: MemoryFS) -> None:
-    """A file that is hidden is read by its new path, in no listing, also in a renamed folder; it goes when closed."""
-    scratch.create(b"d/f", 0o600)
-    used = scratch.used_bytes
-    file = scratch.open(b"d/f")
+def test_hide(memory_fs: MemoryFS) -> None:
+    """A hidden file has a path but no listing shows it; its last close removes it."""
+    memory_fs.create(b"d/f", 0o600)
+    used = memory_fs.used_bytes
+    file = memory_fs.open(b"d/f")
     file.write(0, b"abc")
-    scratch.hide(b"d/f", b"d/.hidden")
-    assert not scratch.exists(b"d/f")
-    assert content(scratch, b"d/.hidden") == b"abc"
-    scratch.rename_below(b"d", b"e")
-    assert content(scratch, b"e/.hidden") == b"abc"
-    assert scratch.listdir(b"d") == scratch.listdir(b"e") == ()
-    assert scratch.child_directories(b"") == set()
-    other = scratch.open(b"e/.hidden")
+    memory_fs.hide(b"d/f", b"d/.hidden")
+    assert not memory_fs.exists(b"d/f")
+    assert content(memory_fs, b"d/.hidden") == b"abc"
+    memory_fs.rename_below(b"d", b"e")
+    assert content(memory_fs, b"e/.hidden") == b"abc"
+    assert memory_fs.listdir(b"d") == memory_fs.listdir(b"e") == ()
+    assert memory_fs.child_directories(b"") == set()
+    other = memory_fs.open(b"e/.hidden")
     file.close()
     assert other.read(0, 9) == b"abc"
     other.close()
-    assert used > scratch.used_bytes == 0
-    assert not scratch.exists(b"e/.hidden")
-    scratch.create(b"f", 0o600)
-    scratch.hide(b"f", b".hidden")  # its close came first
-    assert scratch.used_bytes == 0
-    scratch.create(b"f", 0o600)
-    file = scratch.open(b"f")
-    scratch.hide(b"f", b".hidden")
-    scratch.unlink(b".hidden")
-    assert not scratch.exists(b".hidden")
+    assert used > memory_fs.used_bytes == 0
+    assert not memory_fs.exists(b"e/.hidden")
+    memory_fs.create(b"f", 0o600)
+    memory_fs.hide(b"f", b".hidden")  # no handle is open on it any more
+    assert memory_fs.used_bytes == 0
+    memory_fs.create(b"f", 0o600)
+    file = memory_fs.open(b"f")
+    memory_fs.hide(b"f", b".hidden")
+    memory_fs.unlink(b".hidden")
+    assert not memory_fs.exists(b".hidden")
     file.close()
-    assert scratch.used_bytes == 0
-    scratch.mkdir(b"dir", 0o700)
+    assert memory_fs.used_bytes == 0
+    memory_fs.mkdir(b"dir", 0o700)
     with pytest.raises(IsDirectoryError):
-        scratch.hide(b"dir", b".hidden")
+        memory_fs.hide(b"dir", b".hidden")
 
 
-def test_handed_over(scratch: MemoryFS) -> None:
-    """Once a file was saved elsewhere, who has it open can read it but not write to it."""
-    scratch.create(b"f", 0o600)
-    file = scratch.open(b"f")
+def test_a_sealed_file_rejects_writes(memory_fs: MemoryFS) -> None:
+    """Handles of a file that was saved elsewhere can read it but not write to it."""
+    memory_fs.create(b"f", 0o600)
+    file = memory_fs.open(b"f")
     file.write(0, b"abc")
-    scratch.unlink_and_seal(b"f")
-    assert not scratch.exists(b"f")
+    memory_fs.unlink_and_seal(b"f")
+    assert not memory_fs.exists(b"f")
     assert file.read(0, 9) == b"abc"
     for write in (lambda: file.write(0, b"x"), lambda: file.append(b"x"), lambda: file.truncate(0)):
         with pytest.raises(ConflictError):
             write()
     file.close()
-    assert scratch.used_bytes == 0
+    assert memory_fs.used_bytes == 0
 
 
-def test_folders(scratch: MemoryFS) -> None:
-    """It is known which names of a folder lead to something here, at any depth."""
+def test_child_directories(memory_fs: MemoryFS) -> None:
+    """A directory lists the names that lead to an entry of this filesystem, at any depth."""
     for path in (b".x.swp", b"a/.x.swp", b"b/c/d/.x.swp", b"b/e/.x.swp"):
-        scratch.create(path, 0o600)
-    assert scratch.child_directories(b"") == {b"a", b"b"}
-    assert scratch.child_directories(b"b") == {b"c", b"e"}
-    assert scratch.child_directories(b"b/c/d") == set()
-    scratch.unlink(b"b/e/.x.swp")
-    assert scratch.child_directories(b"b") == {b"c"}
+        memory_fs.create(path, 0o600)
+    assert memory_fs.child_directories(b"") == {b"a", b"b"}
+    assert memory_fs.child_directories(b"b") == {b"c", b"e"}
+    assert memory_fs.child_directories(b"b/c/d") == set()
+    memory_fs.unlink(b"b/e/.x.swp")
+    assert memory_fs.child_directories(b"b") == {b"c"}
 
 
-def test_rename_below(scratch: MemoryFS) -> None:
-    """When a folder of Redis is renamed, the junk in it goes with it."""
-    scratch.create(b"a/.DS_Store", 0o600)
-    scratch.mkdir(b"a/b/.Trash-1", 0o700)
-    scratch.write_file(b"a/b/.Trash-1/x", [b"1"])
-    scratch.create(b"ab", 0o600)
-    scratch.rename_below(b"a", b"c/d")
-    assert scratch.listdir(b"c/d") == (b".DS_Store",)
-    assert content(scratch, b"c/d/b/.Trash-1/x") == b"1"
-    assert scratch.listdir(b"a") == scratch.listdir(b"a/b") == ()
-    assert scratch.exists(b"ab")
+def test_rename_below(memory_fs: MemoryFS) -> None:
+    """When a directory of Redis is renamed, the junk in it follows."""
+    memory_fs.create(b"a/.DS_Store", 0o600)
+    memory_fs.mkdir(b"a/b/.Trash-1", 0o700)
+    memory_fs.write_file(b"a/b/.Trash-1/x", [b"1"])
+    memory_fs.create(b"ab", 0o600)
+    memory_fs.rename_below(b"a", b"c/d")
+    assert memory_fs.listdir(b"c/d") == (b".DS_Store",)
+    assert content(memory_fs, b"c/d/b/.Trash-1/x") == b"1"
+    assert memory_fs.listdir(b"a") == memory_fs.listdir(b"a/b") == ()
+    assert memory_fs.exists(b"ab")
 
 
-def test_threads(scratch: MemoryFS) -> None:
-    """Threads that write, rename and remove at once lose nothing and leave the count of bytes right."""
-    scratch.create(b"shared", 0o600)
+def test_concurrent_threads(memory_fs: MemoryFS) -> None:
+    """Threads that write, rename and remove at the same time lose no data and leave the byte count right."""
+    memory_fs.create(b"shared", 0o600)
 
     def work(number: int) -> None:
         for turn in range(200):
             path = b"%d-%d" % (number, turn)
-            scratch.write_file(path, [b"x" * 50])
-            file = scratch.open(b"shared")
+            memory_fs.write_file(path, [b"x" * 50])
+            file = memory_fs.open(b"shared")
             file.append(b"%d" % number)
             file.close()
-            scratch.rename(path, b"%d" % number)
-        scratch.unlink(b"%d" % number)
+            memory_fs.rename(path, b"%d" % number)
+        memory_fs.unlink(b"%d" % number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -264,22 +270,22 @@ def test_threads(scratch: MemoryFS) -> None:
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
-    assert sorted(content(scratch, b"shared")) == sorted(b"0123" * 200)
-    scratch.unlink(b"shared")
-    assert scratch.used_bytes == 0
+    assert sorted(content(memory_fs, b"shared")) == sorted(b"0123" * 200)
+    memory_fs.unlink(b"shared")
+    assert memory_fs.used_bytes == 0
 
 
 names = st.sampled_from([b"a", b"b", b"a/x", b"b/x", b"a/x/y", b"b/c", b"a/c/z"])
 small = st.binary(max_size=8)
 
 
-class SameAsReal(RuleBasedStateMachine):
-    """Every operation does, or refuses with the same errno, what it does in a real directory."""
+class MatchesRealDirectory(RuleBasedStateMachine):
+    """Every operation has the effect, or fails with the errno, that it has in a real directory."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = os.fsencode(tempfile.mkdtemp(prefix="redisfuse-scratch-"))
-        self.scratch = MemoryFS(MIB)
+        self.root = os.fsencode(tempfile.mkdtemp(prefix="redisfuse-memory-fs-"))
+        self.memory_fs = MemoryFS(MIB)
         self.open: list[tuple[int, MemoryFile]] = []
 
     def teardown(self) -> None:
@@ -292,11 +298,14 @@ class SameAsReal(RuleBasedStateMachine):
         return self.root + b"/" + path
 
     def has_parent(self, path: bytes) -> bool:
-        """Scratch trusts the kernel that a folder exists (it may be one of Redis); only then is the comparison fair."""
+        """Return whether the parent exists, without which a comparison is unfair.
+
+        The memory filesystem trusts the kernel that a parent exists, since it may be a directory of Redis.
+        """
         return os.path.lexists(os.path.dirname(self.real(path)))
 
-    def same(self, real: Callable[[], Any], ours: Callable[[], Any]) -> bool:
-        """Do both; return whether they succeeded."""
+    def assert_same_outcome(self, real: Callable[[], Any], ours: Callable[[], Any]) -> bool:
+        """Run both and compare their errno; return whether they succeeded."""
         expected = actual = 0
         try:
             real()
@@ -313,48 +322,52 @@ class SameAsReal(RuleBasedStateMachine):
     def create(self, path: bytes, exclusive: bool) -> None:
         if self.has_parent(path):
             flags = os.O_CREAT | os.O_WRONLY | (os.O_EXCL if exclusive else 0)
-            self.same(
+            self.assert_same_outcome(
                 lambda: os.close(os.open(self.real(path), flags, 0o640)),
-                lambda: self.scratch.create(path, 0o640, exclusive=exclusive),
+                lambda: self.memory_fs.create(path, 0o640, exclusive=exclusive),
             )
 
     @rule(path=names)
     def mkdir(self, path: bytes) -> None:
         if self.has_parent(path):
-            self.same(lambda: os.mkdir(self.real(path), 0o750), lambda: self.scratch.mkdir(path, 0o750))
+            self.assert_same_outcome(
+                lambda: os.mkdir(self.real(path), 0o750), lambda: self.memory_fs.mkdir(path, 0o750)
+            )
 
     @rule(path=names)
     def unlink(self, path: bytes) -> None:
         if self.has_parent(path) and not os.path.isfile(os.path.dirname(self.real(path))):
-            self.same(lambda: os.unlink(self.real(path)), lambda: self.scratch.unlink(path))
+            self.assert_same_outcome(lambda: os.unlink(self.real(path)), lambda: self.memory_fs.unlink(path))
 
     @rule(path=names)
     def rmdir(self, path: bytes) -> None:
         if self.has_parent(path) and not os.path.isfile(os.path.dirname(self.real(path))):
-            self.same(lambda: os.rmdir(self.real(path)), lambda: self.scratch.rmdir(path))
+            self.assert_same_outcome(lambda: os.rmdir(self.real(path)), lambda: self.memory_fs.rmdir(path))
 
     @rule(old=names, new=names)
     def rename(self, old: bytes, new: bytes) -> None:
-        # below a file rename(2) says ENOTDIR where we say ENOENT: the kernel's look-up never lets that come here
+        # below a file rename(2) fails with ENOTDIR, MemoryFS with ENOENT: the kernel's look-up fails before that
         if os.path.lexists(self.real(old)) and self.has_parent(new):
-            self.same(lambda: os.rename(self.real(old), self.real(new)), lambda: self.scratch.rename(old, new))
+            self.assert_same_outcome(
+                lambda: os.rename(self.real(old), self.real(new)), lambda: self.memory_fs.rename(old, new)
+            )
 
     @rule(path=names)
     def open_file(self, path: bytes) -> None:
         if os.path.isfile(self.real(path)) and len(self.open) < 4:
-            self.open.append((os.open(self.real(path), os.O_RDWR), self.scratch.open(path)))
+            self.open.append((os.open(self.real(path), os.O_RDWR), self.memory_fs.open(path)))
 
     @rule(which=st.integers(0, 3), offset=st.integers(0, 20), data=small)
     def write(self, which: int, offset: int, data: bytes) -> None:
         if which < len(self.open):
             descriptor, file = self.open[which]
-            self.same(lambda: os.pwrite(descriptor, data, offset), lambda: file.write(offset, data))
+            self.assert_same_outcome(lambda: os.pwrite(descriptor, data, offset), lambda: file.write(offset, data))
 
     @rule(which=st.integers(0, 3), size=st.integers(0, 30))
     def truncate(self, which: int, size: int) -> None:
         if which < len(self.open):
             descriptor, file = self.open[which]
-            self.same(lambda: os.ftruncate(descriptor, size), lambda: file.truncate(size))
+            self.assert_same_outcome(lambda: os.ftruncate(descriptor, size), lambda: file.truncate(size))
 
     @rule(which=st.integers(0, 3))
     def close(self, which: int) -> None:
@@ -364,21 +377,21 @@ class SameAsReal(RuleBasedStateMachine):
             file.close()
 
     @invariant()
-    def is_the_same(self) -> None:
-        found = {}
-        for folder, directories, files in os.walk(self.root):
-            base = os.path.relpath(folder, self.root)
+    def has_the_same_tree(self) -> None:
+        real_stats = {}
+        for parent, directories, files in os.walk(self.root):
+            base = os.path.relpath(parent, self.root)
             base = b"" if base == b"." else base
-            assert sorted(self.scratch.listdir(base)) == sorted(directories + files)
+            assert sorted(self.memory_fs.listdir(base)) == sorted(directories + files)
             for name in directories + files:
-                found[os.path.join(base, name)] = os.stat(os.path.join(folder, name))
+                real_stats[os.path.join(base, name)] = os.stat(os.path.join(parent, name))
         cost = 0
-        for path, real in found.items():
-            ours = self.scratch.stat(path)
+        for path, real in real_stats.items():
+            ours = self.memory_fs.stat(path)
             assert (ours.is_directory, ours.mode) == (stat.S_ISDIR(real.st_mode), stat.S_IMODE(real.st_mode))
             cost += ENTRY_OVERHEAD_BYTES + len(path)
             if not ours.is_directory:
-                assert content(self.scratch, path) == Path(os.fsdecode(self.real(path))).read_bytes()
+                assert content(self.memory_fs, path) == Path(os.fsdecode(self.real(path))).read_bytes()
                 cost += ours.size
         unlinked = {}
         for descriptor, file in self.open:
@@ -387,8 +400,8 @@ class SameAsReal(RuleBasedStateMachine):
             assert file.read(0, 100) == os.pread(descriptor, 100, 0)
             if not real.st_nlink:
                 unlinked[real.st_ino] = real.st_size
-        assert self.scratch.used_bytes == cost + sum(unlinked.values())
+        assert self.memory_fs.used_bytes == cost + sum(unlinked.values())
 
 
-SameAsReal.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestSameAsReal = SameAsReal.TestCase
+MatchesRealDirectory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMatchesRealDirectory = MatchesRealDirectory.TestCase
