@@ -111,7 +111,7 @@ class OpenFile:
         with self.lock:
             if self.is_new:
                 return  # another open(2) with O_CREAT came at the same moment
-            self.buffer = WriteBuffer(0, _read_empty_base)
+            self.buffer = WriteBuffer()
             self._precondition = precondition
             self.is_new = True
             self.mtime_ns = time.time_ns()
@@ -131,7 +131,7 @@ class OpenFile:
     def _set_base(self, content: FileContent) -> None:
         if self.buffer is not None:
             self.buffer.close()
-        self.buffer = WriteBuffer(content.size, content.read)
+        self.buffer = WriteBuffer(content)
 
     # -- the calls of a program --------------------------------------------------------------------------------------
 
@@ -247,7 +247,7 @@ class OpenFile:
             self._precondition = Precondition.from_bytes(content)
         else:
             snapshot, self._precondition = self._open_files.open_with_precondition(target)
-        self.buffer = buffer.rebase(snapshot.size, snapshot.read)
+        self.buffer = buffer.rebase(snapshot)
         buffer.close()
         self._clear_new()
         return False
@@ -404,7 +404,7 @@ class OpenFile:
                 self._load_base()
             assert self.buffer is not None
             try:
-                copy = _copy_buffer(self.buffer)
+                copy = self.buffer.copy()
                 unlink()
             except RedisFuseError:
                 if loaded:
@@ -420,7 +420,7 @@ class OpenFile:
         """The same for a file whose handles read from elsewhere: there is nothing to copy."""
         with self.lock:
             self._drop_buffer()
-            self.buffer = WriteBuffer(0, _read_empty_base)
+            self.buffer = WriteBuffer()
             self.target = None
 
     def reload_after_rename(self) -> None:
@@ -436,7 +436,7 @@ class OpenFile:
             except RedisFuseError as error:
                 log.warning("%s: what it held can't be read after it was renamed: %s", os.fsdecode(self.path), error)
                 return
-            buffer, self.buffer = self.buffer, self.buffer.rebase(snapshot.size, snapshot.read)
+            buffer, self.buffer = self.buffer, self.buffer.rebase(snapshot)
             self._precondition = basis
             buffer.close()
 
@@ -648,23 +648,9 @@ def buffer_blob(buffer: WriteBuffer, offset: int, size: int) -> Blob:
     return Blob(size, sha.digest(), lambda: buffer.iter_chunks(offset, size))
 
 
-def _copy_buffer(source: WriteBuffer) -> WriteBuffer:
-    """The same bytes, with nothing under them."""
-    new = WriteBuffer(0, _read_empty_base)
-    offset = 0
-    for chunk in source.iter_chunks():
-        new.write(offset, chunk)
-        offset += len(chunk)
-    return new
-
-
 def _content_digest(content: FileContent) -> bytes:
     """SHA-256 of all of it."""
     sha = hashlib.sha256()
     for offset in range(0, content.size, CHUNK_BYTES):
         sha.update(content.read(offset, CHUNK_BYTES))
     return sha.digest()
-
-
-def _read_empty_base(_offset: int, _size: int) -> bytes:
-    return b""
