@@ -1,6 +1,7 @@
-"""Directories that exist though no key is below them: made, or left by their last file, until rmdir (DESIGN.md 2).
+"""Directories that exist without a key below them: created by mkdir or emptied through the mount, until rmdir.
 
-They are in no server; the journal keeps them, per server and database. This is its copy in memory. Thread-safe.
+Redis has no such directories; the journal stores them, per server and database (docs/editing.md). `EmptyDirectories` is
+the copy of that table in memory. Thread-safe; its lock is a leaf and is not held while the journal is read.
 """
 
 from __future__ import annotations
@@ -18,28 +19,29 @@ class EmptyDirectories:
     def __init__(self, journal: Journal, server_name: str) -> None:
         self._journal = journal
         self._server_name = server_name  # ServerIdentity.name
+        self._journal_version = -1  # used by the thread that calls `reload_if_changed`
         self._lock = threading.Lock()
+        # Guarded by `_lock`:
         self._directories: set[DirectoryComponents] = set()
-        self._journal_version = -1
-        self._children: dict[DirectoryComponents, set[bytes]] = {}
+        self._children: dict[DirectoryComponents, set[bytes]] = {}  # of them and of the directories above them
         self.load()
 
     def load(self) -> set[DirectoryComponents]:
-        """Read them again: something was changed in the journal. Returns those that came or went."""
-        made = self._journal.list_directories(self._server_name)
+        """Load the directories from the journal; return those that were added or removed."""
+        loaded = self._journal.list_directories(self._server_name)
         children: dict[DirectoryComponents, set[bytes]] = {}
-        for directory in made:
+        for directory in loaded:
             for depth in range(len(directory)):
                 children.setdefault(directory[:depth], set()).add(directory[depth])
         with self._lock:
-            changed = self._directories ^ made
-            self._directories, self._children = made, children
+            changed = self._directories ^ loaded
+            self._directories, self._children = loaded, children
         return changed
 
     def reload_if_changed(self) -> set[DirectoryComponents]:
-        """Read them again if anything was written to the journal since this was last asked (a rollback, another mount).
+        """Load the directories if the journal was written since the last call (by a rollback or another mount).
 
-        Returns those that came or went.
+        Returns those that were added or removed.
         """
         version = self._journal.fetch_data_version()
         if version == self._journal_version:
@@ -52,12 +54,12 @@ class EmptyDirectories:
             return directory in self._directories or directory in self._children
 
     def children(self, directory: DirectoryComponents) -> list[bytes]:
-        """Components of what was made in `directory`, each once."""
+        """Return the components of the empty directories directly in `directory`, each once."""
         with self._lock:
             return list(self._children.get(directory, ()))
 
     def add(self, directory: DirectoryComponents) -> None:
-        """A directory lost its last file here: it stays. On the disk on return."""
+        """Add a directory that this mount emptied. It is on disk on return."""
         if directory not in self:
             self._journal.add_directory(self._server_name, directory)
             self.load()
@@ -65,7 +67,12 @@ class EmptyDirectories:
     def plan_rename(
         self, old: DirectoryComponents, new: DirectoryComponents, *, include_self: bool
     ) -> list[tuple[DirectoryComponents, DirectoryComponents]]:
-        """What is renamed along with a directory: what was made in it, and (`itself`) the directory without keys."""
+        """Return (old, new) of each empty directory that a rename of `old` moves, in order.
+
+        With `include_self`, `old` is one of them even if the journal does not have it.
+        """
         with self._lock:
-            below = {each for each in self._directories if each[: len(old)] == old}
-        return [(each, new + each[len(old) :]) for each in sorted(below | ({old} if include_self else set()))]
+            moved = {directory for directory in self._directories if directory[: len(old)] == old}
+        if include_self:
+            moved.add(old)
+        return [(directory, new + directory[len(old) :]) for directory in sorted(moved)]

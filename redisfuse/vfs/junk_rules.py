@@ -1,11 +1,14 @@
-"""What is junk: the files that systems and editors make, which are no data (DESIGN.md 7). A pure predicate.
+"""Decides which files are junk: files of systems and editors that are not data (docs/editing.md). Pure.
 
-Decided when something is made through the mount (or renamed), from its path and how it is made; a name that is a key in
-Redis is data. The patterns, with their classes, are in `junk_patterns.gitignore`. Safe to use from any thread.
+The decision is taken when a file or directory is created through the mount, or renamed, from its path and the flags of
+its creation; a name that is a key in Redis is data. The patterns, with their classes, are in
+`junk_patterns.gitignore`. Safe to use from any thread.
 """
 
+from __future__ import annotations
+
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
@@ -18,7 +21,8 @@ from redisfuse.config import Config
 from redisfuse.errors import UsageError
 from redisfuse.text import for_terminal
 
-# With O_EXCL: how mkstemp(3), and so nearly every program, makes a temporary file; rsync one of what can be executed.
+# With O_EXCL: the mode with which mkstemp(3), and so nearly every program, creates temporary files; 0700 is rsync's for
+# executables.
 PRIVATE_FILE_MODES = (0o600, 0o700)
 
 _HEADING_RE = re.compile(r"##\s*(.*?)\s*(?:\((\w+)\))?\s*")
@@ -37,53 +41,53 @@ class JunkKind(StrEnum):
 
     @property
     def description(self) -> str:
-        """The same in a few words, to stand after a name."""
+        """The meaning in a few words, to print after a name."""
         return _KIND_DESCRIPTIONS[self]
 
 
 _KIND_DESCRIPTIONS = {
     JunkKind.SAFE: "junk",
-    JunkKind.NEW: "junk when it is made through the mount",
-    JunkKind.COMPANION: "junk if what it belongs to is a key or field beside it",
-    JunkKind.PROBE: "held back if it is made with O_EXCL; becomes a key if it stays",
-    JunkKind.BEHAVIOUR: "held back only if it is made with O_EXCL and mode 0600 or 0700; becomes a key if it stays",
+    JunkKind.NEW: "junk when it is created through the mount",
+    JunkKind.COMPANION: "junk if the file it belongs to is a key or field beside it",
+    JunkKind.PROBE: "held back if it is created with O_EXCL; becomes a key if it stays",
+    JunkKind.BEHAVIOUR: "held back only if it is created with O_EXCL and mode 0600 or 0700; becomes a key if it stays",
     JunkKind.KEEP: "data",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class JunkRule:
-    """One pattern: in gitignore syntax (without `!`), its class, who makes such files, and where it is written."""
+    """One pattern with its class."""
 
-    pattern: str
+    pattern: str  # in gitignore syntax, without `!`
     kind: JunkKind
-    group: str
-    source: str
+    group: str  # the program that creates such files
+    source: str  # file and line, or option, that has the pattern
 
 
 @dataclass(frozen=True, slots=True)
 class CreateContext:
-    """How something is being made, and what is beside it."""
+    """The circumstances in which a file or directory is created."""
 
     exclusive: bool = False  # O_EXCL
     mode: int = 0o644
     is_directory: bool = False
-    name_exists: Callable[[bytes], bool] = lambda _name: False  # is a name of the same folder a key or field?
-    in_memory_fs: bool = False  # the folder is in scratch itself
+    data_names: Container[bytes] = ()  # the names of the same directory that are keys or fields
+    in_memory_fs: bool = False  # the directory itself is junk
 
 
 @dataclass(frozen=True, slots=True)
 class JunkDecision:
-    """What becomes of it: junk lives in scratch; what is held reaches Redis only if it stays or is renamed."""
+    """The destination of a new file or directory."""
 
-    is_junk: bool
-    is_held: bool
+    is_junk: bool  # it stays in the memory filesystem
+    is_held: bool  # it reaches Redis only if it is not removed soon, or if it is renamed
     rule: JunkRule | None
     reason: str
 
 
 class JunkRules:
-    """The junk patterns of a mount. Raises UsageError for a pattern that makes no sense."""
+    """The junk patterns of a mount. Raises UsageError for an invalid pattern."""
 
     def __init__(self, rules: Iterable[JunkRule], *, enabled: bool = True) -> None:
         self.rules = tuple(rules)
@@ -96,12 +100,12 @@ class JunkRules:
             (rule, *_split_companion_pattern(rule)) for rule in self.rules if rule.kind is JunkKind.COMPANION
         ]
         self._safe_matcher = _RuleMatcher(self.rules, JunkKind.SAFE)
-        self._matches_safe = self._safe_matcher.compile_name_matcher() if enabled else None
-        self._matches_keep = self._keep_matcher.compile_name_matcher()
+        self._safe_names = _NameMatcher(self._safe_matcher)
+        self._keep_names = _NameMatcher(self._keep_matcher)
 
     @classmethod
-    def from_config(cls, config: Config) -> "JunkRules":
-        """The patterns that a mount was asked to use. Raises UsageError if a file or pattern can't be read."""
+    def from_config(cls, config: Config) -> JunkRules:
+        """Load the patterns that a configuration names. Raises UsageError if a file or pattern is invalid."""
         return cls.load(config.junk_file, config.junk, config.keep, enabled=config.junk_filter)
 
     @classmethod
@@ -112,10 +116,11 @@ class JunkRules:
         keep_patterns: Iterable[str] = (),
         *,
         enabled: bool = True,
-    ) -> "JunkRules":
-        """The patterns of a file (None: the built-in ones), more safe ones, and some that are never junk.
+    ) -> JunkRules:
+        """Load the patterns of a file (None: the built-in ones).
 
-        Raises UsageError if one can't be read.
+        `extra_patterns` are added as *safe* ones, `keep_patterns` as exceptions. Raises UsageError for an
+        invalid pattern or a file that can't be read.
         """
         rules = load_default_rules() if patterns_file is None else read_rules_file(patterns_file)
         rules += [JunkRule(pattern, JunkKind.SAFE, "", "--junk") for pattern in extra_patterns]
@@ -123,75 +128,70 @@ class JunkRules:
         return cls(rules, enabled=enabled)
 
     def decide(self, parent: bytes, name: bytes, context: CreateContext) -> JunkDecision:
-        """Decide about what is about to be made: `name` in the folder `parent`, a path from the mount's root."""
+        """Decide what `name` becomes that is created in the directory `parent` (a path from the mount's root)."""
         if not self.enabled:
             return JunkDecision(False, False, None, "the junk filter is off")
         if context.in_memory_fs:
-            return JunkDecision(True, False, None, "its folder is junk")
+            return JunkDecision(True, False, None, "its directory is junk")
         rule = self.find_rule(parent, name, is_directory=context.is_directory)
         if rule is not None and rule.kind is JunkKind.KEEP:
-            return JunkDecision(False, False, rule, "it is never junk")
-        if context.name_exists(name):
+            return JunkDecision(False, False, rule, "names of this pattern are never junk")
+        if name in context.data_names:
             return JunkDecision(False, False, None, "it is a key in Redis")
-        companion = next((each for each, base in self._companion_bases(name) if context.name_exists(base)), None)
+        companion = next((rule for rule, base in self._companion_bases(name) if base in context.data_names), None)
         if companion is not None:
             return JunkDecision(True, False, companion, "it belongs to a key or field beside it")
         if rule is not None and rule.kind in (JunkKind.SAFE, JunkKind.NEW):
-            return JunkDecision(True, False, rule, "it has the name of junk")
+            return JunkDecision(True, False, rule, "a junk pattern matches its name")
         if rule is not None and rule.kind is JunkKind.PROBE and context.exclusive:
-            return JunkDecision(False, True, rule, "it is a probe if it goes at once")
+            return JunkDecision(False, True, rule, "it is a probe if it is removed at once")
         if context.exclusive and context.mode & 0o777 in PRIVATE_FILE_MODES and not context.is_directory:
-            return JunkDecision(False, True, rule, "it is made as temporary files are (O_EXCL, mode 0600 or 0700)")
+            return JunkDecision(False, True, rule, "it is created as a temporary file (O_EXCL, mode 0600 or 0700)")
         return JunkDecision(
-            False, False, rule, "no pattern matches" if rule is None else "its name alone is not enough"
+            False, False, rule, "no pattern matches" if rule is None else "its name alone does not make it junk"
         )
 
     def find_rule(self, parent: bytes, name: bytes, *, is_directory: bool = False) -> JunkRule | None:
-        """Return the rule that a name comes under, whether or not its condition holds: the first that would decide."""
+        """Return the first rule that matches a name, whether or not the rule's condition holds."""
         path = _name_to_text(parent + b"/" + name if parent else name)
-        kept = self._keep_matcher.find_rule(path, is_directory)
-        if kept is not None:
-            return kept
-        junk = self._junk_matcher.find_rule(path, is_directory)
-        if junk is not None:
-            return junk
-        companion = next((each for each, _base in self._companion_bases(name)), None)
         return (
-            companion
+            self._keep_matcher.find_rule(path, is_directory)
+            or self._junk_matcher.find_rule(path, is_directory)
+            or next((rule for rule, _base in self._companion_bases(name)), None)
             or self._probe_matcher.find_rule(path, is_directory)
             or self._behaviour_matcher.find_rule(path, is_directory)
         )
 
     def is_hidden(self, name: bytes, *, in_root: bool = False) -> bool:
-        """Whether a listed name is kept from listings: a *safe* pattern matches. `root`: it is in the mount's root."""
-        if self._matches_safe is None:
+        """Return whether listings omit a name: a *safe* pattern matches. `in_root`: it is in the mount's root."""
+        if not self.enabled:
             return False
         text = _name_to_text(name)
-        return self._matches_safe(text, in_root) and not self._matches_keep(text, in_root)
+        return self._safe_names.matches(text, in_root) and not self._keep_names.matches(text, in_root)
 
     def find_hiding_rule(self, name: bytes, *, in_root: bool = False) -> JunkRule | None:
-        """The *safe* rule for which `is_hidden` keeps a name from listings; None if it is listed."""
+        """Return the *safe* rule for which listings omit a name; None if they show it."""
         if not self.is_hidden(name, in_root=in_root):
             return None
         path = _name_to_text(name) if in_root else "x/" + _name_to_text(name)
         return self._safe_matcher.find_rule(path, False) or self._safe_matcher.find_rule(path, True)
 
     def _companion_bases(self, name: bytes) -> Iterable[tuple[JunkRule, bytes]]:
-        """The companion rules that a name comes under, with the name it would belong to."""
-        for rule, head, tail in self._companion_affixes:
-            base = name[len(head) : len(name) - len(tail)]
-            if base and name.startswith(head) and name.endswith(tail):
+        """Yield the companion rules that match a name, each with the name that it would belong to."""
+        for rule, prefix, suffix in self._companion_affixes:
+            base = name[len(prefix) : len(name) - len(suffix)]
+            if base and name.startswith(prefix) and name.endswith(suffix):
                 yield rule, base
 
 
 def load_default_rules() -> list[JunkRule]:
-    """The built-in patterns."""
+    """Return the built-in patterns."""
     text = resources.files("redisfuse.vfs").joinpath("junk_patterns.gitignore").read_text("utf-8")
     return parse_rules(text, "built-in")
 
 
 def read_rules_file(path: Path) -> list[JunkRule]:
-    """The patterns of a file. Raises UsageError if it can't be read."""
+    """Return the patterns of a file. Raises UsageError if it can't be read."""
     try:
         return parse_rules(path.read_text("utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -199,7 +199,7 @@ def read_rules_file(path: Path) -> list[JunkRule]:
 
 
 def parse_rules(text: str, source: str) -> list[JunkRule]:
-    """Read patterns in gitignore syntax, with the headings that the built-in file explains."""
+    """Parse patterns in gitignore syntax, with the headings that the built-in file explains."""
     rules = []
     group, kind = "", JunkKind.SAFE
     for number, line in enumerate(text.split("\n"), 1):
@@ -216,73 +216,82 @@ def parse_rules(text: str, source: str) -> list[JunkRule]:
 
 
 class _RuleMatcher:
-    """The rules of some kinds, matched together; of several that match, the last wins, as in a gitignore file."""
+    """The rules of some kinds, matched together. The last match wins, as in a gitignore file."""
 
     def __init__(self, rules: Sequence[JunkRule], *kinds: JunkKind) -> None:
         self._rules = [rule for rule in rules if rule.kind in kinds]
         for rule in self._rules:
             _check_rule(rule)
         self._spec = GitIgnoreSpec.from_lines([rule.pattern for rule in self._rules])
-        # Most names match none: one expression says so at once.
+        # A shortcut, as most names match no rule: one expression for all of them.
         self._any_rule_re = re.compile(
-            "|".join(f"(?:{each.replace('?P<ps_d>', '?:')})" for each in self._iter_expressions())
+            "|".join(f"(?:{expression.replace('?P<ps_d>', '?:')})" for expression in self.iter_expressions())
         )
 
     def find_rule(self, path: str, is_directory: bool) -> JunkRule | None:
+        """Return the last rule that matches a path."""
         path = normalize_file(path + "/" if is_directory else path)
         if not self._rules or self._any_rule_re.search(path) is None:
             return None
         index = self._spec.check_file(path).index
         return None if index is None else self._rules[index]
 
-    def _iter_expressions(self) -> Iterator[str]:
+    def iter_expressions(self) -> Iterator[str]:
+        """Yield the regular expression of each rule."""
         for pattern in self._spec.patterns:
-            assert pattern.regex is not None  # `_check_rule` saw to that
+            assert pattern.regex is not None  # checked by `_check_rule`
             yield pattern.regex.pattern
 
-    def compile_name_matcher(self) -> Callable[[str, bool], bool]:
-        """One expression for all patterns, for single names: (name, is it in the root) -> does one match."""
+
+class _NameMatcher:
+    """The rules of a matcher as one regular expression for single names, which is fast enough for listings."""
+
+    def __init__(self, rules: _RuleMatcher) -> None:
         anywhere: list[str] = []
-        at_root: list[str] = []
-        for expression in self._iter_expressions():
-            for optional in ("(?:(?P<ps_d>/)|$)", "(?P<ps_d>/)"):  # a listing does not say which names are folders
+        root_only: list[str] = []
+        for expression in rules.iter_expressions():
+            for optional in ("(?:(?P<ps_d>/)|$)", "(?P<ps_d>/)"):  # a listing does not say which names are directories
                 expression = expression.replace(optional, "$")
             floating = expression.removeprefix("^(?:.+/)?")
-            (at_root if floating == expression else anywhere).append(floating)
-        if not anywhere and not at_root:
-            return lambda _name, _root: False
-        matches_anywhere = _compile_alternatives(anywhere)
-        matches_at_root = _compile_alternatives(anywhere + at_root)
-        return lambda name, root: (matches_at_root if root else matches_anywhere)(name) is not None
+            (root_only if floating == expression else anywhere).append(floating)
+        self._anywhere_re = _compile_alternatives(anywhere)
+        self._in_root_re = _compile_alternatives(anywhere + root_only)
+
+    def matches(self, name: str, in_root: bool) -> bool:
+        """Return whether a rule matches a name, which is in the mount's root or in another directory."""
+        return (self._in_root_re if in_root else self._anywhere_re).match(name) is not None
 
 
-def _compile_alternatives(expressions: Sequence[str]) -> Callable[[str], object]:
-    return re.compile("|".join(f"(?:{each})" for each in expressions) or "(?!)", re.DOTALL).match
+def _compile_alternatives(expressions: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(f"(?:{expression})" for expression in expressions) or "(?!)", re.DOTALL)
 
 
 def _check_rule(rule: JunkRule) -> None:
     try:
-        meaningful = all(pattern.include for pattern in GitIgnoreSpec.from_lines([rule.pattern]).patterns)
+        is_valid = all(pattern.include for pattern in GitIgnoreSpec.from_lines([rule.pattern]).patterns)
     except ValueError:
-        meaningful = False
-    if not rule.pattern.strip() or not meaningful:
+        is_valid = False
+    if not rule.pattern.strip() or not is_valid:
         raise UsageError(
             f"{for_terminal(rule.source)}: {for_terminal(rule.pattern)} is not a pattern in gitignore syntax"
         )
 
 
 def _split_companion_pattern(rule: JunkRule) -> tuple[bytes, bytes]:
-    """What stands before and after the one `*` of a companion pattern."""
-    head, star, tail = rule.pattern.replace("\\", "").partition("*")
-    if not star or "*" in tail or "?" in rule.pattern or "/" in rule.pattern or not head + tail:
+    """Return the parts before and after the one `*` of a companion pattern. Raises UsageError."""
+    prefix, star, suffix = rule.pattern.replace("\\", "").partition("*")
+    if not star or "*" in suffix or "?" in rule.pattern or "/" in rule.pattern or not prefix + suffix:
         raise UsageError(
             f"{for_terminal(rule.source)}: a companion pattern is a name with one *, not {for_terminal(rule.pattern)}"
         )
-    return head.encode(), tail.encode()
+    return prefix.encode(), suffix.encode()
 
 
 def _name_to_text(name: bytes) -> str:
-    """A name as patterns see it: without the mark, escaped dots as dots, what can't be in a name escaped."""
+    """Return a name in the form that patterns match.
+
+    The file marker is removed, escaped dots are decoded, and characters that can't be in a name are escaped.
+    """
     text = name.decode("utf-8", "surrogateescape")
     if "%" in text:
         text = text.removesuffix("%").replace("%2E", ".")

@@ -1,4 +1,4 @@
-"""Junk that is in Redis already: the keys, and fields, that no mount lists because of their names (DESIGN.md 7)."""
+"""Finds junk that is in Redis: keys and fields that listings omit because of their names (docs/editing.md)."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.vfs.junk_rules import JunkRule, JunkRules
 from redisfuse.vfs.nodes import FIELD_TYPE
 
-METADATA_CACHE_BYTES = 1 << 20  # bytes of cached attributes; each key is looked at once
+METADATA_CACHE_BYTES = 1 << 20  # small, since each key is looked up once
 
 
 @dataclass(frozen=True, slots=True)
 class JunkKey:
-    """One key or field that is junk by its name."""
+    """A key or field that is junk by its name."""
 
     target: KeyRef
-    path: bytes  # in a mount
+    path: bytes  # from the mount's root
     rule: JunkRule
-    type: bytes  # Redis's word, or FIELD_TYPE
+    type: bytes  # the reply of TYPE, or FIELD_TYPE
     length: int  # bytes of a string or field, elements of any other
 
     @property
     def size(self) -> int | None:
-        """In bytes, where that is known without reading it all."""
+        """Bytes of a string or field; None for another type, which would have to be read to know it."""
         return self.length if self.type in (b"string", FIELD_TYPE) else None
 
 
 class JunkScanner:
-    """Looks through all keys of a server, in pieces. `fields`: also into hashes of up to so many fields (0: none)."""
+    """Scans all keys of a server in batches.
+
+    With `max_hash_fields`, the fields of hashes with up to that many fields are scanned too (0: none).
+    """
 
     def __init__(
         self,
@@ -49,7 +52,7 @@ class JunkScanner:
         self._prefix = prefix
         self._max_hash_fields = max_hash_fields
         self._metadata = MetadataStore(client, max_cache_bytes=METADATA_CACHE_BYTES, trust=lambda: 0.0)
-        self._last_directory: tuple[bytes, ...] = ()  # the last one that was judged, and its rule
+        self._last_directory: tuple[bytes, ...] = ()  # of the last key, and its rule
         self._last_directory_rule: JunkRule | None = None
 
     def find_junk(
@@ -57,44 +60,45 @@ class JunkScanner:
         on_total: Callable[[int], None] = lambda _total: None,
         on_progress: Callable[[int], None] = lambda _keys: None,
     ) -> Iterator[JunkKey]:
-        """Each of them once, in no order. `on_total` is told how many keys there are, `advance` how many were seen.
+        """Yield each junk key or field once, in no order.
 
+        `on_total` receives the number of keys on the server, `on_progress` the number scanned since its last call.
         Raises UnavailableError, AccessError.
         """
-        seen: set[KeyRef] = set()
+        yielded: set[KeyRef] = set()
         for keys in scan_keys(self._client, prefix=self._prefix, on_total=on_total):
-            for found in self._find_keys(keys):
-                if found.target not in seen:  # SCAN may give a key twice
-                    seen.add(found.target)
-                    yield found
+            for junk_key in self._find_in_batch(keys):
+                if junk_key.target not in yielded:  # SCAN may return a key twice
+                    yielded.add(junk_key.target)
+                    yield junk_key
             on_progress(len(keys))
 
-    def _find_keys(self, keys: Sequence[bytes]) -> Iterator[JunkKey]:
+    def _find_in_batch(self, keys: Sequence[bytes]) -> Iterator[JunkKey]:
         rules = {key: rule for key in keys if (rule := self._find_rule(key)) is not None}
-        asked = keys if self._max_hash_fields else list(rules)
-        known = dict(zip(asked, self._metadata.get_many(asked), strict=True))
+        requested = keys if self._max_hash_fields else list(rules)
+        metadata_by_key = dict(zip(requested, self._metadata.get_many(requested), strict=True))
         for key, rule in rules.items():
-            found = known[key]
-            if found.type != b"none":
-                path = self._grammar.key_path(key, is_hash=found.type == b"hash")
-                yield JunkKey(KeyRef(key), path, rule, found.type, found.length)
+            metadata = metadata_by_key[key]
+            if metadata.type != b"none":
+                path = self._grammar.key_path(key, is_hash=metadata.type == b"hash")
+                yield JunkKey(KeyRef(key), path, rule, metadata.type, metadata.length)
         if self._max_hash_fields:
-            yield from self._find_fields({key: found for key, found in known.items() if key not in rules})
+            yield from self._find_fields({key: data for key, data in metadata_by_key.items() if key not in rules})
 
     def _find_rule(self, key: bytes) -> JunkRule | None:
-        """The rule for which a key is not listed: of its own name, or of a directory above it."""
-        grammar, hiding = self._grammar, self._junk_rules.find_hiding_rule
-        *above, leaf = grammar.split_key(key)
-        directory = tuple(above)
+        """Return the rule for which listings omit a key: of its own name, or of a directory above it."""
+        grammar, find_hiding_rule = self._grammar, self._junk_rules.find_hiding_rule
+        *parents, leaf = grammar.split_key(key)
+        directory = tuple(parents)
         if directory != self._last_directory:
-            names = (grammar.directory_name(each, in_root=not depth) for depth, each in enumerate(directory))
-            found = (hiding(name, in_root=not depth) for depth, name in enumerate(names))
-            self._last_directory, self._last_directory_rule = directory, next(filter(None, found), None)
-        root = not directory
-        return self._last_directory_rule or hiding(grammar.key_name(leaf, in_root=root), in_root=root)
+            names = (grammar.directory_name(component, in_root=not depth) for depth, component in enumerate(directory))
+            rules = (find_hiding_rule(name, in_root=not depth) for depth, name in enumerate(names))
+            self._last_directory, self._last_directory_rule = directory, next(filter(None, rules), None)
+        in_root = not directory
+        return self._last_directory_rule or find_hiding_rule(grammar.key_name(leaf, in_root=in_root), in_root=in_root)
 
-    def _find_fields(self, metadata: dict[bytes, KeyMetadata]) -> Iterator[JunkKey]:
-        hashes = [key for key, found in metadata.items() if found.type == b"hash"]
+    def _find_fields(self, metadata_by_key: dict[bytes, KeyMetadata]) -> Iterator[JunkKey]:
+        hashes = [key for key, metadata in metadata_by_key.items() if metadata.type == b"hash"]
         rules: dict[tuple[bytes, bytes], JunkRule] = {}
         for key, fields in zip(hashes, self._metadata.list_fields_many(hashes, self._max_hash_fields), strict=True):
             *directory, leaf = self._grammar.split_key(key)

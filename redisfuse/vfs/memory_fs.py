@@ -132,7 +132,7 @@ class MemoryFS:
             self._inodes.remove(path)
 
     def rename(self, old: bytes, new: bytes, *, replace: bool = True) -> None:
-        """Rename as rename(2): a file over a file, a directory (with its tree) over an empty one.
+        """Rename a file over a file, or a directory (with its tree) over an empty one.
 
         Raises NotFoundError, ExistsError (unless `replace`), IsDirectoryError, NotDirectoryError, NotEmptyError,
         InvalidArgumentError (a directory into itself).
@@ -225,9 +225,9 @@ class MemoryFS:
             return tuple(self._inodes.require(path).xattrs)
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0) -> None:
-        """Set an extended attribute, as setxattr(2).
+        """Set an extended attribute.
 
-        Raises NotFoundError, ExistsError and NoAttributeError (`flags`), NoSpaceError.
+        Raises NotFoundError, ExistsError and NoAttributeError (by the `flags` of setxattr(2)), NoSpaceError.
         """
         with self._lock:
             xattrs = self._inodes.require(path).xattrs

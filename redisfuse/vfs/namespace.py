@@ -545,7 +545,7 @@ class NamespaceOperations:
         """Whether something made at `path` is junk, or held back, by its name and by how it is made."""
         parent, _, name = path.rpartition(b"/")
         in_scratch = bool(parent) and self._overlay.memory_fs.is_directory(parent)
-        facts = CreateContext(exclusive, mode, is_directory, lambda other: self._is_data(parent, other), in_scratch)
+        facts = CreateContext(exclusive, mode, is_directory, _DataNames(self, parent), in_scratch)
         return self._junk_rules.decide(parent, name, facts)
 
     def _is_data(self, parent: bytes, name: bytes) -> bool:
@@ -559,6 +559,17 @@ class NamespaceOperations:
         if any(target in self._overlay.pending_removals for target in self._candidate_targets(meaning)):
             return True
         return self._tree.resolves_to_directory(meaning) or self._tree.resolve_file(meaning) is not None
+
+
+class _DataNames:
+    """The names in one directory that are keys, fields, directories, or new files that will be in Redis."""
+
+    def __init__(self, namespace: NamespaceOperations, parent: bytes) -> None:
+        self._namespace = namespace
+        self._parent = parent
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, bytes) and self._namespace._is_data(self._parent, name)
 
 
 def _commit_before_rename(file: OpenFile) -> None:

@@ -1,4 +1,4 @@
-"""What a path of the mount can turn out to be. Plain values; who made them has already asked the server."""
+"""The kinds of nodes that a path of the mount can resolve to: plain values, without a connection to the server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from redisfuse.paths.grammar import KeyRef
 if TYPE_CHECKING:
     from redisfuse.vfs.open_files import OpenFile
 
-FIELD_TYPE = b"field"  # the `type` of a hash field, which Redis has no word for
+FIELD_TYPE = b"field"  # the `type` of a hash field, for which Redis has no type name
 EDITABLE_TYPES = frozenset((b"string", FIELD_TYPE))
 
 
@@ -23,20 +23,20 @@ class DirectoryNode:
 
 @dataclass(frozen=True, slots=True)
 class SegmentNode:
-    """A directory that is the first part of names too long for one (NAMES.md)."""
+    """A directory whose name is the first part of names longer than NAME_MAX (docs/names.md)."""
 
     directory: tuple[bytes, ...]
-    name_prefix: bytes  # what the pieces so far spell
+    name_prefix: bytes  # the segments so far, joined
 
 
 @dataclass(frozen=True, slots=True)
 class DigestRootNode:
-    """`%long`: the keys whose path would be too long, by digest."""
+    """`%long`: the keys whose path would be longer than PATH_MAX, by digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class DigestFieldsNode:
-    """`HASH%long`: the fields of one hash whose own path would be too long, by digest."""
+    """`HASH%long`: the fields of one hash whose path would be longer than PATH_MAX, by digest."""
 
     directory: tuple[bytes, ...]
     component: bytes
@@ -44,35 +44,35 @@ class DigestFieldsNode:
 
 
 class KeyNode(NamedTuple):
-    """A key, a field or a view of a key, as the server last described it."""
+    """A key, a field or a view of a key, with its last fetched metadata."""
 
     target: KeyRef
-    type: bytes  # Redis's word; FIELD_TYPE for a hash field
+    type: bytes  # the reply of TYPE; FIELD_TYPE for a hash field
     length: int  # bytes of a string or field, elements of a collection
     view: str | None = None  # "json" or "dump"
-    version: int = 0  # what `KeyspaceMonitor.change_count` was before the server described it; only in listings
+    version: int = 0  # `KeyspaceMonitor.get_version` before the metadata was fetched; only in listings
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a string as it is in Redis: its size is its length, and nothing is rendered."""
+        """Whether it is a string shown unrendered, so that its size is its length."""
         return self.type == b"string" and self.view is None
 
     @property
     def is_editable(self) -> bool:
-        """Whether its bytes can be edited as they are."""
+        """Whether its bytes can be edited directly."""
         return self.view is None and self.type in EDITABLE_TYPES
 
 
 @dataclass(frozen=True, slots=True)
 class OpenFileNode:
-    """A file that is open for editing, new and not yet in Redis, or unlinked while open: its bytes are here."""
+    """A file whose bytes this mount holds: open for editing, new and not yet in Redis, or unlinked while open."""
 
     file: OpenFile
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryNode:
-    """Junk: a file or directory of the scratch area."""
+    """Junk: a file or directory of the memory filesystem."""
 
     path: bytes
     is_directory: bool
@@ -80,7 +80,7 @@ class MemoryNode:
 
 @dataclass(frozen=True, slots=True)
 class RefreshNode:
-    """`/.updater`: looking at it starts a rescan."""
+    """`/.updater`: a look-up of it starts a rescan."""
 
 
 TreeNode = (
@@ -90,7 +90,7 @@ DIRECTORY_NODE_TYPES = (DirectoryNode, SegmentNode, DigestRootNode, DigestFields
 
 
 class NamedNode(NamedTuple):
-    """One name of a listing."""
+    """One entry of a directory listing."""
 
     name: bytes
     node: TreeNode

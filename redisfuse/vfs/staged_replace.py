@@ -1,12 +1,15 @@
-"""Keys that were renamed or unlinked in a way that looks like the first half of an editor's save (DESIGN.md 7).
+"""Keys whose removal is delayed, because it looks like the first half of an editor's save (docs/editing.md).
 
-A parked key is still in Redis, but not in the tree. Either something new is saved at its path (then that is one update
-of the key), or its time passes and the removal becomes a change of its own. If the process dies, the key is there.
+An editor that saves renames the old file to a backup name, or unlinks it, and creates a new one. A key with a pending
+removal ("parked") is still in Redis, but not in the tree. Either new content is saved at its path, which then is one
+update of the key, or its deadline passes and the removal becomes a change of its own. If the process dies, the key is
+still in Redis.
 
-Whoever is about to put something at a path claims its targets first: what is claimed is not removed, and what is being
-removed can't be claimed until that is done. Times are of a `PausableClock`.
+A caller that is about to create or rename onto a path claims its targets first: a claimed target is not removed, and a
+claim waits for a removal that has begun. Deadlines are times of a `PausableClock`.
 
-Lock order: the lock here is held only to look into the table, or to wait for a removal, whose thread needs no claim.
+Lock order: the lock here is a leaf. It is held only to access the table and, released by the condition, to wait for a
+removal, whose thread needs no claim.
 """
 
 from __future__ import annotations
@@ -15,51 +18,51 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 
 
 class PausableClock:
-    """Seconds that pass only as somebody says so: a process that was stopped for a while is not late afterwards."""
+    """A clock that does not advance while the process is suspended, so that no deadline passes meanwhile."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 0.0  # seconds
 
     def advance(self, seconds: float) -> None:
-        """So much later."""
+        """Advance the clock."""
         self.now += seconds
 
 
 @dataclass(frozen=True, slots=True)
 class PendingRemoval:
-    """One parked key or field."""
+    """A key or field whose removal is pending."""
 
     target: KeyRef
     path: bytes
-    precondition: (
-        Precondition  # what it held when it was parked: if that changes, neither update nor removal may go through
-    )
-    deadline: float  # by the clock, in seconds
-    copy_path: bytes | None  # path in scratch where its content is now; None: the program unlinked it while it was open
+    # Its content when the removal was scheduled: if that has changed, neither an update nor the removal is applied.
+    precondition: Precondition
+    deadline: float  # seconds of the clock
+    copy_path: bytes | None  # path of its copy in the memory filesystem; None: it was unlinked while it was open
 
 
 class PendingRemovals:
-    """The table of parked targets. Thread-safe."""
+    """The table of pending removals. Thread-safe."""
 
     def __init__(self, clock: PausableClock, wake_event: threading.Event) -> None:
         self._clock = clock
-        self._wake_event = wake_event  # set whenever something begins to wait for its time
+        self._wake_event = wake_event  # set whenever a deadline is added
         self._condition = threading.Condition()
+        # Guarded by `_condition`; single look-ups don't need it:
         self._pending: dict[KeyRef, PendingRemoval] = {}
-        self._removing: set[KeyRef] = set()  # being removed from Redis at this moment
+        self._removing: set[KeyRef] = set()  # their removals are being committed
         self._claims: Counter[KeyRef] = Counter()
 
     def schedule(
         self, target: KeyRef, path: bytes, precondition: Precondition, delay_seconds: float, copy_path: bytes | None
     ) -> None:
-        """Park a target for at most `seconds`."""
+        """Add the removal of a target, due in `delay_seconds`."""
         self.add(PendingRemoval(target, path, precondition, self._clock.now + delay_seconds, copy_path))
 
     def __contains__(self, target: KeyRef) -> bool:
@@ -69,12 +72,12 @@ class PendingRemovals:
         return bool(self._pending)
 
     def get(self, target: KeyRef) -> PendingRemoval | None:
-        """What is parked at a target."""
+        """Return the pending removal of a target."""
         return self._pending.get(target)
 
     @contextmanager
     def claim(self, targets: Collection[KeyRef]) -> Iterator[None]:
-        """Nothing of these is removed while the body runs; waits for removals that have begun."""
+        """Prevent removals of these targets while the body runs; wait for removals that have begun."""
         with self._condition:
             self._condition.wait_for(lambda: self._removing.isdisjoint(targets))
             self._claims.update(targets)
@@ -85,45 +88,36 @@ class PendingRemovals:
                 self._claims -= Counter(targets)
 
     def cancel(self, target: KeyRef) -> PendingRemoval | None:
-        """Take a target out, because something new has come to its place or comes now."""
+        """Remove and return the pending removal of a target that new content replaces."""
         with self._condition:
             return self._pending.pop(target, None)
 
     def add(self, removal: PendingRemoval) -> None:
-        """Park again what was taken: it waits on for its time."""
+        """Add a pending removal with its own deadline."""
         with self._condition:
             self._pending[removal.target] = removal
         self._wake_event.set()
 
-    def expire_now(self, removal: PendingRemoval) -> None:
-        """What was to replace it is gone: it is due now."""
-        self.add(replace(removal, deadline=self._clock.now))
-
     @contextmanager
     def take_expired(self, now: float | None, key_prefix: bytes = b"") -> Iterator[list[PendingRemoval]]:
-        """Those whose time has come (`now` None: all) of keys that begin so, out of the table; the body removes them.
+        """Take the removals out of the table that are due at `now` (None: all) and whose keys have a prefix.
 
-        Until its end they stay out of the tree, and nobody can claim them.
+        The body commits them. Until it ends they stay out of the tree, and a claim of them waits.
         """
         with self._condition:
             due = [
-                each
-                for each in self._pending.values()
-                if (now is None or each.deadline <= now)
-                and each.target.key.startswith(key_prefix)
-                and not self._claims[each.target]
+                removal
+                for removal in self._pending.values()
+                if (now is None or removal.deadline <= now)
+                and removal.target.key.startswith(key_prefix)
+                and not self._claims[removal.target]
             ]
-            for each in due:
-                del self._pending[each.target]
-            self._removing.update(each.target for each in due)
+            for removal in due:
+                del self._pending[removal.target]
+            self._removing.update(removal.target for removal in due)
         try:
             yield due
         finally:
             with self._condition:
-                self._removing.difference_update(each.target for each in due)
+                self._removing.difference_update(removal.target for removal in due)
                 self._condition.notify_all()
-
-    def has_below(self, key_prefix: bytes) -> bool:
-        """Whether a parked key lies below a directory, so that it is not gone yet."""
-        with self._condition:
-            return any(target.key.startswith(key_prefix) for target in self._pending)

@@ -1,4 +1,4 @@
-"""What is junk and what is data, by name, by what is beside it, and by how it is made."""
+"""Junk and data are distinguished by name, by the keys beside them, and by the flags of the creation."""
 
 import fnmatch
 import timeit
@@ -25,19 +25,19 @@ from redisfuse.vfs.junk_rules import (
 junk = JunkRules.load()
 
 
-def verdict(
+def decide(
     name: str,
     *beside: str,
-    parent: str = "folder",
+    parent: str = "directory",
     exclusive: bool = False,
     mode: int = 0o644,
     directory: bool = False,
     patterns: JunkRules = junk,
 ) -> JunkDecision:
-    """The verdict about a name, with these keys beside it."""
+    """Decide about a name with these keys beside it."""
     keys = {key.encode() for key in beside}
-    facts = CreateContext(exclusive, mode, directory, keys.__contains__)
-    return patterns.decide(parent.encode(), name.encode(), facts)
+    context = CreateContext(exclusive, mode, directory, keys)
+    return patterns.decide(parent.encode(), name.encode(), context)
 
 
 SAFE = """
@@ -49,112 +49,112 @@ k.sb-1a2b3c4d-AbCdEf .DS_Store .AppleDouble .localized Icon%0D Thumbs.db desktop
 
 DATA = """
 HEAD.lock config.lock 4913 4914 sed sedAbCd sedAbC12 sed123456x ~ # ## ._ .# a.tmp a.bak a.orig a.rej 1A2B3C4D
-k-wal k-shm k-journal .git .gitignore tags dump.rdb lost+found nohup.out .user.active tmpdata12 k.abcdef ~$notes.txt
+k-wal k-shm k-journal .git .gitignore tags dump.rdb lost+decision nohup.out .user.active tmpdata12 k.abcdef ~$notes.txt
 .directory Session.vim k.old .DS_Store2 x.DS_Store .Trashes .fseventsd .sw
 """.split()  # noqa: SIM905 - likewise
 
 
 @pytest.mark.parametrize("name", SAFE)
 def test_safe_names(name: str) -> None:
-    """A name that only junk has is junk wherever and however it is made, and hidden from listings."""
+    """A name that only junk has is junk in every directory and with any flags, and hidden from listings."""
     for parent in ("", "a", "a/b"):
-        found = verdict(name, parent=parent)
-        assert found.is_junk
-        assert found.rule is not None
-        assert found.rule.kind is JunkKind.SAFE
+        decision = decide(name, parent=parent)
+        assert decision.is_junk
+        assert decision.rule is not None
+        assert decision.rule.kind is JunkKind.SAFE
     assert junk.is_hidden(name.encode())
-    assert verdict("x", parent=name).is_junk
+    assert decide("x", parent=name).is_junk
 
 
 @pytest.mark.parametrize("name", DATA)
 def test_data(name: str) -> None:
-    """A name that data may have is data when it is made in an ordinary way, and listed."""
-    found = verdict(name)
-    assert not found.is_junk
-    assert not found.is_held
+    """A name that data may have is data if it is created with ordinary flags, and is listed."""
+    decision = decide(name)
+    assert not decision.is_junk
+    assert not decision.is_held
     assert not junk.is_hidden(name.encode())
 
 
 @pytest.mark.parametrize("name", [*SAFE, "k~", "#k#", "4913", ".#k", "._k", ".sws"])
 def test_a_key_is_data(name: str) -> None:
-    """What is a key in Redis is data whatever its name."""
-    found = verdict(name, name, "k", exclusive=True, mode=0o600)
-    assert not found.is_junk
-    assert not found.is_held
+    """A key in Redis is data, whatever its name."""
+    decision = decide(name, name, "k", exclusive=True, mode=0o600)
+    assert not decision.is_junk
+    assert not decision.is_held
 
 
 @pytest.mark.parametrize("name", ["k~", "#k#", ".#k", "._k"])
 def test_companions(name: str) -> None:
-    """A backup, a lock or an auto-save is junk beside the key that it belongs to, else data; it is never hidden."""
-    found = verdict(name, "k")
-    assert found.is_junk
-    assert found.rule is not None
-    assert found.rule.kind is JunkKind.COMPANION
-    assert not verdict(name).is_junk
-    assert not verdict(name, "other").is_junk
+    """A backup, lock or auto-save is junk beside the key it belongs to and data elsewhere; it is never hidden."""
+    decision = decide(name, "k")
+    assert decision.is_junk
+    assert decision.rule is not None
+    assert decision.rule.kind is JunkKind.COMPANION
+    assert not decide(name).is_junk
+    assert not decide(name, "other").is_junk
     assert not junk.is_hidden(name.encode())
 
 
 def test_companion_of_a_field() -> None:
     """The backup of a hash field's file belongs to that field."""
-    assert verdict("user.name~", "user.name").is_junk
+    assert decide("user.name~", "user.name").is_junk
 
 
 @pytest.mark.parametrize("number", ["4913", "5036", "5159"])
 def test_probes(number: str) -> None:
-    """vim's probe is held back only when it is made exclusively, so that whatever is written to it is not lost."""
-    found = verdict(number, "1", "2", exclusive=True)
-    assert found.is_held
-    assert not found.is_junk
-    assert not verdict(number, "1", "2").is_held
+    """vim's probe is held back only if it is created exclusively, so that data written to it is not lost."""
+    decision = decide(number, "1", "2", exclusive=True)
+    assert decision.is_held
+    assert not decision.is_junk
+    assert not decide(number, "1", "2").is_held
 
 
 @pytest.mark.parametrize(
     "name", ["sedAbC123", "XXab12CD", "tmpab12cd34", ".k.AbC123", "k.Cqaoyu", "lu12.tmp", "ziAbC123", "x"]
 )
 def test_behaviour(name: str) -> None:
-    """What is made with O_EXCL and mode 0600 is held back whatever its name; the name alone does nothing."""
-    assert verdict(name, exclusive=True, mode=0o600).is_held
-    assert verdict(name, exclusive=True, mode=0o100600).is_held
-    assert verdict(name, exclusive=True, mode=0o700).is_held
-    assert not verdict(name, exclusive=True, mode=0o600).is_junk
-    assert not verdict(name, exclusive=True, mode=0o644).is_held
-    assert not verdict(name, mode=0o600).is_held
-    assert not verdict(name, exclusive=True, mode=0o600, directory=True).is_held
+    """A file created with O_EXCL and mode 0600 is held back, whatever its name; the name alone has no effect."""
+    assert decide(name, exclusive=True, mode=0o600).is_held
+    assert decide(name, exclusive=True, mode=0o100600).is_held
+    assert decide(name, exclusive=True, mode=0o700).is_held
+    assert not decide(name, exclusive=True, mode=0o600).is_junk
+    assert not decide(name, exclusive=True, mode=0o644).is_held
+    assert not decide(name, mode=0o600).is_held
+    assert not decide(name, exclusive=True, mode=0o600, directory=True).is_held
 
 
 @pytest.mark.parametrize("name", ["index.lock", "tmp_obj_AbC123", "k-journal"])
 def test_never_junk(name: str) -> None:
-    """git's locks and objects and SQLite's journals are data at once, however they are made."""
-    found = verdict(name, exclusive=True, mode=0o600)
-    assert not found.is_junk
-    assert not found.is_held
-    assert found.rule is not None
-    assert found.rule.kind is JunkKind.KEEP
+    """git's locks and objects and SQLite's journals are data at once, with any flags."""
+    decision = decide(name, exclusive=True, mode=0o600)
+    assert not decision.is_junk
+    assert not decision.is_held
+    assert decision.rule is not None
+    assert decision.rule.kind is JunkKind.KEEP
 
 
 @pytest.mark.parametrize("name", [".Trashes", ".Spotlight-V100", "System Volume Information", "$RECYCLE.BIN"])
 def test_roots_of_volumes(name: str) -> None:
-    """What systems put into the root of a volume is junk only there, with all that is below."""
-    assert verdict(name, parent="").is_junk
-    assert not verdict(name, parent="a").is_junk
-    assert verdict("x", parent=name).is_junk
+    """Files that systems create in the root of a volume are junk only there, with everything below."""
+    assert decide(name, parent="").is_junk
+    assert not decide(name, parent="a").is_junk
+    assert decide("x", parent=name).is_junk
     assert junk.is_hidden(name.encode(), in_root=True)
     assert not junk.is_hidden(name.encode())
 
 
-def test_folders() -> None:
-    """A pattern that ends in / is for folders and what is in them; what is made in scratch stays in scratch."""
-    assert verdict(".~tmp~", directory=True).is_junk
-    assert not verdict(".~tmp~").is_junk
-    assert verdict("k", parent="a/.~tmp~").is_junk
+def test_directories() -> None:
+    """A pattern ending in / matches directories and their contents; a new file in a junk directory is junk."""
+    assert decide(".~tmp~", directory=True).is_junk
+    assert not decide(".~tmp~").is_junk
+    assert decide("k", parent="a/.~tmp~").is_junk
     assert not junk.is_hidden(b".~tmp~")
     assert junk.decide(b"a", b"data", CreateContext(in_memory_fs=True)).is_junk
 
 
-def test_names_as_they_are_written() -> None:
-    """A control in a name that a program makes, the mark, and escaped dots of a listed name do not hide junk."""
-    assert verdict("Icon\r").is_junk
+def test_encoded_names() -> None:
+    """Control characters in a name, the file marker and escaped dots do not disguise junk."""
+    assert decide("Icon\r").is_junk
     assert junk.is_hidden(b"Icon%0D")
     assert junk.is_hidden(b".DS_Store%")
     assert junk.is_hidden(b".k%2Eswp")
@@ -162,50 +162,50 @@ def test_names_as_they_are_written() -> None:
     assert junk.decide(b"\xff", b".\xff.swp", CreateContext()).is_junk
 
 
-def test_more_and_fewer() -> None:
-    """Patterns can be added, excepted, replaced by a file, and switched off."""
+def test_configured_patterns() -> None:
+    """Patterns can be added, excepted and switched off."""
     more = JunkRules.load(extra_patterns=["*.bak", "/top"], keep_patterns=[".DS_Store"])
-    assert verdict("a.bak", patterns=more).is_junk
+    assert decide("a.bak", patterns=more).is_junk
     assert more.is_hidden(b"a.bak")
-    assert verdict("top", parent="", patterns=more).is_junk
-    assert not verdict("top", patterns=more).is_junk
-    assert not verdict(".DS_Store", patterns=more).is_junk
+    assert decide("top", parent="", patterns=more).is_junk
+    assert not decide("top", patterns=more).is_junk
+    assert not decide(".DS_Store", patterns=more).is_junk
     assert not more.is_hidden(b".DS_Store")
-    assert verdict(".k.swp", patterns=more).is_junk
+    assert decide(".k.swp", patterns=more).is_junk
     off = JunkRules.load(enabled=False)
-    assert not verdict(".DS_Store", patterns=off).is_junk
-    assert not verdict("x", exclusive=True, mode=0o600, patterns=off).is_held
+    assert not decide(".DS_Store", patterns=off).is_junk
+    assert not decide("x", exclusive=True, mode=0o600, patterns=off).is_held
     assert not off.is_hidden(b".DS_Store")
 
 
-def test_file(tmp_path: Path) -> None:
-    """A file in plain gitignore syntax is a list of safe patterns; the headings of the built-in one work in it too."""
+def test_patterns_file(tmp_path: Path) -> None:
+    """A file in plain gitignore syntax lists safe patterns; the headings of the built-in file work in it, too."""
     file = tmp_path / "patterns"
     file.write_text("# mine\n*.foo\n!a.foo\n\n## me (companion)\n*.copy\n## Something else\n*.bar\r\n")
     mine = JunkRules.load(file)
-    assert verdict("b.foo", patterns=mine).is_junk
-    assert not verdict("a.foo", patterns=mine).is_junk
-    assert verdict("k.copy", "k", patterns=mine).is_junk
-    assert not verdict("k.copy", patterns=mine).is_junk
-    assert verdict("b.bar", patterns=mine).is_junk
-    assert not verdict(".DS_Store", patterns=mine).is_junk
+    assert decide("b.foo", patterns=mine).is_junk
+    assert not decide("a.foo", patterns=mine).is_junk
+    assert decide("k.copy", "k", patterns=mine).is_junk
+    assert not decide("k.copy", patterns=mine).is_junk
+    assert decide("b.bar", patterns=mine).is_junk
+    assert not decide(".DS_Store", patterns=mine).is_junk
     with pytest.raises(UsageError, match="can't be read"):
         JunkRules.load(tmp_path / "nothing")
-    for wrong in ("## x (companion)\na*b*c", "## x (companion)\n*", "!", "/"):
+    for invalid in ("## x (companion)\na*b*c", "## x (companion)\n*", "!", "/"):
         with pytest.raises(UsageError, match="pattern"):
-            JunkRules(parse_rules(wrong, "x"))
+            JunkRules(parse_rules(invalid, "x"))
 
 
 def test_no_patterns() -> None:
-    """An empty list of patterns hides nothing and still holds temporary files."""
+    """An empty list of patterns hides nothing and still holds back temporary files."""
     none = JunkRules([])
     assert not none.is_hidden(b".DS_Store")
     assert not none.is_hidden(b"")
-    assert verdict("x", exclusive=True, mode=0o600, patterns=none).is_held
+    assert decide("x", exclusive=True, mode=0o600, patterns=none).is_held
 
 
-def test_hides_agrees_with_the_patterns() -> None:
-    """The one expression for listings hides just what the safe patterns match one by one."""
+def test_is_hidden_agrees_with_the_patterns() -> None:
+    """The combined expression for listings hides exactly the names that single safe patterns match."""
     names = [*SAFE, *DATA, "k~", "#k#", ".Trashes", "a", "", "user:1", "a.b.c", "._x"]
     safe = [rule.pattern for rule in load_default_rules() if rule.kind is JunkKind.SAFE]
     for name in names:
@@ -215,8 +215,8 @@ def test_hides_agrees_with_the_patterns() -> None:
         assert (hiding is not None and hiding.kind is JunkKind.SAFE) == expected, name
 
 
-def test_what_hides_a_name_in_the_root() -> None:
-    """A pattern for the root hides a name there and nowhere else; --keep ends it."""
+def test_find_hiding_rule_in_the_root() -> None:
+    """A pattern for the root hides a name only there; --keep and a disabled filter show it."""
     hiding = junk.find_hiding_rule(b".Trashes", in_root=True)
     assert hiding is not None
     assert hiding.pattern == "/.Trashes"
@@ -251,8 +251,8 @@ _PIECES = st.sampled_from(
 
 
 @given(st.lists(st.lists(_PIECES, min_size=1, max_size=3).map("".join), min_size=1, max_size=3), st.booleans())
-def test_the_short_cut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
-    """One expression says of most names that no pattern matches; what it lets pass and what not is pathspec's word."""
+def test_the_shortcut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
+    """The combined expression rules out most names; the result is always that of pathspec."""
     path = "/".join(names).lstrip("/")
     for kinds in (
         (JunkKind.KEEP,),
@@ -269,14 +269,14 @@ def test_the_short_cut_agrees_with_gitignore(names: list[str], directory: bool) 
         assert _RuleMatcher(rules, *kinds).find_rule(path, directory) == (None if index is None else rules[index])
 
 
-def test_hiding_is_quick() -> None:
-    """A listing of a million names spends seconds at most on what is hidden."""
+def test_is_hidden_is_fast() -> None:
+    """Checking a million names of a listing takes at most seconds."""
     count = 10_000
     assert min(timeit.repeat(lambda: junk.is_hidden(b"user1001.name"), number=count, repeat=5)) / count < 20e-6
 
 
 def test_list_and_check() -> None:
-    """`junk list` shows every pattern, `junk check` the one that matched and what it means."""
+    """`junk list` prints every pattern, `junk check` the matching one and its meaning."""
     run = CliRunner().invoke
     listed = run(group, ["junk", "list"])
     assert listed.exit_code == 0

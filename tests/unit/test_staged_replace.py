@@ -1,4 +1,4 @@
-"""The table of parked keys: what is claimed waits, what is being removed can't be claimed, and time is patient."""
+"""The table of pending removals: deadlines, claims, and removals that are being committed."""
 
 import threading
 
@@ -18,90 +18,88 @@ def clock() -> PausableClock:
 
 
 @pytest.fixture
-def parking(clock: PausableClock) -> PendingRemovals:
-    parking = PendingRemovals(clock, threading.Event())
-    parking.schedule(ONE, b"d/one", BASIS, 5, b"d/one~")
-    parking.schedule(TWO, b"two.field", BASIS, 1, None)
-    return parking
+def removals(clock: PausableClock) -> PendingRemovals:
+    removals = PendingRemovals(clock, threading.Event())
+    removals.schedule(ONE, b"d/one", BASIS, 5, b"d/one~")
+    removals.schedule(TWO, b"two.field", BASIS, 1, None)
+    return removals
 
 
-def targets(parking: PendingRemovals, now: float | None, prefix: bytes = b"") -> set[KeyRef]:
-    """What is due, which is out of the table afterwards."""
-    with parking.take_expired(now, prefix) as due:
-        assert all(each.target in parking for each in due)
-        return {each.target for each in due}
+def take_targets(removals: PendingRemovals, now: float | None, prefix: bytes = b"") -> set[KeyRef]:
+    """Return the targets that are due, which take_expired removes from the table."""
+    with removals.take_expired(now, prefix) as due:
+        assert all(removal.target in removals for removal in due)
+        return {removal.target for removal in due}
 
 
-def test_each_has_its_time(parking: PendingRemovals, clock: PausableClock) -> None:
-    """What is parked is due when its time has passed by the clock, and only once."""
-    assert targets(parking, clock.now) == set()
+def test_each_removal_has_its_deadline(removals: PendingRemovals, clock: PausableClock) -> None:
+    """A removal is due when the clock has passed its deadline, and only once."""
+    assert take_targets(removals, clock.now) == set()
     clock.advance(1)
-    assert targets(parking, clock.now) == {TWO}
-    assert TWO not in parking
-    assert ONE in parking
+    assert take_targets(removals, clock.now) == {TWO}
+    assert TWO not in removals
+    assert ONE in removals
     clock.advance(3.9)
-    assert targets(parking, clock.now) == set()
+    assert take_targets(removals, clock.now) == set()
     clock.advance(0.1)
-    assert targets(parking, clock.now) == {ONE}
-    assert not parking
+    assert take_targets(removals, clock.now) == {ONE}
+    assert not removals
 
 
-def test_all_at_the_end(parking: PendingRemovals) -> None:
-    """All of them, or all below a directory, can be made due at once."""
-    assert parking.has_below(b"d:")
-    assert targets(parking, None, b"d:") == {ONE}
-    assert not parking.has_below(b"d:")
-    assert targets(parking, None) == {TWO}
+def test_take_all(removals: PendingRemovals) -> None:
+    """All removals, or all below a directory, can be taken before their deadlines."""
+    assert take_targets(removals, None, b"d:") == {ONE}
+    assert take_targets(removals, None) == {TWO}
 
 
-def test_what_is_taken_is_not_removed(parking: PendingRemovals) -> None:
-    """Taking one out gives what was parked; put back, it waits on for its own time."""
-    parked = parking.cancel(ONE)
-    assert parked is not None
-    assert (parked.precondition, parked.copy_path) == (BASIS, b"d/one~")
-    assert parking.cancel(ONE) is None
-    assert targets(parking, None) == {TWO}
-    parking.add(parked)
-    assert parking.get(ONE) == parked
+def test_a_cancelled_removal_is_not_taken(removals: PendingRemovals) -> None:
+    """Cancelling returns the removal; added again, it has the deadline that it had."""
+    removal = removals.cancel(ONE)
+    assert removal is not None
+    assert (removal.precondition, removal.copy_path) == (BASIS, b"d/one~")
+    assert removals.cancel(ONE) is None
+    assert take_targets(removals, None) == {TWO}
+    removals.add(removal)
+    assert removals.get(ONE) == removal
 
 
-def test_what_is_claimed_waits(parking: PendingRemovals) -> None:
-    """Nothing claimed is ever due, however late it is; claims may overlap."""
-    with parking.claim([ONE, TWO]):
-        with parking.claim([ONE]):
-            assert targets(parking, None) == set()
-        assert targets(parking, None) == set()
-        assert ONE in parking
-    assert targets(parking, None) == {ONE, TWO}
+def test_a_claimed_target_is_not_taken(removals: PendingRemovals) -> None:
+    """A claimed target is never due, even long after its deadline; claims may overlap."""
+    with removals.claim([ONE, TWO]):
+        with removals.claim([ONE]):
+            assert take_targets(removals, None) == set()
+        assert take_targets(removals, None) == set()
+        assert ONE in removals
+    assert take_targets(removals, None) == {ONE, TWO}
 
 
-def test_what_is_being_removed_is_waited_for(parking: PendingRemovals) -> None:
-    """A claim of what is just being removed comes through when that is done."""
-    begun, claimed = threading.Event(), threading.Event()
+def test_a_claim_waits_for_a_removal(removals: PendingRemovals) -> None:
+    """A claim of a target whose removal has begun waits until that is committed."""
+    started, claimed = threading.Event(), threading.Event()
 
     def claim() -> None:
-        begun.set()
-        with parking.claim([ONE]):
+        started.set()
+        with removals.claim([ONE]):
             claimed.set()
 
     thread = threading.Thread(target=claim, daemon=True)
-    with parking.take_expired(None):
+    with removals.take_expired(None):
         thread.start()
-        assert begun.wait(5)
+        assert started.wait(5)
         assert not claimed.wait(0.1)
-        assert ONE in parking
-        with parking.claim([KeyRef(b"other")]):
+        assert ONE in removals
+        with removals.claim([KeyRef(b"other")]):
             pass
     assert claimed.wait(5)
     thread.join(5)
-    assert ONE not in parking
+    assert ONE not in removals
 
 
-def test_a_failure_leaves_nothing_behind(parking: PendingRemovals) -> None:
-    """If whoever removes fails, nothing is claimed or leaving afterwards."""
-    with pytest.raises(RuntimeError), parking.take_expired(None):
+def test_a_failure_releases_targets(removals: PendingRemovals) -> None:
+    """If the body of a claim or of take_expired raises, its targets are free afterwards."""
+    with pytest.raises(RuntimeError), removals.take_expired(None):
         raise RuntimeError
-    with pytest.raises(RuntimeError), parking.claim([ONE]):
+    with pytest.raises(RuntimeError), removals.claim([ONE]):
         raise RuntimeError
-    parking.schedule(ONE, b"d/one", BASIS, 5, None)
-    assert targets(parking, None) == {ONE}
+    removals.schedule(ONE, b"d/one", BASIS, 5, None)
+    assert take_targets(removals, None) == {ONE}
