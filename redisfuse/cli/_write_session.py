@@ -15,6 +15,7 @@ from redisfuse.cli._output import escape_text
 from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import RedisFuseError, UsageError
+from redisfuse.keyspace.listener import NullListener
 
 if TYPE_CHECKING:
     from redisfuse.client.client import RedisClient
@@ -108,7 +109,7 @@ def write_session(journal: Journal, connector: ServerConnector, change_session_i
         try:
             recover_pending(journal, server, session)
             steps = TransactionExecutor(
-                server, journal, session, dump_limit=DEFAULTS["dump_limit"], on_applied=lambda _changed: None
+                server, journal, session, dump_limit=DEFAULTS["dump_limit"], listener=NullListener()
             )
             yield WriteSession(server, steps, session, made_in.metadata.server.name)
         finally:

@@ -8,7 +8,7 @@ Threads: any. No lock is held while the server is asked, nor while `on_deadline`
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.hash_fields import COMPACT_ENCODINGS, HashFields
+from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata_cache import UNKNOWN_FIELD, FetchToken, KeyMetadata, MetadataCache, UnknownField
 from redisfuse.keyspace.prefetch import MAX_PREFETCH_VALUE_BYTES, SortKey
 from redisfuse.keyspace.queries import ABSENT, MetadataQuery
@@ -45,10 +46,8 @@ class ExtendedMetadata:
 class MetadataStore:
     """Attributes and small contents of keys and fields.
 
-    `memory` bounds the cache, in bytes. `trust()` says how many seconds an entry may be believed: math.inf while the
-    server tells of every change (through `invalidate`), little otherwise. `volatile()` says whether the database has keys
-    that expire; `on_deadline(key, when)` is told (time.monotonic()) when one of those that were looked at will.
-    `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
+    `max_cache_bytes` bounds the cache. `freshness` says how long an entry is valid. `sort_key`: an order in which
+    programs may read keys one after the other, beside that of their names (prefetch.py).
     """
 
     def __init__(
@@ -56,15 +55,12 @@ class MetadataStore:
         client: RedisClient,
         *,
         max_cache_bytes: int = 64 << 20,
-        trust: Callable[[], float],
-        volatile: Callable[[], bool] = lambda: True,
-        on_deadline: Callable[[bytes, float], None] | None = None,
+        freshness: Freshness,
         sort_key: SortKey = len,
     ) -> None:
         self._client = client
-        self._volatile = volatile
-        self._on_deadline = on_deadline
-        self.cache = MetadataCache(max_cache_bytes, trust, sort_key)
+        self._freshness = freshness
+        self.cache = MetadataCache(max_cache_bytes, freshness, sort_key)
         self._hash_fields = HashFields(client, self.cache)
 
     @property
@@ -144,7 +140,7 @@ class MetadataStore:
 
     def _choose_ttl_queries(self, keys: Sequence[bytes], head_bytes: int) -> dict[bytes, bool]:
         """Of which keys the TTL is to be asked: those looked at, all if any expires, those changed lately."""
-        if head_bytes or self._volatile():
+        if head_bytes or self._freshness.may_expire():
             return dict.fromkeys(keys, True)
         return dict(zip(keys, self.cache.changed_recently(keys), strict=True))
 
@@ -156,10 +152,9 @@ class MetadataStore:
         listed_together: bool = False,
     ) -> None:
         self.cache.store(token, results, listed_together=listed_together)
-        if self._on_deadline is not None:
-            for key, (attributes, _) in results.items():
-                if attributes.expires_at is not None:
-                    self._on_deadline(key, attributes.expires_at)
+        for key, (attributes, _) in results.items():
+            if attributes.expires_at is not None:
+                self._freshness.expires_at(key, attributes.expires_at)
 
     # -- contents -----------------------------------------------------------------------------------------------------
 

@@ -11,12 +11,13 @@ Threads: any; one lock, held for bookkeeping only. `max_age` is called without i
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
+from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.prefetch import (
     MAX_PREFETCH_CANDIDATES,
     MAX_PREFETCH_TOTAL_BYTES,
@@ -84,9 +85,9 @@ class MetadataCache:
     `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
     """
 
-    def __init__(self, max_bytes: int, max_age: Callable[[], float], sort_key: SortKey = len) -> None:
+    def __init__(self, max_bytes: int, freshness: Freshness, sort_key: SortKey = len) -> None:
         self._max_bytes = max_bytes
-        self._max_age = max_age
+        self._freshness = freshness
         self._sort_key = sort_key
         self._lock = Lock()
         self._entries: OrderedDict[bytes, MetadataCacheEntry] = OrderedDict()
@@ -101,7 +102,7 @@ class MetadataCache:
 
     def get_many(self, keys: Sequence[bytes]) -> list[KeyMetadata | None]:
         """What is known of these keys; None where nothing may be believed."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entries = [self._get_valid(key, trust, now) for key in keys]
             self._count_hits(entries)
@@ -109,7 +110,7 @@ class MetadataCache:
 
     def get(self, key: bytes) -> KeyMetadata | None:
         """What is known of one key."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, trust, now)
             if entry is None:
@@ -128,7 +129,7 @@ class MetadataCache:
 
     def peek_content(self, key: bytes) -> bytes | None:
         """The same, for those who ask in another way if it is not known: that is no miss yet."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, trust, now)
             if entry is None or entry.content is None:
@@ -176,13 +177,13 @@ class MetadataCache:
 
     def get_fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | UnknownField]:
         """What is known of fields: pairs of key and field."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             return [self._get_field(self._get_valid(key, trust, now), name) for key, name in pairs]
 
     def get_field_names(self, key: bytes) -> list[bytes] | None:
         """The names of all fields of a hash, if they are known."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, trust, now)
             if entry is None or not entry.fields_complete or entry.fields is None:
@@ -191,7 +192,7 @@ class MetadataCache:
 
     def is_compact(self, key: bytes) -> bool | None:
         """Is the hash in an encoding that only small values have? None if that is not known."""
-        trust, now = self._max_age(), time.monotonic()
+        trust, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, trust, now)
             return entry.compact if entry else None
@@ -232,7 +233,7 @@ class MetadataCache:
     @contextmanager
     def begin_fetch(self) -> Iterator[FetchToken]:
         """Around a fetch: from before the first command to the last store."""
-        fetch = FetchToken(started_at=time.monotonic(), max_age=self._max_age())
+        fetch = FetchToken(started_at=time.monotonic(), max_age=self._freshness.max_age())
         with self._lock:
             self._active_fetches.append(fetch)
         try:

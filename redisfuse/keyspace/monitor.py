@@ -26,6 +26,7 @@ from redisfuse.keyspace.drift import DriftDetector
 from redisfuse.keyspace.exists import exists_many
 from redisfuse.keyspace.expiry_queue import ExpiryQueue
 from redisfuse.keyspace.index import Index
+from redisfuse.keyspace.listener import ChangeListener, NullListener
 from redisfuse.keyspace.overload import OverloadDetector
 from redisfuse.keyspace.own_writes import OwnWriteFilter
 from redisfuse.keyspace.reconciler import IndexReconciler, ScanSupersededError, VerifyBatch
@@ -73,11 +74,7 @@ class KeyspaceMonitor:
         index_memory: int = 512 * 1024 * 1024,
         rescan_interval: float = 30.0,
         heartbeat_interval: float = 2.0,
-        on_change: Callable[[Collection[bytes]], None] = lambda _keys: None,
-        on_reset: Callable[[], None] = lambda: None,
-        on_touched: Callable[[Collection[bytes]], None] = lambda _keys: None,
-        on_state: Callable[[], None] = lambda: None,
-        on_none_expiring: Callable[[], None] = lambda: None,
+        listener: ChangeListener | None = None,
     ) -> None:
         """`is_long`: whether a key's path is too long for a directory. `index_memory`: bytes, beyond which the index
         goes to disk. `rescan_interval`: seconds between scans while there is no follower. `keep_alive`: seconds
@@ -88,11 +85,7 @@ class KeyspaceMonitor:
         self._prefix = prefix
         self._rescan_interval = rescan_interval
         self._heartbeat_interval = heartbeat_interval
-        self._on_change = on_change
-        self._on_reset = on_reset
-        self._on_touched = on_touched
-        self._on_state = on_state
-        self._on_none_expiring = on_none_expiring
+        self._listener: ChangeListener = listener or NullListener()
 
         self._reconciler = IndexReconciler(lambda: Index(separator, is_long_key, max_memory_bytes=index_memory))
         self._change_clock = ChangeClock()
@@ -316,7 +309,7 @@ class KeyspaceMonitor:
     def on_connect(self) -> None:
         """From now on every change is told: what was cached without that is dropped, and a scan made."""
         self._reset_state()
-        self._on_reset()
+        self._listener.reset()
         self._overload_detector.record_connect(time.monotonic())
         with self._lock:
             self._is_coherent = True
@@ -324,14 +317,14 @@ class KeyspaceMonitor:
             self._scan_error = None
             self._failing_since = None
             self._request_scan()
-        self._on_state()
+        self._listener.state_changed()
 
     def on_invalidate(self, keys: list[bytes]) -> None:
         """These keys have changed."""
         echoes = self._own_writes.filter_own(keys)
         self._change_clock.record_changes([key for key in keys if key not in echoes] if echoes else keys)
         self._change_clock.record_own_invalidations(echoes)
-        self._on_touched(keys)
+        self._listener.keys_touched(keys)
         behind = self._reconciler.mark_dirty(keys)
         self._own_writes.record_received(keys)
         self._wake_verifier()
@@ -350,7 +343,7 @@ class KeyspaceMonitor:
     def _reset_and_rescan(self) -> None:
         """Drop everything, while messages go on coming, and scan."""
         self._reset_state()
-        self._on_reset()
+        self._listener.reset()
         with self._lock:
             self._request_scan()
 
@@ -358,7 +351,7 @@ class KeyspaceMonitor:
         """The server's counts: should keys and index drift apart, the keys are read again."""
         self._may_expire = counts.expiring_count != 0
         if not self._may_expire:
-            self._on_none_expiring()
+            self._listener.no_key_expires()
         known = self._reconciler
         if not known.is_ready or known.is_scanning or self._prefix or counts.key_count is None:
             return
@@ -370,7 +363,7 @@ class KeyspaceMonitor:
             with self._lock:
                 self._drift_detected = True
                 self._request_scan(index_suspect=True)
-            self._on_reset()
+            self._listener.reset()
 
     def on_unsupported(self, reason: str) -> None:
         """There will be no messages: scan by the clock."""
@@ -378,7 +371,7 @@ class KeyspaceMonitor:
         with self._lock:
             self._enter_polling(reason)
             self._request_scan()
-        self._on_state()
+        self._listener.state_changed()
 
     def on_disconnect(self, error: RedisFuseError) -> None:
         """The connection was lost: drop everything. Whoever waits goes on waiting for the next attempt."""
@@ -410,7 +403,7 @@ class KeyspaceMonitor:
             self._is_coherent = False
             self._degraded_reason = str(error)
         self._reset_state()
-        self._on_reset()
+        self._listener.reset()
 
     def _enter_polling(self, reason: str) -> None:
         """From now on, scan by the clock. The lock is held."""
@@ -427,7 +420,7 @@ class KeyspaceMonitor:
             self._resume_tracking_at = time.monotonic() + self._overload_detector.start_backoff()
             self._request_scan()
         self._reconciler.clear_dirty()
-        self._on_reset()
+        self._listener.reset()
         log.warning("%s", self._degraded_reason)
         if self._tracking_client is not None:
             self._tracking_client.close()
@@ -461,7 +454,7 @@ class KeyspaceMonitor:
             due = self._expiry_queue.pop_expired(time.monotonic() - _EXPIRY_GRACE_SECONDS)
             if due:
                 self._change_clock.record_changes(due)
-                self._on_touched(due)
+                self._listener.keys_touched(due)
                 self._reconciler.mark_dirty(due)
             batch = self._reconciler.next_batch(_MAX_KEYS_PER_VERIFY)
             if batch.keys:
@@ -487,7 +480,7 @@ class KeyspaceMonitor:
         except RedisFuseError as error:
             log.debug("changed keys could not be looked at: %s", error)
             self._reconciler.requeue_batch(batch)
-            self._on_change(batch.keys)  # for what is cached of them elsewhere it is time all the same
+            self._listener.keys_changed(batch.keys)  # for what is cached of them elsewhere it is time all the same
             time.sleep(_MIN_RETRY_DELAY_SECONDS)
             return
         for start in range(0, len(found), _MAX_KEYS_PER_INDEX_UPDATE):
@@ -501,7 +494,7 @@ class KeyspaceMonitor:
             with self._lock:
                 self._state_condition.notify_all()  # timed scans are needed
         self._spill_if_full()
-        self._on_change(batch.keys)
+        self._listener.keys_changed(batch.keys)
 
     def _spill_if_full(self) -> None:
         """Let an index in use that has outgrown its memory move to disk, in a thread of its own."""
@@ -591,7 +584,7 @@ class KeyspaceMonitor:
             self._failing_since = None
             self._next_scan_at = now + max(self._rescan_interval, _SCAN_INTERVAL_FACTOR * (now - began))
             self._state_condition.notify_all()
-        self._on_state()
+        self._listener.state_changed()
         if old is not None:
             self._report_differences(old, scanning.index, index_suspect=doubtful, drift_detected=by_size)
 
@@ -609,10 +602,10 @@ class KeyspaceMonitor:
             self._change_clock.record_changes(
                 differences | {prefix for key in differences for prefix in self._directory_prefixes(key)}
             )
-            self._on_touched(differences)
-            self._on_change(differences)
+            self._listener.keys_touched(differences)
+            self._listener.keys_changed(differences)
         if index_suspect or differences is None:
-            self._on_reset()
+            self._listener.reset()
 
     def _handle_scan_failure(self, error: RedisFuseError) -> None:
         with self._lock:
@@ -623,7 +616,7 @@ class KeyspaceMonitor:
         if timed and self._reconciler.is_ready and isinstance(error, UnavailableError):
             # Nobody else notices that the server is gone.
             self._reset_state()
-            self._on_reset()
+            self._listener.reset()
 
 
 def _spill_index(index: Index) -> None:

@@ -11,10 +11,10 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from redisfuse.errors import (
     AccessError,
@@ -29,14 +29,18 @@ from redisfuse.errors import (
     NotSupportedError,
     ReadOnlyError,
 )
-from redisfuse.fuse.interface import UTIME_OMIT, Dirent, FileAttributes, OpenReply, UtimensTime
+from redisfuse.fuse import procfs
+from redisfuse.fuse.interface import UTIME_OMIT, Binding, Dirent, FileAttributes, OpenReply, UtimensTime
 from redisfuse.paths.grammar import FILE_MARK
 from redisfuse.paths.stale_names import is_stale, strip_stale_marker
+from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content_types import FileContent, InlineContent
+from redisfuse.vfs.dentry_tracker import DentryTracker
 from redisfuse.vfs.filesystem import Filesystem, Stat
 from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
 from redisfuse.vfs.handles import DirectoryHandle, Handle, MemoryHandle, ReadHandle, ReadWriteHandle
 from redisfuse.vfs.inode_content import InodeContentCache, PinnedContent
+from redisfuse.vfs.inode_source import TreeContentSource
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.namespace import NamespaceOperations
 from redisfuse.vfs.nodes import (
@@ -50,6 +54,7 @@ from redisfuse.vfs.nodes import (
 )
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.readdir_cache import ReaddirCache
+from redisfuse.vfs.statfs import StatfsProvider
 
 MAX_HOT_VALUE_BYTES = 64 * 1024  # a longer value is not fetched before it is read
 _WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
@@ -77,33 +82,20 @@ class Permissions:
         return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | (bits & ~self.umask)
 
 
-@dataclass(frozen=True, slots=True)
-class Outside:
-    """What operations need from the mount around them."""
+class MountControl(Protocol):
+    """The mount around the tree: its start and end, its refresh file, and its status."""
 
-    started: Callable[[], None]
-    stopped: Callable[[], None]
-    waiting: Callable[[], None]  # the current call may have to wait: as Binding.waiting
-    without_open: Callable[[], bool]  # whether files are read without being opened: as Binding.without_open
-    brief: Callable[[], None]  # what is told now is not to be believed for any time: as Binding.brief
-    number: Callable[[], int]  # of the kernel's node that is read: as Binding.node
-    believed_size: Callable[[bytes, int], int | None]  # how long it believes that one is: as Binding.believed_size
-    has_node: Callable[[int], bool]  # whether the kernel still knows one: as Binding.has_node
-    store: Callable[[int, bytes], None]  # give it bytes of one: as Binding.store
-    outdated: Callable[[], None]  # the length that the kernel knows of it is too short: as Binding.outdated
-    push: Callable[[Collection[bytes]], None]  # the kernel is to look again at these paths
-    trust: Callable[[], float]  # for how many seconds anything may be believed
-    coherent: Callable[[], bool]  # whether the kernel's pages are dropped as soon as a value changes
-    caller: Callable[[], int]  # the thread that the current callback works for
-    process_of: Callable[[int], int]  # the process of a thread; the thread itself if that is not known any more
-    reading: Callable[[], bool | None]  # whether that reads, False: seeks to the end, None: not known
-    removing: Callable[[], bool]  # whether that is surely about to remove a file, and not to replace it
-    has_open: Callable[[int, bytes], bool]  # whether a process has a path of this mount open
-    space: Callable[[], Mapping[str, int]]  # statvfs
-    refresh: Callable[[], None]
-    note: Callable[[bytes], None]  # the kernel will remember what it is told about a path
-    note_keys: Callable[[Sequence[bytes]], None]  # and about the names of these keys, with their attributes
-    status: Callable[[], bytes]  # JSON
+    def start(self) -> None:
+        """Start what serves the mount: it answers requests now."""
+
+    def stop(self) -> None:
+        """Commit what is left and stop: the mount has ended."""
+
+    def refresh(self) -> None:
+        """Scan the keyspace again."""
+
+    def encode_status(self) -> bytes:
+        """Return the status as JSON."""
 
 
 class ReaddirItem(NamedTuple):
@@ -125,56 +117,69 @@ class OpenFileEntry:
 
 
 class FuseAdapter:
-    """Implements `binding.face.Calls`."""
+    """Serves the kernel's requests from the tree. Implements `fuse.interface.FuseOperations`."""
 
     def __init__(
-        self, filesystem: Filesystem, namespace: NamespaceOperations | None, permissions: Permissions, outside: Outside
+        self,
+        filesystem: Filesystem,
+        namespace: NamespaceOperations | None,
+        permissions: Permissions,
+        *,
+        mount: MountControl,
+        mountpoint: bytes,
+        binding: Binding,
+        coherence: Coherence,
+        dentry_tracker: DentryTracker,
+        statfs: StatfsProvider,
     ) -> None:
+        """`namespace` is None in a read-only mount: every request that would change something raises ReadOnlyError."""
         self._filesystem = filesystem
         self._namespace = namespace
         self._permissions = permissions
         self._string_mode = permissions.file_mode(Stat(False, 0, 0, True))
-        self._outside = outside
+        self._mount = mount
+        self._mountpoint = mountpoint
+        self._binding = binding
+        self._coherence = coherence
+        self._dentry_tracker = dentry_tracker
+        self._statfs = statfs
         self._lock = threading.Lock()
         self._handle_numbers = itertools.count(1)
         self._file_handles: dict[int, OpenFileEntry] = {}
         self._directory_handles: dict[int, DirectoryHandle[ReaddirItem]] = {}
         self.readdir_cache: ReaddirCache[ReaddirItem] = ReaddirCache(filesystem.grammar.split_key)
-        keyspace = filesystem.keyspace
-        self.content_cache = InodeContentCache(
-            self._load_content,
-            self._load_cached_content,
-            keyspace.get_version,
-            keyspace.is_recently_changed,
-            outside.push,
-            outside.trust,
-        )
+        self._content_source = TreeContentSource(filesystem, coherence)
+        self.content_cache = InodeContentCache(self._content_source)
+
+    def _caller_tid(self) -> int:
+        """The thread for which the current request was made."""
+        return self._binding.get_caller()[2]
 
     # -- the mount's life --------------------------------------------------------------------------------------------
 
     def init(self) -> None:
-        self._outside.started()
+        self._mount.start()
 
     def destroy(self) -> None:
-        self._outside.stopped()
+        self._mount.stop()
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def getattr(self, path: bytes | None, handle: int | None) -> FileAttributes:
         if handle is not None:
-            self._outside.waiting()
+            self._binding.prepare_to_block()
             if (found := self._open_file_attr(handle, has_path=path is not None)) is not None:
                 return found
         if path is None:
             raise BadHandleError("no such file is open")
         if (seen := self.content_cache.get_pinned(path)) is not None:
-            self._outside.note(path[1:])
+            self._dentry_tracker.track_path(path[1:])
             return self._pinned_attr(path[1:], seen, for_read=False)
         path = path[1:]
-        self._outside.note(path)
+        self._dentry_tracker.track_path(path)
         node: TreeNode | None = self._filesystem.resolve_cached(path) if self._namespace is None else None
         if node is None:
-            self._outside.waiting()
+            self._binding.prepare_to_block()
             node = self._filesystem.resolve(path)
         if type(node) is KeyNode:
             if self._is_hot_value(node):
@@ -182,7 +187,7 @@ class FuseAdapter:
             if node.is_plain:
                 return self._string_attr(path, node)
         if isinstance(node, RefreshNode):
-            self._outside.refresh()
+            self._mount.refresh()
         return self._reply_attr(path, self._filesystem.stat(node))
 
     def _is_hot_value(self, node: KeyNode) -> bool:
@@ -190,48 +195,50 @@ class FuseAdapter:
 
         (Where each open is told, that is when it is asked for.)
         """
-        if not self._filesystem.keyspace.is_hot(node.target.key) or not self._outside.without_open():
+        if not self._filesystem.keyspace.is_hot(node.target.key) or not self._binding.uses_no_open:
             return False
         return node.is_editable and node.length <= MAX_HOT_VALUE_BYTES
 
     def _prefetch_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
         """Attributes, with what goes with them kept to be read."""
-        self._outside.waiting()
-        beginning = self.content_cache.preload(b"/" + path, self._load_node_content(node, None))
+        self._binding.prepare_to_block()
+        beginning = self.content_cache.preload(b"/" + path, self._content_source.load_node(node, None))
         return self._build_attr(path, Stat(False, beginning.content.size, beginning.mtime_ns, True))
 
     def getattr_node(self, node: bytes, *, for_read: bool) -> FileAttributes:
         path = strip_stale_marker(node)[1:]
-        self._outside.waiting()
+        self._binding.prepare_to_block()
         if path == node[1:]:
-            self._outside.note(path)
+            self._dentry_tracker.track_path(path)
         else:
-            self._outside.brief()
+            self._binding.disable_attr_cache()
         seen = self.content_cache.get_pinned(node)
         if seen is None:
             found = self._filesystem.stat(self._filesystem.resolve(path))
-            if not for_read or found.has_exact_size or self._outside.reading() is False:
+            if not for_read or found.has_exact_size or procfs.is_reading(self._caller_tid()) is False:
                 return self._reply_attr(path, found)
-            seen = self.content_cache.get_or_load(node, self._outside.number())
+            seen = self.content_cache.get_or_load(node, self._binding.current_node_id())
         return self._pinned_attr(path, seen, for_read=for_read)
 
     def _reply_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
         """As `_build_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
-        if not file_stat.has_exact_size and self._outside.without_open():
-            self._outside.brief()
+        if not file_stat.has_exact_size and self._binding.uses_no_open:
+            self._binding.disable_attr_cache()
         return self._build_attr(path, file_stat)
 
     def _pinned_attr(self, path: bytes, pinned: PinnedContent, *, for_read: bool) -> FileAttributes:
         """What is told of a file that was read: what it was, and what was appended to that."""
         if pinned.stale_since or pinned.is_streamed or is_stale(pinned.node_path):
-            self._outside.brief()
+            self._binding.disable_attr_cache()
         if pinned.is_streamed:
             if for_read:
-                self.content_cache.stream_more(pinned, self._outside.store, until_end=not self._outside.reading())
+                self.content_cache.stream_more(
+                    pinned, self._binding, until_end=not procfs.is_reading(self._caller_tid())
+                )
             return self._build_attr(path, Stat(False, pinned.streamed_bytes, pinned.mtime_ns, True))
         mtime = pinned.mtime_ns
         if isinstance(pinned.content, GrowingContent) and is_stale(pinned.node_path):
-            self._outside.waiting()
+            self._binding.prepare_to_block()
             before = pinned.content.size
             pinned.content.refresh()
             if pinned.content.size != before:
@@ -288,7 +295,7 @@ class FuseAdapter:
 
     def _iter_listing(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
         # Only what comes from Redis alone is kept; in write mode the scratch area and open files are listed too.
-        if self._namespace is None and isinstance(node, DirectoryNode) and self._outside.coherent():
+        if self._namespace is None and isinstance(node, DirectoryNode) and self._coherence.is_coherent:
             return self.readdir_cache.get_or_build(node.directory, lambda: self._iter_names(path, node))
         return self._iter_names(path, node)
 
@@ -314,7 +321,7 @@ class FuseAdapter:
         for portion in found.batches(offset):
             # What the kernel remembers must be noted before it is looked whether it is still right: what changes after
             # that is pushed.
-            self._outside.note_keys([file.target.key for _, _, _, file in portion if file is not None])
+            self._dentry_tracker.track_keys([file.target.key for _, _, _, file in portion if file is not None])
             for name, mode, inode, file in portion:
                 yield Dirent(name, mode, None if file is None else self._readdirplus_attr(inode, file), inode)
 
@@ -343,7 +350,7 @@ class FuseAdapter:
             and (present := self._filesystem.open_cached(path)) is not None
         ):
             return self._reply_open_snapshot(present, path)
-        self._outside.waiting()
+        self._binding.prepare_to_block()
         node = self._filesystem.resolve(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._namespace is None:
@@ -357,7 +364,7 @@ class FuseAdapter:
         if writing:
             raise AccessError("only strings and hash fields can be edited")
         if isinstance(node, RefreshNode):
-            self._outside.refresh()
+            self._mount.refresh()
             return self._reply_open_snapshot(InlineContent(b""), path)
         if not isinstance(node, KeyNode):
             raise IsDirectoryError("a directory")
@@ -395,7 +402,7 @@ class FuseAdapter:
         except BaseException:
             files.close_handle(file, is_writer=writing)
             raise
-        opener = self._outside.caller() if writing else 0
+        opener = self._caller_tid() if writing else 0
         handle = ReadWriteHandle(files, file, snapshot, flags, is_writer=writing, opener_tid=opener)
         return self._reply_open(handle, path, snapshot, shares_pages=file.readers_share_content(handle))
 
@@ -414,7 +421,7 @@ class FuseAdapter:
         except BaseException:
             self._overlay.open_files.close_handle(made, is_writer=True)
             raise
-        opener = self._outside.caller()
+        opener = self._caller_tid()
         handle = ReadWriteHandle(self._overlay.open_files, made, None, flags, is_writer=True, opener_tid=opener)
         return self._reply_open(handle, path, None, shares_pages=made.readers_share_content(handle))
 
@@ -424,7 +431,7 @@ class FuseAdapter:
         if is_streamed:
             return OpenReply(number, direct_io=True)
         return OpenReply(
-            number, keep_cache=self._outside.coherent(), size=snapshot.size, content_hash=_hash_content(snapshot)
+            number, keep_cache=self._coherence.is_coherent, size=snapshot.size, content_hash=_hash_content(snapshot)
         )
 
     def _reply_open(
@@ -432,7 +439,7 @@ class FuseAdapter:
     ) -> OpenReply:
         """A handle in write mode; it reads `snapshot`, or (None) what is being edited."""
         size = None if snapshot is None else snapshot.size
-        number, keep = self._register_handle(handle, path), self._outside.coherent()
+        number, keep = self._register_handle(handle, path), self._coherence.is_coherent
         return OpenReply(
             number, keep_cache=keep, size=size, shares_pages=shares_pages, content_hash=_hash_content(snapshot)
         )
@@ -470,60 +477,24 @@ class FuseAdapter:
         opened = self._get_handle(handle)
         if type(opened) is ReadHandle and (data := opened.try_read(offset, size)) is not None:
             return data
-        self._outside.waiting()
+        self._binding.prepare_to_block()
         return opened.read(offset, size)
 
     # Where files are not opened.
 
     def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
-        shared, number = self.content_cache, self._outside.number()
+        shared, number = self.content_cache, self._binding.current_node_id()
         data = shared.read_cached(node, number, size, offset, kernel_size, is_size_stable)
         if data is not None:
             return data
-        self._outside.waiting()
-        believed = self._outside.believed_size
-        return shared.read(
-            node,
-            number,
-            size,
-            offset,
-            kernel_size,
-            is_size_stable,
-            lambda: believed(strip_stale_marker(node), number),
-            self._outside.outdated,
-        )
-
-    def _load_content(self, path: bytes, kernel_size: int | None) -> PinnedContent:
-        node = self._filesystem.resolve(path[1:])
-        if isinstance(node, RefreshNode):
-            return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 0)
-        if not isinstance(node, KeyNode):
-            raise IsDirectoryError("a directory")
-        return self._load_node_content(node, kernel_size)
-
-    def _load_node_content(self, node: KeyNode, kernel_size: int | None) -> PinnedContent:
-        key = node.target.key
-        version, age = self._filesystem.keyspace.get_version(key), self._filesystem.get_mtime_ns(node.target)
-        snapshot, streams = self._filesystem.content_loader.open_content(node, kernel_size)
-        if node.is_editable and snapshot.size != node.length:
-            self._filesystem.metadata.invalidate([key])  # it has changed since, which will be told of
-            self._filesystem.keyspace.mark_dirty(key)
-        return PinnedContent(snapshot, key, age, version, streams)
-
-    def _load_cached_content(self, path: bytes) -> PinnedContent | None:
-        node = self._filesystem.resolve_cached(path[1:])
-        if not isinstance(node, KeyNode):
-            return None
-        key = node.target.key
-        version, age = self._filesystem.keyspace.get_version(key), self._filesystem.get_mtime_ns(node.target)
-        snapshot = self._filesystem.content_loader.open_cached(node.target)
-        return None if snapshot is None else PinnedContent(snapshot, key, age, version)
+        self._binding.prepare_to_block()
+        return shared.read(node, number, size, offset, kernel_size, is_size_stable, self._binding)
 
     def detach_node(self, node: bytes, stale_node: bytes) -> None:
         self.content_cache.detach(node, stale_node)
 
     def forget(self, node_ids: Iterable[int]) -> None:
-        self.content_cache.drop_forgotten(node_ids, self._outside.has_node)
+        self.content_cache.drop_forgotten(node_ids, self._binding)
 
     def has_been_read(self, node: bytes) -> bool:
         return self.content_cache.was_read(node)
@@ -534,7 +505,7 @@ class FuseAdapter:
     def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
         opened = self._get_handle(handle)
         if not (type(opened) is ReadWriteHandle and opened.try_write(offset, data, append=append)):
-            self._outside.waiting()
+            self._binding.prepare_to_block()
             opened.write(offset, data, append=append)
         return len(data)
 
@@ -559,7 +530,7 @@ class FuseAdapter:
         opened = opening.handle
         if type(opened) is ReadWriteHandle and not opened.is_writer:
             return
-        self._outside.waiting()
+        self._binding.prepare_to_block()
         final = True
         if isinstance(opened, ReadWriteHandle) and opened.file.is_dirty:
             final = self._is_final_close(opened.opener_tid, opening.path)
@@ -568,11 +539,13 @@ class FuseAdapter:
     def _is_final_close(self, opener: int, path: bytes) -> bool:
         """Whether a close means that the writing is done: not if a child closes what it inherited and the program
         that opened the file still has it open (`sh -c 'a; b' > file` closes once for each command)."""
-        caller, process_of = self._outside.caller(), self._outside.process_of
+        caller = self._caller_tid()
         if caller == opener:
             return True
-        process = process_of(opener)
-        return process == process_of(caller) or not self._outside.has_open(process, path)
+        process = procfs.find_process_id(opener)
+        if process == procfs.find_process_id(caller):
+            return True
+        return not procfs.has_file_open(process, self._mountpoint + b"/" + path)
 
     def fsync(self, handle: int, datasync: bool) -> None:
         self._get_handle(handle).fsync()
@@ -586,7 +559,7 @@ class FuseAdapter:
         if type(opened) is ReadWriteHandle and opened.try_release():
             return
         if type(opened) is not ReadHandle or not opened.is_in_memory:
-            self._outside.waiting()
+            self._binding.prepare_to_block()
         opened.release()
 
     # -- the tree ----------------------------------------------------------------------------------------------------
@@ -606,7 +579,9 @@ class FuseAdapter:
         self._require_namespace().unlink(path[1:])
 
     def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
-        self._require_namespace().unlink_open(path[1:], hidden_path[1:], is_removal=self._outside.removing())
+        self._require_namespace().unlink_open(
+            path[1:], hidden_path[1:], is_removal=procfs.is_unlinking(self._caller_tid())
+        )
         self._retarget_open_files(path[1:], None)
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
@@ -649,7 +624,7 @@ class FuseAdapter:
             scratch.set_mtime(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     def statfs(self, path: bytes) -> Mapping[str, int]:
-        return self._outside.space()
+        return self._statfs.statfs()
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
@@ -658,7 +633,7 @@ class FuseAdapter:
         if name.startswith(b"user.redis."):
             return self._filesystem.get_xattr(self._filesystem.resolve(path), name)
         if name == STATUS_XATTR and not path:
-            return self._outside.status()
+            return self._mount.encode_status()
         if self._overlay is not None and self._overlay.memory_fs.exists(path):
             return self._overlay.memory_fs.getxattr(path, name)
         raise NoAttributeError("no such attribute")

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from redisfuse import __version__
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
-from redisfuse.errors import RedisFuseError
-from redisfuse.fuse import procfs
 from redisfuse.fuse.interface import Binding
 from redisfuse.fuse.notify import InvalidationQueue
-from redisfuse.keyspace.exists import exists_many
 from redisfuse.keyspace.metadata import MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from redisfuse.mount.adapter import FuseAdapter, Outside, Permissions, inode_number
+from redisfuse.mount.adapter import FuseAdapter, Permissions, inode_number
 from redisfuse.mount.progress import show_progress
 from redisfuse.mount.write_mode import WriteSupport
 from redisfuse.paths.grammar import REFRESH_FILE, PathCodec
+from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
 from redisfuse.vfs.filesystem import Filesystem, FilesystemOptions
@@ -38,10 +35,6 @@ from redisfuse.vfs.statfs import StatfsProvider
 
 log = logging.getLogger(__name__)
 
-COHERENT_TIMEOUT_SECONDS = (
-    3600.0  # seconds that the kernel may believe what it was told, while changes are pushed to it
-)
-INCOHERENT_TIMEOUT_SECONDS = 1.0  # where they are not
 DEFAULT_UMASK = 0o077  # of a mount that was given none: owner only
 
 
@@ -59,6 +52,7 @@ class MountContext:
         self._started_ns = time.time_ns()
         self.path_codec = PathCodec(config.separator)
         self.invalidation_queue = InvalidationQueue()
+        self.coherence = Coherence(client, self.path_codec, self.invalidation_queue, binding)
         self.keyspace = KeyspaceMonitor(
             client,
             separator=config.separator,
@@ -66,55 +60,33 @@ class MountContext:
             prefix=config.prefix,
             index_memory=config.index_memory,
             rescan_interval=config.rescan_seconds,
-            on_touched=self._on_keys_touched,
-            on_change=self._on_keys_changed,
-            on_reset=self._on_reset,
-            on_state=self._on_state_changed,
-            on_none_expiring=lambda: self.metadata.clear_recent_changes(),
+            listener=self.coherence,
         )
         self.metadata = MetadataStore(
             client,
             max_cache_bytes=config.cache_memory,
-            trust=self._max_age,
-            volatile=lambda: self.keyspace.may_expire,
-            on_deadline=self._schedule_expiry,
+            freshness=self.coherence,
             sort_key=lambda key: inode_number(self.path_codec.key_path(key)),
         )
         self.content_loader = ContentLoader(
             client,
             self.metadata,
             self.keyspace,
-            self._max_age,
+            self.coherence,
             render_limit=config.render_limit,
             dump_limit=config.dump_limit,
         )
-        self.dentry_tracker = DentryTracker(
-            self.path_codec,
-            lambda: self.keyspace.index,
-            self.invalidation_queue.invalidate,
-            lambda paths: self.invalidation_queue.invalidate(paths, keep_dentry=True),
-            self.invalidation_queue.invalidate_all,
-        )
-        junk = JunkRules.from_config(config)
+        dentry_tracker = DentryTracker(self.path_codec, self.keyspace, self.invalidation_queue)
+        junk_rules = JunkRules.from_config(config)
         self.write_support: WriteSupport | None = None
         if config.write:
-            self.write_support = WriteSupport(
-                config,
-                client,
-                self.content_loader,
-                mountpoint,
-                self.keyspace.announce_writes,
-                self._on_keys_written,
-                self.keyspace.record_save,
-                self.dentry_tracker.invalidate_keys,
-                self._on_directories_changed,
-            )
+            self.write_support = WriteSupport(config, client, self.content_loader, mountpoint, self.coherence)
         self.filesystem = Filesystem(
             grammar=self.path_codec,
             keyspace=self.keyspace,
             metadata=self.metadata,
             content_loader=self.content_loader,
-            junk_rules=junk,
+            junk_rules=junk_rules,
             overlay=self.write_support.overlay if self.write_support else None,
             empty_directories=self.write_support.empty_directories if self.write_support else None,
             options=FilesystemOptions(config.field_limit, config.hash_limit, config.show_junk, config.prefix),
@@ -123,33 +95,22 @@ class MountContext:
         )
         self.adapter = FuseAdapter(
             self.filesystem,
-            self.write_support.create_namespace(self.filesystem, junk) if self.write_support else None,
+            self.write_support.create_namespace(self.filesystem, junk_rules) if self.write_support else None,
             self._build_permissions(),
-            Outside(
-                started=self._start,
-                stopped=self._stop,
-                waiting=binding.prepare_to_block,
-                without_open=lambda: binding.uses_no_open,
-                brief=binding.disable_attr_cache,
-                number=binding.current_node_id,
-                believed_size=binding.kernel_size,
-                has_node=binding.is_inode_cached,
-                store=binding.notify_store,
-                outdated=binding.invalidate_size,
-                push=self.invalidation_queue.invalidate,
-                trust=self._max_age,
-                coherent=lambda: self._is_coherent,
-                caller=lambda: binding.get_caller()[2],
-                process_of=procfs.find_process_id,
-                reading=lambda: procfs.is_reading(binding.get_caller()[2]),
-                removing=lambda: procfs.is_unlinking(binding.get_caller()[2]),
-                has_open=lambda pid, path: procfs.has_file_open(pid, os.fsencode(mountpoint) + b"/" + path),
-                space=StatfsProvider(client),
-                refresh=self._refresh_keyspace,
-                note=self.dentry_tracker.track_path,
-                note_keys=self.dentry_tracker.track_keys,
-                status=self._encode_status,
-            ),
+            mount=self,
+            mountpoint=os.fsencode(mountpoint),
+            binding=binding,
+            coherence=self.coherence,
+            dentry_tracker=dentry_tracker,
+            statfs=StatfsProvider(client),
+        )
+        self.coherence.connect(
+            monitor=self.keyspace,
+            metadata=self.metadata,
+            content_loader=self.content_loader,
+            dentry_tracker=dentry_tracker,
+            readdir_cache=self.adapter.readdir_cache,
+            content_cache=self.adapter.content_cache,
         )
 
     def _build_permissions(self) -> Permissions:
@@ -163,9 +124,9 @@ class MountContext:
 
     # -- its life ----------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def start(self) -> None:
         self.invalidation_queue.start()
-        self._on_state_changed()
+        self.coherence.state_changed()
         self.keyspace.start()
         if self.write_support is not None:
             self.write_support.start()
@@ -182,7 +143,7 @@ class MountContext:
             f"leave with {leave}`redisfuse umount {self._mountpoint}`"
         )
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         self.adapter.content_cache.close()
         if self.write_support is not None:
             self.write_support.close(busy_at_unmount=self._binding.busy_at_unmount)
@@ -195,73 +156,8 @@ class MountContext:
         self.keyspace.close()
         self.invalidation_queue.close()
 
-    # -- what changes ------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_coherent(self) -> bool:
-        """Whether every change reaches the kernel's cache."""
-        return self.keyspace.is_coherent and self.keyspace.is_ready and self.invalidation_queue.is_supported
-
-    def _max_age(self) -> float:
-        return math.inf if self.keyspace.is_coherent else INCOHERENT_TIMEOUT_SECONDS
-
-    def _schedule_expiry(self, key: bytes, deadline: float) -> None:
-        """A key will expire (time.monotonic()): nobody tells of that in time, so it is then looked at."""
-        if not self.keyspace.schedule_expiry(key, deadline):
-            self._on_keys_changed([key])
-
-    def _on_keys_touched(self, keys: Collection[bytes]) -> None:
-        self.metadata.invalidate(keys)
-        self.adapter.readdir_cache.invalidate_keys(keys)
-        self.adapter.content_cache.mark_keys_stale(keys)
-
-    def _on_keys_changed(self, keys: Collection[bytes]) -> None:
-        self._on_keys_touched(keys)
-        self.dentry_tracker.invalidate_keys(keys)
-
-    def _on_keys_written(self, keys: Mapping[bytes, bool | None]) -> None:
-        """A change of our own: the caches and the index must not wait for the server to tell."""
-        self.metadata.invalidate(keys)
-        asked = [key for key, exists in keys.items() if exists is None]
-        found = dict(zip(asked, self._check_existence(asked), strict=True))
-        for key, exists in keys.items():
-            there = found[key] if exists is None else exists
-            if there is None:
-                self.keyspace.mark_dirty(key)
-            else:
-                self.keyspace.record_key_state(key, there)
-        self.dentry_tracker.invalidate_keys(keys)
-
-    def _check_existence(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
-        try:
-            return exists_many(self._client, keys)
-        except RedisFuseError:
-            return [None] * len(keys)  # the follower's thread will find out
-
-    def _on_directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
-        """Empty directories came or went in the journal: the kernel may know otherwise."""
-        self.invalidation_queue.invalidate(
-            [self.path_codec.directory_path(each) for each in directories], ancestors=True
-        )
-
-    def _on_reset(self) -> None:
-        self.metadata.invalidate_all()
-        self.content_loader.clear_renderings()
-        self.adapter.content_cache.mark_all_stale()
-        self._on_state_changed()
-        self.dentry_tracker.invalidate_all()
-
-    def _on_state_changed(self) -> None:
-        """The follower began or ended, or the index is complete: the kernel may believe more, or less."""
-        if self._is_coherent:
-            self._binding.set_timeouts(COHERENT_TIMEOUT_SECONDS, COHERENT_TIMEOUT_SECONDS, COHERENT_TIMEOUT_SECONDS)
-        else:
-            self._binding.set_timeouts(INCOHERENT_TIMEOUT_SECONDS, INCOHERENT_TIMEOUT_SECONDS, 0.0)
-        self.adapter.readdir_cache.invalidate_all()
-        self.adapter.content_cache.mark_all_stale()
-        self.dentry_tracker.invalidate_all()
-
-    def _refresh_keyspace(self) -> None:
+    def refresh(self) -> None:
+        """Scan the keyspace again."""
         self.keyspace.request_rescan()
         self.invalidation_queue.invalidate([REFRESH_FILE])
 
@@ -292,7 +188,7 @@ class MountContext:
             "scan_total": total,
             "live": self.keyspace.is_coherent,
             "reason": self.keyspace.degraded_reason,
-            "kernel_cache": self._is_coherent,
+            "kernel_cache": self.coherence.is_coherent,
             "kernel_cache_reason": ""
             if self.invalidation_queue.is_supported
             else self.invalidation_queue.unsupported_reason,
@@ -309,7 +205,7 @@ class MountContext:
             "memory_bytes": _read_resident_bytes(),
         }
 
-    def _encode_status(self) -> bytes:
+    def encode_status(self) -> bytes:
         return json.dumps(self.build_status()).encode()
 
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
-from redisfuse.errors import RedisFuseError, TooLargeError
+from redisfuse.errors import RedisFuseError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionMetadata
-from redisfuse.paths.grammar import KeyRef
-from redisfuse.text import glob_matches
-from redisfuse.transactions.executor import AppliedCallback
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.recovery import recover_pending
+from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
-from redisfuse.vfs.empty_dirs import DirectoryComponents, EmptyDirectories
+from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.junk_rules import JunkRules
 from redisfuse.vfs.memory_fs import MemoryFS
@@ -33,7 +31,6 @@ from redisfuse.vfs.staged_replace import PausableClock, PendingRemovals
 
 log = logging.getLogger(__name__)
 
-MAX_STRING_BYTES = 512 * 1024 * 1024  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
 JOURNAL_POLL_SECONDS = 0.5  # seconds between looks whether somebody else wrote to the journal
 TIMER_TICK_SECONDS = 0.05  # seconds between looks at what waits for its time
 
@@ -47,49 +44,39 @@ class WriteSupport:
         client: RedisClient,
         content_loader: ContentLoader,
         mountpoint: Path,
-        before_write: Callable[[Collection[bytes]], None],
-        on_applied: AppliedCallback,
-        on_saved: Callable[[KeyRef, int], None],
-        on_reappeared: Callable[[Collection[bytes]], None],
-        on_directories_changed: Callable[[Collection[DirectoryComponents]], None],
+        coherence: Coherence,
     ) -> None:
         self._config = config
-        self._on_directories_changed = (
-            on_directories_changed  # told of empty directories that came or went in the journal
-        )
+        self._coherence = coherence
         self.journal = Journal.open(config.journal_file, create=True)
         try:
             allow = [repr(each)[2:-1] for each in config.allow]
             info = build_session_info(client, mountpoint, {"conflict_check": config.conflict_check, "allow": allow})
             self.session_id = self.journal.begin_session(info)
-            self.recovered = recover_pending(self.journal, client, self.session_id)
+            recover_pending(self.journal, client, self.session_id)
             self.empty_directories = EmptyDirectories(self.journal, info.server.name)
             self.key_writer = KeyWriter(
                 client,
                 self.journal,
                 self.session_id,
                 conflict_check=config.conflict_check,
-                allow=_compile_allowed_globs(config.allow),
+                allow=config.allow,
                 dump_limit=config.dump_limit,
-                on_begin=before_write,
-                on_applied=on_applied,
+                listener=coherence,
             )
         except BaseException:
             self.journal.close()
             raise
-        self._on_reappeared = on_reappeared  # told of keys that the tree shows again as Redis has them
         self._wakeup = threading.Event()
         self._closing = threading.Event()
         self._clock = PausableClock()
         self.open_files = OpenFiles(
             self.key_writer,
-            content_loader.open_with_precondition,
-            _check_string_size,
+            content_loader,
+            coherence,
             hold_seconds=config.park_seconds,
             clock=self._clock,
             wake_event=self._wakeup,
-            on_edit_discarded=lambda key: on_reappeared([key]),
-            on_saved=on_saved,
         )
         self.pending_removals = PendingRemovals(self._clock, self._wakeup)
         self.memory_fs = MemoryFS(config.scratch_memory)
@@ -107,7 +94,7 @@ class WriteSupport:
             self.empty_directories,
             strings_only=self._config.new_files == "string",
             removal_delay_seconds=self._config.park_seconds,
-            on_keys_reappeared=self._on_reappeared,
+            coherence=self._coherence,
         )
         return self._namespace
 
@@ -137,7 +124,7 @@ class WriteSupport:
             log.debug("the journal's directories could not be read: %s", error)
             return
         if changed:
-            self._on_directories_changed(changed)
+            self._coherence.directories_changed(changed)
 
     def _has_delayed_changes(self) -> bool:
         return bool(self.pending_removals) or any(
@@ -196,15 +183,3 @@ def build_session_info(client: RedisClient, mountpoint: Path | None, options: Ma
         mountpoint=None if mountpoint is None else str(mountpoint),
         options=options,
     )
-
-
-def _compile_allowed_globs(globs: Collection[bytes]) -> Callable[[bytes], bool]:
-    """Whether a key may be changed: all may if no glob was given."""
-    if not globs:
-        return lambda _key: True
-    return lambda key: any(glob_matches(glob, key) for glob in globs)
-
-
-def _check_string_size(size: int) -> None:
-    if size > MAX_STRING_BYTES:
-        raise TooLargeError("a Redis string can't be larger than 512 MiB")

@@ -24,6 +24,7 @@ from redisfuse.errors import (
     UnavailableError,
 )
 from redisfuse.journal.journal import Journal
+from redisfuse.keyspace.listener import WriteListener
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.group_commit import CommitQueue, CommitRequest
 from redisfuse.transactions.in_doubt import (
@@ -78,13 +79,13 @@ class TransactionExecutor:
     """Runs changes for one session of the journal."""
 
     def __init__(
-        self, client: RedisClient, journal: Journal, session_id: int, *, dump_limit: int, on_applied: AppliedCallback
+        self, client: RedisClient, journal: Journal, session_id: int, *, dump_limit: int, listener: WriteListener
     ) -> None:
         self.client = client
         self.journal = journal
         self.session_id = session_id
         self._dump_limit = dump_limit
-        self._on_applied = on_applied
+        self._listener = listener
         self._verified_channels: weakref.WeakSet[Channel] = (
             weakref.WeakSet()
         )  # on which this user may use MULTI and EXEC at all
@@ -108,7 +109,7 @@ class TransactionExecutor:
                 self._run_single(request)
         finally:
             if request.changed_keys:
-                self._on_applied(request.changed_keys)
+                self._listener.keys_written(request.changed_keys)
         if request.error is not None:
             self._publish_failed_change(request)
             raise request.error
@@ -124,7 +125,7 @@ class TransactionExecutor:
 
     def resolve_in_doubt(self) -> None:
         """Find out about changes whose answers never came. Raises UnavailableError."""
-        self._resolver.resolve_in_doubt(self._on_applied)
+        self._resolver.resolve_in_doubt(self._listener.keys_written)
 
     def _run_batch(self, requests: list[CommitRequest]) -> None:
         """Several at once; those that are not settled so, one by one."""

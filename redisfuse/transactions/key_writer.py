@@ -5,7 +5,7 @@ or (OutcomeUnknownError) the journal says that it has to be looked at.
 """
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -23,9 +23,11 @@ from redisfuse.errors import (
 from redisfuse.journal.directory_rows import DirectoryComponents, encode_directory
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, State
+from redisfuse.keyspace.listener import NullListener, WriteListener
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.text import glob_matches
 from redisfuse.transactions import command_builder
-from redisfuse.transactions.executor import AppliedCallback, Mutation, MutationRefusedError, TransactionExecutor
+from redisfuse.transactions.executor import Mutation, MutationRefusedError, TransactionExecutor
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rename import RenamePair, build_rename_mutation
 from redisfuse.transactions.state_reader import CurrentState, ReadRequest, open_spool_file
@@ -38,9 +40,9 @@ DEFAULT_DUMP_LIMIT_ELEMENTS = 100_000  # elements
 class KeyWriter:
     """Thread-safe. `session_id` is the journal's, already begun; `client` is writable.
 
-    `allow(key)` says which keys may be changed at all. `on_begin` is called before each change, `on_applied` after it,
-    from the thread that made it, also when it is not known what became of it. `dump_limit`: elements of a collection
-    that is DUMPed.
+    `allow`: the Redis globs of the keys that may be changed; empty: all. `listener` is called before each change, and
+    after it from the thread that made it, also when its outcome is unknown. `dump_limit`: elements of a collection that
+    is DUMPed.
     """
 
     def __init__(
@@ -50,19 +52,18 @@ class KeyWriter:
         session_id: int,
         *,
         conflict_check: bool = True,
-        allow: Callable[[bytes], bool] = lambda _key: True,
+        allow: Collection[bytes] = (),
         dump_limit: int = DEFAULT_DUMP_LIMIT_ELEMENTS,
-        on_begin: Callable[[Collection[bytes]], None] = lambda _keys: None,
-        on_applied: AppliedCallback = lambda _keys: None,
+        listener: WriteListener | None = None,
     ) -> None:
         self.client = client
         self.journal = journal
         self.session_id = session_id
         self._conflict_check = conflict_check
-        self._is_allowed = allow
-        self._on_begin = on_begin
+        self._allowed_globs = tuple(allow)
+        self._listener: WriteListener = listener or NullListener()
         self._server_name = journal.get_session(session_id).metadata.server.name
-        self.executor = TransactionExecutor(client, journal, session_id, dump_limit=dump_limit, on_applied=on_applied)
+        self.executor = TransactionExecutor(client, journal, session_id, dump_limit=dump_limit, listener=self._listener)
 
     # -- contents -----------------------------------------------------------------------------------------------------
 
@@ -331,15 +332,20 @@ class KeyWriter:
 
     def check_allowed(self, key: bytes) -> None:
         """Raises AccessError for a key that this mount may not change (--allow)."""
-        if not self._is_allowed(key):
+        if self._allowed_globs and not any(glob_matches(glob, key) for glob in self._allowed_globs):
             raise AccessError(f"{key!r} may not be changed: it matches no --allow of this mount")
 
     def _check_targets(self, targets: Sequence[KeyRef], size_bytes: int = 0) -> None:
         for target in targets:
             self.check_allowed(target.key)
-        if size_bytes > MAX_VALUE_BYTES:
-            raise TooLargeError(f"{size_bytes} bytes: a Redis string can't be larger than 512 MiB")
-        self._on_begin({target.key for target in targets})
+        check_value_size(size_bytes)
+        self._listener.keys_will_change({target.key for target in targets})
+
+
+def check_value_size(size: int) -> None:
+    """Raise TooLargeError if a string of `size` bytes is larger than Redis allows."""
+    if size > MAX_VALUE_BYTES:
+        raise TooLargeError(f"{size} bytes: a Redis string can't be larger than 512 MiB")
 
 
 def _pad_with_zeros(content: Blob, offset: int) -> Blob:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
+from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata import UNREADABLE, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import KeyRef
@@ -40,7 +41,7 @@ class ContentLoader:
         client: RedisClient,
         metadata: MetadataStore,
         keyspace: KeyspaceMonitor,
-        max_age: Callable[[], float],
+        freshness: Freshness,
         *,
         render_limit: int,
         dump_limit: int,
@@ -48,7 +49,7 @@ class ContentLoader:
         self._client = client
         self._metadata = metadata
         self._keyspace = keyspace
-        self._max_age = max_age  # for how many seconds a rendering may be believed
+        self._freshness = freshness  # for how many seconds a rendering may be believed
         self._render_limit = render_limit
         self._dump_limit = dump_limit
         self._lock = threading.Lock()
@@ -157,7 +158,7 @@ class ContentLoader:
         now = time.monotonic()
         with self._lock:
             found = self._renderings.get((key, view))
-            if found is not None and found[0] == count and now - found[1] < self._max_age():
+            if found is not None and found[0] == count and now - found[1] < self._freshness.max_age():
                 self._renderings.move_to_end((key, view))
                 return found[2]
         text = self._render_within_limit(node)

@@ -9,11 +9,15 @@ Threads: any. Locks are held only for bookkeeping; `push` and `push_all` must re
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
 
 from redisfuse.errors import NotFoundError
-from redisfuse.keyspace.index import Index
+from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import VIEW_SUFFIXES, PathCandidates, PathCodec, RefreshFile, RootDir
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.coherence import KernelCache
 
 MAX_TRACKED_NAMES = 400_000  # keys and names remembered, at about 100 bytes each
 MAX_CHANGED_KEYS = 5_000  # changed keys for which single names are pushed; beyond, everything is
@@ -25,16 +29,12 @@ class DentryTracker:
     def __init__(
         self,
         grammar: PathCodec,
-        get_index: Callable[[], Index],
-        invalidate_entries: Callable[[Iterable[bytes]], None],
-        invalidate_listings: Callable[[Iterable[bytes]], None],
-        invalidate_all: Callable[[], None],
+        keyspace: KeyspaceMonitor,
+        kernel_cache: KernelCache,
     ) -> None:
         self._grammar = grammar
-        self._get_index = get_index
-        self._invalidate_entries = invalidate_entries
-        self._invalidate_listings = invalidate_listings  # of directories whose own names stand
-        self._invalidate_all = invalidate_all
+        self._keyspace = keyspace
+        self._kernel_cache = kernel_cache
         self._lock = threading.Lock()
         self._key_hashes: set[int] = set()  # hashes of keys whose own name was listed or asked about
         self._marked_path_hashes: set[int] = (
@@ -81,7 +81,9 @@ class DentryTracker:
                 self._marked_path_hashes.add(hash(path))
         if candidates.as_directory is not None:
             directory = (*candidates.directory, candidates.as_directory)
-            self._directory_existence[hash(grammar.key_prefix(directory))] = self._get_index().is_directory(directory)
+            self._directory_existence[hash(grammar.key_prefix(directory))] = self._keyspace.index.is_directory(
+                directory
+            )
         if candidates.as_field is not None:
             names = self._field_paths.setdefault(
                 hash(grammar.join_key((*candidates.directory, candidates.as_field[0]))), set()
@@ -105,9 +107,9 @@ class DentryTracker:
                 self.invalidate_all()
                 return
         if listings:
-            self._invalidate_listings(listings)
+            self._kernel_cache.invalidate(listings, keep_dentry=True)
         if paths:
-            self._invalidate_entries(paths)
+            self._kernel_cache.invalidate(paths)
 
     def _collect_key(self, key: bytes, paths: set[bytes], listing_paths: set[bytes]) -> bool:
         """Add what is to be pushed for one key; False if all must be."""
@@ -132,7 +134,7 @@ class DentryTracker:
 
     def _collect_directories(self, directory: list[bytes], paths: set[bytes], listing_paths: set[bytes]) -> None:
         """The directory that lists a key, and those that appeared or vanished with it."""
-        grammar, index = self._grammar, self._get_index()
+        grammar, index = self._grammar, self._keyspace.index
         if not directory or hash(grammar.key_prefix(directory)) in self._directory_existence:
             listing_paths.add(grammar.directory_path(directory))
         for depth in range(len(directory), 0, -1):
@@ -172,7 +174,7 @@ class DentryTracker:
             self._directory_existence.clear()
             self._marked_path_hashes.clear()
             self._tracked_count = 0
-        self._invalidate_all()
+        self._kernel_cache.invalidate_all()
 
 
 _SPLIT_OR_DIGEST_NAMES = 0  # stands for names that are cut or are digests: too rare to be told apart

@@ -149,7 +149,7 @@ class ReadWriteHandle:
         if self.file.target is None:
             raise BadHandleError("the file was unlinked and its bytes are gone")
         old = self._content
-        self._content, _basis = self._open_files.open_with_precondition(self.file.target)
+        self._content, _basis = self._open_files.content_loader.open_with_precondition(self.file.target)
         self._content_version = self.file.content_version
         if old is not None:
             old.close()

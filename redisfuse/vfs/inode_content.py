@@ -16,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from redisfuse.errors import ConflictError
 from redisfuse.paths.stale_names import is_stale, parse_stale_number, strip_stale_marker
@@ -56,26 +57,49 @@ class PinnedContent:
         return bool(self.stale_since) and time.monotonic() - self.stale_since > MAX_STALE_SECONDS
 
 
+class InodeContentSource(Protocol):
+    """Where the cache finds contents, and how old they are."""
+
+    def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
+        """Return what is at a path. `expected_size`: the length that the kernel was given last, if it is known."""
+
+    def load_cached_content(self, path: bytes) -> PinnedContent | None:
+        """Return the same if it is cached, without blocking; else None."""
+
+    def content_version(self, key: bytes) -> int:
+        """Return a number that grows with each change of a key."""
+
+    def is_recently_changed(self, key: bytes) -> bool:
+        """Return whether the key changed less than a second ago."""
+
+    def invalidate_paths(self, paths: Collection[bytes]) -> None:
+        """Make the kernel look up these paths again; return at once."""
+
+    def max_age(self) -> float:
+        """Return the seconds that a content is valid if its change is not announced."""
+
+
+class KernelInodes(Protocol):
+    """What the kernel holds of the inode that the current request reads."""
+
+    def kernel_size(self, path: bytes, node_id: int) -> int | None:
+        """Return the size that the kernel has cached for this inode, if it can be found."""
+
+    def invalidate_size(self) -> None:
+        """Make the kernel ask for the size again before it assumes the end of the file."""
+
+    def notify_store(self, offset: int, data: bytes) -> None:
+        """Put bytes into the kernel's page cache of this inode."""
+
+    def is_inode_cached(self, node_id: int) -> bool:
+        """Return whether the kernel still holds an inode."""
+
+
 class InodeContentCache:
-    def __init__(
-        self,
-        load: Callable[[bytes, int | None], PinnedContent],
-        load_cached: Callable[[bytes], PinnedContent | None],
-        current_version: Callable[[bytes], int],
-        is_recently_changed: Callable[[bytes], bool],
-        invalidate: Callable[[Collection[bytes]], None],
-        max_age: Callable[[], float],
-    ) -> None:
-        """`get_or_load` finds what is at a path, given the length that the kernel was told, if that is known; `at_hand` the
-        same without waiting. `version`: a number that grows with each change of a key; `is_recent`: whether the last
-        was just now. `push` makes the kernel look again, and returns at once. `trust`: for how many seconds what was
-        read may be believed without being told."""
-        self._load = load
-        self._load_cached = load_cached
-        self._current_version = current_version
-        self._is_recently_changed = is_recently_changed
-        self._invalidate = invalidate
-        self._max_age = max_age
+    """Contents pinned for readers of files that are not opened, by node path."""
+
+    def __init__(self, source: InodeContentSource) -> None:
+        self._source = source
         self._lock = threading.Lock()
         self._inline: OrderedDict[bytes, PinnedContent] = OrderedDict()
         self._large: OrderedDict[bytes, PinnedContent] = OrderedDict()
@@ -102,14 +126,16 @@ class InodeContentCache:
         """As `read`, if it is in memory and as long as the kernel believes; else None."""
         found = self._inline.get(node_path)
         if found is None:
-            new = None if is_stale(node_path) or node_path in self._large else self._load_cached(node_path)
+            new = (
+                None if is_stale(node_path) or node_path in self._large else self._source.load_cached_content(node_path)
+            )
             if new is None:
                 return None
             found = self._insert(node_path, node_id, new)
         if found.stale_since or (kernel_size is not None and found.content.size != kernel_size):
             return None
         if not found.size_verified:
-            if not size_is_exact and self._is_recently_changed(found.key):
+            if not size_is_exact and self._source.is_recently_changed(found.key):
                 return None
             found.size_verified = True
         self._touch(found, node_id)
@@ -123,8 +149,7 @@ class InodeContentCache:
         offset: int,
         kernel_size: int | None,
         size_is_exact: bool,
-        query_kernel_size: Callable[[], int | None],
-        invalidate_size: Callable[[], None],
+        kernel: KernelInodes,
     ) -> bytes:
         """The bytes; short only at the end. `outdated` is called if there are more than `told`; or, if that is not
         `sure`, than are `believed`, which is None if it can't be found out.
@@ -133,7 +158,9 @@ class InodeContentCache:
         """
         found = self._lookup(node_path, node_id)
         if found is None:
-            found = self._insert(node_path, node_id, self._load(strip_stale_marker(node_path), kernel_size))
+            found = self._insert(
+                node_path, node_id, self._source.load_content(strip_stale_marker(node_path), kernel_size)
+            )
             if found.is_streamed and offset:
                 raise ConflictError("so many files are read at once that it is not known any more how this one began")
         data = found.content.read(offset, size)
@@ -141,15 +168,15 @@ class InodeContentCache:
             # While a change is being pushed, the kernel takes not every answer that tells a length.
             if (
                 not size_is_exact
-                and self._is_recently_changed(found.key)
-                and (kernel_size := query_kernel_size()) is None
+                and self._source.is_recently_changed(found.key)
+                and (kernel_size := kernel.kernel_size(strip_stale_marker(node_path), node_id)) is None
             ):
                 raise ConflictError("the file is changing")
             found.size_verified = True
         if not found.is_streamed and kernel_size is not None and found.content.size != kernel_size:
             if found.content.size < kernel_size:
                 raise ConflictError("the file has changed since its length was asked for")
-            invalidate_size()
+            kernel.invalidate_size()
         return data
 
     def _touch(self, pinned: PinnedContent, node_id: int) -> None:
@@ -191,7 +218,7 @@ class InodeContentCache:
                 self._paths_by_key.setdefault(pinned.key, set()).add(node_path)
                 self._record_read(node_path)
                 if (
-                    self._current_version(pinned.key) != pinned.version
+                    self._source.content_version(pinned.key) != pinned.version
                 ):  # of which the kernel may have been told before this was read
                     self._mark_stale(pinned)
                     again = True
@@ -200,8 +227,8 @@ class InodeContentCache:
                 self._sweep_timer = self._start_timer(RANGED_IDLE_SECONDS, self._release_idle)
         if not retired:
             if again:
-                self._invalidate([node_path[1:]])
-            elif not math.isinf(trust := self._max_age()):
+                self._source.invalidate_paths([node_path[1:]])
+            elif not math.isinf(trust := self._source.max_age()):
                 self._revalidate_later(node_path, trust)
         return pinned
 
@@ -225,12 +252,10 @@ class InodeContentCache:
     def get_or_load(self, node_path: bytes, node_id: int) -> PinnedContent:
         """What is read of a node, beginning to read it if nobody has."""
         return self._lookup(node_path, node_id) or self._insert(
-            node_path, node_id, self._load(strip_stale_marker(node_path), None)
+            node_path, node_id, self._source.load_content(strip_stale_marker(node_path), None)
         )
 
-    def stream_more(
-        self, pinned: PinnedContent, notify_store: Callable[[int, bytes], None], *, until_end: bool = False
-    ) -> None:
+    def stream_more(self, pinned: PinnedContent, kernel: KernelInodes, *, until_end: bool = False) -> None:
         """Read on, by a chunk, in what has no length beforehand; `store` gives the kernel the bytes.
 
         Any description of the file that was asked for before it was stored, and says that it ends earlier, the kernel
@@ -239,7 +264,7 @@ class InodeContentCache:
         with pinned.stream_lock:
             while data := pinned.content.read(end := pinned.streamed_bytes, STREAM_CHUNK_BYTES):
                 pinned.streamed_bytes = end + len(data)
-                notify_store(end, data)
+                kernel.notify_store(end, data)
                 if not until_end:
                     break
 
@@ -308,10 +333,10 @@ class InodeContentCache:
                 self._read_path_hashes.discard(hash(node_path))
                 self._record_evicted(stale_path)
 
-    def drop_forgotten(self, node_ids: Iterable[int], inode_is_known: Callable[[int], bool]) -> None:
+    def drop_forgotten(self, node_ids: Iterable[int], kernel: KernelInodes) -> None:
         """The kernel may have forgotten these nodes, so that nobody has them open: `has_node` says so."""
         for number in node_ids:
-            if number in self._by_node_id and not inode_is_known(number):
+            if number in self._by_node_id and not kernel.is_inode_cached(number):
                 with self._lock:
                     found = self._by_node_id.get(number)
                     if found is not None:
@@ -384,7 +409,7 @@ class InodeContentCache:
     def _revalidate(self) -> None:
         with self._lock:
             doubtful, self._unverified_paths, self._revalidate_timer = self._unverified_paths, [], None
-        self._invalidate(doubtful)
+        self._source.invalidate_paths(doubtful)
 
     # -- its end -----------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from redisfuse.client.client import RedisClient
+from redisfuse.keyspace.listener import NullListener
 from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
 from redisfuse.keyspace.scanner import scan_keys
 from redisfuse.paths.grammar import KeyRef, PathCodec
@@ -51,7 +52,7 @@ class JunkScanner:
         self._junk_rules = junk_rules
         self._prefix = prefix
         self._max_hash_fields = max_hash_fields
-        self._metadata = MetadataStore(client, max_cache_bytes=METADATA_CACHE_BYTES, trust=lambda: 0.0)
+        self._metadata = MetadataStore(client, max_cache_bytes=METADATA_CACHE_BYTES, freshness=NullListener())
         self._last_directory: tuple[bytes, ...] = ()  # of the last key, and its rule
         self._last_directory_rule: JunkRule | None = None
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Collection
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import (
@@ -37,6 +37,9 @@ from redisfuse.vfs.nodes import DirectoryNode, KeyNode, MemoryNode, OpenFileNode
 from redisfuse.vfs.open_files import OpenFile
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PendingRemoval
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.coherence import Coherence
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,7 @@ class NamespaceOperations:
         *,
         strings_only: bool,
         removal_delay_seconds: float,
-        on_keys_reappeared: Callable[[Collection[bytes]], None],
+        coherence: Coherence,
     ) -> None:
         self._tree = tree
         self._overlay = overlay
@@ -75,9 +78,7 @@ class NamespaceOperations:
         self._strings_only = strings_only  # --new-files string
         self._removal_delay_seconds = removal_delay_seconds
         self._displaced_files: dict[KeyRef, _DisplacedFile] = {}  # what gave way to what is being renamed over it
-        self._on_keys_reappeared = (
-            on_keys_reappeared  # told of keys that were not in the tree for a while, though in Redis
-        )
+        self._coherence = coherence
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ class NamespaceOperations:
                     parking.schedule(target, path, Precondition.unconditional(), UNLINK_DELAY_SECONDS, None)
             else:
                 self._key_writer.check_allowed(target.key)
-                _snapshot, basis = files.open_with_precondition(target)
+                _snapshot, basis = files.content_loader.open_with_precondition(target)
                 if is_removal:
                     files.detach(file, lambda: self._key_writer.remove([target], path=path, precondition=basis))
                 else:
@@ -293,7 +294,7 @@ class NamespaceOperations:
                 continue
             self._overlay.pending_removals.cancel(target)
             displaced.restore()
-            self._on_keys_reappeared([target.key])
+            self._coherence.keys_reappeared([target.key])
 
     def _rename_claimed(self, old: bytes, new: bytes, *, replace: bool) -> None:
         source = self._tree.resolve(old)
@@ -388,7 +389,7 @@ class NamespaceOperations:
                     return
                 _commit_before_rename(file)
         self._key_writer.check_allowed(target.key)
-        snapshot, basis = files.open_with_precondition(target)
+        snapshot, basis = files.content_loader.open_with_precondition(target)
         chunks = (snapshot.read(at, CHUNK_BYTES) for at in range(0, snapshot.size, CHUNK_BYTES))
         self._overlay.memory_fs.write_file(new, chunks)
         self._overlay.memory_fs.set_mtime(new, self._tree.get_mtime_ns(target))
@@ -485,7 +486,7 @@ class NamespaceOperations:
                 if not self._commit_removal(parked):
                     stays.append(parked.target.key)
         if stays:
-            self._on_keys_reappeared(stays)
+            self._coherence.keys_reappeared(stays)
         self._overlay.open_files.commit_expired_holds(now, key_prefix)
 
     def _commit_removal(self, removal: PendingRemoval) -> bool:

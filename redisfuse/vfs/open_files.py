@@ -20,7 +20,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import (
@@ -33,12 +33,16 @@ from redisfuse.errors import (
 )
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.transactions.key_writer import KeyWriter, check_value_size
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.growing_content import inline_bytes
 from redisfuse.vfs.staged_replace import PausableClock, PendingRemoval
 from redisfuse.vfs.write_buffer import WriteBuffer
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.coherence import Coherence
+    from redisfuse.vfs.content import ContentLoader
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +124,7 @@ class OpenFile:
 
     def _load_base(self) -> None:
         assert self.target is not None
-        snapshot, self._precondition = self._open_files.open_with_precondition(self.target)
+        snapshot, self._precondition = self._open_files.content_loader.open_with_precondition(self.target)
         if self.target.field is not None and self._precondition.kind == "length":
             # Read whole: should somebody change it meanwhile, its other bytes could not be had any more; and that it is
             # another one can't be told from what is heard of its key, which is heard of for any of its fields.
@@ -152,7 +156,7 @@ class OpenFile:
             self.begin_edit()
             assert self.buffer is not None
             end = (self.buffer.size if offset is None else offset) + len(data)
-            self._open_files.check_size(end)
+            check_value_size(end)
             self.buffer.write(end - len(data), data)
             self._written_since_commit = True
             self._commit_error = None
@@ -164,7 +168,7 @@ class OpenFile:
         with self.lock:
             self.begin_edit()
             assert self.buffer is not None
-            self._open_files.check_size(size)
+            check_value_size(size)
             self.buffer.truncate(size)
             self._commit_error = None
             self._modified_since_in_doubt = True
@@ -223,7 +227,7 @@ class OpenFile:
                 raise
             self._commit_error = None
             if self.mtime_ns is not None:
-                self._open_files.on_saved(self.target, self.mtime_ns)
+                self._open_files.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
             self.content_version += 1
             self._rebase_on_committed(self.buffer)
@@ -246,7 +250,7 @@ class OpenFile:
             snapshot: FileContent = InlineContent(content)
             self._precondition = Precondition.from_bytes(content)
         else:
-            snapshot, self._precondition = self._open_files.open_with_precondition(target)
+            snapshot, self._precondition = self._open_files.content_loader.open_with_precondition(target)
         self.buffer = buffer.rebase(snapshot)
         buffer.close()
         self._clear_new()
@@ -319,7 +323,7 @@ class OpenFile:
         self.content_version += 1
         self._drop_buffer()
         if self.target is not None:
-            self._open_files.on_edit_discarded(self.target.key)
+            self._open_files.coherence.keys_reappeared([self.target.key])
 
     def _drop_buffer(self) -> None:
         if self.buffer is not None:
@@ -432,7 +436,7 @@ class OpenFile:
             if self.buffer is None or self.target is None or self._precondition.kind != "length":
                 return
             try:
-                snapshot, basis = self._open_files.open_with_precondition(self.target)
+                snapshot, basis = self._open_files.content_loader.open_with_precondition(self.target)
             except RedisFuseError as error:
                 log.warning("%s: what it held can't be read after it was renamed: %s", os.fsdecode(self.path), error)
                 return
@@ -467,20 +471,16 @@ class OpenFiles:
     def __init__(
         self,
         key_writer: KeyWriter,
-        open_with_precondition: Callable[[KeyRef], tuple[FileContent, Precondition]],
-        check_size: Callable[[int], None],
+        content_loader: ContentLoader,
+        coherence: Coherence,
         *,
         hold_seconds: float,
         clock: PausableClock,
         wake_event: threading.Event,
-        on_edit_discarded: Callable[[bytes], None],
-        on_saved: Callable[[KeyRef, int], None],
     ) -> None:
         self.key_writer = key_writer
-        self.open_with_precondition = open_with_precondition
-        self.check_size = check_size  # raises TooLargeError
-        self.on_edit_discarded = on_edit_discarded  # told of the key of an edit that came to nothing
-        self.on_saved = on_saved  # told when what was just committed was last written (ns)
+        self.content_loader = content_loader
+        self.coherence = coherence
         self.wake_event = wake_event  # set whenever something begins to wait for its time
         self._hold_seconds = hold_seconds
         self._clock = clock

@@ -20,7 +20,7 @@ class StatfsProvider:
         self._lock = threading.Lock()
         self._cached: tuple[float, Mapping[str, int]] | None = None
 
-    def __call__(self) -> Mapping[str, int]:
+    def statfs(self) -> Mapping[str, int]:
         with self._lock:
             found = self._cached
         if found is not None and time.monotonic() - found[0] < MAX_CACHE_AGE_SECONDS:

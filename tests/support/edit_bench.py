@@ -16,6 +16,7 @@ from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rollback import Rollback, RollbackReport
 from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.support.listeners import RecordingWrites
 from tests.support.redis_server import RedisServer
 
 
@@ -42,9 +43,9 @@ class EditBench:
         server = RedisClient(Address.parse(url or redis_server.url()), limits, writable=True)
         journal = Journal.open(folder / "journal.db", create=True)
         session = journal.begin_session(SessionMetadata(ServerIdentity(unix_path=redis_server.socket_path)))
-        applied: list[bytes] = []
-        edits = KeyWriter(server, journal, session, on_applied=applied.extend, **options)  # type: ignore[arg-type]
-        return cls(redis_server.client(), server, journal, session, edits, applied)
+        writes = RecordingWrites()
+        edits = KeyWriter(server, journal, session, listener=writes, **options)  # type: ignore[arg-type]
+        return cls(redis_server.client(), server, journal, session, edits, writes.keys)
 
     def __repr__(self) -> str:
         return "<Bench>"

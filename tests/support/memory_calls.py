@@ -31,7 +31,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +103,7 @@ class MemoryOperations:
         self.prepare_to_block: Callable[[], None] = lambda: None
         self.notifier: InvalidationQueue | None = None
         self.binding: Binding  # set by main, before the mount begins
-        self.content_cache = InodeContentCache(
-            self._load_content, {}.get, lambda _key: 0, lambda _key: False, lambda _paths: None, lambda: math.inf
-        )
+        self.content_cache = InodeContentCache(self)
         self.add_node(b"/", stat.S_IFDIR | 0o755)
 
     # -- for the tests -----------------------------------------------------------------------------------------------
@@ -240,19 +238,34 @@ class MemoryOperations:
             node = self._find_node(None, handle)
             return bytes(node.data[offset : offset + size])
 
-    def _load_content(self, path: bytes, kernel_size: int | None) -> PinnedContent:
+    def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
         with self.lock:
             node = self._find_node(path)
             return PinnedContent(
                 InlineContent(bytes(node.data)), path, node.mtime_ns, 0, is_streamed=node.has_unknown_size
             )
 
+    def load_cached_content(self, path: bytes) -> PinnedContent | None:
+        return None
+
+    def content_version(self, key: bytes) -> int:
+        return 0
+
+    def is_recently_changed(self, key: bytes) -> bool:
+        return False
+
+    def invalidate_paths(self, paths: Collection[bytes]) -> None:
+        """Nothing: the tests send their notifications themselves."""
+
+    def max_age(self) -> float:
+        return math.inf
+
     def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
         self._count("read_node", node.decode("latin-1"), offset)
-        number, outdated = self.binding.current_node_id(), self.binding.invalidate_size
+        number = self.binding.current_node_id()
         found = self.content_cache.read_cached(node, number, size, offset, kernel_size, is_size_stable)
         return (
-            self.content_cache.read(node, number, size, offset, kernel_size, is_size_stable, lambda: None, outdated)
+            self.content_cache.read(node, number, size, offset, kernel_size, is_size_stable, self.binding)
             if found is None
             else found
         )
@@ -270,7 +283,7 @@ class MemoryOperations:
         if seen.is_streamed:
             self.binding.disable_attr_cache()
             if for_read:
-                self.content_cache.stream_more(seen, self.binding.notify_store)
+                self.content_cache.stream_more(seen, self.binding)
             size = seen.streamed_bytes
         return FileAttributes(7, stat.S_IFREG | 0o644, 1, size, seen.mtime_ns, os.getuid(), os.getgid())
 
@@ -281,7 +294,7 @@ class MemoryOperations:
     def forget(self, node_ids: Iterable[int]) -> None:
         node_ids = list(node_ids)
         self.counts["forgotten"] += len(node_ids)
-        self.content_cache.drop_forgotten(node_ids, self.binding.is_inode_cached)
+        self.content_cache.drop_forgotten(node_ids, self.binding)
 
     def has_been_read(self, node: bytes) -> bool:
         return self.content_cache.was_read(node)

@@ -14,7 +14,7 @@ from tests.support.mounts import wait_until
 
 
 class Source:
-    """Contents by path, and what was pushed."""
+    """Contents by path, what was invalidated, and what the kernel holds."""
 
     def __init__(self) -> None:
         self.contents: dict[bytes, bytes] = {}
@@ -25,34 +25,52 @@ class Source:
         self.recent = False
         self.sure = False
         self.believed: int | None = None
-        self.files = InodeContentCache(
-            self.begin,
-            {}.get,
-            lambda key: self.versions.get(key, 0),
-            lambda _: self.recent,
-            self.push,
-            lambda: self.trust,
-        )
+        self.forgotten: set[int] = set()
+        self.change_while_loading = False
+        self.stored: list[tuple[int, bytes]] = []
+        self.files = InodeContentCache(self)
 
-    def begin(self, path: bytes, _told: int | None) -> PinnedContent:
+    def load_cached_content(self, path: bytes) -> PinnedContent | None:  # noqa: ARG002 - the protocol's
+        return None
+
+    def content_version(self, key: bytes) -> int:
+        return self.versions.get(key, 0)
+
+    def is_recently_changed(self, key: bytes) -> bool:  # noqa: ARG002 - the protocol's
+        return self.recent
+
+    def max_age(self) -> float:
+        return self.trust
+
+    def kernel_size(self, path: bytes, node_id: int) -> int | None:  # noqa: ARG002 - the protocol's
+        return self.believed
+
+    def notify_store(self, offset: int, data: bytes) -> None:
+        self.stored.append((offset, data))
+
+    def is_inode_cached(self, node_id: int) -> bool:
+        return node_id not in self.forgotten
+
+    def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:  # noqa: ARG002
         content = self.contents[path]
         if path.startswith(b"/stream"):
             pieces = [content[at : at + 1000] for at in range(0, len(content), 1000)]
             return PinnedContent(StreamedContent(pieces), path, 0, 0, is_streamed=True)
-        return PinnedContent(InlineContent(content), path, 0, self.versions.get(path, 0))
+        pinned = PinnedContent(InlineContent(content), path, 0, self.versions.get(path, 0))
+        if self.change_while_loading:
+            self.versions[path] = 7
+        return pinned
 
-    def push(self, paths: Collection[bytes]) -> None:
+    def invalidate_paths(self, paths: Collection[bytes]) -> None:
         self.pushed += paths
 
-    def note_outdated(self) -> None:
+    def invalidate_size(self) -> None:
         self.outdated += 1
 
     def read(
         self, node: bytes, size: int = 1 << 20, offset: int = 0, told: int | None = None, number: int = 0
     ) -> bytes:
-        return self.files.read(
-            node, number or hash(node), size, offset, told, self.sure, lambda: self.believed, self.note_outdated
-        )
+        return self.files.read(node, number or hash(node), size, offset, told, self.sure, self)
 
 
 @pytest.fixture
@@ -158,14 +176,7 @@ def test_between_a_change_and_the_kernels_knowing(source: Source) -> None:
 def test_what_changed_while_it_was_fetched_is_pushed_again(source: Source) -> None:
     """The kernel may have been told before the first read had found anything."""
     source.contents[b"/k"] = b"x"
-    begin = source.files._load
-
-    def slowly(path: bytes, told: int | None) -> PinnedContent:
-        found = begin(path, told)
-        source.versions[b"/k"] = 7
-        return found
-
-    source.files._load = slowly
+    source.change_while_loading = True
     assert source.read(b"/k") == b"x"
     assert source.pushed == [b"k"]
 
@@ -184,21 +195,18 @@ def test_where_nobody_tells_of_changes_the_kernel_soon_looks_again(source: Sourc
 def test_what_has_no_length_grows_in_order(source: Source) -> None:
     """By chunks as it is read, to its end if that is asked for; each byte is given to the kernel once."""
     source.contents[b"/stream"] = bytes(range(256)) * 2000
-    given: list[tuple[int, bytes]] = []
     found = source.files.get_or_load(b"/stream", 9)
     assert source.pushed == [b"stream"]
-    readers = [
-        threading.Thread(target=source.files.stream_more, args=(found, lambda *each: given.append(each))) for _ in "ab"
-    ]
+    readers = [threading.Thread(target=source.files.stream_more, args=(found, source)) for _ in "ab"]
     for reader in readers:
         reader.start()
     for reader in readers:
         reader.join()
-    assert [offset for offset, _ in given] == [0, inode_content.STREAM_CHUNK_BYTES]
+    assert [offset for offset, _ in source.stored] == [0, inode_content.STREAM_CHUNK_BYTES]
     source.files.detach(b"/stream", b"/stream//1")
     assert source.files.get_pinned(b"/stream//1") is found
-    source.files.stream_more(found, lambda *each: given.append(each), until_end=True)
-    assert b"".join(data for _, data in given) == source.contents[b"/stream"]
+    source.files.stream_more(found, source, until_end=True)
+    assert b"".join(data for _, data in source.stored) == source.contents[b"/stream"]
     assert found.streamed_bytes == len(source.contents[b"/stream"])
     source.files.close()
 
@@ -208,8 +216,9 @@ def test_forgetting(source: Source) -> None:
     source.contents[b"/k"] = b"one"
     source.read(b"/k", number=5)
     source.files.detach(b"/k", b"/k//1")
-    source.files.drop_forgotten([5, 6], lambda _: True)
+    source.files.drop_forgotten([5, 6], source)
     assert source.files.get_pinned(b"/k//1") is not None
-    source.files.drop_forgotten([5, 6], lambda _: False)
+    source.forgotten = {5, 6}
+    source.files.drop_forgotten([5, 6], source)
     assert source.files.get_pinned(b"/k//1") is None
     assert not source.files.list_read_paths()

@@ -15,6 +15,7 @@ from redisfuse.errors import NotFoundError, WrongTypeError
 from redisfuse.keyspace.metadata import ABSENT, UNREADABLE, KeyMetadata, MetadataStore
 from redisfuse.keyspace.metadata_cache import MAX_RECENT_CHANGES, MetadataCache
 from redisfuse.paths.grammar import KeyRef
+from tests.support.listeners import FixedFreshness
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
@@ -38,7 +39,7 @@ def client(redis_server: RedisServer) -> redis.Redis:
 @pytest.fixture
 def store(server: RedisClient) -> MetadataStore:
     """A store that believes in what it has until it is told otherwise; no key expires."""
-    return MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    return MetadataStore(server, freshness=FixedFreshness())
 
 
 class Meter:
@@ -210,7 +211,7 @@ def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client
     try:
         address = Address.parse(redis_server.url().replace("unix://", "unix://reader:secret@"))
         server = RedisClient(address)
-        store = MetadataStore(server, trust=lambda: math.inf)
+        store = MetadataStore(server, freshness=FixedFreshness(may_expire=True))
         assert store.get_many([b"mine", b"other"]) == [KeyMetadata(b"string", 1), UNREADABLE]
         server.close()
     finally:
@@ -330,7 +331,7 @@ def test_lengths_and_existence_of_any_fields(store: MetadataStore, server: Redis
     client.set("a", "no hash any more")
     assert store.get_field_lengths_many([(b"a", b"new"), (b"b", b"other")]) == [None, None]
     assert store.get(b"a").type == b"string"
-    assert MetadataStore(server, trust=lambda: 0.0).get_field_lengths(b"string", [b"x"]) == [None]
+    assert MetadataStore(server, freshness=FixedFreshness(0.0)).get_field_lengths(b"string", [b"x"]) == [None]
 
 
 # -- what may be believed ---------------------------------------------------------------------------------------------
@@ -364,17 +365,17 @@ def test_what_is_dropped_is_asked_again(store: MetadataStore, client: redis.Redi
 
 def test_trust_bounds_age(server: RedisClient, client: redis.Redis) -> None:
     """An entry is believed for as long as the trust of now and the trust of when it was fetched both allow."""
-    trust = 0.15
-    store = MetadataStore(server, trust=lambda: trust)
+    freshness = FixedFreshness(0.15, may_expire=True)
+    store = MetadataStore(server, freshness=freshness)
     client.set("k", "x")
     assert store.get(b"k").length == 1
     client.set("k", "xx")
     assert store.get(b"k").length == 1
-    trust = math.inf  # what was fetched in a time of little trust does not become eternal
+    freshness.age = math.inf  # what was fetched with a short max_age does not become eternal
     time.sleep(0.2)
     assert store.get(b"k").length == 2
     client.set("k", "xxx")
-    trust = 0.0
+    freshness.age = 0.0
     assert store.get(b"k").length == 3
     assert store.resolve_field_or_key(b"k", b"f", b"k.f") == (KeyMetadata(b"string", 3), None, ABSENT)
     assert store.get_content(KeyRef(b"k")) == b"xxx"
@@ -382,7 +383,7 @@ def test_trust_bounds_age(server: RedisClient, client: redis.Redis) -> None:
 
 def test_a_fetch_that_began_before_a_drop_is_not_kept() -> None:
     """Whatever was asked before the drop is not stored after it, for that key alone, or for all."""
-    cache = MetadataCache(MIB, lambda: math.inf)
+    cache = MetadataCache(MIB, FixedFreshness())
     old = (KeyMetadata(b"hash", 1), None)
     with cache.begin_fetch() as fetch:
         cache.invalidate([b"a"])
@@ -400,7 +401,7 @@ def test_a_fetch_that_began_before_a_drop_is_not_kept() -> None:
 
 def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Redis) -> None:
     """With a writer that changes keys and then says so, what is cached once it is quiet is what the server has."""
-    store = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    store = MetadataStore(server, freshness=FixedFreshness())
     keys = [b"k%d" % number for number in range(20)]
     stop = threading.Event()
     wrong: list[str] = []
@@ -441,7 +442,7 @@ def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Red
         thread.join(20)
         assert not thread.is_alive()
     assert not wrong
-    fresh = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False)
+    fresh = MetadataStore(server, freshness=FixedFreshness())
     assert store.get_many(keys) == fresh.get_many(keys)
     for key, attributes in zip(keys, store.get_many(keys), strict=True):
         target = KeyRef(key, b"f" if attributes.type == b"hash" else None)
@@ -452,7 +453,7 @@ def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Red
 def test_memory_is_bounded(server: RedisClient, client: redis.Redis) -> None:
     """The least recently used entries go when the bound is reached, and nothing breaks for it."""
     client.mset({f"k:{number}": "x" * 1000 for number in range(500)})
-    store = MetadataStore(server, max_cache_bytes=100_000, trust=lambda: math.inf)
+    store = MetadataStore(server, max_cache_bytes=100_000, freshness=FixedFreshness(may_expire=True))
     for number in range(500):
         assert store.get_with_content(b"k:%d" % number).length == 1000
         assert store.get_content(KeyRef(b"k:%d" % number)) == b"x" * 1000
@@ -469,7 +470,7 @@ def test_the_estimate_of_memory_holds(server: RedisClient, client: redis.Redis) 
     client.mset({f"some:longer:key:{number}": "x" * 100 for number in range(5000)})
     client.hset("h", mapping={f"field{number}": "value" for number in range(5000)})
     keys = [b"some:longer:key:%d" % number for number in range(5000)]
-    store = MetadataStore(server, trust=lambda: math.inf)
+    store = MetadataStore(server, freshness=FixedFreshness(may_expire=True))
     tracemalloc.start()
     try:
         store.get_many(keys)
@@ -488,13 +489,8 @@ def test_the_estimate_of_memory_holds(server: RedisClient, client: redis.Redis) 
 
 def test_expiring_keys_are_not_believed_past_their_deadline(server: RedisClient, client: redis.Redis) -> None:
     """Where keys expire PTTL is asked too: the deadline is told, and ends what may be believed, without any message."""
-    deadlines: dict[bytes, float] = {}
-    store = MetadataStore(
-        server,
-        trust=lambda: math.inf,
-        volatile=lambda: True,
-        on_deadline=lambda key, when: deadlines.update({key: when}),
-    )
+    freshness = FixedFreshness(may_expire=True)
+    store = MetadataStore(server, freshness=freshness)
     client.set("short", "x", px=150)
     client.set("long", "x")
     meter = Meter(server)
@@ -503,7 +499,7 @@ def test_expiring_keys_are_not_believed_past_their_deadline(server: RedisClient,
     assert long == KeyMetadata(b"string", 1, None)
     assert short.expires_at is not None
     assert short.expires_at - time.monotonic() <= 0.15
-    assert deadlines == {b"short": short.expires_at}
+    assert freshness.deadlines == {b"short": short.expires_at}
     time.sleep(max(0.0, short.expires_at - time.monotonic()) + 0.02)
     assert store.get(b"short") == ABSENT
 

@@ -17,6 +17,7 @@ from redisfuse.keyspace.drift import DriftDetector
 from redisfuse.keyspace.exists import exists_many
 from redisfuse.keyspace.expiry_queue import ExpiryQueue
 from redisfuse.keyspace.index import Child
+from redisfuse.keyspace.listener import NullListener
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.keyspace.overload import OverloadDetector
 from redisfuse.keyspace.scanner import build_match_pattern, scan_keys
@@ -32,44 +33,41 @@ def until(condition: Callable[[], bool], limit: float = 5.0) -> float:
     return time.monotonic() - began
 
 
-class Told:
-    """What the keyspace said through its callbacks, in order."""
+class RecordingListener(NullListener):
+    """Records what the keyspace announces."""
 
     def __init__(self) -> None:
-        self.events: list[str] = []
         self.changed: set[bytes] = set()
         self.touched: set[bytes] = set()
         self.resets = 0
 
-    def on_change(self, keys: Collection[bytes]) -> None:
+    def keys_changed(self, keys: Collection[bytes]) -> None:
         self.changed.update(keys)
 
-    def on_touched(self, keys: Collection[bytes]) -> None:
+    def keys_touched(self, keys: Collection[bytes]) -> None:
         self.touched.update(keys)
 
-    def on_reset(self) -> None:
+    def reset(self) -> None:
         self.resets += 1
 
 
 @contextmanager
 def keyspace_of(
     server: RedisServer, *, db: int = 0, user: str = "", limits: Limits | None = None, **options: object
-) -> Iterator[tuple[KeyspaceMonitor, Told, RedisClient]]:
+) -> Iterator[tuple[KeyspaceMonitor, RecordingListener, RedisClient]]:
     """A started keyspace."""
     url = f"unix://{user}{server.socket_path}?db={db}" if user else server.url(db)
     connection = RedisClient(Address.parse(url), limits or Limits(timeout=2.0))
-    told = Told()
+    listener = RecordingListener()
     keyspace = KeyspaceMonitor(
         connection,
-        on_change=told.on_change,
-        on_touched=told.on_touched,
-        on_reset=told.on_reset,
+        listener=listener,
         heartbeat_interval=0.2,
         **options,  # type: ignore[arg-type]
     )
     keyspace.start()
     try:
-        yield keyspace, told, connection
+        yield keyspace, listener, connection
     finally:
         keyspace.close()
         connection.close()
@@ -168,7 +166,7 @@ def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
     """Keys that others create, delete, rename or let expire come and go in the index within a second."""
     client = redis_server.client()
     client.mset({b"user:%d" % number: b"" for number in range(2500)})
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         assert keyspace.is_coherent
         assert keyspace.degraded_reason == ""
@@ -181,8 +179,8 @@ def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
         assert keyspace.index.get_child((), b"new") == Child(b"new", False, True)
         assert keyspace.changed_at(b"new:one") > root
         until(lambda: keyspace.changed_at(b"") > root)
-        assert b"new:one" in told.touched
-        until(lambda: b"new:one" in told.changed)
+        assert b"new:one" in listener.touched
+        until(lambda: b"new:one" in listener.changed)
 
         client.delete(b"new:one")
         assert until(lambda: b"new:one" not in keyspace.index) < 1.0
@@ -205,13 +203,13 @@ def test_flush_of_this_database(redis_server: RedisServer) -> None:
     """FLUSHDB of the mounted database empties the index, and drops what was cached, within a second."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
-        resets, count = told.resets, keyspace.get_version(b"k:1")
+        resets, count = listener.resets, keyspace.get_version(b"k:1")
         client.flushdb()
         client.set(b"after", b"")
         until(lambda: keyspace.is_ready and names(keyspace) == {b"after"}, 2.0)
-        assert told.resets > resets
+        assert listener.resets > resets
         assert keyspace.get_version(b"k:1") > count
 
 
@@ -219,9 +217,9 @@ def test_flush_of_another_database(redis_server: RedisServer) -> None:
     """FLUSHDB of another database changes nothing: keys that survived prove it."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
-        resets = told.resets
+        resets = listener.resets
         other = redis_server.client(db=1)
         for _turn in range(5):
             other.set(b"x", b"")
@@ -229,29 +227,29 @@ def test_flush_of_another_database(redis_server: RedisServer) -> None:
         client.set(b"after", b"")
         until(lambda: b"after" in keyspace.index, 1.0)
         assert keyspace.is_ready
-        assert told.resets == resets
+        assert listener.resets == resets
 
 
 def test_another_database_does_not_show(redis_server: RedisServer) -> None:
     """Messages carry no database: a key that was made in another one does not appear."""
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         redis_server.client(db=1).set(b"elsewhere", b"")
-        until(lambda: b"elsewhere" in told.changed, 2.0)
+        until(lambda: b"elsewhere" in listener.changed, 2.0)
         assert b"elsewhere" not in keyspace.index
 
 
 def test_swapdb(redis_server: RedisServer) -> None:
-    """SWAPDB, which is told by no message, is noticed even if both databases have the same keys."""
+    """SWAPDB, which is listener by no message, is noticed even if both databases have the same keys."""
     client = redis_server.client()
     client.set(b"same", b"zero")
     redis_server.client(db=1).set(b"same", b"one")
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         time.sleep(0.1)
-        resets, count = told.resets, keyspace.get_version(b"same")
+        resets, count = listener.resets, keyspace.get_version(b"same")
         client.swapdb(0, 1)
-        until(lambda: told.resets > resets, 3.0)
+        until(lambda: listener.resets > resets, 3.0)
         until(lambda: keyspace.is_ready, 2.0)
         assert keyspace.get_version(b"same") > count
         assert names(keyspace) == {b"same"}
@@ -261,13 +259,13 @@ def test_prefix(redis_server: RedisServer) -> None:
     """With a prefix, only keys that begin with it are in the index, at first and later."""
     client = redis_server.client()
     client.mset({b"app*:1": b"", b"app:1": b"", b"other:1": b""})
-    with keyspace_of(redis_server, prefix=b"app*") as (keyspace, told, _):
+    with keyspace_of(redis_server, prefix=b"app*") as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         assert names(keyspace) == {b"app*:1"}
         client.set(b"other:2", b"")
         client.set(b"app*:2", b"")
         until(lambda: names(keyspace) == {b"app*:1", b"app*:2"}, 1.0)
-        assert told.changed == {b"app*:2"}
+        assert listener.changed == {b"app*:2"}
 
 
 def test_long_keys(redis_server: RedisServer) -> None:
@@ -287,14 +285,14 @@ def test_long_keys(redis_server: RedisServer) -> None:
 def test_own_changes_show_at_once(redis_server: RedisServer) -> None:
     """What this process changed itself is in the index when `changed` returns, and stays as the server has it."""
     client = redis_server.client()
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         client.set(b"mine", b"")
         keyspace.record_key_state(b"mine", True)
         assert b"mine" in keyspace.index
         keyspace.record_key_state(b"wrong", True)
         until(lambda: b"wrong" not in keyspace.index, 1.0)
-        until(lambda: b"mine" in told.changed, 1.0)
+        until(lambda: b"mine" in listener.changed, 1.0)
         assert b"mine" in keyspace.index
 
 
@@ -303,14 +301,14 @@ def test_a_deadline_is_a_change() -> None:
     with RedisServer(arguments=["--enable-debug-command", "yes"]) as own:
         client = own.client()
         client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
-        with keyspace_of(own) as (keyspace, told, _):
+        with keyspace_of(own) as (keyspace, listener, _):
             client.set(b"brief", b"", px=300)
             keyspace.wait_until_ready(10)
             until(lambda: b"brief" in keyspace.index, 1.0)
             assert keyspace.schedule_expiry(b"brief", time.monotonic() + 0.3)
             time.sleep(0.2)
-            told.changed.clear()
-            until(lambda: b"brief" in told.changed, 1.0)
+            listener.changed.clear()
+            until(lambda: b"brief" in listener.changed, 1.0)
             assert b"brief" not in keyspace.index
 
 
@@ -392,7 +390,7 @@ def test_changes_during_the_scan(redis_server: RedisServer) -> None:
 def test_a_flood_of_messages(redis_server: RedisServer) -> None:
     """100 000 keys written at once are all in the index soon after, and gone soon after they are deleted."""
     client = redis_server.client()
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         client.mset({b"flood:%d:%d" % (number % 100, number): b"" for number in range(100_000)})
         until(lambda: len(keyspace.index) == 100_000, 15.0)
@@ -400,7 +398,7 @@ def test_a_flood_of_messages(redis_server: RedisServer) -> None:
             client.delete(*(b"flood:%d:%d" % (number, key) for key in range(number, 100_000, 100)))
         until(lambda: len(keyspace.index) == 0, 15.0)
         assert keyspace.is_coherent
-        assert len(told.changed) == 100_000
+        assert len(listener.changed) == 100_000
 
 
 # -- when the connection fails ---------------------------------------------------------------------------------------
@@ -410,13 +408,13 @@ def test_a_killed_connection(redis_server: RedisServer) -> None:
     """When the follower's connection is killed, everything is dropped first, and all is right again soon after."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
-    with keyspace_of(redis_server) as (keyspace, told, _):
+    with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         for turn in range(4):
-            resets = told.resets
+            resets = listener.resets
             client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
             client.set(b"meanwhile:%d" % turn, b"")
-            until(lambda resets=resets: told.resets >= resets + 2, 3.0)  # type: ignore[misc]
+            until(lambda resets=resets: listener.resets >= resets + 2, 3.0)  # type: ignore[misc]
             until(lambda: keyspace.is_coherent, 3.0)
             keyspace.wait_until_ready(5)
             assert b"meanwhile:%d" % turn in keyspace.index
@@ -461,19 +459,19 @@ def test_a_hung_server(own_redis: RedisServer) -> None:
 
 
 def test_a_user_who_may_not_follow(redis_server: RedisServer) -> None:
-    """A user without tracking gets timed scans, and is told why."""
+    """A user without tracking gets timed scans, and is listener why."""
     client = redis_server.client()
     client.execute_command(
         "ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@read", "+@connection", "-client|tracking", "+info"
     )
     client.set(b"one", b"")
-    with keyspace_of(redis_server, user="plain:pw@", rescan_interval=0.3) as (keyspace, told, _):
+    with keyspace_of(redis_server, user="plain:pw@", rescan_interval=0.3) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         assert not keyspace.is_coherent
         assert "client|tracking" in keyspace.degraded_reason
         client.set(b"two", b"")
         until(lambda: b"two" in keyspace.index, 3.0)
-        until(lambda: b"two" in told.changed, 1.0)
+        until(lambda: b"two" in listener.changed, 1.0)
         client.delete(b"one")
         until(lambda: b"one" not in keyspace.index, 3.0)
         client.execute_command("ACL", "SETUSER", "plain", "+client|tracking", "+subscribe", "&*")
@@ -498,13 +496,13 @@ def test_too_fast_to_follow(redis_server: RedisServer, monkeypatch: pytest.Monke
     monkeypatch.setattr("redisfuse.keyspace.overload.MAX_PENDING_KEYS", 5_000)
     monkeypatch.setattr("redisfuse.keyspace.overload.MIN_BACKOFF_SECONDS", 1.0)
     client = redis_server.client()
-    with keyspace_of(redis_server, rescan_interval=0.3) as (keyspace, told, _):
+    with keyspace_of(redis_server, rescan_interval=0.3) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
-        resets = told.resets
+        resets = listener.resets
         client.mset({b"k:%d" % number: b"" for number in range(20_000)})
         until(lambda: not keyspace.is_coherent, 3.0)
         assert "can follow" in keyspace.degraded_reason
-        until(lambda: told.resets > resets, 1.0)
+        until(lambda: listener.resets > resets, 1.0)
         assert keyspace.is_ready
         until(lambda: len(keyspace.index) == 20_000, 5.0)
         until(lambda: keyspace.is_coherent, 5.0)

@@ -1,6 +1,5 @@
 """Contents that come along with one that is asked for: fewer round trips, no more commands, nothing stale."""
 
-import math
 import random
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ from redisfuse.keyspace.prefetch import (
     AccessPattern,
 )
 from redisfuse.paths.grammar import KeyRef
+from tests.support.listeners import FixedFreshness
 from tests.support.redis_server import RedisServer
 
 KEYS = [b"k:%d" % number for number in range(1000)]
@@ -45,7 +45,7 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 def store(server: RedisClient, client: redis.Redis) -> MetadataStore:
     """A store that has heard of the strings by a listing."""
     assert client.exists(*KEYS) == len(KEYS)
-    store = MetadataStore(server, trust=lambda: math.inf, volatile=lambda: False, sort_key=lambda key: key[::-1])
+    store = MetadataStore(server, freshness=FixedFreshness(), sort_key=lambda key: key[::-1])
     store.get_many(KEYS)
     return store
 
