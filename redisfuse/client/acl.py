@@ -1,11 +1,10 @@
-"""What a user must be allowed, for each way to mount, in the words of Redis's ACL; and what the present one is allowed.
+"""The ACL rules that each access mode requires, and a check of what the current user is allowed.
 
-https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/ has the words. The rules name what the
-allow-lists name; `tests/faults/test_permissions.py` holds the two together, on a real server.
+The rules are in Redis's ACL syntax (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/). They
+allow what the allow-lists name; `tests/faults/test_permissions.py` compares the two on a real server.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +16,7 @@ from redisfuse.errors import AccessError, NoSpaceError, ReadOnlyError, RedisFuse
 
 AccessMode = Literal["read-only", "following", "write"]
 ACCESS_MODES: tuple[AccessMode, ...] = ("read-only", "following", "write")
-"""To read; to be told of changes besides (without it a mount is right, but slower); and to write, which follows too."""
+"""Reading; reading with invalidation messages (a mount without them is correct, but slower); writing, with both."""
 
 READ_KEY_PATTERN = "%R~{keys}"
 WRITE_KEY_PATTERN = "~{keys}"
@@ -27,7 +26,7 @@ READ_RULES = (
     *("+info", "+ping", "+select", "+time", "+client|setname"),
     *("+multi", "+exec", "+discard", "+watch", "+unwatch"),
 )
-"""All that reads, but for PFCOUNT, which writes, and KEYS, which stalls a server; and what a connection needs."""
+"""All read commands except PFCOUNT, which writes, and KEYS, which blocks the server; and connection commands."""
 
 TRACKING_RULES = ("+client|tracking", "+subscribe", f"&{INVALIDATION_CHANNEL.decode()}")
 
@@ -39,92 +38,98 @@ WRITE_RULES = (
 
 
 def build_required_acl(mode: AccessMode, server_info: ServerInfo, key_glob: str = "*") -> str:
-    """The least ACL rule for a mode, on a server of this version: what follows `ACL SETUSER name on >password`.
+    """Return the minimal ACL rules of a mode for this server version.
 
-    `keys` is a glob that narrows it: `config:*`.
+    The rules follow `ACL SETUSER name on >password`. `key_glob` limits them to some keys: `config:*`.
     """
-    pattern = WRITE_KEY_PATTERN if mode == "write" or not server_info.version_at_least((7, 0)) else READ_KEY_PATTERN
-    words = ["resetchannels"] if server_info.version_at_least((6, 2)) else []
-    words += [pattern.format(keys=key_glob), *READ_RULES]
+    rules = ["resetchannels"] if server_info.version_at_least((6, 2)) else []
+    rules += [_key_rule(mode, server_info, key_glob), *READ_RULES]
     if server_info.has_no_touch:
-        words.append("+client|no-touch")
+        rules.append("+client|no-touch")
     if mode in ("following", "write"):
-        words += [word for word in TRACKING_RULES if word[0] != "&" or server_info.version_at_least((6, 2))]
+        rules += [rule for rule in TRACKING_RULES if rule[0] != "&" or server_info.version_at_least((6, 2))]
     if mode == "write":
-        words += WRITE_RULES
-        words += ["+hsetex"] if server_info.has_hsetex else []
-        words += ["+hpexpireat", "+hpersist"] if server_info.has_hash_field_ttl else []
-        words += ["+json.set"] if server_info.has_json else []
-    return " ".join(words)
+        rules += WRITE_RULES
+        rules += ["+hsetex"] if server_info.has_hsetex else []
+        rules += ["+hpexpireat", "+hpersist"] if server_info.has_hash_field_ttl else []
+        rules += ["+json.set"] if server_info.has_json else []
+    return " ".join(rules)
+
+
+def _key_rule(mode: AccessMode, server_info: ServerInfo, key_glob: str) -> str:
+    read_only = mode != "write" and server_info.version_at_least((7, 0))
+    return (READ_KEY_PATTERN if read_only else WRITE_KEY_PATTERN).format(keys=key_glob)
 
 
 @dataclass(frozen=True, slots=True)
 class ModeAccess:
-    """Whether a mode can be used: `allowed` is None where that could not be found out."""
+    """Whether the user may use a mode; `allowed` is None if that is unknown."""
 
     mode: AccessMode
     allowed: bool | None
-    missing_rules: tuple[str, ...]  # the words that would have to be added to the user's rule
-    required_acl: str  # the whole least rule
+    missing_rules: tuple[str, ...]  # the rules that the user lacks
+    required_acl: str  # all rules of the mode
 
 
 @dataclass(frozen=True, slots=True)
 class AclReport:
-    """What inspect() found."""
+    """The result of `check_acl`."""
 
     user: str
-    method: Literal["dry run", "rehearsal"]  # ACL DRYRUN, or MULTI ... DISCARD
+    method: Literal["dry run", "discarded transaction"]  # ACL DRYRUN, or MULTI ... DISCARD
     modes: tuple[ModeAccess, ...]
-    notes: tuple[str, ...]  # why writes fail though they are allowed: a replica, a full memory
+    notes: tuple[str, ...]  # why writes fail although the ACL allows them: a replica, out of memory
 
     def get_mode_access(self, mode: AccessMode) -> ModeAccess:
-        """The verdict on one mode."""
-        return next(verdict for verdict in self.modes if verdict.mode == mode)
+        """Return the result for one mode."""
+        return next(access for access in self.modes if access.mode == mode)
 
 
 def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = False) -> AclReport:
-    """What the present user may do with keys that begin with `prefix`. Nothing is changed, no key is made.
+    """Check what the current user may do with keys that begin with `prefix`. Changes nothing, creates no key.
 
-    Where ACL DRYRUN is not allowed (it is an administrator's), commands are queued and thrown away; a denial then shows
-    in the server's ACL LOG, so writes are tried only with `rehearse_writes`. Raises UnavailableError, AccessError.
+    If the user may not run ACL DRYRUN (an administrator's command), commands are queued and discarded. A denial then
+    appears in the server's ACL LOG, so writes are queued only with `queue_writes`. Raises UnavailableError,
+    AccessError.
     """
-    facts = client.server_info
+    server_info = client.server_info
     user = client.address.username or "default"
     key = prefix + b"redisfuse:doctor"
-    keys = prefix.decode("utf-8", "backslashreplace") + "*"
-    rehearsal = DiscardedTransactionFilter()
-    with client.dedicated_channel(command_filter=rehearsal) as dialogue:
-        dry_run = _DryRunProbe(dialogue, user)
-        trial = dry_run if dry_run.is_supported else _DiscardedTransactionProbe(dialogue, rehearsal)
-        findings: dict[AccessMode, dict[str, bool | None]] = {
-            "read-only": trial.check_commands(_read_commands(facts, key)),
-            "following": trial.check_commands(_TRACKING_COMMANDS) if facts.has_tracking else {},
+    key_glob = prefix.decode("utf-8", "backslashreplace") + "*"
+    command_filter = DiscardedTransactionFilter()
+    with client.dedicated_channel(command_filter=command_filter) as channel:
+        dry_run = _DryRunProbe(channel, user)
+        probe = dry_run if dry_run.is_supported else _DiscardedTransactionProbe(channel, command_filter)
+        rules_by_mode: dict[AccessMode, dict[str, bool | None]] = {
+            "read-only": probe.check_commands(_read_commands(server_info, key)),
+            "following": probe.check_commands(_TRACKING_COMMANDS) if server_info.has_tracking else {},
         }
-        may_try = dry_run.is_supported or queue_writes
-        writes = _write_commands(facts, key)
-        findings["write"] = trial.check_commands(writes) if may_try else dict.fromkeys(_rules_for_commands(writes))
-    verdicts: list[ModeAccess] = []
+        writes = _write_commands(server_info, key)
+        if dry_run.is_supported or queue_writes:
+            rules_by_mode["write"] = probe.check_commands(writes)
+        else:
+            rules_by_mode["write"] = dict.fromkeys(map(_rule_for_command, writes))
+    modes: list[ModeAccess] = []
     for mode in ACCESS_MODES:
-        found = findings["read-only"] | findings[mode] | (findings["following"] if mode == "write" else {})
-        missing = tuple(_expand_rule(word, mode, facts, keys) for word, allowed in found.items() if allowed is False)
-        unknown = any(allowed is None for allowed in found.values())
-        allowed = False if missing else None if unknown else True
-        verdicts.append(ModeAccess(mode, allowed, tuple(dict.fromkeys(missing)), build_required_acl(mode, facts, keys)))
-    return AclReport(user, "dry run" if dry_run.is_supported else "rehearsal", tuple(verdicts), tuple(trial.notes))
+        rules = rules_by_mode["read-only"] | rules_by_mode[mode]
+        if mode == "write":
+            rules |= rules_by_mode["following"]
+        missing = tuple(
+            _key_rule(mode, server_info, key_glob) if rule == _KEY_RULE else rule
+            for rule, allowed in rules.items()
+            if allowed is False
+        )
+        mode_allowed = False if missing else None if None in rules.values() else True
+        required_acl = build_required_acl(mode, server_info, key_glob)
+        modes.append(ModeAccess(mode, mode_allowed, tuple(dict.fromkeys(missing)), required_acl))
+    method: Literal["dry run", "discarded transaction"] = "dry run" if dry_run.is_supported else "discarded transaction"
+    return AclReport(user, method, tuple(modes), tuple(probe.notes))
 
 
-def _expand_rule(rule: str, mode: AccessMode, server_info: ServerInfo, key_glob: str) -> str:
-    if rule != _KEY_PATTERN_RULE:
-        return rule
-    return (
-        WRITE_KEY_PATTERN if mode == "write" or not server_info.version_at_least((7, 0)) else READ_KEY_PATTERN
-    ).format(keys=key_glob)
+# -- commands to check -----------------------------------------------------------------------------------------------
 
-
-# -- what is tried ---------------------------------------------------------------------------------------------------
-
-_KEY_PATTERN_RULE = "keys"
-"""Stands for the key pattern among the words that can be missing."""
+_KEY_RULE = "keys"
+"""A placeholder for the key pattern among the missing rules."""
 
 _CommandTuples = tuple[tuple[CommandArgument, ...], ...]
 
@@ -132,8 +137,8 @@ _TRACKING_COMMANDS: _CommandTuples = ((b"CLIENT", b"TRACKING", b"ON", b"BCAST"),
 
 
 def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
-    """One call of each reading command that a mount uses, with arguments that any server takes."""
-    whole: _CommandTuples = (
+    """Return one call of each read command that a mount uses, with arguments that any server accepts."""
+    common: _CommandTuples = (
         *((b"INFO",), (b"PING",), (b"SELECT", 0), (b"TIME",), (b"CLIENT", b"SETNAME", b"redisfuse")),
         *((b"DBSIZE",), (b"SCAN", 0)),
         *(
@@ -148,7 +153,7 @@ def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
         *((b"WATCH", key), (b"UNWATCH",), (b"MULTI",), (b"EXEC",), (b"DISCARD",)),
     )
     return (
-        *whole,
+        *common,
         *([(b"PEXPIRETIME", key)] if server_info.has_pexpiretime else []),
         *([(b"CLIENT", b"NO-TOUCH", b"ON")] if server_info.has_no_touch else []),
         *([(b"HPEXPIRETIME", key, b"FIELDS", 1, b"f")] if server_info.has_hash_field_ttl else []),
@@ -158,7 +163,7 @@ def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
 
 
 def _write_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
-    """One call of each writing command that edits and rollbacks use."""
+    """Return one call of each write command that saves and rollbacks use."""
     return (
         *((name, key, b"v") for name in (b"SET", b"APPEND", b"RPUSH", b"SADD")),
         *((name, key) for name in (b"DEL", b"UNLINK", b"PERSIST")),
@@ -174,51 +179,47 @@ def _write_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
 
 
 def _rule_for_command(command: tuple[CommandArgument, ...]) -> str:
-    """The word of a rule that allows a command: `+scan`, `+client|tracking`."""
+    """Return the ACL rule that allows a command: `+scan`, `+client|tracking`."""
     words = [bytes(word).decode().lower() for word in command[:2] if isinstance(word, bytes)]
     return "+" + ("|".join(words) if words[0] in ("client", "xgroup") else words[0])
 
 
-def _rules_for_commands(commands: _CommandTuples) -> Iterable[str]:
-    return map(_rule_for_command, commands)
-
-
-# -- how it is tried -------------------------------------------------------------------------------------------------
+# -- probes ----------------------------------------------------------------------------------------------------------
 
 
 class _AclProbe(ABC):
-    """Tries commands without running them."""
+    """A way to check commands against the ACL without running them."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.notes: list[str] = []
 
     def check_commands(self, commands: _CommandTuples) -> dict[str, bool | None]:
-        """For each word of a rule: whether the user has it (None: can't be told)."""
-        found: dict[str, bool | None] = {}
-        for command, answer in zip(commands, self.fetch_replies(commands), strict=True):
-            word = _rule_for_command(command)
-            denied = _denied_part(answer)
+        """Return, for each rule that the commands require, whether the user has it (None: unknown)."""
+        rules: dict[str, bool | None] = {}
+        for command, reply in zip(commands, self.fetch_replies(commands), strict=True):
+            rule = _rule_for_command(command)
+            denied = _denied_part(reply)
             if denied == "key":
-                found[_KEY_PATTERN_RULE] = False
+                rules[_KEY_RULE] = False
             elif denied == "channel":
-                found[TRACKING_RULES[-1]] = False
-            elif isinstance(answer, ReadOnlyError | NoSpaceError):  # these are checked after the ACL
-                found[word] = True
-                self.notes += [str(answer)] if str(answer) not in self.notes else []
-            elif answer is None or (isinstance(answer, RedisFuseError) and not denied):
-                found[word] = None
+                rules[TRACKING_RULES[-1]] = False
+            elif isinstance(reply, ReadOnlyError | NoSpaceError):  # the server checks these after the ACL
+                rules[rule] = True
+                self.notes += [str(reply)] if str(reply) not in self.notes else []
+            elif reply is None or (isinstance(reply, RedisFuseError) and not denied):
+                rules[rule] = None
                 continue
-            found[word] = denied != "command"
-        return found
+            rules[rule] = denied != "command"
+        return rules
 
     @abstractmethod
     def fetch_replies(self, commands: _CommandTuples) -> list[object]:
-        """What the server says to each command; None where it was not asked."""
+        """Return the server's reply to each command; None for a command that was not sent."""
 
 
 class _DryRunProbe(_AclProbe):
-    """ACL DRYRUN (7.0): exact, and leaves no trace, but only administrators may."""
+    """ACL DRYRUN (Redis 7.0): exact and without traces, but only administrators may run it."""
 
     def __init__(self, channel: Channel, user: str) -> None:
         super().__init__(channel)
@@ -230,30 +231,30 @@ class _DryRunProbe(_AclProbe):
 
 
 class _DiscardedTransactionProbe(_AclProbe):
-    """MULTI, the commands, DISCARD: the ACL is checked as they are queued, and then they are thrown away."""
+    """MULTI, the commands, DISCARD: the server checks the ACL as it queues them, and discards them."""
 
     def __init__(self, channel: Channel, command_filter: DiscardedTransactionFilter) -> None:
         super().__init__(channel)
         self._command_filter = command_filter
 
     def fetch_replies(self, commands: _CommandTuples) -> list[object]:
-        apart = {b"WATCH", b"UNWATCH", b"MULTI", b"DISCARD", b"EXEC"}  # which can't be queued
-        queued = [command for command in commands if command[0] not in apart]
-        begun, ended = self.channel.execute([(b"MULTI",)])[0], None
-        answers: dict[tuple[CommandArgument, ...], object] = {(b"MULTI",): begun}
-        if begun == b"OK":
+        unqueueable = {b"WATCH", b"UNWATCH", b"MULTI", b"DISCARD", b"EXEC"}
+        queued = [command for command in commands if command[0] not in unqueueable]
+        multi_reply, discard_reply = self.channel.execute([(b"MULTI",)])[0], None
+        replies: dict[tuple[CommandArgument, ...], object] = {(b"MULTI",): multi_reply}
+        if multi_reply == b"OK":
             self._command_filter.begin_transaction()
-            *rest, ended = self.channel.execute([*queued, (b"DISCARD",)])
-            answers |= dict(zip(queued, rest, strict=True)) | {(b"DISCARD",): ended}
-        if ended == b"OK":
-            watching = [command for command in commands if command[0] in (b"WATCH", b"UNWATCH")]
-            answers |= dict(zip(watching, self.channel.execute(watching), strict=True)) if watching else {}
-            answers[(b"EXEC",)] = b"OK"  # not tried: no rule gives MULTI and DISCARD without it on purpose
-        return [answers.get(command) for command in commands]
+            *queue_replies, discard_reply = self.channel.execute([*queued, (b"DISCARD",)])
+            replies |= dict(zip(queued, queue_replies, strict=True)) | {(b"DISCARD",): discard_reply}
+        if discard_reply == b"OK":
+            watches = [command for command in commands if command[0] in (b"WATCH", b"UNWATCH")]
+            replies |= dict(zip(watches, self.channel.execute(watches), strict=True)) if watches else {}
+            replies[(b"EXEC",)] = b"OK"  # never sent; no sensible rule allows MULTI and DISCARD without EXEC
+        return [replies.get(command) for command in commands]
 
 
 def _denied_part(reply: object) -> str:
-    """What of a command the ACL denies: its "command", "key", "channel", or "" if that is not what was answered."""
+    """Return what the ACL denies, "command", "key" or "channel"; "" if the reply is no denial."""
     if isinstance(reply, AccessError):
         text = str(reply)
     elif isinstance(reply, bytes) and reply not in (b"OK", b"QUEUED") and b"permission" in reply:

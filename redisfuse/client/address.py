@@ -1,14 +1,13 @@
-"""Where a server is and as whom to enter: redis-py's URL forms, and HOST PORT. Pure: nothing is looked up here.
+"""A server's address and credentials, from redis-py's URL forms or HOST PORT. Pure: no host name is resolved here.
 
     redis://[[user]:password@]host[:port][/db]      rediss:// the same, over TLS
     unix://[[user]:password@]/path/to/socket[?db=N]
     redis+sentinel://[...@]host[:port][,host[:port]...]/service[/db]
-    redis+cluster://...                              understood, and refused when connecting
+    redis+cluster://...                              parsed, and refused when connecting
 
-The password never leaves by str(), repr(), `redacted_url`, `url` or an error text.
+No password appears in str(), repr(), `redacted_url`, `url` or an error message.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -34,10 +33,10 @@ _FORMS_HELP = (
 
 @dataclass(frozen=True, slots=True)
 class TlsOptions:
-    """How a TLS connection is checked; the names are redis-py's, without `ssl_`."""
+    """How TLS certificates are verified; the names are redis-py's, without `ssl_`."""
 
     ca_certs: str | None = None  # path of the certificate authorities in PEM; None: the system's
-    certfile: str | None = None  # path of the client's own certificate
+    certfile: str | None = None  # path of the client's certificate
     keyfile: str | None = None  # path of its key
     cert_reqs: str = "required"  # or "optional", "none"
     check_hostname: bool = True
@@ -45,7 +44,7 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server, database and user. Two addresses are equal if all of it is."""
+    """One server, database and user. Addresses are equal if all fields are."""
 
     kind: AddressKind = "tcp"
     host: str = ""
@@ -54,23 +53,24 @@ class Address:
     db: int = 0
     username: str | None = None
     password: str | None = field(default=None, repr=False)
-    sentinels: tuple[tuple[str, int], ...] = ()  # the Sentinels to ask, in order
-    service_name: str = ""  # what the Sentinels call the master
+    sentinels: tuple[tuple[str, int], ...] = ()  # the Sentinels to query, in order
+    service_name: str = ""  # the Sentinels' name for the master
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
-    tls: TlsOptions | None = None  # set exactly where TLS is used
+    tls: TlsOptions | None = None  # None: no TLS
 
     @staticmethod
     def parse(
         url: str, *, username: str | None = None, password: str | None = None, db: int | None = None
     ) -> "Address":
-        """The address that a URL means. `username`, `password` count where the URL has none; `db` overrides the URL's.
+        """Parse a URL.
 
-        Raises UsageError, whose text never quotes the URL, since it may hold a password.
+        `username` and `password` apply where the URL has none; `db` overrides the URL's. Raises UsageError, whose
+        message never quotes the URL, since it may contain a password.
         """
         scheme, colon, _ = url.partition("://")
         if not colon or scheme.lower() not in _KIND_BY_SCHEME:
-            raise UsageError(f"that is no address of a Redis server: {_FORMS_HELP}")
+            raise UsageError(f"not an address of a Redis server: {_FORMS_HELP}")
         kind = _KIND_BY_SCHEME[scheme.lower()]
         try:
             parts = urlsplit(url)
@@ -78,7 +78,7 @@ class Address:
             options = _parse_query(parts.query)
         except ValueError:
             raise UsageError(
-                f"the address can't be read: {_FORMS_HELP}; write @ : / ? # in a password as %40 ..."
+                f"the address can't be parsed: {_FORMS_HELP}; write @ : / ? # in a password as %40 ..."
             ) from None
         user, colon, secret = userinfo.partition(":")
         address = Address(
@@ -97,18 +97,20 @@ class Address:
         options.pop("password", None), options.pop("username", None)
         if options:
             names = ", ".join(sorted(name[:40] for name in options))
-            raise UsageError(f"unknown in the address: ?{names}; time-outs and the like are options of the command")
-        place = _parse_unix if kind == "unix" else _parse_sentinel if kind == "sentinel" else _parse_tcp
-        address, path_db = place(address, hosts, unquote(parts.path))
+            raise UsageError(
+                f"unknown options in the address: ?{names}; time-outs and the like are command-line options"
+            )
+        parse_hosts = _parse_unix if kind == "unix" else _parse_sentinel if kind == "sentinel" else _parse_tcp
+        address, path_db = parse_hosts(address, hosts, unquote(parts.path))
         return replace(address, db=_parse_number("database", db if db is not None else query_db or path_db or 0, 2**31))
 
     @staticmethod
     def from_host_port(
         host: str, port: str | int, db: int = 0, *, username: str | None = None, password: str | None = None
     ) -> "Address":
-        """The address of HOST PORT on the command line."""
+        """Parse HOST PORT, as given on the command line."""
         if not host or any(character in host for character in "/@ "):
-            raise UsageError(f"that is no host name: {_FORMS_HELP}")
+            raise UsageError(f"not a host name: {_FORMS_HELP}")
         return Address(
             host=host.strip("[]"),
             port=_parse_number("port", port, 65535),
@@ -119,7 +121,7 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """Where it is, for people and error texts: `127.0.0.1:6379`, a socket's path, or a Sentinel's service."""
+        """The server for messages: `127.0.0.1:6379`, a socket's path, or a Sentinel's service."""
         if self.kind == "unix":
             return self.unix_path
         if self.kind == "sentinel":
@@ -128,9 +130,10 @@ class Address:
 
     @property
     def identity(self) -> str:
-        """The server without user and database, as the journal knows servers: one text however it was written."""
+        """The server without user and database, as the journal identifies it: the same for every spelling."""
         if self.kind == "sentinel":
-            return f"redis+sentinel://{','.join(_format_host_port(*node) for node in sorted(self.sentinels))}/{self.service_name}"
+            nodes = ",".join(_format_host_port(*node) for node in sorted(self.sentinels))
+            return f"redis+sentinel://{nodes}/{self.service_name}"
         return (
             f"unix://{quote(self.unix_path)}"
             if self.kind == "unix"
@@ -139,12 +142,12 @@ class Address:
 
     @property
     def url(self) -> str:
-        """The address as a URL that parse() takes, without any password: for the journal, to be completed with one."""
+        """A URL for `parse` without any password; the journal stores it, and a reader adds the password."""
         return self._format_url(f"{quote(self.username, safe='')}@" if self.username else "")
 
     @property
     def redacted_url(self) -> str:
-        """The address as a URL to be shown; `***` stands for the password."""
+        """A URL to display, with `***` in place of the password."""
         if not self.password:
             return self.url
         return self._format_url(f"{quote(self.username or '', safe='')}:***@")
@@ -167,13 +170,13 @@ class Address:
     def _tls_options(self) -> list[tuple[str, str]]:
         if self.tls is None:
             return []
-        plain = TlsOptions()
-        values = [(f"ssl_{name}", getattr(self.tls, name), getattr(plain, name)) for name in TlsOptions.__slots__]
-        options = [(name, str(value)) for name, value, usual in values if value != usual]
+        defaults = TlsOptions()
+        values = [(f"ssl_{name}", getattr(self.tls, name), getattr(defaults, name)) for name in TlsOptions.__slots__]
+        options = [(name, str(value)) for name, value, default in values if value != default]
         return options if self.kind == "tls" else [("ssl", "true"), *options]
 
     def redact(self, text: str) -> str:
-        """`text` with the passwords, plain or percent-encoded, made `***`: for the words of others."""
+        """Replace the passwords, plain or percent-encoded, by `***` in a message of another library."""
         for secret in (self.password, self.sentinel_password):
             if secret:
                 for form in {secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]}:
@@ -191,7 +194,7 @@ def _parse_query(query: str) -> dict[str, str]:
 def _parse_tls(options: dict[str, str]) -> TlsOptions:
     requirement = options.pop("ssl_cert_reqs", "required")
     if requirement not in ("required", "optional", "none"):
-        raise UsageError("ssl_cert_reqs in the address is required, optional or none")
+        raise UsageError("ssl_cert_reqs in the address must be required, optional or none")
     return TlsOptions(
         ca_certs=options.pop("ssl_ca_certs", None),
         certfile=options.pop("ssl_certfile", None),
@@ -207,7 +210,7 @@ def _parse_number(name: str, value: Any, maximum: int) -> int:
     except (TypeError, ValueError):
         number = -1
     if not 0 <= number <= maximum or (name == "port" and number == 0):
-        raise UsageError(f"the {name} is a number up to {maximum}")
+        raise UsageError(f"the {name} must be a number up to {maximum}")
     return number
 
 
@@ -226,7 +229,6 @@ def _parse_host_port(text: str, default_port: int) -> tuple[str, int]:
 
 
 _AddressAndDb = tuple[Address, str]
-_HostParser = Callable[[Address, str, str], _AddressAndDb]
 
 
 def _parse_tcp(address: Address, hosts: str, path: str) -> _AddressAndDb:
@@ -236,15 +238,17 @@ def _parse_tcp(address: Address, hosts: str, path: str) -> _AddressAndDb:
 
 def _parse_unix(address: Address, hosts: str, path: str) -> _AddressAndDb:
     if hosts:
-        raise UsageError("a socket's address has three slashes: unix:///PATH?db=N")
+        raise UsageError("the address of a Unix socket has three slashes: unix:///PATH?db=N")
     if not path.strip("/"):
-        raise UsageError("the address has no socket: unix:///PATH?db=N")
+        raise UsageError("the address names no socket: use unix:///PATH?db=N")
     return replace(address, unix_path=path), ""
 
 
 def _parse_sentinel(address: Address, hosts: str, path: str) -> _AddressAndDb:
     service, _, db = path.strip("/").partition("/")
     if not service or not hosts:
-        raise UsageError("the address needs Sentinels and a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB")
+        raise UsageError(
+            "the address must name Sentinels and a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
+        )
     nodes = tuple(_parse_host_port(host, _DEFAULT_SENTINEL_PORT) for host in hosts.split(","))
     return replace(address, sentinels=nodes, service_name=service), db

@@ -1,26 +1,29 @@
-"""The third read-only barrier (DESIGN.md §6): which commands a connection may send. A new one is added here, by hand.
+"""The commands that a connection may send: the third read-only barrier of SECURITY.md. Commands are added by hand.
 
-A command is judged by its first word, a container command (CLIENT, OBJECT, XINFO...) by its first two. What is judged
-is the bytes about to be sent: they are parsed, and packed again; only if that gives the same bytes are the words known
-to be what the server will read. Scripts, KEYS, CONFIG, DEBUG, SORT, MONITOR, FLUSH*, PFCOUNT (which writes,
-though flagged readonly), and the unbounded HGETALL, SMEMBERS, HKEYS, HVALS are on no list.
+A command is identified by its first word, a container command (CLIENT, OBJECT, XINFO...) by its first two. The check is
+made on the bytes that are about to be sent: they are parsed and packed again, and only if the bytes are equal are the
+words certain to be what the server will parse. Scripts, KEYS, CONFIG, DEBUG, SORT, MONITOR, FLUSH*, PFCOUNT (which
+writes, though flagged readonly), and the unbounded HGETALL, SMEMBERS, HKEYS, HVALS are on no list.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import hiredis
 
 from redisfuse.errors import ForbiddenCommandError
 
 INVALIDATION_CHANNEL = b"__redis__:invalidate"
-"""The one channel that may be subscribed to: where a RESP2 or RESP3 connection is told of changed keys."""
+"""The only channel that may be subscribed to: the server names it in invalidation messages (client-side caching)."""
 
 _CONNECTION_COMMANDS = frozenset({b"AUTH", b"HELLO", b"INFO", b"PING", b"SELECT", b"TIME"})
 
 _TRANSACTION_COMMANDS = frozenset({b"DISCARD", b"EXEC", b"MULTI", b"UNWATCH", b"WATCH"})
-"""WATCH, pieces, MULTI, STRLEN, EXEC tells whether a value changed while it was read; EXEC runs only what was sent."""
+"""Read transactions: WATCH, chunks, MULTI, STRLEN, EXEC detects a change during a read.
+
+EXEC runs only commands that passed the same list.
+"""
 
 _READ_COMMANDS = frozenset(
     {
@@ -53,17 +56,17 @@ _WRITE_COMMANDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """The commands, and the container commands with their second words, that a kind of connection may send."""
+    """The commands, and the subcommands of container commands, that a kind of connection may send."""
 
     name: str
     commands: frozenset[bytes]
     subcommands: dict[bytes, frozenset[bytes]] = field(default_factory=dict)
 
     def allows(self, command: list[bytes]) -> bool:
-        """Whether this list has the command; `command` is its words as sent."""
+        """Return whether the list names the command, which is given as its words."""
         if not command:
             return False
-        if command[0] in self.commands:  # all but foreign callers write them in capitals
+        if command[0] in self.commands:  # redisfuse itself sends upper case
             return True
         word = command[0].upper()
         if word in self.commands:
@@ -73,15 +76,15 @@ class AllowList:
         return word in self.subcommands and len(command) > 1 and command[1].upper() in self.subcommands[word]
 
     def check(self, commands: list[list[bytes]]) -> None:
-        """Raise ForbiddenCommandError unless the list has every one of the commands."""
+        """Raise ForbiddenCommandError unless the list names every command."""
         if all(commands) and self.commands.issuperset([command[0] for command in commands]):
-            return  # the usual case, without a call for each
+            return  # the usual case, without a call for each command
         for command in commands:
             if self.allows(command):
                 continue
             words = b" ".join(command[:2] if command and command[0].upper() in self.subcommands else command[:1])
-            shown = words[:40].decode("ascii", "backslashreplace")
-            raise ForbiddenCommandError(f"{shown!r} was not sent: it is not on the list of {self.name} commands")
+            name = words[:40].decode("ascii", "backslashreplace")
+            raise ForbiddenCommandError(f"{name!r} was not sent: it is not on the list of {self.name} commands")
 
 
 READ_ALLOWLIST = AllowList(
@@ -89,29 +92,26 @@ READ_ALLOWLIST = AllowList(
     _CONNECTION_COMMANDS | _TRANSACTION_COMMANDS | _READ_COMMANDS,
     {**_READ_SUBCOMMANDS, b"SUBSCRIBE": frozenset({INVALIDATION_CHANNEL})},
 )
-"""What any connection of a read-only mount, and every reading connection of a writing one, may send."""
+"""For every connection of a read-only mount, and the read connections of a writable mount."""
 
 WRITE_ALLOWLIST = AllowList(
     "write",
     _CONNECTION_COMMANDS | _TRANSACTION_COMMANDS | _READ_COMMANDS | _WRITE_COMMANDS,
     {**_READ_SUBCOMMANDS, b"XGROUP": frozenset({b"CREATE"})},
 )
-"""What the connections that transactions.py writes on may send."""
+"""For the write connections, which only `transactions` uses."""
 
 SENTINEL_ALLOWLIST = AllowList(
     "Sentinel", frozenset({b"AUTH", b"HELLO", b"PING"}), {b"SENTINEL": frozenset({b"GET-MASTER-ADDR-BY-NAME"})}
 )
-"""What may be sent to a Sentinel."""
-
-
-_pack_command: Callable[[Any], bytes] = hiredis.pack_command
+"""For connections to a Sentinel."""
 
 
 class CommandFilter(Protocol):
-    """What judges commands before they are sent."""
+    """A check of commands before they are sent."""
 
     def check(self, commands: list[list[bytes]]) -> None:
-        """Raise ForbiddenCommandError unless every one of the commands may be sent."""
+        """Raise ForbiddenCommandError unless every command may be sent."""
 
 
 _INSPECTION_ALLOWLIST = AllowList(
@@ -121,28 +121,29 @@ _INSPECTION_ALLOWLIST = AllowList(
 )
 
 _DISCARDED_ALLOWLIST = AllowList(
-    "rehearsal",
+    "discarded transaction",
     WRITE_ALLOWLIST.commands - {b"EXEC", b"MULTI"},
     {**WRITE_ALLOWLIST.subcommands, **READ_ALLOWLIST.subcommands},
 )
 
 
 class DiscardedTransactionFilter:
-    """What `redisfuse doctor` may send: writes too, but only where they are queued and then thrown away.
+    """The filter of `redisfuse doctor`: writes pass only where the server queues and then discards them.
 
-    A server checks its ACL when a command is queued. So between MULTI, which the server must have accepted (`begin_transaction`
-    says so), and DISCARD, a write tells whether it would be allowed, and nothing else happens. EXEC is always refused.
+    A server checks its ACL when it queues a command. So between MULTI, once the server has accepted it
+    (`begin_transaction`), and DISCARD, the reply to a write shows whether the ACL allows it, without any effect.
+    EXEC is always refused.
     """
 
     def __init__(self) -> None:
         self._in_transaction = False
 
     def begin_transaction(self) -> None:
-        """The server has answered OK to MULTI, on this connection."""
+        """Note that the server replied OK to MULTI on this connection."""
         self._in_transaction = True
 
     def check(self, commands: list[list[bytes]]) -> None:
-        """Raise ForbiddenCommandError unless nothing of this can have an effect."""
+        """Raise ForbiddenCommandError if any of the commands could have an effect."""
         for command in commands:
             if self._in_transaction and [word.upper() for word in command] == [b"DISCARD"]:
                 self._in_transaction = False
@@ -151,10 +152,10 @@ class DiscardedTransactionFilter:
 
 
 def parse_commands(packed: bytes) -> list[list[bytes]]:
-    """The commands in bytes that are about to be sent.
+    """Parse the bytes that are about to be sent into commands.
 
-    Raises ForbiddenCommandError if they are anything but whole commands in the one usual form (RESP arrays of bulk
-    strings): inline commands, cut or nested ones, or spellings that another parser could read otherwise.
+    Raises ForbiddenCommandError unless they are whole commands in canonical form (RESP arrays of bulk strings): inline,
+    truncated or nested commands, and encodings that another parser could read differently, are refused.
     """
     reader = hiredis.Reader(notEnoughData=Ellipsis)
     commands: list[list[bytes]] = []
@@ -162,14 +163,14 @@ def parse_commands(packed: bytes) -> list[list[bytes]]:
         reader.feed(packed)
         while (command := reader.gets()) is not Ellipsis:
             commands.append(command)
-        same = pack_commands(map(tuple, commands)) == packed
+        is_canonical = pack_commands(map(tuple, commands)) == packed
     except (hiredis.ProtocolError, TypeError, ValueError):
-        same = False
-    if not same:
-        raise ForbiddenCommandError("bytes that are not whole, plainly written commands were not sent")
+        is_canonical = False
+    if not is_canonical:
+        raise ForbiddenCommandError("the bytes were not sent: they are not whole commands in canonical form")
     return commands
 
 
 def pack_commands(commands: Iterable[tuple[bytes | str | int, ...]]) -> bytes:
-    """Commands as they are sent."""
-    return b"".join(map(_pack_command, commands))
+    """Encode commands in RESP."""
+    return b"".join(map(hiredis.pack_command, commands))  # type: ignore[arg-type]  # its stub allows one argument only

@@ -1,7 +1,8 @@
-"""A conversation on one connection: commands out, answers in. Nothing is ever sent twice here.
+"""A pipelined connection: commands out, replies in. A channel never sends anything twice.
 
-Answers are parsed by hiredis directly: redis-py's reading recurses once for each push message, and hangs up when an
-answer says LOADING. One thread at a time uses a Dialogue, except that close() may come from another and ends its wait.
+hiredis parses the replies directly: redis-py's reader recurses once for each push message, and closes the connection
+when a reply is LOADING. One thread at a time uses a channel; only `close` may be called from another thread, and ends
+its wait.
 """
 
 import contextlib
@@ -15,21 +16,22 @@ import redis
 
 from redisfuse.client.address import Address
 from redisfuse.client.allowlist import pack_commands
-from redisfuse.client.connection import FilteredConnection, map_connection_error
+from redisfuse.client.connection import FilteredConnection
+from redisfuse.client.connection_errors import map_connection_error
 from redisfuse.client.reply_errors import map_error_line
 from redisfuse.errors import ConnectionLostError, ForbiddenCommandError, NotFoundError, RedisFuseError, UnavailableError
 
 CommandArgument = bytes | str | int
 RedisCommand = Sequence[CommandArgument]
 
-_RECEIVE_BUFFER_BYTES = 131072  # bytes taken from the socket at once
-_MAX_HEADER_BYTES = 64 * 1024  # bytes; an error reply is a line
+_RECEIVE_BUFFER_BYTES = 131072  # most bytes of one read from the socket
+_MAX_HEADER_BYTES = 64 * 1024  # of a bulk string's header, or of an error reply, which is one line
 
 
 class Channel:
-    """One connection. After any UnavailableError that a method raises, it is closed and can't be used any more.
+    """One connection. A method that raises UnavailableError has closed it for good.
 
-    Error replies of the server are values (RedisFuseError objects) in what receive() and exchange() return.
+    `receive` and `execute` return error replies as values (RedisFuseError objects).
     """
 
     def __init__(
@@ -52,10 +54,10 @@ class Channel:
         self._reset_command = b""
         self.closed = False
 
-    # -- out ----------------------------------------------------------------------------------------------------------
+    # -- sending ------------------------------------------------------------------------------------------------------
 
     def send(self, commands: Iterable[RedisCommand]) -> None:
-        """Send commands at once. Raises ForbiddenCommandError (nothing was sent), UnavailableError."""
+        """Send commands in one write. Raises ForbiddenCommandError (nothing was sent), UnavailableError."""
         tuples = [tuple(command) for command in commands]
         self._send_packed(pack_commands(tuples))
         if _STATEFUL_COMMANDS.isdisjoint({_normalize_name(command[0]) for command in tuples}):
@@ -65,11 +67,11 @@ class Channel:
                 self._track_command(command[0])
 
     def send_streamed(self, head: RedisCommand, size: int, chunks: Iterable[bytes]) -> None:
-        """Send one command whose last argument, of `size` bytes, comes in chunks: `SET key` and 200 MB.
+        """Send one command whose last argument, of `size` bytes, is given in chunks: `SET key` and 200 MB.
 
-        Whatever it raises, the server has not seen the whole command, so did not run it, and this is closed:
-        UnavailableError, TooLargeError and the like if the server refused it half-way, ValueError if the chunks come to
-        another size, and what `chunks` itself raises.
+        After any error the server has not received the whole command, so did not run it, and the channel is closed.
+        Raises UnavailableError, TooLargeError and the like if the server rejected the command before its end,
+        ValueError if the chunks do not add up to `size`, and whatever `chunks` raises.
         """
         self._require_open()
         words = [word if isinstance(word, bytes) else str(word).encode() for word in head]
@@ -79,8 +81,7 @@ class Channel:
         except ForbiddenCommandError:
             raise
         except ConnectionError as error:
-            answer = self._read_final_error()
-            self._fail(answer or error)
+            self._fail(self._read_final_error() or error)
         except TimeoutError as error:
             self._fail(error)
         except BaseException:
@@ -89,12 +90,12 @@ class Channel:
         self._track_command(words[0])
 
     def _read_final_error(self) -> RedisFuseError | None:
-        """The error reply that the server gave before it hung up, if any, as it does for a length too large."""
+        """Return the error reply that the server sent before it closed the connection, as for an excessive length."""
         with contextlib.suppress(UnavailableError):
             while True:
-                answer = self.receive(1.0)
-                if isinstance(answer, RedisFuseError):
-                    return answer
+                reply = self.receive(1.0)
+                if isinstance(reply, RedisFuseError):
+                    return reply
         return None
 
     def _send_packed(self, packed: bytes) -> None:
@@ -103,8 +104,7 @@ class Channel:
         try:
             self._connection.send_packed_command(packed)
         except ConnectionError as error:
-            answer = self._read_final_error()
-            self._fail(answer or error)
+            self._fail(self._read_final_error() or error)
         except OSError as error:
             self._fail(error)
         self._connection.stats.add(round_trips=1)
@@ -112,45 +112,45 @@ class Channel:
     def _track_command(self, command_name: CommandArgument) -> None:
         name = _normalize_name(command_name)
         if name == b"SUBSCRIBE" and self._resp3:
-            return  # its only answer is a push
+            return  # its only reply is a push message
         self._pending_reply_count += 1
         if name in _STATE_RESET_COMMANDS:
             self._reset_command = _STATE_RESET_COMMANDS[name]
 
-    # -- in -----------------------------------------------------------------------------------------------------------
+    # -- receiving ----------------------------------------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> Any:
-        """The next answer, waited for up to `timeout` seconds (else the limits'). Pushes are kept for receive_push."""
+        """Return the next reply, within `timeout` seconds (default: the channel's). Push messages are buffered."""
         self._require_open()
         while not self._buffered_replies:
             self._socket.set_deadline(self.timeout if timeout is None else timeout)
-            answer = self._read_message()
-            if isinstance(answer, hiredis.PushNotification):
-                self._buffered_pushes.append(answer)
+            reply = self._read_message()
+            if isinstance(reply, hiredis.PushNotification):
+                self._buffered_pushes.append(reply)
             else:
-                self._buffered_replies.append(answer)
+                self._buffered_replies.append(reply)
         self._pending_reply_count -= 1
         return self._buffered_replies.popleft()
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """Send commands and wait for all of their answers."""
+        """Send commands and return all of their replies."""
         self.send(commands)
-        answers: list[Any] = []
-        if not (self._resp3 or self._buffered_replies):  # nothing can be between: take what has come all at once
-            while len(answers) < len(commands):
+        replies: list[Any] = []
+        if not (self._resp3 or self._buffered_replies):  # without push messages, take all complete replies at once
+            while len(replies) < len(commands):
                 self._socket.set_deadline(self.timeout)
-                answers.append(self._read_message())
-                answers += self._pop_complete_messages()
+                replies.append(self._read_message())
+                replies += self._pop_complete_messages()
             self._pending_reply_count -= len(commands)
-            if len(answers) > len(commands):
-                self._fail(hiredis.ProtocolError("more answers than questions"))
-            return answers
+            if len(replies) > len(commands):
+                self._fail(hiredis.ProtocolError("more replies than commands"))
+            return replies
         return [self.receive() for _ in commands]
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
-        """The next RESP3 push message; None if none comes within `timeout` seconds. Answers are kept for receive().
+        """Return the next RESP3 push message; None after `timeout` seconds without one. Replies are buffered.
 
-        `unless`: a descriptor; when that is readable, it is not waited any longer.
+        `wakeup_fd`: a descriptor that ends the wait when it becomes readable.
         """
         self._require_open()
         if wakeup_fd is not None:
@@ -163,42 +163,42 @@ class Channel:
         self._socket.set_deadline(timeout if timeout > 0 else 0.05 if self._socket.is_readable() else 0)
         while True:
             try:
-                answer = self._read_message(keep_open_on_timeout=True)
+                reply = self._read_message(keep_open_on_timeout=True)
             except TimeoutError:
-                return None  # half a message stays in the reader
-            if isinstance(answer, hiredis.PushNotification):
-                return answer
-            self._buffered_replies.append(answer)
+                return None  # the reader keeps an incomplete message
+            if isinstance(reply, hiredis.PushNotification):
+                return reply
+            self._buffered_replies.append(reply)
 
     def _read_message(self, *, keep_open_on_timeout: bool = False) -> Any:
-        """The next answer or push. With `patient`, a time-out is TimeoutError, and no end."""
+        """Return the next reply or push message. `keep_open_on_timeout`: raise TimeoutError, and stay usable."""
         reader = self._reader
         try:
-            while (answer := reader.gets()) is Ellipsis:
+            while (reply := reader.gets()) is Ellipsis:
                 count = self._socket.recv_into(self._receive_buffer)
                 if not count:
                     raise ConnectionResetError("Connection closed by server.")
-                reader.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is taken
+                reader.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
         except TimeoutError as error:
             if keep_open_on_timeout:
                 raise
             self._fail(error)
         except (OSError, hiredis.ProtocolError) as error:
             self._fail(error)
-        return answer
+        return reply
 
     def _pop_complete_messages(self) -> list[Any]:
-        """The answers that have come whole by now."""
+        """Return the replies that have been received completely."""
         try:
             return list(iter(self._reader.gets, Ellipsis))
         except hiredis.ProtocolError as error:
             self._fail(error)
 
     def download(self, file: BinaryIO, command: RedisCommand) -> int:
-        """Ask for one bulk string and write it to `file` as it comes, in constant memory; returns its length in bytes.
+        """Write the bulk string that a command returns to `file` as it arrives; return its length in bytes.
 
-        Raises NotFoundError if the answer is nil, the mapped error if it is an error reply. When the file can't be
-        written, that error passes, and this is closed.
+        Memory use is constant. Raises NotFoundError if the reply is nil, and the mapped error of an error reply. If
+        writing the file fails, closes the channel and raises the file's error.
         """
         self.send([command])
         try:
@@ -206,16 +206,16 @@ class Channel:
             if isinstance(size, RedisFuseError):
                 self._pending_reply_count -= 1
                 raise size
-            left = size
-            while left:
-                piece = received[:left]
-                file.write(piece)
-                left -= len(piece)
-                received = received[len(piece) :] if left == 0 else self._read_bytes()
+            remaining = size
+            while remaining:
+                chunk = received[:remaining]
+                file.write(chunk)
+                remaining -= len(chunk)
+                received = received[len(chunk) :] if remaining == 0 else self._read_bytes()
             while len(received) < 2:
                 received += self._read_bytes()
             if received != b"\r\n":
-                raise hiredis.ProtocolError("a bulk string that does not end")
+                raise hiredis.ProtocolError("a bulk string without its terminator")
         except (TimeoutError, ConnectionError, hiredis.ProtocolError) as error:
             self._fail(error)
         except RedisFuseError:
@@ -230,7 +230,7 @@ class Channel:
         received = self._read_bytes()
         while b"\r\n" not in received:
             if len(received) > _MAX_HEADER_BYTES:
-                raise hiredis.ProtocolError("no end of line")
+                raise hiredis.ProtocolError("a header without an end of line")
             received += self._read_bytes()
         line, _, rest = received.partition(b"\r\n")
         if line[:1] == b"-":
@@ -248,31 +248,31 @@ class Channel:
             raise ConnectionResetError("Connection closed by server.")
         return bytes(memoryview(self._receive_buffer)[:count])
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- reuse and closing --------------------------------------------------------------------------------------------
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open, and neither answers are awaited nor a transaction or WATCH is under way."""
+        """Whether the channel is open, with no reply pending and no WATCH or MULTI in effect."""
         return not (self.closed or self._pending_reply_count or self._buffered_replies or self._reset_command)
 
     def reset(self) -> None:
-        """Make it fit for another user: drop a WATCH or an unfinished MULTI, or close it if it can't be."""
+        """Make the channel reusable: cancel a WATCH or an open MULTI, or close the channel if that fails."""
         if self.closed or self.is_idle:
             return
         if self._pending_reply_count or self._buffered_replies:
             self.close()
             return
         with contextlib.suppress(UnavailableError):
-            answer = self.execute([(self._reset_command,)])[0]
-            if isinstance(answer, RedisFuseError):
+            reply = self.execute([(self._reset_command,)])[0]
+            if isinstance(reply, RedisFuseError):
                 self.close()
 
     def is_healthy(self) -> bool:
-        """Whether nothing has come unasked, the end of the connection included: what a kept connection must be."""
+        """Return whether the idle channel has received nothing, including the end of the connection."""
         return not self.closed and not self._socket.is_readable()
 
     def close(self) -> None:
-        """Hang up. A wait in another thread ends with UnavailableError."""
+        """Close the connection. A wait in another thread ends with UnavailableError."""
         self.closed = True
         self._connection.disconnect()  # type: ignore[no-untyped-call]
 
@@ -286,18 +286,20 @@ class Channel:
         if isinstance(error, RedisFuseError):
             raise error
         if isinstance(error, hiredis.ProtocolError):
-            raise UnavailableError(f"{self._address.endpoint} answered garbage: the connection was dropped") from None
+            raise UnavailableError(
+                f"{self._address.endpoint} sent an invalid reply; the connection was closed"
+            ) from None
         if closed or not isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
             raise ConnectionLostError(f"the connection to {self._address.endpoint} was lost") from None
         raise map_connection_error(error, self._address) from None
 
 
 @functools.lru_cache(1024)
-def _normalize_name(word: CommandArgument) -> bytes:
-    return (word if isinstance(word, bytes) else str(word).encode()).upper()
+def _normalize_name(name: CommandArgument) -> bytes:
+    return (name if isinstance(name, bytes) else str(name).encode()).upper()
 
 
 _STATE_RESET_COMMANDS = {b"WATCH": b"UNWATCH", b"MULTI": b"DISCARD", b"EXEC": b"", b"DISCARD": b"", b"UNWATCH": b""}
-"""Commands that begin or end a state of the connection, and what ends that state."""
+"""Commands that begin or end a connection state, each with the command that then resets the state."""
 
 _STATEFUL_COMMANDS = frozenset({b"SUBSCRIBE", *_STATE_RESET_COMMANDS})

@@ -1,4 +1,4 @@
-"""How much redisfuse takes of a server: a guest's manners, as numbers."""
+"""Bounds on the load that redisfuse puts on a server."""
 
 from dataclasses import dataclass
 
@@ -7,27 +7,27 @@ from redisfuse.batching import CHUNK_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on time, connections, speed and the size of one request."""
+    """Bounds on time, connections, command rate and the size of one request."""
 
     timeout: float = 5.0
-    """Seconds to wait for a connection, an answer or a free connection of the pool (`--timeout`)."""
+    """Seconds to wait for a connection, a reply or a free pooled connection (`--timeout`)."""
 
     connections: int = 4
-    """Connections at one time (`--connections`); a mount needs at least 2 (one to follow), 3 if it writes."""
+    """Most connections at a time (`--connections`); a mount needs 2 (one for tracking), or 3 if it writes."""
 
     rate: int = 0
-    """Commands a second (`--rate`); 0 is without a limit."""
+    """Most commands a second (`--rate`); 0: unlimited."""
 
     scan_count: int = 1000
-    """COUNT of SCAN and its kin: about the keys or elements that one command walks over."""
+    """COUNT of SCAN, HSCAN and so on: about the number of keys or elements that one command visits."""
 
     pipeline_size: int = 1000
-    """Commands sent before their answers are read."""
+    """Most commands that are sent before their replies are read."""
 
     chunk_bytes: int = CHUNK_BYTES
-    """Bytes of a big value that one command asks for."""
+    """Most bytes of a large value that one command requests."""
 
     @property
     def batch_size(self) -> int:
-        """Commands to send at once: `pipeline_size`, or about a tenth of a second's worth where `rate` is set."""
+        """Commands in one pipeline: `pipeline_size`, or a tenth of a second's worth if `rate` is set."""
         return min(self.pipeline_size, max(1, self.rate // 10)) if self.rate else self.pipeline_size

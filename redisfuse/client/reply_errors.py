@@ -1,7 +1,7 @@
-"""Error replies of a server as redisfuse's errors.
+"""Error replies of a server as errors of redisfuse.
 
-The first word of an error reply is its kind (https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors).
-redis-py strips that word for the kinds that it knows; here both shapes are understood.
+The first word of an error reply is its code (https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors).
+redis-py strips the codes that it knows; both forms are understood here.
 """
 
 import redis
@@ -19,11 +19,13 @@ from redisfuse.errors import (
     WrongTypeError,
 )
 
-RETRYABLE_CODES = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
-"""Kinds that say "not now": worth asking again until the time-out. (BUSYKEY is another kind.)"""
+_RETRYABLE_CODES = ("LOADING", "BUSY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN")
+"""Codes of temporary errors: the command is retried until the time-out. (BUSYKEY is another code.)"""
+
+PASSWORD_REQUIRED_MESSAGE = "the server requires a password: set REDISFUSE_PASSWORD or use --password-file"
 
 _ERROR_CLASS_BY_CODE: dict[str, type[RedisFuseError]] = {
-    **dict.fromkeys(RETRYABLE_CODES, TryAgainError),
+    **dict.fromkeys(_RETRYABLE_CODES, TryAgainError),
     "NOAUTH": AccessError,
     "WRONGPASS": AccessError,
     "NOPERM": AccessError,
@@ -51,20 +53,20 @@ _CODE_BY_REDIS_EXCEPTION: tuple[tuple[type[Exception], str], ...] = (
 )
 
 _MESSAGE_BY_CODE = {
-    "NOAUTH": "the server wants a password: give it in REDISFUSE_PASSWORD or with --password-file",
-    "WRONGPASS": "the server did not accept the user name or password",
-    "NOPERM": "the server's ACL does not allow this: {text}; `redisfuse doctor` says which rule is missing",
-    "DENIED": "the server is in protected mode: it answers only on its own machine until it has a password",
-    "READONLY": "the server takes no writes: it is a read-only replica",
-    "MISCONF": "the server takes no writes: it can't save to its disk (MISCONF); its own log says why",
+    "NOAUTH": PASSWORD_REQUIRED_MESSAGE,
+    "WRONGPASS": "wrong user name or password (WRONGPASS); check --user and --password-file or REDISFUSE_PASSWORD",
+    "NOPERM": "the server's ACL does not allow this: {text}; `redisfuse doctor` names the missing rule",
+    "DENIED": "the server is in protected mode: it accepts only local connections until it has a password",
+    "READONLY": "the server is a read-only replica: it rejects writes",
+    "MISCONF": "the server rejects writes because it can't save to disk (MISCONF); see its log for the reason",
     "OOM": "the server is out of memory (maxmemory): {text}",
-    "LOADING": "the server is still loading its data",
-    "BUSY": "the server is busy with a script",
-    "MASTERDOWN": "the replica has lost its master and is told not to answer (MASTERDOWN)",
-    "CLUSTERDOWN": "the cluster is down",
-    "TRYAGAIN": "the cluster is moving these keys",
-    "MOVED": "this is one node of a cluster, and the key lives on another",
-    "ASK": "this is one node of a cluster, and the key is moving to another",
+    "LOADING": "the server is still loading its data (LOADING); try again later",
+    "BUSY": "the server is busy running a script (BUSY); try again later",
+    "MASTERDOWN": "the replica has lost its master and is configured not to serve stale data (MASTERDOWN)",
+    "CLUSTERDOWN": "the cluster is down (CLUSTERDOWN)",
+    "TRYAGAIN": "the cluster is moving these keys (TRYAGAIN); try again later",
+    "MOVED": "this server is one node of a cluster, and the key is on another node (MOVED)",
+    "ASK": "this server is one node of a cluster, and the key is moving to another node (ASK)",
 }
 
 _TOO_LARGE_MESSAGES = ("string exceeds maximum allowed size", "invalid bulk length", "exceeds proto-max-bulk-len")
@@ -72,47 +74,49 @@ _NO_SUCH_KEY_MESSAGE = "no such key"
 _EXECABORT_CAUSE_PREFIX = "Transaction discarded because of: "
 
 
-def split_redis_exception(error: Exception) -> tuple[str, str]:
-    """The kind (`"WRONGTYPE"`, `"ERR"`...) and the rest of an error reply, as redis-py raised it."""
+def _split_redis_exception(error: Exception) -> tuple[str, str]:
+    """Split an error reply that redis-py raised into its code (`"WRONGTYPE"`, `"ERR"`...) and its text."""
     text = str(error)
     if isinstance(error, redis.exceptions.AuthenticationError):
         return ("NOAUTH" if "required" in text.lower() else "WRONGPASS"), text
-    for kind, name in _CODE_BY_REDIS_EXCEPTION:
-        if isinstance(error, kind):
-            return name, text
-    first, _, rest = text.partition(" ")
-    if first.isupper() and first.isalpha():
-        return first, rest
-    return "ERR", text
+    for exception_class, code in _CODE_BY_REDIS_EXCEPTION:
+        if isinstance(error, exception_class):
+            return code, text
+    return _split_error_line(text)
+
+
+def _split_error_line(line: str) -> tuple[str, str]:
+    first, _, rest = line.partition(" ")
+    return (first, rest) if first.isupper() and first.isalpha() else ("ERR", line)
 
 
 def map_error_line(line: str) -> RedisFuseError:
-    """The error for a whole error reply, without its leading `-`."""
-    first, _, rest = line.partition(" ")
-    if first.isupper() and first.isalpha():
-        return map_error_code(first, rest)
-    return map_error_code("ERR", line)
+    """Map a whole error reply, without its leading `-`."""
+    return map_error_code(*_split_error_line(line))
 
 
 def map_redis_exception(error: Exception) -> RedisFuseError:
-    """The error for an error reply that redis-py raised, or put into an answer."""
-    return map_error_code(*split_redis_exception(error))
+    """Map an error reply that redis-py raised, or returned among its replies."""
+    return map_error_code(*_split_redis_exception(error))
 
 
 def map_error_code(code: str, text: str) -> RedisFuseError:
-    """The error for a reply of this kind. Its text is one line; `ServerReplyError` keeps the server's words."""
+    """Map an error reply, given as its code and text.
+
+    The message is one line; that of a `ServerReplyError` is the server's own text.
+    """
     text = " ".join(text.split())
     if code == "ERR":
-        if any(words in text.lower() for words in _TOO_LARGE_MESSAGES):
-            return TooLargeError(f"the server takes no value of this size: {text}")
+        if any(part in text.lower() for part in _TOO_LARGE_MESSAGES):
+            return TooLargeError(f"the server rejects a value of this size: {text}")
         if text.lower() == _NO_SUCH_KEY_MESSAGE:
             return NotFoundError("no such key")
         if text.startswith("max number of clients"):
-            return UnavailableError("the server has as many clients as it takes (maxclients)")
+            return UnavailableError("the server has reached its limit of clients (maxclients)")
         return ServerReplyError(text)
-    if code == "EXECABORT" and _EXECABORT_CAUSE_PREFIX in text:  # EXEC itself was refused: what counts is why
+    if code == "EXECABORT" and _EXECABORT_CAUSE_PREFIX in text:  # EXEC itself was refused; only the cause matters
         return map_error_line(text.partition(_EXECABORT_CAUSE_PREFIX)[2])
     if code == "WRONGPASS" and "without any password" in text:
-        return AccessError("a password was given, but the server has none for this user")
-    advice = _MESSAGE_BY_CODE.get(code, f"{code} {{text}}")
-    return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(advice.replace("{text}", text))
+        return AccessError("a password was given, but the server has none for this user; omit the password")
+    message = _MESSAGE_BY_CODE.get(code, f"{code} {{text}}")
+    return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(message.replace("{text}", text))

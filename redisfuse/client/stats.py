@@ -1,11 +1,10 @@
-"""What a server was asked so far, and the brake on how fast it is asked."""
+"""Totals of what a client has exchanged with its server."""
 
 import threading
-import time
 
 
 class ClientStats:
-    """Running totals since the Server was made; thread-safe. For `status` and for tests that count."""
+    """Running totals since the client was created; thread-safe. Read by `redisfuse status` and by tests."""
 
     __slots__ = ("_lock", "bytes_received", "bytes_sent", "commands", "connects", "reconnects", "round_trips")
 
@@ -38,40 +37,9 @@ class ClientStats:
             self.reconnects += reconnects
 
     def snapshot(self) -> dict[str, int]:
-        """All totals at one moment, by name."""
+        """Return all totals, by name, as of one moment."""
         with self._lock:
             return {name: getattr(self, name) for name in self.__slots__ if name != "_lock"}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.snapshot()})"
-
-
-class TokenBucket:
-    """At most `rate` commands a second over all connections (0: no limit), as a token bucket of a tenth of a second.
-
-    Takers go into debt and sleep it off, so that a batch larger than the bucket is only late, never refused.
-    """
-
-    __slots__ = ("_lock", "_rate", "_refilled_at", "_tokens")
-
-    def __init__(self, rate: int) -> None:
-        self._rate = rate
-        self._lock = threading.Lock()
-        self._tokens = self._capacity
-        self._refilled_at = time.monotonic()
-
-    @property
-    def _capacity(self) -> float:
-        return max(1.0, self._rate / 10)
-
-    def acquire(self, count: int) -> None:
-        """Wait until `commands` more may be sent."""
-        if not self._rate:
-            return
-        with self._lock:
-            now = time.monotonic()
-            self._tokens = min(self._capacity, self._tokens + (now - self._refilled_at) * self._rate) - count
-            self._refilled_at = now
-            wait = -self._tokens / self._rate
-        if wait > 0:
-            time.sleep(wait)

@@ -55,7 +55,7 @@ def test_a_rule_is_enough(own_redis: RedisServer, facts: ServerInfo, mode: Acces
     """A user with exactly the rule of a mode is allowed that mode, told without an administrator's rights."""
     with as_user(own_redis, build_required_acl(mode, facts), db=db) as server:
         report = check_acl(server, queue_writes=mode == "write")
-        assert (report.user, report.method) == ("redisfuse", "rehearsal")
+        assert (report.user, report.method) == ("redisfuse", "discarded transaction")
         assert report.get_mode_access(mode).allowed is True
         assert report.get_mode_access(mode).missing_rules == ()
         assert report.get_mode_access("read-only").allowed is True
@@ -131,7 +131,7 @@ def test_what_else_keeps_from_writing(own_redis: RedisServer) -> None:
     address = Address.parse(own_redis.url(), username="redisfuse", password="secret")
     with contextlib.closing(RedisClient(address)) as server:
         report = check_acl(server, queue_writes=True)
-    assert report.method == "rehearsal"
+    assert report.method == "discarded transaction"
     assert report.get_mode_access("write").allowed is True
     assert any("replica" in note for note in report.notes)
 

@@ -24,7 +24,7 @@ def bench(request: pytest.FixtureRequest, newer_redis: RedisServer, tmp_path: Pa
     facts = bench.server.server_info
     assert facts.has_hash_field_ttl
     if request.param == "as Redis 7.4":
-        bench.server._server_info = replace(facts, vendor="redis", version=(7, 4, 0))
+        bench.server._connector.server_info = replace(facts, vendor="redis", version=(7, 4, 0))
     yield bench
     bench.close()
 

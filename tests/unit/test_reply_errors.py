@@ -7,8 +7,8 @@ import pytest
 from redisfuse import errors
 from redisfuse.client.capabilities import ServerInfo, parse_hello, parse_info, parse_version
 from redisfuse.client.limits import Limits
+from redisfuse.client.rate_limit import TokenBucket
 from redisfuse.client.reply_errors import map_error_line
-from redisfuse.client.stats import TokenBucket
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Opens channels: resolves the address through Sentinels, connects, detects the server and names the connection."""
+
+from dataclasses import replace
+
+from redisfuse.client.address import Address
+from redisfuse.client.allowlist import SENTINEL_ALLOWLIST, CommandFilter
+from redisfuse.client.capabilities import ServerInfo, parse_hello, parse_info
+from redisfuse.client.channel import Channel, RedisCommand
+from redisfuse.client.connection import CLIENT_NAME, open_connection
+from redisfuse.client.limits import Limits
+from redisfuse.client.rate_limit import TokenBucket
+from redisfuse.client.reply_errors import PASSWORD_REQUIRED_MESSAGE
+from redisfuse.client.stats import ClientStats
+from redisfuse.errors import AccessError, RedisFuseError, TryAgainError, UnavailableError
+
+_CLUSTER_UNSUPPORTED = (
+    "{place} belongs to a Redis Cluster, which can't be mounted: one node holds only part of the keys; "
+    "mount a server that is not in cluster mode"
+)
+
+
+class Connector:
+    """Opens channels to one server and database. Thread-safe, without a lock; the fields below are only hints."""
+
+    def __init__(self, address: Address, limits: Limits, stats: ClientStats) -> None:
+        self.server_info: ServerInfo | None = None  # None until the first channel is open
+        self._address = address
+        self._limits = limits
+        self._stats = stats
+        self._token_bucket = TokenBucket(limits.rate)
+        self._may_set_name = True
+
+    def open_channel(self, command_filter: CommandFilter, timeout: float, *, resp3: bool = False) -> Channel:
+        """Open a channel within `timeout` seconds, with a name and NO-TOUCH set.
+
+        Raises UnavailableError, AccessError, TryAgainError, and UsageError if there is no such database.
+        """
+        address = self._resolve_address(timeout)
+        connection = open_connection(
+            address, command_filter, timeout=timeout, stats=self._stats, token_bucket=self._token_bucket, resp3=resp3
+        )
+        channel = Channel(connection, address, timeout, resp3=resp3)
+        try:
+            setup: list[RedisCommand] = [(b"CLIENT", b"SETNAME", CLIENT_NAME)] if self._may_set_name else []
+            server_info = self.server_info
+            if server_info is None:
+                server_info = self._detect_server(channel)
+            if server_info.has_no_touch:
+                setup.append((b"CLIENT", b"NO-TOUCH", b"ON"))
+            for command, reply in zip(setup, channel.execute(setup) if setup else (), strict=True):
+                if isinstance(reply, AccessError) and command[1] == b"SETNAME":
+                    self._may_set_name = False  # the name is optional; further attempts would fill the ACL LOG
+                elif isinstance(reply, TryAgainError):
+                    raise reply
+        except BaseException:
+            channel.close()
+            raise
+        self.server_info = server_info
+        channel.timeout = self._limits.timeout
+        return channel
+
+    def _resolve_address(self, timeout: float) -> Address:
+        """Return the address to connect to: the current master's, if Sentinels are given."""
+        address = self._address
+        if address.kind == "cluster":
+            raise UnavailableError(_CLUSTER_UNSUPPORTED.format(place=address.endpoint))
+        if address.kind != "sentinel":
+            return address
+        reasons: list[str] = []
+        for host, port in address.sentinels:
+            sentinel = Address(
+                host=host,
+                port=port,
+                username=address.sentinel_username,
+                password=address.sentinel_password,
+                tls=address.tls,
+            )
+            try:
+                master = self._query_sentinel(sentinel, address.service_name, timeout / len(address.sentinels))
+            except RedisFuseError as error:
+                reasons.append(str(error))
+                continue
+            if master:
+                host, port = master[0].decode(), int(master[1])
+                return replace(address, kind="tcp", host=host, port=port, sentinels=(), service_name="")
+            reasons.append(f"{sentinel.endpoint} monitors no master named {address.service_name}")
+        raise UnavailableError(f"no Sentinel returned the address of the master: {'; '.join(reasons)}")
+
+    def _query_sentinel(self, sentinel: Address, service_name: str, timeout: float) -> list[bytes] | None:
+        """Return the master's host and port; None if the Sentinel does not monitor it."""
+        connection = open_connection(
+            sentinel, SENTINEL_ALLOWLIST, timeout=timeout, stats=self._stats, token_bucket=self._token_bucket
+        )
+        channel = Channel(connection, sentinel, timeout)
+        try:
+            reply = channel.execute([(b"SENTINEL", b"GET-MASTER-ADDR-BY-NAME", service_name)])[0]
+        finally:
+            channel.close()
+        if isinstance(reply, RedisFuseError):
+            raise reply
+        return reply if isinstance(reply, list) and len(reply) == 2 else None
+
+    def _detect_server(self, channel: Channel) -> ServerInfo:
+        """Query the server's version and mode. Raises UnavailableError if it can't be mounted."""
+        reply = channel.execute([(b"INFO",)])[0]
+        if isinstance(reply, AccessError) and str(reply) != PASSWORD_REQUIRED_MESSAGE:
+            hello = channel.execute([(b"HELLO",)])[0]  # no ACL can forbid it
+            server_info = ServerInfo() if isinstance(hello, RedisFuseError) else parse_hello(hello)
+        elif isinstance(reply, RedisFuseError):
+            raise reply
+        else:
+            server_info = parse_info(reply if isinstance(reply, bytes) else str(reply).encode())
+        endpoint = self._address.endpoint
+        if server_info.is_cluster:
+            raise UnavailableError(_CLUSTER_UNSUPPORTED.format(place=endpoint))
+        if server_info.mode == "sentinel":
+            raise UnavailableError(f"{endpoint} is a Sentinel, not a server: use redis+sentinel://{endpoint}/SERVICE")
+        return server_info
