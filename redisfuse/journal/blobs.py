@@ -1,8 +1,8 @@
-"""Contents in the journal: one copy of the same bytes however often they appear, in chunks of at most 1 MiB.
+"""Contents in the journal: one copy of equal bytes, in chunks of at most 1 MiB.
 
-A large content is written ahead in transactions of its own (`stage`), without a digest yet, so that it needs little
-memory and holds up nobody; the transaction with the change then gives it its digest. What was staged and never used
-(a crash) is removed by prune.
+A large content is *staged* before the change that uses it: its chunks are written in transactions of their own, without
+a digest, so that it needs little memory and delays no other writer. The transaction with the change then sets the
+digest. `prune` removes a content that was staged and never used, which a crash leaves.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ import hashlib
 import sqlite3
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.errors import JournalError
 from redisfuse.journal.models import Blob
+from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter
 
-MIN_COMPRESSED_BYTES = 128  # bytes: shorter chunks are never compressed
-COMPRESSION_SAMPLE_BYTES = 16384  # bytes of a chunk that show whether compressing it helps
+MIN_COMPRESSED_BYTES = 128  # shorter chunks are never compressed
+COMPRESSION_SAMPLE_BYTES = 16384  # of a longer chunk, compressed first to see whether compression helps
 CHUNKS_PER_TRANSACTION = 4  # chunks staged in one transaction
-
-QueryFunction = Callable[[str, tuple[Any, ...]], list[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedBlob:
-    """A content made ready outside the writer's thread: packed if small, staged if large."""
+    """A content that is ready for the writer's thread: compressed if small, staged if large."""
 
     blob: Blob
     is_new: bool  # probably not in the journal yet
@@ -39,16 +38,19 @@ class PreparedBlob:
 
 
 class BlobPrunedError(Exception):
-    """A large content that was in the journal when it was made ready is there no more (pruned): stage it."""
+    """A large content was in the journal when it was prepared and has been pruned since; it must be staged."""
 
 
 def prepare_blob(
-    writer: JournalWriter, query: QueryFunction, blob: Blob, *, is_new: bool, force_stage: bool = False
+    writer: JournalWriter, reader: JournalReader, blob: Blob, *, is_new: bool, force_stage: bool = False
 ) -> PreparedBlob:
-    """Do all the work on a content that needs no transaction, or that can have one of its own."""
+    """Do all the work on a content that needs no transaction, or can have its own.
+
+    `force_stage`: stage a large content even if the journal contains it already.
+    """
     if blob.size <= CHUNK_BYTES:
         return PreparedBlob(blob, is_new, *_compress(blob.read()))
-    if not force_stage and query("SELECT 1 FROM blobs WHERE digest = ?", (blob.digest,)):
+    if not force_stage and reader.query("SELECT 1 FROM blobs WHERE digest = ?", (blob.digest,)):
         return PreparedBlob(blob, False)
     return PreparedBlob(blob, False, staged_id=_stage_blob(writer, blob))
 
@@ -58,56 +60,58 @@ _INSERT_BLOB = "INSERT OR IGNORE INTO blobs (digest, size, packed, data) VALUES 
 
 
 def insert_blob(connection: sqlite3.Connection, prepared: PreparedBlob) -> int:
-    """Put a content into the open transaction (or find that it is there) and return its blobs.id.
+    """Insert a content in the open transaction unless it is there, and return its blobs.id.
 
-    Raises VanishedError.
+    Raises BlobPrunedError.
     """
     content = prepared.blob
     row = (content.digest, content.size, prepared.compressed, prepared.data)
     if prepared.is_new and prepared.data is not None:
-        added = connection.execute(_INSERT_BLOB, row)
-        if added.rowcount:
-            assert added.lastrowid is not None
-            return added.lastrowid
-    found = connection.execute(_SELECT_BLOB_BY_DIGEST, (content.digest,)).fetchone()
-    if found:
+        inserted = connection.execute(_INSERT_BLOB, row)
+        if inserted.rowcount:
+            assert inserted.lastrowid is not None
+            return inserted.lastrowid
+    existing = connection.execute(_SELECT_BLOB_BY_DIGEST, (content.digest,)).fetchone()
+    if existing:
         if prepared.staged_id is not None:
             for sql in DELETE_BLOB_SQL:
                 connection.execute(sql, (prepared.staged_id,))
-        return int(found[0])
+        return int(existing[0])
     if prepared.staged_id is not None:
-        changed = connection.execute(
+        updated = connection.execute(
             "UPDATE blobs SET digest = ?, staged_at = NULL WHERE id = ?", (content.digest, prepared.staged_id)
         )
-        if not changed.rowcount:
+        if not updated.rowcount:
             raise BlobPrunedError
         return prepared.staged_id
     if prepared.data is None:
         raise BlobPrunedError
-    added = connection.execute(_INSERT_BLOB, row)
-    assert added.lastrowid is not None
-    return added.lastrowid
+    inserted = connection.execute(_INSERT_BLOB, row)
+    assert inserted.lastrowid is not None
+    return inserted.lastrowid
 
 
-# Remove a blob with its chunks: each with its id.
 DELETE_BLOB_SQL = ("DELETE FROM chunks WHERE blob = ?", "DELETE FROM blobs WHERE id = ?")
+"""Statements that delete a blob and its chunks; each takes the blob's id."""
 
 
 def enqueue_discard(writer: JournalWriter, blob_id: int) -> None:
-    """Remove what was staged and is not needed, when it suits."""
+    """Enqueue the deletion of a staged content that is not needed."""
     for sql in DELETE_BLOB_SQL:
         writer.enqueue(sql, (blob_id,))
 
 
 def _stage_blob(writer: JournalWriter, content: Blob) -> int:
+    """Write a large content, without its digest, and return its blobs.id."""
+
     def insert_staged(connection: sqlite3.Connection) -> int:
-        row = connection.execute(
+        inserted = connection.execute(
             "INSERT INTO blobs (size, staged_at) VALUES (?, ?)", (content.size, time.time_ns() // 1_000_000)
         )
-        assert row.lastrowid is not None
-        return row.lastrowid
+        assert inserted.lastrowid is not None
+        return inserted.lastrowid
 
-    blob = writer.submit(insert_staged, durable=False)
+    blob_id = writer.submit(insert_staged, durable=False)
     try:
         sha = hashlib.sha256()
         number = 0
@@ -115,15 +119,15 @@ def _stage_blob(writer: JournalWriter, content: Blob) -> int:
             rows = []
             for data in batch:
                 sha.update(data)
-                rows.append((blob, number, *_compress(data)))
+                rows.append((blob_id, number, *_compress(data)))
                 number += 1
             writer.submit(lambda connection, rows=rows: _insert_chunks(connection, rows), durable=False)  # type: ignore[misc]
         if sha.digest() != content.digest:
-            raise JournalError("a file was altered while it was being journaled")
+            raise JournalError("a file was altered while it was being journaled; save it again")
     except BaseException:
-        enqueue_discard(writer, blob)
+        enqueue_discard(writer, blob_id)
         raise
-    return blob
+    return blob_id
 
 
 def _insert_chunks(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) -> None:
@@ -131,16 +135,16 @@ def _insert_chunks(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) 
 
 
 def _compress(data: bytes) -> tuple[int, bytes]:
-    """(1, compressed) if that saves at least a tenth, else (0, data)."""
+    """Return (1, compressed data) if that saves at least a tenth, else (0, data)."""
     if len(data) >= MIN_COMPRESSED_BYTES:
         if (
             len(data) > 4 * COMPRESSION_SAMPLE_BYTES
             and len(zlib.compress(data[:COMPRESSION_SAMPLE_BYTES], 1)) > COMPRESSION_SAMPLE_BYTES * 9 // 10
         ):
             return 0, data
-        packed = zlib.compress(data, 1)
-        if len(packed) < len(data) * 9 // 10:
-            return 1, packed
+        compressed = zlib.compress(data, 1)
+        if len(compressed) < len(data) * 9 // 10:
+            return 1, compressed
     return 0, data
 
 
@@ -151,43 +155,44 @@ _SELECT_CHUNK = "SELECT packed, data FROM chunks WHERE blob = ? AND number = ?"
 _SELECT_SMALL_BLOB = "SELECT packed, data FROM blobs WHERE id = ? AND 0 = ?"
 
 
-def open_blob(query: QueryFunction, blob_id: int, size: int, digest: bytes) -> Blob:
-    """The content of a blob, read when it is asked for."""
-    return Blob(size, digest, lambda: read_chunks(query, blob_id, size, digest))
+def open_blob(reader: JournalReader, blob_id: int, size: int, digest: bytes) -> Blob:
+    """Return the content of a blob. Its bytes are read when they are used."""
+    return Blob(size, digest, lambda: read_chunks(reader, blob_id, size, digest))
 
 
-def read_chunks(query: QueryFunction, blob_id: int, size: int, digest: bytes) -> Iterator[bytes]:
-    """The chunks of a blob. The last is only given once the digest of them all is right.
+def read_chunks(reader: JournalReader, blob_id: int, size: int, digest: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a blob, the last one only after the digest of all has been verified.
 
-    Raises JournalError if it is not: whoever passes the chunks on must then not finish.
+    Raises JournalError if the digest differs. A caller that passes the chunks on must not complete then.
     """
     sha = hashlib.sha256()
-    found = 0
-    held = b""
+    bytes_read = 0
+    previous = b""
     number = 0
-    while found < size:
-        rows = query(_SELECT_CHUNK if size > CHUNK_BYTES else _SELECT_SMALL_BLOB, (blob_id, number))
+    while bytes_read < size:
+        rows = reader.query(_SELECT_CHUNK if size > CHUNK_BYTES else _SELECT_SMALL_BLOB, (blob_id, number))
         if not rows or rows[0][1] is None:
             break
-        if held:
-            yield held
-        held = _decompress(*rows[0])
-        sha.update(held)
-        found += len(held)
+        if previous:
+            yield previous
+        previous = _decompress(*rows[0])
+        sha.update(previous)
+        bytes_read += len(previous)
         number += 1
-    if found != size or sha.digest() != digest:
+    if bytes_read != size or sha.digest() != digest:
         raise JournalError(
-            f"content {digest.hex()[:12]} in the journal is damaged: its bytes do not fit its digest (journal check)"
+            f"content {digest.hex()[:12]} in the journal is damaged: its bytes do not match its SHA-256 digest; "
+            f"restore the journal from a backup"
         )
-    if held:
-        yield held
+    if previous:
+        yield previous
 
 
 def _decompress(compressed: int, data: bytes) -> bytes:
+    """Return the bytes of a chunk; none of data that is not zlib's, which its digest then reveals."""
     if not compressed:
         return data
-    unpacker = zlib.decompressobj()
     try:
-        return unpacker.decompress(data, CHUNK_BYTES + 1)
+        return zlib.decompressobj().decompress(data, CHUNK_BYTES + 1)
     except zlib.error:
-        return b""  # the digest will say it
+        return b""

@@ -1,6 +1,7 @@
-"""Rows of changes: writing them, reading them back as they were, and finding them quickly among millions.
+"""Rows of changes: inserts them, decodes them, and finds them quickly among millions.
 
-Every query goes by an index (tests look at the plans). Rows are ordered by id, never by time: clocks go back.
+Every query uses an index (tests/unit/test_journal_plans.py examines the plans). Rows are ordered by id, never by time,
+because a clock can be set back.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from typing import Any
 
 from redisfuse.journal import blobs
 from redisfuse.journal.models import Blob, Change, ChangeIntent, Outcome, State
+from redisfuse.journal.reader import JournalReader
 from redisfuse.text import compile_glob, escape_text_if_needed
 
 MAX_CHANGE_ID = (1 << 63) - 1
-ROWS_PER_PAGE = 500  # rows read at once
-MAX_SCANNED_ROWS = 5000  # rows looked through one by one before an index is asked that does not give them in order
+ROWS_PER_PAGE = 500  # fetched by one query
+ROWS_IN_FIRST_PAGE = 20  # fewer, so that the first rows arrive soon
+MAX_SCANNED_ROWS = 5000  # newest rows scanned in order before an index is used that returns them out of order
 
 _STATE_COLUMNS = (
     *("kind", "type", "size", "blob", "logical", "offset", "total", "expires_at", "field_expires_at"),
@@ -31,7 +34,7 @@ _COLUMNS = (
 )
 _PLACEHOLDERS = ", ".join("?" * (len(_COLUMNS) - 2))
 _INSERT = f"INSERT INTO changes ({', '.join(_COLUMNS)}) VALUES (?, ?, {_PLACEHOLDERS})"
-# The first of a group has its own id as its group: the one that AUTOINCREMENT gives it.
+# The first change of a group has its own id, which AUTOINCREMENT assigns, as its group.
 _NEXT_ID = "(SELECT coalesce(max(seq), 0) + 1 FROM sqlite_sequence WHERE name = 'changes')"
 _INSERT_FIRST = f"INSERT INTO changes ({', '.join(_COLUMNS[1:])}) VALUES ({_NEXT_ID}, {_PLACEHOLDERS})"
 
@@ -55,19 +58,19 @@ _CHANGE_SELECTION_WIDTH = 15  # columns before the states
 
 @dataclass(frozen=True, slots=True)
 class ChangeFilter:
-    """Which changes are wanted, all conditions together. Nothing given: all."""
+    """Conditions that a change must all meet. Without any, all changes do."""
 
     session_id: int | None = None
     server_name: str | None = None  # ServerIdentity.name
-    key_glob: bytes | None = None  # a glob as Redis has them: * ? [a-z] and \ to escape_text
-    path: bytes | None = None  # this path, or anything below it
+    key_glob: bytes | None = None  # a glob as KEYS takes it: * ? [a-z], with \ as the escape character
+    path: bytes | None = None  # this path and everything below it
     since: int | None = None  # ms, inclusive
     until: int | None = None  # ms, exclusive
     outcomes: tuple[Outcome, ...] = ()
     ops: tuple[str, ...] = ()
-    limit: int | None = None
+    limit: int | None = None  # the newest, also with oldest_first
     before_id: int = MAX_CHANGE_ID  # only ids less than this
-    oldest_first: bool = False  # the order in which they were made, instead of newest first
+    oldest_first: bool = False  # instead of newest first
 
 
 # -- writing ---------------------------------------------------------------------------------------------------------
@@ -84,9 +87,9 @@ def insert_changes(
     recorded_at: int,
     grouping: bool | Sequence[int],
 ) -> list[int]:
-    """Insert a row an intent, with consecutive ids, and return these. `contents`: digest → blobs.id.
+    """Insert one row for each intent, with consecutive ids, and return the ids.
 
-    `grouped`: whether all are one operation; or how many of them belong to each of several.
+    `blob_ids`: blobs.id by digest. `grouping`: whether all are one operation, or the sizes of several operations.
     """
     if not intents:
         return []
@@ -104,13 +107,16 @@ def insert_changes(
     assert first is not None
     ids = list(range(first, first + len(rows)))
     if len(rows) > 1:
-        found = zip(ids, _iter_group_ids(first, len(rows), grouping), rows, strict=True)
-        connection.executemany(_INSERT, [(id, group, *row) for id, group, row in islice(found, 1, None)])
+        numbered = zip(ids, _iter_group_ids(first, len(rows), grouping), rows, strict=True)
+        connection.executemany(_INSERT, [(id, group, *row) for id, group, row in islice(numbered, 1, None)])
     return ids
 
 
 def join_group(connection: sqlite3.Connection, change_ids: Sequence[int], group_id: int) -> None:
-    """Make changes with consecutive ids a part of the operation of another one, unless somebody's came between."""
+    """Add changes with consecutive ids to the operation of another one.
+
+    Does nothing if a change of another operation has an id between them: the ids of a group are consecutive.
+    """
     connection.execute(
         """
         UPDATE changes SET (group_id, at) = (SELECT group_id, at FROM changes WHERE id = :group)
@@ -122,7 +128,7 @@ def join_group(connection: sqlite3.Connection, change_ids: Sequence[int], group_
 
 
 def _iter_group_ids(first_id: int, row_count: int, grouping: bool | Sequence[int]) -> Iterator[int]:
-    """The group of each row: the id of its operation's first."""
+    """Yield the group of each row: the id of the first change of its operation."""
     sizes = grouping if not isinstance(grouping, bool) else [row_count] if grouping else [1] * row_count
     for size in sizes:
         yield from repeat(first_id, size)
@@ -130,15 +136,15 @@ def _iter_group_ids(first_id: int, row_count: int, grouping: bool | Sequence[int
 
 
 def _encode_state(state: State, blob_ids: dict[bytes, int]) -> tuple[Any, ...]:
-    sliced = state.kind == "slice"
+    is_slice = state.kind == "slice"
     return (
         state.kind,
         state.type.decode("utf-8", "backslashreplace"),
         state.size,
         blob_ids[state.content.digest] if state.content else None,
         blob_ids[state.portable_copy.digest] if state.portable_copy else None,
-        state.offset if sliced else None,
-        state.total_size if sliced else None,
+        state.offset if is_slice else None,
+        state.total_size if is_slice else None,
         state.expires_at,
         state.field_expires_at,
         state.dump_version,
@@ -146,113 +152,109 @@ def _encode_state(state: State, blob_ids: dict[bytes, int]) -> tuple[Any, ...]:
     )
 
 
-# Sets what became of a change: state, error, time in ms, id.
 UPDATE_OUTCOME_SQL = "UPDATE changes SET state = ?, error = ?, settled_at = ? WHERE id = ?"
+"""Statement that records the outcome of a change: state, error, time in ms, id."""
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
 
 
-def fetch_change(query: blobs.QueryFunction, change_id: int) -> Change | None:
-    """One change."""
-    rows = query(f"{_SELECT} WHERE c.id = ?", (change_id,))
-    return _decode_change(query, rows[0]) if rows else None
+def fetch_change(reader: JournalReader, change_id: int) -> Change | None:
+    """Return one change, or None."""
+    rows = reader.query(f"{_SELECT} WHERE c.id = ?", (change_id,))
+    return _decode_change(reader, rows[0]) if rows else None
 
 
-def fetch_group(query: blobs.QueryFunction, group_id: int) -> list[Change]:
-    """The changes of one operation, in their order: they have consecutive ids, beginning with the group's."""
-    found: list[Change] = []
+def fetch_group(reader: JournalReader, group_id: int) -> list[Change]:
+    """Return the changes of one operation, in order. Their ids are consecutive and begin with the group's."""
+    changes: list[Change] = []
     while True:
-        after = found[-1].id if found else group_id - 1
-        rows = query(f"{_SELECT} WHERE c.id > ? ORDER BY c.id LIMIT ?", (after, ROWS_PER_PAGE))
+        after = changes[-1].id if changes else group_id - 1
+        rows = reader.query(f"{_SELECT} WHERE c.id > ? ORDER BY c.id LIMIT ?", (after, ROWS_PER_PAGE))
         for row in rows:
-            change = _decode_change(query, row)
+            change = _decode_change(reader, row)
             if change.group_id != group_id:
-                return found
-            found.append(change)
+                return changes
+            changes.append(change)
         if len(rows) < ROWS_PER_PAGE:
-            return found
+            return changes
 
 
-def find_changes(query: blobs.QueryFunction, change_filter: ChangeFilter) -> Iterator[Change]:
-    """The changes that a filter wants, read a page at a time; newest first unless it says otherwise."""
-    ids = _find_ids(query, change_filter)
+def find_changes(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[Change]:
+    """Yield the changes that match a filter, a page at a time, newest first unless `oldest_first` is set."""
+    ids = _find_ids(reader, change_filter)
     if change_filter.oldest_first:
         ids = reversed(list(ids))
     page: list[int] = []
-    first = True
+    is_first = True
     for id in ids:
         page.append(id)
-        if len(page) == (20 if first else ROWS_PER_PAGE):  # the first rows soon
-            yield from _fetch_changes(query, page)
-            page, first = [], False
+        if len(page) == (ROWS_IN_FIRST_PAGE if is_first else ROWS_PER_PAGE):
+            yield from _fetch_changes(reader, page)
+            page, is_first = [], False
     if page:
-        yield from _fetch_changes(query, page)
+        yield from _fetch_changes(reader, page)
 
 
-def find_change_ids(query: blobs.QueryFunction, change_filter: ChangeFilter) -> list[int]:
-    """The ids only, in the same order."""
-    ids = list(_find_ids(query, change_filter))
-    return ids[::-1] if change_filter.oldest_first else ids
-
-
-def _fetch_changes(query: blobs.QueryFunction, change_ids: list[int]) -> Iterator[Change]:
-    rows = query(f"{_SELECT} WHERE c.id IN ({', '.join('?' * len(change_ids))})", tuple(change_ids))
-    found = {row[0]: row for row in rows}
+def _fetch_changes(reader: JournalReader, change_ids: list[int]) -> Iterator[Change]:
+    rows = reader.query(f"{_SELECT} WHERE c.id IN ({', '.join('?' * len(change_ids))})", tuple(change_ids))
+    row_by_id = {row[0]: row for row in rows}
     for id in change_ids:
-        if id in found:
-            yield _decode_change(query, found[id])
+        if id in row_by_id:
+            yield _decode_change(reader, row_by_id[id])
 
 
-def _find_ids(query: blobs.QueryFunction, change_filter: ChangeFilter) -> Iterator[int]:
-    """Ids, newest first, at most as many as wanted."""
-    return islice(_iter_ids(query, change_filter), change_filter.limit)
+def _find_ids(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[int]:
+    """Yield ids, newest first, up to the filter's limit."""
+    return islice(_iter_ids(reader, change_filter), change_filter.limit)
 
 
-def _iter_ids(query: blobs.QueryFunction, change_filter: ChangeFilter) -> Iterator[int]:
-    """Ids, newest first.
+def _iter_ids(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[int]:
+    """Yield ids, newest first.
 
-    An index on one exact value gives its ids in order. One on a range (keys, paths, times) does not: then the newest
-    rows are looked through first (a range that matches much is soon satisfied), and the index gives the rest.
+    An index on one exact value returns its ids in order. An index on a range (keys, paths, times) does not. There, the
+    newest rows are scanned first, which soon satisfies a range that matches much, and the index finds the rest.
     """
     where, values = _build_conditions(change_filter)
     highest = change_filter.before_id - 1
-    ranged = _build_index_range(change_filter)
-    timed = change_filter.since is not None or change_filter.until is not None
-    if not ranged and not timed:
-        yield from _iter_ids_in_range(query, where, values, 0, highest)
+    index_range = _build_index_range(change_filter)
+    has_time = change_filter.since is not None or change_filter.until is not None
+    if not index_range and not has_time:
+        yield from _iter_ids_in_range(reader, where, values, 0, highest)
         return
     since = 0 if change_filter.since is None else change_filter.since
     until = MAX_CHANGE_ID if change_filter.until is None else change_filter.until
-    if timed:
+    if has_time:
         where = ["+at >= ? AND +at < ?", *where]
         values = [since, until, *values]
-    newest = max(0, _fetch_highest_id(query, highest) - MAX_SCANNED_ROWS)
-    if ranged:
-        column, condition, more = ranged
-        values = [*more, *values]
+    newest = max(0, _fetch_highest_id(reader, highest) - MAX_SCANNED_ROWS)
+    if index_range:
+        column, condition, range_values = index_range
+        values = [*range_values, *values]
         yield from _iter_ids_in_range(
-            query, [condition.replace(column, f"+{column}"), *where], values, newest + 1, highest
+            reader, [condition.replace(column, f"+{column}"), *where], values, newest + 1, highest
         )
         conditions = " AND ".join([condition, *where, "+id <= ?"])
         table = f"changes INDEXED BY changes_{column.strip(chr(34))}"
         sql = f"SELECT id FROM {table} WHERE {conditions} ORDER BY id DESC LIMIT ?"
-        limit = -1 if change_filter.limit is None else change_filter.limit  # no more than all that are wanted
-        yield from (id for (id,) in query(sql, (*values, newest, limit)))
+        limit = (
+            -1 if change_filter.limit is None else change_filter.limit
+        )  # an upper bound: the scan above may have yielded some
+        yield from (id for (id,) in reader.query(sql, (*values, newest, limit)))
         return
-    yield from _iter_ids_in_range(query, where, values, newest + 1, highest)
-    ((low, high),) = query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", (since, until))
+    yield from _iter_ids_in_range(reader, where, values, newest + 1, highest)
+    ((low, high),) = reader.query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", (since, until))
     if low is not None:
-        yield from _iter_ids_in_range(query, where, values, low, min(newest, high))
+        yield from _iter_ids_in_range(reader, where, values, low, min(newest, high))
 
 
 def _iter_ids_in_range(
-    query: blobs.QueryFunction, conditions: list[str], values: list[Any], lowest_id: int, highest_id: int
+    reader: JournalReader, conditions: list[str], values: list[Any], lowest_id: int, highest_id: int
 ) -> Iterator[int]:
-    """Ids from `highest` down to `lowest` that satisfy the conditions, a page at a time."""
+    """Yield the ids from `highest_id` down to `lowest_id` that meet the conditions, a page at a time."""
     sql = f"SELECT id FROM changes WHERE {' AND '.join([*conditions, 'id >= ? AND id <= ?'])} ORDER BY id DESC LIMIT ?"
     while highest_id >= lowest_id:
-        rows = query(sql, (*values, lowest_id, highest_id, ROWS_PER_PAGE))
+        rows = reader.query(sql, (*values, lowest_id, highest_id, ROWS_PER_PAGE))
         for (id,) in rows:
             yield id
         if len(rows) < ROWS_PER_PAGE:
@@ -260,9 +262,9 @@ def _iter_ids_in_range(
         highest_id = rows[-1][0] - 1
 
 
-def _fetch_highest_id(query: blobs.QueryFunction, highest_id: int) -> int:
-    ((found,),) = query("SELECT max(id) FROM changes WHERE id <= ?", (highest_id,))
-    return found or 0
+def _fetch_highest_id(reader: JournalReader, highest_id: int) -> int:
+    ((highest_existing,),) = reader.query("SELECT max(id) FROM changes WHERE id <= ?", (highest_id,))
+    return highest_existing or 0
 
 
 def _build_conditions(change_filter: ChangeFilter) -> tuple[list[str], list[Any]]:
@@ -278,7 +280,7 @@ def _build_conditions(change_filter: ChangeFilter) -> tuple[list[str], list[Any]
         where.append(f"state IN ({', '.join('?' * len(change_filter.outcomes))})")
         values += change_filter.outcomes
         if "applied" not in change_filter.outcomes:
-            where.append("state <> 'applied'")  # says to SQLite that the partial index has them all
+            where.append("state <> 'applied'")  # the condition of the partial index, so that SQLite uses it
     if change_filter.ops:
         where.append(f"op IN ({', '.join('?' * len(change_filter.ops))})")
         values += change_filter.ops
@@ -294,7 +296,7 @@ def _build_conditions(change_filter: ChangeFilter) -> tuple[list[str], list[Any]
 
 
 def _build_index_range(change_filter: ChangeFilter) -> tuple[str, str, list[bytes]] | None:
-    """(column, condition, its values) of the one range that an index can help with."""
+    """Return the column, the condition and its values of a range that has an index; None if there is none."""
     if change_filter.path is not None:
         path = change_filter.path.strip(b"/")
         if path:
@@ -307,12 +309,15 @@ def _build_index_range(change_filter: ChangeFilter) -> tuple[str, str, list[byte
 
 
 def _prefix_upper_bound(prefix: bytes) -> bytes:
-    """The least bytes greater than everything that begins with `prefix` (nearly: keys end before 64 bytes of 0xFF)."""
+    """Return the least bytes greater than everything that begins with `prefix`.
+
+    A prefix of only 0xFF bytes has none; it gets 64 more of them, which few keys exceed.
+    """
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else prefix + b"\xff" * 64
 
 
-def _decode_change(query: blobs.QueryFunction, row: tuple[Any, ...]) -> Change:
+def _decode_change(reader: JournalReader, row: tuple[Any, ...]) -> Change:
     (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, settled, server) = row[
         :_CHANGE_SELECTION_WIDTH
     ]
@@ -325,8 +330,8 @@ def _decode_change(query: blobs.QueryFunction, row: tuple[Any, ...]) -> Change:
         op=op,
         key=key,
         field=field,
-        prior=_decode_state(query, row[_CHANGE_SELECTION_WIDTH : _CHANGE_SELECTION_WIDTH + _STATE_SELECTION_WIDTH]),
-        new=_decode_state(query, row[_CHANGE_SELECTION_WIDTH + _STATE_SELECTION_WIDTH :]),
+        prior=_decode_state(reader, row[_CHANGE_SELECTION_WIDTH : _CHANGE_SELECTION_WIDTH + _STATE_SELECTION_WIDTH]),
+        new=_decode_state(reader, row[_CHANGE_SELECTION_WIDTH + _STATE_SELECTION_WIDTH :]),
         outcome=state,
         error=error,
         reverts=reverts,
@@ -337,11 +342,11 @@ def _decode_change(query: blobs.QueryFunction, row: tuple[Any, ...]) -> Change:
     )
 
 
-def _decode_state(query: blobs.QueryFunction, row: Sequence[Any]) -> State:
+def _decode_state(reader: JournalReader, row: Sequence[Any]) -> State:
     kind, type, blob, size, digest, logical, logical_size, logical_digest, offset, total, *rest = row
     expires_at, field_expires_at, version, note = rest
-    content: Blob | None = None if blob is None else blobs.open_blob(query, blob, size, digest)
-    copy = None if logical is None else blobs.open_blob(query, logical, logical_size, logical_digest)
+    content: Blob | None = None if blob is None else blobs.open_blob(reader, blob, size, digest)
+    copy = None if logical is None else blobs.open_blob(reader, logical, logical_size, logical_digest)
     return State(
         kind, type.encode(), content, copy, offset or 0, total or 0, expires_at, field_expires_at, version, note
     )

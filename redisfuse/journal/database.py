@@ -1,4 +1,4 @@
-"""Opening the journal's database: checks, pragmas, migrations, and SQLite's errors in the project's words."""
+"""The journal's database: checks, pragmas, migrations, and SQLite's errors as the project's."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ import redisfuse
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
 from redisfuse.journal import files
 
-BUSY_TIMEOUT_SECONDS = 5.0  # seconds that a write waits for another process's
-APPLICATION_ID = 0x72667573  # "rfus", in the file's header: file(1) and we can tell it from any other database
+BUSY_TIMEOUT_SECONDS = 5.0  # that a write waits for another process's transaction
+APPLICATION_ID = 0x72667573  # "rfus", in the file's header: identifies a journal to redisfuse and to file(1)
 MIGRATION_SET = "redisfuse"
 
 
 def prepare_database(path: Path, *, create: bool) -> None:
-    """Check the journal at `path`, make it if there is none and `create` is true, and bring its schema up to date.
+    """Check the journal at `path` and apply the migrations that it lacks.
 
-    Raises JournalError (with a one-line reason) for everything that is not a journal of ours, and alters nothing then.
+    If there is no file and `create` is true, it is created. Raises JournalError, with a one-line reason, for a file
+    that is not a journal of this user; then nothing is changed.
     """
     if create and not os.path.lexists(path):
         _create_database(path)
@@ -34,27 +35,33 @@ def prepare_database(path: Path, *, create: bool) -> None:
 
 
 def _create_database(path: Path) -> None:
-    made = files.create_temporary_file(path)
+    temporary = files.create_temporary_file(path)
     try:
         with translate_errors(path):
-            _migrate_file(made, is_new=True)
-        files.publish_file(made, path)
+            _migrate_file(temporary, is_new=True)
+        files.publish_file(temporary, path)
     finally:
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(OSError):
-                os.unlink(f"{made}{suffix}")
+                os.unlink(f"{temporary}{suffix}")
 
 
 def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
-    """A connection in autocommit mode (transactions are begun by hand), usable from any thread, one at a time."""
+    """Open a connection in autocommit mode, where transactions begin with an explicit BEGIN.
+
+    Any thread can use it, one at a time. A journal in a directory that can't be written is opened read-only as an
+    immutable file.
+    """
     with translate_errors(path):
         connection = _open_connection(path, "rw" if writable else "ro", busy_timeout)
         try:
             if writable:
                 connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when nobody waits
+                connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when no caller waits
                 connection.execute("PRAGMA journal_size_limit = 16777216")
-                connection.execute("DELETE FROM blobs WHERE id < 0")  # what SQLite can't write it opens for reading
+                connection.execute(
+                    "DELETE FROM blobs WHERE id < 0"
+                )  # SQLite silently opens read-only a file that it can't write
             else:
                 connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -70,34 +77,37 @@ def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SE
 
 
 def is_schema_current(path: Path) -> bool:
-    """Whether all migrations are applied; raises JournalError if the file is another program's or a newer version's."""
+    """Return whether all migrations are applied.
+
+    Raises JournalError if the file belongs to another program or a newer redisfuse.
+    """
     with contextlib.closing(connect(path, writable=False)) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
         applied: set[str] = set()
         if "_sqlite_migrations" in tables:
             rows = connection.execute("SELECT name FROM _sqlite_migrations WHERE migration_set = ?", (MIGRATION_SET,))
             applied = {name for (name,) in rows}
-    known = {file.stem for file in list_migration_files()}
-    if applied - known:
+    available = {file.stem for file in list_migration_files()}
+    if applied - available:
         raise JournalError(
-            f"the journal {path} was written by a newer redisfuse (it has {max(applied - known)}); "
-            f"it was not touched: upgrade this one"
+            f"the journal {path} was written by a newer redisfuse (its schema has {max(applied - available)}); "
+            f"it was not changed; upgrade this redisfuse"
         )
-    if not applied and (tables or application not in (0, APPLICATION_ID)):
-        raise JournalError(f"{path} is a database of something else, not a journal; it was not touched")
-    if not applied and application == 0:
-        raise JournalError(f"{path} is an empty database, not a journal; it was not touched")
-    return applied == known
+    if not applied and (tables or application_id not in (0, APPLICATION_ID)):
+        raise JournalError(f"{path} is another program's database, not a journal; it was not changed")
+    if not applied and application_id == 0:
+        raise JournalError(f"{path} is an empty database, not a journal; it was not changed")
+    return applied == available
 
 
 def list_migration_files() -> list[Path]:
-    """The numbered migrations, in order."""
+    """Return the files of the numbered migrations, in order."""
     return sorted(_find_migrations_folder().glob("m[0-9][0-9][0-9][0-9]_*.py"))
 
 
 def _find_migrations_folder() -> Path:
-    """Inside the package in an installed wheel; beside it in a source tree (an editable install)."""
+    """Return the directory in the package (a wheel) or beside it (a source tree, an editable install)."""
     package = Path(redisfuse.__file__).resolve().parent
     for folder in (package / "migrations", package.parent / "migrations"):
         if (folder / "m0001_journal.py").is_file():
@@ -106,7 +116,10 @@ def _find_migrations_folder() -> Path:
 
 
 def migrate(connection: sqlite3.Connection) -> None:
-    """Apply the missing migrations in one transaction, which also keeps a second process from doing the same."""
+    """Apply the missing migrations in one transaction.
+
+    It is an immediate transaction, so that two processes never apply the same migration.
+    """
     from sqlite_utils import Database
 
     spec = importlib.util.spec_from_file_location("redisfuse_migrations", _find_migrations_folder() / "migrations.py")
@@ -126,8 +139,10 @@ def migrate(connection: sqlite3.Connection) -> None:
 def _migrate_file(path: Path, *, is_new: bool) -> None:
     with contextlib.closing(_open_connection(path, "rw", BUSY_TIMEOUT_SECONDS)) as connection:
         if is_new:
-            connection.execute("PRAGMA page_size = 2048")  # a change touches a dozen pages: half as much to write
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can give space back
+            connection.execute(
+                "PRAGMA page_size = 2048"
+            )  # a change writes to a dozen pages: half the bytes of the default 4096
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can shrink the file
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -146,7 +161,10 @@ def _open_connection(path: Path, mode: str, busy_timeout: float) -> sqlite3.Conn
 
 
 def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
-    """A journal in a folder that can't be written (a backup, a read-only disk) and that no process has open."""
+    """Return whether `path` can only be opened as an immutable file.
+
+    That is a journal in a directory that can't be written (a backup, a read-only disk) and that no process has open.
+    """
     wal = path.with_name(path.name + "-wal")
     return (
         error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
@@ -160,7 +178,7 @@ def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Turn SQLite's exceptions into the project's, each a line that names the file."""
+    """Translate SQLite's exceptions into the project's, each a line that names the file."""
     try:
         yield
     except sqlite3.Error as error:
@@ -168,43 +186,48 @@ def translate_errors(path: Path) -> Iterator[None]:
 
 
 def translate_error(error: sqlite3.Error, path: Path) -> JournalError:
-    """The project's error for one of SQLite's."""
+    """Return the project's error for one of SQLite's."""
     code = getattr(error, "sqlite_errorcode", 0)
     primary = code & 0xFF
     if primary == sqlite3.SQLITE_FULL or (
         primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN) and _is_disk_full(path)
     ):
-        return JournalFullError(f"the disk of the journal {path} is full; make room, or prune it: redisfuse prune")
+        return JournalFullError(f"the disk of the journal {path} is full; free some space, or run redisfuse prune")
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
         return build_moved_error(path)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return JournalReadOnlyError(f"the journal {path} can't be written: {error}")
     if primary == sqlite3.SQLITE_IOERR and _is_read_only(path):
-        return JournalReadOnlyError(f"the journal {path} can't be written: its disk has become read-only")
+        return JournalReadOnlyError(f"the journal {path} can't be written: its filesystem has become read-only")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return JournalLockedError(f"another process keeps the journal {path} locked; try again when it is done")
+        return JournalLockedError(f"another process holds a lock on the journal {path}; try again when it has finished")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return JournalError(f"the journal {path} is damaged or no database ({error}); restore it, or move it away")
+        return JournalError(
+            f"the journal {path} is damaged or not a database ({error}); restore it from a backup, or move it away"
+        )
     if primary == sqlite3.SQLITE_CANTOPEN:
         if not os.access(path.parent, os.W_OK):
-            return JournalReadOnlyError(f"the journal {path} can't be opened: its folder can't be written")
-        result = JournalError(f"the journal {path} can't be opened: {error}")
+            return JournalReadOnlyError(f"the journal {path} can't be opened: its directory can't be written")
+        cannot_open = JournalError(f"the journal {path} can't be opened: {error}")
         if _is_out_of_descriptors():
-            result.errno = errno.EMFILE
-        return result
+            cannot_open.errno = errno.EMFILE
+        return cannot_open
     return JournalError(f"the journal {path}: {error}")
 
 
 def build_moved_error(path: Path) -> JournalError:
-    """The error for a journal that is no longer the file that was opened."""
+    """Return the error for a journal that is no longer the file that was opened."""
     return JournalError(
-        f"the journal {path} was removed or replaced while in use; nothing is changed until it is back: "
+        f"the journal {path} was removed or replaced while in use; changes are refused until it is back: "
         f"put it back, or mount again"
     )
 
 
 def _is_disk_full(path: Path) -> bool:
-    """SQLite says only "disk I/O error" when a write past the end failed: look whether there is room for one."""
+    """Return whether there is no room for a write past the end of the files.
+
+    SQLite reports only "disk I/O error" when such a write fails.
+    """
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -219,7 +242,10 @@ def _is_disk_full(path: Path) -> bool:
 
 
 def _is_read_only(path: Path) -> bool:
-    """SQLite says only "disk I/O error" when the disk has become read-only under an open file."""
+    """Return whether the filesystem has become read-only under an open file.
+
+    SQLite reports only "disk I/O error" then.
+    """
     return os.path.exists(path) and not os.access(path, os.W_OK)
 
 

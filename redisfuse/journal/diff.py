@@ -1,7 +1,8 @@
-"""What a change made different, in lines to be shown: text line by line, bytes in hex, collections by element. Pure.
+"""The difference that a change made, as printable lines. Pure.
 
-`DiffLine.text` is printable (text.escape_text), `DiffLine.mark` says what it is. Contents too large to be compared whole are shown
-from their first difference on, and that is said.
+Text is compared line by line, other bytes in hex, collections by element. `DiffLine.text` is escaped
+(text.escape_text). Contents too large to compare whole are shown from their first difference on, with a line that
+reports it.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from redisfuse.journal import portable
 from redisfuse.journal.models import Blob, Change, State
 from redisfuse.text import escape_text, iso_utc
 
-DiffMarker = Literal["fact", "place", " ", "-", "+"]  # a fact about the whole, where in it, unchanged, before, after
+DiffMarker = Literal["fact", "place", " ", "-", "+"]
+"""A fact about the whole; a position in it; an unchanged line; a line before; a line after."""
 
-MAX_COMPARED_BYTES = (
-    4 << 20
-)  # bytes of a content that are compared; of a larger one so many from the first difference on
-MAX_DIFFLIB_LINES = 4000  # lines on either side that difflib is given: it takes quadratic time
+MAX_COMPARED_BYTES = 4 << 20  # of a content; a larger one is compared from its first difference on
+MAX_DIFFLIB_LINES = 4000  # on either side, because difflib takes quadratic time
 CONTEXT_LINES = 3  # unchanged lines shown around a difference
-HEX_BYTES_PER_ROW = 16  # bytes in a line of hex
-SORTED_TYPES = (b"set", b"hash")  # whose portable copies are sorted, so that they can be compared as streams
+HEX_BYTES_PER_ROW = 16
+SORTED_TYPES = (b"set", b"hash")  # their portable copies are sorted, so they can be compared as streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class DiffLine:
 
 
 def diff_change(change: Change) -> Iterator[DiffLine]:
-    """From the prior state to the new one: facts first (type, expiry, length), then the contents."""
+    """Yield the difference between prior and new state: first type, expiry and length, then the contents."""
     prior, new = change.prior, change.new
     yield from _diff_metadata(prior, new)
     if "object" in (prior.kind, new.kind):
@@ -86,53 +86,53 @@ def _format_expiry(milliseconds: int | None) -> str:
 
 
 def _diff_bytes(prior: State, new: State) -> Iterator[DiffLine]:
-    start, before, after, cut = _read_differing_parts(prior.content, new.content)
+    start, before, after, is_truncated = _read_differing_parts(prior.content, new.content)
     base = prior.offset if prior.kind == "slice" else new.offset if new.kind == "slice" else 0
     if start or base:
         yield DiffLine("place", f"from byte {base + start}")
-    old, fresh = _decode_lines(before), _decode_lines(after)
-    if old is not None and fresh is not None:
-        yield from _diff_lines(old, fresh)
+    old_lines, new_lines = _decode_lines(before), _decode_lines(after)
+    if old_lines is not None and new_lines is not None:
+        yield from _diff_lines(old_lines, new_lines)
     else:
         yield from _diff_lines(_format_hex_dump(before, base + start), _format_hex_dump(after, base + start))
-    if cut:
+    if is_truncated:
         yield DiffLine(
             "fact",
-            f"only {MAX_COMPARED_BYTES} bytes from the first difference on are shown; see redisfuse show --prior, --new",
+            f"only {MAX_COMPARED_BYTES} bytes from the first difference are shown; see redisfuse show --prior, --new",
         )
 
 
 def _read_differing_parts(prior: Blob | None, new: Blob | None) -> tuple[int, bytes, bytes, bool]:
-    """Where the shown parts begin, these parts, and whether there is more behind them."""
+    """Return the offset of the parts to show, both parts, and whether bytes follow them."""
     sizes = (prior.size if prior else 0, new.size if new else 0)
     if max(sizes) <= MAX_COMPARED_BYTES:
         return 0, prior.read() if prior else b"", new.read() if new else b"", False
-    skipped = 0
+    start = 0
     before = prior.iter_chunks() if prior else iter(())
     after = new.iter_chunks() if new else iter(())
-    one = other = b""
-    for one, other in zip_longest(before, after, fillvalue=b""):
-        if one != other:
+    left = right = b""
+    for left, right in zip_longest(before, after, fillvalue=b""):
+        if left != right:
             break
-        skipped += len(one)
-    equal = _measure_common_prefix(one, other) // HEX_BYTES_PER_ROW * HEX_BYTES_PER_ROW
-    one = _read_up_to_limit(one[equal:], before)
-    other = _read_up_to_limit(other[equal:], after)
-    skipped += equal
-    return skipped, one, other, skipped + len(one) < sizes[0] or skipped + len(other) < sizes[1]
+        start += len(left)
+    equal = _measure_common_prefix(left, right) // HEX_BYTES_PER_ROW * HEX_BYTES_PER_ROW
+    left = _read_up_to_limit(left[equal:], before)
+    right = _read_up_to_limit(right[equal:], after)
+    start += equal
+    return start, left, right, start + len(left) < sizes[0] or start + len(right) < sizes[1]
 
 
 def _read_up_to_limit(prefix: bytes, chunks: Iterator[bytes]) -> bytes:
-    found = bytearray(prefix)
+    data = bytearray(prefix)
     for chunk in chunks:
-        if len(found) >= MAX_COMPARED_BYTES:
+        if len(data) >= MAX_COMPARED_BYTES:
             break
-        found += chunk
-    return bytes(found[:MAX_COMPARED_BYTES])
+        data += chunk
+    return bytes(data[:MAX_COMPARED_BYTES])
 
 
 def _measure_common_prefix(left: bytes, right: bytes) -> int:
-    """How many bytes at their beginning are equal."""
+    """Return the length of the common prefix."""
     low, high = 0, min(len(left), len(right))
     while low < high:
         middle = (low + high + 1) // 2
@@ -144,7 +144,7 @@ def _measure_common_prefix(left: bytes, right: bytes) -> int:
 
 
 def _decode_lines(data: bytes) -> list[str] | None:
-    """The printable lines of a text; None if it is not one."""
+    """Return the printable lines of a text; None if the bytes are not printable text."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -169,27 +169,30 @@ def _format_hex_dump(data: bytes, offset: int) -> list[str]:
 
 
 def _diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[DiffLine]:
-    """A unified diff. Equal beginnings and ends are cut off first; what is then too long is shown as replaced."""
+    """Yield a unified diff.
+
+    Equal lines at both ends are removed first. If the rest is too long for difflib, all of it is shown as replaced.
+    """
     shorter = min(len(before), len(after))
     head = next((number for number in range(shorter) if before[number] != after[number]), shorter)
     tail = next((number for number in range(shorter - head) if before[~number] != after[~number]), shorter - head)
     first = max(0, head - CONTEXT_LINES)
-    one = before[first : len(before) - max(0, tail - CONTEXT_LINES)]
-    other = after[first : len(after) - max(0, tail - CONTEXT_LINES)]
-    if max(len(one), len(other)) > MAX_DIFFLIB_LINES:
-        yield DiffLine("place", f"@@ -{first + 1},{len(one)} +{first + 1},{len(other)} @@")
+    old = before[first : len(before) - max(0, tail - CONTEXT_LINES)]
+    new = after[first : len(after) - max(0, tail - CONTEXT_LINES)]
+    if max(len(old), len(new)) > MAX_DIFFLIB_LINES:
+        yield DiffLine("place", f"@@ -{first + 1},{len(old)} +{first + 1},{len(new)} @@")
         yield from (DiffLine("-", text) for text in before[head : len(before) - tail])
         yield from (DiffLine("+", text) for text in after[head : len(after) - tail])
         return
-    for group in difflib.SequenceMatcher(None, one, other, autojunk=False).get_grouped_opcodes(CONTEXT_LINES):
+    for group in difflib.SequenceMatcher(None, old, new, autojunk=False).get_grouped_opcodes(CONTEXT_LINES):
         (_, i1, _, j1, _), (_, _, i2, _, j2) = group[0], group[-1]
         yield DiffLine("place", f"@@ -{first + i1 + 1},{i2 - i1} +{first + j1 + 1},{j2 - j1} @@")
         for tag, a1, a2, b1, b2 in group:
             if tag == "equal":
-                yield from (DiffLine(" ", text) for text in one[a1:a2])
+                yield from (DiffLine(" ", text) for text in old[a1:a2])
                 continue
-            yield from (DiffLine("-", text) for text in one[a1:a2])
-            yield from (DiffLine("+", text) for text in other[b1:b2])
+            yield from (DiffLine("-", text) for text in old[a1:a2])
+            yield from (DiffLine("+", text) for text in new[b1:b2])
 
 
 # -- collections -----------------------------------------------------------------------------------------------------
@@ -229,9 +232,7 @@ def _diff_same_type(prior: State, new: State) -> Iterator[DiffLine]:
             prior.type, _iter_element_lines(prior.portable_copy), _iter_element_lines(new.portable_copy)
         )
     elif max(prior.portable_copy.size, new.portable_copy.size) > MAX_COMPARED_BYTES:
-        yield DiffLine(
-            "fact", "too large to be compared by element; see redisfuse show --prior --logical, --new --logical"
-        )
+        yield DiffLine("fact", "too large to compare by element; see redisfuse show --prior --logical, --new --logical")
     elif prior.type == b"zset":
         yield from _diff_zset(prior, new)
     else:
@@ -241,22 +242,22 @@ def _diff_same_type(prior: State, new: State) -> Iterator[DiffLine]:
 
 
 def _diff_sorted(key_type: bytes, before: Iterator[bytes], after: Iterator[bytes]) -> Iterator[DiffLine]:
-    """Two sorted copies, walked side by side."""
-    one, other = next(before, None), next(after, None)
-    while one is not None or other is not None:
-        if one == other:
-            one, other = next(before, None), next(after, None)
-        elif other is None or (one is not None and one < other):
-            assert one is not None
-            yield DiffLine("-", format_element(key_type, _parse_element(one)))
-            one = next(before, None)
+    """Merge two sorted copies and yield the elements that only one of them has."""
+    old, new = next(before, None), next(after, None)
+    while old is not None or new is not None:
+        if old == new:
+            old, new = next(before, None), next(after, None)
+        elif new is None or (old is not None and old < new):
+            assert old is not None
+            yield DiffLine("-", format_element(key_type, _parse_element(old)))
+            old = next(before, None)
         else:
-            yield DiffLine("+", format_element(key_type, _parse_element(other)))
-            other = next(after, None)
+            yield DiffLine("+", format_element(key_type, _parse_element(new)))
+            new = next(after, None)
 
 
 def _diff_zset(prior: State, new: State) -> Iterator[DiffLine]:
-    """A sorted set: members that went, came, or have another score."""
+    """Yield the members of a sorted set that were removed, were added, or have another score."""
     before = {element[0]: element for element in _iter_elements(prior)}
     after = {element[0]: element for element in _iter_elements(new)}
     for name in [*before, *(name for name in after if name not in before)]:
@@ -278,7 +279,7 @@ def _iter_elements(state: State) -> Iterator[portable.ElementRecord]:
 
 
 def _iter_element_lines(portable_copy: Blob) -> Iterator[bytes]:
-    """The elements' lines, as they are stored, without the first, which is about the whole."""
+    """Return the stored lines of the elements, without the first line, which describes the whole."""
     return islice(portable.split_lines(portable_copy.iter_chunks()), 1, None)
 
 
@@ -288,7 +289,7 @@ def _parse_element(line: bytes) -> portable.ElementRecord:
 
 
 def format_element(key_type: bytes, element: portable.ElementRecord) -> str:
-    """One element on one line: `value`, `score<TAB>member` as `member  score`, `field: value`, `id field=value …`."""
+    """Return one element on one line: `value`, `score  member`, `field: value` or `id field=value …`."""
     parts = [escape_text(part) if isinstance(part, bytes) else str(part) for part in element]
     if key_type == b"zset":
         return f"{parts[1]}  {parts[0]}"
@@ -302,7 +303,7 @@ def format_element(key_type: bytes, element: portable.ElementRecord) -> str:
 
 
 def _format_element_lines(key_type: bytes, element: portable.ElementRecord) -> list[str]:
-    """A JSON document is compared by the lines of its indented form; other elements are one line each."""
+    """Return the lines that an element is compared by: one, or those of an indented JSON document."""
     if key_type == b"ReJSON-RL" and isinstance(element[0], bytes):
         try:
             document: Any = json.loads(element[0])

@@ -1,30 +1,31 @@
-"""Empty directories: they are in no server, so they live here, per server and database (DESIGN 2)."""
+"""Rows of empty directories: no key represents them, so the journal keeps them, per server and database."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable
 
-from redisfuse.journal.blobs import QueryFunction
+from redisfuse.journal.reader import JournalReader
 
-DirectoryComponents = tuple[bytes, ...]  # its components
+DirectoryComponents = tuple[bytes, ...]
+"""The names on the path of a directory, below the mount point."""
 
 
 def encode_directory(directory: DirectoryComponents) -> bytes:
-    """The components as one text that can be read back."""
+    """Return the components as one reversible text: joined by `/`, with `%` as `%25` and `/` as `%2F`."""
     return b"/".join(component.replace(b"%", b"%25").replace(b"/", b"%2F") for component in directory)
 
 
 def decode_directory(encoded: bytes) -> DirectoryComponents:
-    """The inverse of `encode_directory`."""
+    """Invert `encode_directory`."""
     return tuple(component.replace(b"%2F", b"/").replace(b"%25", b"%") for component in encoded.split(b"/"))
 
 
-def fetch_directories(query: QueryFunction, server_name: str) -> set[DirectoryComponents]:
-    """The directories that were made in a server's database and are kept although they are empty."""
+def fetch_directories(reader: JournalReader, server_name: str) -> set[DirectoryComponents]:
+    """Return the empty directories of a server's database."""
     return {
-        decode_directory(text)
-        for (text,) in query("SELECT directory FROM directories WHERE server = ?", (server_name,))
+        decode_directory(encoded)
+        for (encoded,) in reader.query("SELECT directory FROM directories WHERE server = ?", (server_name,))
     }
 
 
@@ -35,12 +36,15 @@ def update_directories(
     remove: Iterable[DirectoryComponents],
     added_at: int,
 ) -> None:
-    """Remove and add directories; adding one that is there, or removing one that is not, does nothing."""
+    """Remove and add directories.
+
+    Adding one that exists, or removing one that does not, does nothing. `added_at`: Unix time in ms.
+    """
     connection.executemany(
         "DELETE FROM directories WHERE server = ? AND directory = ?",
-        [(server_name, encode_directory(each)) for each in remove],
+        [(server_name, encode_directory(directory)) for directory in remove],
     )
     connection.executemany(
         "INSERT OR IGNORE INTO directories VALUES (?, ?, ?)",
-        [(server_name, encode_directory(each), added_at) for each in add],
+        [(server_name, encode_directory(directory), added_at) for directory in add],
     )

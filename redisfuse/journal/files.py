@@ -1,8 +1,8 @@
-"""Where a journal is, and who may read it: it holds production values.
+"""The journal's file: its place, its permissions and its creation. It contains production values.
 
-The folder is made 0700 and the file 0600 by the calls that create them, so there is no moment at which somebody else
-could open them. (SQLite gives its -wal and -shm files the mode of the database.) Never opens a file that may be in use:
-closing any descriptor of it would drop SQLite's locks (see "How To Corrupt An SQLite Database File", 2.2).
+The calls that create the directory and the file set their modes, 0700 and 0600, so that at no moment another user can
+open them. (SQLite gives its -wal and -shm files the mode of the database.) This module never opens a file that may be
+in use: closing any descriptor of it would drop SQLite's locks ("How To Corrupt An SQLite Database File", 2.2).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ JOURNAL_FILE_NAME = "journal.db"
 
 
 def default_path() -> Path:
-    """`journal.db` in the platform's state folder, one for all servers."""
+    """Return the path of `journal.db` in the platform's state directory, one for all servers."""
     from platformdirs import user_state_path
 
     return user_state_path("redisfuse", appauthor=False) / JOURNAL_FILE_NAME
@@ -28,68 +28,74 @@ def default_path() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class FileIdentity:
-    """Which file a path leads to: it changes when the file is replaced."""
+    """The device and inode of a file, which change when the file is replaced."""
 
     device: int
     inode: int
 
     @classmethod
     def from_path(cls, path: Path) -> FileIdentity | None:
-        """The mark of what is at `path` now, not following a symlink; None if nothing is."""
+        """Return the identity of the file at `path`, without following a symbolic link; None if there is none."""
         try:
-            found = os.lstat(path)
+            status = os.lstat(path)
         except OSError:
             return None
-        return cls(found.st_dev, found.st_ino)
+        return cls(status.st_dev, status.st_ino)
 
 
 def check_file(path: Path) -> None:
-    """Raise JournalError unless `path` is our file, unreadable to others, in a folder that others can't alter."""
+    """Raise JournalError unless `path` is a regular file that only this user can read.
+
+    Other users must not be able to write to its directory either, where they could replace it.
+    """
     try:
-        found = os.lstat(path)
+        status = os.lstat(path)
     except FileNotFoundError:
-        raise JournalError(f"there is no journal at {path}; a mount with --write --journal makes one") from None
+        raise JournalError(f"there is no journal at {path}; a mount with --write --journal creates one") from None
     except OSError as error:
-        raise JournalError(f"the journal {path} can't be looked at: {error.strerror}") from None
-    if stat.S_ISLNK(found.st_mode):
+        raise JournalError(f"the journal {path} can't be examined: {error.strerror}") from None
+    if stat.S_ISLNK(status.st_mode):
         raise JournalError(f"the journal {path} is a symbolic link; give the path of the file itself")
-    if not stat.S_ISREG(found.st_mode):
-        kind = "a directory" if stat.S_ISDIR(found.st_mode) else "no regular file"
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise JournalError(f"the journal {path} is {kind}; give the path of a file with --journal-file")
-    if found.st_uid != os.geteuid():
-        raise JournalError(f"the journal {path} belongs to somebody else (uid {found.st_uid}); it is not opened")
-    if found.st_mode & 0o077:
-        raise JournalError(f"others can read the journal {path}, which holds values; make it private: chmod 600 {path}")
-    if found.st_size == 0:
+    if status.st_uid != os.geteuid():
+        raise JournalError(f"the journal {path} belongs to another user (uid {status.st_uid}); it was not opened")
+    if status.st_mode & 0o077:
+        raise JournalError(
+            f"other users can read the journal {path}, which contains values; make it private: chmod 600 {path}"
+        )
+    if status.st_size == 0:
         raise JournalError(
             f"the journal {path} is an empty file, not a database; "
-            f"if it never held anything remove it, otherwise restore it from a backup"
+            f"remove it if it never contained a change, otherwise restore it from a backup"
         )
     _check_folder(path.parent)
 
 
 def create_temporary_file(path: Path) -> Path:
-    """Make an empty file of mode 0600 beside `path`, in a folder made 0700 if there was none, and return its path.
+    """Create an empty file of mode 0600 beside `path` and return its path.
 
-    The journal is built there and then given its name by `publish_file`, so a half-made one is never found under it.
+    Its directory is created with mode 0700 if there is none. The journal is built in the temporary file and then
+    gets its name from `publish_file`, so that an incomplete one never has that name.
     Raises JournalError, JournalReadOnlyError or JournalFullError.
     """
     try:
         _create_folder(path.parent)
         _check_folder(path.parent)
-        made = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
-        descriptor = os.open(made, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            os.fchmod(descriptor, 0o600)  # a umask may have taken the owner's bits
+            os.fchmod(descriptor, 0o600)  # a umask may have cleared the owner's bits
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _translate_error(error, path) from None
-    return made
+    return temporary
 
 
 def publish_file(temporary: Path, path: Path) -> None:
-    """Give a finished journal its name, durably, unless another process was quicker: then theirs stays."""
+    """Give a complete journal its name, durably, unless another process has created one: then that one stays."""
     try:
         with contextlib.suppress(FileExistsError):
             try:
@@ -117,21 +123,27 @@ def _create_folder(folder: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Others who can write to the folder could put another file in the journal's place."""
-    found = os.stat(folder)
-    if found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX:
-        raise JournalError(f"others can write to {folder}, the journal's folder; make it private: chmod 700 {folder}")
-    if found.st_uid not in (os.geteuid(), 0):
-        raise JournalError(f"{folder}, the journal's folder, belongs to somebody else (uid {found.st_uid})")
+    """Raise JournalError if another user can write to the directory, and so could replace the journal."""
+    status = os.stat(folder)
+    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
+        raise JournalError(
+            f"other users can write to {folder}, the journal's directory; make it private: chmod 700 {folder}"
+        )
+    if status.st_uid not in (os.geteuid(), 0):
+        raise JournalError(
+            f"{folder}, the journal's directory, belongs to another user (uid {status.st_uid}); it was not opened"
+        )
 
 
 def _translate_error(error: OSError, path: Path) -> JournalError:
-    kinds: dict[int | None, type[JournalError]] = {
+    classes: dict[int | None, type[JournalError]] = {
         errno.ENOSPC: JournalFullError,
         errno.EDQUOT: JournalFullError,
         errno.EROFS: JournalReadOnlyError,
         errno.EACCES: JournalReadOnlyError,
         errno.EPERM: JournalReadOnlyError,
     }
-    kind = kinds.get(error.errno, JournalError)
-    return kind(f"the journal {path} can't be made: {error.strerror}; give another place with --journal-file")
+    error_class = classes.get(error.errno, JournalError)
+    return error_class(
+        f"the journal {path} can't be created: {error.strerror}; choose another path with --journal-file"
+    )

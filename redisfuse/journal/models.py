@@ -1,8 +1,8 @@
-"""What flows into and out of the journal: contents, states, intents, changes and sessions. Pure; no SQL.
+"""The journal's data: contents, states, intents, changes and sessions. Pure; no SQL.
 
-A *content* is bytes with their length and SHA-256, read in chunks. A *state* is what a target (a key or a hash field)
-held at one moment. An *intent* is a change about to be made; a *change* is the journal's row of it. Sizes are bytes,
-expiries absolute Unix times in milliseconds, times UTC.
+A *content* is bytes with their length and SHA-256 digest, read in chunks. A *state* is the type, content and expiry of
+a target (a key or a hash field) at one moment. An *intent* is a change that is about to be made; a *change* is its row
+in the journal. Sizes are in bytes; times and expiries are absolute Unix times in milliseconds.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from redisfuse.errors import JournalError
 
 StateKind = Literal["absent", "value", "slice", "object", "directory"]
 Outcome = Literal["pending", "applied", "failed", "unknown", "refused"]
-OUTCOMES: tuple[Outcome, ...] = ("pending", "applied", "failed", "unknown", "refused")
 
 
 class Blob:
-    """Bytes that may be too many for memory: `size`, `digest` (SHA-256, 32 bytes), and `iter_chunks()` as often as wanted.
+    """A content, which may be too large for memory: its `size`, its `digest` and its chunks.
 
-    Two contents are equal when their digests are.
+    The digest is SHA-256, 32 bytes. Two contents are equal if their digests are. `iter_chunks()` can be called any
+    number of times.
     """
 
     __slots__ = ("_source", "digest", "size")
@@ -40,16 +40,16 @@ class Blob:
 
     @classmethod
     def from_bytes(cls, data: bytes | bytearray | memoryview) -> Blob:
-        """The content that is these bytes."""
+        """Create the content of these bytes."""
         data = bytes(data)
         return cls(len(data), hashlib.sha256(data).digest(), data)
 
     @classmethod
     def from_file(cls, file: BinaryIO, offset: int = 0, size: int | None = None) -> Blob:
-        """The bytes of `file` from `offset`, `size` of them (default: to its end).
+        """Create the content of `size` bytes of `file` from `offset` (default: to its end).
 
-        Up to one chunk is copied into memory. Of more only the digest is taken now (one pass), and the file must
-        stay open and unaltered while the content is in use; its position is moved by reading.
+        Up to one chunk is copied into memory. A larger content is only digested now, in one pass: the file must stay
+        open and unchanged while the content is in use, and reading the content moves the file's position.
         Raises JournalError if the file is shorter than `offset + size`.
         """
         if size is None:
@@ -64,37 +64,40 @@ class Blob:
 
     @classmethod
     def from_chunks(cls, chunks: Iterator[bytes], spool: BinaryIO) -> Blob:
-        """The concatenation of `iter_chunks`, collected in `spool` (an empty file opened for reading and writing)."""
+        """Create the content of these chunks, written to `spool`: an empty file, open for reading and writing."""
         for chunk in chunks:
             spool.write(chunk)
         spool.flush()
         return cls.from_file(spool)
 
     def iter_chunks(self) -> Iterator[bytes]:
-        """The bytes from the first to the last, at most 1 MiB at a time, none of the pieces empty."""
+        """Yield the bytes in order, in chunks of at most 1 MiB, none of them empty."""
         if isinstance(self._source, bytes):
-            view = self._source
-            if len(view) <= CHUNK_BYTES:
-                if view:
-                    yield view
+            data = self._source
+            if len(data) <= CHUNK_BYTES:
+                if data:
+                    yield data
                 return
-            for start in range(0, len(view), CHUNK_BYTES):
-                yield view[start : start + CHUNK_BYTES]
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield data[start : start + CHUNK_BYTES]
         else:
             yield from self._source()
 
     def read(self) -> bytes:
-        """All the bytes at once: for small contents."""
+        """Return all bytes, in memory."""
         return self._source if isinstance(self._source, bytes) else b"".join(self.iter_chunks())
 
     def read_prefix(self, max_bytes: int) -> bytes:
-        """The first `limit` bytes, reading no further than needed. (Unchecked: a digest is only known at the end.)"""
-        found = bytearray()
+        """Return the first `max_bytes` bytes, without reading the rest.
+
+        They are not verified: that needs all bytes.
+        """
+        prefix = bytearray()
         for chunk in self.iter_chunks():
-            found += chunk[: max_bytes - len(found)]
-            if len(found) >= max_bytes:
+            prefix += chunk[: max_bytes - len(prefix)]
+            if len(prefix) >= max_bytes:
                 break
-        return bytes(found)
+        return bytes(prefix)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Blob):
@@ -105,7 +108,7 @@ class Blob:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"<Content of {self.size} bytes, {self.digest.hex()[:12]}>"
+        return f"<Blob of {self.size} bytes, {self.digest.hex()[:12]}>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,35 +120,37 @@ class _FileRegion:
     size: int
 
     def __call__(self) -> Iterator[bytes]:
-        position, left = self.offset, self.size
-        while left:
+        position, remaining = self.offset, self.size
+        while remaining:
             self.file.seek(position)
-            chunk = self.file.read(min(CHUNK_BYTES, left))
+            chunk = self.file.read(min(CHUNK_BYTES, remaining))
             if not chunk:
-                raise JournalError(f"a file that was to be journaled became shorter ({left} bytes are missing)")
+                raise JournalError(
+                    f"a file became shorter while it was being journaled ({remaining} bytes are missing)"
+                )
             yield chunk
             position += len(chunk)
-            left -= len(chunk)
+            remaining -= len(chunk)
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What a target held, or holds.
+    """The type, content and expiry of a target at one moment.
 
-    kind: `absent`; `value`, a whole string or field; `slice`, part of a big string; `object`, any other type;
-    `directory`, an empty directory (it is in no server, only in the journal).
+    kind: `absent`; `value`, a whole string or field; `slice`, a range of a large string; `object`, a key of any other
+    type; `directory`, an empty directory (which no server has, only the journal).
     """
 
     kind: StateKind
-    type: bytes = b"none"  # the server's word (b"string", b"hash" …); of a hash field b"field"
-    content: Blob | None = None  # value, slice: the bytes. object: its DUMP payload, None when over --dump-limit
-    portable_copy: Blob | None = None  # object: the portable copy of its elements (journal/portable.py)
-    offset: int = 0  # slice: where its first byte is in the string
+    type: bytes = b"none"  # as TYPE returns it (b"string", b"hash" …); b"field" for a hash field
+    content: Blob | None = None  # value, slice: the bytes. object: the DUMP payload, None if over --dump-limit
+    portable_copy: Blob | None = None  # object: a copy of its elements (journal/portable.py)
+    offset: int = 0  # slice: the position of its first byte in the string
     total_size: int = 0  # slice: length of the whole string in this state
-    expires_at: int | None = None  # the key's expiry, absolute ms; None: it has none
-    field_expires_at: int | None = None  # the field's own expiry, absolute ms; None: it has none
-    dump_version: str | None = None  # object: who made the DUMP, such as "redis 7.0.15"
-    note: str | None = None  # what this state could not carry, in words for the user
+    expires_at: int | None = None  # the key's, absolute ms; None: no expiry
+    field_expires_at: int | None = None  # the field's own, absolute ms; None: no expiry
+    dump_version: str | None = None  # object: the server of the DUMP, such as "redis 7.0.15"
+    note: str | None = None  # for the user: what this record of the state lacks
 
     @classmethod
     def from_value(
@@ -156,7 +161,7 @@ class State:
         expires_at: int | None = None,
         field_expires_at: int | None = None,
     ) -> State:
-        """A whole string, or (type b"field") a whole hash field."""
+        """Create the state of a whole string or (type b"field") a whole hash field."""
         if isinstance(content, bytes):
             content = Blob.from_bytes(content)
         return cls("value", type, content, expires_at=expires_at, field_expires_at=field_expires_at)
@@ -172,7 +177,7 @@ class State:
         expires_at: int | None = None,
         field_expires_at: int | None = None,
     ) -> State:
-        """The bytes at `offset` of a string that is `total_size` bytes long; what lies outside is not recorded."""
+        """Create the state of a range of a string of `total_size` bytes; the rest is not recorded."""
         if isinstance(content, bytes):
             content = Blob.from_bytes(content)
         return cls(
@@ -196,14 +201,17 @@ class State:
         dump_version: str | None = None,
         note: str | None = None,
     ) -> State:
-        """A key of any type but string: its DUMP payload, its portable copy, or both."""
+        """Create the state of a key that is not a string: its DUMP payload, portable copy, or both."""
         if isinstance(dump, bytes):
             dump = Blob.from_bytes(dump)
         return cls("object", type, dump, portable_copy, expires_at=expires_at, dump_version=dump_version, note=note)
 
     @property
     def size(self) -> int | None:
-        """Bytes of the string or field in this state; of an object its portable copy's; None where there is nothing."""
+        """The bytes of the string or field, or of an object's portable copy; None if the target is absent.
+
+        An object without a portable copy has the size of its DUMP payload. Of a slice, it is the whole string's size.
+        """
         if self.kind in ("absent", "directory"):
             return None
         if self.kind == "slice":
@@ -218,7 +226,7 @@ DIRECTORY = State("directory", b"directory")
 
 @dataclass(frozen=True, slots=True)
 class ChangeIntent:
-    """One key or field about to be changed, and the user's operation that it is part of."""
+    """A change of one key or field that is about to be made, and the user's operation that it belongs to."""
 
     path: bytes  # below the mount point, as the user named it, without a leading slash
     op: str  # create, write, append, truncate, remove, rename, expire, mkdir, rmdir, rollback, apply
@@ -228,17 +236,17 @@ class ChangeIntent:
     new: State
     reverts: int | None = None  # the change whose prior state this one writes back
     applies: int | None = None  # the refused change whose new state this one writes
-    new_path: bytes | None = None  # rename: the path it gets
+    new_path: bytes | None = None  # rename: the new path
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One row of the journal."""
+    """One row of `changes`."""
 
     id: int
     session_id: int
-    group_id: int  # id of the first change of the operation
-    recorded_at: int  # when the intent was made, ms
+    group_id: int  # id of the first change of the same operation
+    recorded_at: int  # ms
     path: bytes
     op: str
     key: bytes
@@ -246,17 +254,17 @@ class Change:
     prior: State
     new: State
     outcome: Outcome
-    error: str | None  # why it failed or was refused
+    error: str | None  # the reason why it failed or was refused
     reverts: int | None
     applies: int | None
     new_path: bytes | None
-    settled_at: int | None  # when its state was last set after the intent, ms
-    server_name: str  # name of the server, as ServerIdentity.name
+    settled_at: int | None  # when the outcome was last recorded, ms; None: never
+    server_name: str  # ServerIdentity.name
 
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:
-    """Which database of which server: enough to find it again, never a password."""
+    """A database of a server: enough to connect to it again, but never a password."""
 
     scheme: str = "redis"
     host: str | None = None
@@ -264,11 +272,11 @@ class ServerIdentity:
     unix_path: str | None = None
     db: int = 0
     username: str | None = None
-    redacted_url: str = ""  # masked
+    redacted_url: str = ""  # its password is masked
 
     @property
     def name(self) -> str:
-        """What is the same for two mounts of the same data: `host:port/db`, or `/path/to/socket/db`."""
+        """The name that is equal for two mounts of the same data: `host:port/db`, or `/path/to/socket/db`."""
         if self.unix_path is not None:
             return f"{self.unix_path}/{self.db}"
         host = f"[{self.host}]" if self.host and ":" in self.host else self.host or "localhost"
@@ -277,7 +285,7 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class SessionMetadata:
-    """Who changes what from where: one mount, or one command that changes something."""
+    """The server, user, host and process of a session: one mount, or one command that changes keys."""
 
     server: ServerIdentity
     run_id: str = ""
@@ -288,41 +296,42 @@ class SessionMetadata:
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     process_identity: str | None = field(default_factory=lambda: read_process_identity(os.getpid()))
-    options: Mapping[str, object] = field(default_factory=dict)  # written as JSON; never a secret
+    options: Mapping[str, object] = field(default_factory=dict)  # recorded as JSON; never a secret
 
 
 @dataclass(frozen=True)
 class JournalSession:
-    """One row of the journal's sessions."""
+    """One row of `sessions`."""
 
     id: int
     metadata: SessionMetadata
     started_at: int  # ms
-    ended_at: int | None  # ms; None: it still runs, or died
+    ended_at: int | None  # ms; None: it is running, or its process died
 
     @cached_property
     def has_died(self) -> bool:
-        """True if it never ended and its process is gone. (Of another host's sessions nothing is known.)"""
+        """Whether it has no end and its process is gone. Always false for a session of another host."""
         if self.ended_at is not None or self.metadata.host != socket.gethostname():
             return False
-        mark = read_process_identity(self.metadata.pid)
-        if mark is None:
+        identity = read_process_identity(self.metadata.pid)
+        if identity is None:
             return not _process_exists(self.metadata.pid)
-        return self.metadata.process_identity is not None and mark != self.metadata.process_identity
+        return self.metadata.process_identity is not None and identity != self.metadata.process_identity
 
 
 def read_process_identity(pid: int) -> str | None:
-    """A text that no other process will ever have: the boot and the process's start in it (proc(5), field 22).
+    """Return a text that identifies a process forever: its boot id and start time (proc(5), field 22).
 
-    None where there is no /proc or no such process; empty for a dead one that nobody has taken notice of (a zombie).
+    None if there is no /proc or no such process; empty for a zombie (a dead process that its parent has not waited
+    for).
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     state, *fields = stat.rpartition(b")")[2].split()
-    return "" if state in (b"Z", b"X") else f"{boot}.{fields[18].decode()}"
+    return "" if state in (b"Z", b"X") else f"{boot_id}.{fields[18].decode()}"
 
 
 def _process_exists(pid: int) -> bool:
@@ -338,5 +347,5 @@ def _process_exists(pid: int) -> bool:
 def _get_user_name() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a uid without a name
+    except (KeyError, OSError):  # the uid has no name
         return str(os.getuid())

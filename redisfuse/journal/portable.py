@@ -1,4 +1,4 @@
-"""The portable copy of a key that is no string: one JSON text a line, readable without this program or any Redis.
+"""The portable copy of a key that is not a string: one JSON text a line, readable without redisfuse or Redis.
 
 The first line is an object: `{"type": "zset", "elements": 2}` (a stream's also has its `last_id` and its `groups`).
 Each further line is one element, an array:
@@ -24,22 +24,25 @@ ElementRecord = tuple[ElementPart, ...]
 
 
 def encode_header(metadata: dict[str, Any]) -> bytes:
-    """The first line: `type`, `elements`, and what else is known of the whole key."""
+    """Return the first line: `type`, `elements`, and other facts about the whole key."""
     return json.dumps(metadata, sort_keys=True).encode() + b"\n"
 
 
 def encode_record(record: ElementRecord) -> bytes:
-    """One element's line."""
+    """Return the line of one element."""
     return json.dumps([_encode_part(part) for part in record], separators=(",", ":")).encode() + b"\n"
 
 
 def decode_copy(chunks: Iterable[bytes]) -> tuple[dict[str, Any], Iterator[ElementRecord]]:
-    """The first line's facts, and the elements one by one. Raises ValueError if these bytes are no such copy."""
-    found = split_lines(chunks)
-    facts = json.loads(next(found, b"null"))
-    if not isinstance(facts, dict):
+    """Return the facts of the first line and an iterator of the elements.
+
+    Raises ValueError if the bytes are not a portable copy.
+    """
+    lines = split_lines(chunks)
+    metadata = json.loads(next(lines, b"null"))
+    if not isinstance(metadata, dict):
         raise ValueError("not a portable copy of a key")
-    return facts, (tuple(_decode_part(part) for part in json.loads(line)) for line in found)
+    return metadata, (tuple(_decode_part(part) for part in json.loads(line)) for line in lines)
 
 
 def _encode_part(part: ElementPart) -> Any:
@@ -60,13 +63,13 @@ def _decode_part(value: Any) -> ElementPart:
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The lines of a text that comes in pieces, without their newlines."""
+    """Yield the lines of a text that arrives in chunks, without their newlines."""
     pending: list[bytes] = []
     for chunk in chunks:
-        first, *others = chunk.split(b"\n")
+        first, *rest = chunk.split(b"\n")
         pending.append(first)
-        for piece in others:
+        for part in rest:
             yield b"".join(pending)
-            pending = [piece]
+            pending = [part]
     if any(pending):
         yield b"".join(pending)

@@ -1,6 +1,6 @@
-"""Removing old settled changes, the contents that only they had, and giving the space back to the disk.
+"""Pruning: removes old settled changes and the contents that only they used, and shrinks the file.
 
-Works beside mounts that write: in short transactions, on a connection of its own.
+It runs beside mounts that write: on a connection of its own, in short transactions.
 """
 
 from __future__ import annotations
@@ -14,30 +14,29 @@ from redisfuse.batching import batched
 from redisfuse.journal import blobs, database
 from redisfuse.journal.journal import Journal, now_ms
 
-MAX_ROWS_PER_TRANSACTION = (
-    2000  # rows removed in one transaction, so that a mount that writes meanwhile waits only briefly
-)
-STALE_STAGED_BLOB_MS = 24 * 3600 * 1000  # ms after which a content that was begun and never used is a dead process's
-VACUUM_PAGES_PER_TRANSACTION = 4096  # pages given back in one transaction
+MAX_ROWS_PER_TRANSACTION = 2000  # removed, so that a mount that writes at the same time waits only briefly
+STALE_STAGED_BLOB_MS = 24 * 3600 * 1000  # age at which a staged content is taken to be a dead process's
+VACUUM_PAGES_PER_TRANSACTION = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class PruneResult:
-    """What was removed, or (of a trial run) what would be."""
+    """Numbers of the rows that were removed or, after a dry run, that would be."""
 
     changes: int
     sessions: int
     contents: int
-    freed: int  # bytes: how much smaller the file is; of a trial run, the bytes of the contents
+    freed: int  # bytes by which the file shrank; after a dry run, the stored bytes of the contents
 
 
 def prune_journal(
     journal: Journal, *, before_ms: int, keep_last: int = 0, include_refused: bool = False, dry_run: bool = False
 ) -> PruneResult:
-    """Remove the changes made before `before` (ms), whole operations only, never one of the newest `keep_last` changes.
+    """Remove the changes recorded before `before_ms`, except the newest `keep_last` changes.
 
-    An operation with a change that is not settled (pending, unknown) stays. So does an edit that was refused or failed
-    and was not applied later, unless `refused`. Sessions without changes go if they ended, or died, before `before`.
+    Operations are removed whole or not at all. An operation with a change that is not settled (pending, unknown) is
+    kept. So is an edit that was refused or failed and was not applied later, unless `include_refused`. Sessions
+    without changes are removed if they ended, or died, before `before_ms`.
     """
     if journal.writable:
         journal.flush()
@@ -45,29 +44,32 @@ def prune_journal(
         database.translate_errors(journal.path),
         contextlib.closing(database.connect(journal.path, writable=True)) as connection,
     ):
-        # A removal lost with the machine's power is done again by the next prune; the log must not grow meanwhile.
+        # A removal that a power failure undoes is repeated by the next prune. The log must not grow meanwhile.
         for setting in ("synchronous = NORMAL", "wal_autocheckpoint = 4096", "cache_size = -65536"):
             connection.execute(f"PRAGMA {setting}")
         size = _measure_disk_usage(journal)
-        changes = _collect_changes(connection, before_ms, keep_last, include_refused)
-        newest = _collect_blobs(connection)
-        contents, stored = connection.execute("SELECT count(*), coalesce(sum(stored), 0) FROM temp.unused").fetchone()
+        change_count = _collect_changes(connection, before_ms, keep_last, include_refused)
+        newest_change_id = _collect_blobs(connection)
+        content_count, stored_bytes = connection.execute(
+            "SELECT count(*), coalesce(sum(stored), 0) FROM temp.unused"
+        ).fetchone()
         sessions = _collect_sessions(journal, connection, before_ms)
         if dry_run:
-            return PruneResult(changes, len(sessions), contents, stored)
+            return PruneResult(change_count, len(sessions), content_count, stored_bytes)
         _remove_changes(connection)
-        _remove_blobs(connection, newest)
+        _remove_blobs(connection, newest_change_id)
         with _begin_immediate(connection):
             connection.executemany(
                 "DELETE FROM sessions WHERE id = ? AND NOT EXISTS (SELECT 1 FROM changes WHERE session = sessions.id)",
                 [(session,) for session in sessions],
             )
         _vacuum(connection)
-        return PruneResult(changes, len(sessions), contents, max(0, size - _measure_disk_usage(journal)))
+        freed = max(0, size - _measure_disk_usage(journal))
+        return PruneResult(change_count, len(sessions), content_count, freed)
 
 
 def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: int, include_refused: bool) -> int:
-    """Collect the operations to remove as ranges of ids, and return how many changes they are."""
+    """Collect the operations to remove, as ranges of ids in temp.doomed, and return the number of changes."""
     highest = (1 << 63) - 1
     if keep_last:
         row = connection.execute(
@@ -99,7 +101,7 @@ def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: 
 
 
 def _collect_blobs(connection: sqlite3.Connection) -> int:
-    """Collect the contents that no other change has; returns the newest change that was looked at."""
+    """Collect the contents that no other change uses in temp.unused; return the newest change examined."""
     newest = connection.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
     connection.execute("CREATE TEMP TABLE unused (id INTEGER PRIMARY KEY, stored INTEGER NOT NULL)")
     connection.execute("CREATE TEMP TABLE used (id INTEGER PRIMARY KEY)")
@@ -125,7 +127,7 @@ def _collect_blobs(connection: sqlite3.Connection) -> int:
 
 
 def _collect_sessions(journal: Journal, connection: sqlite3.Connection, before_ms: int) -> list[int]:
-    """Sessions that are over and whose changes all go."""
+    """Return the sessions that have ended or died and whose changes are all removed."""
     rows = connection.execute(
         """
         SELECT id, ended_at FROM sessions WHERE coalesce(ended_at, started_at) < ? AND NOT EXISTS (
@@ -148,29 +150,28 @@ def _remove_changes(connection: sqlite3.Connection) -> None:
 
 
 def _remove_blobs(connection: sqlite3.Connection, newest_change_id: int) -> None:
-    """Remove the collected contents, except those that a change newer than the look has come to use."""
+    """Remove the collected contents, except those that a change newer than `newest_change_id` uses."""
     ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
     for batch in batched(ids, MAX_ROWS_PER_TRANSACTION):
         with _begin_immediate(connection):
             rows = connection.execute(
                 "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest_change_id,)
             )
-            taken = {blob for row in rows for blob in row}
-            portion = [(id,) for id in batch if id not in taken]
+            used = {blob for row in rows for blob in row}
+            unused = [(id,) for id in batch if id not in used]
             for sql in blobs.DELETE_BLOB_SQL:
-                connection.executemany(sql, portion)
+                connection.executemany(sql, unused)
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
-    """Shrink the file by its free pages, as far as other processes let us."""
+    """Shrink the file by its free pages, as far as the locks of other processes allow."""
     while True:
-        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
-        if not free:
+        (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
+        if not free_pages:
             break
-        connection.executescript(
-            f"PRAGMA incremental_vacuum({VACUUM_PAGES_PER_TRANSACTION})"
-        )  # execute would free one page, without columns
-        if connection.execute("PRAGMA freelist_count").fetchone()[0] >= free:
+        # Connection.execute would free only one page: it runs the pragma until its first row.
+        connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES_PER_TRANSACTION})")
+        if connection.execute("PRAGMA freelist_count").fetchone()[0] >= free_pages:
             break
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -187,6 +188,6 @@ def _begin_immediate(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def _measure_disk_usage(journal: Journal) -> int:
-    """Bytes on the disk, the log included."""
+    """Return the bytes of the database and its write-ahead log."""
     files = (journal.path, journal.path.with_name(journal.path.name + "-wal"))
     return sum(file.stat().st_size for file in files if file.exists())

@@ -1,4 +1,4 @@
-"""Rows of sessions: who changed what from where."""
+"""Rows of sessions: the server, mount, user, host and process that changes belong to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
-from redisfuse.journal.blobs import QueryFunction
 from redisfuse.journal.models import JournalSession, ServerIdentity, SessionMetadata
+from redisfuse.journal.reader import JournalReader
 
 _COLUMNS = (
     *("server", "scheme", "server_host", "server_port", "unix_path", "db", "username", "url", "run_id", "version"),
@@ -23,51 +23,45 @@ def insert_session(connection: sqlite3.Connection, metadata: SessionMetadata, ti
     server = metadata.server
     values = (
         *(server.name, server.scheme, server.host, server.port, server.unix_path, server.db, server.username),
-        *(
-            server.redacted_url,
-            metadata.run_id,
-            metadata.server_version,
-            metadata.vendor,
-            _path_to_text(metadata.mountpoint),
-            metadata.user,
-            metadata.host,
-            metadata.pid,
-        ),
+        *(server.redacted_url, metadata.run_id, metadata.server_version, metadata.vendor),
+        *(_path_to_text(metadata.mountpoint), metadata.user, metadata.host, metadata.pid),
         *(metadata.process_identity, json.dumps(dict(metadata.options), default=str, sort_keys=True), timestamp_ms),
     )
-    row = connection.execute(
+    inserted = connection.execute(
         f"INSERT INTO sessions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})", values
     )
-    assert row.lastrowid is not None
-    return row.lastrowid
+    assert inserted.lastrowid is not None
+    return inserted.lastrowid
 
 
 def end_session(connection: sqlite3.Connection, session_id: int, timestamp_ms: int) -> None:
-    """Note that a session ended; one that ended already keeps its time."""
+    """Record the end of a session. One that ended already keeps its time."""
     connection.execute("UPDATE sessions SET ended_at = ? WHERE id = ? AND ended_at IS NULL", (timestamp_ms, session_id))
 
 
-def fetch_session(query: QueryFunction, session_id: int) -> JournalSession | None:
-    """One session."""
-    rows = query(f"{_SELECT} WHERE id = ?", (session_id,))
+def fetch_session(reader: JournalReader, session_id: int) -> JournalSession | None:
+    """Return one session, or None."""
+    rows = reader.query(f"{_SELECT} WHERE id = ?", (session_id,))
     return _decode_session(rows[0]) if rows else None
 
 
-def iter_newest_sessions(query: QueryFunction, limit: int | None = None) -> Iterator[tuple[JournalSession, int]]:
-    """Sessions, each with the number of its changes."""
-    for row in query(f"{_SELECT} ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)):
-        ((changes,),) = query("SELECT count(*) FROM changes WHERE session = ?", (row[0],))
-        yield _decode_session(row), changes
+def iter_newest_sessions(reader: JournalReader, limit: int | None = None) -> Iterator[tuple[JournalSession, int]]:
+    """Yield sessions, newest first, each with the number of its changes."""
+    for row in reader.query(f"{_SELECT} ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)):
+        ((change_count,),) = reader.query("SELECT count(*) FROM changes WHERE session = ?", (row[0],))
+        yield _decode_session(row), change_count
 
 
 def _decode_session(row: tuple[Any, ...]) -> JournalSession:
     id, ended_at, _, scheme, host, port, unix_path, db, username, url, run_id, version, maker, *rest = row
     mountpoint, user, machine, pid, process, options, started_at = rest
     server = ServerIdentity(scheme, host, port, unix_path, db, username, url)
-    info = SessionMetadata(server, run_id, version, maker, mountpoint, user, machine, pid, process, json.loads(options))
-    return JournalSession(id, info, started_at, ended_at)
+    metadata = SessionMetadata(
+        *(server, run_id, version, maker, mountpoint, user, machine, pid, process), json.loads(options)
+    )
+    return JournalSession(id, metadata, started_at, ended_at)
 
 
 def _path_to_text(path: str | None) -> str | None:
-    """A path as text that SQLite takes: bytes that are not UTF-8 are shown as escapes."""
+    """Return a path as text that SQLite accepts: bytes that are not UTF-8 become escapes."""
     return None if path is None else os.fsencode(path).decode("utf-8", "backslashreplace")

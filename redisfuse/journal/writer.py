@@ -1,12 +1,14 @@
 """The one thread that writes to the journal, so that changes which arrive together share one fsync.
 
-`submit` hands it a piece of work and returns when the transaction with it is on the disk; `enqueue` hands it rows that
-may ride in somebody's next transaction, or go alone a moment later, and wakes nobody. If one work of a batch fails for
-itself, the transaction is begun anew with the others: it takes nothing with it. So a work may run more than once.
+`submit` queues a task and returns when the transaction with it is on the disk. `enqueue` queues a row that is written
+with the next transaction, or in one of its own a moment later; it wakes no thread. If one task of a batch fails for a
+reason of its own, the transaction is rolled back and repeated with the others, so that no other task is lost with it.
+A task may therefore run more than once.
 
-After an I/O error the kernel may have dropped pages that it could not write and say "done" to the next fsync (fsync(2),
-"Dealing with errors"; SQLite's log is such pages). So nothing is accepted after one until the log's content has been
-copied into the database, that is on the disk, and the log begins anew.
+After an I/O error the kernel may have dropped pages that it could not write, and the next fsync may succeed
+nevertheless (fsync(2), "Dealing with errors"; SQLite's write-ahead log is such pages). After an I/O error the writer
+therefore accepts nothing until the contents of the log have been copied into the database and synced, and the log has
+been restarted.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ from redisfuse.journal.files import FileIdentity
 T = TypeVar("T")
 WriteTask = Callable[[sqlite3.Connection], T]
 
-MAX_PIGGYBACK_DELAY_SECONDS = 0.1  # seconds that rows handed to `enqueue` wait at most for company
-MAX_JOBS_PER_TRANSACTION = 256  # works in one transaction
-CHECKPOINT_BYTES = 4 << 20  # bytes written to the log before it is copied into the database
+MAX_PIGGYBACK_DELAY_SECONDS = 0.1  # that enqueued rows wait for a transaction to share
+MAX_JOBS_PER_TRANSACTION = 256
+CHECKPOINT_BYTES = 4 << 20  # written to the log before it is copied into the database
+ESTIMATED_LOG_BYTES_PER_ROW = 8192
 
-_SAFE_ERROR_CODES = (  # after these nothing of the log is in doubt
+_SAFE_ERROR_CODES = (  # after these the log is not suspect
     sqlite3.SQLITE_FULL,
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -45,21 +48,24 @@ _SAFE_ERROR_CODES = (  # after these nothing of the log is in doubt
 
 
 def no_op(_: sqlite3.Connection) -> None:
-    """No work: for those who want what waits to be written."""
+    """Do nothing: a task that flushes the enqueued rows."""
 
 
 class _WriteJob(Generic[T]):
-    __slots__ = ("done", "durable", "error", "result", "work")
+    """A task in the queue, and its result."""
+
+    __slots__ = ("done", "durable", "error", "result", "task")
 
     def __init__(self, task: WriteTask[T], durable: bool) -> None:
-        self.work = task
+        self.task = task
         self.durable = durable
-        self.done = threading.Lock()
+        self.done = threading.Lock()  # locked until the writer's thread releases it
         self.done.acquire()
         self.result: T
         self.error: BaseException | None = None
 
     def wait(self) -> T:
+        """Return the task's result once its transaction is committed, or raise its error."""
         self.done.acquire()
         if self.error is not None:
             raise self.error
@@ -67,19 +73,21 @@ class _WriteJob(Generic[T]):
 
 
 class JournalWriter:
-    """Thread-safe. Not to be carried over a fork."""
+    """A queue of tasks and the thread that commits them. Thread-safe. Can't be used after a fork."""
 
     def __init__(self, path: Path, *, busy_timeout: float = database.BUSY_TIMEOUT_SECONDS) -> None:
         self._path = path
         self._busy_timeout = busy_timeout
-        self._queue: queue.SimpleQueue[_WriteJob[Any] | None] = queue.SimpleQueue()  # None: look again
+        # Used by callers and the thread:
+        self._queue: queue.SimpleQueue[_WriteJob[Any] | None] = queue.SimpleQueue()  # None: only wakes the thread
         self._piggybacked_rows: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
-        self._is_idle = False  # the thread waits without a limit
+        self._is_idle = False  # the thread waits without a time-out
         self._is_stopping = False
-        self._is_wal_suspect = False  # an I/O error happened; see the module's docstring
+        self._is_closed = False
+        # Used by the thread only, once it runs:
+        self._is_wal_suspect = False  # an I/O error occurred; see the module's docstring
         self._synchronous = "FULL"
         self._bytes_since_checkpoint = 0
-        self._is_closed = False
         self._connection: sqlite3.Connection | None = None
         self._file_identities: dict[Path, FileIdentity | None] = {}
         self._open_connection()
@@ -87,9 +95,10 @@ class JournalWriter:
         self._thread.start()
 
     def submit(self, task: WriteTask[T], *, durable: bool = True) -> T:
-        """Run `work(connection)` in a transaction and return its result when that is committed.
+        """Run `task(connection)` in a transaction and return its result once that is committed.
 
-        Durable: and on the disk. Raises JournalError's kinds if it is not, or whatever `work` raised.
+        `durable`: and once it is on the disk. The caller blocks meanwhile, so it must hold no lock that a task takes.
+        Raises JournalError or one of its subclasses if the commit fails, else whatever the task raised.
         """
         if self._is_closed:
             raise JournalError(f"the journal {self._path} is closed")
@@ -98,7 +107,10 @@ class JournalWriter:
         return job.wait()
 
     def enqueue(self, sql: str, row: tuple[Any, ...]) -> None:
-        """Run `sql` with `row` in the next transaction, or in one of its own a moment later. It must not fail."""
+        """Run `sql` with `row` in the next transaction, or in its own a moment later.
+
+        The statement must not be one that can fail.
+        """
         if self._is_closed:
             raise JournalError(f"the journal {self._path} is closed")
         self._piggybacked_rows.append((sql, row))
@@ -106,7 +118,7 @@ class JournalWriter:
             self._queue.put(None)
 
     def close(self) -> None:
-        """Write what is waiting and end the thread. Raises the error if that could not be written."""
+        """Write everything that is queued and end the thread. Raises JournalError if the write fails."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -131,24 +143,27 @@ class JournalWriter:
                 self._checkpoint_if_due()
 
     def _collect_jobs(self) -> list[_WriteJob[Any]]:
-        """What is waiting: jobs; or none if riders have waited long enough, or if it is the end."""
+        """Wait for jobs and return them.
+
+        Returns none when enqueued rows have waited long enough, and when the writer is stopping.
+        """
         jobs: list[_WriteJob[Any]] = []
         with contextlib.suppress(queue.Empty):
-            first = self._wait_for_job()
-            while first is not None and len(jobs) < MAX_JOBS_PER_TRANSACTION:
-                jobs.append(first)
-                first = self._queue.get_nowait()
+            job = self._wait_for_job()
+            while job is not None and len(jobs) < MAX_JOBS_PER_TRANSACTION:
+                jobs.append(job)
+                job = self._queue.get_nowait()
         return jobs
 
     def _wait_for_job(self) -> _WriteJob[Any] | None:
-        """The next job. Raises queue.Empty when the riders have waited long enough."""
+        """Return the next job. Raises queue.Empty when enqueued rows have waited long enough."""
         if not self._piggybacked_rows:
             self._is_idle = True
             try:
-                if not self._piggybacked_rows:  # one may have come before it could see that we sleep
-                    item = self._queue.get()
-                    if item is not None or self._is_stopping:
-                        return item
+                if not self._piggybacked_rows:  # `enqueue` may have appended a row before it could see _is_idle
+                    job = self._queue.get()
+                    if job is not None or self._is_stopping:
+                        return job
             finally:
                 self._is_idle = False
         return self._queue.get(timeout=MAX_PIGGYBACK_DELAY_SECONDS)
@@ -165,18 +180,18 @@ class JournalWriter:
 
     def _commit_jobs(self, jobs: list[_WriteJob[Any]]) -> None:
         connection = self._get_trusted_connection()
-        before = connection.total_changes
-        riders = len(self._piggybacked_rows)
-        left = jobs
+        changes_before = connection.total_changes
+        row_count = len(self._piggybacked_rows)
+        remaining = jobs
         try:
             self._set_synchronous(connection, "FULL" if any(job.durable for job in jobs) else "NORMAL")
             while True:
                 connection.execute("BEGIN IMMEDIATE")
-                self._write_piggybacked_rows(connection, riders)
-                if self._execute_jobs(left):
+                self._write_piggybacked_rows(connection, row_count)
+                if self._execute_jobs(remaining):
                     break
                 connection.execute("ROLLBACK")
-                left = [job for job in left if job.error is None]
+                remaining = [job for job in remaining if job.error is None]
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             self._is_wal_suspect = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _SAFE_ERROR_CODES
@@ -186,21 +201,24 @@ class JournalWriter:
         except BaseException:
             connection.rollback()
             raise
-        for _ in range(riders):
+        for _ in range(row_count):
             self._piggybacked_rows.popleft()
-        self._bytes_since_checkpoint += (connection.total_changes - before) * 8192
+        self._bytes_since_checkpoint += (connection.total_changes - changes_before) * ESTIMATED_LOG_BYTES_PER_ROW
 
     def _write_piggybacked_rows(self, connection: sqlite3.Connection, row_count: int) -> None:
-        """Write the oldest riders, in their order."""
+        """Write the oldest enqueued rows, in their order."""
         for sql, rows in groupby(islice(self._piggybacked_rows, row_count), key=itemgetter(0)):
             connection.executemany(sql, [row for _, row in rows])
 
     def _execute_jobs(self, jobs: list[_WriteJob[Any]]) -> bool:
-        """Do the jobs; False if one failed for itself (an error of the database fails them all)."""
+        """Run the tasks; return False if one failed for a reason of its own.
+
+        An error of the database is raised: it fails all of them.
+        """
         assert self._connection is not None
         for job in jobs:
             try:
-                job.result = job.work(self._connection)
+                job.result = job.task(self._connection)
             except sqlite3.Error:
                 raise
             except Exception as error:
@@ -209,9 +227,12 @@ class JournalWriter:
         return True
 
     def _get_trusted_connection(self) -> sqlite3.Connection:
-        """A connection whose file is still the one at the path, and that is not in doubt after an I/O error."""
-        for path, mark in self._file_identities.items():
-            if FileIdentity.from_path(path) != mark:
+        """Return a connection to the file at the path, reopened after an I/O error.
+
+        Raises JournalError if the file or its log was removed or replaced.
+        """
+        for path, identity in self._file_identities.items():
+            if FileIdentity.from_path(path) != identity:
                 raise database.build_moved_error(self._path)
         if self._is_wal_suspect or self._connection is None:
             self._reopen_connection()
@@ -222,8 +243,8 @@ class JournalWriter:
         connection = database.connect(self._path, writable=True, busy_timeout=self._busy_timeout)
         self._synchronous = "FULL"
         self._connection = connection
-        log = self._path.with_name(self._path.name + "-wal")
-        self._file_identities = {file: FileIdentity.from_path(file) for file in (self._path, log)}
+        wal = self._path.with_name(self._path.name + "-wal")
+        self._file_identities = {path: FileIdentity.from_path(path) for path in (self._path, wal)}
 
     def _reopen_connection(self) -> None:
         if self._connection is not None:
@@ -234,7 +255,7 @@ class JournalWriter:
         busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise JournalError(
-                f"the journal {self._path} had an I/O error and another process keeps it from being checked; try again"
+                f"the journal {self._path} can't be checked after an I/O error while another process uses it; try again"
             )
         self._is_wal_suspect = False
 
@@ -244,7 +265,7 @@ class JournalWriter:
             self._synchronous = level
 
     def _checkpoint_if_due(self) -> None:
-        """Copy the log into the database, while nobody waits for it."""
+        """Copy the log into the database once it is long enough; no caller waits for this."""
         if self._bytes_since_checkpoint < CHECKPOINT_BYTES or self._connection is None:
             return
         self._bytes_since_checkpoint = 0
