@@ -1,6 +1,7 @@
 """Migration 1: the journal's tables and the view `history`.
 
-Immutable: a journal that has it stays as it is; whatever changes later is a migration of its own.
+Immutable: `redisfuse journal check` compares a journal's schema with this SQL, its comments included. Each later change
+of the schema is a migration of its own. docs/journal-format.md explains the tables.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ CREATE TABLE chunks (
 ) STRICT, WITHOUT ROWID
 """
 
-# A state's kind: absent; value, a whole string or field; slice, a part of a big string; object, a key of another type;
-# directory, an empty directory.
+# The kinds of a state: absent; value, a whole string or field; slice, a range of a large string; object, a key of
+# another type; directory, an empty directory.
 STATE = """
     {when}_kind TEXT NOT NULL        -- absent, value (whole string or field), slice (part of a string), object (others)
         CHECK ({when}_kind IN ('absent', 'value', 'slice', 'object', 'directory')),
@@ -146,6 +147,6 @@ FROM changes AS c LEFT JOIN sessions AS s ON s.id = c.session
 
 
 def apply(db: Database) -> None:
-    """Make the tables in an empty database."""
+    """Create the tables in an empty database."""
     for statement in (SESSIONS, BLOBS, CHUNKS, CHANGES, *INDEXES, DIRECTORIES, HISTORY):
         db.conn.execute(statement.strip())

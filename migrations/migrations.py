@@ -1,8 +1,8 @@
-"""The journal's migrations in their order, as one set: what redisfuse runs, and `sqlite-utils migrate` as well.
+"""The journal's migrations in order, as one set that both redisfuse and `sqlite-utils migrate` apply.
 
     sqlite-utils migrate journal.db path/to/migrations/migrations.py --list
 
-Each numbered module beside this file has `NAME` and `apply(db)`. Once released it is never altered.
+Each numbered module beside this file has `NAME` and `apply(db)`. A released one never changes.
 """
 
 import importlib.util

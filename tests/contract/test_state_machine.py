@@ -85,7 +85,7 @@ class Life(RuleBasedStateMachine):
         self.whole = False
         self.events: list[Event] = []
         with self.journal() as journal:
-            self.last = max(journal.find_change_ids(), default=0)
+            self.last = max((change.id for change in journal.find_changes()), default=0)
         os.mkdir(self.root)
         self.made.add(())
         self.last += 1

@@ -1,4 +1,4 @@
-"""The journal against a model of it, and its key patterns against Redis's own."""
+"""The journal compared with a model of it, and its key patterns with those of a real server."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ PATTERNS = st.lists(st.sampled_from([b"*", b"?", b"[", b"]", b"^", b"-", b"\\", 
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Random lives of a journal: changes, outcomes, restarts, prunings; the model is a dict of what must be there."""
+    """Random changes, outcomes, restarts and prunings of a journal. The model is a dict of the expected changes."""
 
     ids: Bundle[int] = Bundle("ids")
 
@@ -62,7 +62,7 @@ class JournalMachine(RuleBasedStateMachine):
         self.highest = 0
 
     @rule(target=ids, intents=st.lists(INTENTS, min_size=1, max_size=4), grouped=st.booleans())
-    def intend(self, intents: list[ChangeIntent], grouped: bool) -> int:
+    def record_intents(self, intents: list[ChangeIntent], grouped: bool) -> int:
         ids = self.journal.record_intents(self.session, intents, grouping=grouped)
         assert ids == list(range(self.highest + 1, self.highest + 1 + len(intents)))
         self.highest = ids[-1]
@@ -71,7 +71,7 @@ class JournalMachine(RuleBasedStateMachine):
         return ids[0]
 
     @rule(id=ids, state=st.sampled_from(["applied", "failed", "unknown"]))
-    def settle(self, id: int, state: Any) -> None:
+    def record_outcome(self, id: int, state: Any) -> None:
         self.journal.record_outcome([id], state)
         if id in self.model:
             intent, _, group = self.model[id]
@@ -84,37 +84,37 @@ class JournalMachine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 5))
     def prune(self, keep: int) -> None:
-        kept = set(sorted(self.model)[max(0, len(self.model) - keep) :])
-        kept |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
-        groups = {self.model[id][2] for id in kept}
-        gone = {id for id, (_, _, group) in self.model.items() if group not in groups}
-        assert prune_journal(self.journal, before_ms=now_ms() + 10_000, keep_last=keep).changes == len(gone)
-        for id in gone:
+        remaining = set(sorted(self.model)[max(0, len(self.model) - keep) :])
+        remaining |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
+        groups = {self.model[id][2] for id in remaining}
+        removed = {id for id, (_, _, group) in self.model.items() if group not in groups}
+        assert prune_journal(self.journal, before_ms=now_ms() + 10_000, keep_last=keep).changes == len(removed)
+        for id in removed:
             del self.model[id]
 
     @invariant()
-    def holds_what_the_model_does(self) -> None:
-        if not hasattr(self, "journal_rows"):
+    def changes_equal_the_model(self) -> None:
+        if not hasattr(self, "journal"):
             return
-        found = {change.id: change for change in self.journal.find_changes(ChangeFilter(oldest_first=True))}
-        assert list(found) == sorted(self.model)
+        changes = {change.id: change for change in self.journal.find_changes(ChangeFilter(oldest_first=True))}
+        assert list(changes) == sorted(self.model)
         for id, (intent, state, group) in self.model.items():
-            change = found[id]
+            change = changes[id]
             assert facts_of(change)[:6] == (intent.path, intent.op, intent.key, intent.field, intent.prior, intent.new)
             assert (change.outcome, change.group_id) == (state, group)
             if change.new.content is not None:
                 change.new.content.read()
 
     def teardown(self) -> None:
-        if hasattr(self, "journal_rows"):
-            wrong = [
+        if hasattr(self, "journal"):
+            problems = [
                 problem
                 for problem in find_problems(self.journal)
                 if "unknown" not in problem and "pending" not in problem
             ]
             self.journal.close()
             self.folder.cleanup()
-            assert wrong == []
+            assert problems == []
 
 
 TestJournal = JournalMachine.TestCase
@@ -132,34 +132,36 @@ def server() -> Any:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pattern=PATTERNS, keys=st.sets(st.text("abc-^]\\[*?", max_size=4).map(str.encode) | KEYS, max_size=20))
 def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[bytes]) -> None:
-    """A pattern of `log --key` and `rollback --key` matches the keys that KEYS of a real server does."""
+    """A pattern of `log --key` and `rollback --key` matches the same keys as KEYS of a real server."""
     joined = b"".join(pattern)
-    assume(not {b"[", b"-", b"\xff"} <= set(pattern))  # see globs.py: what such a range is depends on the build
-    keys = keys - {b""}  # of the empty key Redis says that `**` does not match it, though `*` does
+    assume(
+        not {b"[", b"-", b"\xff"} <= set(pattern)
+    )  # such a range depends on the server's build: see text.compile_glob
+    keys = keys - {b""}  # for Redis, `*` matches the empty key and `**` does not
     server.flushall()
     for key in keys:
         server.set(key, b"")
     literal, regex = compile_glob(joined)
-    found = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
-    assert found == set(server.keys(joined))
-    assert all(key.startswith(literal) for key in found)
+    matching = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
+    assert matching == set(server.keys(joined))
+    assert all(key.startswith(literal) for key in matching)
 
 
 @given(st.binary())
 def test_literal_glob(key: bytes) -> None:
-    """A key made into a pattern matches exactly itself."""
+    """The pattern that literal_glob makes of a key matches only that key."""
     assert compile_glob(literal_glob(key)) == (key, None)
 
 
 @given(st.lists(st.binary(), min_size=1).map(tuple))
 def test_directories(directory: tuple[bytes, ...]) -> None:
-    """The components of a directory are read back as they were."""
+    """The components of a directory are decoded unchanged."""
     assert decode_directory(encode_directory(directory)) == directory
 
 
 @given(st.binary() | st.text().map(str.encode))
 def test_escape(data: bytes) -> None:
-    """Every byte string has one printable spelling of its own."""
+    """Every byte string has its own printable form."""
     text = escape_text(data)
     assert text.isprintable()
     back = text.encode().decode("unicode_escape", "strict") if text.isascii() else None

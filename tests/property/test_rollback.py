@@ -257,12 +257,12 @@ def prepare(bench: EditBench) -> None:
 
 
 def newest_change(bench: EditBench) -> int:
-    return next(iter(bench.journal.find_change_ids(ChangeFilter(limit=1))), 0)
+    return next((change.id for change in bench.journal.find_changes(ChangeFilter(limit=1))), 0)
 
 
 def changes_after(bench: EditBench, id: int) -> list[int]:
-    """Ids of the changes made since, oldest first."""
-    return sorted(each for each in bench.journal.find_change_ids(ChangeFilter(limit=50)) if each > id)
+    """Return the ids of the changes made since, oldest first."""
+    return sorted(change.id for change in bench.journal.find_changes(ChangeFilter(limit=50)) if change.id > id)
 
 
 def make(bench: EditBench, model: Model, op: Op) -> Made | None:

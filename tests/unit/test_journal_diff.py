@@ -1,4 +1,4 @@
-"""What a change made different, said so that it can be read and so that nothing is passed over."""
+"""The difference that a change made: readable, and complete."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def diff(prior: State | bytes, new: State | bytes) -> list[str]:
     return [f"{line.marker}{line.text}" for line in diff_change(change(*states))]
 
 
-def thing(type: str, *elements: Any, **facts: Any) -> State:
+def collection(type: str, *elements: Any, **facts: Any) -> State:
     lines = [
         json.dumps({"type": type, **facts}).encode(),
         *(portable.encode_record(element).strip() for element in elements),
@@ -31,7 +31,7 @@ def thing(type: str, *elements: Any, **facts: Any) -> State:
 
 
 def test_text() -> None:
-    """Text is compared line by line, with the lines around a difference."""
+    """Text is compared line by line, with context around a difference."""
     before = b"".join(b"line %d\n" % n for n in range(30))
     assert diff(before, before.replace(b"line 15\n", b"LINE\nmore\n")) == [
         "place@@ -13,7 +13,8 @@",
@@ -46,15 +46,18 @@ def test_text() -> None:
 
 
 def test_text_is_printable() -> None:
-    """No control of a value or an element is passed on."""
+    """Control characters of a value or an element are escaped."""
     evil = "\x1b[2J\u202e".encode()
-    lines = [*diff(evil, b"\x1b]0;title\x07"), *diff(thing("hash", (evil, b"v\r")), thing("hash", (b"f", evil)))]
+    lines = [
+        *diff(evil, b"\x1b]0;title\x07"),
+        *diff(collection("hash", (evil, b"v\r")), collection("hash", (b"f", evil))),
+    ]
     assert all(line.isprintable() for line in lines)
     assert len(lines) == 5
 
 
 def test_bytes() -> None:
-    """What is no text is compared in lines of hex that say where they are."""
+    """Bytes that are not text are compared in lines of hex with their offset."""
     before = bytes(range(256))
     lines = diff(before, before[:100] + b"\xff" + before[101:])
     assert lines[0] == "place@@ -4,7 +4,7 @@"
@@ -65,7 +68,7 @@ def test_bytes() -> None:
 
 
 def test_slices() -> None:
-    """A part of a string says where it is and how the whole became longer."""
+    """A range of a string is shown with its offset and with the length of the whole."""
     assert diff(State.from_slice(b"", 1000, 1000), State.from_slice(b"more\n", 1000, 1005)) == [
         "factlength: 1000 → 1005 bytes",
         "placefrom byte 1000",
@@ -76,7 +79,7 @@ def test_slices() -> None:
 
 
 def test_large_contents() -> None:
-    """Huge contents are shown from their first difference on, and it is said that this is not all."""
+    """Large contents are shown from their first difference on, with a line that reports the limit."""
     block = os.urandom(MAX_COMPARED_BYTES)
     lines = diff(block + b"one\xff", block + b"two\xff" + block + block)
     assert lines[0] == f"placefrom byte {MAX_COMPARED_BYTES}"
@@ -98,7 +101,7 @@ def test_large_contents() -> None:
         (State.from_value(b"", b"field"), ABSENT, "removed: field of 0 bytes"),
         (ABSENT, DIRECTORY, "created: an empty directory"),
         (DIRECTORY, ABSENT, "removed: an empty directory"),
-        (State.from_value(b"a"), thing("set", (b"a",)), "type: string → set"),
+        (State.from_value(b"a"), collection("set", (b"a",)), "type: string → set"),
         (State.from_value(b"a"), State.from_value(b"a", expires_at=1), "expiry: none → 1970-01-01T00:00:00.001Z"),
         (State.from_value(b"a", expires_at=1), State.from_value(b"a"), "expiry: 1970-01-01T00:00:00.001Z → none"),
         (
@@ -114,33 +117,42 @@ def test_large_contents() -> None:
     ],
 )
 def test_facts(prior: State, new: State, expected: str) -> None:
-    """Creation, removal, types and expiries are said first."""
+    """Creation, removal, types and expiries are reported first."""
     assert diff(prior, new)[0] == f"fact{expected}"
 
 
 def test_collections() -> None:
-    """Collections are compared element by element, whatever the order in which they are kept."""
-    assert diff(thing("set", (b"a",), (b"b",), (b"d",)), thing("set", (b"a",), (b"c",), (b"d",), (b"e",))) == [
+    """Collections are compared element by element, in the order that their type defines."""
+    assert diff(
+        collection("set", (b"a",), (b"b",), (b"d",)), collection("set", (b"a",), (b"c",), (b"d",), (b"e",))
+    ) == [
         *("-b", "+c", "+e"),
     ]
-    assert diff(thing("hash", (b"f", b"1"), (b"g", b"2")), thing("hash", (b"f", b"1"), (b"g", b"3", 1000))) == [
+    assert diff(
+        collection("hash", (b"f", b"1"), (b"g", b"2")), collection("hash", (b"f", b"1"), (b"g", b"3", 1000))
+    ) == [
         *("-g: 2", "+g: 3  (expires 1970-01-01T00:00:01.000Z)"),
     ]
-    assert diff(thing("zset", (b"a", b"1"), (b"b", b"2")), thing("zset", (b"b", b"2"), (b"a", b"3"), (b"c", b"4"))) == [
+    assert diff(
+        collection("zset", (b"a", b"1"), (b"b", b"2")), collection("zset", (b"b", b"2"), (b"a", b"3"), (b"c", b"4"))
+    ) == [
         *("-1  a", "+3  a", "+4  c"),
     ]
-    assert diff(thing("list", (b"a",), (b"b",)), thing("list", (b"b",), (b"a",)))[1:] == ["+b", " a", "-b"]
-    assert diff(thing("stream", (b"1-1", b"f", b"v")), thing("stream")) == ["place@@ -1,1 +1,0 @@", "-1-1  f=v"]
-    assert diff(thing("set", (b"\xff",)), ABSENT) == ["factremoved: set", "-\\xff"]
+    assert diff(collection("list", (b"a",), (b"b",)), collection("list", (b"b",), (b"a",)))[1:] == ["+b", " a", "-b"]
+    assert diff(collection("stream", (b"1-1", b"f", b"v")), collection("stream")) == [
+        "place@@ -1,1 +1,0 @@",
+        "-1-1  f=v",
+    ]
+    assert diff(collection("set", (b"\xff",)), ABSENT) == ["factremoved: set", "-\\xff"]
 
 
 def test_documents() -> None:
     """A JSON document is compared by the lines of its indented form."""
-    lines = diff(thing("ReJSON-RL", (b'{"a":1,"b":{"c":2}}',)), thing("ReJSON-RL", (b'{"a":1,"b":{"c":3}}',)))
+    lines = diff(collection("ReJSON-RL", (b'{"a":1,"b":{"c":2}}',)), collection("ReJSON-RL", (b'{"a":1,"b":{"c":3}}',)))
     assert [line for line in lines if line[0] in "+-"] == ['-    "c": 2', '+    "c": 3']
 
 
 def test_without_a_copy_of_the_elements() -> None:
-    """Where only DUMPs were recorded that is said, instead of showing nothing."""
+    """If only DUMPs were recorded, a line reports it."""
     lines = list(diff_change(change(State.from_object(b"odd", b"1", None), State.from_object(b"odd", b"2", None))))
     assert lines == [DiffLine("fact", "the elements of this odd are not recorded one by one, only its DUMP")]

@@ -1,4 +1,4 @@
-"""No question to the journal reads all of it: the plans of every query, and their answers at many rows."""
+"""No query scans the whole journal: the plan of each one uses an index."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.unit.test_journal import INFO, SERVER, add, intent
 
-QUESTIONS: dict[str, Callable[[Journal], object]] = {
+QUERIES: dict[str, Callable[[Journal], object]] = {
     "all": lambda journal: list(journal.find_changes()),
     "newest": lambda journal: list(journal.find_changes(ChangeFilter(limit=5))),
     "session": lambda journal: list(journal.find_changes(ChangeFilter(session_id=1))),
@@ -48,21 +48,21 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journal]:
         yield opened
 
 
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_plans(journal: Journal, question: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every query goes by an index or a primary key, and sorts nothing but ids."""
-    asked: list[tuple[str, tuple[Any, ...]]] = []
-    query = journal.query
+@pytest.mark.parametrize("name", QUERIES)
+def test_plans(journal: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every query uses an index or a primary key, and sorts only ids."""
+    executed: list[tuple[str, tuple[Any, ...]]] = []
+    query = journal.reader.query
 
     def recording(sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        asked.append((sql, values))
+        executed.append((sql, values))
         return query(sql, values)
 
-    monkeypatch.setattr(journal, "query", recording)
+    monkeypatch.setattr(journal.reader, "query", recording)
     monkeypatch.setattr("redisfuse.journal.change_rows.MAX_SCANNED_ROWS", 3)
-    QUESTIONS[question](journal)
-    assert asked
-    for sql, values in asked:
+    QUERIES[name](journal)
+    assert executed
+    for sql, values in executed:
         for *_, step in query(f"EXPLAIN QUERY PLAN {sql}", values):
             assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW"), f"{sql}\n{step}"
             assert "TEMP B-TREE" not in step or sql.startswith("SELECT id FROM"), f"{sql}\n{step}"
