@@ -1,7 +1,7 @@
-"""The journal on bad days: disks that are full or read-only, files that are not what they should be, deaths half-way.
+"""Faults of the journal: full and read-only disks, invalid files, locks, and processes that are killed.
 
-Every fault is a real one. What is demanded: the right error class (and so errno), nothing recorded or everything,
-nothing of the user's overwritten.
+Every fault is a real one. Each test demands the right error class (and so errno), that a change is recorded completely
+or not at all, and that no file of the user's is overwritten.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def made(path: Path) -> Path:
-    """A journal with three changes, closed."""
+    """Return the path of a closed journal with three changes."""
     with Journal.open(path, create=True) as journal:
         session = journal.begin_session(INFO)
         for number in range(3):
@@ -48,13 +48,13 @@ def made(path: Path) -> Path:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MiB."""
+    """Mount a disk of 1 MiB."""
     with small_disk_at(tmp_path / "disk", 1) as folder:
         yield folder
 
 
 def run(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """A process of Python with the tests' helpers imported; its output is read by the test."""
+    """Start a Python process that has imported the tests' helpers; the caller reads its output."""
     head = "import sys, os; from pathlib import Path\nfrom tests.unit.test_journal import *\n"
     command = [*prefix, sys.executable, "-c", head + script, *arguments]
     pipe = subprocess.PIPE
@@ -72,7 +72,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @needs_root
 def test_full_disk(small_disk: Path) -> None:
-    """On a full disk an intent is ENOSPC and not recorded; with room again the same journal goes on."""
+    """On a full disk an intent fails with ENOSPC and is not recorded; the journal works again once there is space."""
     with Journal.open(small_disk / "journal.db", create=True) as journal:
         session = journal.begin_session(INFO)
         add(journal, session, intent())
@@ -94,8 +94,8 @@ def test_full_disk(small_disk: Path) -> None:
 
 
 @needs_root
-def test_no_room_for_a_new_journal(small_disk: Path) -> None:
-    """Where there is no room for a journal none is left behind, and the error is ENOSPC."""
+def test_no_space_for_a_new_journal(small_disk: Path) -> None:
+    """Creating a journal on a full disk fails with ENOSPC and leaves no file."""
     with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as out:
         while True:
             out.write(bytes(4096))
@@ -105,8 +105,8 @@ def test_no_room_for_a_new_journal(small_disk: Path) -> None:
 
 
 @needs_root
-def test_disk_becomes_read_only(small_disk: Path) -> None:
-    """A journal whose disk is read-only is refused for writing, and can still be read."""
+def test_the_disk_becomes_read_only(small_disk: Path) -> None:
+    """A journal on a read-only disk can be read; writing raises EROFS."""
     with Journal.open(small_disk / "journal.db", create=True) as journal:
         (id,) = add(journal, journal.begin_session(INFO), intent())
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=10)
@@ -120,8 +120,8 @@ def test_disk_becomes_read_only(small_disk: Path) -> None:
 
 
 @needs_root
-def test_immutable_file(made: Path) -> None:
-    """A journal with chattr +i is EROFS on opening it for writing."""
+def test_an_immutable_file(made: Path) -> None:
+    """Opening a journal with the immutable attribute for writing raises EROFS."""
     if subprocess.run(["chattr", "+i", str(made)], check=False, capture_output=True, timeout=10).returncode:
         pytest.skip("this filesystem has no immutable files")
     try:
@@ -132,7 +132,7 @@ def test_immutable_file(made: Path) -> None:
 
 
 def test_locked(made: Path) -> None:
-    """A journal that another process keeps locked is EBUSY after the busy time-out, and works again afterwards."""
+    """While another process holds a lock a write raises EBUSY after the busy time-out; afterwards it succeeds."""
     locker = run(
         "raw = sqlite3.connect(sys.argv[1], isolation_level=None); raw.execute('BEGIN EXCLUSIVE')\n"
         "print('locked', flush=True); sys.stdin.readline(); raw.execute('COMMIT')\n",
@@ -142,19 +142,19 @@ def test_locked(made: Path) -> None:
     with Journal.open(made, busy_timeout=0.3) as journal:
         session = journal.begin_session(INFO)
         assert locker.stdout.readline() == "locked\n" or locker.poll() is None
-        began = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(JournalLockedError) as caught:
             journal.record_intents(session, [intent(b"lost")])
         assert caught.value.errno == errno.EBUSY
-        assert 0.2 < time.monotonic() - began < 5
-        assert len(list(journal.find_changes())) == 3  # reading goes on
+        assert 0.2 < time.monotonic() - start < 5
+        assert len(list(journal.find_changes())) == 3  # reading still works
         locker.communicate("\n", timeout=10)
         add(journal, session, intent(b"after"))
         assert next(journal.find_changes()).key == b"after"
 
 
-def test_a_settle_survives_a_locked_moment(made: Path) -> None:
-    """What became of a change is written after a lock is gone, though the first attempt failed."""
+def test_an_outcome_survives_a_lock(made: Path) -> None:
+    """An outcome whose first write failed is written once the lock is released."""
     with Journal.open(made, busy_timeout=0.1) as journal:
         ids = journal.record_intents(journal.begin_session(INFO), [intent()])
         with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as raw:
@@ -170,7 +170,7 @@ def test_a_settle_survives_a_locked_moment(made: Path) -> None:
 
 
 def test_file_size_limit(made: Path) -> None:
-    """Past RLIMIT_FSIZE an intent is ENOSPC and the process lives."""
+    """Past RLIMIT_FSIZE an intent fails with ENOSPC, and the process survives."""
     script = (
         "import resource; journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))\n"
@@ -183,7 +183,7 @@ def test_file_size_limit(made: Path) -> None:
 
 
 def test_no_descriptors_left(made: Path) -> None:
-    """Without descriptors opening is EMFILE, not a wrong reason."""
+    """Opening a journal without free descriptors raises EMFILE, not another reason."""
     script = (
         "import resource, sqlite3, platformdirs; resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))\n"
         "with Journal.open(Path(sys.argv[1]), writable=False): pass\n"
@@ -269,23 +269,23 @@ def _foreign(path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_garbage, "damaged or no database"),
+        (_garbage, "damaged or not a database"),
         (_empty, "empty file"),
         (_damaged, "damaged"),
         (_truncated, "damaged"),
-        (_other_schema, "database of something else"),
+        (_other_schema, "another program's database"),
         (_empty_database, "empty database"),
         (_newer, "newer redisfuse"),
         (_readable_by_others, "chmod 600"),
         (_directory, "is a directory"),
         (_link, "symbolic link"),
-        (_fifo, "no regular file"),
+        (_fifo, "not a regular file"),
         (_open_folder, "chmod 700"),
-        (_foreign, "belongs to somebody else"),
+        (_foreign, "belongs to another user"),
     ],
 )
 def test_not_a_journal(made: Path, spoil: Callable[[Path], None], reason: str, write: bool) -> None:
-    """What is no journal of ours is refused by its name, and left byte for byte as it is."""
+    """A file that is not a journal of this user is refused with its path, and no byte of it changes."""
     spoil(made)
     before = made.read_bytes() if made.is_file() else None
     with pytest.raises(JournalError, match=reason) as caught:
@@ -298,15 +298,15 @@ def test_not_a_journal(made: Path, spoil: Callable[[Path], None], reason: str, w
     assert names <= {"journal.db", "real.db", "journal.db-wal", "journal.db-shm"}  # SQLite's own, empty
 
 
-def test_there_is_none(path: Path) -> None:
-    """Reading a journal that does not exist says so and makes nothing."""
+def test_a_missing_journal(path: Path) -> None:
+    """Opening a journal that does not exist raises an error and creates nothing."""
     with pytest.raises(JournalError, match="no journal"):
         Journal.open(path)
     assert not path.parent.exists()
 
 
-def test_damage_found_later_is_said(made: Path) -> None:
-    """Damage in the middle of the file is an EIO that names it, from reading and from checking."""
+def test_damage_found_later(made: Path) -> None:
+    """Damage inside the file raises an error with its path, and `check` reports it."""
     with Journal.open(made) as journal:
         session = journal.begin_session(INFO)
         for number in range(200):
@@ -322,8 +322,8 @@ def test_damage_found_later_is_said(made: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "folder moved"])
-def test_taken_away_while_open(made: Path, what: str) -> None:
-    """A journal that is removed or replaced under a mount takes no more changes, and the impostor stays as it is."""
+def test_a_journal_removed_while_open(made: Path, what: str) -> None:
+    """A journal that was removed or replaced while open refuses changes; the file in its place is not changed."""
     copy = made.with_name("copy.db")
     shutil.copy(made, copy)
     journal = Journal.open(made)
@@ -351,12 +351,13 @@ def test_taken_away_while_open(made: Path, what: str) -> None:
 # -- deaths ----------------------------------------------------------------------------------------------------------
 
 
-def test_killed_at_work(path: Path) -> None:
-    """After kill -9 every change whose intent returned is there, the journal is whole, and it can be written again."""
+def test_killed_while_writing(path: Path) -> None:
+    """After kill -9 each change whose intent returned is recorded, and the journal is sound and writable."""
     script = (
         "journal = Journal.open(Path(sys.argv[1]), create=True); session = journal.begin_session(INFO)\n"
         "while True:\n"
-        "    ids = journal.record_intents(session, [intent(b'k', os.urandom(50)), intent(b'l', os.urandom(1_200_000))])\n"
+        "    intents = [intent(b'k', os.urandom(50)), intent(b'l', os.urandom(1_200_000))]\n"
+        "    ids = journal.record_intents(session, intents)\n"
         "    print(ids[1], flush=True); journal.record_outcome(ids, 'applied')\n"
     )
     for wait in (0.05, 0.11, 0.23):
@@ -365,9 +366,9 @@ def test_killed_at_work(path: Path) -> None:
         last = int(process.stdout.readline())
         time.sleep(wait)
         process.send_signal(signal.SIGKILL)
-        seen = process.stdout.read().split()
+        printed = process.stdout.read().split()
         process.communicate(timeout=10)
-        last = max([last, *(int(word) for word in seen)])
+        last = max([last, *(int(word) for word in printed)])
         with Journal.open(path) as journal:
             ids = [change.id for change in journal.find_changes()]
             assert ids == list(range(len(ids), 0, -1))
@@ -382,8 +383,8 @@ def test_killed_at_work(path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("call", ["openat", "pwrite64", "fdatasync", "link", "unlink", "ftruncate"])
-def test_killed_while_it_is_made(path: Path, call: str) -> None:
-    """Killed at any system call of making a journal, none or a whole one is left, and the next start works."""
+def test_killed_while_creating(path: Path, call: str) -> None:
+    """A process killed at any system call of the creation leaves no journal or a complete one."""
     script = "Journal.open(Path(sys.argv[1]), create=True).begin_session(INFO)\n"
     for turn in range(1, 5):
         inject = f"inject={call}:signal=KILL:when={turn}"
@@ -400,7 +401,7 @@ def test_killed_while_it_is_made(path: Path, call: str) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_fsync_fails(made: Path, error: str) -> None:
-    """When fsync fails the intent fails; a later one rests on a log begun anew, and all that succeeded is there."""
+    """If fsync fails the intent fails, the next restarts the log, and every intent that returned is recorded."""
     script = (
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "for number in range(12):\n"
@@ -421,7 +422,7 @@ def test_fsync_fails(made: Path, error: str) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_one_fsync_an_intent(made: Path, tmp_path: Path) -> None:
-    """An intent by itself costs exactly one fsync, a settle none, and intents that arrive together share theirs."""
+    """One intent costs exactly one fsync, an outcome none, and concurrent intents share theirs."""
     script = (
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "def mark(name): os.stat('/mark-' + name) if os.path.lexists('/mark-' + name) else None\n"

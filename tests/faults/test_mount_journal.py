@@ -1,4 +1,4 @@
-"""A journal that fails under a write mount: the program gets the errno, Redis is not touched, the mount lives on."""
+"""A journal that fails under a write mount: the program gets the errno, Redis is unchanged, the mount survives."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs need
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MiB."""
+    """Mount a disk of 2 MiB."""
     with small_disk_at(tmp_path / "disk", 2) as folder:
         yield folder
 
 
-def untouched(server: RedisServer, mount: MountedServer, errors: tuple[str, ...]) -> None:
-    """Saving, removing and renaming fail, and nothing of it reaches Redis."""
+def check_changes_fail(server: RedisServer, mount: MountedServer, errors: tuple[str, ...]) -> None:
+    """Check that saving, removing and renaming fail, and that no write reaches Redis."""
     client = server.client()
-    with monitor_writes(server) as seen:
-        # In this order: removing a file that is still open would be done when it is closed.
+    with monitor_writes(server) as writes:
+        # In this order, because removing an open file takes effect when it is closed.
         assert errno_name((mount.path / "k").unlink) in errors
         assert errno_name(os.rename, mount.path / "k", mount.path / "j") in errors
         assert errno_name((mount.path / "dir").mkdir) in errors
         assert save_file(mount.path / "k", b"new") in errors
-    assert seen == []
+    assert writes == []
     assert client.get("k") == b"old"
     assert (mount.path / "k").read_bytes() == b"old"
 
 
-def works(mount: MountedServer, client: redis.Redis) -> None:
-    """The mount saves again, and the journal is sound."""
+def check_saving_works(mount: MountedServer, client: redis.Redis) -> None:
+    """Check that the mount saves and that the journal is sound."""
     wait_until(lambda: save_file(mount.path / "k", b"works") == "", 10)
     assert client.get("k") == b"works"
     wait_until(lambda: change_states(mount, b"k")[-1] == "applied", 3)
@@ -64,34 +64,34 @@ def works(mount: MountedServer, client: redis.Redis) -> None:
 
 @needs_root
 def test_full_disk(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path) -> None:
-    """With the journal's disk full every change is ENOSPC before Redis sees anything; with room again it goes on."""
+    """On a full disk every change fails with ENOSPC and Redis is unchanged; with free space saving works again."""
     mount = make_mount(own_redis.tcp_url(), "--journal-file", str(disk / "journal.db"))
     mount.journal = disk / "journal.db"
     filler = disk / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as out:
         while True:
             out.write(bytes(4096))
-    untouched(own_redis, mount, ("ENOSPC",))
+    check_changes_fail(own_redis, mount, ("ENOSPC",))
     filler.unlink()
-    works(mount, client)
+    check_saving_works(mount, client)
 
 
 @needs_root
 def test_read_only_at_the_start(
     own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path, tmp_path: Path
 ) -> None:
-    """On a read-only disk, with a journal or without, a write mount is refused by the journal's name."""
+    """On a read-only disk a write mount is refused with the journal's path, whether or not the journal exists."""
     url = own_redis.tcp_url()
     mount = make_mount(url, "--journal-file", str(disk / "journal.db"))
     assert mount.stop() == 0
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True, timeout=10)
     for name in ("journal.db", "none.db"):
-        refused(tmp_path, url, disk / name)
+        check_mount_refused(tmp_path, url, disk / name)
     assert client.get("k") == b"old"
 
 
-def refused(folder: Path, url: str, journal: Path) -> str:
-    """A write mount with this journal ends with status 1 and one line that names it; nothing is mounted."""
+def check_mount_refused(folder: Path, url: str, journal: Path) -> str:
+    """Check that a write mount with this journal exits with 1 and one line with its path; nothing is mounted."""
     path = folder / "mnt"
     path.mkdir(exist_ok=True)
     done = run_redisfuse(folder, "--write", "--journal", "--journal-file", str(journal), url, str(path))
@@ -103,36 +103,35 @@ def refused(folder: Path, url: str, journal: Path) -> str:
 
 
 def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """When the journal's disk turns read-only under the mount (its calls fail with EROFS), changes are EROFS."""
+    """Changes fail with EROFS once the journal's disk is read-only (its system calls fail with EROFS)."""
     calls = "pwrite64,access,faccessat,faccessat2"
     log = tmp_path / "strace"
     with trace_process(mount.process.pid, log, calls, f"{calls}:error=EROFS"):
-        untouched(own_redis, mount, ("EROFS",))
-    works(mount, client)
+        check_changes_fail(own_redis, mount, ("EROFS",))
+    check_saving_works(mount, client)
 
 
 def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """When the journal can't be synced, changes are EIO; none succeeds until it has been written anew and synced."""
+    """Changes fail with EIO while fsync fails; none succeeds until the log is written again and synced."""
     with trace_process(mount.process.pid, tmp_path / "strace", "fdatasync", "fdatasync:error=EIO"):
-        untouched(own_redis, mount, ("EIO",))
-    works(mount, client)
+        check_changes_fail(own_redis, mount, ("EIO",))
+    check_saving_works(mount, client)
     mount.process.kill()
     mount.process.wait()
     assert "pending" not in change_states(mount, b"k")[:-1]
 
 
 def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """After one failed fsync the next save syncs the database itself before it succeeds: it does not rest on pages
-    that the kernel may have dropped."""
+    """After a failed fsync the next save first syncs the database: the kernel may have dropped pages of the log."""
     log = tmp_path / "strace"
     with trace_process(mount.process.pid, log, "fdatasync,fsync", "fdatasync,fsync:error=EIO:when=1"):
         assert save_file(mount.path / "k", b"lost") == "EIO"
         before = log.read_text().count("= 0")
         assert save_file(mount.path / "k", b"new") == ""
         after = log.read_text().count("= 0")
-    assert after - before >= 2  # the log into the database, then the change
+    assert after - before >= 2  # the log copied into the database, then the change
     assert client.get("k") == b"new"
-    works(mount, client)
+    check_saving_works(mount, client)
 
 
 # -- other processes -------------------------------------------------------------------------------------------------
@@ -148,7 +147,7 @@ sys.stdin.read()
 
 @contextlib.contextmanager
 def locked(journal: Path) -> Iterator[None]:
-    """Another process holds the journal's lock."""
+    """Let another process hold the journal's lock."""
     with subprocess.Popen(
         [sys.executable, "-c", LOCKER, str(journal)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -163,36 +162,37 @@ def locked(journal: Path) -> Iterator[None]:
 
 
 def test_locked(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """While another process keeps the journal locked a save is EBUSY after a limit, Redis is untouched, reading goes
-    on; afterwards saving works."""
-    with locked(mount.journal), monitor_writes(own_redis) as seen:
+    """While another process holds the lock a save fails with EBUSY and Redis is unchanged; afterwards saving works."""
+    with locked(mount.journal), monitor_writes(own_redis) as writes:
         descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
         os.write(descriptor, b"new")
         assert errno_name(os.fsync, descriptor) == "EBUSY"
-        assert seen == []
+        assert writes == []
         assert client.get("k") == b"old"
-    assert errno_name(os.close, descriptor) == ""  # which tries once more
+    assert errno_name(os.close, descriptor) == ""  # which tries again
     assert client.get("k") == b"new"
-    works(mount, client)
+    check_saving_works(mount, client)
 
 
 def test_two_mounts_on_one_journal(
     own_redis: RedisServer, client: redis.Redis, mount: MountedServer, make_mount: MakeMount, tmp_path: Path
 ) -> None:
-    """Two mounts share a journal: both save, neither settles what the other has under way, and of two edits of one
-    file the later is a conflict."""
+    """Two mounts share a journal.
+
+    Both save, neither settles the other's pending changes, and the later of two edits of one file is a conflict.
+    """
     folder = tmp_path / "second"
     folder.mkdir()
     other = make_mount(own_redis.tcp_url(), "--journal-file", str(mount.journal), folder=folder)
     for number in range(10):
         assert save_file(mount.path / f"a{number}", b"1") == ""
         assert save_file(other.path / f"b{number}", b"2") == ""
-    mine, theirs = (os.open(each.path / "k", os.O_WRONLY) for each in (mount, other))
-    os.write(mine, b"mine")
-    os.write(theirs, b"theirs")
-    os.close(mine)
-    assert errno_name(os.close, theirs) == "ESTALE"
-    assert client.get("k") == b"mine"
+    first, second = (os.open(mounted.path / "k", os.O_WRONLY) for mounted in (mount, other))
+    os.write(first, b"first")
+    os.write(second, b"second")
+    os.close(first)
+    assert errno_name(os.close, second) == "ESTALE"
+    assert client.get("k") == b"first"
     assert client.dbsize() == 21
     wait_until(lambda: sorted(set(change_states(mount))) == ["applied", "refused"], 5)
     rows = journal_changes(mount)
@@ -200,7 +200,7 @@ def test_two_mounts_on_one_journal(
     assert len({row.session_id for row in rows}) == 2
 
 
-# -- files that are not what they should be --------------------------------------------------------------------------
+# -- invalid files ---------------------------------------------------------------------------------------------------
 
 
 def _garbage(path: Path) -> None:
@@ -233,46 +233,48 @@ def _directory(path: Path) -> None:
 def test_not_a_journal(
     own_redis: RedisServer, client: redis.Redis, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """A write mount is refused, by the name of the file, for what is no journal of ours, which stays as it is."""
+    """A write mount refuses a file that is not a journal, with its path, and does not change it."""
     path = tmp_path / "journal.db"
     Journal.open(path, create=True).close()
     spoil(path)
     before = path.read_bytes() if path.is_file() else None
-    refused(tmp_path, own_redis.tcp_url(), path)
+    check_mount_refused(tmp_path, own_redis.tcp_url(), path)
     assert (path.read_bytes() if path.is_file() else None) == before
     assert client.get("k") == b"old"
 
 
 @pytest.mark.parametrize("how", ["unlinked", "swapped"])
-def test_taken_away_under_the_mount(
+def test_a_journal_removed_under_the_mount(
     own_redis: RedisServer, client: redis.Redis, mount: MountedServer, how: str
 ) -> None:
-    """A journal that is unlinked or replaced is noticed before the first write: EIO, its name in the log, Redis
-    untouched; put back, it goes on."""
-    kept, other = mount.journal.with_name("kept.db"), mount.journal.with_name("other.db")
-    os.link(mount.journal, kept)
+    """After the journal is unlinked or replaced, saving fails with EIO and Redis is unchanged, until it is put back.
+
+    The log has the journal's path.
+    """
+    backup, other = mount.journal.with_name("backup.db"), mount.journal.with_name("other.db")
+    os.link(mount.journal, backup)
     if how == "swapped":
         shutil.copy(mount.journal, other)
         before = other.read_bytes()
         other.rename(mount.journal)
     else:
         mount.journal.unlink()
-    with monitor_writes(own_redis) as seen:
+    with monitor_writes(own_redis) as writes:
         assert save_file(mount.path / "k", b"new") == "EIO"
-    assert seen == []
+    assert writes == []
     assert client.get("k") == b"old"
     if how == "swapped":
         assert mount.journal.read_bytes() == before
     wait_until(lambda: str(mount.journal) in mount.read_log(), 3)
-    kept.rename(mount.journal)
-    works(mount, client)
+    backup.rename(mount.journal)
+    check_saving_works(mount, client)
 
 
 # -- limits of the process -------------------------------------------------------------------------------------------
 
 
 def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
-    """A mount that may open nothing more answers what it can, with an error for the rest, lives, and recovers."""
+    """A mount without free descriptors fails single requests with an error, survives, and recovers."""
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
@@ -282,27 +284,27 @@ def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
     resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
     assert mount.process.poll() is None
     wait_until(lambda: (mount.path / "fresh").read_bytes() == b"1", 5)
-    works(mount, client)
+    check_saving_works(mount, client)
 
 
 def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """Past RLIMIT_FSIZE a save is ENOSPC, Redis untouched, the mount lives."""
+    """Past RLIMIT_FSIZE a save fails with ENOSPC, Redis is unchanged and the mount survives."""
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, before[1]))
-    with monitor_writes(own_redis) as seen:
+    with monitor_writes(own_redis) as writes:
         assert save_file(mount.path / "k", os.urandom(300_000)) == "ENOSPC"
-    assert seen == []
+    assert writes == []
     assert client.get("k") == b"old"
     resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
-    works(mount, client)
+    check_saving_works(mount, client)
 
 
-# -- ends of a mount with work left ----------------------------------------------------------------------------------
+# -- unmounting with unsaved data ------------------------------------------------------------------------------------
 
 
 def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
-    """What a program was still writing at SIGTERM is not half saved: it is in the journal, and the log says so."""
+    """SIGTERM does not save a file that is being written: its bytes are in the journal, and the log reports it."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"half of")
     try:
@@ -311,18 +313,18 @@ def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) 
     finally:
         errno_name(os.close, descriptor)
     assert client.get("k") == b"old"
-    [kept] = journal_changes(mount, b"k")
-    assert kept.outcome == "refused"
-    assert kept.new.content is not None
-    assert kept.new.content.size == len(b"half of")
-    assert f"change {kept.id}" in mount.read_log()
-    done = run_redisfuse(mount.path.parent, "apply", str(kept.id), "--force")
+    [change] = journal_changes(mount, b"k")
+    assert change.outcome == "refused"
+    assert change.new.content is not None
+    assert change.new.content.size == len(b"half of")
+    assert f"change {change.id}" in mount.read_log()
+    done = run_redisfuse(mount.path.parent, "apply", str(change.id), "--force")
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"half of"
 
 
 def test_terminated_after_a_close(client: redis.Redis, mount: MountedServer) -> None:
-    """What was closed before SIGTERM is saved, be it only the kernel's word that it was emptied."""
+    """A file closed before SIGTERM is saved, even if it was only truncated or created."""
     os.close(os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC))
     os.close(os.open(mount.path / "new", os.O_WRONLY | os.O_CREAT))
     mount.process.send_signal(signal.SIGTERM)
@@ -332,7 +334,7 @@ def test_terminated_after_a_close(client: redis.Redis, mount: MountedServer) -> 
 
 
 def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
-    """After umount -l a program that has a file open finishes its save; then the mount's process ends."""
+    """After umount -l a program with an open file completes its save; then the mount's process exits."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"ne")
     subprocess.run(["umount", "-l", str(mount.path)], check=True, timeout=MOUNT_TIMEOUT_SECONDS)
@@ -345,15 +347,15 @@ def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedSe
 
 
 def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """SIGTERM with a file open and a server that hangs: the mount ends in time, and what was written is kept."""
+    """SIGTERM with an open file and a hanging server: the mount exits in time, and the bytes are in the journal."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     own_redis.pause()
-    began = time.monotonic()
+    start = time.monotonic()
     try:
         mount.process.send_signal(signal.SIGTERM)
         assert mount.process.wait(MOUNT_TIMEOUT_SECONDS) in (0, 1)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - start < 15
         assert not is_mounted(mount.path)
     finally:
         own_redis.resume()
