@@ -1,6 +1,7 @@
-"""The filesystem's face to the binding: paths, flags and handles in, attributes and bytes out.
+"""The kernel's requests, served from the tree: paths, flags and handles in, attributes and bytes out.
 
-Every method may run in many threads at once. The lock here is held only to look into the table of handles.
+The only module that knows both `fuse` and `vfs`. Every method may run in many threads at once. The lock guards the
+table of handles; nothing blocks and nothing is called while it is held.
 """
 
 from __future__ import annotations
@@ -56,16 +57,18 @@ from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.readdir_cache import ReaddirCache
 from redisfuse.vfs.statfs import StatfsProvider
 
-MAX_HOT_VALUE_BYTES = 64 * 1024  # a longer value is not fetched before it is read
-_WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # of open's flags, those that only a file opened for reading has not
+MAX_HOT_VALUE_BYTES = 64 * 1024
+"""A longer value is not fetched before it is read."""
+
+_WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # open(2) flags that are all zero only when opening for reading
 RENAME_NOREPLACE = 1  # renameat2(2)
 TTL_XATTR = b"user.redis.ttl"
-STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed: what `redisfuse status` shows
+STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse status` reads it
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Who owns every file, and the permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
+    """Owner and permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
 
     uid: int
     gid: int
@@ -73,7 +76,7 @@ class Permissions:
     is_writable: bool
 
     def file_mode(self, file_stat: Stat) -> int:
-        """Type and permission bits."""
+        """Return the type and permission bits."""
         if file_stat.mode is not None:
             return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | file_stat.mode
         bits = 0o777 if file_stat.is_directory else 0o666 if file_stat.is_readable else 0
@@ -99,21 +102,21 @@ class MountControl(Protocol):
 
 
 class ReaddirItem(NamedTuple):
-    """One name of a listing."""
+    """One name of a directory listing."""
 
     name: bytes
     mode: int
     inode: int
-    node: KeyNode | None  # a string, whose attributes can be told with its name
+    node: KeyNode | None  # of a string: its attributes go to the kernel with its name
 
 
 @dataclass(slots=True)
 class OpenFileEntry:
-    """An open file, and where it is as far as this mount knows."""
+    """An open file and its path, as far as this mount knows it."""
 
     handle: Handle
     path: bytes
-    is_unlinked: bool = False  # it was unlinked or replaced there, through this mount
+    is_unlinked: bool = False  # unlinked or replaced through this mount
 
 
 class FuseAdapter:
@@ -152,10 +155,10 @@ class FuseAdapter:
         self.content_cache = InodeContentCache(self._content_source)
 
     def _caller_tid(self) -> int:
-        """The thread for which the current request was made."""
+        """Return the thread that made the current request."""
         return self._binding.get_caller()[2]
 
-    # -- the mount's life --------------------------------------------------------------------------------------------
+    # -- start and end -----------------------------------------------------------------------------------------------
 
     def init(self) -> None:
         self._mount.start()
@@ -168,13 +171,13 @@ class FuseAdapter:
     def getattr(self, path: bytes | None, handle: int | None) -> FileAttributes:
         if handle is not None:
             self._binding.prepare_to_block()
-            if (found := self._open_file_attr(handle, has_path=path is not None)) is not None:
-                return found
+            if (attributes := self._open_file_attr(handle, has_path=path is not None)) is not None:
+                return attributes
         if path is None:
-            raise BadHandleError("no such file is open")
-        if (seen := self.content_cache.get_pinned(path)) is not None:
+            raise BadHandleError("no file is open under this handle")
+        if (pinned := self.content_cache.get_pinned(path)) is not None:
             self._dentry_tracker.track_path(path[1:])
-            return self._pinned_attr(path[1:], seen, for_read=False)
+            return self._pinned_attr(path[1:], pinned, for_read=False)
         path = path[1:]
         self._dentry_tracker.track_path(path)
         node: TreeNode | None = self._filesystem.resolve_cached(path) if self._namespace is None else None
@@ -191,19 +194,16 @@ class FuseAdapter:
         return self._reply_attr(path, self._filesystem.stat(node))
 
     def _is_hot_value(self, node: KeyNode) -> bool:
-        """Whether a value changes so often that it might be another one by the time that it is read.
-
-        (Where each open is told, that is when it is asked for.)
-        """
+        """Return whether a value changes so often that it may differ when it is read; only without OPEN requests."""
         if not self._filesystem.keyspace.is_hot(node.target.key) or not self._binding.uses_no_open:
             return False
         return node.is_editable and node.length <= MAX_HOT_VALUE_BYTES
 
     def _prefetch_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
-        """Attributes, with what goes with them kept to be read."""
+        """Return the attributes, and pin the content that they describe until it is read."""
         self._binding.prepare_to_block()
-        beginning = self.content_cache.preload(b"/" + path, self._content_source.load_node(node, None))
-        return self._build_attr(path, Stat(False, beginning.content.size, beginning.mtime_ns, True))
+        pinned = self.content_cache.preload(b"/" + path, self._content_source.load_node(node, None))
+        return self._build_attr(path, Stat(False, pinned.content.size, pinned.mtime_ns, True))
 
     def getattr_node(self, node: bytes, *, for_read: bool) -> FileAttributes:
         path = strip_stale_marker(node)[1:]
@@ -212,22 +212,22 @@ class FuseAdapter:
             self._dentry_tracker.track_path(path)
         else:
             self._binding.disable_attr_cache()
-        seen = self.content_cache.get_pinned(node)
-        if seen is None:
-            found = self._filesystem.stat(self._filesystem.resolve(path))
-            if not for_read or found.has_exact_size or procfs.is_reading(self._caller_tid()) is False:
-                return self._reply_attr(path, found)
-            seen = self.content_cache.get_or_load(node, self._binding.current_node_id())
-        return self._pinned_attr(path, seen, for_read=for_read)
+        pinned = self.content_cache.get_pinned(node)
+        if pinned is None:
+            file_stat = self._filesystem.stat(self._filesystem.resolve(path))
+            if not for_read or file_stat.has_exact_size or procfs.is_reading(self._caller_tid()) is False:
+                return self._reply_attr(path, file_stat)
+            pinned = self.content_cache.get_or_load(node, self._binding.current_node_id())
+        return self._pinned_attr(path, pinned, for_read=for_read)
 
     def _reply_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
-        """As `_build_attr`; what has no length beforehand must be asked for again by who reads it, unless he opens it."""
+        """Return the attributes; the kernel must not cache the size of a streamed file that it doesn't open."""
         if not file_stat.has_exact_size and self._binding.uses_no_open:
             self._binding.disable_attr_cache()
         return self._build_attr(path, file_stat)
 
     def _pinned_attr(self, path: bytes, pinned: PinnedContent, *, for_read: bool) -> FileAttributes:
-        """What is told of a file that was read: what it was, and what was appended to that."""
+        """Return the attributes of a file with pinned content: its size when it was read, plus what was appended."""
         if pinned.stale_since or pinned.is_streamed or is_stale(pinned.node_path):
             self._binding.disable_attr_cache()
         if pinned.is_streamed:
@@ -246,38 +246,46 @@ class FuseAdapter:
         return self._build_attr(path, Stat(False, pinned.content.size, mtime, True))
 
     def _open_file_attr(self, handle: int, *, has_path: bool) -> FileAttributes | None:
-        """What an edited, new or unlinked file is now, whatever its path leads to; and, where the path is no longer
-        `known` (the kernel was made to forget it), what any other file was when it was opened."""
-        found = self._file_handles.get(handle)
-        if found is None:
+        """Return the attributes of an edited, new or unlinked file, whatever its path leads to now.
+
+        Without `has_path` (libfuse no longer has one), also those of any other open file; else None for these.
+        """
+        entry = self._file_handles.get(handle)
+        if entry is None:
             return None
-        opened, path = found.handle, found.path
+        opened, path = entry.handle, entry.path
         if isinstance(opened, ReadWriteHandle) and opened.file.size is not None:
             return self._build_attr(path, self._filesystem.stat(OpenFileNode(opened.file)))
         if has_path:
             return None
-        if not found.is_unlinked:
+        if not entry.is_unlinked:
             with contextlib.suppress(NotFoundError):
-                there = self._filesystem.stat(self._filesystem.resolve(path))
-                if not there.is_directory:
-                    return self._build_attr(path, there)
-        # It is as long as what is being read.
+                file_stat = self._filesystem.stat(self._filesystem.resolve(path))
+                if not file_stat.is_directory:
+                    return self._build_attr(path, file_stat)
+        # The size of what the handle reads.
         return self._build_attr(
             path, Stat(False, opened.size, self._filesystem.mount_time_ns, isinstance(opened, ReadWriteHandle))
         )
 
     def _string_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
-        """As `_build_attr` of its `stat`, quickly: most files are plain strings."""
-        own, tree = self._permissions, self._filesystem
+        """Return what `_build_attr` would, faster: most files are plain strings."""
+        owner, tree = self._permissions, self._filesystem
         return FileAttributes(
-            inode_number(path), self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), own.uid, own.gid
+            inode_number(path), self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), owner.uid, owner.gid
         )
 
     def _build_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
-        own = self._permissions
+        owner = self._permissions
         nlink = 2 if file_stat.is_directory else int(file_stat.is_linked)
         return FileAttributes(
-            inode_number(path), own.file_mode(file_stat), nlink, file_stat.size, file_stat.mtime_ns, own.uid, own.gid
+            inode_number(path),
+            owner.file_mode(file_stat),
+            nlink,
+            file_stat.size,
+            file_stat.mtime_ns,
+            owner.uid,
+            owner.gid,
         )
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -294,47 +302,46 @@ class FuseAdapter:
         return number
 
     def _iter_listing(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
-        # Only what comes from Redis alone is kept; in write mode the scratch area and open files are listed too.
+        # Only listings that come from Redis alone are cached; in write mode memory files and open files are listed too.
         if self._namespace is None and isinstance(node, DirectoryNode) and self._coherence.is_coherent:
             return self.readdir_cache.get_or_build(node.directory, lambda: self._iter_names(path, node))
         return self._iter_names(path, node)
 
     def _iter_names(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
         base = path + b"/" if path else b""
-        for name, found in self._filesystem.readdir(path, node):
-            if type(found) is KeyNode and found.is_plain and not name.endswith(FILE_MARK):
-                yield ReaddirItem(name, self._string_mode, inode_number(base + name), found)
+        for name, child in self._filesystem.readdir(path, node):
+            if type(child) is KeyNode and child.is_plain and not name.endswith(FILE_MARK):
+                yield ReaddirItem(name, self._string_mode, inode_number(base + name), child)
             else:
-                # The others get their attributes when they are asked for: a collection's size is that of its rendering,
-                # not worth making for a plain `ls`; and changes are pushed to a marked name only if it was asked for.
-                directory = isinstance(found, DIRECTORY_NODE_TYPES) or (
-                    isinstance(found, MemoryNode) and found.is_directory
+                # These get attributes only on request: a collection's size is that of its rendering, too expensive for
+                # a plain `ls`, and a marked name (`user%`) is invalidated only if it was looked up.
+                directory = isinstance(child, DIRECTORY_NODE_TYPES) or (
+                    isinstance(child, MemoryNode) and child.is_directory
                 )
                 yield ReaddirItem(
                     name, self._permissions.file_mode(Stat(directory, 0, 0, True)), inode_number(base + name), None
                 )
 
     def readdir(self, handle: int, offset: int) -> Iterator[Dirent]:
-        found = self._directory_handles.get(handle)
-        if found is None:
-            raise BadHandleError("no such directory is open")
-        for portion in found.batches(offset):
-            # What the kernel remembers must be noted before it is looked whether it is still right: what changes after
-            # that is pushed.
-            self._dentry_tracker.track_keys([file.target.key for _, _, _, file in portion if file is not None])
-            for name, mode, inode, file in portion:
-                yield Dirent(name, mode, None if file is None else self._readdirplus_attr(inode, file), inode)
+        directory = self._directory_handles.get(handle)
+        if directory is None:
+            raise BadHandleError("no directory is open under this handle")
+        for batch in directory.batches(offset):
+            # Track before checking versions: a change after this point is pushed to the kernel.
+            self._dentry_tracker.track_keys([node.target.key for _, _, _, node in batch if node is not None])
+            for name, mode, inode, node in batch:
+                yield Dirent(name, mode, None if node is None else self._readdirplus_attr(inode, node), inode)
 
     def _readdirplus_attr(self, inode: int, node: KeyNode) -> FileAttributes | None:
-        """The attributes of a listed string, unless it was heard of since."""
-        own, tree = self._permissions, self._filesystem
+        """Return the attributes of a listed string; None if it may have changed since the listing was built."""
+        owner, tree = self._permissions, self._filesystem
         key = node.target.key
         if tree.keyspace.get_version(key) != node.version:
             return None
         if self.content_cache.has_stale_content(key) or self._is_hot_value(node):
             return None
         return FileAttributes(
-            inode, self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), own.uid, own.gid
+            inode, self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), owner.uid, owner.gid
         )
 
     def releasedir(self, handle: int) -> None:
@@ -347,14 +354,14 @@ class FuseAdapter:
         if (
             self._namespace is None
             and not flags & _WRITE_FLAGS
-            and (present := self._filesystem.open_cached(path)) is not None
+            and (content := self._filesystem.open_cached(path)) is not None
         ):
-            return self._reply_open_snapshot(present, path)
+            return self._reply_open_content(content, path)
         self._binding.prepare_to_block()
         node = self._filesystem.resolve(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._namespace is None:
-            raise ReadOnlyError("the mount is read-only: it was made without --write")
+            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
         if isinstance(node, MemoryNode) and not node.is_directory:
             return self._open_memory_file(path, flags)
         if isinstance(node, OpenFileNode) or (
@@ -365,11 +372,11 @@ class FuseAdapter:
             raise AccessError("only strings and hash fields can be edited")
         if isinstance(node, RefreshNode):
             self._mount.refresh()
-            return self._reply_open_snapshot(InlineContent(b""), path)
+            return self._reply_open_content(InlineContent(b""), path)
         if not isinstance(node, KeyNode):
             raise IsDirectoryError("a directory")
-        snapshot, streamed = self._filesystem.content_loader.open_content(node)
-        return self._reply_open_snapshot(snapshot, path, is_streamed=streamed)
+        content, is_streamed = self._filesystem.content_loader.open_content(node)
+        return self._reply_open_content(content, path, is_streamed=is_streamed)
 
     @property
     def _overlay(self) -> Overlay | None:
@@ -392,56 +399,54 @@ class FuseAdapter:
                 files.key_writer.check_allowed(node.target.key)
             file = files.open_handle(node.target, path, is_writer=writing)
         try:
-            snapshot = None
+            content = None
             if writing:
                 file.begin_edit()
                 if flags & os.O_TRUNC:
                     file.truncate(0)
             elif file.size is None and file.target is not None:
-                snapshot = self._filesystem.content_loader.open_growing(file.target)
+                content = self._filesystem.content_loader.open_growing(file.target)
         except BaseException:
             files.close_handle(file, is_writer=writing)
             raise
         opener = self._caller_tid() if writing else 0
-        handle = ReadWriteHandle(files, file, snapshot, flags, is_writer=writing, opener_tid=opener)
-        return self._reply_open(handle, path, snapshot, shares_pages=file.readers_share_content(handle))
+        handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener)
+        return self._reply_open(handle, path, content, shares_pages=file.readers_share_content(handle))
 
     def create(self, path: bytes, flags: int, mode: int) -> OpenReply:
         path = path[1:]
         if self._namespace is None or self._overlay is None:
-            raise ReadOnlyError("the mount is read-only: it was made without --write")
-        made = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
-        if isinstance(made, bytes):
-            return self._open_memory_file(made, flags)
+            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
+        file = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        if isinstance(file, bytes):
+            return self._open_memory_file(file, flags)
         try:
-            if not made.is_new:
-                made.begin_edit()
+            if not file.is_new:
+                file.begin_edit()
                 if flags & os.O_TRUNC:
-                    made.truncate(0)
+                    file.truncate(0)
         except BaseException:
-            self._overlay.open_files.close_handle(made, is_writer=True)
+            self._overlay.open_files.close_handle(file, is_writer=True)
             raise
         opener = self._caller_tid()
-        handle = ReadWriteHandle(self._overlay.open_files, made, None, flags, is_writer=True, opener_tid=opener)
-        return self._reply_open(handle, path, None, shares_pages=made.readers_share_content(handle))
+        handle = ReadWriteHandle(self._overlay.open_files, file, None, flags, is_writer=True, opener_tid=opener)
+        return self._reply_open(handle, path, None, shares_pages=file.readers_share_content(handle))
 
-    def _reply_open_snapshot(self, snapshot: FileContent, path: bytes, *, is_streamed: bool = False) -> OpenReply:
-        """A handle that only reads."""
-        number = self._register_handle(ReadHandle(snapshot), path)
+    def _reply_open_content(self, content: FileContent, path: bytes, *, is_streamed: bool = False) -> OpenReply:
+        """Open a handle that only reads."""
+        number = self._register_handle(ReadHandle(content), path)
         if is_streamed:
             return OpenReply(number, direct_io=True)
         return OpenReply(
-            number, keep_cache=self._coherence.is_coherent, size=snapshot.size, content_hash=_hash_content(snapshot)
+            number, keep_cache=self._coherence.is_coherent, size=content.size, content_hash=_hash_content(content)
         )
 
-    def _reply_open(
-        self, handle: Handle, path: bytes, snapshot: FileContent | None, *, shares_pages: bool
-    ) -> OpenReply:
-        """A handle in write mode; it reads `snapshot`, or (None) what is being edited."""
-        size = None if snapshot is None else snapshot.size
+    def _reply_open(self, handle: Handle, path: bytes, content: FileContent | None, *, shares_pages: bool) -> OpenReply:
+        """Open a handle in write mode. It reads `content`, or (None) the file being edited."""
+        size = None if content is None else content.size
         number, keep = self._register_handle(handle, path), self._coherence.is_coherent
         return OpenReply(
-            number, keep_cache=keep, size=size, shares_pages=shares_pages, content_hash=_hash_content(snapshot)
+            number, keep_cache=keep, size=size, shares_pages=shares_pages, content_hash=_hash_content(content)
         )
 
     def _register_handle(self, handle: Handle, path: bytes) -> int:
@@ -454,22 +459,22 @@ class FuseAdapter:
         return self._get_open_file(handle).handle
 
     def _get_open_file(self, handle: int) -> OpenFileEntry:
-        found = self._file_handles.get(handle)
-        if found is None:
-            raise BadHandleError("no such file is open")
-        return found
+        entry = self._file_handles.get(handle)
+        if entry is None:
+            raise BadHandleError("no file is open under this handle")
+        return entry
 
     def _retarget_open_files(self, old: bytes, new: bytes | None) -> None:
-        """What is open at or below a path is at or below another now; None: nowhere."""
+        """Update the paths of files open at or below a renamed path; None: it was unlinked."""
         below = old + b"/"
         with self._lock:
-            for opening in self._file_handles.values():
-                if opening.is_unlinked or not (opening.path == old or opening.path.startswith(below)):
+            for entry in self._file_handles.values():
+                if entry.is_unlinked or not (entry.path == old or entry.path.startswith(below)):
                     continue
                 if new is None:
-                    opening.is_unlinked = True
+                    entry.is_unlinked = True
                 else:
-                    opening.path = new + opening.path[len(old) :]
+                    entry.path = new + entry.path[len(old) :]
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -480,15 +485,15 @@ class FuseAdapter:
         self._binding.prepare_to_block()
         return opened.read(offset, size)
 
-    # Where files are not opened.
+    # Requests of files that the kernel does not open (read-only mounts).
 
     def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
-        shared, number = self.content_cache, self._binding.current_node_id()
-        data = shared.read_cached(node, number, size, offset, kernel_size, is_size_stable)
+        cache, node_id = self.content_cache, self._binding.current_node_id()
+        data = cache.read_cached(node, node_id, size, offset, kernel_size, is_size_stable)
         if data is not None:
             return data
         self._binding.prepare_to_block()
-        return shared.read(node, number, size, offset, kernel_size, is_size_stable, self._binding)
+        return cache.read(node, node_id, size, offset, kernel_size, is_size_stable, self._binding)
 
     def detach_node(self, node: bytes, stale_node: bytes) -> None:
         self.content_cache.detach(node, stale_node)
@@ -515,7 +520,7 @@ class FuseAdapter:
             return
         assert path is not None
         path = path[1:]
-        change = self._require_namespace()
+        namespace = self._require_namespace()
         node = self._filesystem.resolve(path)
         if isinstance(node, MemoryNode):
             assert self._overlay is not None
@@ -523,22 +528,25 @@ class FuseAdapter:
             file.truncate(length)
             file.close()
         else:
-            change.truncate(path, length)
+            namespace.truncate(path, length)
 
     def flush(self, handle: int) -> None:
-        opening = self._get_open_file(handle)
-        opened = opening.handle
+        entry = self._get_open_file(handle)
+        opened = entry.handle
         if type(opened) is ReadWriteHandle and not opened.is_writer:
             return
         self._binding.prepare_to_block()
-        final = True
+        is_final = True
         if isinstance(opened, ReadWriteHandle) and opened.file.is_dirty:
-            final = self._is_final_close(opened.opener_tid, opening.path)
-        opened.flush(final)
+            is_final = self._is_final_close(opened.opener_tid, entry.path)
+        opened.flush(is_final)
 
     def _is_final_close(self, opener: int, path: bytes) -> bool:
-        """Whether a close means that the writing is done: not if a child closes what it inherited and the program
-        that opened the file still has it open (`sh -c 'a; b' > file` closes once for each command)."""
+        """Return whether a close(2) ends the writing.
+
+        It doesn't when a child closes what it inherited while the process that opened the file still has it open:
+        `sh -c 'a; b' > file` closes once for each command.
+        """
         caller = self._caller_tid()
         if caller == opener:
             return True
@@ -552,10 +560,10 @@ class FuseAdapter:
 
     def release(self, handle: int) -> None:
         with self._lock:
-            found = self._file_handles.pop(handle, None)
-        if found is None:
+            entry = self._file_handles.pop(handle, None)
+        if entry is None:
             return
-        opened = found.handle
+        opened = entry.handle
         if type(opened) is ReadWriteHandle and opened.try_release():
             return
         if type(opened) is not ReadHandle or not opened.is_in_memory:
@@ -566,7 +574,7 @@ class FuseAdapter:
 
     def _require_namespace(self) -> NamespaceOperations:
         if self._namespace is None:
-            raise ReadOnlyError("the mount is read-only: it was made without --write")
+            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
         return self._namespace
 
     def mkdir(self, path: bytes, mode: int) -> None:
@@ -586,42 +594,42 @@ class FuseAdapter:
 
     def rename(self, old: bytes, new: bytes, flags: int) -> None:
         if flags & ~RENAME_NOREPLACE:
-            raise InvalidArgumentError("only RENAME_NOREPLACE is known here")
+            raise InvalidArgumentError("of the flags of renameat2(2), only RENAME_NOREPLACE is supported")
         self._require_namespace().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
         self._retarget_open_files(old[1:], new[1:])
 
     def symlink(self, target: bytes, path: bytes) -> None:
-        raise NotPermittedError("there are no symbolic links in Redis")
+        raise NotPermittedError("Redis has no symbolic links")
 
     def link(self, old: bytes, new: bytes) -> None:
-        raise NotPermittedError("there are no hard links in Redis")
+        raise NotPermittedError("Redis has no hard links")
 
     def mknod(self, path: bytes, mode: int, device: int) -> None:
         if not stat.S_ISREG(mode):
-            raise NotPermittedError("there are no devices, pipes and sockets in Redis")
+            raise NotPermittedError("Redis has no devices, pipes or sockets")
         opened = self.create(path, os.O_WRONLY | os.O_EXCL, mode | 0o044)
         self.release(opened.handle)
 
     def _find_memory_fs(self, path: bytes) -> MemoryFS | None:
-        """The scratch area, if the path is of something in it."""
+        """Return the memory filesystem if the path is in it."""
         overlay = self._overlay
         return overlay.memory_fs if overlay is not None and overlay.memory_fs.exists(path[1:]) else None
 
     def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
-        """Succeeds without effect (but on junk), as programs fail otherwise."""
+        """Succeed without effect, except on memory files: programs fail otherwise."""
         self.getattr(path, handle)
-        if path is not None and (scratch := self._find_memory_fs(path)) is not None:
-            scratch.set_mode(path[1:], mode)
+        if path is not None and (memory_fs := self._find_memory_fs(path)) is not None:
+            memory_fs.set_mode(path[1:], mode)
 
     def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
-        """Succeeds without effect, as programs fail otherwise."""
+        """Succeed without effect: programs fail otherwise."""
         self.getattr(path, handle)
 
     def utimens(self, path: bytes | None, atime: UtimensTime, mtime: UtimensTime, handle: int | None) -> None:
-        """Succeeds without effect (but on junk), as programs fail otherwise."""
+        """Succeed without effect, except on memory files: programs fail otherwise."""
         self.getattr(path, handle)
-        if mtime != UTIME_OMIT and path is not None and (scratch := self._find_memory_fs(path)) is not None:
-            scratch.set_mtime(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
+        if mtime != UTIME_OMIT and path is not None and (memory_fs := self._find_memory_fs(path)) is not None:
+            memory_fs.set_mtime(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
 
     def statfs(self, path: bytes) -> Mapping[str, int]:
         return self._statfs.statfs()
@@ -653,39 +661,39 @@ class FuseAdapter:
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         path = path[1:]
-        change = self._require_namespace()
+        namespace = self._require_namespace()
         if self._overlay is not None and self._overlay.memory_fs.exists(path):
             self._overlay.memory_fs.setxattr(path, name, value, flags)
             return
         if name != TTL_XATTR:
             raise NotSupportedError("only user.redis.ttl can be set")
         if flags & os.XATTR_CREATE:
-            raise ExistsError("user.redis.ttl is always there")
+            raise ExistsError("user.redis.ttl always exists")
         try:
             milliseconds = int(value)
         except ValueError:
             milliseconds = -2
         if milliseconds < -1:
             raise InvalidArgumentError("a TTL is milliseconds from now, or -1 for none")
-        change.set_expiry(path, milliseconds)
+        namespace.set_expiry(path, milliseconds)
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         path = path[1:]
-        change = self._require_namespace()
+        namespace = self._require_namespace()
         if self._overlay is not None and self._overlay.memory_fs.exists(path):
             self._overlay.memory_fs.removexattr(path, name)
         elif name == TTL_XATTR:
-            change.set_expiry(path, -1)
+            namespace.set_expiry(path, -1)
         else:
             raise NoAttributeError("no such attribute")
 
 
-def _hash_content(snapshot: FileContent | None) -> int | None:
-    """What stands for the bytes of a snapshot, where that is had cheaply."""
-    content = inline_bytes(snapshot)
-    return None if content is None else hash(content)
+def _hash_content(content: FileContent | None) -> int | None:
+    """Return a hash of the bytes of a content that is in memory; else None."""
+    data = inline_bytes(content)
+    return None if data is None else hash(data)
 
 
 def inode_number(path: bytes) -> int:
-    """A number for a path: the same at every mount. (Two paths share one with a chance of 2^-63.)"""
+    """Return the inode number of a path, the same in every mount. Two paths share one with probability 2^-63."""
     return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

@@ -1,21 +1,13 @@
-"""One mount's objects, wired to each other: who tells whom that something changed.
-
-A change that the server tells of drops the process's caches first (`_on_keys_touched`), and once it is verified what the index
-says is followed by what the kernel knows (`_on_keys_changed`). The kernel is told long time-outs only while both the follower
-and the notifier live.
-"""
+"""The objects of one mount, wired to each other."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from redisfuse import __version__
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
 from redisfuse.fuse.interface import Binding
@@ -23,7 +15,9 @@ from redisfuse.fuse.notify import InvalidationQueue
 from redisfuse.keyspace.metadata import MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.mount.adapter import FuseAdapter, Permissions, inode_number
+from redisfuse.mount.daemonize import StartupReport
 from redisfuse.mount.progress import show_progress
+from redisfuse.mount.status import build_status
 from redisfuse.mount.write_mode import WriteSupport
 from redisfuse.paths.grammar import REFRESH_FILE, PathCodec
 from redisfuse.vfs.coherence import Coherence
@@ -33,22 +27,21 @@ from redisfuse.vfs.filesystem import Filesystem, FilesystemOptions
 from redisfuse.vfs.junk_rules import JunkRules
 from redisfuse.vfs.statfs import StatfsProvider
 
-log = logging.getLogger(__name__)
-
-DEFAULT_UMASK = 0o077  # of a mount that was given none: owner only
+DEFAULT_UMASK = 0o077
+"""Without `-o umask=`, only the owner may read and write."""
 
 
 class MountContext:
-    """Everything that serves one mount. Made in the process that serves it; threads begin in `_started`."""
+    """Everything that serves one mount. Created in the process that serves it; threads start in `start`."""
 
     def __init__(
-        self, config: Config, client: RedisClient, binding: Binding, mountpoint: Path, on_ready: Callable[[str], None]
+        self, config: Config, client: RedisClient, binding: Binding, mountpoint: Path, report: StartupReport
     ) -> None:
         self._config = config
-        self._client = client
-        self._binding = binding
-        self._mountpoint = mountpoint
-        self._on_ready = on_ready
+        self.client = client
+        self.binding = binding
+        self.mountpoint = mountpoint
+        self._report = report
         self._started_ns = time.time_ns()
         self.path_codec = PathCodec(config.separator)
         self.invalidation_queue = InvalidationQueue()
@@ -122,35 +115,42 @@ class MountContext:
             is_writable=self._config.write,
         )
 
-    # -- its life ----------------------------------------------------------------------------------------------------
+    # -- start and end -----------------------------------------------------------------------------------------------
+
+    @property
+    def uptime_seconds(self) -> float:
+        """How long this process has served the mount."""
+        return (time.time_ns() - self._started_ns) / 1e9
 
     def start(self) -> None:
+        """Start the threads and report that the mount answers."""
         self.invalidation_queue.start()
         self.coherence.state_changed()
         self.keyspace.start()
         if self.write_support is not None:
             self.write_support.start()
-        self._on_ready(self.format_banner())
+        self._report.ready(self.format_banner())
         if not self._config.daemon and sys.stderr.isatty():
             show_progress(self.keyspace)
 
     def format_banner(self) -> str:
-        """The one line that says what is mounted, and how to leave."""
+        """Return the line that tells the user what is mounted and how to unmount it."""
         how = "read and write, journaled" if self._config.write else "read-only"
-        leave = "" if self._config.daemon else "Ctrl-C or "
+        shortcut = "" if self._config.daemon else "Ctrl-C or "
         return (
-            f"{self._client.address.redacted_url} is mounted at {self._mountpoint} ({how}); "
-            f"leave with {leave}`redisfuse umount {self._mountpoint}`"
+            f"{self.client.address.redacted_url} is mounted at {self.mountpoint} ({how}); "
+            f"unmount with {shortcut}`redisfuse umount {self.mountpoint}`"
         )
 
     def stop(self) -> None:
+        """Commit what is left and stop the threads: the kernel sends no more requests."""
         self.adapter.content_cache.close()
         if self.write_support is not None:
-            self.write_support.close(busy_at_unmount=self._binding.busy_at_unmount)
+            self.write_support.close(busy_at_unmount=self.binding.busy_at_unmount)
         self.keyspace.close()
 
     def close(self) -> None:
-        """After the mount is gone, or if it could not be made."""
+        """Close everything, after the unmount or a failed mount."""
         if self.write_support is not None:
             self.write_support.close()
         self.keyspace.close()
@@ -161,58 +161,6 @@ class MountContext:
         self.keyspace.request_rescan()
         self.invalidation_queue.invalidate([REFRESH_FILE])
 
-    # -- what is said of it ------------------------------------------------------------------------------------------
-
-    def build_status(self) -> dict[str, object]:
-        """For `redisfuse status`: plain values, ready for JSON. Sizes in bytes, times in seconds."""
-        done, total = self.keyspace.scan_progress
-        counters = self._client.stats
-        facts = self._client.server_info
-        asked = self.metadata.hits + self.metadata.misses
-        return {
-            "mountpoint": str(self._mountpoint),
-            "server": self._client.address.redacted_url,
-            "server_version": f"{facts.vendor} {'.'.join(map(str, facts.version))}",
-            "version": __version__,
-            "pid": os.getpid(),
-            "mode": "write" if self._config.write else "read-only",
-            "journal": None if self.write_support is None else str(self.write_support.journal.path),
-            "session": None if self.write_support is None else self.write_support.session_id,
-            "binding": self._binding.name,
-            "library": self._binding.library,
-            "up_seconds": round((time.time_ns() - self._started_ns) / 1e9, 1),
-            "keys": len(self.keyspace.index),
-            "scanning": self.keyspace.is_scanning,
-            "ready": self.keyspace.is_ready,
-            "scanned": done,
-            "scan_total": total,
-            "live": self.keyspace.is_coherent,
-            "reason": self.keyspace.degraded_reason,
-            "kernel_cache": self.coherence.is_coherent,
-            "kernel_cache_reason": ""
-            if self.invalidation_queue.is_supported
-            else self.invalidation_queue.unsupported_reason,
-            "index_bytes": self.keyspace.index.memory_bytes,
-            "index_on_disk": self.keyspace.index.on_disk,
-            "cache_hits": self.metadata.hits,
-            "cache_misses": self.metadata.misses,
-            "cache_hit_rate": round(self.metadata.hits / asked, 3) if asked else None,
-            "commands": counters.commands,
-            "round_trips": counters.round_trips,
-            "bytes_sent": counters.bytes_sent,
-            "bytes_received": counters.bytes_received,
-            "reconnects": counters.reconnects,
-            "memory_bytes": _read_resident_bytes(),
-        }
-
     def encode_status(self) -> bytes:
-        return json.dumps(self.build_status()).encode()
-
-
-def _read_resident_bytes() -> int:
-    """Resident memory of this process in bytes (proc(5), statm)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        """Return the status as JSON."""
+        return json.dumps(build_status(self)).encode()

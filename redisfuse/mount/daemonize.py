@@ -1,4 +1,4 @@
-"""`--daemon`: go into the background, and let the foreground return only when the mount answers, or with the error."""
+"""`--daemon`: fork into the background, and return in the foreground only when the mount answers, or with its error."""
 
 from __future__ import annotations
 
@@ -9,59 +9,90 @@ import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from redisfuse.config import Config
 from redisfuse.errors import MountError, RedisFuseError
 from redisfuse.text import TerminalFormatter
 
 
-def daemonize(config: Config, serve: Callable[[Callable[[str], None]], None]) -> None:
-    """Run `serve(ready)` in a process of its own session; return when it calls `ready`, raise what it raises before.
+class StartupReport(Protocol):
+    """Where a mount reports that it answers."""
 
-    Must be called before any thread or connection is made.
+    def ready(self, banner: str) -> None:
+        """Report that the mount answers. `banner` is one line for the user."""
+
+
+class TerminalReport:
+    """The report of a mount in the foreground."""
+
+    def ready(self, banner: str) -> None:
+        """Print the banner on standard error."""
+        print(banner, file=sys.stderr, flush=True)
+
+
+class _PipeReport:
+    """The report of a mount in the background: one pickled (outcome, value) through a pipe; later ones are dropped."""
+
+    def __init__(self, pipe_fd: int) -> None:
+        self._pipe_fd: int | None = pipe_fd
+
+    def ready(self, banner: str) -> None:
+        self._send("ready", banner)
+
+    def fail(self, error: RedisFuseError) -> None:
+        self._send("error", error)
+
+    def _send(self, outcome: str, value: object) -> None:
+        if self._pipe_fd is None:
+            return
+        pipe_fd, self._pipe_fd = self._pipe_fd, None
+        with open(pipe_fd, "wb") as pipe, contextlib.suppress(BrokenPipeError):
+            pipe.write(pickle.dumps((outcome, value)))
+
+
+def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
+    """Run `serve(report)` in a process with a session of its own.
+
+    Returns when that process reports that it is ready. Raises what `serve` raised before. Must be called before any
+    thread or connection exists.
     """
-    reading, writing = os.pipe()
+    read_fd, write_fd = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os.close(reading)
+        os.close(read_fd)
         os.setsid()
         if os.fork():
-            os._exit(0)  # so that the mount is nobody's child and can never be a session leader
-        os._exit(_run_daemon(config, serve, writing))
-    os.close(writing)
+            os._exit(0)  # the mount is reparented to init, and can't acquire a controlling terminal
+        os._exit(_run_daemon(config, serve, write_fd))
+    os.close(write_fd)
     os.waitpid(child, 0)
-    with open(reading, "rb") as pipe:
-        answer = pipe.read()
-    if not answer:
-        raise MountError("the background process died without a word; run it without --daemon to see why")
-    kind, value = pickle.loads(answer)  # from our own child
-    if kind == "error":
+    with open(read_fd, "rb") as pipe:
+        reply = pipe.read()
+    if not reply:
+        raise MountError("the background process ended without an error message; run it without --daemon to see why")
+    outcome, value = pickle.loads(reply)  # from our own child
+    if outcome == "error":
         raise value
     print(value, file=sys.stderr, flush=True)
 
 
-def _run_daemon(config: Config, serve: Callable[[Callable[[str], None]], None], pipe_fd: int) -> int:
-    told = False
-
-    def report_outcome(outcome: str, value: object) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            with open(pipe_fd, "wb") as pipe, contextlib.suppress(BrokenPipeError):
-                pipe.write(pickle.dumps((outcome, value)))
-
+def _run_daemon(config: Config, serve: Callable[[StartupReport], None], pipe_fd: int) -> int:
+    """Return the exit status of the background process."""
+    log = logging.getLogger(__name__)
+    report = _PipeReport(pipe_fd)
     try:
         _redirect_stdio(config)
-        serve(lambda text: report_outcome("ready", text))
+        serve(report)
     except RedisFuseError as error:
-        report_outcome("error", error)
-        logging.getLogger(__name__).error("%s", error)
+        report.fail(error)
+        log.error("%s", error)
         return error.exit_status
     except BaseException as error:
-        logging.getLogger(__name__).exception("the mount died")
-        report_outcome("error", MountError(f"unexpected {type(error).__name__}: the traceback is in the log"))
+        log.exception("the mount process failed")
+        report.fail(MountError(f"unexpected {type(error).__name__}: the traceback is in the log"))
         return 1
     return 0
 
@@ -69,30 +100,30 @@ def _run_daemon(config: Config, serve: Callable[[Callable[[str], None]], None], 
 def _redirect_stdio(config: Config) -> None:
     path = config.log_file or default_log_path()
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(empty)
-    os.close(log)
+    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null_fd = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null_fd, 0)
+    os.dup2(log_fd, 1)
+    os.dup2(log_fd, 2)
+    os.close(null_fd)
+    os.close(log_fd)
     os.chdir("/")
     configure_logging(config)
 
 
 def configure_logging(config: Config) -> None:
-    """Log to the terminal (or what stands for it), or to the file that was asked for; escaped, as keys are in it."""
+    """Log to standard error, or to the file that was chosen; escaped, because messages can contain keys."""
     to_file = config.log_file is not None and not config.daemon  # a daemon's standard error is its log file
     handler = logging.FileHandler(config.log_file) if to_file and config.log_file else logging.StreamHandler()
-    dated = config.daemon or to_file
+    is_dated = config.daemon or to_file
     handler.setFormatter(
-        TerminalFormatter("%(asctime)s %(levelname)s %(message)s" if dated else "redisfuse: %(message)s")
+        TerminalFormatter("%(asctime)s %(levelname)s %(message)s" if is_dated else "redisfuse: %(message)s")
     )
     logging.basicConfig(level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler])
 
 
 def default_log_path() -> Path:
-    """`redisfuse.log` in the platform's state folder."""
+    """Return `redisfuse.log` in the platform's state folder."""
     from platformdirs import user_state_path
 
     return user_state_path("redisfuse", appauthor=False) / "redisfuse.log"

@@ -1,4 +1,4 @@
-"""The first scan's progress bar, in the foreground on a terminal."""
+"""The progress bar of the first scan, in the foreground on a terminal."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import time
 
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 
-BAR_DELAY_SECONDS = 0.5  # seconds: a scan that is done by then shows no bar
-REFRESH_INTERVAL_SECONDS = 0.1  # seconds between two looks
+BAR_DELAY_SECONDS = 0.5
+"""A scan that ends before shows no bar."""
+
+REFRESH_INTERVAL_SECONDS = 0.1
 
 
 def show_progress(keyspace: KeyspaceMonitor) -> None:
-    """Draw a bar on standard error, from a thread of its own, until the first scan is done."""
+    """Draw a bar on standard error, from a thread of its own, until the first scan ends."""
     threading.Thread(target=_draw_bar, args=(keyspace,), name="redisfuse-progress", daemon=True).start()
 
 

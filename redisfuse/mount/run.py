@@ -1,15 +1,13 @@
-"""The composition root: settings become objects, wired to each other, and mounted until somebody ends it.
+"""The composition root: build a mount from its configuration, and serve it until it is unmounted.
 
-The decision between read-only and write mode is made here, once: a read-only mount gets no edits, no journal and a
-server object that can't write.
+The choice between read-only and write mode is made here, once: a read-only mount gets no journal, no key writer and a
+client that can't write.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,57 +18,60 @@ from redisfuse.config import Config
 from redisfuse.fuse.abort_watchdog import AbortWatchdog
 from redisfuse.fuse.backends import select_binding
 from redisfuse.fuse.interface import Binding, FuseSessionOptions
-from redisfuse.fuse.mountpoint import validate_mountpoint as check_mountpoint
+from redisfuse.fuse.mountpoint import validate_mountpoint
 from redisfuse.mount.context import MountContext
-from redisfuse.mount.daemonize import configure_logging, daemonize
+from redisfuse.mount.daemonize import StartupReport, TerminalReport, configure_logging, daemonize
 
-READ_AHEAD_KIB = (
-    1024  # KiB that the kernel reads ahead, where we may say so (root): measured, tests/benchmarks/RESULTS.md
-)
+READ_AHEAD_KIB = 1024
+"""The kernel's read-ahead, set where the mount may set it (root). Measured: tests/benchmarks/RESULTS.md."""
+
 _M_ARENA_MAX = -8  # malloc.h
 
 
 def mount_and_serve(config: Config) -> None:
-    """Mount, and serve until unmounted. Raises RedisFuseError if it can't be mounted; then nothing is left mounted."""
+    """Mount, and serve until unmounted.
+
+    Raises RedisFuseError if the mount fails; nothing is left mounted then.
+    """
     address = build_address(config)
     binding = select_binding(None if config.binding == "auto" else config.binding)
-    mountpoint = check_mountpoint(config.mountpoint, nonempty=_allows_nonempty(config))
+    mountpoint = validate_mountpoint(config.mountpoint, nonempty=_allows_nonempty(config))
     if config.daemon:
-        daemonize(config, lambda ready: _serve(config, address, binding, mountpoint, ready))
+        daemonize(config, lambda report: _serve(config, address, binding, mountpoint, report))
     else:
         configure_logging(config)
-        _serve(config, address, binding, mountpoint, lambda text: print(text, file=sys.stderr, flush=True))
+        _serve(config, address, binding, mountpoint, TerminalReport())
 
 
-def _serve(
-    config: Config, address: Address, binding: Binding, mountpoint: Path, on_ready: Callable[[str], None]
-) -> None:
-    """Everything that belongs to the process that serves: connections and threads begin here."""
-    with AbortWatchdog(mountpoint):  # first: it forks
+def _serve(config: Config, address: Address, binding: Binding, mountpoint: Path, report: StartupReport) -> None:
+    """Open connections, start threads and serve, all in the process that serves the mount."""
+    with AbortWatchdog(mountpoint):  # first, because it forks
         _limit_malloc_arenas()
-        server = RedisClient(address, build_limits(config), writable=config.write)
+        client = RedisClient(address, build_limits(config), writable=config.write)
         try:
-            server.connect()
-            mounted = MountContext(config, server, binding, mountpoint, on_ready)
+            client.connect()
+            context = MountContext(config, client, binding, mountpoint, report)
             try:
-                binding.run(
-                    mounted.adapter, build_session_options(config, address, mountpoint), mounted.invalidation_queue
-                )
+                options = build_session_options(config, address, mountpoint)
+                binding.run(context.adapter, options, context.invalidation_queue)
             finally:
-                mounted.close()
+                context.close()
         finally:
-            server.close()
+            client.close()
 
 
 def _limit_malloc_arenas() -> None:
-    """One heap for all threads: glibc's mallopt(3) gives each a heap of its own, from which nobody else takes what it
-    frees. Only one thread runs Python at a time anyway. (A listing of a million names: 163 MiB in place of 205.)"""
+    """Limit glibc to one malloc arena (mallopt(3)).
+
+    Each thread would otherwise get an arena of its own, whose free memory no other thread can use, while the GIL lets
+    only one thread run Python anyway. A listing of a million names then takes 163 MiB instead of 205.
+    """
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def build_address(config: Config) -> Address:
-    """The server that was asked for. Raises UsageError."""
+    """Return the server's address. Raises UsageError."""
     if config.port is None:
         address = Address.parse(config.target, username=config.user, password=config.password, db=config.db)
     else:
@@ -81,9 +82,9 @@ def build_address(config: Config) -> Address:
 
 
 def _apply_tls_options(address: Address, config: Config) -> Address:
-    """The address with the TLS options of the command line over those of the URL."""
-    given = config.tls or config.tls_ca or config.tls_cert
-    if not given and address.tls is None:
+    """Return the address with the TLS options of the command line, which override those of the URL."""
+    has_tls_options = config.tls or config.tls_ca or config.tls_cert
+    if not has_tls_options and address.tls is None:
         return address
     tls = address.tls or TlsOptions()
     if config.tls_ca:
@@ -98,7 +99,7 @@ def _apply_tls_options(address: Address, config: Config) -> Address:
 
 
 def build_limits(config: Config) -> Limits:
-    """How politely the server is used."""
+    """Return the limits that keep the load on the server low."""
     return Limits(
         timeout=config.timeout,
         connections=config.connections,
@@ -108,7 +109,7 @@ def build_limits(config: Config) -> Limits:
 
 
 def build_session_options(config: Config, address: Address, mountpoint: Path) -> FuseSessionOptions:
-    """How the kernel is asked to mount."""
+    """Return the options of the FUSE session."""
     options = config.options
     extra = tuple(
         name if value is None else f"{name}={value}" for name, value in options.passthrough if name != "nonempty"

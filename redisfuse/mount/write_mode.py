@@ -1,6 +1,6 @@
-"""What a mount has more when it may write: journal, edits, open files, scratch, and a thread for what waits.
+"""The write half of a mount: journal, key writer, open files, memory filesystem, and a timer for delayed changes.
 
-Made only for `--write`; a read-only mount has no object of this class.
+Created only for `--write`: a read-only mount has no object of this class.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ from redisfuse.vfs.staged_replace import PausableClock, PendingRemovals
 
 log = logging.getLogger(__name__)
 
-JOURNAL_POLL_SECONDS = 0.5  # seconds between looks whether somebody else wrote to the journal
-TIMER_TICK_SECONDS = 0.05  # seconds between looks at what waits for its time
+JOURNAL_POLL_SECONDS = 0.5
+"""How often the journal is checked for changes by other processes."""
+
+TIMER_TICK_SECONDS = 0.05
+"""How often delayed changes are checked while there are any."""
 
 
 class WriteSupport:
-    """The writing half of a mount."""
+    """Everything that a mount needs to write."""
 
     def __init__(
         self,
@@ -50,7 +53,7 @@ class WriteSupport:
         self._coherence = coherence
         self.journal = Journal.open(config.journal_file, create=True)
         try:
-            allow = [repr(each)[2:-1] for each in config.allow]
+            allow = [repr(glob)[2:-1] for glob in config.allow]
             info = build_session_info(client, mountpoint, {"conflict_check": config.conflict_check, "allow": allow})
             self.session_id = self.journal.begin_session(info)
             recover_pending(self.journal, client, self.session_id)
@@ -82,10 +85,10 @@ class WriteSupport:
         self.memory_fs = MemoryFS(config.scratch_memory)
         self.overlay = Overlay(self.memory_fs, self.open_files, self.pending_removals)
         self._namespace: NamespaceOperations | None = None
-        self._timer_thread = threading.Thread(target=self._timer_loop, name="redisfuse-waiting", daemon=True)
+        self._timer_thread = threading.Thread(target=self._timer_loop, name="redisfuse-timer", daemon=True)
 
     def create_namespace(self, filesystem: Filesystem, junk_rules: JunkRules) -> NamespaceOperations:
-        """The tree's changer; made once, after the tree."""
+        """Create the namespace operations; called once, after the filesystem exists."""
         self._namespace = NamespaceOperations(
             filesystem,
             self.overlay,
@@ -99,7 +102,7 @@ class WriteSupport:
         return self._namespace
 
     def start(self) -> None:
-        """Begin to let waiting changes go."""
+        """Start the timer of delayed changes."""
         self._timer_thread.start()
 
     def _timer_loop(self) -> None:
@@ -117,11 +120,11 @@ class WriteSupport:
                 self._commit_due(self._clock.now)
 
     def _poll_journal(self) -> None:
-        """Empty directories are in the journal only, where a rollback or another mount may have changed them."""
+        """Reload the empty directories, which a rollback or another mount may have changed in the journal."""
         try:
             changed = self.empty_directories.reload_if_changed()
         except RedisFuseError as error:
-            log.debug("the journal's directories could not be read: %s", error)
+            log.debug("empty directories could not be read from the journal: %s", error)
             return
         if changed:
             self._coherence.directories_changed(changed)
@@ -137,14 +140,14 @@ class WriteSupport:
         try:
             self._namespace.commit_expired(now)
         except RedisFuseError as error:
-            log.error("what waited for its time could not be saved: %s", error)
+            log.error("a delayed change could not be committed: %s", error)
         except Exception:
-            log.exception("what waited for its time could not be saved")
+            log.exception("a delayed change could not be committed")
 
     def close(self, *, busy_at_unmount: bool = False) -> None:
-        """The mount ends, `left_open`: while programs have files open. Commit what is left, and say what could not be.
+        """Commit what is left and end the session; log what could not be committed. Never raises.
 
-        Never raises.
+        `busy_at_unmount`: programs still have files open.
         """
         if self._closing.is_set():
             return
@@ -160,12 +163,12 @@ class WriteSupport:
             self.journal.end_session(self.session_id)
             self.journal.close()
         except RedisFuseError as error:
-            log.error("the journal could not be closed: %s", error)
+            log.error("closing the journal failed: %s", error)
 
 
 def build_session_info(client: RedisClient, mountpoint: Path | None, options: Mapping[str, object]) -> SessionMetadata:
-    """What the journal keeps of a session on this server."""
-    facts, address = client.server_info, client.address
+    """Return what the journal records about a session on this server."""
+    server_info, address = client.server_info, client.address
     identity = ServerIdentity(
         scheme=address.kind,
         host=address.host or None,
@@ -177,9 +180,9 @@ def build_session_info(client: RedisClient, mountpoint: Path | None, options: Ma
     )
     return SessionMetadata(
         identity,
-        run_id=facts.run_id,
-        server_version=".".join(map(str, facts.version)),
-        vendor=facts.vendor,
+        run_id=server_info.run_id,
+        server_version=".".join(map(str, server_info.version)),
+        vendor=server_info.vendor,
         mountpoint=None if mountpoint is None else str(mountpoint),
         options=options,
     )

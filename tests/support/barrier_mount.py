@@ -20,6 +20,7 @@ from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
 from redisfuse.fuse.backends import select_binding
 from redisfuse.mount.context import MountContext
+from redisfuse.mount.daemonize import TerminalReport
 from redisfuse.mount.run import build_address, build_limits, build_session_options
 
 
@@ -43,7 +44,7 @@ def main(barrier: str, binding_name: str, url: str, mountpoint: str, journal: st
     )
     server.connect()
     binding = select_binding(binding_name)
-    mounted = MountContext(settings, server, binding, path, print)
+    mounted = MountContext(settings, server, binding, path, TerminalReport())
     # Not `read_only`, for which the binding answers EROFS itself: the kernel's flag is all there is.
     options = replace(build_session_options(settings, address, path), read_only=False)
     if barrier == "kernel":

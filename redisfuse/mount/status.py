@@ -1,0 +1,64 @@
+"""What `redisfuse status` shows of a mount: plain values, ready for JSON. Sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from redisfuse import __version__
+
+if TYPE_CHECKING:
+    from redisfuse.mount.context import MountContext
+
+
+def build_status(context: MountContext) -> dict[str, object]:
+    """Return the status of a mount."""
+    keyspace, metadata = context.keyspace, context.metadata
+    scanned, scan_total = keyspace.scan_progress
+    stats, server_info = context.client.stats, context.client.server_info
+    lookups = metadata.hits + metadata.misses
+    queue = context.invalidation_queue
+    write_support = context.write_support
+    return {
+        "mountpoint": str(context.mountpoint),
+        "server": context.client.address.redacted_url,
+        "server_version": f"{server_info.vendor} {'.'.join(map(str, server_info.version))}",
+        "version": __version__,
+        "pid": os.getpid(),
+        "mode": "read-only" if write_support is None else "write",
+        "journal": None if write_support is None else str(write_support.journal.path),
+        "session": None if write_support is None else write_support.session_id,
+        "binding": context.binding.name,
+        "library": context.binding.library,
+        "up_seconds": round(context.uptime_seconds, 1),
+        "keys": len(keyspace.index),
+        "scanning": keyspace.is_scanning,
+        "ready": keyspace.is_ready,
+        "scanned": scanned,
+        "scan_total": scan_total,
+        "live": keyspace.is_coherent,
+        "reason": keyspace.degraded_reason,
+        "kernel_cache": context.coherence.is_coherent,
+        "kernel_cache_reason": "" if queue.is_supported else queue.unsupported_reason,
+        "index_bytes": keyspace.index.memory_bytes,
+        "index_on_disk": keyspace.index.on_disk,
+        "cache_hits": metadata.hits,
+        "cache_misses": metadata.misses,
+        "cache_hit_rate": round(metadata.hits / lookups, 3) if lookups else None,
+        "commands": stats.commands,
+        "round_trips": stats.round_trips,
+        "bytes_sent": stats.bytes_sent,
+        "bytes_received": stats.bytes_received,
+        "reconnects": stats.reconnects,
+        "memory_bytes": _read_resident_bytes(),
+    }
+
+
+def _read_resident_bytes() -> int:
+    """Return the resident memory of this process in bytes (proc(5), statm); 0 if it can't be read."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
