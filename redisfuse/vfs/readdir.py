@@ -1,22 +1,23 @@
-"""Which names a directory shows: from the index of keys, and the types that the server tells.
+"""The names in a directory, from the index of keys and the types on the server.
 
-A listing is a generator: it asks for types in batches of `METADATA_BATCH_KEYS` keys and gives names as it goes, so that a directory
-of a million keys shows its first name at once and nothing grows. What can't be named before more is known (a hash is
-listed as its fields only in a directory of few hashes) is held back, at most `hash_limit` of them.
+A listing is a generator. It fetches the types of `METADATA_BATCH_KEYS` keys at a time and yields names as it goes: a
+directory of a million keys shows its first name at once, and memory doesn't grow. Hashes are the exception: they are
+listed as their fields only in a directory of few hashes, so up to `hash_limit` of them are held back until their number
+is known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from redisfuse.batching import batched
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.index import Child, Index
 from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
-from redisfuse.paths.encoding import NAME_MAX
-from redisfuse.paths.grammar import KeyRef, PathCodec, sha256_hex
+from redisfuse.keyspace.monitor import KeyspaceMonitor
+from redisfuse.paths.encoding import CONTINUATION, NAME_MAX
+from redisfuse.paths.grammar import DIGEST_DIR, KeyRef, PathCodec, sha256_hex
 from redisfuse.vfs.nodes import (
     FIELD_TYPE,
     DigestFieldsNode,
@@ -27,86 +28,90 @@ from redisfuse.vfs.nodes import (
     SegmentNode,
 )
 
-_T = TypeVar("_T")
-
-METADATA_BATCH_KEYS = 1000  # keys whose types are asked for together
-FIELD_BATCH_HASHES = 100  # hashes whose fields are asked for together
+METADATA_BATCH_KEYS = 1000  # keys whose types are fetched together
+FIELD_BATCH_HASHES = 100  # hashes whose fields are fetched together
 
 
 @dataclass(frozen=True, slots=True)
 class DirectoryReader:
-    """Lists directories of one index. Thread-safe: every listing is on its own."""
+    """Lists the directories of one index. Thread-safe: listings share no state."""
 
     grammar: PathCodec
     index: Index
+    keyspace: KeyspaceMonitor
     metadata: MetadataStore
     field_limit: int
     hash_limit: int
-    change_count: Callable[[bytes], int]  # of a key, looked at before the server is asked about it
 
     def entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
-        """The names in a directory of keys, each once; long ones as the first of their pieces. Raises NotFoundError."""
-        pieces: set[bytes] = set()
+        """Yield the names in a directory of keys, each once; of a long name its first segment.
+
+        Raises NotFoundError.
+        """
+        segments: set[bytes] = set()
         if not directory and next(self.index.iter_long_keys(), None) is not None:
-            yield NamedNode(b"%long", DigestRootNode())
-        for listed in self.unsplit_entries(directory):
-            if len(listed.name) <= NAME_MAX:
-                yield listed
+            yield NamedNode(DIGEST_DIR, DigestRootNode())
+        for entry in self._unsplit_entries(directory):
+            if len(entry.name) <= NAME_MAX:
+                yield entry
                 continue
-            first = self.grammar.split_name(listed.name)[0]
-            if first not in pieces:
-                pieces.add(first)
-                yield NamedNode(first, SegmentNode(directory, first[:-2]))
+            first = self.grammar.split_name(entry.name)[0]
+            if first not in segments:
+                segments.add(first)
+                yield NamedNode(first, SegmentNode(directory, first.removesuffix(CONTINUATION)))
 
     def continuation_entries(self, node: SegmentNode) -> Iterator[NamedNode]:
-        """The next pieces of the names in a directory that begin as `node` does. Raises NotFoundError if none does."""
-        seen: set[bytes] = set()
-        for listed in self.unsplit_entries(node.directory):
-            if not listed.name.startswith(node.name_prefix):
-                continue
-            pieces = self.grammar.split_name(listed.name)
-            start = b""
-            for number, piece in enumerate(pieces[:-1]):
-                start += piece[:-2]
-                if start == node.name_prefix:
-                    name = pieces[number + 1]
-                    if name not in seen:
-                        seen.add(name)
-                        last = number + 2 == len(pieces)
-                        yield (
-                            listed
-                            if last and name == listed.name
-                            else NamedNode(
-                                name, listed.node if last else SegmentNode(node.directory, start + name[:-2])
-                            )
-                        )
-                    break
-        if not seen:
-            raise NotFoundError("no name begins so")
+        """Yield the next segments of the names that start with a segment, each once.
 
-    def unsplit_entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
-        """The names in a directory as written, before any is cut."""
-        hashes = _HashExpansion(self, directory)
+        Raises NotFoundError if there is none.
+        """
+        names: set[bytes] = set()
+        for entry in self._unsplit_entries(node.directory):
+            if not entry.name.startswith(node.name_prefix):
+                continue
+            next_segment = self._next_segment(entry, node)
+            if next_segment is not None and next_segment.name not in names:
+                names.add(next_segment.name)
+                yield next_segment
+        if not names:
+            raise NotFoundError("no name begins with this segment")
+
+    def _next_segment(self, entry: NamedNode, node: SegmentNode) -> NamedNode | None:
+        """Return the segment of a name that follows those in `node`; None if its segments end at other places."""
+        segments = self.grammar.split_name(entry.name)
+        prefix = b""
+        for number, segment in enumerate(segments[:-1], start=1):
+            prefix += segment.removesuffix(CONTINUATION)
+            if prefix == node.name_prefix:
+                name = segments[number]
+                if number + 1 == len(segments):
+                    return NamedNode(name, entry.node)
+                return NamedNode(name, SegmentNode(node.directory, prefix + name.removesuffix(CONTINUATION)))
+        return None
+
+    def _unsplit_entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
+        """Yield the names in a directory as written, of any length."""
+        expansion = _HashExpansion(self, directory)
         for batch in batched(self.index.iter_children(directory), METADATA_BATCH_KEYS):
             for child in batch:
                 if child.is_directory:
                     name = self.grammar.directory_name(child.component, in_root=not directory)
                     yield NamedNode(name, DirectoryNode((*directory, child.component)))
-            yield from self._key_entries(directory, [child for child in batch if child.is_key], hashes)
-        yield from hashes.flush()
+            yield from self._key_entries(directory, [child for child in batch if child.is_key], expansion)
+        yield from expansion.flush()
 
     def _key_entries(
         self, directory: tuple[bytes, ...], children: Sequence[Child], expansion: _HashExpansion
     ) -> Iterator[NamedNode]:
         keys = [self.grammar.join_key((*directory, child.component)) for child in children]
-        counts = list(map(self.change_count, keys))
-        found = self.metadata.get_many(keys)
+        versions = list(map(self.keyspace.get_version, keys))  # before the server is queried
+        metadata_of_keys = self.metadata.get_many(keys)
         shadowed = self._keys_shadowed_by_fields(directory, [child.component for child in children])
-        for child, key, attributes, count in zip(children, keys, found, counts, strict=True):
-            if attributes.type == b"none":
-                continue  # gone since the index heard of it
-            if attributes.type == b"hash":
-                yield from expansion.add(child, key, attributes)
+        for child, key, metadata, version in zip(children, keys, metadata_of_keys, versions, strict=True):
+            if metadata.type == b"none":
+                continue  # deleted, and the index doesn't show it yet
+            if metadata.type == b"hash":
+                yield from expansion.add(child, key, metadata)
             else:
                 name = self.grammar.listed_key_name(
                     child.component,
@@ -114,27 +119,28 @@ class DirectoryReader:
                     is_directory=child.is_directory,
                     in_root=not directory,
                 )
-                yield NamedNode(name, KeyNode(KeyRef(key), attributes.type, attributes.length, None, count))
+                yield NamedNode(name, KeyNode(KeyRef(key), metadata.type, metadata.length, None, version))
 
     def _keys_shadowed_by_fields(self, directory: tuple[bytes, ...], components: Iterable[bytes]) -> set[bytes]:
-        """Which keys share their spelling with a field that exists."""
-        readings = {}
+        """Return the components that are spelled like a field that exists."""
+        fields: dict[bytes, tuple[bytes, bytes]] = {}  # by component: the key of the hash, and the field
         for component in components:
-            reading = self.grammar.shadowing_field(component)
-            if reading is not None:
-                owner = self.index.get_child(directory, reading[0])
-                if owner is not None and owner.is_key:
-                    readings[component] = (self.grammar.join_key((*directory, reading[0])), reading[1])
-        if not readings:
+            spelling = self.grammar.shadowing_field(component)
+            if spelling is not None:
+                hash_component, field = spelling
+                child = self.index.get_child(directory, hash_component)
+                if child is not None and child.is_key:
+                    fields[component] = (self.grammar.join_key((*directory, hash_component)), field)
+        if not fields:
             return set()
-        owners = list(dict.fromkeys(key for key, _field in readings.values()))
-        types = {key: found.type for key, found in zip(owners, self.metadata.get_many(owners), strict=True)}
-        asked = {component: pair for component, pair in readings.items() if types[pair[0]] == b"hash"}
-        exists = self.metadata.fields_exist(list(asked.values()))
-        return {component for component, there in zip(asked, exists, strict=True) if there}
+        keys = list(dict.fromkeys(key for key, _field in fields.values()))
+        types = {key: metadata.type for key, metadata in zip(keys, self.metadata.get_many(keys), strict=True)}
+        candidates = {component: pair for component, pair in fields.items() if types[pair[0]] == b"hash"}
+        exist = self.metadata.fields_exist(list(candidates.values()))
+        return {component for component, exists in zip(candidates, exist, strict=True) if exists}
 
     def hash_file_entry(self, directory: tuple[bytes, ...], child: Child, key: bytes, length: int) -> NamedNode:
-        """A hash that is listed as one file."""
+        """Return the entry of a hash that is listed as one file."""
         name = self.grammar.listed_key_name(
             child.component, is_hash=True, is_directory=child.is_directory, in_root=not directory
         )
@@ -143,95 +149,88 @@ class DirectoryReader:
     def field_entries(
         self, directory: tuple[bytes, ...], component: bytes, key: bytes, lengths: dict[bytes, int]
     ) -> Iterator[NamedNode]:
-        """The fields of one hash, as names in its directory."""
-        long = False
+        """Yield the fields of a hash, given with their lengths, as names in the directory of the hash."""
+        has_digests = False
         for field, length in lengths.items():
             if self.grammar.field_needs_digest(key, field):
-                long = True
+                has_digests = True
                 continue
             name = self.grammar.field_name(component, field)
-            reading = self.grammar.shadowing_directory(name)
-            if reading is not None and self.is_directory((*directory, reading)):
+            shadowing = self.grammar.shadowing_directory(name)
+            if shadowing is not None and self.index.is_directory((*directory, shadowing)):
                 name = self.grammar.add_file_mark(name)
             yield NamedNode(name, KeyNode(KeyRef(key, field), FIELD_TYPE, length))
-        if long:
+        if has_digests:
             yield NamedNode(self.grammar.digest_fields_name(component), DigestFieldsNode(directory, component, key))
 
-    def is_directory(self, directory: tuple[bytes, ...]) -> bool:
-        """Whether there are keys below."""
-        return self.index.is_directory(directory)
-
     def digest_root_entries(self) -> Iterator[NamedNode]:
-        """The keys that only `%long` can hold, and the fields of those that are hashes."""
+        """Yield the entries of `%long`: keys whose paths are too long, and the fields of such hashes."""
         for keys in batched(self.index.iter_long_keys(), METADATA_BATCH_KEYS):
-            for key, attributes in zip(keys, self.metadata.get_many(keys), strict=True):
+            for key, metadata in zip(keys, self.metadata.get_many(keys), strict=True):
                 name = sha256_hex(key).encode()
-                lengths = self._fetch_hash_field_lengths(key, attributes)
+                lengths = self.fetch_field_lengths([key])[0] if metadata.type == b"hash" else None
                 if lengths is not None:
                     for field, length in lengths.items():
                         yield NamedNode(
                             name + b"." + sha256_hex(field).encode(), KeyNode(KeyRef(key, field), FIELD_TYPE, length)
                         )
-                elif attributes.type != b"none":
-                    yield NamedNode(name, KeyNode(KeyRef(key), attributes.type, attributes.length))
-
-    def _fetch_hash_field_lengths(self, key: bytes, metadata: KeyMetadata) -> dict[bytes, int] | None:
-        if metadata.type != b"hash":
-            return None
-        return self.fetch_field_lengths([key])[0]
-
-    def fetch_field_lengths(self, keys: Sequence[bytes]) -> list[dict[bytes, int] | None]:
-        """The fields of hashes with their lengths in bytes; None for one beyond the limit, or no hash any more."""
-        names = self.metadata.list_fields_many(keys, self.field_limit)
-        pairs = [(key, field) for key, fields in zip(keys, names, strict=True) for field in fields or ()]
-        lengths = dict(zip(pairs, self.metadata.get_field_lengths_many(pairs), strict=True))
-        found: list[dict[bytes, int] | None] = []
-        for key, fields in zip(keys, names, strict=True):
-            known = {field: lengths[key, field] for field in fields or ()}
-            here = {field: length for field, length in known.items() if length is not None}
-            found.append(None if fields is None else here)
-        return found
+                elif metadata.type != b"none":
+                    yield NamedNode(name, KeyNode(KeyRef(key), metadata.type, metadata.length))
 
     def digest_field_entries(self, node: DigestFieldsNode) -> Iterator[NamedNode]:
-        """The fields of one hash whose own paths would be too long."""
+        """Yield the entries of `HASH%long`: the fields of one hash whose own paths are too long."""
         [lengths] = self.fetch_field_lengths([node.key])
         for field, length in (lengths or {}).items():
             if self.grammar.field_needs_digest(node.key, field):
                 yield NamedNode(sha256_hex(field).encode(), KeyNode(KeyRef(node.key, field), FIELD_TYPE, length))
 
+    def fetch_field_lengths(self, keys: Sequence[bytes]) -> list[dict[bytes, int] | None]:
+        """Return the fields of each hash with their lengths in bytes.
+
+        None for a hash with more than `field_limit` fields, and for a key that is no hash any more.
+        """
+        fields_of_keys = self.metadata.list_fields_many(keys, self.field_limit)
+        pairs = [(key, field) for key, fields in zip(keys, fields_of_keys, strict=True) for field in fields or ()]
+        lengths = dict(zip(pairs, self.metadata.get_field_lengths_many(pairs), strict=True))
+        return [
+            None
+            if fields is None
+            else {field: length for field in fields if (length := lengths[key, field]) is not None}
+            for key, fields in zip(keys, fields_of_keys, strict=True)
+        ]
+
 
 class _HashExpansion:
-    """The hashes of one directory, held back until it is known whether they are few enough to be listed as fields."""
+    """The hashes of one directory, held back until it is known whether there are few enough to list their fields."""
 
     def __init__(self, reader: DirectoryReader, directory: tuple[bytes, ...]) -> None:
         self._reader = reader
         self._directory = directory
-        self._pending: list[tuple[Child, bytes, int]] = []
+        self._pending: list[tuple[Child, bytes, int]] = []  # with the key and its number of fields
         self._limit_exceeded = False
 
     def add(self, child: Child, key: bytes, metadata: KeyMetadata) -> Iterator[NamedNode]:
-        """One more; gives what can be named by now."""
+        """Add a hash, and yield the entries that are certain now."""
         if self._limit_exceeded:
             yield self._file_entry(child, key, metadata.length)
             return
         self._pending.append((child, key, metadata.length))
         if len(self._pending) > self._reader.hash_limit:
             self._limit_exceeded = True
-            for each in self._pending:
-                yield self._file_entry(*each)
+            for pending_hash in self._pending:
+                yield self._file_entry(*pending_hash)
             self._pending.clear()
 
     def _file_entry(self, child: Child, key: bytes, length: int) -> NamedNode:
         return self._reader.hash_file_entry(self._directory, child, key, length)
 
     def flush(self) -> Iterator[NamedNode]:
-        """At the end of the directory: those that turned out to be few, as their fields."""
+        """Yield the hashes still held back at the end of the directory: they are few, so as their fields."""
         for batch in batched(self._pending, FIELD_BATCH_HASHES):
-            small = [each for each in batch if each[2] <= self._reader.field_limit]
-            fields = self._reader.fetch_field_lengths([key for _, key, _ in small])
-            found = {key: lengths for (_, key, _), lengths in zip(small, fields, strict=True)}
+            small_keys = [key for _, key, length in batch if length <= self._reader.field_limit]
+            lengths_by_key = dict(zip(small_keys, self._reader.fetch_field_lengths(small_keys), strict=True))
             for child, key, length in batch:
-                lengths = found.get(key)
+                lengths = lengths_by_key.get(key)
                 if lengths is None:
                     yield self._file_entry(child, key, length)
                 else:
