@@ -56,13 +56,13 @@ from redisfuse.vfs.nodes import (
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.readdir_cache import ReaddirCache
 from redisfuse.vfs.statfs import StatfsProvider
+from redisfuse.vfs.xattrs import TTL_XATTR, XATTR_PREFIX, parse_ttl
 
 MAX_HOT_VALUE_BYTES = 64 * 1024
 """A longer value is not fetched before it is read."""
 
 _WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # open(2) flags that are all zero only when opening for reading
 RENAME_NOREPLACE = 1  # renameat2(2)
-TTL_XATTR = b"user.redis.ttl"
 STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse status` reads it
 
 
@@ -180,10 +180,10 @@ class FuseAdapter:
             return self._pinned_attr(path[1:], pinned, for_read=False)
         path = path[1:]
         self._dentry_tracker.track_path(path)
-        node: TreeNode | None = self._filesystem.resolve_cached(path) if self._namespace is None else None
+        node: TreeNode | None = self._filesystem.resolver.resolve_cached(path) if self._namespace is None else None
         if node is None:
             self._binding.prepare_to_block()
-            node = self._filesystem.resolve(path)
+            node = self._filesystem.resolver.resolve(path)
         if type(node) is KeyNode:
             if self._is_hot_value(node):
                 return self._prefetch_attr(path, node)
@@ -214,7 +214,7 @@ class FuseAdapter:
             self._binding.disable_attr_cache()
         pinned = self.content_cache.get_pinned(node)
         if pinned is None:
-            file_stat = self._filesystem.stat(self._filesystem.resolve(path))
+            file_stat = self._filesystem.stat(self._filesystem.resolver.resolve(path))
             if not for_read or file_stat.has_exact_size or procfs.is_reading(self._caller_tid()) is False:
                 return self._reply_attr(path, file_stat)
             pinned = self.content_cache.get_or_load(node, self._binding.current_node_id())
@@ -260,7 +260,7 @@ class FuseAdapter:
             return None
         if not entry.is_unlinked:
             with contextlib.suppress(NotFoundError):
-                file_stat = self._filesystem.stat(self._filesystem.resolve(path))
+                file_stat = self._filesystem.stat(self._filesystem.resolver.resolve(path))
                 if not file_stat.is_directory:
                     return self._build_attr(path, file_stat)
         # The size of what the handle reads.
@@ -292,7 +292,7 @@ class FuseAdapter:
 
     def opendir(self, path: bytes) -> int:
         path = path[1:]
-        node = self._filesystem.resolve(path)
+        node = self._filesystem.resolver.resolve(path)
         if not isinstance(node, DIRECTORY_NODE_TYPES) and not (isinstance(node, MemoryNode) and node.is_directory):
             raise NotDirectoryError("not a directory")
         handle = DirectoryHandle(lambda: self._iter_listing(path, node))
@@ -358,7 +358,7 @@ class FuseAdapter:
         ):
             return self._reply_open_content(content, path)
         self._binding.prepare_to_block()
-        node = self._filesystem.resolve(path)
+        node = self._filesystem.resolver.resolve(path)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing and self._namespace is None:
             raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
@@ -521,7 +521,7 @@ class FuseAdapter:
         assert path is not None
         path = path[1:]
         namespace = self._require_namespace()
-        node = self._filesystem.resolve(path)
+        node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             assert self._overlay is not None
             file = self._overlay.memory_fs.open(path)
@@ -638,8 +638,8 @@ class FuseAdapter:
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         path = path[1:]
-        if name.startswith(b"user.redis."):
-            return self._filesystem.get_xattr(self._filesystem.resolve(path), name)
+        if name.startswith(XATTR_PREFIX):
+            return self._filesystem.xattrs.get(self._filesystem.resolver.resolve(path), name)
         if name == STATUS_XATTR and not path:
             return self._mount.encode_status()
         if self._overlay is not None and self._overlay.memory_fs.exists(path):
@@ -648,16 +648,11 @@ class FuseAdapter:
 
     def listxattr(self, path: bytes) -> Sequence[bytes]:
         path = path[1:]
-        node = self._filesystem.resolve(path)
+        node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             assert self._overlay is not None
             return self._overlay.memory_fs.listxattr(path)
-        if isinstance(node, DirectoryNode):
-            return (b"user.redis.prefix",)
-        if isinstance(node, KeyNode):
-            names = [b"user.redis." + name for name in (b"key", b"type", b"ttl", b"encoding", b"length")]
-            return names if node.target.field is None else [*names, b"user.redis.field"]
-        return ()
+        return self._filesystem.xattrs.list_names(node)
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
         path = path[1:]
@@ -669,13 +664,7 @@ class FuseAdapter:
             raise NotSupportedError("only user.redis.ttl can be set")
         if flags & os.XATTR_CREATE:
             raise ExistsError("user.redis.ttl always exists")
-        try:
-            milliseconds = int(value)
-        except ValueError:
-            milliseconds = -2
-        if milliseconds < -1:
-            raise InvalidArgumentError("a TTL is milliseconds from now, or -1 for none")
-        namespace.set_expiry(path, milliseconds)
+        namespace.set_expiry(path, parse_ttl(value))
 
     def removexattr(self, path: bytes, name: bytes) -> None:
         path = path[1:]

@@ -23,9 +23,11 @@ from redisfuse.paths.grammar import REFRESH_FILE, PathCodec
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
-from redisfuse.vfs.filesystem import Filesystem, FilesystemOptions
+from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.junk_rules import JunkRules
+from redisfuse.vfs.resolver import PathResolver
 from redisfuse.vfs.statfs import StatfsProvider
+from redisfuse.vfs.xattrs import XattrReader
 
 DEFAULT_UMASK = 0o077
 """Without `-o umask=`, only the owner may read and write."""
@@ -74,17 +76,31 @@ class MountContext:
         self.write_support: WriteSupport | None = None
         if config.write:
             self.write_support = WriteSupport(config, client, self.content_loader, mountpoint, self.coherence)
+        overlay = self.write_support.overlay if self.write_support else None
+        empty_directories = self.write_support.empty_directories if self.write_support else None
+        resolver = PathResolver(
+            grammar=self.path_codec,
+            keyspace=self.keyspace,
+            metadata=self.metadata,
+            overlay=overlay,
+            empty_directories=empty_directories,
+            prefix=config.prefix,
+            field_limit=config.field_limit,
+            hash_limit=config.hash_limit,
+            interrupts=binding,
+        )
         self.filesystem = Filesystem(
             grammar=self.path_codec,
             keyspace=self.keyspace,
             metadata=self.metadata,
             content_loader=self.content_loader,
             junk_rules=junk_rules,
-            overlay=self.write_support.overlay if self.write_support else None,
-            empty_directories=self.write_support.empty_directories if self.write_support else None,
-            options=FilesystemOptions(config.field_limit, config.hash_limit, config.show_junk, config.prefix),
+            overlay=overlay,
+            empty_directories=empty_directories,
+            resolver=resolver,
+            xattrs=XattrReader(client, self.path_codec, self.metadata, resolver),
+            show_junk=config.show_junk,
             mount_time_ns=self._started_ns,
-            is_interrupted=binding.is_interrupted,
         )
         self.adapter = FuseAdapter(
             self.filesystem,

@@ -88,14 +88,6 @@ class ContentLoader:
             raise NotFoundError("the field is gone")
         return length
 
-    def fetch_field_ttl(self, target: KeyRef, key_ttl: int) -> int:
-        """The TTL of a hash field in milliseconds: its own where the server has such, else its key's; -1: none."""
-        if not self._client.server_info.has_hash_field_ttl:
-            return key_ttl
-        assert target.field is not None
-        [ttl] = self._client.execute(b"HPTTL", target.key, b"FIELDS", 1, target.field) or [-1]
-        return int(ttl) if int(ttl) >= 0 else key_ttl
-
     # -- everything --------------------------------------------------------------------------------------------------
 
     def open_content(self, node: KeyNode, expected_size: int | None = None) -> tuple[FileContent, bool]:

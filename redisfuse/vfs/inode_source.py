@@ -21,7 +21,7 @@ class TreeContentSource:
 
     def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
         """Return what is at a path. Raises NotFoundError, IsDirectoryError, and what the server's errors map to."""
-        node = self._filesystem.resolve(path[1:])
+        node = self._filesystem.resolver.resolve(path[1:])
         if isinstance(node, RefreshNode):
             return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 0)
         if not isinstance(node, KeyNode):
@@ -41,7 +41,7 @@ class TreeContentSource:
 
     def load_cached_content(self, path: bytes) -> PinnedContent | None:
         """Return what is at a path if it is cached, without blocking; else None."""
-        node = self._filesystem.resolve_cached(path[1:])
+        node = self._filesystem.resolver.resolve_cached(path[1:])
         if not isinstance(node, KeyNode):
             return None
         key = node.target.key

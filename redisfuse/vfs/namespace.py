@@ -93,7 +93,7 @@ class NamespaceOperations:
             return path
         reading = self._tree.grammar.parse_new(path)
         with self._overlay.pending_removals.claim(self._candidate_targets(reading)):
-            existing = self._tree.resolve_file(reading)
+            existing = self._tree.resolver.resolve_file(reading)
             if existing is not None:
                 if exclusive:
                     raise ExistsError("it exists already")
@@ -109,14 +109,14 @@ class NamespaceOperations:
         return file
 
     def _candidate_targets(self, candidates: PathCandidates) -> list[KeyRef]:
-        return [target for target in self._tree.candidate_targets(candidates) if target is not None]
+        return [target for target in self._tree.resolver.candidate_targets(candidates) if target is not None]
 
     def choose_new_target(self, candidates: PathCandidates, *, require_key: bool = False) -> KeyRef:
         """What a new file of this name becomes (NAMES.md); `whole`: it must be a key, since no field can hold it."""
         for parked in self._candidate_targets(candidates):
             if parked in self._overlay.pending_removals:
                 return parked  # it is what was saved there before: an editor is at work
-        field, key = self._tree.candidate_targets(candidates)
+        field, key = self._tree.resolver.candidate_targets(candidates)
         if field is None or key is None:
             target = key if field is None else field
             if target is None:
@@ -138,10 +138,10 @@ class NamespaceOperations:
         if reading.as_directory is None:
             raise self._tree.grammar.invalid_name_error(path)
         try:
-            self._tree.resolve(path)
+            self._tree.resolver.resolve(path)
         except NotFoundError:
             directory = (*reading.directory, reading.as_directory)
-            self._tree.check_within_prefix(directory)
+            self._tree.resolver.check_within_prefix(directory)
             self._key_writer.make_directory(directory, path=path)
             self._empty_directories.load()
         else:
@@ -153,7 +153,7 @@ class NamespaceOperations:
         """Remove a file: any key of any type, a field, junk. Raises what `edits.remove` raises."""
         if self._overlay.open_files.remove_hidden(path):
             return
-        node = self._tree.resolve(path)
+        node = self._tree.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.unlink(path)
             self._record_if_empty_path(path.rpartition(b"/")[0])
@@ -178,7 +178,7 @@ class NamespaceOperations:
 
         Where that is not known it shows in the next moment; until then it is parked (`vfs/staged_replace.py`).
         """
-        node = self._tree.resolve(path)
+        node = self._tree.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.hide(path, hidden_path)
             return
@@ -224,7 +224,7 @@ class NamespaceOperations:
 
     def rmdir(self, path: bytes) -> None:
         """rmdir. Raises NotEmptyError, NotDirectoryError."""
-        node = self._tree.resolve(path)
+        node = self._tree.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.rmdir(path)
             return
@@ -237,7 +237,7 @@ class NamespaceOperations:
             raise NotDirectoryError("not a directory that can be removed")
         if not node.directory:
             raise AccessError("the root stays")
-        self._tree.wait_for_index()
+        self._tree.resolver.wait_for_index()
         self.commit_expired(None, self._tree.grammar.key_prefix(node.directory))
         index = self._tree.keyspace.index
         if (
@@ -297,9 +297,9 @@ class NamespaceOperations:
             self._coherence.keys_reappeared([target.key])
 
     def _rename_claimed(self, old: bytes, new: bytes, *, replace: bool) -> None:
-        source = self._tree.resolve(old)
+        source = self._tree.resolver.resolve(old)
         try:
-            existing: TreeNode | None = self._tree.resolve(new)
+            existing: TreeNode | None = self._tree.resolver.resolve(new)
         except NotFoundError:
             existing = None
         if existing is not None and not replace:
@@ -361,7 +361,7 @@ class NamespaceOperations:
     def _resolve_destination(self, new: bytes, *, require_key: bool = False) -> tuple[KeyRef, Precondition]:
         """What a rename to `new` writes to, and what is expected there."""
         reading = self._tree.grammar.parse_new(new)
-        node = self._tree.resolve_file(reading)
+        node = self._tree.resolver.resolve_file(reading)
         target = self.choose_new_target(reading, require_key=require_key) if node is None else _require_target(node)
         if node is not None and isinstance(node, KeyNode) and require_key and target.field is not None:
             raise AccessError("a hash field can't hold a key of this type")
@@ -434,7 +434,7 @@ class NamespaceOperations:
         if reading.as_directory is None:
             raise grammar.invalid_name_error(new)
         directory = (*reading.directory, reading.as_directory)
-        self._tree.check_within_prefix(directory)
+        self._tree.resolver.check_within_prefix(directory)
         if existing is not None:
             if not isinstance(existing, DirectoryNode):
                 raise NotDirectoryError("a file has that name")
@@ -444,7 +444,7 @@ class NamespaceOperations:
                 or self._overlay.readdir(new)
             ):
                 raise NotEmptyError("the directory of that name is not empty")
-        self._tree.wait_for_index()
+        self._tree.resolver.wait_for_index()
         self.commit_expired(None, grammar.key_prefix(source.directory))
         before, after = grammar.key_prefix(source.directory), grammar.key_prefix(directory)
         for file in self._overlay.open_files.iter_files():
@@ -517,7 +517,7 @@ class NamespaceOperations:
 
     def set_expiry(self, path: bytes, ttl_ms: int) -> None:
         """Set the expiry of a key or field to so many milliseconds from now; -1: none."""
-        node = self._tree.resolve(path)
+        node = self._tree.resolver.resolve(path)
         if not isinstance(node, KeyNode | OpenFileNode):
             raise AccessError("only keys and fields expire")
         at = None if ttl_ms < 0 else time.time_ns() // 1_000_000 + ttl_ms
@@ -525,7 +525,7 @@ class NamespaceOperations:
 
     def truncate(self, path: bytes, size: int) -> None:
         """truncate(2) by path: a change of its own, unless some handle is open for writing (its close commits)."""
-        node = self._tree.resolve(path)
+        node = self._tree.resolver.resolve(path)
         if isinstance(node, OpenFileNode) and (node.file.target is None or node.file.writer_count):
             node.file.truncate(size)
             return
@@ -559,7 +559,9 @@ class NamespaceOperations:
             return False
         if any(target in self._overlay.pending_removals for target in self._candidate_targets(meaning)):
             return True
-        return self._tree.resolves_to_directory(meaning) or self._tree.resolve_file(meaning) is not None
+        return (
+            self._tree.resolver.resolves_to_directory(meaning) or self._tree.resolver.resolve_file(meaning) is not None
+        )
 
 
 class _DataNames:
