@@ -1,1 +1,20 @@
-"""The only way anything in Redis is changed: watch, journal, execute."""
+"""The only way anything in Redis is changed, forwards and backwards: watch, journal, execute.
+
+A caller creates an operation, a value (`operation.py`): SaveWhole, PatchRange, RemoveTogether, RemoveEach, Rename,
+SetExpiry, Apply, Revert. The executor (`executor.py`) reads under WATCH what the operation names, lets it plan its
+mutations from what is there, journals them with their prior states (one fsync), then runs them in MULTI and EXEC. A
+reply that is lost is resolved by reading (`in_doubt.py`), a crash by recovery (`recovery.py`); a write is never sent
+twice. The promise and its steps are in docs/undo.md and docs/architecture.md.
+
+`key_writer.py` is the interface for the tree of files; `selection.py`, `rollback_plan.py`, `rollback.py`, `apply.py`
+and `recovery.py` are the interface for commands.
+
+Importers: `vfs`, `mount` and `cli`. This room imports `journal`, `client`, `paths` and the modules beside the rooms.
+
+Threads: the room starts none. Operations run in the caller's thread; with group commit, small ones run in the thread
+of the leader, which commits those of other threads along with its own (`group_commit.py`).
+
+Lock order: the condition of CommitQueue and the lock of InDoubtResolver are leaves, each held for a few assignments
+only. A leader holds no lock while it commits; what excludes a second leader is `CommitQueue._has_leader`. The journal's
+and the client's locks are taken below, never while one of this room's locks is held.
+"""

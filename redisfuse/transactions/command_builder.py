@@ -1,6 +1,6 @@
-"""The write commands that bring a target from what it holds to another state. Pure: nothing is sent here.
+"""Builds the write commands that bring a target from its current state to another. Pure: sends nothing.
 
-A transaction of one command is the rule. Where it takes several, what makes data comes before what removes any.
+Most transactions have one command. In those with several, commands that create data precede those that remove data.
 """
 
 from redisfuse.batching import CHUNK_BYTES
@@ -8,20 +8,20 @@ from redisfuse.client.client import ServerInfo
 from redisfuse.errors import NotSupportedError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.multi_exec import WriteCommand
-from redisfuse.transactions.portable_copy import can_rebuild, generate_rebuild_commands
+from redisfuse.transactions.portable_copy import Rebuild, can_rebuild
 from redisfuse.transactions.state_reader import CurrentState
+from redisfuse.transactions.write_command import WriteCommand
 
-MAX_INLINE_DUMP_BYTES = 16 * CHUNK_BYTES  # bytes of a DUMP payload that are sent as one argument among others
+MAX_INLINE_DUMP_BYTES = 16 * CHUNK_BYTES  # bytes of a DUMP payload that is not streamed
 
 
 def build_write(target: KeyRef, current: CurrentState, content: Blob, server_info: ServerInfo) -> list[WriteCommand]:
-    """Give a string or field these bytes; its time to live stays."""
+    """Return the commands that write a string or field whole; its expiry stays."""
     if target.field is not None:
         return _build_field_write(target.key, target.field, content, current.state.field_expires_at, server_info)
     if content.size <= CHUNK_BYTES and server_info.version_at_least((6, 0)):
         return [WriteCommand(("SET", target.key, content.read(), "KEEPTTL"))]
-    # A large value must be its command's last word, so KEEPTTL has no place; the same transaction puts it back.
+    # A streamed value must be the last argument, so KEEPTTL can't follow; the same transaction sets the expiry again.
     return build_rewrite(target.key, content, current)
 
 
@@ -36,21 +36,21 @@ def _build_field_write(
 
 
 def build_remove(target: KeyRef, server_info: ServerInfo) -> list[WriteCommand]:
-    """Take the key or field away."""
+    """Return the commands that remove a key or field."""
     if target.field is not None:
         return [WriteCommand.from_args("HDEL", target.key, target.field)]
     return [WriteCommand.from_args("UNLINK" if server_info.version_at_least((4, 0)) else "DEL", target.key)]
 
 
 def build_rename(key: bytes, new_key: bytes) -> WriteCommand:
-    """Give a key another name; its time to live goes with it."""
+    """Return the command that renames a key; its expiry moves along."""
     return WriteCommand.from_args("RENAME", key, new_key)
 
 
 def build_expire(target: KeyRef, expires_at_ms: int | None, server_info: ServerInfo) -> list[WriteCommand]:
-    """Set the absolute expiry in ms of a key or field that is there, or (None) take it away.
+    """Return the commands that set the expiry (absolute ms) of an existing key or field, or clear it (None).
 
-    Raises NotSupportedError for a field on a server whose fields have none.
+    Raises NotSupportedError for a field if the server's fields have no expiry.
     """
     key, field = target.key, target.field
     if field is None:
@@ -60,31 +60,31 @@ def build_expire(target: KeyRef, expires_at_ms: int | None, server_info: ServerI
             else WriteCommand.from_args("PEXPIREAT", key, expires_at_ms)
         ]
     if not server_info.has_hash_field_ttl:
-        raise NotSupportedError(f"{server_info.label} has no expiry for hash fields (Redis 7.4 and later have)")
+        raise NotSupportedError(f"{server_info.label} has no expiry for hash fields (Redis 7.4 and later do)")
     if expires_at_ms is None:
         return [WriteCommand.from_args("HPERSIST", key, "FIELDS", 1, field)]
     return [WriteCommand.from_args("HPEXPIREAT", key, expires_at_ms, "FIELDS", 1, field)]
 
 
 def build_patch(key: bytes, offset: int, content: Blob, current: CurrentState) -> list[WriteCommand]:
-    """Put bytes at an offset of a string (which may be its end); its time to live stays."""
+    """Return the command that writes bytes at an offset of a string, or appends them; its expiry stays."""
     if offset == current.state.total_size:
         return [WriteCommand(("APPEND", key), content)]
     return [WriteCommand(("SETRANGE", key, offset), content)]
 
 
 def build_rewrite(key: bytes, content: Blob, current: CurrentState) -> list[WriteCommand]:
-    """Give a string other bytes that come in pieces; its time to live stays."""
+    """Return the commands that write a string whole, streamed if it is large; its expiry stays."""
     return [WriteCommand(("SET", key), content), *_build_key_expire(key, current.state.expires_at)]
 
 
 def build_restore(
     target: KeyRef, current: CurrentState, desired_state: State, server_info: ServerInfo, *, portable: bool = False
 ) -> list[WriteCommand]:
-    """Make the target what `wanted` (absent, a value or an object) says, its absolute expiry included.
+    """Return the commands that give the target a state (absent, a value or an object) with its absolute expiry.
 
-    An object comes back by RESTORE, or (`portable`, or if it was never DUMPed) from its portable copy. Raises
-    NotSupportedError if neither was kept.
+    An object is restored with RESTORE or, with `portable` or if it was not DUMPed, rebuilt from its portable copy.
+    Raises NotSupportedError if the state has neither.
     """
     if desired_state.kind == "absent":
         return build_remove(target, server_info) if current.state.kind != "absent" else []
@@ -113,14 +113,13 @@ def _build_field_restore(
     if current.key_type not in (b"hash", b"none"):
         commands += build_remove(KeyRef(key), server_info)
     expires_at = desired_state.field_expires_at if server_info.has_hash_field_ttl else None
-    own = current.state.field_expires_at
-    if expires_at == own:
-        commands += _build_field_write(key, field, desired_state.content, own, server_info)
+    if expires_at == current.state.field_expires_at:
+        commands += _build_field_write(key, field, desired_state.content, expires_at, server_info)
     else:
-        commands.append(WriteCommand(("HSET", key, field), desired_state.content))  # which takes an expiry away
+        commands.append(WriteCommand(("HSET", key, field), desired_state.content))  # HSET clears the field's expiry
         if expires_at is not None:
             commands += build_expire(KeyRef(key, field), expires_at, server_info)
-    if current.key_type != b"hash":  # the hash went with its last field; its expiry comes back with it
+    if current.key_type != b"hash":  # the hash is created: restore its expiry, too
         commands += _build_key_expire(key, desired_state.expires_at)
     return commands
 
@@ -128,25 +127,24 @@ def _build_field_restore(
 def _build_object_restore(
     key: bytes, current: CurrentState, desired_state: State, server_info: ServerInfo, *, portable: bool
 ) -> list[WriteCommand]:
-    there = [WriteCommand.from_args("UNLINK", key)] if current.key_type != b"none" else []
+    removal = [WriteCommand.from_args("UNLINK", key)] if current.key_type != b"none" else []
     if desired_state.content is not None and not portable:
         if desired_state.content.size <= MAX_INLINE_DUMP_BYTES:
-            ends = ("ABSTTL",) if desired_state.expires_at is not None else ()
-            replaces = ("REPLACE",) if there else ()
-            words = ("RESTORE", key, desired_state.expires_at or 0, desired_state.content.read(), *replaces, *ends)
-            return [WriteCommand(words)]
+            replace_option = ("REPLACE",) if removal else ()
+            expiry_option = ("ABSTTL",) if desired_state.expires_at is not None else ()
+            payload = desired_state.content.read()
+            args = ("RESTORE", key, desired_state.expires_at or 0, payload, *replace_option, *expiry_option)
+            return [WriteCommand(args)]
         return [
-            *there,
+            *removal,
             WriteCommand(("RESTORE", key, 0), desired_state.content),
             *_build_key_expire(key, desired_state.expires_at),
         ]
     if desired_state.portable_copy is None or not can_rebuild(desired_state.type):
-        raise NotSupportedError(
-            f"no copy of this {desired_state.type.decode('ascii', 'replace')} was kept that could be restored"
-        )
-    copy = desired_state.portable_copy
-    rebuilt = WriteCommand(("rebuild", key), expand=lambda: generate_rebuild_commands(key, copy, server_info))
-    return [*there, rebuilt, *_build_key_expire(key, desired_state.expires_at)]
+        key_type = desired_state.type.decode("ascii", "replace")
+        raise NotSupportedError(f"the journal has no copy of this {key_type} that could be restored")
+    rebuild = WriteCommand(("rebuild", key), series=Rebuild(key, desired_state.portable_copy, server_info))
+    return [*removal, rebuild, *_build_key_expire(key, desired_state.expires_at)]
 
 
 def _build_key_expire(key: bytes, expires_at_ms: int | None) -> list[WriteCommand]:

@@ -1,14 +1,14 @@
-"""One change, step by step (JOURNAL.md): watch and read, check, journal (one fsync), then MULTI, the write, EXEC.
+"""Carries out operations: watch and read, plan, journal (one fsync), then MULTI, the writes, EXEC.
 
-Everything that changes Redis goes through `TransactionExecutor.run`. Thread-safe: threads share connections through the pool, and
-transactions and fsyncs by going together; WATCH keeps them, and everybody else, apart.
+Everything that changes Redis passes through `TransactionExecutor.run` (docs/architecture.md). WATCH isolates threads
+from each other as it does from other clients.
 """
 
 import contextlib
 import logging
 import time
-import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from redisfuse.batching import batched
@@ -31,7 +31,6 @@ from redisfuse.transactions.in_doubt import (
     RETRY_DELAY_SECONDS,
     ExecResult,
     InDoubtResolver,
-    fetch_server_time_ms,
     raise_if_not_applied,
 )
 from redisfuse.transactions.matching import holds_state
@@ -39,44 +38,38 @@ from redisfuse.transactions.multi_exec import MultiRefusedError, TransactionReje
 from redisfuse.transactions.mutation import (
     MAX_MUTATIONS_PER_TRANSACTION,
     MAX_TRANSACTION_BYTES,
-    AppliedCallback,
+    ChangedKeys,
+    JournaledMutations,
     Mutation,
-    MutationRefusedError,
-    PartiallyAppliedError,
-    PlanFunction,
     collect_intents,
     collect_targets,
     split_into_transactions,
 )
-from redisfuse.transactions.state_reader import CurrentState, PipelinedCommands, ReadRequest, StateReader
+from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest
+from redisfuse.transactions.watched_reader import NotStartedError, WatchedReader
 
 log = logging.getLogger(__name__)
 
-__all__ = [
-    "AppliedCallback",
-    "Mutation",
-    "MutationRefusedError",
-    "PartiallyAppliedError",
-    "PlanFunction",
-    "TransactionExecutor",
-    "fetch_server_time_ms",
-]
-
-MAX_ATTEMPTS = 16  # how often a change is begun anew because its key changed in the middle
+MAX_ATTEMPTS = 16  # attempts at an operation while its keys keep changing
 
 CHUNK_CONFLICT_MESSAGE = "a key changed while many were being changed; the rest was left as it is (see `redisfuse log`)"
 
 
-class _NotStartedError(Exception):
-    """The connection was lost, or the server not ready, before anything was written."""
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A request and its mutations, which are journaled."""
 
-    def __init__(self, error: UnavailableError) -> None:
-        super().__init__(str(error))
-        self.error = error
+    request: CommitRequest
+    journaled: JournaledMutations
 
 
 class TransactionExecutor:
-    """Runs changes for one session of the journal."""
+    """Carries out operations in one session of the journal. Thread-safe: threads share channels, fsyncs, transactions.
+
+    `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` receives the
+    changed keys after each operation, in the thread that ran it, also if the outcome is unknown.
+    """
 
     def __init__(
         self, client: RedisClient, journal: Journal, session_id: int, *, dump_limit: int, listener: WriteListener
@@ -84,27 +77,22 @@ class TransactionExecutor:
         self.client = client
         self.journal = journal
         self.session_id = session_id
-        self._dump_limit = dump_limit
+        self.reader = WatchedReader(client, dump_limit=dump_limit)
         self._listener = listener
-        self._verified_channels: weakref.WeakSet[Channel] = (
-            weakref.WeakSet()
-        )  # on which this user may use MULTI and EXEC at all
-        self._resolver = InDoubtResolver(client, journal, self._read_states)
-        self._commit_queue = CommitQueue(self._run_batch)
+        self._resolver = InDoubtResolver(client, journal, self.reader)
+        self._commit_queue = CommitQueue()
 
-    # -- running ------------------------------------------------------------------------------------------------------
+    def run(self, operation: Operation) -> list[int]:
+        """Read, plan, journal and write; return the ids of the changes.
 
-    def run(self, reads: Sequence[ReadRequest], plan: PlanFunction, *, group_commit: bool = False) -> list[int]:
-        """Read, decide, journal, write; returns the ids of the changes. `light`: small, so it may go with others.
-
-        Raises what `decide` raises; the journal's errors (Redis was not touched); BusyError (the keys kept changing);
-        the server's own errors, mapped (nothing was done); PartlyAppliedError; UnavailableError (nothing was done);
-        OutcomeUnknownError (nobody knows: the rows stay pending).
+        Raises what `operation.plan` raises; a JournalError (Redis was not touched); BusyError (the keys kept changing);
+        the server's error replies (nothing was changed); PartiallyAppliedError; UnavailableError (nothing was changed);
+        OutcomeUnknownError (the rows stay pending).
         """
-        request = CommitRequest(reads, plan)
+        request = CommitRequest(operation)
         try:
-            if group_commit:
-                self._commit_queue.submit(request)
+            if operation.may_share_transaction:
+                self._run_shared(request)
             else:
                 self._run_single(request)
         finally:
@@ -117,23 +105,39 @@ class TransactionExecutor:
         return request.change_ids
 
     def _publish_failed_change(self, request: CommitRequest) -> None:
-        """Who looks into the journal because of the error finds what became of the change."""
+        """Make the outcome visible in the journal before the error is, and name the change in the error."""
         if isinstance(request.error, RedisFuseError) and request.recorded_change_id is not None:
             request.error.change_id = request.recorded_change_id
             with contextlib.suppress(JournalError):
                 self.journal.publish_outcomes()
 
     def resolve_in_doubt(self) -> None:
-        """Find out about changes whose answers never came. Raises UnavailableError."""
-        self._resolver.resolve_in_doubt(self._listener.keys_written)
+        """Find out the outcomes of changes whose replies were lost. Raises UnavailableError."""
+        changed_keys: ChangedKeys = {}
+        try:
+            self._resolver.resolve_in_doubt(changed_keys)
+        finally:
+            if changed_keys:
+                self._listener.keys_written(changed_keys)
+
+    # -- attempts -----------------------------------------------------------------------------------------------------
+
+    def _run_shared(self, request: CommitRequest) -> None:
+        batch = self._commit_queue.join(request)
+        if not batch:
+            return
+        try:
+            self._run_batch(batch)
+        finally:
+            self._commit_queue.finish(batch)
 
     def _run_batch(self, requests: list[CommitRequest]) -> None:
-        """Several at once; those that are not settled so, one by one."""
+        """Run several in one transaction, then one by one those that have no outcome from it."""
         if len(requests) > 1:
             try:
-                self._resolver.resolve_in_doubt(requests[0].add_changed_keys)
+                self._resolver.resolve_in_doubt(requests[0].changed_keys)
                 self._attempt_transaction(requests)
-            except _NotStartedError as lost:
+            except NotStartedError as lost:
                 if not isinstance(lost.error, ConnectionLostError | TryAgainError):
                     _fail_requests(requests, lost.error)
             except BaseException as error:
@@ -150,232 +154,210 @@ class TransactionExecutor:
 
     def _run_with_retries(self, request: CommitRequest) -> None:
         deadline = time.monotonic() + self.client.limits.timeout
-        reconnected = False
+        has_reconnected = False
         attempts = 0
         while attempts < MAX_ATTEMPTS:
             try:
-                self._resolver.resolve_in_doubt(request.add_changed_keys)
+                self._resolver.resolve_in_doubt(request.changed_keys)
                 if len(request.reads) > MAX_MUTATIONS_PER_TRANSACTION or not self._attempt_transaction([request]):
                     self._run_chunked(request)
-            except _NotStartedError as lost:
-                again = isinstance(lost.error, TryAgainError) or (
-                    isinstance(lost.error, ConnectionLostError) and not reconnected
+            except NotStartedError as lost:
+                may_retry = isinstance(lost.error, TryAgainError) or (
+                    isinstance(lost.error, ConnectionLostError) and not has_reconnected
                 )
-                if not again or time.monotonic() > deadline:
+                if not may_retry or time.monotonic() > deadline:
                     raise lost.error from None
-                reconnected = reconnected or isinstance(lost.error, ConnectionLostError)
+                has_reconnected = has_reconnected or isinstance(lost.error, ConnectionLostError)
                 time.sleep(RETRY_DELAY_SECONDS if isinstance(lost.error, TryAgainError) else 0)
                 continue
             if not request.is_pending:
                 return
             attempts += 1
-        raise BusyError(f"the key kept changing: given up after {MAX_ATTEMPTS} attempts; try again when it is quieter")
+        raise BusyError(f"the key kept changing: gave up after {MAX_ATTEMPTS} attempts; try again later")
 
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _attempt_transaction(self, requests: Sequence[CommitRequest]) -> bool:
-        """One time from reading to writing, for all; False if it is too much for one transaction.
+        """Try all requests in one transaction; return False if the one request is too large for that.
 
-        A request stays open if a key changed on the way, or if one of several was refused by the server.
+        A request stays pending if a watched key changed, or if the server rejected a transaction of several requests.
         """
-        with self.client.write_channel() as dialogue:
-            found = self._read_watched(dialogue, [look for request in requests for look in request.reads])
-            going: list[tuple[CommitRequest, list[Mutation]]] = []
-            for request in requests:
-                steps = self._plan_request(request, found)
-                if steps:
-                    going.append((request, steps))
-            everything = [step for _, steps in going for step in steps]
-            if not everything:
+        with self.client.write_channel() as channel:
+            states = self.reader.read(channel, [read for request in requests for read in request.reads])
+            plans = [(request, self._plan_request(request, states)) for request in requests]
+            plans = [(request, mutations) for request, mutations in plans if mutations]
+            if not plans:
                 return True
-            if len(everything) > 1 and sum(step.approximate_bytes for step in everything) > MAX_TRANSACTION_BYTES:
+            all_mutations = [mutation for _, mutations in plans for mutation in mutations]
+            if len(all_mutations) > 1 and sum(each.approximate_bytes for each in all_mutations) > MAX_TRANSACTION_BYTES:
                 return False
-            ids = self._record_intents([steps for _, steps in going])
-            _assign_change_ids(going, ids)
-            answer = self._send_transaction(dialogue, everything, ids, found)
-        if isinstance(answer, TransactionRejectedError):
-            if len(going) == 1:
-                raise answer.reason
+            all_journaled, planned = self._record_intents(plans)
+            result = self._send_transaction(channel, all_journaled, states)
+        if isinstance(result, TransactionRejectedError):
+            if len(planned) == 1:
+                raise result.reason
             return True
-        self._record_results(going, ids, answer)
+        self._record_results(planned, all_journaled, result)
         return True
 
     def _plan_request(self, request: CommitRequest, states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
-        """The steps of a request; it is settled if there are none. Edits that are refused are kept."""
+        """Return the mutations of a request. If there are none, the request has its outcome."""
+        watched = WatchedState({read.target: states[read.target] for read in request.reads}, self.client)
         try:
-            steps = list(request.plan({look.target: states[look.target] for look in request.reads}))
+            mutations = list(request.operation.plan(watched))
         except MutationRefusedError as refused:
-            ids = self.journal.record_intents(
+            change_ids = self.journal.record_intents(
                 self.session_id, refused.intents, outcome="refused", error=str(refused.error)
             )
-            request.recorded_change_id = ids[0]
+            request.recorded_change_id = id = change_ids[0]
             request.error = type(refused.error)(
-                f"{refused.error}; nothing was written, the edit is kept as change {ids[0]}: "
-                f"see `redisfuse diff {ids[0]}`, write it with `redisfuse apply {ids[0]}`"
+                f"{refused.error}; nothing was written, the edit is kept as change {id}: "
+                f"see `redisfuse diff {id}`, write it with `redisfuse apply {id}`"
             )
             return []
         except RedisFuseError as error:
             request.error = error
             return []
-        if not steps:
+        if not mutations:
             request.change_ids = []
-        return steps
+        return mutations
 
-    def _read_watched(self, channel: Channel, reads: Sequence[ReadRequest]) -> dict[KeyRef, CurrentState]:
-        # Somebody who may SET but not MULTI would else write outside of any transaction: see once that they may. (It
-        # can be forbidden later, but not unnoticed: see `_send_transaction`.)
-        before: PipelinedCommands = [] if channel in self._verified_channels else [("MULTI",), ("EXEC",)]
-        try:
-            found = StateReader(self.client, channel, dump_limit=self._dump_limit).read(reads, preamble=before)
-        except UnavailableError as error:
-            raise _NotStartedError(error) from error
-        self._verified_channels.add(channel)
-        return found
+    def _record_intents(
+        self, plans: Sequence[tuple[CommitRequest, list[Mutation]]]
+    ) -> tuple[JournaledMutations, list[_Planned]]:
+        """Journal the mutations of all requests (one fsync); return them together, and for each request.
 
-    def _read_states(self, reads: Sequence[ReadRequest]) -> dict[KeyRef, CurrentState]:
-        """What targets hold, for those who only want to know. Raises UnavailableError."""
-        try:
-            with self.client.write_channel() as dialogue:
-                return self._read_watched(dialogue, reads)
-        except _NotStartedError as lost:
-            raise lost.error from None
-
-    def _record_intents(self, groups: Sequence[Sequence[Mutation]]) -> list[int]:
-        """Journal the steps; each list, and in it each operation, is a group."""
-        sizes = [
-            sum(len(step.intents) for step in operation)
-            for steps in groups
-            for _, operation in groupby(steps, key=lambda step: step.group_index)
+        Successive mutations of a request with the same group index form one group of the journal.
+        """
+        group_sizes = [
+            len(collect_intents(list(group)))
+            for _, mutations in plans
+            for _, group in groupby(mutations, key=lambda mutation: mutation.group_index)
         ]
-        intents = [intent for steps in groups for intent in collect_intents(steps)]
-        return self.journal.record_intents(self.session_id, intents, grouping=sizes)
+        all_mutations = [mutation for _, mutations in plans for mutation in mutations]
+        change_ids = self.journal.record_intents(self.session_id, collect_intents(all_mutations), grouping=group_sizes)
+        all_journaled = JournaledMutations(all_mutations, change_ids)
+        parts = all_journaled.split([mutations for _, mutations in plans])
+        planned = [_Planned(request, part) for (request, _), part in zip(plans, parts, strict=True)]
+        for each in planned:
+            each.request.recorded_change_id = each.journaled.change_ids[0]
+        return all_journaled, planned
 
     def _send_transaction(
-        self,
-        channel: Channel,
-        mutations: Sequence[Mutation],
-        change_ids: list[int],
-        states: Mapping[KeyRef, CurrentState],
+        self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
     ) -> ExecResult | TransactionRejectedError:
-        """The transaction of steps that are journaled; NotAppliedError if surely nothing was done (rows failed)."""
-        commands = [command for step in mutations for command in step.commands]
+        """Run MULTI, the commands, EXEC. Where certainly nothing was executed, the rows are recorded as failed."""
+        commands = journaled.commands
         try:
             try:
                 return run_multi_exec(channel, commands)
             except MultiRefusedError as error:
-                log.warning("written without a transaction, for which the server refused MULTI: %s", error)
+                log.warning("written without a transaction, because the server refused MULTI: %s", error)
                 return error.replies
-            except TransactionRejectedError as refused:
-                if isinstance(refused.reason, NoSpaceError) and all(command.is_removal for command in commands):
-                    return self._remove_without_multi(channel, mutations, states)
-                self.journal.record_outcome(change_ids, "failed", str(refused.reason))
-                return refused
+            except TransactionRejectedError as rejected:
+                if isinstance(rejected.reason, NoSpaceError) and all(command.is_removal for command in commands):
+                    return self._remove_without_multi(channel, journaled, states)
+                self.journal.record_outcome(journaled.change_ids, "failed", str(rejected.reason))
+                return rejected
         except UnavailableError as lost:
             return lost
-        except _NotStartedError as lost:
-            self.journal.record_outcome(change_ids, "failed", f"not begun: {lost}")
+        except NotStartedError as lost:
+            self.journal.record_outcome(journaled.change_ids, "failed", f"not started: {lost}")
             raise
-        except (RedisFuseError, OSError, ValueError) as error:  # while sending: the server has seen no EXEC
-            self.journal.record_outcome(change_ids, "failed", str(error))
+        except (RedisFuseError, OSError, ValueError) as error:  # while sending: the server has not seen EXEC
+            self.journal.record_outcome(journaled.change_ids, "failed", str(error))
             raise
 
     def _remove_without_multi(
-        self, channel: Channel, mutations: Sequence[Mutation], states: Mapping[KeyRef, CurrentState]
+        self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
     ) -> ExecResult:
-        """Remove without MULTI, in which a server that is out of memory refuses everything, also what would help.
+        """Remove without MULTI: a server that is out of memory refuses MULTI, even around commands that free memory.
 
-        WATCH is no guard then, so all is compared once more right before; what comes in the next moment is not seen.
+        Without it WATCH guards nothing, so the targets are compared once more right before. A change after that
+        comparison is not noticed.
         """
-        again = self._read_watched(channel, [ReadRequest(target) for target in collect_targets(mutations)])
-        if not all(_is_unchanged(states[target], now) for target, now in again.items()):
+        requests = [ReadRequest(target) for target in collect_targets(journaled.mutations)]
+        if not _are_unchanged(states, self.reader.read(channel, requests)):
             return None
-        return channel.execute([command.args for step in mutations for command in step.commands])
+        return channel.execute([command.args for command in journaled.commands])
 
     def _record_results(
-        self, planned: Sequence[tuple[CommitRequest, list[Mutation]]], change_ids: list[int], result: ExecResult
+        self, planned: Sequence[_Planned], all_journaled: JournaledMutations, result: ExecResult
     ) -> None:
-        """Note what the answer says to each request. The connection is free by now."""
+        """Give each request its outcome. The channel is free by now."""
         if len(planned) > 1 and isinstance(result, UnavailableError):
-            self._resolve_lost_reply(planned, change_ids, result)
+            self._resolve_lost_reply(planned, all_journaled, result)
             return
-        row = reply = 0
-        for request, steps in planned:
-            rows = change_ids[row : row + sum(len(step.intents) for step in steps)]
-            commands = sum(len(step.commands) for step in steps)
-            part = result[reply : reply + commands] if isinstance(result, list) else result
-            row, reply = row + len(rows), reply + commands
+        start = 0
+        for each in planned:
+            end = start + len(each.journaled.commands)
+            own_result = result[start:end] if isinstance(result, list) else result
+            start = end
             try:
-                if self._resolver.record_result(rows, steps, part, request.add_changed_keys):
-                    request.change_ids = rows
+                if self._resolver.record_result(each.journaled, own_result, each.request.changed_keys):
+                    each.request.change_ids = each.journaled.change_ids
             except RedisFuseError as error:
-                request.error = error
+                each.request.error = error
 
     def _resolve_lost_reply(
-        self, planned: Sequence[tuple[CommitRequest, list[Mutation]]], change_ids: list[int], cause: UnavailableError
+        self, planned: Sequence[_Planned], all_journaled: JournaledMutations, cause: UnavailableError
     ) -> None:
-        """One answer for several was lost: they are looked for together."""
-        everything = [step for _, steps in planned for step in steps]
+        """Find out the outcomes of several requests together, because their one reply was lost."""
+        first = planned[0].request
         try:
             outcomes = self._resolver.resolve(
-                change_ids, collect_intents(everything), cause, planned[0][0].add_changed_keys
+                all_journaled.change_ids, all_journaled.intents, cause, first.changed_keys
             )
         except RedisFuseError as error:
-            _fail_requests([request for request, _ in planned], error)
+            _fail_requests([each.request for each in planned], error)
             return
-        row = 0
-        for request, steps in planned:
-            part = slice(row, row + len(collect_intents(steps)))
-            row = part.stop
+        start = 0
+        for each in planned:
+            end = start + len(each.journaled.change_ids)
             try:
-                raise_if_not_applied(change_ids[part], outcomes[part], cause)
-                request.change_ids = change_ids[part]
+                raise_if_not_applied(each.journaled.change_ids, outcomes[start:end], cause)
+                each.request.change_ids = each.journaled.change_ids
             except UnavailableError as error:
-                request.error = error
+                each.request.error = error
+            start = end
 
-    # -- more than one transaction can carry --------------------------------------------------------------------------
+    # -- more than one transaction ------------------------------------------------------------------------------------
 
     def _run_chunked(self, request: CommitRequest) -> None:
-        """Journal it all, then do it piece by piece, each piece read once more.
+        """Journal all mutations, then apply them in several transactions, each of which reads its targets again.
 
-        A piece whose keys have changed meanwhile, and all after it, are not done: ConflictError, the rows say which.
+        If the keys of a transaction have changed since, it and those after it are not applied: ConflictError, and the
+        rows say which.
         """
-        found: dict[KeyRef, CurrentState] = {}
-        for looks_at_once in batched(request.reads, MAX_MUTATIONS_PER_TRANSACTION):
-            with self.client.write_channel() as dialogue:
-                found |= self._read_watched(dialogue, looks_at_once)
-        steps = self._plan_request(request, found)
-        if not steps:
+        states: dict[KeyRef, CurrentState] = {}
+        for batch in batched(request.reads, MAX_MUTATIONS_PER_TRANSACTION):
+            with self.client.write_channel() as channel:
+                states |= self.reader.read(channel, batch)
+        mutations = self._plan_request(request, states)
+        if not mutations:
             return
-        ids = self._record_intents([steps])
-        _assign_change_ids([(request, steps)], ids)
-        looks = {look.target: look for look in request.reads}
-        begun = 0
+        all_journaled, _ = self._record_intents([(request, mutations)])
+        reads = {read.target: read for read in request.reads}
+        started = 0
         try:
-            for piece in split_into_transactions(steps):
-                rows = ids[begun : begun + len(collect_intents(piece))]
-                with self.client.write_channel() as dialogue:
-                    again = self._read_watched(dialogue, [looks[target] for target in collect_targets(piece)])
-                    if not all(_is_unchanged(found[target], now) for target, now in again.items()):
+            for chunk in all_journaled.split(list(split_into_transactions(mutations))):
+                with self.client.write_channel() as channel:
+                    targets = collect_targets(chunk.mutations)
+                    current = self.reader.read(channel, [reads[target] for target in targets])
+                    if not _are_unchanged(states, current):
                         raise ConflictError(CHUNK_CONFLICT_MESSAGE)
-                    begun += len(rows)
-                    answer = self._send_transaction(dialogue, piece, rows, again)
-                if isinstance(answer, TransactionRejectedError):
-                    raise answer.reason
-                if not self._resolver.record_result(rows, piece, answer, request.add_changed_keys):
+                    started += len(chunk.change_ids)
+                    result = self._send_transaction(channel, chunk, current)
+                if isinstance(result, TransactionRejectedError):
+                    raise result.reason
+                if not self._resolver.record_result(chunk, result, request.changed_keys):
                     raise ConflictError(CHUNK_CONFLICT_MESSAGE)
-        except (RedisFuseError, _NotStartedError) as problem:
-            error = problem.error if isinstance(problem, _NotStartedError) else problem
-            if ids[begun:]:
-                self.journal.record_outcome(ids[begun:], "failed", f"not begun: {error}")
+        except (RedisFuseError, NotStartedError) as problem:
+            error = problem.error if isinstance(problem, NotStartedError) else problem
+            if all_journaled.change_ids[started:]:
+                self.journal.record_outcome(all_journaled.change_ids[started:], "failed", f"not started: {error}")
             raise error from None
-        request.change_ids = ids
-
-
-def _assign_change_ids(planned: Sequence[tuple[CommitRequest, list[Mutation]]], change_ids: Sequence[int]) -> None:
-    row = 0
-    for request, steps in planned:
-        request.recorded_change_id = change_ids[row]
-        row += len(collect_intents(steps))
+        request.change_ids = all_journaled.change_ids
 
 
 def _fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> None:
@@ -384,5 +366,9 @@ def _fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> N
             request.error = error
 
 
-def _is_unchanged(before: CurrentState, current: CurrentState) -> bool:
-    return before.key_type == current.key_type and holds_state(current, before.state, compare_expiry=True)
+def _are_unchanged(before: Mapping[KeyRef, CurrentState], current: Mapping[KeyRef, CurrentState]) -> bool:
+    """Whether each target of `current` holds what it held before, with the same expiries."""
+    return all(
+        before[target].key_type == now.key_type and holds_state(now, before[target].state, compare_expiry=True)
+        for target, now in current.items()
+    )

@@ -1,21 +1,20 @@
-"""Changes that arrive while another is on its way to the disk go on together: one reading, one fsync, one transaction.
+"""Group commit: operations that arrive while another is being journaled share one read, one fsync and one transaction.
 
-A connection that watches keys is taken for as long as its fsync lasts, and there are few. So changes wait in one line,
-and whoever is at its head does the work of all who have come by then (flat combining). One that comes alone waits for
-nobody.
+A channel that watches keys is occupied for the duration of the fsync, and there are few channels. So operations wait
+in one queue, and the thread at its head, the leader, commits all that are queued by then (flat combining). A single
+operation waits for nothing.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from redisfuse.transactions.mutation import PlanFunction
+from redisfuse.transactions.mutation import ChangedKeys
+from redisfuse.transactions.operation import Operation
 from redisfuse.transactions.state_reader import ReadRequest
 
-MAX_REQUESTS_PER_BATCH = 64  # changes that go together
-LEADER_WAIT_SECONDS = (
-    0.0005  # seconds that a leader waits for those who went along last time: about what an fsync takes
-)
+MAX_REQUESTS_PER_BATCH = 64
+LEADER_WAIT_SECONDS = 0.0005  # how long a leader waits for as many requests as last time: about one fsync
 
 
 def _create_acquired_lock() -> threading.Lock:
@@ -26,16 +25,22 @@ def _create_acquired_lock() -> threading.Lock:
 
 @dataclass(slots=True, eq=False)
 class CommitRequest:
-    """One change to be made, and in the end its rows or its error."""
+    """An operation to be committed and, in the end, its change IDs or its error.
 
-    reads: Sequence[ReadRequest]
-    plan: PlanFunction
+    One thread at a time uses it: the one that submitted it or, until `wakeup` is released, the leader.
+    """
+
+    operation: Operation
+    reads: Sequence[ReadRequest] = field(init=False)
     change_ids: list[int] | None = None
     error: BaseException | None = None
-    recorded_change_id: int | None = None  # its newest row, whatever became of it
-    changed_keys: dict[bytes, bool | None] = field(default_factory=dict)  # for OnApplied: told by the thread that asked
-    wakeup: threading.Lock = field(default_factory=_create_acquired_lock)  # opened once: it has its outcome, or leads
+    recorded_change_id: int | None = None  # its newest row, whatever the outcome
+    changed_keys: ChangedKeys = field(default_factory=dict)
+    wakeup: threading.Lock = field(default_factory=_create_acquired_lock)  # released once: it has an outcome, or leads
     is_leader: bool = False
+
+    def __post_init__(self) -> None:
+        self.reads = self.operation.reads()
 
     @property
     def is_pending(self) -> bool:
@@ -45,25 +50,24 @@ class CommitRequest:
     @property
     def keys(self) -> set[bytes]:
         """The keys that it watches."""
-        return {look.target.key for look in self.reads}
-
-    def add_changed_keys(self, changed: Mapping[bytes, bool | None]) -> None:
-        """Remember what was changed."""
-        self.changed_keys.update(changed)
+        return {request.target.key for request in self.reads}
 
 
 class CommitQueue:
-    """Where requests wait. `work` settles every request that it is given, and does not raise."""
+    """The queue of requests. Thread-safe; its lock is held only briefly, and no other lock is taken under it."""
 
-    def __init__(self, commit_batch: Callable[[list[CommitRequest]], None]) -> None:
-        self._commit_batch = commit_batch
-        self._request_queued = threading.Condition()  # its lock is held for a moment only
+    def __init__(self) -> None:
+        self._request_queued = threading.Condition()  # guards all of the following
         self._queued: list[CommitRequest] = []
         self._has_leader = False
-        self._last_batch_size = 1  # how many went together last time
+        self._last_batch_size = 1
 
-    def submit(self, request: CommitRequest) -> None:
-        """Return when the request has its outcome."""
+    def join(self, request: CommitRequest) -> list[CommitRequest]:
+        """Queue the request, then wait until it has an outcome or this thread is the leader.
+
+        Returns the batch that the leader must commit (its own request first), after which it must call `finish`;
+        or no requests, if another leader has committed this one.
+        """
         with self._request_queued:
             self._queued.append(request)
             request.is_leader = not self._has_leader
@@ -72,33 +76,29 @@ class CommitQueue:
         if not request.is_leader:
             request.wakeup.acquire()
             if not request.is_leader:
-                return
-        company = self._take_batch(request)
-        try:
-            self._commit_batch(company)
-        finally:
-            self._promote_next_leader()
-            for each in company:
-                if each is not request:
-                    each.wakeup.release()
+                return []
+        return self._take_batch(request)
+
+    def finish(self, batch: Sequence[CommitRequest]) -> None:
+        """Make the next request the leader and wake the threads of this batch, whose requests have their outcomes."""
+        with self._request_queued:
+            if self._queued:
+                self._queued[0].is_leader = True
+                self._queued[0].wakeup.release()
+            else:
+                self._has_leader = False
+        for request in batch[1:]:
+            request.wakeup.release()
 
     def _take_batch(self, leader: CommitRequest) -> list[CommitRequest]:
-        """The leader and those who wait, in order; of two that concern one key only the first."""
+        """Dequeue the leader and those that can join it, in order: of two that share a key only the first."""
         with self._request_queued:
             self._request_queued.wait_for(lambda: len(self._queued) >= self._last_batch_size, LEADER_WAIT_SECONDS)
-            company, keys = [leader], set(leader.keys)
-            for each in self._queued:
-                if each is not leader and len(company) < MAX_REQUESTS_PER_BATCH and not keys & each.keys:
-                    company.append(each)
-                    keys |= each.keys
-            self._queued = [each for each in self._queued if each not in company]
-            self._last_batch_size = len(company)
-        return company
-
-    def _promote_next_leader(self) -> None:
-        with self._request_queued:
-            if not self._queued:
-                self._has_leader = False
-                return
-            self._queued[0].is_leader = True
-            self._queued[0].wakeup.release()
+            batch, keys = [leader], set(leader.keys)
+            for request in self._queued:
+                if request is not leader and len(batch) < MAX_REQUESTS_PER_BATCH and not keys & request.keys:
+                    batch.append(request)
+                    keys |= request.keys
+            self._queued = [request for request in self._queued if request not in batch]
+            self._last_batch_size = len(batch)
+        return batch

@@ -1,11 +1,11 @@
-"""What became of a transaction that was sent: by its replies, or, where they never came, by looking.
+"""The outcome of a transaction that was sent: taken from its replies or, if they were lost, from what the keys hold.
 
-A write is never sent twice. A row whose answer was lost stays pending until the server can be asked what it holds now.
+A write is never sent twice. A row whose reply was lost stays pending until the server can be read again.
 """
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -19,103 +19,95 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.matching import build_read_request, infer_outcome
 from redisfuse.transactions.mutation import (
     MAX_MUTATIONS_PER_TRANSACTION,
-    AppliedCallback,
+    ChangedKeys,
+    JournaledMutations,
     Mutation,
     PartiallyAppliedError,
-    collect_intents,
     key_exists_after,
 )
-from redisfuse.transactions.state_reader import CurrentState, ReadRequest
+from redisfuse.transactions.state_reader import CurrentState, fetch_server_time_ms
+from redisfuse.transactions.watched_reader import WatchedReader
 
-RETRY_DELAY_SECONDS = 0.05  # seconds between looks at a server that does not answer
-ARRIVAL_GRACE_SECONDS = 0.1  # seconds after which a write that was not seen is taken as not done
+RETRY_DELAY_SECONDS = 0.05  # seconds between attempts to reach a server that does not answer
+ARRIVAL_GRACE_SECONDS = 0.1  # seconds after which a write that has not arrived is taken as not executed
 
-KEY_CHANGED_MESSAGE = "the key changed while it was being written; begun anew"
-REPLY_LOST_MESSAGE = "the answer was lost"
+KEY_CHANGED_MESSAGE = "the key changed while it was being written; tried again"
+REPLY_LOST_MESSAGE = "the reply was lost"
 
 ExecResult = list[Any] | UnavailableError | None
-"""Of a transaction: its replies, the error with which the answer was lost, or None: a watched key had changed."""
+"""The replies of a transaction; or the error with which they were lost; or None: a watched key had changed."""
 
 
 class InDoubtResolver:
-    """Notes outcomes in the journal. Thread-safe. `read` reads targets, as Capture.read, on a connection of its own."""
+    """Records outcomes in the journal. Thread-safe. Methods add the changed keys to `changed_keys`."""
 
-    def __init__(
-        self,
-        client: RedisClient,
-        journal: Journal,
-        read_states: Callable[[Sequence[ReadRequest]], Mapping[KeyRef, CurrentState]],
-    ) -> None:
+    def __init__(self, client: RedisClient, journal: Journal, reader: WatchedReader) -> None:
         self._client = client
         self._journal = journal
-        self._read_states = read_states
-        self._lock = threading.Lock()  # of the next line only
-        self._in_doubt: list[tuple[list[int], list[ChangeIntent]]] = []  # rows whose answers never came
+        self._reader = reader
+        self._lock = threading.Lock()  # guards _in_doubt; held only briefly, no other lock is taken under it
+        self._in_doubt: list[tuple[list[int], list[ChangeIntent]]] = []  # rows whose replies were lost
 
-    def record_result(
-        self, change_ids: list[int], mutations: Sequence[Mutation], result: ExecResult, on_applied: AppliedCallback
-    ) -> bool:
-        """Note what the answer says; False if a key had changed, so that nothing was done.
+    def record_result(self, journaled: JournaledMutations, result: ExecResult, changed_keys: ChangedKeys) -> bool:
+        """Record what the result says; return False if a key had changed, so that nothing was executed.
 
-        Raises the server's error for the only step; PartlyAppliedError; the error of a lost answer if nothing was done,
-        else OutcomeUnknownError.
+        Raises the server's error for a single mutation; PartiallyAppliedError; for a lost reply its UnavailableError if
+        nothing was executed, else OutcomeUnknownError.
         """
         if result is None:
-            self._journal.record_outcome(change_ids, "failed", KEY_CHANGED_MESSAGE)
+            self._journal.record_outcome(journaled.change_ids, "failed", KEY_CHANGED_MESSAGE)
             return False
         if isinstance(result, UnavailableError):
-            raise_if_not_applied(
-                change_ids, self.resolve(change_ids, collect_intents(mutations), result, on_applied), result
-            )
+            outcomes = self.resolve(journaled.change_ids, journaled.intents, result, changed_keys)
+            raise_if_not_applied(journaled.change_ids, outcomes, result)
         elif any(isinstance(reply, RedisFuseError) for reply in result):
-            self._record_partial_failure(change_ids, mutations, result, on_applied)
+            self._record_partial_failure(journaled, result, changed_keys)
         else:
-            self._record_applied(change_ids, collect_intents(mutations), on_applied)
+            self._record_applied(journaled.change_ids, journaled.intents, changed_keys)
         return True
 
     def _record_applied(
-        self, change_ids: Sequence[int], intents: Sequence[ChangeIntent], on_applied: AppliedCallback
+        self, change_ids: Sequence[int], intents: Sequence[ChangeIntent], changed_keys: ChangedKeys
     ) -> None:
         self._journal.record_outcome(change_ids, "applied")
-        on_applied({intent.key: key_exists_after(intent) for intent in intents})
+        changed_keys.update({intent.key: key_exists_after(intent) for intent in intents})
 
     def _record_partial_failure(
-        self, change_ids: list[int], mutations: Sequence[Mutation], replies: list[Any], on_applied: AppliedCallback
+        self, journaled: JournaledMutations, replies: list[Any], changed_keys: ChangedKeys
     ) -> None:
-        """An error inside EXEC stops only its own command: see which steps were done, and say so."""
-        failed: list[tuple[Mutation, RedisFuseError]] = []
-        done: list[int] = []
-        made: list[ChangeIntent] = []
-        rows, answers = iter(change_ids), iter(replies)
-        for step in mutations:
-            step_ids = list(islice(rows, len(step.intents)))
-            step_replies = list(islice(answers, len(step.commands)))
-            errors = [reply for reply in step_replies if isinstance(reply, RedisFuseError)]
+        """Record the outcome of each mutation: an error inside EXEC stops only its own command. Always raises."""
+        failures: list[tuple[Mutation, RedisFuseError]] = []
+        applied_ids: list[int] = []
+        applied_intents: list[ChangeIntent] = []
+        remaining = iter(replies)
+        for part in journaled.split([[mutation] for mutation in journaled.mutations]):
+            (mutation,) = part.mutations
+            own_replies = list(islice(remaining, len(mutation.commands)))
+            errors = [reply for reply in own_replies if isinstance(reply, RedisFuseError)]
             if not errors:
-                done += step_ids
-                made += step.intents
+                applied_ids += part.change_ids
+                applied_intents += mutation.intents
                 continue
-            failed.append((step, errors[0]))
-            if len(errors) == len(step.commands):
-                self._journal.record_outcome(step_ids, "failed", str(errors[0]))
+            failures.append((mutation, errors[0]))
+            if len(errors) == len(mutation.commands):
+                self._journal.record_outcome(part.change_ids, "failed", str(errors[0]))
             else:
-                self._record_outcomes(
-                    step_ids, step.intents, self._infer_outcomes(step.intents), str(errors[0]), on_applied
-                )
-        if done:
-            self._record_applied(done, made, on_applied)
-        if len(failed) == len(mutations) == 1:
-            raise failed[0][1]
-        raise PartiallyAppliedError(failed)
+                outcomes = self._infer_outcomes(mutation.intents)
+                self._record_outcomes(part.change_ids, mutation.intents, outcomes, str(errors[0]), changed_keys)
+        if applied_ids:
+            self._record_applied(applied_ids, applied_intents, changed_keys)
+        if len(failures) == len(journaled.mutations) == 1:
+            raise failures[0][1]
+        raise PartiallyAppliedError(failures)
 
-    # -- lost answers -------------------------------------------------------------------------------------------------
+    # -- lost replies -------------------------------------------------------------------------------------------------
 
     def resolve(
-        self, change_ids: list[int], intents: list[ChangeIntent], cause: UnavailableError, on_applied: AppliedCallback
+        self, change_ids: list[int], intents: list[ChangeIntent], cause: UnavailableError, changed_keys: ChangedKeys
     ) -> list[Outcome]:
-        """The answer to a write never came: look, within the time-out, what became of it, and note that.
+        """Find out, within the time-out, the outcome of a write whose reply was lost; record and return it.
 
-        Raises OutcomeUnknownError if the server does not answer.
+        Raises OutcomeUnknownError if the server does not answer; the rows then stay pending.
         """
         deadline = time.monotonic() + self._client.limits.timeout
         while True:
@@ -127,32 +119,35 @@ class InDoubtResolver:
                     with self._lock:
                         self._in_doubt.append((change_ids, intents))
                     raise OutcomeUnknownError(
-                        f"the server did not say whether change {change_ids[0]} was made ({error}); "
-                        "it is settled as soon as the server answers"
+                        f"the server did not confirm change {change_ids[0]} ({error}); "
+                        "its outcome is determined as soon as the server answers"
                     ) from cause
                 time.sleep(RETRY_DELAY_SECONDS)
-        self._record_outcomes(change_ids, intents, outcomes, REPLY_LOST_MESSAGE, on_applied)
+        self._record_outcomes(change_ids, intents, outcomes, REPLY_LOST_MESSAGE, changed_keys)
         return outcomes
 
-    def resolve_in_doubt(self, on_applied: AppliedCallback) -> None:
-        """Find out about rows whose answers never came, before anything else is changed. Raises UnavailableError."""
+    def resolve_in_doubt(self, changed_keys: ChangedKeys) -> None:
+        """Find out the outcomes of rows that stayed pending. Raises UnavailableError.
+
+        To be called before anything else is changed, while the keys still show the outcome.
+        """
         if not self._in_doubt:
             return
         with self._lock:
-            leftovers, self._in_doubt = self._in_doubt, []
-        while leftovers:
-            ids, intents = leftovers[0]
+            unresolved, self._in_doubt = self._in_doubt, []
+        while unresolved:
+            change_ids, intents = unresolved[0]
             try:
                 outcomes = self._infer_outcomes_after_grace(intents)
             except RedisFuseError:
                 with self._lock:
-                    self._in_doubt = leftovers + self._in_doubt
+                    self._in_doubt = unresolved + self._in_doubt
                 raise
-            self._record_outcomes(ids, intents, outcomes, REPLY_LOST_MESSAGE, on_applied)
-            del leftovers[0]
+            self._record_outcomes(change_ids, intents, outcomes, REPLY_LOST_MESSAGE, changed_keys)
+            del unresolved[0]
 
     def _infer_outcomes_after_grace(self, intents: Sequence[ChangeIntent]) -> list[Outcome]:
-        """Verdicts, where a write that was not seen gets a moment to arrive from a connection that is gone."""
+        """Infer the outcomes; a write that is not there yet may still arrive from a connection that is gone."""
         outcomes = self._infer_outcomes(intents)
         if "failed" in outcomes:
             time.sleep(ARRIVAL_GRACE_SECONDS)
@@ -160,21 +155,24 @@ class InDoubtResolver:
         return outcomes
 
     def _infer_outcomes(self, intents: Sequence[ChangeIntent]) -> list[Outcome]:
-        """What became of each; several changes of one target in one transaction were done together or not at all."""
-        whole: dict[KeyRef, ChangeIntent] = {}
+        """Infer each outcome from what its target holds now.
+
+        Several changes of one target in one transaction were all executed or none of them.
+        """
+        merged: dict[KeyRef, ChangeIntent] = {}
         for intent in intents:
             target = KeyRef(intent.key, intent.field)
-            first = whole.get(target, intent)
-            whole[target] = replace(intent, prior=first.prior)
-        looks = [build_read_request(target, intent.prior, intent.new) for target, intent in whole.items()]
-        found: dict[KeyRef, CurrentState] = {}
-        for batch in batched(looks, MAX_MUTATIONS_PER_TRANSACTION):
-            found |= self._read_states(batch)
-        now = fetch_server_time_ms(self._client)
-        verdicts: dict[KeyRef, Outcome] = {
-            target: infer_outcome(intent, found[target], now) for target, intent in whole.items()
+            first = merged.get(target, intent)
+            merged[target] = replace(intent, prior=first.prior)
+        requests = [build_read_request(target, intent.prior, intent.new) for target, intent in merged.items()]
+        states: dict[KeyRef, CurrentState] = {}
+        for batch in batched(requests, MAX_MUTATIONS_PER_TRANSACTION):
+            states |= self._reader.read_unguarded(batch)
+        now_ms = fetch_server_time_ms(self._client)
+        outcomes: dict[KeyRef, Outcome] = {
+            target: infer_outcome(intent, states[target], now_ms) for target, intent in merged.items()
         }
-        return [verdicts[KeyRef(intent.key, intent.field)] for intent in intents]
+        return [outcomes[KeyRef(intent.key, intent.field)] for intent in intents]
 
     def _record_outcomes(
         self,
@@ -182,32 +180,26 @@ class InDoubtResolver:
         intents: Sequence[ChangeIntent],
         outcomes: Sequence[Outcome],
         reason: str,
-        on_applied: AppliedCallback,
+        changed_keys: ChangedKeys,
     ) -> None:
-        endings: tuple[tuple[Outcome, str | None], ...] = (
+        messages: tuple[tuple[Outcome, str | None], ...] = (
             ("applied", None),
-            ("failed", f"{reason}; the key holds what it held before"),
+            ("failed", f"{reason}; the key holds its prior state"),
             ("unknown", f"{reason}; the key holds neither the prior nor the new state"),
         )
-        for outcome, words in endings:
-            rows = [id for id, each in zip(change_ids, outcomes, strict=True) if each == outcome]
-            if rows:
-                self._journal.record_outcome(rows, outcome, words)
-        on_applied({intent.key: None for intent in intents})
+        for outcome, message in messages:
+            ids = [id for id, inferred in zip(change_ids, outcomes, strict=True) if inferred == outcome]
+            if ids:
+                self._journal.record_outcome(ids, outcome, message)
+        changed_keys.update({intent.key: None for intent in intents})
 
 
 def raise_if_not_applied(change_ids: Sequence[int], outcomes: Sequence[Outcome], cause: UnavailableError) -> None:
-    """Raise `lost` if nothing of an operation was done, OutcomeUnknownError if that can't be told of all of it."""
+    """Raise `cause` if nothing of an operation was executed, OutcomeUnknownError unless all of it was."""
     if all(outcome == "applied" for outcome in outcomes):
         return
     if all(outcome == "failed" for outcome in outcomes):
         raise cause
     raise OutcomeUnknownError(
-        f"the answer to change {change_ids[0]} was lost, and the key holds neither what it held nor what was written"
+        f"the reply to change {change_ids[0]} was lost, and the key holds neither the prior nor the new state"
     ) from cause
-
-
-def fetch_server_time_ms(client: RedisClient) -> int:
-    """The server's clock, Unix time in ms: expiries go by it, not by ours."""
-    seconds, microseconds = client.execute("TIME")
-    return int(seconds) * 1000 + int(microseconds) // 1000

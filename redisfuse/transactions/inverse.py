@@ -1,65 +1,67 @@
-"""What it takes to take one change back, given what its key or field holds now. Decides; sends nothing."""
+"""The inverse of one recorded change, given what its target holds now. Pure: decides, and sends nothing."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import RedisClient
-from redisfuse.errors import ConflictError
-from redisfuse.journal.models import ABSENT, Blob, Change, State
+from redisfuse.journal.models import ABSENT, Change, State
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions import command_builder
 from redisfuse.transactions.matching import holds_state, is_same_expiry
-from redisfuse.transactions.multi_exec import WriteCommand
 from redisfuse.transactions.state_reader import CurrentState
 
 
 @dataclass(frozen=True, slots=True)
 class Inverse:
-    """How one change is taken back: `desired_state` is what its target will hold; a `conflict_reason` says why it must not."""
+    """How one change is reverted: its target gets `desired_state`, unless a `conflict_reason` forbids it."""
 
     change: Change
     current: CurrentState
     desired_state: State
     conflict_reason: str | None = None
     note: str | None = None  # for the user
-    is_noop: bool = False  # it holds that already: nothing is to be written
+    is_noop: bool = False  # the target holds that already: nothing is written
+
+    @property
+    def target(self) -> KeyRef:
+        """The key or field of the change."""
+        return KeyRef(self.change.key, self.change.field)
 
 
 def invert(change: Change, current: CurrentState, now_ms: int, *, force: bool = False) -> Inverse:
-    """Decide. `now`: the server's clock in ms; with `force` what was changed meanwhile is overwritten if it can be."""
+    """Return the inverse of a change.
+
+    `now_ms` is the server's clock. With `force`, a target that was changed since is overwritten where that is possible.
+    """
     expected, prior = change.new, change.prior
-    altered = _alters_expiry(change)
-    if not holds_state(current, expected, compare_expiry=altered, now_ms=now_ms):
-        if holds_state(current, prior, compare_expiry=altered):
+    alters_expiry = _alters_expiry(change)
+    if not holds_state(current, expected, compare_expiry=alters_expiry, now_ms=now_ms):
+        if holds_state(current, prior, compare_expiry=alters_expiry):
             return Inverse(change, current, prior, note="it holds that already", is_noop=True)
-        why = _describe_conflict(change, current, force=force)
-        if why is not None:
-            return Inverse(change, current, prior, conflict_reason=why)
+        reason = _describe_conflict(change, current, force=force)
+        if reason is not None:
+            return Inverse(change, current, prior, conflict_reason=reason)
         return _restore_prior_exactly(change, current, now_ms)
-    if prior.kind == "absent" or expected.kind == "absent" or altered:
+    if prior.kind == "absent" or expected.kind == "absent" or alters_expiry:
         return _restore_prior_exactly(change, current, now_ms)
     if current.state.kind == "absent":
         return Inverse(
             change, current, ABSENT, note=f"it expired at {_format_expiry(expected)}: it stays removed", is_noop=True
         )
-    # A change that left the expiry alone leaves it alone when it is taken back: somebody may have prolonged it since.
-    kept = replace(prior, expires_at=current.state.expires_at, field_expires_at=current.state.field_expires_at)
+    # A change that left the expiry alone is reverted without touching it: it may have been extended since.
+    restored = replace(prior, expires_at=current.state.expires_at, field_expires_at=current.state.field_expires_at)
     note = None if is_same_expiry(current, expected) else "its expiry was changed since, and stays"
-    return Inverse(change, current, kept, note=note)
+    return Inverse(change, current, restored, note=note)
 
 
 def _restore_prior_exactly(change: Change, current: CurrentState, now_ms: int) -> Inverse:
-    """Back to the prior state with its absolute expiry; if that has passed, the key would be gone by now."""
+    """Restore the prior state with its absolute expiry; if that has passed, the key would be gone by now."""
     prior = change.prior
-    passed = _has_expired(prior, current, now_ms)
-    wanted = ABSENT if passed else prior
-    if wanted.type == b"field" and current.key_type == b"hash":
-        wanted = replace(wanted, expires_at=current.key_expires_at)
-    note = f"its expiry has passed ({_format_expiry(prior)}): it is removed" if passed else prior.note
-    nothing = wanted.kind == "absent" and current.state.kind == "absent" and current.is_type_compatible
-    return Inverse(change, current, wanted, note=note, is_noop=nothing)
+    has_expired = _has_expired(prior, current, now_ms)
+    desired_state = ABSENT if has_expired else prior
+    if desired_state.type == b"field" and current.key_type == b"hash":
+        desired_state = replace(desired_state, expires_at=current.key_expires_at)
+    note = f"its expiry has passed ({_format_expiry(prior)}): it is removed" if has_expired else prior.note
+    is_noop = desired_state.kind == "absent" and current.state.kind == "absent" and current.is_type_compatible
+    return Inverse(change, current, desired_state, note=note, is_noop=is_noop)
 
 
 def _alters_expiry(change: Change) -> bool:
@@ -72,11 +74,11 @@ def _alters_expiry(change: Change) -> bool:
 
 
 def _has_expired(state: State, current: CurrentState, now_ms: int) -> bool:
+    key_has_expired = state.expires_at is not None and state.expires_at <= now_ms
     if state.type == b"field":
-        own = state.field_expires_at is not None and state.field_expires_at <= now_ms
-        gone = current.key_type == b"none" and state.expires_at is not None and state.expires_at <= now_ms
-        return own or gone
-    return state.expires_at is not None and state.expires_at <= now_ms
+        field_has_expired = state.field_expires_at is not None and state.field_expires_at <= now_ms
+        return field_has_expired or (current.key_type == b"none" and key_has_expired)
+    return key_has_expired
 
 
 def _format_expiry(state: State) -> str:
@@ -85,16 +87,11 @@ def _format_expiry(state: State) -> str:
 
 
 def _describe_conflict(change: Change, current: CurrentState, *, force: bool) -> str | None:
-    """Why this is not what the change left; None if it may be overwritten all the same."""
+    """Say why the target is not what the change left there; None if it may be overwritten nevertheless."""
     if not current.is_type_compatible:
         return f"its key is a {_decode_type(current.key_type)} now, which has no fields"
     if change.prior.kind == "slice" or change.new.kind == "slice":
-        if force and current.state.kind == "slice" and current.state.total_size == change.new.total_size:
-            return None
-        what = "only a part of this value was recorded, and its length is another now"
-        if current.state.kind == "slice" and current.state.total_size == change.new.total_size:
-            what = "that part of the value was changed since"
-        return what if current.state.kind == "slice" else f"it is {_describe_current(current)} now"
+        return _describe_slice_conflict(change, current, force=force)
     if force:
         return None
     if current.state.kind == "absent":
@@ -108,60 +105,17 @@ def _describe_conflict(change: Change, current: CurrentState, *, force: bool) ->
     return "its value was changed since"
 
 
+def _describe_slice_conflict(change: Change, current: CurrentState, *, force: bool) -> str | None:
+    if current.state.kind != "slice":
+        return f"it is {_describe_current(current)} now"
+    if current.state.total_size != change.new.total_size:
+        return "only a part of this value was recorded, and its length has changed since"
+    return None if force else "that part of the value was changed since"
+
+
 def _describe_current(current: CurrentState) -> str:
     return "gone" if current.state.kind == "absent" else f"a {_decode_type(current.state.type)}"
 
 
 def _decode_type(type_name: bytes) -> str:
     return type_name.decode("ascii", "backslashreplace")
-
-
-# -- commands ----------------------------------------------------------------------------------------------------------
-
-
-def build_inverse_commands(
-    inverse: Inverse, client: RedisClient, *, portable: bool = False
-) -> tuple[WriteCommand, ...]:
-    """The write commands of a reversal that has no conflict and something to write."""
-    target = KeyRef(inverse.change.key, inverse.change.field)
-    if inverse.desired_state.kind == "slice":
-        return tuple(_build_slice_restore(target.key, inverse.current, inverse.desired_state, client))
-    return tuple(
-        command_builder.build_restore(
-            target, inverse.current, inverse.desired_state, client.server_info, portable=portable
-        )
-    )
-
-
-def _build_slice_restore(
-    key: bytes, current: CurrentState, desired_state: State, client: RedisClient
-) -> list[WriteCommand]:
-    assert desired_state.content is not None
-    length = current.state.total_size
-    if max(length, desired_state.offset + desired_state.content.size) == desired_state.total_size:
-        return (
-            command_builder.build_patch(key, desired_state.offset, desired_state.content, current)
-            if desired_state.content.size
-            else []
-        )
-    # Redis can't cut a string off: it is written anew, read and sent in pieces; if it changes, the transaction fails.
-    whole = Blob(desired_state.total_size, b"", lambda: _iter_spliced(client, key, desired_state))
-    return command_builder.build_rewrite(key, whole, current)
-
-
-def _iter_spliced(client: RedisClient, key: bytes, desired_state: State) -> Iterator[bytes]:
-    """The string as it is, up to the slice; the slice; and what follows it, up to the wanted length."""
-    assert desired_state.content is not None
-    end = desired_state.offset + desired_state.content.size
-    yield from _iter_byte_range(client, key, 0, min(desired_state.offset, desired_state.total_size))
-    yield from desired_state.content.iter_chunks()
-    yield from _iter_byte_range(client, key, end, desired_state.total_size)
-
-
-def _iter_byte_range(client: RedisClient, key: bytes, start_offset: int, end_offset: int) -> Iterator[bytes]:
-    while start_offset < end_offset:
-        piece = client.execute("GETRANGE", key, start_offset, min(start_offset + CHUNK_BYTES, end_offset) - 1)
-        if not piece:
-            raise ConflictError("the key became shorter while it was being rewritten")
-        yield piece
-        start_offset += len(piece)

@@ -1,4 +1,4 @@
-"""Does a target hold a state that the journal knows? The question of conflict checks, rollbacks and recovery."""
+"""Compares what a target holds with states of the journal, for rollbacks and recovery. Pure."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,11 +13,11 @@ ResolvedOutcome = Literal["applied", "failed", "unknown"]
 
 
 def build_read_request(target: KeyRef, *states: State) -> ReadRequest:
-    """What must be read to compare the target with these states."""
+    """Return the read that suffices to compare the target with these states."""
     slices = [state for state in states if state.kind == "slice"]
     if slices:
-        length = max(state.content.size if state.content else 0 for state in slices)
-        return ReadRequest(target, expected_size=length, byte_range=(slices[0].offset, length))
+        size = max(state.content.size if state.content else 0 for state in slices)
+        return ReadRequest(target, expected_size=size, byte_range=(slices[0].offset, size))
     kinds = {state.kind for state in states}
     if "object" in kinds or "value" not in kinds:
         return ReadRequest(target)
@@ -27,38 +27,38 @@ def build_read_request(target: KeyRef, *states: State) -> ReadRequest:
 def holds_state(
     current: CurrentState, state: State, *, compare_expiry: bool = False, now_ms: int | None = None
 ) -> bool:
-    """Whether `found` is `state`: kind, type and content; with `expiry`, the expiries too.
+    """Whether the target holds `state`: kind, type and content; with `compare_expiry`, the expiries too.
 
-    With `now` (the server's time, ms), a state whose expiry has passed is held by a target that is gone.
+    With `now_ms` (the server's clock), an absent target holds every state whose expiry has passed.
     """
-    there = current.state
-    if not current.is_type_compatible:  # the field is absent, but from a key that is no hash: no ground to write on
+    actual = current.state
+    if not current.is_type_compatible:  # the field is absent, but its key is not a hash, so it can't be written
         return False
-    if now_ms is not None and there.kind == "absent" and _has_expired(state, now_ms):
+    if now_ms is not None and actual.kind == "absent" and _has_expired(state, now_ms):
         return True
-    if state.kind == "absent" or there.kind == "absent":
-        return state.kind == there.kind
-    if state.type != there.type:
+    if state.kind == "absent" or actual.kind == "absent":
+        return state.kind == actual.kind
+    if state.type != actual.type:
         return False
     if compare_expiry and not is_same_expiry(current, state):
         return False
     if state.kind == "object":
-        return there.kind == "object" and _is_same_object(state, there)
+        return actual.kind == "object" and _is_same_object(state, actual)
     assert state.content is not None
     if state.kind == "slice":
-        return there.kind == "slice" and _is_same_slice(state, there)
-    return there.kind == "value" and there.content == state.content
+        return actual.kind == "slice" and _is_same_slice(state, actual)
+    return actual.kind == "value" and actual.content == state.content
 
 
 def is_same_state(left: State, right: State) -> bool:
-    """Whether two recorded states are of the same form and say the same, their expiries apart."""
+    """Whether two recorded states have the same form and content; expiries are not compared."""
     if (left.kind, left.type, left.offset, left.total_size) != (right.kind, right.type, right.offset, right.total_size):
         return False
     return _is_same_object(left, right) if left.kind == "object" else left.content == right.content
 
 
 def may_be_same_state(recorded: State, state: State) -> bool:
-    """Whether what was recorded as `seen` may have been `state`, as far as both tell: slices tell only a part."""
+    """Whether `recorded` may have been `state`, as far as both are known: of a slice only a part is known."""
     if "slice" not in (recorded.kind, state.kind):
         return is_same_state(recorded, state)
     if recorded.kind not in ("value", "slice") or state.kind not in ("value", "slice") or recorded.size != state.size:
@@ -73,10 +73,10 @@ def may_be_same_state(recorded: State, state: State) -> bool:
 
 
 def is_same_expiry(current: CurrentState, state: State) -> bool:
-    """Whether the expiries are the state's, as exactly as this server tells them."""
-    there = current.state
-    pairs = ((there.expires_at, state.expires_at), (there.field_expires_at, state.field_expires_at))
-    return all(_is_within_tolerance(one, other, current.expiry_tolerance_ms) for one, other in pairs)
+    """Whether the target's expiries are the state's, as precisely as the server reports them."""
+    actual = current.state
+    pairs = ((actual.expires_at, state.expires_at), (actual.field_expires_at, state.field_expires_at))
+    return all(_is_within_tolerance(left, right, current.expiry_tolerance_ms) for left, right in pairs)
 
 
 def _is_within_tolerance(left: int | None, right: int | None, tolerance_ms: int) -> bool:
@@ -111,28 +111,28 @@ def _is_same_slice(expected: State, actual: State) -> bool:
 
 def _hash_byte_range(content: Blob, offset: int, size: int) -> bytes:
     sha = hashlib.sha256()
-    at = 0
+    position = 0
     for chunk in content.iter_chunks():
-        sha.update(chunk[max(offset - at, 0) : max(offset + size - at, 0)])
-        at += len(chunk)
-        if at >= offset + size:
+        sha.update(chunk[max(offset - position, 0) : max(offset + size - position, 0)])
+        position += len(chunk)
+        if position >= offset + size:
             break
     return sha.digest()
 
 
 def find_last_reached_state(states: Sequence[State], current: CurrentState, now_ms: int) -> int | None:
-    """Which of the states that a target went through, or should have, it holds: the last that fits; None: none of them.
+    """Return the index of the last of the successive states that the target holds; None if it holds none of them.
 
-    `now` is the server's clock, ms.
+    Expiries are compared if two successive states differ in nothing else. `now_ms` is the server's clock.
     """
-    expiry = any(one.kind == other.kind and one.content == other.content for one, other in pairwise(states))
-    for number in reversed(range(len(states))):
-        if holds_state(current, states[number], compare_expiry=expiry, now_ms=now_ms):
-            return number
+    compare_expiry = any(left.kind == right.kind and left.content == right.content for left, right in pairwise(states))
+    for index in reversed(range(len(states))):
+        if holds_state(current, states[index], compare_expiry=compare_expiry, now_ms=now_ms):
+            return index
     return None
 
 
 def infer_outcome(intent: ChangeIntent, current: CurrentState, now_ms: int) -> ResolvedOutcome:
-    """What became of a change whose answer never came: the new state there, the prior one, or something else."""
-    number = find_last_reached_state((intent.prior, intent.new), current, now_ms)
-    return "unknown" if number is None else "applied" if number else "failed"
+    """Return the outcome of a change whose reply was lost: new state, prior state, or neither (unknown)."""
+    index = find_last_reached_state((intent.prior, intent.new), current, now_ms)
+    return "unknown" if index is None else "applied" if index else "failed"

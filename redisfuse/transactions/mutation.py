@@ -1,24 +1,27 @@
-"""What flows through a change: the step that is done whole, who decides it, and how it may end."""
+"""Mutations: the pieces of an operation that are applied whole, before and after they are journaled."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.multi_exec import WriteCommand
-from redisfuse.transactions.state_reader import CurrentState
+from redisfuse.transactions.write_command import WriteCommand
 
-MAX_MUTATIONS_PER_TRANSACTION = 500  # steps in one transaction
-MAX_TRANSACTION_BYTES = 64 * CHUNK_BYTES  # bytes in one transaction, unless one step alone has more
+MAX_MUTATIONS_PER_TRANSACTION = 500
+MAX_TRANSACTION_BYTES = 64 * CHUNK_BYTES  # bytes in one transaction, unless a single mutation has more
+
+ChangedKeys = dict[bytes, bool | None]
+"""The keys that were changed, and whether each exists now. None: unknown, look it up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """The smallest piece that is done whole: its rows of the journal, and its commands in their order.
+    """The smallest piece that is applied whole: its rows of the journal and its commands, both in order.
 
-    Steps that follow each other with the same `group_index` are one group of the journal.
+    Successive mutations with the same `group_index` form one group of the journal.
     """
 
     intents: tuple[ChangeIntent, ...]
@@ -27,28 +30,36 @@ class Mutation:
 
     @property
     def approximate_bytes(self) -> int:
-        """Bytes to send, about."""
+        """The approximate number of bytes to send."""
         return sum(command.approximate_bytes for command in self.commands)
 
 
-PlanFunction = Callable[[Mapping[KeyRef, CurrentState]], Sequence[Mutation]]
-"""From what the targets hold now to what is to be done; called again whenever a key changed meanwhile."""
+@dataclass(frozen=True, slots=True)
+class JournaledMutations:
+    """Mutations of one operation and the ids of their rows, one id for each intent, in order."""
 
-AppliedCallback = Callable[[Mapping[bytes, bool | None]], None]
-"""Told of the keys that were changed, and whether each exists now (None: it has to be looked at)."""
+    mutations: Sequence[Mutation]
+    change_ids: list[int]
 
+    @property
+    def intents(self) -> list[ChangeIntent]:
+        """The intents of all mutations, in order."""
+        return collect_intents(self.mutations)
 
-class MutationRefusedError(Exception):
-    """Raised by a `PlanFunction`: nothing may be written; the edits are kept in the journal as refused, `error` is raised."""
+    @property
+    def commands(self) -> list[WriteCommand]:
+        """The commands of all mutations, in order."""
+        return [command for mutation in self.mutations for command in mutation.commands]
 
-    def __init__(self, error: RedisFuseError, intents: Sequence[ChangeIntent]) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.intents = intents
+    def split(self, groups: Sequence[Sequence[Mutation]]) -> Iterator["JournaledMutations"]:
+        """Yield the same mutations, grouped in order as in `groups`, each group with its ids."""
+        ids = iter(self.change_ids)
+        for mutations in groups:
+            yield JournaledMutations(mutations, list(islice(ids, len(collect_intents(mutations)))))
 
 
 class PartiallyAppliedError(RedisFuseError):
-    """Some steps of an operation were applied and others not; `failures` says which and why."""
+    """Some mutations of an operation were applied and others not. `failures` are those, each with its error."""
 
     def __init__(self, failures: Sequence[tuple[Mutation, RedisFuseError]]) -> None:
         super().__init__(str(failures[0][1]))
@@ -57,27 +68,27 @@ class PartiallyAppliedError(RedisFuseError):
 
 
 def collect_intents(mutations: Sequence[Mutation]) -> list[ChangeIntent]:
-    """All rows, in order."""
-    return [intent for step in mutations for intent in step.intents]
+    """Return the intents of all mutations, in order."""
+    return [intent for mutation in mutations for intent in mutation.intents]
 
 
 def collect_targets(mutations: Sequence[Mutation]) -> list[KeyRef]:
-    """The targets of these steps, each once."""
+    """Return the targets of the mutations, each once."""
     return list(dict.fromkeys(KeyRef(intent.key, intent.field) for intent in collect_intents(mutations)))
 
 
 def split_into_transactions(mutations: Sequence[Mutation]) -> Iterator[list[Mutation]]:
-    """The steps in as few transactions as may carry them."""
+    """Yield the mutations in the fewest transactions that are within the limits."""
     return batched(
         mutations,
         MAX_MUTATIONS_PER_TRANSACTION,
         max_weight=MAX_TRANSACTION_BYTES,
-        weigh=lambda step: step.approximate_bytes,
+        weigh=lambda mutation: mutation.approximate_bytes,
     )
 
 
 def key_exists_after(intent: ChangeIntent) -> bool | None:
-    """Whether a key exists after a change; not known of a hash that lost a field."""
+    """Whether the key exists after a change. None, unknown, for a hash that lost a field."""
     if intent.new.kind != "absent":
         return True
     return False if intent.field is None else None

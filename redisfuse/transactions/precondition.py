@@ -1,63 +1,78 @@
-"""What a file was opened on: the ground an edit stands on, compared with what is there when it is saved."""
+"""What a target must still hold when it is saved or removed: what its file was opened on."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, Self
 
 from redisfuse.journal.models import Blob, State
 
 
+class UnchangedCheck(Protocol):
+    """Reports whether no change of a target was seen since its file was opened."""
+
+    def __call__(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """What the target held when the file was opened. Make one with a class method; `holds_for` is the conflict check.
+    """What the target held when the file was opened. Construct it with a class method.
 
-    The type needs no place here: a target with a field is a hash field, one without is a string, and that much is
-    checked always, in the same transaction.
+    The type is not part of it: a target with a field is a hash field, one without is a string, and that is always
+    checked, in the same transaction.
     """
 
     kind: Literal["absent", "content", "length", "anything"]
     size: int = 0  # bytes
     digest: bytes = b""  # SHA-256 of the content
-    is_unchanged: Callable[[], bool] | None = None
+    is_unchanged: UnchangedCheck | None = None
+    is_enforced: bool = True  # False: it only sizes the reads
 
     @classmethod
     def absent(cls) -> Self:
-        """There was no such key or field."""
+        """Require that the key or field is absent."""
         return cls("absent")
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """It held these bytes."""
+        """Require these bytes."""
         return cls.content_equals(len(data), hashlib.sha256(data).digest())
 
     @classmethod
     def content_equals(cls, size: int, digest: bytes) -> Self:
-        """It held `size` bytes with this SHA-256."""
+        """Require `size` bytes with this SHA-256."""
         return cls("content", size, digest)
 
     @classmethod
-    def size_equals(cls, size: int, is_unchanged: Callable[[], bool]) -> Self:
-        """It held `size` bytes, not all read; `is_unchanged()` says whether no change of it was heard of since."""
+    def size_equals(cls, size: int, is_unchanged: UnchangedCheck) -> Self:
+        """Require `size` bytes and no observed change, where the content was not read whole."""
         return cls("length", size, is_unchanged=is_unchanged)
 
     @classmethod
     def unconditional(cls) -> Self:
-        """Whatever is there may be replaced (a file opened without looking, `apply --force`)."""
+        """Accept everything (a file opened without reading, `apply --force`)."""
         return cls("anything")
 
+    def without_enforcement(self) -> Self:
+        """Return the same expectation as a mere hint: it sizes the reads, and every state satisfies it."""
+        return replace(self, is_enforced=False)
+
     def requires_exactly(self, content: Blob) -> bool:
-        """Did the target surely hold just this?"""
+        """Whether only this content satisfies the precondition."""
         return self.kind == "content" and self.size == content.size and self.digest == content.digest
 
     @property
     def expected_size(self) -> int | None:
-        """How many bytes the value is thought to have (0: there is none), or None: nothing is known."""
+        """The size that the value is expected to have, in bytes, 0 if absent. None: no expectation."""
         return None if self.kind == "anything" else self.size
 
+    @property
+    def required_size(self) -> int | None:
+        """The only size with which a value can satisfy the precondition. None: any size."""
+        return self.size if self.is_enforced and self.kind in ("content", "length") else None
+
     def holds_for(self, state: State) -> bool:
-        """Is `found` (a whole value, a slice or absent) what the file was opened on?"""
-        if self.kind == "anything":
+        """Whether `state` (a whole value, a slice or absent) is what the file was opened on."""
+        if self.kind == "anything" or not self.is_enforced:
             return True
         if self.kind == "absent":
             return state.kind == "absent"
@@ -65,5 +80,5 @@ class Precondition:
             return False
         if self.kind == "content" and state.kind == "value":
             return state.content.size == self.size and state.content.digest == self.digest
-        length = state.content.size if state.kind == "value" else state.total_size
-        return length == self.size and (self.is_unchanged is None or self.is_unchanged())
+        size = state.content.size if state.kind == "value" else state.total_size
+        return size == self.size and (self.is_unchanged is None or self.is_unchanged())

@@ -1,75 +1,105 @@
-"""What it takes to give a key or field another name: string ↔ string, string ↔ field, field ↔ field, whole keys."""
+"""The rename of keys and fields: string to string, string to field and back, field to field, whole keys."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import ServerInfo
-from redisfuse.errors import AccessError, ConflictError, InvalidArgumentError
+from redisfuse.errors import AccessError, ConflictError, ExistsError, InvalidArgumentError, NotFoundError
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
-from redisfuse.transactions.multi_exec import WriteCommand
+from redisfuse.transactions.key_operations import GONE_MESSAGE
 from redisfuse.transactions.mutation import Mutation
-from redisfuse.transactions.state_reader import CurrentState
+from redisfuse.transactions.operation import Operation, WatchedState
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest
+from redisfuse.transactions.write_command import WriteCommand
 
 
 @dataclass(frozen=True, slots=True)
 class RenamePair:
-    """From one name to another."""
+    """One key or field, and the name that it gets."""
 
     source: KeyRef
     destination: KeyRef
 
 
-def build_rename_mutation(
-    pair: RenamePair,
-    states: Mapping[KeyRef, CurrentState],
-    server_info: ServerInfo,
-    *,
-    path: bytes,
-    new_path: bytes,
-    op: str = "rename",
-) -> Mutation:
-    """The step that moves what is at the source over whatever is at the target.
+@dataclass(frozen=True)
+class Rename(Operation):
+    """Rename keys or fields as one operation of the user (a directory's rename has many pairs).
 
-    Raises AccessError (a string or field would replace a collection), InvalidError (a collection can't become a field),
-    ConflictError (the target's key is no hash).
+    No target may occur twice. Absent sources are skipped. A destination's expiry stays if the destination is there;
+    otherwise the source's expiry moves along.
     """
-    source, target = states[pair.source], states[pair.destination]
-    if not target.is_type_compatible:
-        held = target.key_type.decode("ascii", "replace")
-        raise ConflictError(f"the key holds a {held}: it has no fields")
+
+    pairs: tuple[RenamePair, ...]
+    path: bytes
+    new_path: bytes
+    allow_replace: bool = True
+
+    def reads(self) -> Sequence[ReadRequest]:
+        """Return a read of every source and destination."""
+        return [ReadRequest(target) for pair in self.pairs for target in (pair.source, pair.destination)]
+
+    def plan(self, state: WatchedState) -> Sequence[Mutation]:
+        """Rename the sources that are there.
+
+        Raises NotFoundError (no source is there), ExistsError (`allow_replace` is false), AccessError (a string or
+        field would replace a collection), InvalidArgumentError (a collection can't become a field), ConflictError (the
+        destination's key is not a hash).
+        """
+        present = [pair for pair in self.pairs if state[pair.source].state.kind != "absent"]
+        if not present:
+            raise NotFoundError(GONE_MESSAGE)
+        if not self.allow_replace and any(state[pair.destination].state.kind != "absent" for pair in present):
+            raise ExistsError("the new name exists already")
+        return [self._build_mutation(pair, state) for pair in present]
+
+    def _build_mutation(self, pair: RenamePair, state: WatchedState) -> Mutation:
+        source, destination = state[pair.source], state[pair.destination]
+        _check_types(pair, source, destination)
+        new = _build_destination_state(pair, source, destination, state.server_info)
+        intents = (
+            self._build_intent(pair.source, source.state, ABSENT),
+            self._build_intent(pair.destination, destination.state, new),
+        )
+        return Mutation(intents, tuple(_build_commands(pair, source, destination, new, state.server_info)))
+
+    def _build_intent(self, target: KeyRef, prior: State, new: State) -> ChangeIntent:
+        return ChangeIntent(self.path, "rename", target.key, target.field, prior, new, new_path=self.new_path)
+
+
+def _check_types(pair: RenamePair, source: CurrentState, destination: CurrentState) -> None:
+    if not destination.is_type_compatible:
+        key_type = destination.key_type.decode("ascii", "replace")
+        raise ConflictError(f"the key holds a {key_type}: it has no fields")
     if source.state.kind == "object":
         if pair.destination.field is not None:
-            raise InvalidArgumentError(
-                f"a {source.state.type.decode('ascii', 'replace')} can't become a field of a hash"
-            )
-    elif target.state.kind == "object":
-        held = target.state.type.decode("ascii", "replace")
-        raise AccessError(f"the target is a {held}, which a plain file does not replace; remove it first")
-    new = _build_destination_state(pair, source, target, server_info)
-    intents = (
-        ChangeIntent(path, op, pair.source.key, pair.source.field, source.state, ABSENT, new_path=new_path),
-        ChangeIntent(path, op, pair.destination.key, pair.destination.field, target.state, new, new_path=new_path),
-    )
-    return Mutation(intents, tuple(_build_commands(pair, source, target, new, server_info)))
+            source_type = source.state.type.decode("ascii", "replace")
+            raise InvalidArgumentError(f"a {source_type} can't become a field of a hash")
+    elif destination.state.kind == "object":
+        destination_type = destination.state.type.decode("ascii", "replace")
+        raise AccessError(f"the target is a {destination_type}, which a plain file does not replace; remove it first")
 
 
 def _build_destination_state(
     pair: RenamePair, source: CurrentState, destination: CurrentState, server_info: ServerInfo
 ) -> State:
-    """The state at the target afterwards: with the expiry of what it replaces, or else its own."""
+    """Return the destination's state after the rename, with the replaced state's expiry, else the source's."""
     state, replaced = source.state, destination.state
-    own = _get_expiry(replaced if replaced.kind != "absent" else state)
+    expires_at = _get_expiry(replaced if replaced.kind != "absent" else state)
     if state.kind == "object":
-        return replace(state, expires_at=own)
+        return replace(state, expires_at=expires_at)
     assert state.content is not None
     if pair.destination.field is None:
-        return State.from_value(state.content, expires_at=own)
-    kept = own if server_info.has_hash_field_ttl else None
-    moved = State.from_value(state.content, b"field", expires_at=destination.key_expires_at, field_expires_at=kept)
-    return moved if kept == own else replace(moved, note="its expiry was not kept: this server's fields have none")
+        return State.from_value(state.content, expires_at=expires_at)
+    field_expires_at = expires_at if server_info.has_hash_field_ttl else None
+    new = State.from_value(
+        state.content, b"field", expires_at=destination.key_expires_at, field_expires_at=field_expires_at
+    )
+    if field_expires_at == expires_at:
+        return new
+    return replace(new, note="its expiry was not kept: this server's fields have none")
 
 
 def _get_expiry(state: State) -> int | None:
@@ -79,11 +109,14 @@ def _get_expiry(state: State) -> int | None:
 def _build_commands(
     pair: RenamePair, source: CurrentState, destination: CurrentState, new_state: State, server_info: ServerInfo
 ) -> list[WriteCommand]:
-    small = source.state.content is not None and source.state.content.size <= CHUNK_BYTES
-    in_one = source.state.kind == "value" and small and new_state.expires_at != source.state.expires_at
-    if pair.source.field is None and pair.destination.field is None and not in_one:
+    alters_expiry = new_state.expires_at != source.state.expires_at
+    is_small_value = (
+        source.state.kind == "value" and source.state.content is not None and source.state.content.size <= CHUNK_BYTES
+    )
+    # A small value whose expiry changes is written with its expiry in one command, and its source is removed.
+    if pair.source.field is None and pair.destination.field is None and not (is_small_value and alters_expiry):
         commands = [command_builder.build_rename(pair.source.key, pair.destination.key)]
-        if new_state.expires_at != source.state.expires_at:
+        if alters_expiry:
             commands += command_builder.build_expire(pair.destination, new_state.expires_at, server_info)
         return commands
     return [

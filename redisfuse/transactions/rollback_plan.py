@@ -1,6 +1,6 @@
-"""A rollback before it is done: what each change would become, what stands in the way, and what would undo that too."""
+"""Plans a rollback: what each target would hold, which conflicts prevent that, and what would resolve them."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from redisfuse.batching import batched
@@ -8,37 +8,37 @@ from redisfuse.client.client import RedisClient
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.executor import fetch_server_time_ms
 from redisfuse.transactions.inverse import Inverse, invert
 from redisfuse.transactions.projection import DependencyTracker, ProjectedState, build_read_requests
 from redisfuse.transactions.selection import ChangeGroup, is_reverted
-from redisfuse.transactions.state_reader import CurrentState, StateReader
+from redisfuse.transactions.state_reader import CurrentState, StateReader, fetch_server_time_ms
 
-MAX_TARGETS_PER_READ = 500  # targets
+MAX_TARGETS_PER_READ = 500
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackConflict:
-    """A change that can't be taken back as things are."""
+    """A change that can't be reverted, because its target was changed since.
+
+    `later_changes` are the later changes of the same key in the journal; reverting them too may resolve the conflict.
+    """
 
     change: Change
     reason: str
     current: CurrentState
-    later_changes: tuple[
-        Change, ...
-    ]  # changes in the journal to the same key since; rolled back too, they may resolve it
+    later_changes: tuple[Change, ...]
 
     @property
     def combined_command(self) -> str | None:
-        """The command that would take back the later changes and this one."""
+        """The command that reverts the later changes and this one; None if there are no later changes."""
         if not self.later_changes:
             return None
-        return " ".join(["redisfuse rollback", *(str(each.id) for each in (*self.later_changes, self.change))])
+        return " ".join(["redisfuse rollback", *(str(change.id) for change in (*self.later_changes, self.change))])
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One change of the plan. `inverse` is None if it can only be decided once the newer ones are taken back."""
+    """One change of the plan. `inverse` is None if it depends on the state that the newer changes' reverts leave."""
 
     change: Change
     inverse: Inverse | None
@@ -47,69 +47,67 @@ class PlannedChange:
 
 @dataclass(frozen=True, slots=True)
 class RollbackPlan:
-    """What a rollback would do, in the order in which it would: newest first."""
+    """The effects of a rollback in the order of execution: newest change first."""
 
     groups: tuple[ChangeGroup, ...]
     entries: tuple[PlannedChange, ...]
 
     @property
     def conflicts(self) -> list[RollbackConflict]:
-        """Those in the way. None of the changes of their operations would be taken back."""
+        """The conflicts. No change of their operations would be reverted."""
         return [entry.conflict for entry in self.entries if entry.conflict is not None]
 
 
 def is_directory_change(change: Change) -> bool:
-    """Whether it made or removed an empty directory, which is in the journal only."""
+    """Whether a change made or removed an empty directory, which exists only in the journal."""
     return "directory" in (change.prior.kind, change.new.kind)
 
 
 def plan_rollback(
     journal: Journal, client: RedisClient, groups: Sequence[ChangeGroup], *, force: bool = False
 ) -> RollbackPlan:
-    """Look at everything and decide, without changing anything. Raises UnavailableError and what reading raises."""
-    course = DependencyTracker()
-    decidable: dict[int, bool] = {}
+    """Read all targets and return the plan, without changing anything. Raises as `StateReader.read` does."""
+    dependencies = DependencyTracker()
+    predictable_ids: set[int] = set()
     for group in groups:
-        keyed = [change for change in group if not is_directory_change(change)]
-        decidable |= {change.id: course.is_predictable(change) for change in keyed}
-        for change in keyed:
-            course.add(change)
-    ground = ProjectedState(
-        _read_states(client, [change for group in groups for change in group if decidable.get(change.id)])
-    )
-    now = fetch_server_time_ms(client)
-    chosen = {change.id for group in groups for change in group}
+        key_changes = [change for change in group if not is_directory_change(change)]
+        predictable_ids |= {change.id for change in key_changes if dependencies.is_predictable(change)}
+        for change in key_changes:
+            dependencies.add(change)
+    predictable = [change for group in groups for change in group if change.id in predictable_ids]
+    projected = ProjectedState(_read_states(client, predictable))
+    now_ms = fetch_server_time_ms(client)
+    selected_ids = {change.id for group in groups for change in group}
     entries: list[PlannedChange] = []
     for group in groups:
         for change in group:
-            if not decidable.get(change.id):
+            if change.id not in predictable_ids:
                 entries.append(PlannedChange(change, None))
                 continue
-            reversal = invert(change, ground[KeyRef(change.key, change.field)], now, force=force)
-            conflict = find_conflict(journal, reversal, chosen)
+            inverse = invert(change, projected.get_target_state(change), now_ms, force=force)
+            conflict = find_conflict(journal, inverse, selected_ids)
             if conflict is None:
-                ground.set_state(KeyRef(change.key, change.field), reversal.desired_state)
-            entries.append(PlannedChange(change, reversal, conflict))
+                projected.set_state(inverse.target, inverse.desired_state)
+            entries.append(PlannedChange(change, inverse, conflict))
     return RollbackPlan(tuple(groups), tuple(entries))
 
 
-def find_conflict(journal: Journal, inverse: Inverse, selected_ids: set[int]) -> RollbackConflict | None:
-    """The conflict of a reversal, with the later changes that are not being taken back with it."""
+def find_conflict(journal: Journal, inverse: Inverse, selected_ids: Set[int]) -> RollbackConflict | None:
+    """Return the conflict of an inverse, if any, with the later changes that are not selected for the rollback."""
     if inverse.conflict_reason is None:
         return None
     later = {
         change.id: change for change in journal.find_later_changes(inverse.change) if change.id not in selected_ids
     }
-    standing = [
+    in_effect = [
         change for change in later.values() if change.reverts not in later and not is_reverted(journal, change.id)
     ]
-    return RollbackConflict(inverse.change, inverse.conflict_reason, inverse.current, tuple(standing))
+    return RollbackConflict(inverse.change, inverse.conflict_reason, inverse.current, tuple(in_effect))
 
 
 def _read_states(client: RedisClient, changes: Sequence[Change]) -> dict[KeyRef, CurrentState]:
-    looks = build_read_requests(changes)
-    found: dict[KeyRef, CurrentState] = {}
-    with client.dedicated_channel() as dialogue:
-        for batch in batched(looks, MAX_TARGETS_PER_READ):
-            found |= StateReader(client, dialogue, dump_limit=0).read(batch)
-    return found
+    states: dict[KeyRef, CurrentState] = {}
+    with client.dedicated_channel() as channel:
+        for batch in batched(build_read_requests(changes), MAX_TARGETS_PER_READ):
+            states |= StateReader(client, channel, dump_limit=0).read(batch)
+    return states

@@ -1,4 +1,4 @@
-"""Which changes are to be taken back: whole operations, newest first, without those that are taken back already."""
+"""Selects the changes to revert: whole operations, newest first, without those that are reverted already."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,29 +8,29 @@ from redisfuse.errors import NotFoundError, UsageError
 from redisfuse.journal.journal import ChangeFilter, Journal
 from redisfuse.journal.models import Change
 
-ChangeGroup = tuple[Change, ...]  # the changes of one operation, newest first
+ChangeGroup = tuple[Change, ...]
+"""The changes of one operation, newest first."""
 
-
-SETTLE_TIMEOUT_SECONDS = 1.5  # seconds that are given to changes of living mounts which are just being noted as made
+SETTLE_TIMEOUT_SECONDS = 1.5  # seconds to wait for the outcomes that running mounts are about to record
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackSelection:
-    """What the user named. What is given together must all be true of a change; `ids` and `group` stand alone."""
+    """The user's criteria. A change must meet all that are given; `ids` and `group` exclude the others."""
 
     ids: tuple[int, ...] = ()
     group: int | None = None
     session: int | None = None
     since: int | None = None  # Unix time in ms
-    last: int | None = None  # how many operations
+    last: int | None = None  # number of operations
     key: bytes | None = None  # Redis glob
 
 
 def select_groups(journal: Journal, selection: RollbackSelection) -> list[ChangeGroup]:
-    """The operations to be taken back, newest first. Whoever names one change of an operation means all of it.
+    """Return the operations to revert, newest first. One change of an operation selects all of it.
 
-    Raises NotFoundError (no such change or session), UsageError (a change that was named was never applied, or nothing
-    was named).
+    Raises NotFoundError (no such change or session), UsageError (a change in `ids` was never applied, or there are no
+    criteria).
     """
     _wait_until_settled(journal)
     if selection.session is not None:
@@ -38,7 +38,7 @@ def select_groups(journal: Journal, selection: RollbackSelection) -> list[Change
     if selection.ids or selection.group is not None:
         return _select_named(journal, selection)
     if selection == RollbackSelection():
-        raise UsageError("say what to roll back: IDs, --group, --session, --since, --last or --key")
+        raise UsageError("nothing selected: give IDs, --group, --session, --since, --last or --key")
     rows = journal.find_changes(
         ChangeFilter(
             session_id=selection.session, since=selection.since, key_glob=selection.key, outcomes=("applied", "unknown")
@@ -46,14 +46,14 @@ def select_groups(journal: Journal, selection: RollbackSelection) -> list[Change
     )
     if selection.last is not None:
         return _select_newest(journal, rows, selection.last)
-    # The changes of an operation share session and time, but not the key.
+    # The changes of an operation share session and time, but not the key, so a glob may select only some of them.
     return _exclude_reverted(
         journal, _group_adjacent(rows) if selection.key is None else _complete_groups(journal, rows)
     )
 
 
 def _wait_until_settled(journal: Journal) -> None:
-    """A mount notes a moment later that a change was made: wait for it, or the newest would be passed over."""
+    """Wait for mounts to record their last outcomes, or the newest changes would be left out."""
     deadline = time.monotonic() + SETTLE_TIMEOUT_SECONDS
     while time.monotonic() < deadline and any(
         _is_session_running(journal, change.session_id) for change in journal.find_pending_changes()
@@ -63,10 +63,10 @@ def _wait_until_settled(journal: Journal) -> None:
 
 def _is_session_running(journal: Journal, session_id: int) -> bool:
     try:
-        found = journal.get_session(session_id)
+        session = journal.get_session(session_id)
     except NotFoundError:
         return False
-    return found.ended_at is None and not found.has_died
+    return session.ended_at is None and not session.has_died
 
 
 def _select_named(journal: Journal, selection: RollbackSelection) -> list[ChangeGroup]:
@@ -74,9 +74,9 @@ def _select_named(journal: Journal, selection: RollbackSelection) -> list[Change
     for id in selection.ids:
         change = journal.get_change(id)
         if change.outcome == "pending":
-            raise UsageError(f"it is not known yet whether change {id} was made: `redisfuse recover` finds out")
+            raise UsageError(f"the outcome of change {id} is not known yet: run `redisfuse recover`")
         if change.outcome not in ("applied", "unknown"):
-            raise UsageError(f"change {id} was never made (it is {change.outcome}): there is nothing to take back")
+            raise UsageError(f"change {id} was never applied (it is {change.outcome}): there is nothing to roll back")
         rows[id] = change
     if selection.group is not None:
         rows |= {change.id: change for change in journal.get_group(journal.get_change(selection.group).group_id)}
@@ -84,18 +84,18 @@ def _select_named(journal: Journal, selection: RollbackSelection) -> list[Change
 
 
 def _select_newest(journal: Journal, changes: Iterable[Change], max_groups: int) -> list[ChangeGroup]:
-    """The newest operations that stand: neither rollbacks themselves nor taken back."""
-    found: list[ChangeGroup] = []
+    """Return the newest operations in effect: neither rollbacks nor reverted."""
+    selected: list[ChangeGroup] = []
     for group in _complete_groups(journal, changes):
-        if len(found) == max_groups:
+        if len(selected) == max_groups:
             break
         if not any(change.reverts is not None or is_reverted(journal, change.id) for change in group):
-            found.append(group)
-    return found
+            selected.append(group)
+    return selected
 
 
 def _complete_groups(journal: Journal, changes: Iterable[Change]) -> Iterator[ChangeGroup]:
-    """The operations that these changes belong to, each once and complete."""
+    """Yield the operations of these changes, each once and complete."""
     seen: set[int] = set()
     for change in changes:
         if change.group_id not in seen:
@@ -119,16 +119,19 @@ def _select_applied(changes: Sequence[Change]) -> ChangeGroup:
 
 
 def _exclude_reverted(journal: Journal, groups: Iterable[ChangeGroup]) -> list[ChangeGroup]:
-    """Without operations that are taken back, and without the rollbacks of others of these: the two cancel out."""
-    every = list(groups)
-    chosen = {change.id for group in every for change in group}
+    """Return the operations without those that are reverted, and without rollbacks of others among them.
+
+    (A change and its rollback, selected together, cancel each other out.)
+    """
+    all_groups = list(groups)
+    selected_ids = {change.id for group in all_groups for change in group}
     return [
         group
-        for group in every
-        if not all(change.reverts in chosen or is_reverted(journal, change.id) for change in group)
+        for group in all_groups
+        if not all(change.reverts in selected_ids or is_reverted(journal, change.id) for change in group)
     ]
 
 
 def is_reverted(journal: Journal, change_id: int) -> bool:
-    """Whether a change was taken back, by a rollback that stands."""
-    return any(not is_reverted(journal, reverting) for reverting in journal.find_reverting_ids(change_id))
+    """Whether a change was reverted by a rollback that is itself in effect."""
+    return any(not is_reverted(journal, reverting_id) for reverting_id in journal.find_reverting_ids(change_id))

@@ -1,63 +1,80 @@
-"""Reading what a key or field holds now, under WATCH: a change's prior state, and the ground of its conflict check.
+"""Reads what a key or field holds, under WATCH: the prior state of a change and the basis of its conflict check.
 
-Many targets are read together: each is a generator that yields the commands it wants answered next, and the rounds of
-all are sent as one pipeline. A small string or field that is what it was thought to be takes one round trip.
+Many targets are read together. Each is a generator that yields the commands to run next, and each round of all
+generators is one pipeline. A small string or field that has the expected size takes one round trip.
 
-Nothing here can tear: the keys are watched before they are first read, so what was read while somebody wrote is never
-acted upon (EXEC answers nil).
+A read cannot be torn: the keys are watched before they are first read, so if another client writes during the read,
+EXEC returns nil and the result is discarded.
 """
 
-import tempfile
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import Channel, RedisClient
 from redisfuse.errors import RedisFuseError, WrongTypeError
 from redisfuse.journal.models import ABSENT, Blob, State
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.multi_exec import CommandArgument, unwrap_reply
-from redisfuse.transactions.portable_copy import ELEMENT_READERS, read_portable_copy
+from redisfuse.transactions.portable_copy import read_portable_copy
+from redisfuse.transactions.portable_types import PORTABLE_TYPES
+from redisfuse.transactions.spool import open_spool_file
+from redisfuse.transactions.write_command import CommandArgument, PipelinedCommands, unwrap_reply
 
-PipelinedCommands = list[tuple[CommandArgument, ...]]
 ReadRounds = Generator[PipelinedCommands, list[Any], "CurrentState"]
 
-EXPIRY_TOLERANCE_MS = 20  # ms; before Redis 7.0 an expiry is the sum of PTTL and TIME, asked one after the other
+EXPIRY_TOLERANCE_MS = 20  # ms; before Redis 7.0 an expiry is the sum of PTTL and TIME, read one after the other
 MAX_KEYS_PER_WATCH = 1000  # keys in one WATCH
 MAX_PIPELINED_COMMANDS = 500
-MAX_PIPELINED_REPLY_BYTES = 16 * CHUNK_BYTES  # of answers that are expected
+MAX_PIPELINED_REPLY_BYTES = 16 * CHUNK_BYTES  # expected bytes of replies
 
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """What to read, and what it is thought to be (a wrong guess costs round trips, nothing else)."""
+    """A target to read, and what is expected there. A wrong expectation costs round trips, nothing else."""
 
     target: KeyRef
-    expected_size: int | None = None  # bytes; a key is then thought to be a string, or absent. None: nothing is known
-    byte_range: tuple[int, int] | None = None  # (offset, length): only this part of a string is wanted
-    read_objects: bool = True  # False: of other types than string only the name of the type is wanted
-    required_size: int | None = None  # a value of more than 1 MiB is read only if it is of this length
+    expected_size: int | None = None  # bytes of an expected string or field, 0 if absent; None: no expectation
+    byte_range: tuple[int, int] | None = None  # (offset, length): read only this part of a string
+    read_objects: bool = True  # False: of types other than string read only the type's name
+    required_size: int | None = None  # read a value of more than 1 MiB only if it has this size
 
 
 @dataclass(frozen=True, slots=True)
 class CurrentState:
-    """What a target holds now. `key_type` is the server's word for its key, b"none" if there is no such key."""
+    """What a target holds now. `key_type` is the type of its key as TYPE returns it, b"none" if the key is absent."""
 
     key_type: bytes
     state: State
-    key_expires_at: int | None = None  # ms; also where the field is absent
-    is_type_compatible: bool = True  # False: a field is meant, but its key is no hash
-    expiry_tolerance_ms: int = 0  # ms by which the expiries may be wrong
+    key_expires_at: int | None = None  # absolute ms; also set where the field is absent
+    is_type_compatible: bool = True  # False: the target is a field, but its key is not a hash
+    expiry_tolerance_ms: int = 0  # ms by which the expiries may be off
 
 
-def open_spool_file() -> BinaryIO:
-    """An unnamed file that is gone with its last user."""
-    return cast(BinaryIO, tempfile.TemporaryFile(prefix="redisfuse-"))
+def fetch_server_time_ms(client: RedisClient) -> int:
+    """Return the server's clock, Unix time in ms: expiries follow it, not the local clock."""
+    seconds, microseconds = client.execute("TIME")
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+@dataclass(slots=True)
+class _PendingRead:
+    """A target that is not fully read, and the commands that it needs next."""
+
+    request: ReadRequest
+    rounds: ReadRounds
+    commands: PipelinedCommands
+
+    @property
+    def approximate_reply_bytes(self) -> int:
+        """The approximate number of bytes that the replies have."""
+        if self.request.expected_size is not None:
+            return min(self.request.expected_size, CHUNK_BYTES)
+        return sum(CHUNK_BYTES if command[0] in ("GETRANGE", "HGET", "DUMP") else 0 for command in self.commands)
 
 
 class StateReader:
-    """Reads states through one dialogue, whose WATCH then guards them."""
+    """Reads states on one channel, whose WATCH then guards them."""
 
     def __init__(self, client: RedisClient, channel: Channel, *, dump_limit: int) -> None:
         self._client = client
@@ -66,40 +83,42 @@ class StateReader:
         self._server_info = client.server_info
 
     def read(
-        self, reads: Sequence[ReadRequest], *, preamble: PipelinedCommands | None = None
+        self, requests: Sequence[ReadRequest], *, preamble: PipelinedCommands | None = None
     ) -> dict[KeyRef, CurrentState]:
-        """Watch the keys, then read every target. `before` is sent first, its answers must not be errors.
+        """Watch the keys, then read every target.
 
-        Raises what the server answers, or UnavailableError.
+        `preamble` is sent first, in the same round trip; its replies must not be errors. Raises the server's error
+        replies, and UnavailableError.
         """
-        keys = list(dict.fromkeys(look.target.key for look in reads))
-        preface = list(preamble or [])
-        preface += [
+        keys = list(dict.fromkeys(request.target.key for request in requests))
+        first_commands = list(preamble or [])
+        first_commands += [
             ("WATCH", *keys[start : start + MAX_KEYS_PER_WATCH]) for start in range(0, len(keys), MAX_KEYS_PER_WATCH)
         ]
-        found: dict[KeyRef, CurrentState] = {}
-        waiting: list[tuple[ReadRequest, ReadRounds, PipelinedCommands]] = []
-        for look in reads:
-            rounds = self._read_field(look) if look.target.field is not None else self._read_key(look)
-            waiting.append((look, rounds, next(rounds)))
-        while waiting:
-            batch = _select_batch(waiting)
-            asked = [command for _, _, commands in batch for command in commands]
-            replies = self._channel.execute(preface + asked)
-            for reply in replies[: len(preface)]:
+        states: dict[KeyRef, CurrentState] = {}
+        pending: list[_PendingRead] = []
+        for request in requests:
+            rounds = self._read_field(request) if request.target.field is not None else self._read_key(request)
+            pending.append(_PendingRead(request, rounds, next(rounds)))
+        while pending:
+            batch = _select_batch(pending)
+            commands = [command for read in batch for command in read.commands]
+            replies = self._channel.execute(first_commands + commands)
+            for reply in replies[: len(first_commands)]:
                 unwrap_reply(reply)
-            del replies[: len(preface)]
-            preface = []
-            again: list[tuple[ReadRequest, ReadRounds, PipelinedCommands]] = []
-            for look, rounds, commands in batch:
-                answers = replies[: len(commands)]
-                del replies[: len(commands)]
+            del replies[: len(first_commands)]
+            first_commands = []
+            unfinished: list[_PendingRead] = []
+            for read in batch:
+                own_replies = replies[: len(read.commands)]
+                del replies[: len(read.commands)]
                 try:
-                    again.append((look, rounds, rounds.send(answers)))
+                    read.commands = read.rounds.send(own_replies)
+                    unfinished.append(read)
                 except StopIteration as end:
-                    found[look.target] = self._add_expiry_tolerance(end.value)
-            waiting = again + waiting[len(batch) :]
-        return found
+                    states[read.request.target] = self._add_expiry_tolerance(end.value)
+            pending = unfinished + pending[len(batch) :]
+        return states
 
     # -- expiries -----------------------------------------------------------------------------------------------------
 
@@ -109,13 +128,13 @@ class StateReader:
         return [("PTTL", key), ("TIME",)]
 
     def _parse_expiry(self, replies: Sequence[Any]) -> int | None:
-        left = unwrap_reply(replies[0])
-        if not isinstance(left, int) or left < 0:
+        milliseconds = unwrap_reply(replies[0])
+        if not isinstance(milliseconds, int) or milliseconds < 0:
             return None
         if self._server_info.has_pexpiretime:
-            return left
+            return milliseconds
         seconds, microseconds = unwrap_reply(replies[1])
-        return int(seconds) * 1000 + int(microseconds) // 1000 + left
+        return int(seconds) * 1000 + int(microseconds) // 1000 + milliseconds
 
     def _add_expiry_tolerance(self, current: CurrentState) -> CurrentState:
         return (
@@ -142,17 +161,17 @@ class StateReader:
         if key_type != b"string":
             state = yield from self._read_object(request, key_type, expires_at)
             return CurrentState(key_type, state, expires_at)
-        length, first = int(unwrap_reply(replies[-2])), bytes(unwrap_reply(replies[-1]))
-        state = yield from self._read_string(request, length, first, expires_at)
+        length, prefix = int(unwrap_reply(replies[-2])), bytes(unwrap_reply(replies[-1]))
+        state = yield from self._read_string(request, length, prefix, expires_at)
         return CurrentState(key_type, state, expires_at)
 
     def _read_string(
         self, request: ReadRequest, length: int, prefix: bytes, expires_at: int | None
     ) -> Generator[PipelinedCommands, list[Any], State]:
         if request.byte_range is not None:
-            offset, wanted = request.byte_range
+            offset, size = request.byte_range
             content = yield from self._read_byte_range(
-                request.target.key, offset, min(wanted, max(length - offset, 0)), prefix
+                request.target.key, offset, min(size, max(length - offset, 0)), prefix
             )
             return State.from_slice(content, offset, length, expires_at=expires_at)
         if length > CHUNK_BYTES and request.required_size not in (None, length):
@@ -163,18 +182,18 @@ class StateReader:
     def _read_byte_range(
         self, key: bytes, offset: int, size: int, prefix: bytes
     ) -> Generator[PipelinedCommands, list[Any], Blob]:
-        """`size` bytes at `offset`, of which `first` were read already."""
+        """Read `size` bytes at `offset`, of which `prefix` was read already."""
         if size <= len(prefix):
             return Blob.from_bytes(prefix[:size])
         file = open_spool_file()
         file.write(prefix)
-        done = len(prefix)
-        while done < size:
-            (piece,) = yield [("GETRANGE", key, offset + done, offset + min(done + CHUNK_BYTES, size) - 1)]
-            if not unwrap_reply(piece):
+        position = len(prefix)
+        while position < size:
+            (chunk,) = yield [("GETRANGE", key, offset + position, offset + min(position + CHUNK_BYTES, size) - 1)]
+            if not unwrap_reply(chunk):
                 raise WrongTypeError("the key became shorter while it was read")
-            file.write(piece)
-            done += len(piece)
+            file.write(chunk)
+            position += len(chunk)
         return Blob.from_file(file, 0, size)
 
     # -- fields -------------------------------------------------------------------------------------------------------
@@ -182,20 +201,20 @@ class StateReader:
     def _read_field(self, request: ReadRequest) -> ReadRounds:
         key, field = request.target.key, request.target.field
         assert field is not None
-        own: PipelinedCommands = (
+        field_expiry: PipelinedCommands = (
             [("HPEXPIRETIME", key, "FIELDS", 1, field)] if self._server_info.has_hash_field_ttl else []
         )
-        known = request.expected_size is not None and request.expected_size <= CHUNK_BYTES
-        asked = [("TYPE", key), ("HSTRLEN", key, field), *own, *self._build_expiry_commands(key)]
-        if known:
-            asked.append(("HGET", key, field))
-        replies = yield asked
+        is_expected_small = request.expected_size is not None and request.expected_size <= CHUNK_BYTES
+        commands = [("TYPE", key), ("HSTRLEN", key, field), *field_expiry, *self._build_expiry_commands(key)]
+        if is_expected_small:
+            commands.append(("HGET", key, field))
+        replies = yield commands
         key_type = bytes(unwrap_reply(replies[0]))
-        expires_at = self._parse_expiry(replies[2 + len(own) :])
+        expires_at = self._parse_expiry(replies[2 + len(field_expiry) :])
         if key_type != b"hash":
             return CurrentState(key_type, ABSENT, expires_at, is_type_compatible=key_type == b"none")
         length = int(unwrap_reply(replies[1]))
-        if known:
+        if is_expected_small:
             data = replies[-1]
         elif length <= CHUNK_BYTES:
             (data,) = yield [("HGET", key, field)]
@@ -205,7 +224,7 @@ class StateReader:
             raise data
         if data is None and length == 0:
             return CurrentState(key_type, ABSENT, expires_at)
-        field_expires_at = _parse_field_expiry(replies[2]) if own else None
+        field_expires_at = _parse_field_expiry(replies[2]) if field_expiry else None
         if data is not None:
             content = Blob.from_bytes(bytes(data))
         elif request.required_size not in (None, length):
@@ -226,24 +245,24 @@ class StateReader:
         if not request.read_objects:
             return State.from_object(key_type, None, None, expires_at=expires_at)
         key = request.target.key
-        reader = ELEMENT_READERS.get(key_type)
-        logical = None
+        portable_type = PORTABLE_TYPES.get(key_type)
+        portable_copy = None
         count = 0
         notes = []
-        if reader is not None:
-            (answer,) = yield [(reader.count_command, key)]
-            count = int(unwrap_reply(answer))
-            logical, note = yield from read_portable_copy(key_type, key, count, self._server_info, open_spool_file)
+        if portable_type is not None:
+            (reply,) = yield [(portable_type.count_command, key)]
+            count = int(unwrap_reply(reply))
+            portable_copy, note = yield from read_portable_copy(key_type, key, count, self._server_info)
             notes += [note] if note else []
         dump = None
         if count <= self._dump_limit:
-            dump = yield from self._read_dump(key, logical)
+            dump = yield from self._read_dump(key, portable_copy)
         else:
             notes.append(f"not DUMPed: {count} elements are more than --dump-limit ({self._dump_limit})")
         return State.from_object(
             key_type,
             dump,
-            logical,
+            portable_copy,
             expires_at=expires_at,
             dump_version=self._server_info.label,
             note="; ".join(notes) or None,
@@ -271,22 +290,14 @@ def _parse_field_expiry(reply: Any) -> int | None:
     return int(times[0]) if isinstance(times, list) and times and int(times[0]) >= 0 else None
 
 
-def _select_batch(
-    pending_reads: Sequence[tuple[ReadRequest, ReadRounds, PipelinedCommands]],
-) -> list[tuple[ReadRequest, ReadRounds, PipelinedCommands]]:
-    """The first of those waiting whose commands, and the answers they may bring, are few enough for one exchange."""
-    batch: list[tuple[ReadRequest, ReadRounds, PipelinedCommands]] = []
+def _select_batch(pending: Sequence[_PendingRead]) -> list[_PendingRead]:
+    """Return the first reads whose commands and expected replies fit into one pipeline."""
+    batch: list[_PendingRead] = []
     commands = size = 0
-    for entry in pending_reads:
-        commands += len(entry[2])
-        size += _estimate_reply_bytes(entry[0], entry[2])
+    for read in pending:
+        commands += len(read.commands)
+        size += read.approximate_reply_bytes
         if batch and (commands > MAX_PIPELINED_COMMANDS or size > MAX_PIPELINED_REPLY_BYTES):
             break
-        batch.append(entry)
+        batch.append(read)
     return batch
-
-
-def _estimate_reply_bytes(request: ReadRequest, commands: PipelinedCommands) -> int:
-    if request.expected_size is not None:
-        return min(request.expected_size, CHUNK_BYTES)
-    return sum(CHUNK_BYTES if command[0] in ("GETRANGE", "HGET", "DUMP") else 0 for command in commands)

@@ -78,7 +78,7 @@ def test_a_removed_field_and_a_removed_hash_come_back_with_it(bench: EditBench) 
     bench.key_writer.remove([KeyRef(b"h")], path=b"h")
     assert bench.roll_back(last=1).is_clean
     assert expiry(bench, b"h", b"f") == AT
-    bench.key_writer.executor._dump_limit = 1
+    bench.key_writer.executor.reader.dump_limit = 1
     bench.key_writer.remove([KeyRef(b"h")], path=b"h")
     assert bench.last_change.prior.content is None
     assert bench.roll_back(last=1).is_clean

@@ -1,0 +1,135 @@
+"""Operations on the content of a string or hash field: save it whole, or patch a byte range."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from redisfuse.batching import CHUNK_BYTES
+from redisfuse.errors import ConflictError
+from redisfuse.journal.models import Blob, ChangeIntent, State
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions import command_builder
+from redisfuse.transactions.mutation import Mutation
+from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.spool import open_spool_file
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest
+
+MAX_GROUP_COMMIT_BYTES = 64 * 1024  # bytes of a value that may share a transaction with others
+
+
+@dataclass(frozen=True)
+class SaveWhole(Operation):
+    """Replace the whole content of a string or field, or create it. Its expiry stays."""
+
+    target: KeyRef
+    content: Blob
+    precondition: Precondition
+    path: bytes
+    op: str = "write"
+
+    @property
+    def may_share_transaction(self) -> bool:
+        """Whether both the new content and the expected one are small."""
+        expected_size = self.precondition.expected_size
+        return (
+            self.content.size <= MAX_GROUP_COMMIT_BYTES
+            and expected_size is not None
+            and expected_size <= MAX_GROUP_COMMIT_BYTES
+        )
+
+    def reads(self) -> Sequence[ReadRequest]:
+        """Return a read of the content that is replaced; a large one of the wrong size is not read."""
+        precondition = self.precondition
+        return [
+            ReadRequest(
+                self.target,
+                precondition.expected_size,
+                read_objects=False,
+                required_size=precondition.required_size,
+            )
+        ]
+
+    def plan(self, state: WatchedState) -> Sequence[Mutation]:
+        """Write the content. Raises MutationRefusedError (ConflictError)."""
+        current = state[self.target]
+        new = State.from_value(
+            self.content,
+            b"string" if self.target.field is None else b"field",
+            expires_at=current.key_expires_at,
+            field_expires_at=current.state.field_expires_at,
+        )
+        intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
+        _check_precondition(self.precondition, current, intent)
+        commands = command_builder.build_write(self.target, current, self.content, state.server_info)
+        return [Mutation((intent,), tuple(commands))]
+
+
+@dataclass(frozen=True)
+class PatchRange(Operation):
+    """Write bytes at an offset of a string, at its end or beyond (append). Only they are sent and journaled.
+
+    `op` is what the journal calls it; None: append or write, depending on the offset.
+    """
+
+    target: KeyRef
+    offset: int
+    content: Blob
+    precondition: Precondition
+    path: bytes
+    op: str | None = None
+
+    @property
+    def may_share_transaction(self) -> bool:
+        """Whether the content is small."""
+        return self.content.size <= MAX_GROUP_COMMIT_BYTES
+
+    def reads(self) -> Sequence[ReadRequest]:
+        """Return a read of the byte range that is replaced."""
+        size = self.content.size
+        return [ReadRequest(self.target, size, byte_range=(self.offset, size), read_objects=False)]
+
+    def plan(self, state: WatchedState) -> Sequence[Mutation]:
+        """Write the byte range. Raises MutationRefusedError (ConflictError)."""
+        current = state[self.target]
+        prior = current.state
+        if prior.kind == "absent":
+            new = State.from_value(_pad_with_zeros(self.content, self.offset))
+        else:
+            total_size = max(prior.total_size, self.offset + self.content.size)
+            new = State.from_slice(self.content, self.offset, total_size, expires_at=current.key_expires_at)
+        op = self.op or ("append" if self.offset == prior.total_size else "write")
+        intent = ChangeIntent(self.path, op, self.target.key, None, prior, new)
+        _check_precondition(self.precondition, current, intent)
+        commands = command_builder.build_patch(self.target.key, self.offset, self.content, current)
+        return [Mutation((intent,), tuple(commands))]
+
+
+def _check_precondition(precondition: Precondition, current: CurrentState, intent: ChangeIntent) -> None:
+    """Raise MutationRefusedError if the target is not what the file was opened on.
+
+    The type is checked even where the precondition is not enforced.
+    """
+    name = "the field" if intent.field is not None else "the key"
+    if not current.is_type_compatible or current.state.kind == "object":
+        key_type = current.key_type.decode("ascii", "replace")
+        raise MutationRefusedError(
+            ConflictError(f"the key now holds a {key_type}, which this write would destroy"), [intent]
+        )
+    if precondition.holds_for(current.state):
+        return
+    if current.state.kind == "absent":
+        reason = f"{name} is gone since the file was opened (deleted, expired or evicted)"
+    elif precondition.kind == "absent":
+        reason = f"{name} was created by another client in the meantime"
+    else:
+        reason = f"{name} was changed by another client since the file was opened"
+    raise MutationRefusedError(ConflictError(reason), [intent])
+
+
+def _pad_with_zeros(content: Blob, offset: int) -> Blob:
+    """Return the content preceded by `offset` NULs: the string that SETRANGE creates from nothing."""
+    if not offset:
+        return content
+    gap = (bytes(min(CHUNK_BYTES, offset - start)) for start in range(0, offset, CHUNK_BYTES))
+    return Blob.from_chunks(chain(gap, content.iter_chunks()), open_spool_file())

@@ -1,0 +1,69 @@
+"""Operations: what a caller wants done to keys and fields, as values that the executor carries out.
+
+An operation names what must be read under the WATCH (`reads`) and derives the mutations from what is there (`plan`).
+It changes nothing itself. If a watched key changes before EXEC, the executor reads and plans again.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from redisfuse.client.client import RedisClient, ServerInfo
+from redisfuse.errors import RedisFuseError
+from redisfuse.journal.models import ChangeIntent
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.mutation import Mutation
+from redisfuse.transactions.state_reader import CurrentState, ReadRequest, fetch_server_time_ms
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedState:
+    """What the targets of an operation hold under the WATCH, and the server that holds them."""
+
+    states: Mapping[KeyRef, CurrentState]
+    client: RedisClient
+
+    def __getitem__(self, target: KeyRef) -> CurrentState:
+        return self.states[target]
+
+    @property
+    def server_info(self) -> ServerInfo:
+        """The capabilities of the server."""
+        return self.client.server_info
+
+    def fetch_time_ms(self) -> int:
+        """Return the server's clock, Unix time in ms. One round trip."""
+        return fetch_server_time_ms(self.client)
+
+
+class Operation(ABC):
+    """One operation of the user, on one or more targets. Implementations are frozen dataclasses."""
+
+    @property
+    def may_share_transaction(self) -> bool:
+        """Whether the operation is small enough to share a transaction with those of other threads."""
+        return False
+
+    @abstractmethod
+    def reads(self) -> Sequence[ReadRequest]:
+        """Return what must be read before `plan`, each target once."""
+
+    @abstractmethod
+    def plan(self, state: WatchedState) -> Sequence[Mutation]:
+        """Return the mutations that follow from what the targets hold; none if there is nothing to do.
+
+        Raises MutationRefusedError to keep the refused content in the journal, or any RedisFuseError to refuse the
+        operation without a trace.
+        """
+
+
+class MutationRefusedError(Exception):
+    """Raised by `Operation.plan` to refuse the operation and keep its content in the journal.
+
+    `intents` are recorded as refused, then `error` is raised to the caller.
+    """
+
+    def __init__(self, error: RedisFuseError, intents: Sequence[ChangeIntent]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.intents = intents
