@@ -31,8 +31,8 @@ class KeyWriter:
     """Writes to one database in one session of the journal, which has begun. Thread-safe; `client` is writable.
 
     `allow`: the Redis globs of the keys that may be changed; empty: all keys. `dump_limit`: the number of elements
-    above which a collection is not DUMPed. `listener` is called before each operation, and after it in the same thread, also
-    if the outcome is unknown.
+    above which a collection is not DUMPed. `listener` is called before each operation, and after it in the same
+    thread, also if the outcome is unknown.
     """
 
     def __init__(
