@@ -1,14 +1,13 @@
-"""How the bytes of a file are come by: whole and cached when small, in pieces when not, rendered for collections.
+"""Opening and measuring files: whole and cached if small, in chunks if large, rendered for collections and views.
 
-Sizes (DESIGN.md 2): a string's or field's is its length. A collection's is the length of its rendering as long as it
-has at most `render_limit` elements and is not longer than RENDER_BYTES; beyond that it is 0, and the file streams.
+The size of a string or field is its length. The size of a collection or view is the length of its rendering, if it has
+at most `render_limit` elements and its rendering at most `MAX_RENDERED_BYTES`; otherwise the size is 0, and the file
+streams (docs/limits.md).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,16 +24,14 @@ from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
 from redisfuse.vfs.growing_content import GrowingContent
 from redisfuse.vfs.nodes import KeyNode
+from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
 
 MAX_RENDERED_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
-MAX_OPEN_ATTEMPTS = 8  # at a large value that keeps changing; then its edit may be refused for no reason
-MAX_CACHED_BYTES = 32 * 1024 * 1024  # renderings kept so that a size and the content agree
-
-STREAM_ONLY = None  # in the cache of renderings: it is too long to be kept
+MAX_OPEN_ATTEMPTS = 8  # for a large value that keeps changing; after the last one its edit may conflict needlessly
 
 
 class ContentLoader:
-    """Measures and opens files. Thread-safe; asks the server outside its lock."""
+    """Opens and measures files. Thread-safe; it has no lock of its own."""
 
     def __init__(
         self,
@@ -49,131 +46,116 @@ class ContentLoader:
         self._client = client
         self._metadata = metadata
         self._keyspace = keyspace
-        self._freshness = freshness  # for how many seconds a rendering may be believed
+        self._freshness = freshness
         self._render_limit = render_limit
         self._dump_limit = dump_limit
-        self._lock = threading.Lock()
-        self._renderings: OrderedDict[tuple[bytes, str | None], tuple[int, float, bytes | None]] = OrderedDict()
-        self._cached_bytes = 0  # bytes
+        self._renderings = RenderingCache()
 
     # -- strings and fields ------------------------------------------------------------------------------------------
 
     def open_with_precondition(self, target: KeyRef) -> tuple[FileContent, Precondition]:
-        """What a string or field holds, and what an edit of it will be checked against.
+        """Return the content of a string or field, and the precondition of an edit of it.
 
         Raises NotFoundError, WrongTypeError.
         """
-        content = self._metadata.get_content(target)
-        if content is not None:
-            return InlineContent(content), Precondition.from_bytes(content)
+        data = self._metadata.get_content(target)
+        if data is not None:
+            return InlineContent(data), Precondition.from_bytes(data)
         for _ in range(MAX_OPEN_ATTEMPTS):
-            before = self._keyspace.get_version(target.key)
-            snapshot = self._open_large(target)
+            version = self._keyspace.get_version(target.key)
+            content = self._open_large(target)
             self._keyspace.wait_for_invalidations()
-            if self._keyspace.get_version(target.key) == before:  # else it was an older change, or one in between
+            if self._keyspace.get_version(target.key) == version:  # else a change was announced: before or since
                 break
-        return snapshot, Precondition.size_equals(snapshot.size, _KeyUnchanged(self._keyspace, target.key, before))
+        return content, Precondition.size_equals(content.size, _KeyUnchanged(self._keyspace, target.key, version))
+
+    def open_growing(self, target: KeyRef) -> FileContent:
+        """Return the content of a string or field, which grows as bytes are appended.
+
+        Raises NotFoundError, WrongTypeError.
+        """
+        version = self._keyspace.get_version(target.key)
+        return GrowingContent(self.reload(target), version, target, self)
+
+    def open_cached(self, target: KeyRef) -> FileContent | None:
+        """Return the same as `open_growing` for a string whose content is cached; else None. Doesn't block."""
+        version = self._keyspace.get_version(target.key)
+        data = self._metadata.get_cached_content(target.key)
+        return None if data is None else GrowingContent(InlineContent(data), version, target, self)
+
+    def current_version(self, target: KeyRef) -> int:
+        """Return a number that grows whenever the target may have changed."""
+        return self._keyspace.get_version(target.key)
+
+    def reload(self, target: KeyRef) -> FileContent:
+        """Return the current content of a string or field. Raises NotFoundError, WrongTypeError."""
+        data = self._metadata.get_content(target)
+        return self._open_large(target) if data is None else InlineContent(data)
 
     def _open_large(self, target: KeyRef) -> FileContent:
-        length = self._fetch_length(target)
         if target.field is None:
-            return RangedContent(self._client, target.key, length)
-        return SpooledContent(self._client, target.key, target.field, length)
-
-    def _fetch_length(self, target: KeyRef) -> int:
-        if target.field is None:
-            return self._metadata.get_with_content(target.key).length
+            return RangedContent(self._client, target.key, self._metadata.get_with_content(target.key).length)
         [length] = self._metadata.get_field_lengths(target.key, [target.field])
         if length is None:
-            raise NotFoundError("the field is gone")
-        return length
+            raise NotFoundError("the field no longer exists")
+        return SpooledContent(self._client, target.key, target.field, length)
 
-    # -- everything --------------------------------------------------------------------------------------------------
+    # -- files of any type -------------------------------------------------------------------------------------------
 
     def open_content(self, node: KeyNode, expected_size: int | None = None) -> tuple[FileContent, bool]:
-        """A file's bytes to read, and whether they stream (then they are read to their end, whatever the size says).
+        """Return a file's content, and whether it streams: then it is read to its end, whatever its size is.
 
-        `told`: a length that the program was told a moment ago; the rendering that had it is taken if it is kept.
-        Raises NotFoundError, WrongTypeError, TooLargeError (`%dump`).
+        `expected_size`: the size reported to the program a moment ago; a cached rendering of that size is used, even an
+        outdated one. Raises NotFoundError, WrongTypeError, AccessError, TooLargeError (`%dump`).
         """
         if node.type == UNREADABLE.type:
             raise AccessError("the server's ACL does not let this user read the key")
         if node.is_editable:
             return self.open_growing(node.target), False
         text = self._find_rendering_of_size(node, expected_size)
-        if text is STREAM_ONLY:
+        if text is None:
             text = self._get_rendering(node)
-        if text is not STREAM_ONLY:
+        if text is not None:
             return InlineContent(text), False
         return StreamedContent(_Rendering(self._client, node)), True
 
-    def open_growing(self, target: KeyRef) -> FileContent:
-        """What a string or field holds, for a reader that may hold on to its file. Raises as `open_with_precondition` does."""
-        version = self._keyspace.get_version(target.key)
-        return GrowingContent(self._open_current(target), version, target, self)
-
-    def open_cached(self, target: KeyRef) -> FileContent | None:
-        """As `open_growing` of a string, if its content is known without asking; else None."""
-        version = self._keyspace.get_version(target.key)
-        content = self._metadata.get_cached_content(target.key)
-        return None if content is None else GrowingContent(InlineContent(content), version, target, self)
-
-    def current_version(self, target: KeyRef) -> int:
-        """A number that grows whenever the target may have changed."""
-        return self._keyspace.get_version(target.key)
-
-    def reload(self, target: KeyRef) -> FileContent:
-        """What it holds now."""
-        return self._open_current(target)
-
-    def _open_current(self, target: KeyRef) -> FileContent:
-        content = self._metadata.get_content(target)
-        return self._open_large(target) if content is None else InlineContent(content)
-
     def measure_size(self, node: KeyNode) -> tuple[int, bool]:
-        """A file's size in bytes, and whether it streams (its size is 0 then)."""
+        """Return a file's size in bytes, and whether it streams; then its size is 0."""
         if node.is_editable:
             return node.length, False
         try:
             text = self._get_rendering(node)
         except (NotFoundError, TooLargeError, ConflictError):
-            return 0, True  # `stat` must not fail because `cat` will
-        return (0, True) if text is STREAM_ONLY else (len(text), False)
+            return 0, True  # reading will fail, but `stat` must not
+        return (0, True) if text is None else (len(text), False)
+
+    # -- renderings --------------------------------------------------------------------------------------------------
 
     def _get_rendering(self, node: KeyNode) -> bytes | None:
+        """Return the text of a collection or view, cached or rendered now; None if it streams."""
         key, view = node.target.key, node.view
         if node.length > self._render_limit and view != "dump":
-            return STREAM_ONLY
+            return None
         if view == "json" and self._may_expire(key):
-            return STREAM_ONLY  # the document tells the time to live, which is never the same twice
-        count = self._keyspace.get_version(key)
+            return None  # the document contains the TTL, which differs each time
+        version = self._keyspace.get_version(key)
         now = time.monotonic()
-        with self._lock:
-            found = self._renderings.get((key, view))
-            if found is not None and found[0] == count and now - found[1] < self._freshness.max_age():
-                self._renderings.move_to_end((key, view))
-                return found[2]
+        cached = self._renderings.get(key, view)
+        if cached is not None and cached.version == version and now - cached.rendered_at < self._freshness.max_age():
+            return cached.text
         text = self._render_within_limit(node)
-        with self._lock:
-            self._cache_rendering((key, view), (count, now, text))
+        self._renderings.put(key, view, CachedRendering(version, now, text))
         return text
 
-    def _find_rendering_of_size(self, node: KeyNode, expected_size: int | None) -> bytes | None:
-        with self._lock:
-            found = self._renderings.get((node.target.key, node.view))
-        return found[2] if found is not None and found[2] is not None and len(found[2]) == expected_size else None
+    def _find_rendering_of_size(self, node: KeyNode, size: int | None) -> bytes | None:
+        cached = self._renderings.get(node.target.key, node.view)
+        if cached is None or cached.text is None or len(cached.text) != size:
+            return None
+        return cached.text
 
     def _may_expire(self, key: bytes) -> bool:
-        known = self._metadata.get_cached(key)
-        return known is None or known.expires_at is not None
-
-    def _cache_rendering(self, cache_key: tuple[bytes, str | None], entry: tuple[int, float, bytes | None]) -> None:
-        old = self._renderings.pop(cache_key, None)
-        self._cached_bytes += _entry_cost(entry) - (0 if old is None else _entry_cost(old))
-        self._renderings[cache_key] = entry
-        while self._cached_bytes > MAX_CACHED_BYTES and len(self._renderings) > 1:
-            _, dropped = self._renderings.popitem(last=False)
-            self._cached_bytes -= _entry_cost(dropped)
+        metadata = self._metadata.get_cached(key)
+        return metadata is None or metadata.expires_at is not None
 
     def _render_within_limit(self, node: KeyNode) -> bytes | None:
         if node.view == "dump":
@@ -181,14 +163,8 @@ class ContentLoader:
         return join_within(_Rendering(self._client, node), MAX_RENDERED_BYTES)
 
     def clear_renderings(self) -> None:
-        """Drop every rendering."""
-        with self._lock:
-            self._renderings.clear()
-            self._cached_bytes = 0
-
-
-def _entry_cost(entry: tuple[int, float, bytes | None]) -> int:
-    return 200 + len(entry[2] or b"")
+        """Drop every cached rendering."""
+        self._renderings.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +181,12 @@ class _Rendering:
 
 
 class _KeyUnchanged:
-    """Whether a key was not heard of since a big value of it was opened."""
+    """Whether a key was not announced as changed since a large value of it was opened."""
 
-    def __init__(self, keyspace: KeyspaceMonitor, key: bytes, change_count: int) -> None:
+    def __init__(self, keyspace: KeyspaceMonitor, key: bytes, version: int) -> None:
         self._keyspace = keyspace
         self._key = key
-        self._change_count = change_count
+        self._version = version
 
     def __call__(self) -> bool:
-        return self._keyspace.get_version(self._key) == self._change_count
+        return self._keyspace.get_version(self._key) == self._version

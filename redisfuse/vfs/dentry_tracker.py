@@ -1,9 +1,10 @@
-"""What the kernel was told and may believe for long, so that each change can be pushed to it (DESIGN.md 4).
+"""The names that the kernel may have cached with long time-outs, and their invalidation when keys change.
 
-Only what was asked about is remembered, in bounded memory; past the bound everything is invalidated at once. A name is
-noted *before* the server is asked about it: a change that comes in between is pushed once too often, not too seldom.
+Only names that were looked up or listed are tracked, in bounded memory; beyond the bound, everything is invalidated at
+once. A name is tracked *before* the server is queried about it: a change in between causes an invalidation too many,
+never one too few. Keys and paths are stored as hashes.
 
-Threads: any. Locks are held only for bookkeeping; `push` and `push_all` must return at once (fuse/notify.py).
+Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once (fuse/notify.py).
 """
 
 from __future__ import annotations
@@ -19,155 +20,148 @@ from redisfuse.paths.grammar import VIEW_SUFFIXES, PathCandidates, PathCodec, Re
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import KernelCache
 
-MAX_TRACKED_NAMES = 400_000  # keys and names remembered, at about 100 bytes each
-MAX_CHANGED_KEYS = 5_000  # changed keys for which single names are pushed; beyond, everything is
+MAX_TRACKED_NAMES = 400_000  # keys and names, at about 100 bytes each
+MAX_CHANGED_KEYS = 5_000  # changed keys whose names are invalidated one by one; beyond, everything is invalidated
+
+_SPLIT_OR_DIGEST_NAMES = 0  # in `_key_hashes`: any name that is a segment or digest; too rare to be tracked one by one
+_LONG_COMPONENT_BYTES = 80  # a longer component may be written as segments: an escaped byte takes 3
 
 
 class DentryTracker:
-    """Names that the kernel may have cached, and the pushing of changes to them."""
+    """Tracks the names that the kernel may have cached, and invalidates those of changed keys."""
 
-    def __init__(
-        self,
-        grammar: PathCodec,
-        keyspace: KeyspaceMonitor,
-        kernel_cache: KernelCache,
-    ) -> None:
+    def __init__(self, grammar: PathCodec, keyspace: KeyspaceMonitor, kernel_cache: KernelCache) -> None:
         self._grammar = grammar
         self._keyspace = keyspace
         self._kernel_cache = kernel_cache
         self._lock = threading.Lock()
-        self._key_hashes: set[int] = set()  # hashes of keys whose own name was listed or asked about
-        self._marked_path_hashes: set[int] = (
-            set()
-        )  # hashes of paths that were asked about and have a `%` in the last name
-        self._field_paths: dict[int, set[bytes]] = {}  # hash of a key -> names that read as its fields
-        self._directory_existence: dict[
-            int, bool
-        ] = {}  # hash of a prefix -> whether it existed when it was last looked at
+        # Changed under `_lock` only:
+        self._key_hashes: set[int] = set()  # of keys whose own name was listed or looked up
+        self._marked_path_hashes: set[int] = set()  # of paths looked up that have a `%` in the last name
+        self._field_paths: dict[int, set[bytes]] = {}  # hash of a key -> paths looked up that may name its fields
+        self._directory_existence: dict[int, bool] = {}  # hash of a prefix -> whether it existed at the last look-up
         self._tracked_count = 0
 
     def track_path(self, path: bytes) -> None:
-        """A program asks about a path (without its leading slash): the kernel will remember the answer."""
+        """Track a path (without its leading slash) that is being looked up: the kernel will cache the reply."""
         try:
-            meaning = self._grammar.parse(path)
+            parsed_path = self._grammar.parse(path)
         except NotFoundError:
             return  # no key can ever have this name
-        if isinstance(meaning, PathCandidates):
+        if isinstance(parsed_path, PathCandidates):
             with self._lock:
-                self._track_candidates(path, meaning)
-                full = self._tracked_count > MAX_TRACKED_NAMES
-            if full:
+                self._track_candidates(path, parsed_path)
+                is_full = self._tracked_count > MAX_TRACKED_NAMES
+            if is_full:
                 self.invalidate_all()
-        elif not isinstance(meaning, RootDir | RefreshFile):
+        elif not isinstance(parsed_path, RootDir | RefreshFile):
             with self._lock:
                 self._key_hashes.add(_SPLIT_OR_DIGEST_NAMES)
 
     def track_keys(self, keys: Iterable[bytes]) -> None:
-        """These keys are about to be listed, with attributes that the kernel may remember."""
+        """Track keys that are about to be listed, with attributes that the kernel may cache."""
         with self._lock:
-            before = len(self._key_hashes)
+            count_before = len(self._key_hashes)
             self._key_hashes.update(map(hash, keys))
-            self._tracked_count += len(self._key_hashes) - before
-            full = self._tracked_count > MAX_TRACKED_NAMES
-        if full:
+            self._tracked_count += len(self._key_hashes) - count_before
+            is_full = self._tracked_count > MAX_TRACKED_NAMES
+        if is_full:
             self.invalidate_all()
 
     def _track_candidates(self, path: bytes, candidates: PathCandidates) -> None:
         grammar = self._grammar
-        before = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
+        count_before = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
         if candidates.as_key is not None:
             self._key_hashes.add(hash(grammar.join_key((*candidates.directory, candidates.as_key))))
             if b"%" in candidates.name:
                 self._marked_path_hashes.add(hash(path))
         if candidates.as_directory is not None:
             directory = (*candidates.directory, candidates.as_directory)
-            self._directory_existence[hash(grammar.key_prefix(directory))] = self._keyspace.index.is_directory(
-                directory
-            )
+            exists = self._keyspace.index.is_directory(directory)
+            self._directory_existence[hash(grammar.key_prefix(directory))] = exists
         if candidates.as_field is not None:
-            names = self._field_paths.setdefault(
-                hash(grammar.join_key((*candidates.directory, candidates.as_field[0]))), set()
-            )
-            self._tracked_count -= len(names)
-            names.add(path)
-            self._tracked_count += len(names)
-        self._tracked_count += (
-            len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes) - before
-        )
+            hash_key = grammar.join_key((*candidates.directory, candidates.as_field[0]))
+            paths = self._field_paths.setdefault(hash(hash_key), set())
+            self._tracked_count -= len(paths)
+            paths.add(path)
+            self._tracked_count += len(paths)
+        count_after = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
+        self._tracked_count += count_after - count_before
 
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
-        """These keys were made, altered or removed: push what the kernel knows of them."""
+        """Invalidate the cached names of keys that were created, changed or deleted."""
         if len(keys) > MAX_CHANGED_KEYS:
             self.invalidate_all()
             return
         paths: set[bytes] = set()
-        listings: set[bytes] = set()
+        listing_paths: set[bytes] = set()
         for key in keys:
-            if not self._collect_key(key, paths, listings):
+            if not self._collect_key(key, paths, listing_paths):
                 self.invalidate_all()
                 return
-        if listings:
-            self._kernel_cache.invalidate(listings, keep_dentry=True)
+        if listing_paths:
+            self._kernel_cache.invalidate(listing_paths, keep_dentry=True)
         if paths:
             self._kernel_cache.invalidate(paths)
 
     def _collect_key(self, key: bytes, paths: set[bytes], listing_paths: set[bytes]) -> bool:
-        """Add what is to be pushed for one key; False if all must be."""
+        """Add the paths and listings to invalidate for one key; return False if everything must be invalidated."""
         grammar = self._grammar
         *directory, leaf = grammar.split_key(key)
-        mark = hash(key)
+        key_hash = hash(key)
         with self._lock:
-            known = mark in self._key_hashes
-            if known:
-                self._key_hashes.discard(mark)
+            is_tracked = key_hash in self._key_hashes
+            if is_tracked:
+                self._key_hashes.discard(key_hash)
                 self._tracked_count -= 1
-            names = self._field_paths.pop(mark, ())
-            self._tracked_count -= len(names)
-            odd = _SPLIT_OR_DIGEST_NAMES in self._key_hashes
-        if odd and (grammar.key_needs_digest(key) or any(len(component) > 80 for component in (*directory, leaf))):
+            field_paths = self._field_paths.pop(key_hash, ())
+            self._tracked_count -= len(field_paths)
+            has_long_names = _SPLIT_OR_DIGEST_NAMES in self._key_hashes
+        if has_long_names and (
+            grammar.key_needs_digest(key)
+            or any(len(component) > _LONG_COMPONENT_BYTES for component in (*directory, leaf))
+        ):
             return False
-        paths.update(names)
-        if known:
+        paths.update(field_paths)
+        if is_tracked:
             paths.update(self._possible_paths(directory, leaf))
         self._collect_directories(directory, paths, listing_paths)
         return True
 
     def _collect_directories(self, directory: list[bytes], paths: set[bytes], listing_paths: set[bytes]) -> None:
-        """The directory that lists a key, and those that appeared or vanished with it."""
+        """Add the directory that lists a key, and the directories that appeared or vanished with the key."""
         grammar, index = self._grammar, self._keyspace.index
         if not directory or hash(grammar.key_prefix(directory)) in self._directory_existence:
             listing_paths.add(grammar.directory_path(directory))
         for depth in range(len(directory), 0, -1):
-            above = tuple(directory[:depth])
-            mark = hash(grammar.key_prefix(above))
-            known = self._directory_existence.get(mark)
-            if known is None:
+            ancestor = tuple(directory[:depth])
+            prefix_hash = hash(grammar.key_prefix(ancestor))
+            existed = self._directory_existence.get(prefix_hash)
+            if existed is None:
                 continue
-            exists = index.is_directory(above)
-            if exists != known:
+            exists = index.is_directory(ancestor)
+            if exists != existed:
                 with self._lock:
-                    self._directory_existence[mark] = exists
-                paths.add(grammar.directory_path(above))
-                paths.update(self._possible_paths(list(above[:-1]), above[-1]))
-                listing_paths.add(grammar.directory_path(above[:-1]))
+                    self._directory_existence[prefix_hash] = exists
+                paths.add(grammar.directory_path(ancestor))
+                paths.update(self._possible_paths(list(ancestor[:-1]), ancestor[-1]))
+                listing_paths.add(grammar.directory_path(ancestor[:-1]))
 
     def _possible_paths(self, directory: list[bytes], leaf: bytes) -> set[bytes]:
-        """Every path at which a program may have found a key."""
-        grammar, root = self._grammar, not directory
-        names = {grammar.key_name(leaf, escape_dots=dots, in_root=root) for dots in (False, True)}
-        if not self._marked_path_hashes:
-            return {grammar.join_path(directory, name) for name in names}
-        marked = {grammar.add_file_mark(name) for name in names} | {
-            name + view for name in names for view in VIEW_SUFFIXES
-        }
-        found = {grammar.join_path(directory, name) for name in names}
-        for path in (grammar.join_path(directory, name) for name in marked - names):
-            if hash(path) in self._marked_path_hashes:
-                found.add(path)
-        return found
+        """Return every path at which a program may have looked up a key."""
+        grammar, in_root = self._grammar, not directory
+        names = {grammar.key_name(leaf, escape_dots=escape_dots, in_root=in_root) for escape_dots in (False, True)}
+        paths = {grammar.join_path(directory, name) for name in names}
+        if self._marked_path_hashes:
+            marked_names = {grammar.add_file_mark(name) for name in names}
+            marked_names |= {name + view for name in names for view in VIEW_SUFFIXES}
+            for path in (grammar.join_path(directory, name) for name in marked_names - names):
+                if hash(path) in self._marked_path_hashes:
+                    paths.add(path)
+        return paths
 
     def invalidate_all(self) -> None:
-        """Anything may have changed: let the kernel forget all."""
+        """Invalidate everything that the kernel has cached, and track nothing any more."""
         with self._lock:
             self._key_hashes.clear()
             self._field_paths.clear()
@@ -175,6 +169,3 @@ class DentryTracker:
             self._marked_path_hashes.clear()
             self._tracked_count = 0
         self._kernel_cache.invalidate_all()
-
-
-_SPLIT_OR_DIGEST_NAMES = 0  # stands for names that are cut or are digests: too rare to be told apart

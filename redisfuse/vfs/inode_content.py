@@ -1,11 +1,13 @@
-"""Files that are read without being opened: everybody who reads one node reads the same (paths/stale_names.py).
+"""Contents of files that are read without being opened: all readers of one node read the same content.
 
-What is read is what the first read of a node saw, as if that had opened it. When the file changes, the kernel is told
-to look again and finds a new node; who has the old one open, which is retired then, goes on with what he began to read.
+The first read of a node pins the content that it loads, as an open would. When the key changes, the kernel is made to
+look up the path again and gets a new node. The old node is detached: it continues under a stale name
+(paths/stale_names.py), so that programs that have it open keep reading what they began to read.
 
-A node that was read before a change is *superseded* until it is retired, a moment later; so long it is what it was.
+A pinned content whose key has changed is *stale* until its node is detached, a moment later; until then it stays as it
+was.
 
-Threads: any. The lock is held for bookkeeping only; nothing waits in `detach`, `mark_keys_stale` and `drop_forgotten`.
+Threads: any. The lock is held for bookkeeping only; `detach`, `mark_keys_stale` and `drop_forgotten` never block.
 """
 
 from __future__ import annotations
@@ -23,45 +25,45 @@ from redisfuse.paths.stale_names import is_stale, parse_stale_number, strip_stal
 from redisfuse.vfs.content_types import FileContent, RangedContent, SpooledContent
 from redisfuse.vfs.growing_content import inline_bytes, read_cached, unwrap_content
 
-MAX_INLINE_NODES = 10_000  # nodes whose content is in memory, and
-MAX_INLINE_BYTES = 32 * 1024 * 1024  # all of them
-MAX_LARGE_NODES = 64  # others: long strings, temporary files, renderings under way
-RANGED_IDLE_SECONDS = 5.0  # seconds after which a long string that nobody reads gives back its memory
-SPOOLED_IDLE_SECONDS = 60.0  # and a field its temporary file
-MAX_STALE_SECONDS = 0.5  # seconds that the kernel may take to be told of a change
+MAX_INLINE_NODES = 10_000  # nodes whose content is in memory
+MAX_INLINE_BYTES = 32 * 1024 * 1024  # of all of them together
+MAX_LARGE_NODES = 64  # other nodes: long strings, temporary files, renderings being streamed
+RANGED_IDLE_SECONDS = 5.0  # after which an unused long string frees its memory
+SPOOLED_IDLE_SECONDS = 60.0  # after which an unused field frees its temporary file
+MAX_STALE_SECONDS = 0.5  # the most that the kernel takes to process an invalidation
 MAX_REMEMBERED_NODES = 400_000  # nodes remembered as read
-STREAM_CHUNK_BYTES = 128 * 1024  # bytes by which what has no length beforehand grows under its reader
+STREAM_CHUNK_BYTES = 128 * 1024  # by which a file of unknown length grows under its reader
 
 
 @dataclass(slots=True, eq=False)
 class PinnedContent:
-    """What the first read of a node has found."""
+    """The content that the first read of a node has loaded."""
 
     content: FileContent
     key: bytes
     mtime_ns: int
-    version: int  # change count of the key before it was found
-    is_streamed: bool = False  # its length is not known beforehand: it is
-    streamed_bytes: int = 0  # as long as it was read until now, in bytes
+    version: int  # of the key, from before the content was loaded
+    is_streamed: bool = False  # the length is unknown; the file is `streamed_bytes` long
+    streamed_bytes: int = 0  # read so far
     stream_lock: threading.Lock = field(default_factory=threading.Lock)
     node_path: bytes = b""
-    node_id: int = 0  # the kernel's
+    node_id: int = 0  # the kernel's; 0: preloaded, not read yet
     last_used: float = 0.0  # time.monotonic()
-    memory_bytes: int = 0  # bytes in memory
-    size_verified: bool = False  # whether the kernel believes that it is as long
-    stale_since: float = 0.0  # since when, by time.monotonic()
+    memory_bytes: int = 0
+    size_verified: bool = False  # whether the kernel has cached the same size
+    stale_since: float = 0.0  # time.monotonic(); 0: not stale
 
     @property
     def is_expired(self) -> bool:
-        """Whether it was superseded so long ago that nobody can be about to retire it."""
+        """Whether it has been stale for so long that no detach can be on its way."""
         return bool(self.stale_since) and time.monotonic() - self.stale_since > MAX_STALE_SECONDS
 
 
 class InodeContentSource(Protocol):
-    """Where the cache finds contents, and how old they are."""
+    """The source of contents and their versions."""
 
     def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
-        """Return what is at a path. `expected_size`: the length that the kernel was given last, if it is known."""
+        """Return the content at a path. `expected_size`: the size last reported to the kernel, if it is known."""
 
     def load_cached_content(self, path: bytes) -> PinnedContent | None:
         """Return the same if it is cached, without blocking; else None."""
@@ -80,16 +82,16 @@ class InodeContentSource(Protocol):
 
 
 class KernelInodes(Protocol):
-    """What the kernel holds of the inode that the current request reads."""
+    """The state of inodes in the kernel's cache."""
 
     def kernel_size(self, path: bytes, node_id: int) -> int | None:
         """Return the size that the kernel has cached for this inode, if it can be found."""
 
     def invalidate_size(self) -> None:
-        """Make the kernel ask for the size again before it assumes the end of the file."""
+        """Make the kernel fetch the size of the inode being read again before it assumes the end of the file."""
 
     def notify_store(self, offset: int, data: bytes) -> None:
-        """Put bytes into the kernel's page cache of this inode."""
+        """Put bytes into the kernel's page cache of the inode being read."""
 
     def is_inode_cached(self, node_id: int) -> bool:
         """Return whether the kernel still holds an inode."""
@@ -101,20 +103,21 @@ class InodeContentCache:
     def __init__(self, source: InodeContentSource) -> None:
         self._source = source
         self._lock = threading.Lock()
-        self._inline: OrderedDict[bytes, PinnedContent] = OrderedDict()
-        self._large: OrderedDict[bytes, PinnedContent] = OrderedDict()
+        # Changed under `_lock` only:
+        self._inline: OrderedDict[bytes, PinnedContent] = OrderedDict()  # by node path, least recently used first
+        self._large: OrderedDict[bytes, PinnedContent] = OrderedDict()  # the same
         self._inline_bytes = 0  # in `_inline`
         self._by_node_id: dict[int, PinnedContent] = {}
-        self._paths_by_key: dict[bytes, set[bytes]] = {}  # key -> its nodes that are not retired
+        self._paths_by_key: dict[bytes, set[bytes]] = {}  # the paths of a key's nodes that are not detached
         self._stale: dict[bytes, PinnedContent] = {}
-        self._read_path_hashes: set[int] = (
+        self._read_path_hashes: set[int] = set()  # of nodes that were read, whether their contents are pinned or not
+        self._read_overflowed = False  # `_read_path_hashes` was full and cleared: any node may have been read
+        self._evicted: set[bytes] = (
             set()
-        )  # hashes of nodes that were read, whether or not it is known any more what
-        self._read_overflowed = False  # there were more
-        self._evicted: set[bytes] = set()  # retired nodes that were read, of which nothing is known any more
-        self._evicted_up_to = 0  # retirements up to this one may be too
+        )  # stale names of detached nodes that were read and whose contents were evicted
+        self._evicted_up_to = 0  # nodes detached up to this number may be evicted too
         self._sweep_timer: threading.Timer | None = None
-        self._unverified_paths: list[bytes] = []  # nodes that are to be looked at again soon, as nobody will tell
+        self._unverified_paths: list[bytes] = []  # to be revalidated soon, as changes are not announced
         self._revalidate_timer: threading.Timer | None = None
         self._closed = False
 
@@ -123,23 +126,23 @@ class InodeContentCache:
     def read_cached(
         self, node_path: bytes, node_id: int, size: int, offset: int, kernel_size: int | None, size_is_exact: bool
     ) -> bytes | None:
-        """As `read`, if it is in memory and as long as the kernel believes; else None."""
-        found = self._inline.get(node_path)
-        if found is None:
-            new = (
-                None if is_stale(node_path) or node_path in self._large else self._source.load_cached_content(node_path)
-            )
-            if new is None:
+        """Return the same as `read` if the content is in memory and has the kernel's size; else None."""
+        pinned = self._inline.get(node_path)
+        if pinned is None:
+            if is_stale(node_path) or node_path in self._large:
                 return None
-            found = self._insert(node_path, node_id, new)
-        if found.stale_since or (kernel_size is not None and found.content.size != kernel_size):
+            cached = self._source.load_cached_content(node_path)
+            if cached is None:
+                return None
+            pinned = self._insert(node_path, node_id, cached)
+        if pinned.stale_since or (kernel_size is not None and pinned.content.size != kernel_size):
             return None
-        if not found.size_verified:
-            if not size_is_exact and self._source.is_recently_changed(found.key):
+        if not pinned.size_verified:
+            if not size_is_exact and self._source.is_recently_changed(pinned.key):
                 return None
-            found.size_verified = True
-        self._touch(found, node_id)
-        return read_cached(found.content, offset, size)
+            pinned.size_verified = True
+        self._touch(pinned, node_id)
+        return read_cached(pinned.content, offset, size)
 
     def read(
         self,
@@ -151,85 +154,84 @@ class InodeContentCache:
         size_is_exact: bool,
         kernel: KernelInodes,
     ) -> bytes:
-        """The bytes; short only at the end. `outdated` is called if there are more than `told`; or, if that is not
-        `sure`, than are `believed`, which is None if it can't be found out.
+        """Return the bytes; fewer than `size` only at the end.
 
-        Raises what finding and reading raise; ConflictError if the file has changed so that it can't be gone on with.
+        `kernel_size`: the size last reported to the kernel, if it is known; unless `size_is_exact`, the kernel is
+        queried for the size that it has cached. If the content is longer, the kernel is made to fetch the size again.
+        Raises the errors of loading and reading; ConflictError if the file changed and can't be read on.
         """
-        found = self._lookup(node_path, node_id)
-        if found is None:
-            found = self._insert(
-                node_path, node_id, self._source.load_content(strip_stale_marker(node_path), kernel_size)
-            )
-            if found.is_streamed and offset:
-                raise ConflictError("so many files are read at once that it is not known any more how this one began")
-        data = found.content.read(offset, size)
-        if not found.size_verified and not found.is_streamed:
-            # While a change is being pushed, the kernel takes not every answer that tells a length.
+        pinned = self._lookup(node_path, node_id)
+        if pinned is None:
+            loaded = self._source.load_content(strip_stale_marker(node_path), kernel_size)
+            pinned = self._insert(node_path, node_id, loaded)
+            if pinned.is_streamed and offset:
+                raise ConflictError("too many files are being read at once; reopen this one")
+        data = pinned.content.read(offset, size)
+        if not pinned.size_verified and not pinned.is_streamed:
+            # While an invalidation is on its way, the kernel ignores some of the sizes reported to it.
             if (
                 not size_is_exact
-                and self._source.is_recently_changed(found.key)
+                and self._source.is_recently_changed(pinned.key)
                 and (kernel_size := kernel.kernel_size(strip_stale_marker(node_path), node_id)) is None
             ):
                 raise ConflictError("the file is changing")
-            found.size_verified = True
-        if not found.is_streamed and kernel_size is not None and found.content.size != kernel_size:
-            if found.content.size < kernel_size:
-                raise ConflictError("the file has changed since its length was asked for")
+            pinned.size_verified = True
+        if not pinned.is_streamed and kernel_size is not None and pinned.content.size != kernel_size:
+            if pinned.content.size < kernel_size:
+                raise ConflictError("the file was changed since its size was fetched")
             kernel.invalidate_size()
         return data
 
     def _touch(self, pinned: PinnedContent, node_id: int) -> None:
         pinned.last_used = time.monotonic()
-        if not pinned.node_id:  # it was prepared
+        if not pinned.node_id:  # it was preloaded
             pinned.node_id = node_id
             self._by_node_id[node_id] = pinned
 
     def _lookup(self, node_path: bytes, node_id: int) -> PinnedContent | None:
         with self._lock:
             for table in (self._inline, self._large):
-                found = table.get(node_path)
-                if found is None:
+                pinned = table.get(node_path)
+                if pinned is None:
                     continue
-                if found.is_expired:
-                    self._remove(found)  # nobody came to retire it
+                if pinned.is_expired:
+                    self._remove(pinned)  # the node was not detached
                     return None
                 table.move_to_end(node_path)
-                self._touch(found, node_id)
-                return found
+                self._touch(pinned, node_id)
+                return pinned
             if is_stale(node_path) and (
                 node_path in self._evicted or parse_stale_number(node_path) <= self._evicted_up_to
             ):
-                raise ConflictError("the file has changed since it was read")
+                raise ConflictError("the file was changed since it was read")
             return None
 
     def _insert(self, node_path: bytes, node_id: int, pinned: PinnedContent) -> PinnedContent:
-        content = inline_bytes(pinned.content)
-        retired = is_stale(node_path)
+        data = inline_bytes(pinned.content)
+        is_detached = is_stale(node_path)
         with self._lock:
-            table = self._large if content is None else self._inline
+            table = self._large if data is None else self._inline
             if node_path in table:
-                return table[node_path]  # somebody else was first
+                return table[node_path]  # another thread was first
             pinned.node_path, pinned.node_id, pinned.last_used = node_path, node_id, time.monotonic()
-            pinned.memory_bytes = len(content or b"")
+            pinned.memory_bytes = len(data or b"")
             self._put(pinned, table)
-            again = pinned.is_streamed  # who opens it next begins anew
-            if not retired:
+            needs_invalidation = pinned.is_streamed  # the next open starts a stream of its own
+            if not is_detached:
                 self._paths_by_key.setdefault(pinned.key, set()).add(node_path)
                 self._record_read(node_path)
-                if (
-                    self._source.content_version(pinned.key) != pinned.version
-                ):  # of which the kernel may have been told before this was read
+                if self._source.content_version(pinned.key) != pinned.version:
+                    # The kernel may have processed the invalidation of this change before the content was loaded.
                     self._mark_stale(pinned)
-                    again = True
+                    needs_invalidation = True
             self._enforce_limits()
-            if content is None and self._sweep_timer is None:
+            if data is None and self._sweep_timer is None:
                 self._sweep_timer = self._start_timer(RANGED_IDLE_SECONDS, self._release_idle)
-        if not retired:
-            if again:
+        if not is_detached:
+            if needs_invalidation:
                 self._source.invalidate_paths([node_path[1:]])
-            elif not math.isinf(trust := self._source.max_age()):
-                self._revalidate_later(node_path, trust)
+            elif not math.isinf(max_age := self._source.max_age()):
+                self._revalidate_later(node_path, max_age)
         return pinned
 
     def _put(self, pinned: PinnedContent, table: OrderedDict[bytes, PinnedContent]) -> None:
@@ -246,20 +248,20 @@ class InodeContentCache:
         self._read_path_hashes.add(hash(node_path))
 
     def preload(self, node_path: bytes, pinned: PinnedContent) -> PinnedContent:
-        """What a first read of a node that was not read yet shall find; the answer is what it will."""
+        """Pin a content for the first read of a node; return the content that is pinned now."""
         return self._insert(node_path, 0, pinned)
 
     def get_or_load(self, node_path: bytes, node_id: int) -> PinnedContent:
-        """What is read of a node, beginning to read it if nobody has."""
+        """Return the content pinned for a node; if there is none, load and pin it."""
         return self._lookup(node_path, node_id) or self._insert(
             node_path, node_id, self._source.load_content(strip_stale_marker(node_path), None)
         )
 
     def stream_more(self, pinned: PinnedContent, kernel: KernelInodes, *, until_end: bool = False) -> None:
-        """Read on, by a chunk, in what has no length beforehand; `store` gives the kernel the bytes.
+        """Read the next chunk of a file of unknown length, or all to the end, and store it in the kernel's page cache.
 
-        Any description of the file that was asked for before it was stored, and says that it ends earlier, the kernel
-        then takes for out of date; one that is asked for afterwards must not say so.
+        The kernel discards a reply to a GETATTR from before the store that has a smaller size; a reply to a later
+        GETATTR must not have one.
         """
         with pinned.stream_lock:
             while data := pinned.content.read(end := pinned.streamed_bytes, STREAM_CHUNK_BYTES):
@@ -268,33 +270,33 @@ class InodeContentCache:
                 if not until_end:
                     break
 
-    # -- describing --------------------------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------------------------------------
 
     def get_pinned(self, node_path: bytes) -> PinnedContent | None:
-        """What a node is to be described by, if it was read, so that a length and a content never part."""
-        found = self._peek(node_path)
-        return None if found is None or found.is_expired else found
+        """Return the content pinned for a node, if any: its size is the node's, so that size and content agree."""
+        pinned = self._peek(node_path)
+        return None if pinned is None or pinned.is_expired else pinned
 
     def _peek(self, node_path: bytes) -> PinnedContent | None:
         return self._inline.get(node_path) or self._large.get(node_path)
 
     def has_stale_content(self, key: bytes) -> bool:
-        """Whether the kernel may still hold what a key was, and must not be told yet what it is."""
+        """Return whether the kernel may still have a key's old content: its new size must not be reported yet."""
         return bool(self._stale) and key in self._paths_by_key
 
     def was_read(self, node_path: bytes) -> bool:
-        """Whether a node that is not retired may have been read."""
+        """Return whether a node that is not detached may have been read."""
         return self._read_overflowed or hash(node_path) in self._read_path_hashes
 
     def list_read_paths(self) -> Sequence[bytes]:
-        """Those that were read lately and are not retired."""
+        """Return the paths of the nodes with pinned contents that are not detached."""
         with self._lock:
-            return [node for nodes in self._paths_by_key.values() for node in nodes]
+            return [path for paths in self._paths_by_key.values() for path in paths]
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
     def mark_keys_stale(self, keys: Collection[bytes]) -> None:
-        """These keys have changed; the kernel will be told."""
+        """Mark the contents of changed keys; the kernel will detach their nodes."""
         if not self._paths_by_key:
             return
         with self._lock:
@@ -302,16 +304,16 @@ class InodeContentCache:
                 self._mark_paths_stale(self._paths_by_key.get(key, ()))
 
     def mark_all_stale(self) -> None:
-        """Anything may have changed."""
+        """Mark all contents: anything may have changed."""
         with self._lock:
-            for nodes in self._paths_by_key.values():
-                self._mark_paths_stale(nodes)
+            for paths in self._paths_by_key.values():
+                self._mark_paths_stale(paths)
 
     def _mark_paths_stale(self, node_paths: Iterable[bytes]) -> None:
-        for node in node_paths:
-            found = self._peek(node)
-            if found is not None:
-                self._mark_stale(found)
+        for node_path in node_paths:
+            pinned = self._peek(node_path)
+            if pinned is not None:
+                self._mark_stale(pinned)
 
     def _mark_stale(self, pinned: PinnedContent) -> None:
         if not pinned.stale_since:
@@ -319,43 +321,43 @@ class InodeContentCache:
             self._stale[pinned.node_path] = pinned
 
     def detach(self, node_path: bytes, stale_path: bytes) -> None:
-        """What was read as `node_path` goes on as `retired`."""
+        """Let a node's content continue under its stale name. A new node takes its path."""
         with self._lock:
             for table in (self._inline, self._large):
-                found = table.get(node_path)
-                if found is not None:
-                    self._remove(found)
+                pinned = table.get(node_path)
+                if pinned is not None:
+                    self._remove(pinned)
                     self._read_path_hashes.discard(hash(node_path))
-                    found.node_path, found.stale_since = stale_path, 0.0
-                    self._put(found, table)
+                    pinned.node_path, pinned.stale_since = stale_path, 0.0
+                    self._put(pinned, table)
                     return
             if self._read_overflowed or hash(node_path) in self._read_path_hashes:
                 self._read_path_hashes.discard(hash(node_path))
                 self._record_evicted(stale_path)
 
     def drop_forgotten(self, node_ids: Iterable[int], kernel: KernelInodes) -> None:
-        """The kernel may have forgotten these nodes, so that nobody has them open: `has_node` says so."""
-        for number in node_ids:
-            if number in self._by_node_id and not kernel.is_inode_cached(number):
+        """Drop the contents of those nodes that the kernel no longer has: no program has them open."""
+        for node_id in node_ids:
+            if node_id in self._by_node_id and not kernel.is_inode_cached(node_id):
                 with self._lock:
-                    found = self._by_node_id.get(number)
-                    if found is not None:
-                        self._remove(found)
-                        self._read_path_hashes.discard(hash(found.node_path))
+                    pinned = self._by_node_id.get(node_id)
+                    if pinned is not None:
+                        self._remove(pinned)
+                        self._read_path_hashes.discard(hash(pinned.node_path))
 
-    # -- room --------------------------------------------------------------------------------------------------------
+    # -- eviction ----------------------------------------------------------------------------------------------------
 
     def _remove(self, pinned: PinnedContent) -> None:
-        node = pinned.node_path
-        if self._inline.pop(node, None) is not None:
+        node_path = pinned.node_path
+        if self._inline.pop(node_path, None) is not None:
             self._inline_bytes -= pinned.memory_bytes
-        self._large.pop(node, None)
-        self._stale.pop(node, None)
+        self._large.pop(node_path, None)
+        self._stale.pop(node_path, None)
         self._by_node_id.pop(pinned.node_id, None)
-        nodes = self._paths_by_key.get(pinned.key)
-        if nodes is not None:
-            nodes.discard(node)
-            if not nodes:
+        paths = self._paths_by_key.get(pinned.key)
+        if paths is not None:
+            paths.discard(node_path)
+            if not paths:
                 del self._paths_by_key[pinned.key]
 
     def _enforce_limits(self) -> None:
@@ -365,10 +367,10 @@ class InodeContentCache:
             self._evict_oldest(self._large)
 
     def _evict_oldest(self, table: OrderedDict[bytes, PinnedContent]) -> None:
-        found = next(iter(table.values()))
-        self._remove(found)
-        if is_stale(found.node_path):
-            self._record_evicted(found.node_path)
+        oldest = next(iter(table.values()))
+        self._remove(oldest)
+        if is_stale(oldest.node_path):
+            self._record_evicted(oldest.node_path)
 
     def _record_evicted(self, stale_path: bytes) -> None:
         self._evicted.add(stale_path)
@@ -377,28 +379,28 @@ class InodeContentCache:
             self._evicted.clear()
 
     def _release_idle(self) -> None:
-        """Long strings that rest give back their memory; fields their file, which is fetched again if need be."""
+        """Free the memory of unused long strings and the files of unused fields, which are fetched again if needed."""
         now = time.monotonic()
-        resting: list[FileContent] = []
+        idle: list[FileContent] = []
         with self._lock:
             self._sweep_timer = None
-            for found in list(self._large.values()):
-                inner = unwrap_content(found.content)
-                if isinstance(inner, RangedContent) and now - found.last_used > RANGED_IDLE_SECONDS:
-                    resting.append(inner)
+            for pinned in list(self._large.values()):
+                content = unwrap_content(pinned.content)
+                if isinstance(content, RangedContent) and now - pinned.last_used > RANGED_IDLE_SECONDS:
+                    idle.append(content)
                 elif (
-                    isinstance(inner, SpooledContent)
-                    and now - found.last_used > SPOOLED_IDLE_SECONDS
-                    and not is_stale(found.node_path)
+                    isinstance(content, SpooledContent)
+                    and now - pinned.last_used > SPOOLED_IDLE_SECONDS
+                    and not is_stale(pinned.node_path)
                 ):
-                    self._remove(found)
-                    resting.append(inner)
+                    self._remove(pinned)
+                    idle.append(content)
             if self._large:
                 self._sweep_timer = self._start_timer(RANGED_IDLE_SECONDS, self._release_idle)
-        for snapshot in resting:
-            snapshot.close()
+        for content in idle:
+            content.close()
 
-    # -- where nobody tells of changes -------------------------------------------------------------------------------
+    # -- revalidation, while changes are not announced ---------------------------------------------------------------
 
     def _revalidate_later(self, node_path: bytes, seconds: float) -> None:
         with self._lock:
@@ -408,10 +410,10 @@ class InodeContentCache:
 
     def _revalidate(self) -> None:
         with self._lock:
-            doubtful, self._unverified_paths, self._revalidate_timer = self._unverified_paths, [], None
-        self._source.invalidate_paths(doubtful)
+            paths, self._unverified_paths, self._revalidate_timer = self._unverified_paths, [], None
+        self._source.invalidate_paths(paths)
 
-    # -- its end -----------------------------------------------------------------------------------------------------
+    # -- timers ------------------------------------------------------------------------------------------------------
 
     def _start_timer(self, seconds: float, callback: Callable[[], None]) -> threading.Timer | None:
         if self._closed:
@@ -422,9 +424,9 @@ class InodeContentCache:
         return timer
 
     def close(self) -> None:
-        """No timer runs on."""
+        """Stop the timers."""
         with self._lock:
             self._closed = True
-            timers = [each for each in (self._sweep_timer, self._revalidate_timer) if each is not None]
+            timers = [timer for timer in (self._sweep_timer, self._revalidate_timer) if timer is not None]
         for timer in timers:
             timer.cancel()

@@ -1,8 +1,8 @@
-"""Listings that were made before and are still right, so that listing a directory again costs little.
+"""Complete directory listings, cached until a key below the directory changes.
 
-Kept only while every change is told. A change of a key ends the listings of all directories above it: it may have come,
-gone, or become another type, and so may the directories. What the kernel is told of a name's attributes is checked when
-it is told (`mount/adapter.py`), so a listing is about names.
+Used only while every change is announced. A change of a key invalidates the listings of all directories above it: the
+key may have been created, deleted or changed to another type, and so may have the directories. A listing holds names
+only: attributes are checked when they are reported to the kernel (`mount/adapter.py`).
 
 The lock is held for a few dictionary operations; nothing is called under it.
 """
@@ -18,44 +18,45 @@ _T = TypeVar("_T")
 
 DirectoryComponents = tuple[bytes, ...]
 
-MAX_CACHED_NAMES = 50_000  # names in all listings that are kept, at about 300 bytes each
+MAX_CACHED_NAMES = 50_000  # names in all cached listings, at about 300 bytes each
 
 
 class ReaddirCache(Generic[_T]):
-    """The names of directories, as lists of whatever the caller makes of a name. Thread-safe."""
+    """The entries of directories, least recently used first. Thread-safe."""
 
     def __init__(self, split_key: Callable[[bytes], DirectoryComponents], max_names: int = MAX_CACHED_NAMES) -> None:
-        self._split_key = split_key  # a key into its components
+        """`split_key` returns the components of a key; all but the last are directories."""
+        self._split_key = split_key
         self._max_names = max_names
         self._lock = threading.Lock()
+        # Guarded by `_lock`:
         self._listings: OrderedDict[DirectoryComponents, list[_T]] = OrderedDict()
         self._name_count = 0  # in all of `_listings`
-        self._fill_tokens: dict[
-            DirectoryComponents, set[object]
-        ] = {}  # listings under way in which nothing has changed so far
+        # One token for each listing being built, until a change invalidates it.
+        self._fill_tokens: dict[DirectoryComponents, set[object]] = {}
 
     def get_or_build(self, directory: DirectoryComponents, build: Callable[[], Iterable[_T]]) -> Iterator[_T]:
-        """The listing that is kept, or the one that `make` gives, which is then kept if it gets to its end."""
+        """Return the cached listing, or yield from `build` and cache the listing if it is iterated to its end."""
         with self._lock:
-            kept = self._listings.get(directory)
-            if kept is not None:
+            cached = self._listings.get(directory)
+            if cached is not None:
                 self._listings.move_to_end(directory)
-        return self._build(directory, build) if kept is None else iter(kept)
+        return self._build(directory, build) if cached is None else iter(cached)
 
     def _build(self, directory: DirectoryComponents, build: Callable[[], Iterable[_T]]) -> Iterator[_T]:
-        mark = object()
+        token = object()
         with self._lock:
-            self._fill_tokens.setdefault(directory, set()).add(mark)
+            self._fill_tokens.setdefault(directory, set()).add(token)
         try:
-            made: list[_T] = []
-            for item in build():
-                if len(made) <= self._max_names:
-                    made.append(item)
-                yield item
-            self._store(directory, made, mark)
+            entries: list[_T] = []
+            for entry in build():
+                if len(entries) <= self._max_names:
+                    entries.append(entry)
+                yield entry
+            self._store(directory, entries, token)
         finally:
             with self._lock:
-                self._end_fill(directory, mark)
+                self._end_fill(directory, token)
 
     def _store(self, directory: DirectoryComponents, entries: list[_T], token: object) -> None:
         with self._lock:
@@ -68,22 +69,22 @@ class ReaddirCache(Generic[_T]):
                 self._evict(next(iter(self._listings)))
 
     def _end_fill(self, directory: DirectoryComponents, token: object) -> None:
-        marks = self._fill_tokens.get(directory)
-        if marks is not None:
-            marks.discard(token)
-            if not marks:
+        tokens = self._fill_tokens.get(directory)
+        if tokens is not None:
+            tokens.discard(token)
+            if not tokens:
                 del self._fill_tokens[directory]
 
     def _evict(self, directory: DirectoryComponents) -> None:
         self._name_count -= len(self._listings.pop(directory, ()))
 
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
-        """These keys were made, altered or removed."""
+        """Drop the listings of all directories above keys that were created, changed or deleted."""
         if not self._listings and not self._fill_tokens:
             return
-        above = {directory for key in keys for directory in self._ancestors(key)}
+        directories = {directory for key in keys for directory in self._ancestors(key)}
         with self._lock:
-            for directory in above:
+            for directory in directories:
                 self._fill_tokens.pop(directory, None)
                 if directory in self._listings:
                     self._evict(directory)
@@ -93,7 +94,7 @@ class ReaddirCache(Generic[_T]):
         return (components[:depth] for depth in range(len(components)))
 
     def invalidate_all(self) -> None:
-        """Anything may have changed."""
+        """Drop every listing."""
         with self._lock:
             self._listings.clear()
             self._fill_tokens.clear()

@@ -1,4 +1,4 @@
-"""`df` of a mount: the server's memory."""
+"""statfs: `df` of a mount shows the server's memory."""
 
 from __future__ import annotations
 
@@ -7,28 +7,33 @@ import time
 from collections.abc import Mapping
 
 from redisfuse.client.client import RedisClient
+from redisfuse.paths.grammar import NAME_MAX
 
-BLOCK_BYTES = 4096  # bytes
-MAX_CACHE_AGE_SECONDS = 5.0  # seconds that an answer is kept
+BLOCK_BYTES = 4096
+MAX_CACHE_AGE_SECONDS = 5.0
 
 
 class StatfsProvider:
-    """statvfs(3) from `INFO memory` and DBSIZE: all of maxmemory, or of the machine's memory. Thread-safe."""
+    """statvfs(3) from `INFO memory` and DBSIZE: of maxmemory, or else of the machine's memory. Thread-safe.
+
+    Its lock is not held while the server is queried.
+    """
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
         self._lock = threading.Lock()
-        self._cached: tuple[float, Mapping[str, int]] | None = None
+        self._cached: tuple[float, Mapping[str, int]] | None = None  # time.monotonic() and the reply; guarded by _lock
 
     def statfs(self) -> Mapping[str, int]:
+        """Return the fields of statvfs(3), at most 5 seconds old."""
         with self._lock:
-            found = self._cached
-        if found is not None and time.monotonic() - found[0] < MAX_CACHE_AGE_SECONDS:
-            return found[1]
-        answer = self._query_server()
+            cached = self._cached
+        if cached is not None and time.monotonic() - cached[0] < MAX_CACHE_AGE_SECONDS:
+            return cached[1]
+        reply = self._query_server()
         with self._lock:
-            self._cached = (time.monotonic(), answer)
-        return answer
+            self._cached = (time.monotonic(), reply)
+        return reply
 
     def _query_server(self) -> Mapping[str, int]:
         memory: dict[bytes, bytes] = {}
@@ -46,5 +51,5 @@ class StatfsProvider:
             "f_bfree": free,
             "f_bavail": free,
             "f_files": keys,
-            "f_namemax": 255,
+            "f_namemax": NAME_MAX,
         }
