@@ -6,7 +6,7 @@ earlier one still held:
 
 1. `keys_touched` drops the keys' metadata, cached listings and pinned contents;
 2. the index follows (the monitor verified the keys already; after a write of our own, `keys_written` updates it);
-3. the kernel is told: names and attributes that it may hold are invalidated.
+3. the kernel follows: names and attributes that it may have cached are invalidated.
 
 The kernel gets long time-outs only while the monitor is coherent, its index is ready and the kernel accepts
 invalidations; otherwise everything is valid for `INCOHERENT_SECONDS`.

@@ -1,4 +1,4 @@
-"""Where contents of files that are not opened come from: the tree, and how fresh it is."""
+"""The source of contents for files that are not opened: the tree."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TreeContentSource:
         self._coherence = coherence
 
     def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
-        """Return what is at a path. Raises NotFoundError, IsDirectoryError, and what the server's errors map to."""
+        """Return the content at a path. Raises NotFoundError, IsDirectoryError, and the errors of fetching it."""
         node = self._filesystem.resolver.resolve(path[1:])
         if isinstance(node, RefreshNode):
             return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 0)
@@ -40,7 +40,7 @@ class TreeContentSource:
         return PinnedContent(content, key, mtime_ns, version, is_streamed)
 
     def load_cached_content(self, path: bytes) -> PinnedContent | None:
-        """Return what is at a path if it is cached, without blocking; else None."""
+        """Return the content at a path if it is cached, without blocking; else None."""
         node = self._filesystem.resolver.resolve_cached(path[1:])
         if not isinstance(node, KeyNode):
             return None
