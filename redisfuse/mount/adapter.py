@@ -37,9 +37,10 @@ from redisfuse.paths.stale_names import is_stale, strip_stale_marker
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.dentry_tracker import DentryTracker
+from redisfuse.vfs.directory_handle import DirectoryHandle
 from redisfuse.vfs.filesystem import Filesystem, Stat
 from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
-from redisfuse.vfs.handles import DirectoryHandle, Handle, MemoryHandle, ReadHandle, ReadWriteHandle
+from redisfuse.vfs.handles import Handle, MemoryHandle, ReadHandle, ReadWriteHandle
 from redisfuse.vfs.inode_content import InodeContentCache, PinnedContent
 from redisfuse.vfs.inode_source import TreeContentSource
 from redisfuse.vfs.memory_fs import MemoryFS

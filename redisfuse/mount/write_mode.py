@@ -25,7 +25,7 @@ from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.junk_rules import JunkRules
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.namespace import NamespaceOperations
-from redisfuse.vfs.open_files import OpenFiles
+from redisfuse.vfs.open_file_table import OpenFileTable
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PausableClock, PendingRemovals
 
@@ -73,7 +73,7 @@ class WriteSupport:
         self._wakeup = threading.Event()
         self._closing = threading.Event()
         self._clock = PausableClock()
-        self.open_files = OpenFiles(
+        self.open_files = OpenFileTable(
             self.key_writer,
             content_loader,
             coherence,

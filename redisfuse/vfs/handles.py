@@ -1,21 +1,20 @@
-"""What `open` and `opendir` give: one class a kind, each safe from any thread."""
+"""Handles of open files: one class for each kind. Every method may be called from any thread.
+
+Lock order: `ReadWriteHandle` takes the lock of its `OpenFile` (see `vfs/open_file.py`); the others have no lock
+of their own.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
-from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
+from redisfuse.errors import BadHandleError, ConflictError
 from redisfuse.vfs.content_types import FileContent
 from redisfuse.vfs.growing_content import inline_bytes, read_cached
 from redisfuse.vfs.memory_file import MemoryFile
-from redisfuse.vfs.open_files import OpenFile, OpenFiles
-
-_EntryT = TypeVar("_EntryT")
+from redisfuse.vfs.open_file import OpenFile
+from redisfuse.vfs.open_file_table import OpenFileTable
 
 
 class Handle(Protocol):
@@ -23,36 +22,42 @@ class Handle(Protocol):
 
     @property
     def size(self) -> int:
-        """Its length in bytes, for those who can't ask by path."""
+        """Length in bytes, for a stat without a path."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
-        """Up to `size` bytes; short only at the end."""
+        """Return up to `size` bytes; fewer only at the end of the file."""
         ...
 
     def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
-        """Put bytes at `offset`, or (`append`) at the end; raises BadHandleError if it was not opened for writing."""
+        """Write bytes at `offset`, or (`append`) at the end.
+
+        Raises BadHandleError if it was not opened for writing.
+        """
         ...
 
     def truncate(self, size: int) -> None:
-        """Make it `size` bytes long."""
+        """Make it `size` bytes long. Raises as `write` does."""
         ...
 
     def flush(self, is_final: bool) -> None:
-        """A descriptor was closed; `final`: by the program that opened it, or no other has it."""
+        """Handle the close of a descriptor.
+
+        `is_final`: the program that opened the file closed it, or no other process has it open.
+        """
         ...
 
     def fsync(self) -> None:
-        """Make it durable."""
+        """Commit all edits."""
         ...
 
     def release(self) -> None:
-        """The last descriptor was closed."""
+        """Handle the close of the last descriptor."""
         ...
 
 
 class ReadHandle:
-    """A file opened for reading: what it held at that moment."""
+    """A handle for reading: the content as of its open."""
 
     def __init__(self, content: FileContent) -> None:
         self._content = content
@@ -63,11 +68,11 @@ class ReadHandle:
 
     @property
     def is_in_memory(self) -> bool:
-        """Whether nothing has to be waited for to read it or to let go of it."""
+        """Whether reading and releasing it never block."""
         return inline_bytes(self._content) is not None
 
     def try_read(self, offset: int, size: int) -> bytes | None:
-        """As `read`, without waiting; None if that takes more than memory."""
+        """Return what `read` returns, without blocking; None if the bytes are not in memory."""
         return read_cached(self._content, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -80,21 +85,24 @@ class ReadHandle:
         raise BadHandleError("the file was not opened for writing")
 
     def flush(self, is_final: bool) -> None:
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
     def fsync(self) -> None:
-        """Nothing was written."""
+        """Do nothing: nothing was written."""
 
     def release(self) -> None:
         self._content.close()
 
 
 class ReadWriteHandle:
-    """A string or field in write mode: the edit in progress that all its handles share, else what `open` saw."""
+    """A handle of a string or field in write mode.
+
+    It reads the uncommitted edits, which all handles of the target share; without edits, the content as of its open.
+    """
 
     def __init__(
         self,
-        open_files: OpenFiles,
+        open_files: OpenFileTable,
         file: OpenFile,
         content: FileContent | None,
         flags: int,
@@ -102,24 +110,27 @@ class ReadWriteHandle:
         is_writer: bool,
         opener_tid: int,
     ) -> None:
-        """`flags`: of open(2). `is_writer`: counted as a writer; who makes a file is one, whatever the flags are."""
+        """Attach a handle to an open file.
+
+        `flags` are those of open(2). `is_writer`: it is counted as a writer; the handle of a create always is.
+        """
         self.file = file
         self.opener_tid = opener_tid  # the thread that opened it
         self.is_writer = is_writer
-        self.is_reader = flags & os.O_ACCMODE != os.O_WRONLY  # for Opening
+        self.is_reader = flags & os.O_ACCMODE != os.O_WRONLY  # of AttachedHandle
         self._open_files = open_files
         self._content = content
         self._content_version = file.content_version
         self._has_written = False
-        self._conflict: ConflictError | None = None  # for which what was written through this was not saved
+        self._conflict: ConflictError | None = None  # why writes through this handle were not saved
         file.attached_handles.add(self)
 
     def mark_conflicted(self, error: ConflictError) -> None:
-        """What was written through this, or would be over what it was opened on, is not saved."""
+        """Note that writes through this handle, or over the content as of its open, are not saved."""
         self._conflict = error
 
     def private_view(self) -> FileContent | None:
-        """What it alone reads; None if it reads what is there now."""
+        """Return the content that only this handle reads; None if it reads the current one."""
         return (
             None if self.file.size is not None or self._content_version != self.file.content_version else self._content
         )
@@ -127,29 +138,29 @@ class ReadWriteHandle:
     @property
     def size(self) -> int:
         with self.file.lock:
-            edited = self.file.size
-            return self._current_content().size if edited is None else edited
+            edited_size = self.file.size
+            return self._current_content().size if edited_size is None else edited_size
 
     def read(self, offset: int, size: int) -> bytes:
         with self.file.lock:
             edited = self.file.read(offset, size)
             if edited is not None:
                 return edited
-            snapshot = self._current_content()
-        return snapshot.read(offset, size)
+            content = self._current_content()
+        return content.read(offset, size)
 
     def _current_content(self) -> FileContent:
-        """What `open` saw, or what this mount itself has put in its place since."""
+        """Return the content as of its open, or the one with which this mount has replaced it since."""
         if self._content is None or self._content_version != self.file.content_version:
             return self._reload()
         return self._content
 
     def _reload(self) -> FileContent:
-        """This mount itself replaced the content since: that is what every descriptor must see."""
+        """Open the content with which this mount has replaced the one as of its open: every handle must see it."""
         if self.file.target is None:
-            raise BadHandleError("the file was unlinked and its bytes are gone")
+            raise BadHandleError("the file was unlinked, and its bytes are no longer available")
         old = self._content
-        self._content, _basis = self._open_files.content_loader.open_with_precondition(self.file.target)
+        self._content, _precondition = self._open_files.content_loader.open_with_precondition(self.file.target)
         self._content_version = self.file.content_version
         if old is not None:
             old.close()
@@ -160,7 +171,7 @@ class ReadWriteHandle:
         self.file.write(None if append else offset, data)
 
     def try_write(self, offset: int, data: bytes, *, append: bool) -> bool:
-        """As `write`, without waiting; False, and nothing was done, if the edit must be begun, or is being saved."""
+        """Write without blocking; return False, without effect, if the base must be loaded or a commit is running."""
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
@@ -182,24 +193,25 @@ class ReadWriteHandle:
         self._has_written = True
 
     def _check_no_conflict(self) -> None:
-        """What was refused once is said again, until it is opened anew: no later success may seem to have saved it."""
+        """Raise the conflict again until the file is reopened, so that a later success does not look like a save."""
         if self._conflict is not None:
             raise self._conflict.with_traceback(None)
 
     def flush(self, is_final: bool) -> None:
         if self.is_writer and is_final:
-            self._run_commit(self.file.flush)
+            self._check_own_writes()
+            self.file.flush()
 
     def fsync(self) -> None:
-        self._run_commit(self.file.fsync)
+        self._check_own_writes()
+        self.file.fsync()
 
-    def _run_commit(self, commit: Callable[[], None]) -> None:
+    def _check_own_writes(self) -> None:
         if self._has_written:
             self._check_no_conflict()
-        commit()
 
     def try_release(self) -> bool:
-        """As `release`, without waiting; False, and nothing was done, if something is left to be saved."""
+        """Release without blocking; return False, without effect, if edits must be committed."""
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
@@ -218,7 +230,7 @@ class ReadWriteHandle:
 
 
 class MemoryHandle:
-    """A junk file: written straight into the scratch area."""
+    """A handle of a junk file, which is written directly to the memory filesystem."""
 
     def __init__(self, file: MemoryFile) -> None:
         self.file = file
@@ -240,76 +252,10 @@ class MemoryHandle:
         self.file.truncate(size)
 
     def flush(self, is_final: bool) -> None:
-        """It lives in memory."""
+        """Do nothing: it is in memory."""
 
     def fsync(self) -> None:
-        """It lives in memory."""
+        """Do nothing: it is in memory."""
 
     def release(self) -> None:
         self.file.close()
-
-
-class DirectoryHandle(Generic[_EntryT]):
-    """A listing in progress. Keeps only the last names given, so that a directory of any length costs little.
-
-    Beginning again (rewinddir), or going back further than is kept, lists anew. An error ends the listing for good, so
-    that part of a directory is never taken for the whole.
-    """
-
-    MAX_BUFFERED_ENTRIES = 4096  # names: more than the kernel asks for at once
-    ENTRIES_PER_BATCH = 64  # that are taken from the listing at once
-
-    def __init__(self, list_entries: Callable[[], Iterator[_EntryT]]) -> None:
-        self._list_entries = list_entries
-        self._lock = threading.Lock()
-        self._rewind()
-
-    def _rewind(self) -> None:
-        self._entries = self._list_entries()
-        self._buffered: deque[_EntryT] = deque()
-        self._first_offset = 0  # number of the first name that is kept
-        self._exhausted = False
-        self._error: RedisFuseError | None = None
-
-    def batches(self, offset: int) -> Iterator[list[_EntryT]]:
-        """The names after the first `offset`, some at a time. Raises what the listing raises."""
-        if offset == 0:
-            with self._lock:
-                if self._first_offset or self._buffered or self._error:
-                    self._rewind()
-        number = offset
-        while portion := self._read_batch(number):
-            yield portion
-            number += len(portion)
-
-    def _read_batch(self, offset: int) -> list[_EntryT]:
-        """Some names from one on, none at the end."""
-        with self._lock:
-            if offset < self._first_offset:
-                self._rewind()
-            while offset >= self._first_offset + len(self._buffered):
-                if not self._fetch_batch():
-                    return []
-            kept, start = self._buffered, offset - self._first_offset
-            return [kept[index] for index in range(start, min(start + self.ENTRIES_PER_BATCH, len(kept)))]
-
-    def _fetch_batch(self) -> bool:
-        """Keep some more of the listing; False at its end."""
-        if self._error is not None:
-            raise self._error
-        if self._exhausted:
-            return False
-        before = len(self._buffered)
-        try:
-            self._buffered.extend(islice(self._entries, self.ENTRIES_PER_BATCH))
-        except RedisFuseError as error:
-            self._error = error  # what came before it is given first
-        if len(self._buffered) == before:
-            if self._error is not None:
-                raise self._error
-            self._exhausted = True
-            return False
-        while len(self._buffered) > self.MAX_BUFFERED_ENTRIES:
-            self._buffered.popleft()
-            self._first_offset += 1
-        return True

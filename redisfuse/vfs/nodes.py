@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from redisfuse.errors import AccessError, NotFoundError
 from redisfuse.paths.grammar import KeyRef
 
 if TYPE_CHECKING:
-    from redisfuse.vfs.open_files import OpenFile
+    from redisfuse.vfs.open_file import OpenFile
 
 FIELD_TYPE = b"field"  # the `type` of a hash field, for which Redis has no type name
 EDITABLE_TYPES = frozenset((b"string", FIELD_TYPE))
@@ -94,3 +95,22 @@ class NamedNode(NamedTuple):
 
     name: bytes
     node: TreeNode
+
+
+def is_editable_node(node: KeyNode | OpenFileNode) -> bool:
+    """Return whether the bytes of a file can be edited."""
+    return isinstance(node, OpenFileNode) or node.is_editable
+
+
+def require_target(node: TreeNode) -> KeyRef:
+    """Return the key or field of a file.
+
+    Raises NotFoundError for an unlinked file, AccessError for a node that is neither a key nor a field.
+    """
+    if isinstance(node, KeyNode) and node.view is None:
+        return node.target
+    if isinstance(node, OpenFileNode) and node.file.target is not None:
+        return node.file.target
+    if isinstance(node, OpenFileNode):
+        raise NotFoundError("the file was unlinked")
+    raise AccessError("the path is neither a key nor a field")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.nodes import MemoryNode, NamedNode, OpenFileNode
-from redisfuse.vfs.open_files import OpenFiles
+from redisfuse.vfs.open_file_table import OpenFileTable
 from redisfuse.vfs.staged_replace import PendingRemovals
 
 
 class Overlay:
     """The three tables of write mode as one. Thread-safe, as each of them is; it has no lock of its own."""
 
-    def __init__(self, memory_fs: MemoryFS, open_files: OpenFiles, pending_removals: PendingRemovals) -> None:
+    def __init__(self, memory_fs: MemoryFS, open_files: OpenFileTable, pending_removals: PendingRemovals) -> None:
         self.memory_fs = memory_fs
         self.open_files = open_files
         self.pending_removals = pending_removals

@@ -1,0 +1,274 @@
+"""Renames in a write mount: between Redis and the memory filesystem in each direction, and within each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from redisfuse.errors import (
+    AccessError,
+    BusyError,
+    ConflictError,
+    CrossDeviceError,
+    ExistsError,
+    IsDirectoryError,
+    NotDirectoryError,
+    NotEmptyError,
+    NotFoundError,
+    RedisFuseError,
+)
+from redisfuse.journal.models import Blob
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.vfs.delayed_changes import DelayedChanges
+from redisfuse.vfs.directory_retention import DirectoryRetention
+from redisfuse.vfs.displaced_files import DisplacedFiles
+from redisfuse.vfs.empty_dirs import EmptyDirectories
+from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.name_placement import NamePlacement, reject_junk_name
+from redisfuse.vfs.nodes import (
+    DirectoryNode,
+    KeyNode,
+    MemoryNode,
+    OpenFileNode,
+    TreeNode,
+    is_editable_node,
+    require_target,
+)
+from redisfuse.vfs.open_file import OpenFile
+from redisfuse.vfs.overlay import Overlay
+from redisfuse.vfs.write_back import iter_content_chunks
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.coherence import Coherence
+
+
+class RenameOperations:
+    """Renames files and directories. Every method may be called from any thread.
+
+    Lock order: a rename claims its targets in the table of pending removals; under the claim it takes the locks of open
+    files, one at a time.
+    """
+
+    def __init__(
+        self,
+        filesystem: Filesystem,
+        overlay: Overlay,
+        key_writer: KeyWriter,
+        empty_directories: EmptyDirectories,
+        *,
+        placement: NamePlacement,
+        retention: DirectoryRetention,
+        displaced_files: DisplacedFiles,
+        delayed_changes: DelayedChanges,
+        coherence: Coherence,
+        removal_delay_seconds: float,
+    ) -> None:
+        self._filesystem = filesystem
+        self._overlay = overlay
+        self._key_writer = key_writer
+        self._empty_directories = empty_directories
+        self._placement = placement
+        self._retention = retention
+        self._displaced_files = displaced_files
+        self._delayed_changes = delayed_changes
+        self._coherence = coherence
+        self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
+
+    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+        """Rename a file or a directory. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises."""
+        try:
+            targets = self._placement.candidate_targets(self._filesystem.grammar.parse_new(new))
+        except RedisFuseError:
+            targets = []  # not a name for a key or field, but perhaps one for junk
+        with self._overlay.pending_removals.claim(targets):
+            try:
+                self._rename_claimed(old, new, targets, replace=replace)
+            except BaseException:
+                self._restore_displaced(targets)
+                raise
+            for target in targets:
+                self._displaced_files.discard(target)
+
+    def _restore_displaced(self, targets: Sequence[KeyRef]) -> None:
+        """Restore the open files that were displaced for a rename that failed."""
+        for target in targets:
+            removal = self._overlay.pending_removals.get(target)
+            if removal is not None and removal.copy_path is not None:
+                self._displaced_files.discard(target)
+            elif self._displaced_files.restore(target):
+                self._overlay.pending_removals.cancel(target)
+                self._coherence.keys_reappeared([target.key])
+
+    def _rename_claimed(self, old: bytes, new: bytes, targets: Sequence[KeyRef], *, replace: bool) -> None:
+        source = self._filesystem.resolver.resolve(old)
+        try:
+            existing: TreeNode | None = self._filesystem.resolver.resolve(new)
+        except NotFoundError:
+            existing = None
+        if existing is not None and not replace:
+            raise ExistsError("file exists")
+        if isinstance(source, DirectoryNode):
+            reject_junk_name(self._placement.decide_junk(new, is_directory=True))
+            self._rename_directory(source, old, new, existing)
+            return
+        if isinstance(existing, DirectoryNode):
+            raise IsDirectoryError("a directory has that name")
+        if isinstance(source, MemoryNode):
+            self._rename_from_memory(source, old, new)
+            return
+        if not isinstance(source, KeyNode | OpenFileNode):
+            raise CrossDeviceError("this can't be renamed")
+        decision = self._placement.decide_junk(new)
+        is_editable = is_editable_node(source)
+        if is_editable and self._displaced_files.include_uneditable(targets):
+            raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
+        if decision.is_junk and is_editable:
+            self._rename_to_memory(source, old, new)
+        else:
+            reject_junk_name(decision)
+            self._rename_file(source, old, new, existing)
+
+    # -- junk --------------------------------------------------------------------------------------------------------
+
+    def _rename_from_memory(self, source: MemoryNode, old: bytes, new: bytes) -> None:
+        memory_fs = self._overlay.memory_fs
+        if self._placement.decide_junk(new, is_directory=source.is_directory).is_junk:
+            memory_fs.rename(old, new)
+            return
+        if source.is_directory:
+            raise CrossDeviceError("junk is not in Redis: a directory of it can only be copied there")
+        target, precondition = self._placement.resolve_destination(new)
+        with memory_fs.open_copy(old) as file:
+            content = Blob.from_file(file)
+            removal = self._overlay.pending_removals.get(target)
+            was_moved_back = (
+                removal is not None and removal.copy_path == old and removal.precondition.requires_exactly(content)
+            )
+            if not was_moved_back:
+                mtime_ns = memory_fs.stat(old).mtime_ns
+                self._key_writer.save(target, content, precondition=precondition, path=new, op="write")
+                self._coherence.file_saved(target, mtime_ns)
+        self._overlay.pending_removals.cancel(target)
+        memory_fs.unlink_and_seal(old)
+
+    def _rename_to_memory(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes) -> None:
+        """Rename a file to a junk name: an editor's first half of a save, so that the removal is delayed."""
+        target = require_target(source)
+        files, memory_fs = self._overlay.open_files, self._overlay.memory_fs
+        file = files.get(target)
+        if file is not None:
+            with file.lock:
+                if file.is_new:
+                    memory_fs.write_file(new, file.to_blob().iter_chunks())
+                    if file.pending_removal is not None:
+                        self._overlay.pending_removals.schedule(
+                            target, old, file.pending_removal.precondition, self._removal_delay_seconds, new
+                        )
+                    files.detach(file, file.copy_for_handles())
+                    return
+                _commit_before_rename(file)
+        self._key_writer.check_allowed(target.key)
+        content, precondition = files.content_loader.open_with_precondition(target)
+        memory_fs.write_file(new, iter_content_chunks(content))
+        memory_fs.set_mtime(new, self._filesystem.get_mtime_ns(target))
+        if file is not None:
+            with file.lock:
+                files.detach(file, file.copy_for_handles())
+        self._overlay.pending_removals.schedule(target, old, precondition, self._removal_delay_seconds, new)
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _rename_file(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes, existing: TreeNode | None) -> None:
+        if isinstance(source, KeyNode) and source.view is not None:
+            raise AccessError("a view of a key can't be renamed")
+        target = require_target(source)
+        destination, precondition = self._placement.resolve_destination(new, require_key=not is_editable_node(source))
+        if destination == target:
+            return
+        if isinstance(existing, MemoryNode):
+            self._overlay.memory_fs.unlink(new)
+        files = self._overlay.open_files
+        if isinstance(source, KeyNode):
+            mtime_ns = self._filesystem.get_mtime_ns(target)  # not stat, which would measure a collection
+        else:
+            mtime_ns = self._filesystem.stat(source).mtime_ns
+        replaced = files.get(destination)
+        if replaced is not None:
+            with replaced.lock:
+                files.detach(replaced, replaced.copy_for_handles())
+        file = files.get(target)
+        if file is None:
+            self._key_writer.rename([(target, destination)], path=old, new_path=new)
+        else:
+            with file.lock:
+                if file.is_new:
+                    file.commit_as(destination, new, precondition)
+                else:
+                    _commit_before_rename(file)
+                    self._key_writer.rename([(target, destination)], path=old, new_path=new)
+                files.retarget(file, target, destination, new)
+            files.remove_if_idle(file)
+        self._coherence.file_saved(destination, mtime_ns)
+        self._overlay.pending_removals.cancel(destination)
+        self._retention.keep_parent_of(target)
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def _rename_directory(self, source: DirectoryNode, old: bytes, new: bytes, existing: TreeNode | None) -> None:
+        grammar, index = self._filesystem.grammar, self._filesystem.keyspace.index
+        candidates = grammar.parse_new(new)
+        if candidates.as_directory is None:
+            raise grammar.invalid_name_error(new)
+        destination = (*candidates.directory, candidates.as_directory)
+        self._filesystem.resolver.check_within_prefix(destination)
+        if existing is not None:
+            if not isinstance(existing, DirectoryNode):
+                raise NotDirectoryError("a file has that name")
+            if (
+                index.is_directory(destination)
+                or self._empty_directories.children(destination)
+                or self._overlay.readdir(new)
+            ):
+                raise NotEmptyError("the directory of that name is not empty")
+        self._filesystem.resolver.wait_for_index()
+        old_prefix, new_prefix = grammar.key_prefix(source.directory), grammar.key_prefix(destination)
+        self._delayed_changes.commit_expired(None, old_prefix)
+        for file in self._overlay.open_files.iter_files():
+            if file.target is not None and file.target.key.startswith(old_prefix):
+                _commit_before_rename(file)
+        keys = list(index.iter_keys_below(source.directory)) if index.is_directory(source.directory) else []
+        keys += [key for key in index.iter_long_keys() if key.startswith(old_prefix)]
+        moves = [(KeyRef(key), KeyRef(new_prefix + key[len(old_prefix) :])) for key in keys]
+        change_ids = self._key_writer.rename(moves, path=old, new_path=new) if moves else []
+        self._retarget_below(dict(moves), old_prefix, new_prefix, old, new)
+        empty_moves = self._empty_directories.plan_rename(source.directory, destination, include_self=not moves)
+        if empty_moves:
+            group_id = change_ids[0] if change_ids else None
+            self._key_writer.rename_directories(empty_moves, path=old, new_path=new, group_id=group_id)
+            self._empty_directories.load()
+        self._retention.keep(source.directory[:-1])
+        self._overlay.open_files.rename_hidden_below(old, new)
+        self._overlay.memory_fs.rename_below(old, new)
+
+    def _retarget_below(
+        self, moves: dict[KeyRef, KeyRef], old_prefix: bytes, new_prefix: bytes, old_path: bytes, new_path: bytes
+    ) -> None:
+        """Let the open files below a renamed directory follow it."""
+        for file in self._overlay.open_files.iter_files():
+            with file.lock:
+                target = file.target
+                if target is not None and KeyRef(target.key) in moves:
+                    new_target = KeyRef(new_prefix + target.key[len(old_prefix) :], target.field)
+                    self._overlay.open_files.retarget(file, target, new_target, new_path + file.path[len(old_path) :])
+
+
+def _commit_before_rename(file: OpenFile) -> None:
+    """Commit the edits of a file that is about to be renamed.
+
+    Raises BusyError for a conflict: after ESTALE the kernel would retry the rename.
+    """
+    try:
+        file.commit()
+    except ConflictError as error:
+        raise BusyError(str(error)) from error

@@ -1,0 +1,410 @@
+"""A string or field that has open handles in write mode: its uncommitted edits, and their commits.
+
+All handles of a target share one `OpenFile`, so that every descriptor sees the writes of all others.
+
+Edits are committed at flush if anything was written since the last commit, at fsync, and at the last close of a writer
+(docs/editing.md). A *held* file (created like a temporary file) is not committed before it is renamed or its deadline
+is past.
+
+Lock order: `OpenFile.lock` is held through a commit. It comes before the lock of the `OpenFileTable` and before every
+lock of the rooms below (transactions, journal, client).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import threading
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+from redisfuse.errors import ConflictError, OutcomeUnknownError, RedisFuseError, UnavailableError
+from redisfuse.journal.models import Blob
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.key_writer import check_value_size
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.vfs.attached_handles import AttachedHandle, AttachedHandles
+from redisfuse.vfs.content_types import FileContent, InlineContent
+from redisfuse.vfs.staged_replace import PendingRemoval
+from redisfuse.vfs.write_back import (
+    MAX_WHOLE_WRITE_BYTES,
+    blob_from_buffer,
+    sha256_of_content,
+    states_to_preserve,
+    write_back,
+)
+from redisfuse.vfs.write_buffer import WriteBuffer
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.open_file_table import OpenFileTable
+
+log = logging.getLogger(__name__)
+
+
+class AttachmentState(NamedTuple):
+    """The relation of an open file to its target, which `OpenFile.detach` ends."""
+
+    target: KeyRef | None
+    precondition: Precondition
+    is_new: bool
+    is_dirty: bool
+    hold_deadline: float | None
+    pending_removal: PendingRemoval | None
+
+
+class OpenFile:
+    """The bytes of one target while it is open: the server's, or uncommitted edits over them."""
+
+    def __init__(self, table: OpenFileTable, target: KeyRef, path: bytes) -> None:
+        self._table = table
+        self.attached_handles = AttachedHandles()
+        self.lock = threading.RLock()
+
+        # Guarded by the table's lock:
+        self.handle_count = 0
+        self.writer_count = 0
+
+        # Guarded by `lock`; single reads don't need it:
+        self.target: KeyRef | None = target  # None: unlinked, only its handles have its bytes
+        self.path = path  # as the program wrote it, for the journal
+        self.buffer: WriteBuffer | None = None  # None: no edits; Redis has the content
+        self.content_version = 0  # incremented when the content in Redis was replaced through this file
+        self.mtime_ns: int | None = None  # of the last write through this file; None: nothing was modified yet
+        self.is_new = False  # no key or field has its content yet, so that even an empty file is committed
+        self.pending_removal: PendingRemoval | None = None  # of the value that a new file replaces at its first commit
+        # The time of the clock before which it is not committed, unless renamed; math.inf while it is open.
+        self.hold_deadline: float | None = None
+        self._precondition = Precondition.unconditional()
+        self._written_since_commit = False
+        self._commit_error: RedisFuseError | None = None  # of the last commit
+        self._in_doubt_change: int | None = None  # the change of an earlier commit whose outcome is unknown
+        self._modified_since_in_doubt = False  # since that commit
+
+    # -- starting to edit --------------------------------------------------------------------------------------------
+
+    def begin_edit(self) -> None:
+        """Prepare for writes over the value in Redis. Raises what reading raises."""
+        with self.lock:
+            if self.buffer is None and self.target is not None:
+                self._load_base()
+
+    def begin_create(self, precondition: Precondition, *, hold: bool, pending_removal: PendingRemoval | None) -> None:
+        """Prepare for writing a new file.
+
+        `precondition` describes what Redis has at the target: no value, or one whose removal is pending.
+        """
+        with self.lock:
+            if self.is_new:
+                return  # created by a concurrent open(2) with O_CREAT
+            self.buffer = WriteBuffer()
+            self._precondition = precondition
+            self.is_new = True
+            self.mtime_ns = time.time_ns()
+            self.pending_removal = pending_removal
+            self.hold_deadline = math.inf if hold else None
+
+    def _load_base(self) -> None:
+        content, self._precondition = self._open_target()
+        assert self.target is not None
+        if self.target.field is not None and self._precondition.kind == "length":
+            # Read all of it now. If another client changed the field, its other bytes could not be read any more; and
+            # the server announces changes of the key only, which may concern another field.
+            self._precondition = Precondition.content_equals(content.size, sha256_of_content(content))
+        self._set_base(content)
+        self.mtime_ns = None
+
+    def _open_target(self) -> tuple[FileContent, Precondition]:
+        assert self.target is not None
+        return self._table.content_loader.open_with_precondition(self.target)
+
+    def _set_base(self, content: FileContent) -> None:
+        self._drop_buffer()
+        self.buffer = WriteBuffer(content)
+
+    def _drop_buffer(self) -> None:
+        if self.buffer is not None:
+            self.buffer.close()
+            self.buffer = None
+
+    # -- system calls ------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int | None:
+        """Length of the edited content in bytes; None if there are no edits."""
+        buffer = self.buffer
+        return None if buffer is None else buffer.size
+
+    def read(self, offset: int, size: int) -> bytes | None:
+        """Return bytes of the edited content; None if there are no edits."""
+        with self.lock:
+            return None if self.buffer is None else self.buffer.read(offset, size)
+
+    def write(self, offset: int | None, data: bytes) -> None:
+        """Write `data` at `offset` (None: at the end). Raises TooLargeError and what reading raises."""
+        with self.lock:
+            self.begin_edit()
+            assert self.buffer is not None
+            end = (self.buffer.size if offset is None else offset) + len(data)
+            check_value_size(end)
+            self.buffer.write(end - len(data), data)
+            self._written_since_commit = True
+            self._mark_modified()
+
+    def truncate(self, size: int) -> None:
+        """Make it `size` bytes long; no flush commits this without a write. Raises as `write` does."""
+        with self.lock:
+            self.begin_edit()
+            assert self.buffer is not None
+            check_value_size(size)
+            self.buffer.truncate(size)
+            self._mark_modified()
+
+    def _mark_modified(self) -> None:
+        self._commit_error = None
+        self._modified_since_in_doubt = True
+        self.mtime_ns = time.time_ns()
+
+    def flush(self) -> None:
+        """Commit if anything was written since the last commit, or if that failed. Raises what `commit` raises."""
+        with self.lock:
+            if (self._written_since_commit or self._commit_error is not None) and self.hold_deadline is None:
+                self.commit()
+
+    def fsync(self) -> None:
+        """Commit all edits, unless the file is held back. Raises what `commit` raises."""
+        with self.lock:
+            if self.hold_deadline is None:
+                self.commit()
+
+    def readers_share_content(self, newest_handle: AttachedHandle) -> bool:
+        """Return whether the newest handle and all others read the same bytes."""
+        with self.lock:
+            return self.attached_handles.readers_share_content(newest_handle)
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether it has edits that Redis does not have."""
+        return self.target is not None and self.buffer is not None and (self.is_new or self.buffer.is_modified)
+
+    def to_blob(self) -> Blob:
+        """Return all its bytes, valid while the caller holds `lock`."""
+        assert self.buffer is not None
+        return blob_from_buffer(self.buffer, 0, self.buffer.size)
+
+    # -- committing --------------------------------------------------------------------------------------------------
+
+    def commit(self) -> None:
+        """Commit the edits as one change in the journal and in Redis.
+
+        Raises RedisFuseError. The edits are kept then, except after a conflict, where the journal has them as a refused
+        change.
+        """
+        with self.lock:
+            if not self.is_dirty:
+                return
+            assert self.buffer is not None
+            assert self.target is not None
+            self.hold_deadline = None
+            self._written_since_commit = False
+            try:
+                if not self._resolve_in_doubt(self.buffer):
+                    write_back(
+                        self._table.key_writer,
+                        self.target,
+                        self.buffer,
+                        self._precondition,
+                        self.path,
+                        is_new=self.is_new,
+                    )
+            except RedisFuseError as error:
+                self._commit_error = error
+                if isinstance(error, OutcomeUnknownError):
+                    self._in_doubt_change, self._modified_since_in_doubt = error.change_id, False
+                if isinstance(error, ConflictError):
+                    self._discard_edits()
+                    self.attached_handles.mark_conflicted(error)
+                raise
+            self._commit_error = None
+            if self.mtime_ns is not None:
+                self._table.coherence.file_saved(self.target, self.mtime_ns)
+            self._clear_new()
+            self.content_version += 1
+            self._rebase_on_committed(self.buffer)
+
+    def _resolve_in_doubt(self, buffer: WriteBuffer) -> bool:
+        """Return whether an earlier commit with an unknown outcome has applied all edits.
+
+        If it has applied some of them, the others are rebased on the result. Raises UnavailableError if the outcome is
+        still unknown.
+        """
+        if self._in_doubt_change is None:
+            return False
+        applied = self._table.key_writer.get_applied_state(self._in_doubt_change)
+        self._in_doubt_change = None
+        if applied is None:
+            return False
+        if not self._modified_since_in_doubt:
+            return True
+        if applied.kind == "value" and applied.content is not None and applied.content.size <= MAX_WHOLE_WRITE_BYTES:
+            data = applied.content.read()
+            base: FileContent = InlineContent(data)
+            self._precondition = Precondition.from_bytes(data)
+        else:
+            base, self._precondition = self._open_target()
+        self._rebase(buffer, base)
+        self._clear_new()
+        return False
+
+    def _rebase(self, buffer: WriteBuffer, base: FileContent) -> None:
+        self.buffer = buffer.rebase(base)
+        buffer.close()
+
+    def _rebase_on_committed(self, buffer: WriteBuffer) -> None:
+        """Continue editing over the content that was just committed."""
+        if not self.writer_count:
+            self._drop_buffer()
+        elif buffer.size <= MAX_WHOLE_WRITE_BYTES:
+            data = buffer.read(0, buffer.size)
+            self._precondition = Precondition.from_bytes(data)
+            self._set_base(InlineContent(data))
+        else:
+            mtime_ns = self.mtime_ns
+            try:
+                self._load_base()
+            except RedisFuseError:
+                self._drop_buffer()  # everything is saved; the next write loads the base again
+            self.mtime_ns = mtime_ns
+
+    def commit_as(self, target: KeyRef, path: bytes, precondition: Precondition) -> None:
+        """Commit a new file at another target, because it was renamed before its first commit.
+
+        Raises what `commit` raises; the file is unchanged then.
+        """
+        with self.lock:
+            before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline)
+            self.target, self.path, self._precondition = target, path, precondition
+            self.pending_removal = self._in_doubt_change = None
+            try:
+                self.commit()
+            except RedisFuseError:
+                self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline = before
+                raise
+
+    def _clear_new(self) -> None:
+        self.is_new = False
+        self.pending_removal = None
+
+    def _discard_edits(self) -> None:
+        self._clear_new()
+        self._in_doubt_change = None
+        self.content_version += 1
+        self._drop_buffer()
+        if self.target is not None:
+            self._table.coherence.keys_reappeared([self.target.key])
+
+    # -- closing -----------------------------------------------------------------------------------------------------
+
+    def on_writer_close(self) -> None:
+        """Commit what no flush committed if no writer is left; log errors."""
+        with self.lock:
+            if self.writer_count or self.target is None or self.hold_deadline is not None:
+                return  # `OpenFileTable.commit_expired_holds` commits a held file
+            if self.is_dirty and self._commit_error is None:
+                try:
+                    self.commit()
+                except RedisFuseError as error:
+                    log.error("%s: not saved at its last close: %s", os.fsdecode(self.path), error)
+            self._preserve_unsaved_edits()
+            self._drop_buffer()
+
+    def commit_at_unmount(self, *, busy_at_unmount: bool) -> None:
+        """Commit uncommitted edits at the end of the mount, or preserve them in the journal. Raises no RedisFuseError.
+
+        With `busy_at_unmount` programs still have files open: the edits of a file with writers may be incomplete, so
+        they are not committed but preserved. The log reports preserved edits.
+        """
+        with self.lock:
+            if not self.is_dirty:
+                return
+            if busy_at_unmount and self.writer_count:
+                self._commit_error = UnavailableError("the mount ended while it was open for writing")
+            else:
+                with contextlib.suppress(RedisFuseError):
+                    self.commit()
+            self._preserve_unsaved_edits()
+
+    def _preserve_unsaved_edits(self) -> None:
+        """Record edits whose commit failed in the journal, unless the failed commit did, and discard them."""
+        if self._commit_error is None or not self.is_dirty:
+            return
+        assert self.buffer is not None
+        assert self.target is not None
+        change = self._commit_error.change_id
+        path = os.fsdecode(self.path)
+        try:
+            if change is None and self.buffer.size:
+                states, error = states_to_preserve(self.buffer, self.target), str(self._commit_error)
+                if states:
+                    change = self._table.key_writer.record_refused(self.target, states, path=self.path, error=error)
+            if change is None:
+                log.error("%s: not saved: %s", path, self._commit_error)
+            else:
+                log.error("%s: %s; its bytes are kept as change %d", path, self._commit_error, change)
+        except RedisFuseError as error:
+            log.error("%s: its bytes could not be kept either: %s", path, error)
+        self._discard_edits()
+
+    # -- unlinking and renaming --------------------------------------------------------------------------------------
+
+    def copy_for_handles(self) -> WriteBuffer | None:
+        """Copy its bytes for its handles, before it is unlinked; None without handles. Raises what reading raises."""
+        with self.lock:
+            if not self.handle_count or self.target is None:
+                return None
+            if self.buffer is not None:
+                return self.buffer.copy()
+            content, _precondition = self._open_target()
+            with contextlib.closing(content):
+                return WriteBuffer(content).copy()
+
+    def detach(self, contents: WriteBuffer | None) -> None:
+        """End the relation to its target; the handles use `contents` (None: an empty buffer) from now on."""
+        with self.lock:
+            if self.target is None:
+                return
+            self._drop_buffer()
+            self.buffer = contents or WriteBuffer()
+            self.target = None
+            self.hold_deadline = None
+            self._clear_new()
+
+    @property
+    def attachment_state(self) -> AttachmentState:
+        """The values that `detach` clears."""
+        return AttachmentState(
+            self.target, self._precondition, self.is_new, self.is_dirty, self.hold_deadline, self.pending_removal
+        )
+
+    def reattach(self, state: AttachmentState) -> None:
+        """Undo `detach`; dirty edits are dirty again."""
+        with self.lock:
+            self.target, self._precondition, self.is_new = state.target, state.precondition, state.is_new
+            self.hold_deadline, self.pending_removal = state.hold_deadline, state.pending_removal
+            if not state.is_dirty:
+                self._drop_buffer()
+
+    def reload_after_rename(self) -> None:
+        """Read contents that are fetched in chunks from the new name of the target."""
+        with self.lock:
+            if self.attached_handles.have_ranged_view():
+                self.content_version += 1
+            if self.buffer is None or self.target is None or self._precondition.kind != "length":
+                return
+            try:
+                base, self._precondition = self._open_target()
+            except RedisFuseError as error:
+                log.warning("%s: its content can't be read after its rename: %s", os.fsdecode(self.path), error)
+                return
+            self._rebase(self.buffer, base)

@@ -1,0 +1,90 @@
+"""How the edits of a write buffer become journal content and writes to Redis."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from redisfuse.batching import CHUNK_BYTES
+from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
+from redisfuse.journal.models import Blob, State
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.transactions.precondition import Precondition
+from redisfuse.vfs.content_types import FileContent
+from redisfuse.vfs.write_buffer import WriteBuffer
+
+MAX_WHOLE_WRITE_BYTES = CHUNK_BYTES
+"""A value up to this size is always written whole."""
+
+
+def write_back(
+    key_writer: KeyWriter, target: KeyRef, buffer: WriteBuffer, precondition: Precondition, path: bytes, *, is_new: bool
+) -> None:
+    """Write the edits of a buffer to Redis as one journaled change.
+
+    A large string is patched if the range that holds all edits is at most half of it; any other value is written whole.
+    `path` is the one that the journal records. Raises what `KeyWriter.patch` and `KeyWriter.save` raise, and
+    ConflictError if the part of the value that was not overwritten can't be read any more.
+    """
+    patch = (
+        buffer.dirty_range() if buffer.size > MAX_WHOLE_WRITE_BYTES and target.field is None and not is_new else None
+    )
+    if patch is not None and patch[1] * 2 <= buffer.size:
+        offset, size = patch
+        key_writer.patch(target, offset, blob_from_buffer(buffer, offset, size), precondition=precondition, path=path)
+        return
+    op = "create" if precondition.kind == "absent" else "write"
+    try:
+        content = blob_from_buffer(buffer, 0, buffer.size)
+    except (NotFoundError, WrongTypeError) as error:
+        raise ConflictError(
+            f"the part of the value that was not overwritten can't be read any more: {error}"
+        ) from error
+    key_writer.save(target, content, precondition=precondition, path=path, op=op)
+
+
+def states_to_preserve(buffer: WriteBuffer, target: KeyRef) -> list[State]:
+    """Return the states that the journal keeps of edits that could not be saved.
+
+    That is the whole value, or the written ranges where the rest of a string is large or can't be read any more. Raises
+    what reading raises.
+    """
+    if target.field is not None or not buffer.has_base or buffer.size <= MAX_WHOLE_WRITE_BYTES:
+        try:
+            content = blob_from_buffer(buffer, 0, buffer.size)
+            return [State.from_value(content, b"string" if target.field is None else b"field")]
+        except RedisFuseError:
+            if target.field is not None:
+                raise
+    return [
+        State.from_slice(blob_from_buffer(buffer, offset, size), offset, buffer.size_after_patch(offset + size))
+        for offset, size in buffer.written_ranges()
+    ]
+
+
+def blob_from_buffer(buffer: WriteBuffer, offset: int, size: int) -> Blob:
+    """Return a range of a buffer as journal content.
+
+    Over CHUNK_BYTES it is read again at each use, so that it is valid only while the file's lock is held.
+    """
+    if size <= CHUNK_BYTES:
+        return Blob.from_bytes(buffer.read(offset, size))
+    sha = hashlib.sha256()
+    for chunk in buffer.iter_chunks(offset, size):
+        sha.update(chunk)
+    return Blob(size, sha.digest(), lambda: buffer.iter_chunks(offset, size))
+
+
+def sha256_of_content(content: FileContent) -> bytes:
+    """Return the SHA-256 of a whole content."""
+    sha = hashlib.sha256()
+    for chunk in iter_content_chunks(content):
+        sha.update(chunk)
+    return sha.digest()
+
+
+def iter_content_chunks(content: FileContent) -> Iterator[bytes]:
+    """Yield a whole content in chunks of at most CHUNK_BYTES."""
+    for offset in range(0, content.size, CHUNK_BYTES):
+        yield content.read(offset, CHUNK_BYTES)
