@@ -59,9 +59,7 @@ class DelayedChanges:
         except NotFoundError:
             log.debug("%s was to be removed, but another client removed it first", path)
         except ConflictError as error:
-            log.warning(
-                "%s was renamed or unlinked here but changed in Redis meanwhile, so it is not removed: %s", path, error
-            )
+            log.warning("%s was renamed or unlinked here, but stays in Redis: %s", path, error)
             return False
         except RedisFuseError as error:
             log.error("%s could not be removed and is still in Redis: %s", path, error)

@@ -34,7 +34,7 @@ def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
     folder = tmp_path_factory.mktemp("parking")
-    options = ("--binding", request.param, "--park-seconds", str(PARKED), "--allow", "[!x]*")
+    options = ("--binding", request.param, "--park-seconds", str(PARKED), "--allow", "[^x]*")
     with mount_server(folder, server.tcp_url(), *options, write=True) as mount:
         yield mount
         assert "Traceback" not in mount.read_log()
@@ -86,7 +86,7 @@ def test_moved_away_by_hand(client: redis.Redis, mount: MountedServer, file: Pat
     wait_until(lambda: [row["state"] for row in journal_rows(mount, before)] == ["applied"])
     [row] = journal_rows(mount, before)
     assert (row["op"], row["path"]) == ("remove", "d/f.txt")
-    assert "d/f.txt was renamed to d/f.txt~, which is kept out of Redis" in mount.read_log()
+    assert "d/f.txt was renamed to the junk name d/f.txt~: the key is removed" in mount.read_log()
     done = run_redisfuse(mount.path.parent, "rollback", str(row["id"]), "--yes", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
     assert client.get("d:f.txt") == b"old"
@@ -200,7 +200,7 @@ def test_changed_while_parked_then_left(client: redis.Redis, mount: MountedServe
     assert "f.txt" in os.listdir(file.parent)
     assert client.get("d:f.txt") == b"theirs!"
     assert journal_rows(mount, before) == []
-    assert "d/f.txt was renamed or unlinked here but changed in Redis meanwhile, so it stays" in mount.read_log()
+    assert "d/f.txt was renamed or unlinked here, but stays in Redis: it was changed" in mount.read_log()
     backup_of(file).unlink()
 
 
