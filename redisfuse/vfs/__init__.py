@@ -15,6 +15,6 @@ and the timers of `inode_content`.
 Lock order: a `DirectoryHandle`'s lock comes first, as it is held while its listing fetches from the server; so are the
 locks of contents (`content_types`, `growing_content`). A claim in `PendingRemovals` comes before `OpenFile.lock`, which
 is held through a commit and comes before the lock of the table of open files and before all locks of the rooms below.
-All other locks of this room are leaves: nothing is called while one is held, except that `inode_content` reads a key's
-version from `keyspace` under its own.
+All other locks of this room are leaves: nothing is called while one is held, except that `inode_content` and
+`dentry_tracker` query `keyspace` under theirs (the version of a key, the index).
 """

@@ -1,4 +1,4 @@
-"""Listing again, and listing slowly: quick, and never old."""
+"""Repeated listings and slow ones: quick, and never outdated."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 SECOND = 1.0
-MANY = 6_000  # names: more than the kernel asks for at once
+MANY = 6_000  # names: more than the kernel requests at once
 
 
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
@@ -32,17 +32,17 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 
 def sizes(path: Path) -> set[int]:
-    """The sizes of all files in a directory, as `ls -l` would find them."""
+    """Return the sizes of all files in a directory, as `ls -l` finds them."""
     return {entry.stat().st_size for entry in os.scandir(path)}
 
 
-def test_a_listing_again_asks_nothing_and_shows_every_change(client: redis.Redis, mount: MountedServer) -> None:
-    """A directory that was listed costs the server nothing, yet what comes, goes and changes shows within a second."""
+def test_a_repeated_listing_costs_nothing_and_shows_every_change(client: redis.Redis, mount: MountedServer) -> None:
+    """Listing a directory again costs the server nothing, yet every change shows within a second."""
     path = mount.path / "d"
     assert sizes(path) == sizes(path) == {1}
     before = mount.status()["commands"]
     assert len(os.listdir(path)) == MANY
-    assert mount.status()["commands"] - before <= 2  # a keep-alive may come in between
+    assert mount.status()["commands"] - before <= 2  # a keep-alive may be among them
     client.set("d:new", "1")
     wait_until(lambda: len(os.listdir(path)) == MANY + 1, SECOND)
     client.set("d:5", "12345")
@@ -65,14 +65,16 @@ def test_a_listing_again_asks_nothing_and_shows_every_change(client: redis.Redis
 
 
 @pytest.mark.parametrize("listed_before", [False, True])
-def test_a_slow_listing_tells_nothing_old(client: redis.Redis, mount: MountedServer, listed_before: bool) -> None:
-    """A program that stops in the middle of a listing is not told what the files were when it began."""
+def test_a_slow_listing_reports_nothing_outdated(
+    client: redis.Redis, mount: MountedServer, listed_before: bool
+) -> None:
+    """A program that pauses within a listing gets current attributes, not those of its start."""
     path = mount.path / "d"
     if listed_before:
         assert sizes(path) == {1}
-    changed = range(0, MANY, 2)  # few enough that each is pushed by itself
+    changed = range(0, MANY, 2)  # few enough that each is invalidated on its own
     with os.scandir(path) as listing:
-        next(listing).stat()  # the kernel goes on asking for attributes with the names
+        next(listing).stat()  # the kernel keeps requesting attributes with the names
         client.mset({f"d:{number}": "22" for number in changed})
         wait_until(lambda: (path / "4002").stat().st_size == 2, SECOND)
         for entry in listing:

@@ -1,4 +1,4 @@
-"""Reading through a real mount: every key a file, with its bytes, and no command that a guest would not send."""
+"""Reading through a real mount: every key is a file with its bytes, and only reading commands are sent."""
 
 import hashlib
 import itertools
@@ -38,24 +38,24 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 
 def contents(path: Path) -> dict[tuple[bytes, bytes | None], bytes]:
-    """Every file below a mount point, by the key and field that its extended attributes name; none twice."""
-    found: dict[tuple[bytes, bytes | None], bytes] = {}
-    for directory, _subdirectories, names in os.walk(os.fsencode(path), onerror=raise_it):
+    """Return every file below a mount point, by the key and field in its extended attributes; none twice."""
+    files: dict[tuple[bytes, bytes | None], bytes] = {}
+    for directory, _subdirectories, names in os.walk(os.fsencode(path), onerror=raise_error):
         for name in names:
             file = os.path.join(directory, name)
             assert len(name) <= 255
             key = os.getxattr(file, "user.redis.key")
             field = os.getxattr(file, "user.redis.field") if b"user.redis.field" in xattrs(file) else None
-            assert (key, field) not in found, f"{file!r} is listed twice"
-            found[key, field] = Path(os.fsdecode(file)).read_bytes()
-    return found
+            assert (key, field) not in files, f"{file!r} is listed twice"
+            files[key, field] = Path(os.fsdecode(file)).read_bytes()
+    return files
 
 
 def xattrs(file: bytes) -> list[bytes]:
     return [os.fsencode(name) for name in os.listxattr(file)]
 
 
-def raise_it(error: OSError) -> None:
+def raise_error(error: OSError) -> None:
     raise error
 
 
@@ -70,40 +70,40 @@ data = st.dictionaries(keys, st.binary(max_size=20) | hashes, max_size=25)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data)
 def test_every_key_and_field_is_found_once_with_its_bytes(
-    client: redis.Redis, mount: MountedServer, wanted: dict[bytes, bytes | dict[bytes, bytes]]
+    client: redis.Redis, mount: MountedServer, keys_and_values: dict[bytes, bytes | dict[bytes, bytes]]
 ) -> None:
-    """A walk finds each string and each hash field exactly once, with its bytes, whatever their names are."""
+    """A walk finds each string and each hash field exactly once, with its bytes, whatever its name is."""
     client.flushall()
     expected: dict[tuple[bytes, bytes | None], bytes] = {}
-    for key, value in wanted.items():
+    for key, value in keys_and_values.items():
         if isinstance(value, bytes):
             client.set(key, value)
             expected[key, None] = value
         else:
             client.hset(key, mapping=value)  # type: ignore[arg-type]
             expected |= {(key, field): content for field, content in value.items()}
-    wait_until(lambda: mount.status()["ready"] and mount.status()["keys"] == len(wanted))
+    wait_until(lambda: mount.status()["ready"] and mount.status()["keys"] == len(keys_and_values))
     assert contents(mount.path) == expected
 
 
 def test_long_names_and_paths(client: redis.Redis, mount: MountedServer) -> None:
     """Names over 255 bytes and paths over 3000 are found, each once."""
-    wanted = {
+    keys_and_values = {
         b"n" * 1000: b"1",
         b"d" * 600 + b":" + b"e" * 300: b"2",
         b":".join([b"p" * 100] * 40): b"3",
         b"\xff" * 1500: b"4",
     }
-    for key, value in wanted.items():
+    for key, value in keys_and_values.items():
         client.set(key, value)
     client.hset("h", mapping={b"f" * 4000: b"5", b"g": b"6"})
     wait_until(lambda: mount.status()["keys"] == 5)
-    expected: dict[tuple[bytes, bytes | None], bytes] = {(key, None): value for key, value in wanted.items()}
+    expected: dict[tuple[bytes, bytes | None], bytes] = {(key, None): value for key, value in keys_and_values.items()}
     assert contents(mount.path) == expected | {(b"h", b"f" * 4000): b"5", (b"h", b"g"): b"6"}
 
 
-def test_every_type_reads(client: redis.Redis, mount: MountedServer) -> None:
-    """Collections are lines, sorted sets have scores, a whole hash and the views open by name."""
+def test_every_type_can_be_read(client: redis.Redis, mount: MountedServer) -> None:
+    """Collections read as lines, sorted sets with scores; a whole hash and the views open by name."""
     client.rpush("list", "a", "b\nc", b"\xff")
     client.sadd("set", "m")
     client.zadd("zset", {"x": 1.5, "y": -2})
@@ -125,28 +125,28 @@ def test_every_type_reads(client: redis.Redis, mount: MountedServer) -> None:
 
 
 def test_a_large_collection_streams(client: redis.Redis, mount: MountedServer) -> None:
-    """Above --render-limit a file says 0 bytes and still reads to its end."""
+    """Above --render-limit a file has size 0 and still reads to its end."""
     client.rpush("big", *range(20_000))
     wait_until(lambda: mount.status()["keys"] == 1)
     file = mount.path / "big"
     assert file.stat().st_size == 0
     assert file.read_bytes() == b"".join(b"%d\n" % number for number in range(20_000))
     assert file.stat().st_size == 0
-    for command, answer in (
+    for command, expected in (
         ("head -n 2", b"0\n1\n"),
         ("tail -n 1", b"19999\n"),
         ("grep -c 7", b"6878\n"),
         ("cat", None),
     ):
-        found = subprocess.run([*command.split(), file], capture_output=True, check=True, timeout=20).stdout
-        assert found == (file.read_bytes() if answer is None else answer), command
+        output = subprocess.run([*command.split(), file], capture_output=True, check=True, timeout=20).stdout
+        assert output == (file.read_bytes() if expected is None else expected), command
     with file.open("rb", buffering=0) as opened:
         assert opened.read(10) == b"0\n1\n2\n3\n4\n"
         assert opened.seek(0, os.SEEK_END) == len(file.read_bytes())
 
 
-def test_a_large_collection_streams_where_opens_are_told(client: redis.Redis, tmp_path: Path) -> None:
-    """With --ask-on-open, size 0 and direct I/O."""
+def test_a_large_collection_streams_with_ask_on_open(client: redis.Redis, tmp_path: Path) -> None:
+    """With --ask-on-open, a streamed file has size 0 and direct I/O."""
     client.rpush("big", *range(20_000))
     url = f"unix://{client.connection_pool.connection_kwargs['path']}"
     with mount_server(tmp_path, url, "--ask-on-open") as mount:
@@ -156,8 +156,8 @@ def test_a_large_collection_streams_where_opens_are_told(client: redis.Redis, tm
         assert subprocess.run(["tail", "-n", "1", file], capture_output=True, check=True).stdout == b"19999\n"
 
 
-def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount: MountedServer) -> None:
-    """Each reads all elements, in order and whole, whoever else reads or describes it, and whatever is appended."""
+def test_concurrent_readers_of_a_growing_collection(client: redis.Redis, mount: MountedServer) -> None:
+    """Each reader gets all elements, in order, while others read and stat the file and elements are appended."""
     client.rpush("big", *range(30_000))
     wait_until(lambda: mount.status()["keys"] == 1)
     file, done = mount.path / "big", threading.Event()
@@ -169,11 +169,11 @@ def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount:
                 return
             writer.rpush("big", number)
 
-    def describe() -> None:
+    def stat_repeatedly() -> None:
         while not done.wait(0.0005):
             file.stat()
 
-    others = [threading.Thread(target=append), threading.Thread(target=describe)]
+    others = [threading.Thread(target=append), threading.Thread(target=stat_repeatedly)]
     for thread in others:
         thread.start()
     try:
@@ -192,14 +192,14 @@ def test_many_read_a_large_collection_while_it_grows(client: redis.Redis, mount:
 
 
 def test_extended_attributes(client: redis.Redis, mount: MountedServer) -> None:
-    """Every file tells its key, type, time to live, encoding and length; a directory its prefix."""
+    """A file has its key, type, time to live, encoding and length as attributes; a directory its prefix."""
     client.set("a:b", "12345", px=60_000)
     client.hset("h", "f", "xyz")
     wait_until(lambda: mount.status()["keys"] == 2)
     path = mount.path / "a" / "b"
-    found = {name: os.getxattr(path, name) for name in os.listxattr(path)}
-    assert 0 < int(found.pop("user.redis.ttl")) <= 60_000
-    assert found == {
+    values = {name: os.getxattr(path, name) for name in os.listxattr(path)}
+    assert 0 < int(values.pop("user.redis.ttl")) <= 60_000
+    assert values == {
         "user.redis.key": b"a:b",
         "user.redis.type": b"string",
         "user.redis.encoding": b"int",
@@ -213,7 +213,7 @@ def test_extended_attributes(client: redis.Redis, mount: MountedServer) -> None:
 
 
 def test_modes_are_owner_only(client: redis.Redis, mount: MountedServer) -> None:
-    """Files are 0400 and directories 0500, and belong to whoever mounted."""
+    """Files are 0400 and directories 0500, and belong to the user who mounted."""
     client.set("a:b", "x")
     wait_until(lambda: mount.status()["keys"] == 1)
     assert (mount.path / "a" / "b").stat().st_mode & 0o7777 == 0o400
@@ -222,12 +222,12 @@ def test_modes_are_owner_only(client: redis.Redis, mount: MountedServer) -> None
 
 
 def commands(client: redis.Redis) -> dict[str, int]:
-    """How often each command was called since the statistics were reset."""
+    """Return how often each command was called since the statistics were reset."""
     return {name.removeprefix("cmdstat_"): facts["calls"] for name, facts in client.info("commandstats").items()}
 
 
 def test_listing_costs_two_commands_a_key(client: redis.Redis, mount: MountedServer) -> None:
-    """`ls -l` of 20 000 strings asks TYPE and STRLEN once each, in pipelines."""
+    """`ls -l` of 20 000 strings sends TYPE and STRLEN once for each, in pipelines."""
     pipe = client.pipeline(transaction=False)
     for number in range(20_000):
         pipe.set(f"many:{number}", "x" * (number % 50))
@@ -248,7 +248,7 @@ def test_cat_costs_two_round_trips(client: redis.Redis, mount: MountedServer) ->
     """`cat` of a small string is at most 2 round trips cold, and at most 1 after `ls -l`."""
     client.mset({f"one:{number}": "1" for number in range(6)})
     wait_until(lambda: mount.status()["keys"] == 6)
-    time.sleep(0.5)  # what is told of them late makes the mount ask again
+    time.sleep(0.5)  # late announcements of the writes make the mount query again
 
     def cost(number: int) -> int:
         before = mount.status()["round_trips"]
@@ -256,13 +256,13 @@ def test_cat_costs_two_round_trips(client: redis.Redis, mount: MountedServer) ->
         spent: int = mount.status()["round_trips"] - before
         return spent
 
-    assert min(cost(number) for number in (0, 1, 2)) <= 2, "a keep-alive may fall into one of them, not into all"
+    assert min(cost(number) for number in (0, 1, 2)) <= 2, "a keep-alive may be among one, not all of them"
     subprocess.run(["ls", "-l", mount.path / "one"], capture_output=True, check=True, timeout=60)
     assert min(cost(number) for number in (3, 4, 5)) <= 1
 
 
 def test_first_listing_costs_little_more_than_the_scan(tmp_path: Path) -> None:
-    """100 000 keys: at most 101 SCANs and a handful of other commands until the root is listed."""
+    """Listing the root of 100 000 keys takes at most 101 SCANs and a handful of other commands."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         pipe = client.pipeline(transaction=False)
@@ -279,10 +279,10 @@ def test_first_listing_costs_little_more_than_the_scan(tmp_path: Path) -> None:
 
 def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: MountedServer) -> None:
     """Reading 500 MB keeps the process below 64 MiB over idle and gives exactly the bytes."""
-    piece = os.urandom(MIB)
+    random_bytes = os.urandom(MIB)
     digest = hashlib.sha256()
     for number in range(476):
-        block = piece[number:] + piece[:number]
+        block = random_bytes[number:] + random_bytes[:number]
         client.append("large", block)
         digest.update(block)
     size = client.strlen("large")
@@ -290,19 +290,19 @@ def test_a_large_string_is_exact_in_little_memory(client: redis.Redis, mount: Mo
     wait_until(lambda: mount.status()["keys"] == 1)
     idle = process.memory_info().rss
     highest = idle
-    found = hashlib.sha256()
+    digest_read = hashlib.sha256()
     with open(mount.path / "large", "rb", buffering=0) as file:
         assert os.fstat(file.fileno()).st_size == size
         while block := file.read(128 * 1024):
-            found.update(block)
+            digest_read.update(block)
             highest = max(highest, process.memory_info().rss)
-    assert found.digest() == digest.digest()
+    assert digest_read.digest() == digest.digest()
     assert highest - idle < 64 * MIB
     client.delete("large")
 
 
-def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: MountedServer) -> None:
-    """A key that went is ENOENT, one that became another type gives its new content: never an empty file that isn't."""
+def test_changes_between_listing_and_opening(client: redis.Redis, mount: MountedServer) -> None:
+    """A deleted key is ENOENT; a key that changed its type reads as its new content, never as an empty file."""
     client.mset({"gone": "1", "other": "2", "same": "3"})
     wait_until(lambda: mount.status()["keys"] == 3)
     os.listdir(mount.path)
@@ -322,7 +322,7 @@ def test_what_changes_between_listing_and_opening(client: redis.Redis, mount: Mo
 
 
 def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
-    """What the server receives in a walk over every type is flagged readonly, or is about the connection."""
+    """In a walk over every type the server receives only readonly commands and those of a connection."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.rpush("t:list", *range(3000))
@@ -355,7 +355,7 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
                         file = Path(directory) / name
                         if file.exists():
                             file.read_bytes()
-                            [os.getxattr(file, each) for each in os.listxattr(file)]
+                            [os.getxattr(file, attribute) for attribute in os.listxattr(file)]
             server.client().execute_command("ECHO", "end")
             assert done.wait(20)
         connection = {"HELLO", "AUTH", "SELECT", "PING", "INFO", "SUBSCRIBE", "CLIENT SETNAME", "CLIENT TRACKING"}
@@ -370,8 +370,8 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
         assert not sent & {"GET", "HGETALL", "SMEMBERS", "KEYS"}
 
 
-def test_a_view_tells_the_time_to_live_of_now(client: redis.Redis, mount: MountedServer) -> None:
-    """NAME%json of a key that expires is never an old document."""
+def test_a_view_has_the_current_time_to_live(client: redis.Redis, mount: MountedServer) -> None:
+    """NAME%json of a key that expires is never an outdated document."""
     client.set("k", "v", px=100_000)
     wait_until(lambda: mount.status()["keys"] == 1)
     first = json.loads((mount.path / "k%json").read_bytes())["ttl"]
