@@ -28,7 +28,7 @@ from redisfuse.transactions.mutation import (
 from redisfuse.transactions.state_reader import CurrentState, fetch_server_time_ms
 from redisfuse.transactions.watched_reader import WatchedReader
 
-RETRY_DELAY_SECONDS = 0.05  # seconds between attempts to reach a server that does not answer
+RETRY_DELAY_SECONDS = 0.05  # seconds between attempts to reach an unresponsive server
 ARRIVAL_GRACE_SECONDS = 0.1  # seconds after which a write that has not arrived is taken as not executed
 
 KEY_CHANGED_MESSAGE = "the key changed while it was being written; tried again"
@@ -49,7 +49,7 @@ class InDoubtResolver:
         self._in_doubt: list[tuple[list[int], list[ChangeIntent]]] = []  # rows whose replies were lost
 
     def record_result(self, journaled: JournaledMutations, result: ExecResult, changed_keys: ChangedKeys) -> bool:
-        """Record what the result says; return False if a key had changed, so that nothing was executed.
+        """Record what the result says; return False if nothing was executed because a key had changed.
 
         Raises the server's error for a single mutation; PartiallyAppliedError; for a lost reply its UnavailableError if
         nothing was executed, else OutcomeUnknownError.

@@ -1,4 +1,4 @@
-"""What a mount in write mode may do to Redis: each method is one operation of the user, journaled and conflict-checked.
+"""The writes of a mount. Each method is one operation of the user, journaled and checked for conflicts.
 
 A method returns when the change is in Redis and its prior state is on this disk. If it raises, Redis is unchanged; or,
 with OutcomeUnknownError, the journal says that the outcome must be looked up.

@@ -1,4 +1,4 @@
-"""Operations: what a caller wants done to keys and fields, as values that the executor carries out.
+"""Operations: values that describe a change of keys and fields, which the executor carries out.
 
 An operation names what must be read under the WATCH (`reads`) and derives the mutations from what is there (`plan`).
 It changes nothing itself. If a watched key changes before EXEC, the executor reads and plans again.

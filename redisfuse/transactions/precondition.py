@@ -1,4 +1,4 @@
-"""What a target must still hold when it is saved or removed: what its file was opened on."""
+"""Preconditions: the state in which a file was opened, which its target must still have when it is saved or removed."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -8,14 +8,14 @@ from redisfuse.journal.models import Blob, State
 
 
 class UnchangedCheck(Protocol):
-    """Reports whether no change of a target was seen since its file was opened."""
+    """Returns whether the target was not seen to change since its file was opened."""
 
     def __call__(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Precondition:
-    """What the target held when the file was opened. Construct it with a class method.
+    """The target's state when its file was opened. Construct it with a class method.
 
     The type is not part of it: a target with a field is a hash field, one without is a string, and that is always
     checked, in the same transaction.

@@ -1,7 +1,7 @@
 """Rolls back operations of the user: restores their prior states, newest first, batch by batch.
 
-A batch is one pipelined read, one fsync and one transaction for many operations. A rollback that was interrupted is
-finished by running it again: what is reverted already is not selected again.
+A batch is one pipelined read, one fsync and one transaction for many operations. An interrupted rollback is
+finished by running it again: changes that are reverted already are not selected again.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Changes on bad days: servers that refuse, hang, die or lose their answers, and journals that can't be written.
+"""Writes under faults: servers that refuse, hang or die, lost replies, and journals that can't be written.
 
-What is demanded (FAULTS.md): the right error class (and so errno), the row's state, and one change in Redis or none.
+Each test demands the right error class (and so errno), the right outcome of the row, and one change in Redis or none.
 """
 
 import os
@@ -68,27 +68,28 @@ def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def behind(make_bench: BenchFactory, proxy: Proxy) -> EditBench:
-    """A bench that reaches its server through the proxy; warmed up."""
+    """Return a bench that reaches its server through the proxy; its connection is open already."""
     bench = make_bench(url=proxy.url())
     bench.save(b"warm", b"up")
     return bench
 
 
-def after_journaling(bench: EditBench, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Do something once between the journal's fsync and EXEC."""
-    intend = bench.journal.record_intents
+def inject_before_exec(bench: EditBench, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call `act` once, between the journal's fsync and EXEC."""
+    record_intents = bench.journal.record_intents
     once = iter([True])
 
-    def acting(*arguments: object, **options: object) -> list[int]:
-        ids = intend(*arguments, **options)  # type: ignore[arg-type]
+    def record_then_act(*arguments: object, **options: object) -> list[int]:
+        ids = record_intents(*arguments, **options)  # type: ignore[arg-type]
         if next(once, False):
             act()
         return ids
 
-    monkeypatch.setattr(bench.journal, "record_intents", acting)
+    monkeypatch.setattr(bench.journal, "record_intents", record_then_act)
 
 
-def states(bench: EditBench) -> list[str]:
+def outcomes(bench: EditBench) -> list[str]:
+    """Return the outcomes of all changes, oldest first, without that of the warm-up."""
     return [row.outcome for row in bench.changes() if row.key != b"warm"]
 
 
@@ -96,7 +97,7 @@ def states(bench: EditBench) -> list[str]:
 
 
 def test_out_of_memory(bench: EditBench) -> None:
-    """OOM is NoSpaceError, the row failed, the old value there; removing still works."""
+    """OOM raises NoSpaceError: the row is failed, the old value stays, and removing still works."""
     bench.redis.set("k", "old")
     bench.redis.config_set("maxmemory", "1")
     for size in (3, 3 * MIB):
@@ -105,55 +106,55 @@ def test_out_of_memory(bench: EditBench) -> None:
     with pytest.raises(NoSpaceError):
         bench.save(b"h", b"v", b"f")
     assert bench.redis.get("k") == b"old"
-    assert states(bench) == ["failed"] * 3
+    assert outcomes(bench) == ["failed"] * 3
     bench.key_writer.remove([KeyRef(b"k")], path=b"k")
     assert bench.last_change.outcome == "applied"
 
 
 def test_a_rename_between_field_and_string_is_all_or_nothing(bench: EditBench) -> None:
-    """Where the first half of a transaction is refused (OOM), the second is not done either."""
+    """If the server refuses the first half of a transaction (OOM), it does not execute the second half."""
     bench.redis.hset("h", "f", "v")
     bench.redis.config_set("maxmemory", "1")
     with pytest.raises(NoSpaceError):
         bench.key_writer.rename([(KeyRef(b"h", b"f"), KeyRef(b"s"))], path=b"h.f", new_path=b"s")
     assert bench.redis.hget("h", "f") == b"v"
-    assert states(bench) == ["failed", "failed"]
+    assert outcomes(bench) == ["failed", "failed"]
 
 
 def test_a_replica(bench: EditBench) -> None:
-    """A replica's READONLY is ReadOnlyError, the row failed; after its promotion the same edits go on."""
+    """A replica's READONLY raises ReadOnlyError and the row is failed; after its promotion the same writer works."""
     bench.redis.set("k", "old")
     bench.redis.replicaof("127.0.0.1", str(find_free_port()))
     with pytest.raises(ReadOnlyError):
         bench.save(b"k", b"new")
-    assert states(bench) == ["failed"]
+    assert outcomes(bench) == ["failed"]
     bench.redis.replicaof("no", "one")
     bench.save(b"k", b"new")
     assert bench.redis.get("k") == b"new"
 
 
 def test_a_replica_without_its_master(bench: EditBench) -> None:
-    """MASTERDOWN is asked again until the time-out, then TryAgainError; no row."""
+    """MASTERDOWN is retried until the time-out, then raises TryAgainError; there is no row."""
     bench.redis.config_set("replica-serve-stale-data", "no")
     bench.redis.replicaof("127.0.0.1", str(find_free_port()))
     with pytest.raises(TryAgainError):
         bench.save(b"k", b"new")
-    assert states(bench) == []
+    assert outcomes(bench) == []
 
 
 @pytest.mark.parametrize("setting", [("min-replicas-to-write", "3")])
 def test_too_few_replicas(bench: EditBench, setting: tuple[str, str]) -> None:
-    """NOREPLICAS changes nothing, and the row says so."""
+    """NOREPLICAS changes nothing, and the row is failed."""
     bench.redis.set("k", "old")
     bench.redis.config_set(*setting)
     with pytest.raises(RedisFuseError, match="NOREPLICAS"):
         bench.save(b"k", b"new")
     assert bench.redis.get("k") == b"old"
-    assert states(bench) == ["failed"]
+    assert outcomes(bench) == ["failed"]
 
 
 @pytest.mark.parametrize(
-    ("rules", "states_after"),
+    ("rules", "expected_outcomes"),
     [
         (["+@all", "-set", "~*"], ["failed"]),
         (["+@all", "%R~*"], ["failed"]),
@@ -164,9 +165,9 @@ def test_too_few_replicas(bench: EditBench, setting: tuple[str, str]) -> None:
     ],
 )
 def test_denied_by_the_acl(
-    make_bench: BenchFactory, own_redis: RedisServer, rules: list[str], states_after: list[str]
+    make_bench: BenchFactory, own_redis: RedisServer, rules: list[str], expected_outcomes: list[str]
 ) -> None:
-    """NOPERM is AccessError; nothing is written, least of all by somebody who may SET but not MULTI."""
+    """NOPERM raises AccessError and nothing is written, not even by a user that may SET but not MULTI."""
     client = own_redis.client()
     client.set("k", "old")
     client.execute_command("ACL", "SETUSER", "writer", "on", "nopass", *rules)
@@ -174,12 +175,12 @@ def test_denied_by_the_acl(
     with pytest.raises(AccessError):
         bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert client.get("k") == b"old"
-    assert states(bench) == states_after
+    assert outcomes(bench) == expected_outcomes
 
 
 @pytest.mark.parametrize("change", ["save", "remove"])
-def test_transactions_are_forbidden_in_the_middle(bench: EditBench, change: str) -> None:
-    """Whoever may not use MULTI any more has made his change, and knows it: it can be taken back. There is no next."""
+def test_multi_is_forbidden_before_exec(bench: EditBench, change: str) -> None:
+    """A write for which MULTI is refused too late is recorded as applied, so it can be rolled back; the next raises."""
     bench.redis.mset({"k": "old", "other": "old"})
     bench.save(b"other", b"new")
     bench.redis.execute_command("ACL", "SETUSER", "default", "-multi")
@@ -189,46 +190,46 @@ def test_transactions_are_forbidden_in_the_middle(bench: EditBench, change: str)
     else:
         bench.key_writer.remove([KeyRef(b"k")], path=b"k")
         assert not bench.redis.exists("k")
-    assert states(bench) == ["applied", "applied"]
+    assert outcomes(bench) == ["applied", "applied"]
     with pytest.raises(AccessError):
         bench.save(b"other", b"newer")
     assert bench.redis.get("other") == b"new"
-    assert states(bench) == ["applied", "applied"]
+    assert outcomes(bench) == ["applied", "applied"]
 
 
-def test_the_connection_is_lost_where_memory_was_short(behind: EditBench, proxy: Proxy) -> None:
-    """A removal that is tried once more, as the server is out of memory, leaves no row open if that isn't begun."""
+def test_the_connection_is_lost_while_memory_is_short(behind: EditBench, proxy: Proxy) -> None:
+    """If the removal without MULTI (out of memory) can't start, its row is failed, and the removal is retried."""
     behind.redis.set("k", "old")
     behind.redis.config_set("maxmemory", "1")
     proxy.inject("drop", "WATCH", skip=1, times=1)
     behind.key_writer.remove([KeyRef(b"k")], path=b"k")
     assert not behind.redis.exists("k")
-    assert states(behind) == ["failed", "applied"]
+    assert outcomes(behind) == ["failed", "applied"]
 
 
 def test_a_value_over_the_servers_limit(bench: EditBench) -> None:
-    """A value over proto-max-bulk-len is TooLargeError, the old value is intact, the row failed."""
+    """A value over proto-max-bulk-len raises TooLargeError: the old value stays and the row is failed."""
     bench.redis.set("k", "old")
     bench.redis.config_set("proto-max-bulk-len", str(MIB))
     with pytest.raises(TooLargeError):
         bench.save(b"k", b"n" * (6 * MIB))
     assert bench.redis.get("k") == b"old"
-    assert states(bench) == ["failed"]
+    assert outcomes(bench) == ["failed"]
 
 
-# -- answers that are lost -------------------------------------------------------------------------------------------
+# -- lost replies ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["lost_reply", "lost_reset", "partial", "hang_reply", "garbage"])
-def test_a_lost_answer_of_a_write_that_was_done(behind: EditBench, proxy: Proxy, kind: FaultKind) -> None:
-    """It is found by looking, so the save succeeds; the append was made once."""
+def test_a_lost_reply_of_an_executed_write(behind: EditBench, proxy: Proxy, kind: FaultKind) -> None:
+    """The outcome is found by reading the key, so the append succeeds and is executed once."""
     behind.redis.set("k", "a" * 10)
     proxy.inject(kind, "EXEC", times=1)
     behind.key_writer.patch(
         KeyRef(b"k"), 10, Blob.from_bytes(b"b"), precondition=Precondition.size_equals(10, lambda: True), path=b"k"
     )
     assert behind.redis.get("k") == b"a" * 10 + b"b"
-    assert states(behind) == ["applied"]
+    assert outcomes(behind) == ["applied"]
     behind.save(b"k", b"next")
     assert behind.redis.get("k") == b"next"
 
@@ -236,59 +237,59 @@ def test_a_lost_answer_of_a_write_that_was_done(behind: EditBench, proxy: Proxy,
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
 @pytest.mark.parametrize("size", [1, 3 * MIB])
 def test_a_lost_write(behind: EditBench, proxy: Proxy, kind: FaultKind, size: int) -> None:
-    """A write that never came to the server is UnavailableError, the row failed, the old value there; no second try."""
+    """A write that never arrives raises UnavailableError: the row is failed, the old value stays, nothing is resent."""
     behind.redis.set("k", "old")
     proxy.inject(kind, "EXEC", times=1)
     with pytest.raises(UnavailableError) as caught:
         behind.save(b"k", b"n" * size)
     assert not isinstance(caught.value, OutcomeUnknownError)
     assert behind.redis.get("k") == b"old"
-    assert states(behind) == ["failed"]
+    assert outcomes(behind) == ["failed"]
     behind.save(b"k", b"next")
     assert behind.redis.get("k") == b"next"
 
 
 def test_a_connection_lost_while_reading(behind: EditBench, proxy: Proxy) -> None:
-    """Before anything is written, a lost connection is made anew, once: the save succeeds with one row."""
+    """A connection lost before anything is written is replaced, once: the save succeeds with one row."""
     behind.redis.set("k", "old")
     proxy.inject("lost_reply", "STRLEN", times=1)
     behind.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
-    assert states(behind) == ["applied"]
+    assert outcomes(behind) == ["applied"]
     proxy.inject("reset", "STRLEN")
     with pytest.raises(UnavailableError):
         behind.save(b"k", b"newer", precondition=Precondition.from_bytes(b"new"))
-    assert states(behind) == ["applied"]
+    assert outcomes(behind) == ["applied"]
 
 
-def test_kept_connections_that_were_cut(behind: EditBench, proxy: Proxy) -> None:
-    """Connections that died while nobody used them cost no error."""
+def test_idle_connections_that_were_closed(behind: EditBench, proxy: Proxy) -> None:
+    """Connections that were closed while idle cause no error."""
     proxy.disconnect_all()
     behind.save(b"k", b"new")
-    assert states(behind) == ["applied"]
+    assert outcomes(behind) == ["applied"]
 
 
-def test_an_answer_is_lost_and_somebody_else_writes(behind: EditBench, proxy: Proxy) -> None:
-    """If the key holds neither the old nor the new value, the row is unknown, and nothing is guessed."""
+def test_a_reply_is_lost_and_another_client_writes(behind: EditBench, proxy: Proxy) -> None:
+    """If the key holds neither the old nor the new value, the outcome is unknown."""
     behind.redis.set("k", "old")
     proxy.inject("hang_reply", "EXEC", times=1)
 
-    def meddle() -> None:
+    def overwrite() -> None:
         deadline = time.monotonic() + 5
         while behind.redis.get("k") != b"new" and time.monotonic() < deadline:
             time.sleep(0.01)
         behind.redis.set("k", "theirs")
 
-    meddler = threading.Thread(target=meddle)
-    meddler.start()
+    other_client = threading.Thread(target=overwrite)
+    other_client.start()
     with pytest.raises(OutcomeUnknownError):
         behind.save(b"k", b"new")
-    meddler.join(10)
-    assert states(behind) == ["unknown"]
+    other_client.join(10)
+    assert outcomes(behind) == ["unknown"]
     assert behind.redis.get("k") == b"theirs"
 
 
-def test_the_answer_and_the_server_are_lost(behind: EditBench, proxy: Proxy) -> None:
-    """While the server can't be reached the row stays pending; the next change settles it first."""
+def test_the_reply_and_the_server_are_lost(behind: EditBench, proxy: Proxy) -> None:
+    """While the server is unreachable the row stays pending; the next operation resolves it first."""
     behind.redis.set("k", "old")
     proxy.inject("lost_reply", "EXEC", times=1)
     proxy.inject("drop", "PEXPIRETIME", skip=1)
@@ -296,16 +297,16 @@ def test_the_answer_and_the_server_are_lost(behind: EditBench, proxy: Proxy) -> 
     with pytest.raises(OutcomeUnknownError):
         behind.save(b"k", b"new")
     assert time.monotonic() - started < 4 * TIMEOUT
-    assert states(behind) == ["pending"]
+    assert outcomes(behind) == ["pending"]
     proxy.clear()
     behind.save(b"j", b"1")
-    assert states(behind) == ["applied", "applied"]
+    assert outcomes(behind) == ["applied", "applied"]
     assert behind.redis.get("k") == b"new"
     assert set(behind.applied_keys) >= {b"k", b"j"}
 
 
-def test_several_answers_lost_at_once(behind: EditBench, proxy: Proxy) -> None:
-    """Saves of several threads, whose answers are lost, are each made exactly once."""
+def test_several_replies_are_lost(behind: EditBench, proxy: Proxy) -> None:
+    """Saves of several threads, whose replies are lost, are each applied exactly once."""
     proxy.inject("lost_reply", "EXEC", times=3)
     threads = [
         threading.Thread(
@@ -317,7 +318,7 @@ def test_several_answers_lost_at_once(behind: EditBench, proxy: Proxy) -> None:
         thread.start()
     for thread in threads:
         thread.join(20)
-    assert states(behind) == ["applied"] * 8
+    assert outcomes(behind) == ["applied"] * 8
     assert behind.redis.mget([b"%d" % number for number in range(8)]) == [b"v"] * 8
 
 
@@ -325,7 +326,7 @@ def test_several_answers_lost_at_once(behind: EditBench, proxy: Proxy) -> None:
 
 
 def test_a_hung_server(bench: EditBench, own_redis: RedisServer) -> None:
-    """A server that hangs before anything was written is UnavailableError within the time-out; no row."""
+    """A server that hangs before anything is written raises UnavailableError within the time-out; there is no row."""
     own_redis.pause()
     started = time.monotonic()
     try:
@@ -334,17 +335,17 @@ def test_a_hung_server(bench: EditBench, own_redis: RedisServer) -> None:
     finally:
         own_redis.resume()
     assert time.monotonic() - started < 2 * TIMEOUT + 0.5
-    assert states(bench) == []
+    assert outcomes(bench) == []
 
 
 @pytest.mark.parametrize("size", [10, 3 * MIB])
-def test_a_server_that_hangs_in_the_middle(
+def test_a_server_that_hangs_before_exec(
     bench: EditBench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
-    """The write may run when the server goes on: the row is pending until then, and then tells the truth."""
+    """The write may be executed when the server resumes: the row is pending until then, and is then right."""
     bench.redis.set("k", "old")
     bench.save(b"warm", b"up")
-    after_journaling(bench, monkeypatch, own_redis.pause)
+    inject_before_exec(bench, monkeypatch, own_redis.pause)
     try:
         with pytest.raises(UnavailableError):
             bench.save(b"k", b"n" * size)
@@ -352,33 +353,33 @@ def test_a_server_that_hangs_in_the_middle(
         own_redis.resume()
     bench.key_writer.resolve_in_doubt()
     written = bench.redis.get("k") == b"n" * size
-    assert states(bench) == ["applied" if written else "failed"]
+    assert outcomes(bench) == ["applied" if written else "failed"]
 
 
 def test_paused_writes(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the server holds writes back and answers reads, a write that was given up never runs afterwards."""
+    """While the server delays writes but answers reads, a write that raised is never executed later."""
     bench.redis.set("k", "old")
     bench.save(b"warm", b"up")
-    after_journaling(bench, monkeypatch, lambda: bench.redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE"))
+    inject_before_exec(bench, monkeypatch, lambda: bench.redis.execute_command("CLIENT", "PAUSE", "60000", "WRITE"))
     with pytest.raises(UnavailableError):
         bench.save(b"k", b"new")
     bench.redis.execute_command("CLIENT", "UNPAUSE")
     bench.key_writer.resolve_in_doubt()
     time.sleep(0.2)
     assert bench.redis.get("k") == b"old"
-    assert states(bench) == ["failed"]
+    assert outcomes(bench) == ["failed"]
 
 
-def test_a_server_that_dies_in_the_middle_and_comes_back(
+def test_a_server_that_dies_before_exec_and_restarts(
     bench: EditBench, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that dies before the write and comes back empty: pending, then (neither old nor new) unknown."""
+    """A server that dies before the write and restarts empty: pending, then unknown (neither old nor new)."""
     bench.redis.set("k", "old")
     bench.save(b"warm", b"up")
-    after_journaling(bench, monkeypatch, own_redis.kill)
+    inject_before_exec(bench, monkeypatch, own_redis.kill)
     with pytest.raises(OutcomeUnknownError):
         bench.save(b"k", b"new")
-    assert states(bench) == ["pending"]
+    assert outcomes(bench) == ["pending"]
     own_redis.start()
     [(change, outcome)] = recover_pending(bench.journal, bench.server, bench.session)
     assert (change.key, outcome) == (b"k", "unknown")
@@ -388,27 +389,27 @@ def test_a_server_that_dies_in_the_middle_and_comes_back(
 # -- journals that can't be written ----------------------------------------------------------------------------------
 
 
-def writes_seen(bench: EditBench) -> int:
-    """Write commands that the server ever ran."""
+def count_writes(bench: EditBench) -> int:
+    """Return how many write commands the server has executed since its start."""
     counts = bench.redis.info("commandstats")
     return sum(counts.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("set", "hset", "unlink", "rename"))
 
 
 @needs_root
 def test_a_full_journal(own_redis: RedisServer, tmp_path: Path) -> None:
-    """With the journal's disk full a save is ENOSPC before Redis is touched; with room again it goes on."""
+    """With the journal's disk full a save raises ENOSPC before Redis is touched; with space again it succeeds."""
     folder = tmp_path / "disk"
     folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(folder)], check=True, timeout=10)
     try:
         bench = EditBench.create(folder, own_redis)
         bench.save(b"k", b"old")
-        before = writes_seen(bench)
+        before = count_writes(bench)
         with pytest.raises(JournalFullError):
             bench.save(b"k", os.urandom(2 * MIB))
         with pytest.raises(JournalFullError):
             bench.key_writer.rename([(KeyRef(b"k"), KeyRef(b"j"))] * 1, path=os.urandom(2 * MIB), new_path=b"j")
-        assert writes_seen(bench) == before
+        assert count_writes(bench) == before
         assert bench.redis.get("k") == b"old"
         bench.save(b"k", b"new")
         assert bench.redis.get("k") == b"new"
@@ -418,10 +419,10 @@ def test_a_full_journal(own_redis: RedisServer, tmp_path: Path) -> None:
 
 
 def test_a_locked_journal(bench: EditBench) -> None:
-    """While another process holds the journal past the time-out a save is EBUSY, and Redis is not touched."""
+    """While another process locks the journal past the time-out a save raises EBUSY, and Redis is not touched."""
     bench.save(b"k", b"old")
     bench.journal.flush()
-    before = writes_seen(bench)
+    before = count_writes(bench)
     script = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None); "
     script += "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()"
     python = shutil.which("python3") or "python3"
@@ -435,13 +436,13 @@ def test_a_locked_journal(bench: EditBench) -> None:
             bench.save(b"k", b"new")
         holder.stdin.close()
         holder.wait(10)
-    assert writes_seen(bench) == before
+    assert count_writes(bench) == before
     bench.save(b"k", b"new")
     assert bench.redis.get("k") == b"new"
 
 
 def test_a_journal_opened_for_reading(own_redis: RedisServer, tmp_path: Path) -> None:
-    """With a journal that can't be written no change is made."""
+    """With a read-only journal nothing is changed."""
     bench = EditBench.create(tmp_path / "state", own_redis)
     bench.save(b"k", b"old")
     bench.journal.close()
@@ -453,28 +454,28 @@ def test_a_journal_opened_for_reading(own_redis: RedisServer, tmp_path: Path) ->
     bench.server.close()
 
 
-# -- somebody else ---------------------------------------------------------------------------------------------------
+# -- other clients ---------------------------------------------------------------------------------------------------
 
 
 def test_the_type_changes_between_reading_and_writing(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A string that becomes a hash after it was looked at is not destroyed: WATCH sees it, the edit is refused."""
+    """A string that becomes a hash after it was read is not destroyed: WATCH notices and the edit is refused."""
     bench.redis.set("k", "old")
 
     def become_hash() -> None:
         bench.redis.delete("k")
         bench.redis.hset("k", "f", "v")
 
-    after_journaling(bench, monkeypatch, become_hash)
+    inject_before_exec(bench, monkeypatch, become_hash)
     with pytest.raises(ConflictError):
         bench.save(b"k", b"new")
     assert bench.redis.hgetall("k") == {b"f": b"v"}
-    assert states(bench) == ["failed", "refused"]
+    assert outcomes(bench) == ["failed", "refused"]
 
 
-def test_a_key_that_expires_in_the_middle(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key that expires between reading and writing is not made anew for ever."""
+def test_a_key_that_expires_before_exec(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that expires between reading and writing is not created again without an expiry."""
     bench.redis.set("k", "old", px=60)
-    after_journaling(bench, monkeypatch, lambda: time.sleep(0.1))
+    inject_before_exec(bench, monkeypatch, lambda: time.sleep(0.1))
     with pytest.raises(ConflictError, match="gone"):
         bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert bench.redis.exists("k") == 0

@@ -13,7 +13,7 @@ import redis
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
-from tests.unit.test_rollback import contents, make_one_of_each
+from tests.unit.test_rollback import contents, create_one_of_each
 
 AT = int(time.time() * 1000) + 3_600_000
 
@@ -34,7 +34,7 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 def prepare(client: redis.Redis, mount: MountedServer) -> dict[bytes, tuple[object, int]]:
     """Keys of all types, some of which expire; returns what is there."""
-    for key in make_one_of_each(client, "d:"):
+    for key in create_one_of_each(client, "d:"):
         client.pexpireat(key, AT)
     client.mset({"a": "1", "b": "2", "e:f:g": "deep"})
     client.pexpireat("b", AT + 1)

@@ -1,4 +1,4 @@
-"""Random edits on all types with expiries, random subsets of them rolled back in random order, against a model."""
+"""Random writes of all types with expiries, random subsets rolled back in random order, compared with a model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ VALUES = [b"", b"1", b"two", b"\x00\xff\n", b"long " * 50]
 FAR = int(time.time() * 1000) + 10**9
 EXPIRIES = [None, FAR, FAR + 1000]
 
-Model = dict[bytes, tuple[Any, int]]  # what `contents` gives: value and expiry (-1: none)
+Model = dict[bytes, tuple[Any, int]]
+"""As `contents` returns it: value and expiry (-1: none) of each key."""
 
 
 # -- operations ------------------------------------------------------------------------------------------------------
@@ -38,7 +39,7 @@ Model = dict[bytes, tuple[Any, int]]  # what `contents` gives: value and expiry 
 
 @dataclass(frozen=True)
 class Op:
-    """One edit, as both the program and the model make it."""
+    """One write, to be made both to Redis and to the model."""
 
     name: str
     key: bytes
@@ -62,32 +63,32 @@ ops = st.builds(
 
 
 def perform(bench: EditBench, op: Op) -> None:
-    """Make the edit; what is not possible raises and changes nothing."""
-    edits, target, field = bench.key_writer, KeyRef(op.key), KeyRef(op.key, op.field)
+    """Make the write in Redis; an impossible one raises RedisFuseError and changes nothing."""
+    writer, target, field = bench.key_writer, KeyRef(op.key), KeyRef(op.key, op.field)
     if op.name == "save":
-        edits.save(target, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
+        writer.save(target, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
     elif op.name == "field":
-        edits.save(field, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
+        writer.save(field, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key)
     elif op.name == "remove":
-        edits.remove([target], path=op.key)
+        writer.remove([target], path=op.key)
     elif op.name == "drop":
-        edits.remove([field], path=op.key)
+        writer.remove([field], path=op.key)
     elif op.name == "rename":
-        edits.rename([(target, KeyRef(op.other))], path=op.key, new_path=op.other)
+        writer.rename([(target, KeyRef(op.other))], path=op.key, new_path=op.other)
     elif op.name == "expire":
-        edits.expire(target, op.at, path=op.key)
+        writer.expire(target, op.at, path=op.key)
     elif op.name == "patch":
-        edits.patch(
+        writer.patch(
             target, op.offset, Blob.from_bytes(op.value), precondition=Precondition.unconditional(), path=op.key
         )
     elif op.name == "promote":
-        edits.rename([(field, KeyRef(op.other))], path=op.key, new_path=op.other)
+        writer.rename([(field, KeyRef(op.other))], path=op.key, new_path=op.other)
     else:
-        edits.rename([(target, KeyRef(op.other, op.field))], path=op.key, new_path=op.other)
+        writer.rename([(target, KeyRef(op.other, op.field))], path=op.key, new_path=op.other)
 
 
-def expected(model: Model, op: Op) -> None:
-    """The same on the model. Raises KeyError or TypeError where the edit is not possible."""
+def apply_to_model(model: Model, op: Op) -> None:
+    """Make the write in the model. Raises KeyError or TypeError if it is impossible."""
     value, at = model.get(op.key, (None, -1))
     if op.name == "save":
         require(value is None or isinstance(value, bytes))
@@ -101,11 +102,11 @@ def expected(model: Model, op: Op) -> None:
         take_field(model, op.key, op.field)
     elif op.name == "rename":
         require(value is not None or op.other == op.key)
-        there, there_at = model.get(op.other, (None, -1))
-        require(not isinstance(value, bytes) or there is None or isinstance(there, bytes))
+        current, current_at = model.get(op.other, (None, -1))
+        require(not isinstance(value, bytes) or current is None or isinstance(current, bytes))
         if op.other != op.key:
             del model[op.key]
-            model[op.other] = (value, at if there is None else there_at)
+            model[op.other] = (value, at if current is None else current_at)
     elif op.name == "expire":
         require(value is not None)
         model[op.key] = (value, -1 if op.at is None else op.at)
@@ -116,15 +117,15 @@ def expected(model: Model, op: Op) -> None:
             model[op.key] = (old[: op.offset] + op.value + old[op.offset + len(op.value) :], at)
     elif op.name == "promote":
         require(op.key != op.other)
-        there, there_at = model.get(op.other, (None, -1))
-        require(there is None or isinstance(there, bytes))
-        model[op.other] = (take_field(model, op.key, op.field), there_at)
+        current, current_at = model.get(op.other, (None, -1))
+        require(current is None or isinstance(current, bytes))
+        model[op.other] = (take_field(model, op.key, op.field), current_at)
     else:
         require(isinstance(value, bytes) and op.key != op.other)
-        there, there_at = model.get(op.other, (None, -1))
-        require(there is None or isinstance(there, dict))
+        current, current_at = model.get(op.other, (None, -1))
+        require(current is None or isinstance(current, dict))
         del model[op.key]
-        model[op.other] = ({**(there or {}), op.field: value}, there_at)
+        model[op.other] = ({**(current or {}), op.field: value}, current_at)
 
 
 def take_field(model: Model, key: bytes, field: bytes) -> bytes:
@@ -145,58 +146,58 @@ def require(possible: bool) -> None:
         raise TypeError
 
 
-# -- what a rollback does to the model -------------------------------------------------------------------------------
+# -- rollbacks of the model ------------------------------------------------------------------------------------------
 
 
 @dataclass
-class Made:
-    """An operation that was made: what its targets held before and after. An absent one is (None, -1)."""
+class AppliedOperation:
+    """An operation that was applied, and the state of its keys before and after. Absent keys are missing."""
 
     group: int
     before: Model
     after: Model
-    fields: dict[bytes, set[bytes]]  # of these keys only these fields are concerned
+    fields: dict[bytes, set[bytes]]  # the keys of which only fields were changed, and the fields
     slice: tuple[int, int, int] | None  # (offset, bytes before, bytes after) of a patch
 
 
-def undo(model: Model, made: Made) -> bool:
-    """Take it back on the model; False if something it left was changed since."""
+def revert(model: Model, applied: AppliedOperation) -> bool:
+    """Revert the operation in the model; return False if one of its keys was changed since."""
     result = copy.deepcopy(model)
-    for key in made.before.keys() | made.after.keys():
-        there, there_at = model.get(key, (None, -1))
-        before, before_at = made.before.get(key, (None, -1))
-        after, after_at = made.after.get(key, (None, -1))
-        if key in made.fields:
-            if not undo_fields(result, key, there, before, after, made):
+    for key in applied.before.keys() | applied.after.keys():
+        current, current_at = model.get(key, (None, -1))
+        before, before_at = applied.before.get(key, (None, -1))
+        after, after_at = applied.after.get(key, (None, -1))
+        if key in applied.fields:
+            if not revert_fields(result, key, current, before, after, applied):
                 return False
             continue
-        if made.slice is not None:
-            whole = undo_slice(there, before, after, made.slice)
+        if applied.slice is not None:
+            whole = revert_slice(current, before, after, applied.slice)
             if whole is None:
                 return False
-            result[key] = (whole, there_at)
+            result[key] = (whole, current_at)
             continue
-        altered = before is not None and after is not None and before_at != after_at
-        holds = there == after and (not altered or there_at == after_at)
-        if not holds and there == before and (not altered or there_at == before_at):
-            continue  # it is so already
+        alters_expiry = before is not None and after is not None and before_at != after_at
+        holds = current == after and (not alters_expiry or current_at == after_at)
+        if not holds and current == before and (not alters_expiry or current_at == before_at):
+            continue  # reverted already
         if not holds:
             return False
         if before is None:
             del result[key]
         else:
-            result[key] = (before, before_at if altered or after is None else there_at)
+            result[key] = (before, before_at if alters_expiry or after is None else current_at)
     model.clear()
     model.update(result)
     return True
 
 
-def undo_fields(result: Model, key: bytes, there: Any, before: Any, after: Any, made: Made) -> bool:
-    if there is not None and not isinstance(there, dict):
+def revert_fields(result: Model, key: bytes, current: Any, before: Any, after: Any, applied: AppliedOperation) -> bool:
+    if current is not None and not isinstance(current, dict):
         return False
-    at = result[key][1] if there is not None else made.before.get(key, (None, -1))[1]
-    fields = dict(there or {})
-    for field in made.fields[key]:
+    at = result[key][1] if current is not None else applied.before.get(key, (None, -1))[1]
+    fields = dict(current or {})
+    for field in applied.fields[key]:
         old, new, now = (before or {}).get(field), (after or {}).get(field), fields.get(field)
         if now != new and now != old:
             return False
@@ -211,20 +212,20 @@ def undo_fields(result: Model, key: bytes, there: Any, before: Any, after: Any, 
     return True
 
 
-def undo_slice(there: Any, before: Any, after: Any, part: tuple[int, int, int]) -> bytes | None:
+def revert_slice(current: Any, before: Any, after: Any, part: tuple[int, int, int]) -> bytes | None:
     offset, size_before, size_after = part
-    if not isinstance(there, bytes):
+    if not isinstance(current, bytes):
         return None
     old, new = before or b"", after
 
     def holds(state: bytes, size: int) -> bool:
-        return len(there) == len(state) and there[offset : offset + size] == state[offset : offset + size]
+        return len(current) == len(state) and current[offset : offset + size] == state[offset : offset + size]
 
     if holds(new, size_after):
-        start = there.ljust(offset, b"\0")[: min(offset, len(old))]
-        rest = there[offset + size_before : len(old)]
+        start = current.ljust(offset, b"\0")[: min(offset, len(old))]
+        rest = current[offset + size_before : len(old)]
         return start + old[offset : offset + size_before] + rest
-    return there if holds(old, size_before) else None
+    return current if holds(old, size_before) else None
 
 
 # -- the test --------------------------------------------------------------------------------------------------------
@@ -256,37 +257,38 @@ def prepare(bench: EditBench) -> None:
     client.mset({"d:1": "1", "d:2": "2"})
 
 
-def newest_change(bench: EditBench) -> int:
+def find_newest_change(bench: EditBench) -> int:
+    """Return the ID of the newest change, 0 if there is none."""
     return next((change.id for change in bench.journal.find_changes(ChangeFilter(limit=1))), 0)
 
 
-def changes_after(bench: EditBench, id: int) -> list[int]:
-    """Return the ids of the changes made since, oldest first."""
+def find_changes_after(bench: EditBench, id: int) -> list[int]:
+    """Return the IDs of the later changes, oldest first."""
     return sorted(change.id for change in bench.journal.find_changes(ChangeFilter(limit=50)) if change.id > id)
 
 
-def make(bench: EditBench, model: Model, op: Op) -> Made | None:
-    """Make one edit on both sides, which must agree on whether it is possible, and on what it gives."""
+def perform_on_both(bench: EditBench, model: Model, op: Op) -> AppliedOperation | None:
+    """Make one write in Redis and in the model, which must agree on whether it is possible."""
     before = copy.deepcopy(model)
     trial = copy.deepcopy(model)
     possible = True
     try:
-        expected(trial, op)
+        apply_to_model(trial, op)
     except (KeyError, TypeError):
         possible = False
-    newest = newest_change(bench)
+    newest = find_newest_change(bench)
     refused = None
     try:
         perform(bench, op)
     except RedisFuseError as error:
         refused = error
-    made = [id for id in changes_after(bench, newest) if bench.journal.get_change(id).outcome == "applied"]
-    assert (refused is None) == possible, f"{op}: {refused or 'should not have been possible'}"
-    if not made:
+    applied_ids = [id for id in find_changes_after(bench, newest) if bench.journal.get_change(id).outcome == "applied"]
+    assert (refused is None) == possible, f"{op}: {refused or 'should be impossible'}"
+    if not applied_ids:
         return None
     model.clear()
     model.update(trial)
-    changes = bench.journal.get_group(made[0])
+    changes = bench.journal.get_group(applied_ids[0])
     keys = {change.key for change in changes}
     fields: dict[bytes, set[bytes]] = {}
     for change in changes:
@@ -296,7 +298,7 @@ def make(bench: EditBench, model: Model, op: Op) -> Made | None:
     if op.name == "patch" and op.key in before:
         old = before[op.key][0]
         part = (op.offset, len(old[op.offset : op.offset + len(op.value)]), len(op.value))
-    return Made(
+    return AppliedOperation(
         changes[0].group_id,
         {key: before[key] for key in keys if key in before},
         {key: trial[key] for key in keys if key in trial},
@@ -307,45 +309,45 @@ def make(bench: EditBench, model: Model, op: Op) -> Made | None:
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    edits=st.lists(ops, min_size=1, max_size=12),
+    writes=st.lists(ops, min_size=1, max_size=12),
     choices=st.lists(st.integers(0, 10**6), max_size=12),
     together=st.booleans(),
 )
 def test_rollbacks_do_what_the_model_does(
-    bench: EditBench, edits: list[Op], choices: list[int], together: bool
+    bench: EditBench, writes: list[Op], choices: list[int], together: bool
 ) -> None:
-    """After any edits, and rollbacks of any of them and of rollbacks, Redis holds what a simple model holds."""
+    """After any writes, and rollbacks of any of them and of rollbacks, Redis holds the same as a simple model."""
     prepare(bench)
     first = contents(bench.redis)
     model: Model = dict(first)
-    made = [each for each in (make(bench, model, op) for op in edits) if each is not None]
+    operations = [made for op in writes if (made := perform_on_both(bench, model, op)) is not None]
     assert contents(bench.redis) == model
-    if together:  # all at once, newest first, gives the first state, byte for byte, expiries included
-        ids = [each.group for each in made]
+    if together:  # all at once, newest first: restores the first state, byte for byte, expiries included
+        ids = [operation.group for operation in operations]
         if ids:
             report = bench.roll_back(*ids)
             assert report.is_clean, report
         assert contents(bench.redis) == first
         return
     for choice in choices:
-        if not made:
+        if not operations:
             break
-        chosen = made[choice % len(made)]
+        chosen = operations[choice % len(operations)]
         before = copy.deepcopy(model)
-        possible = undo(model, chosen)
-        newest = newest_change(bench)
+        possible = revert(model, chosen)
+        newest = find_newest_change(bench)
         report = bench.create_rollback().run([tuple(reversed(bench.journal.get_group(chosen.group)))])
         assert report.is_clean == possible, (chosen, report)
         assert contents(bench.redis) == model, chosen
-        reverts = changes_after(bench, newest)
+        reverts = find_changes_after(bench, newest)
         if reverts:
             group = bench.journal.get_group(reverts[0])
             keys = {change.key for change in group}
-            back = Made(
+            back = AppliedOperation(
                 group[0].group_id,
                 {key: before[key] for key in keys if key in before},
                 {key: model[key] for key in keys if key in model},
                 {key: names for key, names in chosen.fields.items() if key in keys},
                 None if chosen.slice is None else (chosen.slice[0], chosen.slice[2], chosen.slice[1]),
             )
-            made.append(back)
+            operations.append(back)

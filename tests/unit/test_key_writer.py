@@ -1,4 +1,4 @@
-"""Edits against a real server and a real journal: what each change does, what it records, what it refuses."""
+"""KeyWriter on a real server with a real journal: the effect, the record and the refusals of each operation."""
 
 import threading
 import time
@@ -47,7 +47,7 @@ def bench(make_bench: BenchFactory) -> EditBench:
 
 
 def in_an_hour() -> int:
-    """Absolute ms."""
+    """Return the time one hour from now, absolute ms."""
     return int(time.time() * 1000) + 3_600_000
 
 
@@ -55,7 +55,7 @@ def in_an_hour() -> int:
 
 
 def test_a_save_writes_and_records_what_it_replaced(bench: EditBench) -> None:
-    """A saved string is in Redis, its prior value and type are in the journal, and the row is applied."""
+    """A save writes the string, and the journal has its prior value and type in an applied row."""
     bench.redis.set("k", "old")
     bench.save(b"k", b"new")
     assert bench.redis.get("k") == b"new"
@@ -66,8 +66,8 @@ def test_a_save_writes_and_records_what_it_replaced(bench: EditBench) -> None:
     assert bench.applied_keys == [b"k"]
 
 
-def test_a_save_keeps_the_time_to_live(bench: EditBench) -> None:
-    """The absolute expiry of a key is the same to the millisecond after a save, small or large, and in both states."""
+def test_a_save_keeps_the_expiry(bench: EditBench) -> None:
+    """A save, small or large, keeps the absolute expiry to the millisecond, and both states record it."""
     at = in_an_hour()
     for data in (b"new", b"", b"n" * (3 * MIB)):
         bench.redis.set("k", "old", pxat=at)
@@ -77,8 +77,8 @@ def test_a_save_keeps_the_time_to_live(bench: EditBench) -> None:
         assert bench.last_change.prior.expires_at == bench.last_change.new.expires_at == at
 
 
-def test_an_emptied_string_stays_a_key(bench: EditBench) -> None:
-    """Saving nothing makes an empty string, not an absent key."""
+def test_an_empty_save_keeps_the_key(bench: EditBench) -> None:
+    """Saving no bytes leaves an empty string, not an absent key."""
     bench.redis.set("k", "old")
     bench.save(b"k", b"")
     assert bench.redis.exists("k") == 1
@@ -86,7 +86,7 @@ def test_an_emptied_string_stays_a_key(bench: EditBench) -> None:
 
 
 def test_a_field_is_saved_alone(bench: EditBench) -> None:
-    """Saving a field leaves the other fields and the hash's expiry as they were."""
+    """Saving a field changes neither the other fields nor the hash's expiry."""
     at = in_an_hour()
     bench.redis.hset("h", mapping={"a": "1", "b": "2"})
     bench.redis.pexpireat("h", at)
@@ -98,19 +98,19 @@ def test_a_field_is_saved_alone(bench: EditBench) -> None:
 
 
 def test_a_small_save_is_two_round_trips_and_one_write(bench: EditBench) -> None:
-    """Saving a small string or field that is as it was opened takes two round trips to the server."""
+    """Saving a small string or field that is unchanged since its open takes two round trips."""
     bench.redis.set("k", "old")
     bench.redis.hset("h", "f", "old")
     bench.save(b"warm", b"up")
-    for target, old in ((KeyRef(b"k"), b"old"), (KeyRef(b"h", b"f"), b"old"), (KeyRef(b"fresh"), None)):
-        basis = Precondition.absent() if old is None else Precondition.from_bytes(old)
+    for target, prior in ((KeyRef(b"k"), b"old"), (KeyRef(b"h", b"f"), b"old"), (KeyRef(b"fresh"), None)):
+        precondition = Precondition.absent() if prior is None else Precondition.from_bytes(prior)
         before = bench.server.stats.round_trips
-        bench.key_writer.save(target, Blob.from_bytes(b"new"), precondition=basis, path=b"p")
+        bench.key_writer.save(target, Blob.from_bytes(b"new"), precondition=precondition, path=b"p")
         assert bench.server.stats.round_trips - before == 2
 
 
 def test_large_values_are_saved_and_recorded_whole(bench: EditBench) -> None:
-    """A string and a field of several MiB are replaced, with their prior bytes in the journal."""
+    """Saving a string or field of several MiB records all its prior bytes."""
     old, new = b"o" * (3 * MIB + 17), b"n" * (2 * MIB + 1)
     bench.redis.set("k", old)
     bench.redis.hset("h", "f", old)
@@ -122,8 +122,8 @@ def test_large_values_are_saved_and_recorded_whole(bench: EditBench) -> None:
     assert bench.redis.hget("h", "f") == new
 
 
-def test_too_large_is_refused_before_anything(bench: EditBench) -> None:
-    """A value over 512 MiB is TooLargeError, with no row and no command."""
+def test_a_value_over_512_mib_is_refused_at_once(bench: EditBench) -> None:
+    """A value over 512 MiB raises TooLargeError; no row is recorded and no command sent."""
     huge = Blob(512 * MIB + 1, b"\0" * 32, b"")
     before = bench.server.stats.commands
     with pytest.raises(TooLargeError):
@@ -136,25 +136,25 @@ def test_too_large_is_refused_before_anything(bench: EditBench) -> None:
     assert not bench.changes()
 
 
-def test_the_server_sees_one_write_and_no_empty_moment(bench: EditBench) -> None:
-    """MONITOR shows exactly one write command for a save: SET with KEEPTTL, in a transaction."""
+def test_a_save_is_one_write_command(bench: EditBench) -> None:
+    """MONITOR shows one write command for a save, SET with KEEPTTL: the key is never absent or empty."""
     bench.redis.set("k", "old")
     with bench.redis.monitor() as monitor:
         bench.save(b"k", b"new")
         bench.redis.ping()
-        seen = []
+        commands = []
         for command in monitor.listen():
-            seen.append(command["command"])
+            commands.append(command["command"])
             if command["command"] == "PING":
                 break
-    assert [words for words in seen if words.split()[0] in ("SET", "DEL", "SETRANGE")] == ["SET k new KEEPTTL"]
+    assert [text for text in commands if text.split()[0] in ("SET", "DEL", "SETRANGE")] == ["SET k new KEEPTTL"]
 
 
 # -- patches ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_patch_sends_and_records_only_a_slice(bench: EditBench) -> None:
-    """Appending to and patching a large string moves a few KiB, and the journal has the slice with the lengths."""
+    """Appending to and patching a large string transfers under 4 KiB; the journal has the slice and both sizes."""
     size = 20 * MIB
     bench.redis.set("k", b"a" * size)
     bench.save(b"warm", b"up")
@@ -179,8 +179,8 @@ def test_a_patch_sends_and_records_only_a_slice(bench: EditBench) -> None:
     assert bench.redis.strlen("k") == size + 1024
 
 
-def test_a_patch_over_the_end_and_beyond_it(bench: EditBench) -> None:
-    """A patch may cross the end, or leave a gap that is filled with NULs."""
+def test_a_patch_across_the_end_and_beyond_it(bench: EditBench) -> None:
+    """A patch may cross the end of the string, or leave a gap, which is filled with NULs."""
     bench.redis.set("k", "0123456789")
     bench.key_writer.patch(
         KeyRef(b"k"), 8, Blob.from_bytes(b"abcd"), precondition=Precondition.unconditional(), path=b"k"
@@ -197,20 +197,20 @@ def test_a_patch_over_the_end_and_beyond_it(bench: EditBench) -> None:
 
 
 @pytest.mark.parametrize("field", [None, b"f"])
-def test_a_conflict_is_refused_and_kept(bench: EditBench, field: bytes | None) -> None:
-    """A save over what somebody else wrote meanwhile is refused; both values are in the row, Redis has theirs."""
+def test_a_conflicting_save_is_refused_and_journaled(bench: EditBench, field: bytes | None) -> None:
+    """A save over another client's write is refused; the row has both values, Redis keeps the other client's."""
     if field:
         bench.redis.hset("k", "f", "theirs")
     else:
         bench.redis.set("k", "theirs")
-    for basis in (
+    for precondition in (
         Precondition.from_bytes(b"mine"),
         Precondition.absent(),
         Precondition.size_equals(6, lambda: False),
         Precondition.size_equals(7, lambda: True),
     ):
         with pytest.raises(ConflictError, match="redisfuse apply"):
-            bench.save(b"k", b"new", field, precondition=basis)
+            bench.save(b"k", b"new", field, precondition=precondition)
         row = bench.last_change
         assert row.outcome == "refused"
         assert row.prior.content == Blob.from_bytes(b"theirs")
@@ -218,16 +218,16 @@ def test_a_conflict_is_refused_and_kept(bench: EditBench, field: bytes | None) -
     assert (bench.redis.hget("k", "f") if field else bench.redis.get("k")) == b"theirs"
 
 
-def test_a_vanished_key_is_a_conflict(bench: EditBench) -> None:
-    """A key that was deleted under an open file is not silently made anew."""
+def test_a_removed_key_is_a_conflict(bench: EditBench) -> None:
+    """A key that was deleted while its file was open is not silently created again."""
     with pytest.raises(ConflictError, match="gone"):
         bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert bench.redis.exists("k") == 0
     assert bench.last_change.outcome == "refused"
 
 
-def test_another_type_is_a_conflict_even_unchecked(make_bench: BenchFactory) -> None:
-    """A key that became a hash is never overwritten by a string, also with the conflict check off."""
+def test_another_type_is_a_conflict_without_the_check_too(make_bench: BenchFactory) -> None:
+    """A key that became a hash is never overwritten by a string, even with the conflict check off."""
     bench = make_bench(conflict_check=False)
     bench.redis.hset("k", "f", "v")
     bench.redis.set("s", "v")
@@ -240,8 +240,8 @@ def test_another_type_is_a_conflict_even_unchecked(make_bench: BenchFactory) -> 
     assert {row.outcome for row in bench.changes()} == {"refused"}
 
 
-def test_without_the_check_the_prior_is_what_was_there(make_bench: BenchFactory) -> None:
-    """With the conflict check off a save goes through, and records the value that it really replaced."""
+def test_without_the_check_the_replaced_value_is_recorded(make_bench: BenchFactory) -> None:
+    """With the conflict check off, a save succeeds and records the value that it actually replaced."""
     bench = make_bench(conflict_check=False)
     bench.redis.set("k", "theirs")
     bench.save(b"k", b"mine", precondition=Precondition.from_bytes(b"older"))
@@ -249,19 +249,19 @@ def test_without_the_check_the_prior_is_what_was_there(make_bench: BenchFactory)
     assert bench.last_change.prior.content == Blob.from_bytes(b"theirs")
 
 
-def test_a_key_that_changes_in_the_middle_is_begun_anew(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A write between WATCH and EXEC loses nothing: the row fails, the next attempt meets the new value."""
+def test_a_key_that_changes_before_exec_is_read_again(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write between WATCH and EXEC is not lost: the row fails, and the next attempt records the new value."""
     bench.redis.set("k", "old")
-    intend = bench.journal.record_intents
+    record_intents = bench.journal.record_intents
     once = iter([True])
 
-    def meddle(*arguments: object, **options: object) -> list[int]:
-        ids = intend(*arguments, **options)  # type: ignore[arg-type]
+    def record_then_write(*arguments: object, **options: object) -> list[int]:
+        ids = record_intents(*arguments, **options)  # type: ignore[arg-type]
         if next(once, False):
             bench.redis.set("k", "theirs")
         return ids
 
-    monkeypatch.setattr(bench.journal, "record_intents", meddle)
+    monkeypatch.setattr(bench.journal, "record_intents", record_then_write)
     bench.save(b"k", b"mine")
     assert [row.outcome for row in bench.changes()] == ["failed", "applied"]
     assert bench.last_change.prior.content == Blob.from_bytes(b"theirs")
@@ -269,7 +269,7 @@ def test_a_key_that_changes_in_the_middle_is_begun_anew(bench: EditBench, monkey
 
 
 def test_only_allowed_keys_are_changed(make_bench: BenchFactory) -> None:
-    """A key outside --allow is AccessError for every operation, and Redis is not asked."""
+    """Every operation on a key outside --allow raises AccessError and changes nothing."""
     bench = make_bench(allow=[b"config:*"])
     bench.save(b"config:a", b"1")
     bench.redis.set("k", "v")
@@ -285,8 +285,8 @@ def test_only_allowed_keys_are_changed(make_bench: BenchFactory) -> None:
 # -- removing --------------------------------------------------------------------------------------------------------
 
 
-def make_one_of_each(client: redis.Redis) -> list[bytes]:
-    """One key of every type that a plain server has."""
+def create_one_of_each(client: redis.Redis) -> list[bytes]:
+    """Create one key of each built-in type; return the keys."""
     client.set("string", "v")
     client.rpush("list", "a", b"\xff\n", "a")
     client.sadd("set", "a", b"\xff")
@@ -298,9 +298,9 @@ def make_one_of_each(client: redis.Redis) -> list[bytes]:
 
 
 def test_any_type_is_removed_and_recorded(bench: EditBench) -> None:
-    """Removing a key of any type records its exact DUMP (or value), a portable copy and its expiry."""
+    """Removing a key of any type records its DUMP (a string's value), a portable copy and the expiry."""
     at = in_an_hour()
-    for key in make_one_of_each(bench.redis):
+    for key in create_one_of_each(bench.redis):
         bench.redis.pexpireat(key, at)
         dump = bench.redis.dump(key)
         bench.key_writer.remove([KeyRef(key)], path=key)
@@ -316,7 +316,7 @@ def test_any_type_is_removed_and_recorded(bench: EditBench) -> None:
 
 
 def test_removing_several_is_one_group(bench: EditBench) -> None:
-    """Several targets go in one transaction and one group of the journal; what is gone already is passed over."""
+    """Several targets are removed in one group of the journal; absent ones are skipped unless all are absent."""
     bench.redis.set("a", "1")
     bench.redis.hset("h", mapping={"f": "1", "g": "2"})
     bench.key_writer.remove([KeyRef(b"a"), KeyRef(b"h", b"f"), KeyRef(b"missing")], path=b"dir")
@@ -328,7 +328,7 @@ def test_removing_several_is_one_group(bench: EditBench) -> None:
 
 
 def test_a_large_collection_is_not_dumped(make_bench: BenchFactory) -> None:
-    """Above the dump limit only the portable copy is kept, read in pieces, and the row says so."""
+    """Over the dump limit only the portable copy is recorded, read in pages, and the row has a note."""
     bench = make_bench(dump_limit=1000)
     bench.redis.sadd("s", *(b"member %d" % number for number in range(5000)))
     bench.key_writer.remove([KeyRef(b"s")], path=b"s")
@@ -344,9 +344,9 @@ def test_a_large_collection_is_not_dumped(make_bench: BenchFactory) -> None:
 
 
 def test_a_rename_moves_the_key_and_its_expiry(bench: EditBench) -> None:
-    """Every type moves to a new name with its expiry; both keys have a row, in one group."""
+    """A key of any type gets the new name with its expiry; both keys have a row, in one group."""
     at = in_an_hour()
-    for key in make_one_of_each(bench.redis):
+    for key in create_one_of_each(bench.redis):
         bench.redis.pexpireat(key, at)
         bench.key_writer.rename([(KeyRef(key), KeyRef(b"new:" + key))], path=key, new_path=b"new/" + key)
         assert bench.redis.exists(key) == 0
@@ -363,7 +363,7 @@ def test_a_rename_moves_the_key_and_its_expiry(bench: EditBench) -> None:
 def test_a_rename_over_a_key_keeps_the_targets_expiry(
     bench: EditBench, source_at: int | None, target_at: int | None
 ) -> None:
-    """A string that replaces a string takes over its expiry, or its having none."""
+    """A string that replaces a string takes over its expiry, or its lack of one."""
     at = in_an_hour()
     bench.redis.set("a", "new", pxat=source_at and at + source_at)
     bench.redis.set("b", "old", pxat=target_at and at + target_at)
@@ -375,7 +375,7 @@ def test_a_rename_over_a_key_keeps_the_targets_expiry(
 
 
 def test_renames_between_strings_and_fields(bench: EditBench) -> None:
-    """A string becomes a field, a field a string, a field another field; a hash's last field takes the hash along."""
+    """A string becomes a field, a field a string, a field another field; a hash is gone with its last field."""
     bench.redis.set("s", "1")
     bench.redis.hset("h", "old", "0")
     bench.key_writer.rename([(KeyRef(b"s"), KeyRef(b"h", b"f"))], path=b"s", new_path=b"h.f")
@@ -389,8 +389,8 @@ def test_renames_between_strings_and_fields(bench: EditBench) -> None:
     assert {row.outcome for row in bench.changes()} == {"applied"}
 
 
-def test_renames_that_are_refused(bench: EditBench) -> None:
-    """NOREPLACE, a string over a collection, a collection as a field, a field of a string: errors, and no row."""
+def test_refused_renames(bench: EditBench) -> None:
+    """NOREPLACE, a string over a collection, a collection as a field, a field of a string: errors without a row."""
     bench.redis.set("a", "1")
     bench.redis.set("b", "2")
     bench.redis.rpush("l", "x")
@@ -412,8 +412,8 @@ def test_renames_that_are_refused(bench: EditBench) -> None:
     assert bench.redis.get("b") == b"2"
 
 
-def test_a_directory_is_one_group_however_large(bench: EditBench) -> None:
-    """1300 keys move as one group of the journal, in several transactions."""
+def test_a_directorys_rename_is_one_group(bench: EditBench) -> None:
+    """1300 keys are renamed in several transactions, as one group of the journal."""
     names = [b"%d" % number for number in range(1300)]
     bench.redis.mset({b"old:" + name: name for name in names})
     moves = [(KeyRef(b"old:" + name), KeyRef(b"new:" + name)) for name in names]
@@ -426,11 +426,11 @@ def test_a_directory_is_one_group_however_large(bench: EditBench) -> None:
     assert len({row.group_id for row in rows}) == 1
 
 
-# -- expiries, directories, read-only --------------------------------------------------------------------------------
+# -- expiries, directories -------------------------------------------------------------------------------------------
 
 
-def test_an_expiry_is_set_and_taken_away(bench: EditBench) -> None:
-    """Setting and removing an expiry are journaled with the whole value; a field's needs a server that has it."""
+def test_an_expiry_is_set_and_cleared(bench: EditBench) -> None:
+    """Setting and clearing an expiry is journaled with the whole value; a field's expiry needs a newer server."""
     at = in_an_hour()
     bench.redis.set("k", "v")
     bench.key_writer.expire(KeyRef(b"k"), at, path=b"k")
@@ -447,8 +447,8 @@ def test_an_expiry_is_set_and_taken_away(bench: EditBench) -> None:
             bench.key_writer.expire(KeyRef(b"h", b"f"), at, path=b"h.f")
 
 
-def test_empty_directories_live_in_the_journal(bench: EditBench) -> None:
-    """mkdir and rmdir of an empty directory change the journal and no key."""
+def test_empty_directories_exist_in_the_journal(bench: EditBench) -> None:
+    """mkdir and rmdir of an empty directory change the journal, but no key."""
     bench.key_writer.make_directory((b"a", b"b"), path=b"a/b")
     assert bench.key_writer.list_directories() == {(b"a", b"b")}
     bench.key_writer.remove_directory((b"a", b"b"), path=b"a/b")
@@ -457,23 +457,23 @@ def test_empty_directories_live_in_the_journal(bench: EditBench) -> None:
     assert bench.redis.dbsize() == 0
 
 
-# -- many at once ----------------------------------------------------------------------------------------------------
+# -- concurrency -----------------------------------------------------------------------------------------------------
 
 
-def test_parallel_saves_share_transactions_and_groups_stay_apart(bench: EditBench) -> None:
-    """Saves of many threads are each made once, each an operation of its own, in far fewer transactions."""
+def test_parallel_saves_share_transactions_but_not_groups(bench: EditBench) -> None:
+    """Saves of many threads are applied once each, as operations of their own, in far fewer transactions."""
     bench.save(b"warm", b"up")
     before = bench.redis.info("commandstats")["cmdstat_exec"]["calls"]
 
-    def work(thread: int) -> None:
+    def save_fifty(thread: int) -> None:
         for number in range(50):
             name = b"%d:%d" % (thread, number)
             bench.key_writer.save(KeyRef(name), Blob.from_bytes(name), precondition=Precondition.absent(), path=name)
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, range(8)))
-    made = bench.redis.info("commandstats")["cmdstat_exec"]["calls"] - before
-    assert made < 200
+        list(pool.map(save_fifty, range(8)))
+    transactions = bench.redis.info("commandstats")["cmdstat_exec"]["calls"] - before
+    assert transactions < 200
     rows = bench.changes()
     assert len(rows) == 401
     assert {row.outcome for row in rows} == {"applied"}
@@ -482,32 +482,34 @@ def test_parallel_saves_share_transactions_and_groups_stay_apart(bench: EditBenc
     assert len(bench.applied_keys) == 401
 
 
-def test_of_changes_that_go_together_each_has_its_own_outcome(bench: EditBench) -> None:
-    """One conflict, or one key that changes in the middle, does not spoil the saves beside it."""
+def test_each_save_of_a_shared_transaction_has_its_own_outcome(bench: EditBench) -> None:
+    """A conflict, or a key that changes before EXEC, does not affect the other saves of the transaction."""
     bench.redis.mset({str(number): "old" for number in range(8)})
     stop = threading.Event()
 
-    def meddle() -> None:
+    def keep_writing() -> None:
         while not stop.is_set():
             bench.redis.set("0", "old")
 
-    def work(number: int) -> Exception | None:
-        basis = Precondition.from_bytes(b"wrong" if number == 7 else b"old")
+    def save_twenty_times(number: int) -> Exception | None:
+        precondition = Precondition.from_bytes(b"wrong" if number == 7 else b"old")
         try:
             for _ in range(20):
-                bench.key_writer.save(KeyRef(b"%d" % number), Blob.from_bytes(b"old"), precondition=basis, path=b"p")
+                bench.key_writer.save(
+                    KeyRef(b"%d" % number), Blob.from_bytes(b"old"), precondition=precondition, path=b"p"
+                )
         except (ConflictError, BusyError) as error:
             return error
         return None
 
-    meddler = threading.Thread(target=meddle)
-    meddler.start()
+    other_client = threading.Thread(target=keep_writing)
+    other_client.start()
     try:
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(work, range(8)))
+            outcomes = list(pool.map(save_twenty_times, range(8)))
     finally:
         stop.set()
-        meddler.join(10)
+        other_client.join(10)
     assert isinstance(outcomes[7], ConflictError)
     assert outcomes[1:7] == [None] * 6
     assert sum(row.outcome == "applied" for row in bench.changes() if row.key in b"123456") == 120

@@ -1,4 +1,4 @@
-"""Rollback, apply and recovery against a real server and a real journal."""
+"""Rollback, apply and recovery on a real server with a real journal."""
 
 import time
 from collections.abc import Iterator
@@ -40,34 +40,34 @@ def bench(make_bench: BenchFactory) -> EditBench:
 
 
 def in_an_hour() -> int:
-    """Absolute ms."""
+    """Return the time one hour from now, absolute ms."""
     return int(time.time() * 1000) + 3_600_000
 
 
 def contents(client: redis.Redis) -> dict[bytes, tuple[object, int]]:
-    """Every key with its value, in a form that can be compared, and its expiry."""
-    found: dict[bytes, tuple[object, int]] = {}
+    """Return every key with its value, in a comparable form, and its expiry (absolute ms; -1: none)."""
+    values: dict[bytes, tuple[object, int]] = {}
     for key in client.scan_iter(count=1000):
-        kind = client.type(key)
+        key_type = client.type(key)
         value: object
-        if kind == b"string":
+        if key_type == b"string":
             value = client.get(key)
-        elif kind == b"list":
+        elif key_type == b"list":
             value = client.lrange(key, 0, -1)
-        elif kind == b"set":
+        elif key_type == b"set":
             value = client.smembers(key)
-        elif kind == b"zset":
+        elif key_type == b"zset":
             value = client.zrange(key, 0, -1, withscores=True)
-        elif kind == b"hash":
+        elif key_type == b"hash":
             value = client.hgetall(key)
         else:
             value = (client.xrange(key), client.xinfo_groups(key), client.xinfo_stream(key)["last-generated-id"])
-        found[key] = (value, client.pexpiretime(key))
-    return found
+        values[key] = (value, client.pexpiretime(key))
+    return values
 
 
-def make_one_of_each(client: redis.Redis, prefix: str = "") -> list[bytes]:
-    """One key of every type that a plain server has."""
+def create_one_of_each(client: redis.Redis, prefix: str = "") -> list[bytes]:
+    """Create one key of each built-in type; return the keys."""
     client.set(prefix + "string", b"v\x00\xff")
     client.rpush(prefix + "list", "a", b"\xff\n", "a")
     client.sadd(prefix + "set", "a", b"\xff")
@@ -81,8 +81,8 @@ def make_one_of_each(client: redis.Redis, prefix: str = "") -> list[bytes]:
 # -- one change ------------------------------------------------------------------------------------------------------
 
 
-def test_a_save_is_taken_back_and_redone(bench: EditBench) -> None:
-    """Rollback writes the prior value, a rollback of it the new one again; each is a row that says what it reverts."""
+def test_a_save_is_rolled_back_and_redone(bench: EditBench) -> None:
+    """A rollback writes the prior value, its own rollback the new one; each has a row that names what it reverts."""
     bench.redis.set("k", "old")
     bench.save(b"k", b"new")
     first = bench.last_change.id
@@ -95,10 +95,10 @@ def test_a_save_is_taken_back_and_redone(bench: EditBench) -> None:
     assert bench.last_change.reverts == second.id
 
 
-def test_creations_and_removals_of_every_type_are_taken_back(bench: EditBench) -> None:
-    """What was created is removed; what was removed comes back exactly: type, content, stream groups, expiry."""
+def test_creations_and_removals_of_every_type_are_rolled_back(bench: EditBench) -> None:
+    """Created keys are removed; removed keys are restored exactly: type, content, stream groups, expiry."""
     at = in_an_hour()
-    for key in make_one_of_each(bench.redis):
+    for key in create_one_of_each(bench.redis):
         bench.redis.pexpireat(key, at)
     before = contents(bench.redis)
     bench.save(b"fresh", b"1")
@@ -112,8 +112,8 @@ def test_creations_and_removals_of_every_type_are_taken_back(bench: EditBench) -
     assert contents(bench.redis) == before
 
 
-def test_a_fields_removal_takes_the_hash_and_its_expiry_along_and_back(bench: EditBench) -> None:
-    """Removing the last field removes the hash; taking that back brings the hash's expiry back too."""
+def test_removing_the_last_field_and_back_keeps_the_hashs_expiry(bench: EditBench) -> None:
+    """Removing the last field removes the hash; its rollback restores the hash with its expiry."""
     at = in_an_hour()
     bench.redis.hset("h", mapping={"f": "1", "g": "2"})
     bench.redis.pexpireat("h", at)
@@ -124,14 +124,14 @@ def test_a_fields_removal_takes_the_hash_and_its_expiry_along_and_back(bench: Ed
     assert contents(bench.redis) == before
 
 
-def test_slices_are_taken_back(bench: EditBench) -> None:
-    """An append, a patch and a patch over the end of a large string are undone to the byte, TTL kept, and redone."""
+def test_slices_are_rolled_back(bench: EditBench) -> None:
+    """Appends and patches of a large string, across its end too, are reverted and redone; the expiry stays."""
     at = in_an_hour()
     size = 3 * MIB
     bench.redis.set("k", b"a" * size, pxat=at)
-    steps = [(size, b"b" * 1000), (5, b"XYZ"), (size + 990, b"c" * 20), (size + 2000, b"gap")]
+    patches = [(size, b"b" * 1000), (5, b"XYZ"), (size + 990, b"c" * 20), (size + 2000, b"gap")]
     versions = [bench.redis.get("k")]
-    for offset, data in steps:
+    for offset, data in patches:
         bench.key_writer.patch(
             KeyRef(b"k"), offset, Blob.from_bytes(data), precondition=Precondition.unconditional(), path=b"k"
         )
@@ -147,10 +147,10 @@ def test_slices_are_taken_back(bench: EditBench) -> None:
     assert bench.redis.pexpiretime("k") == at
 
 
-def test_renames_are_taken_back(bench: EditBench) -> None:
-    """Renames of every type, over an existing key, between strings and fields, and of a directory: all come back."""
+def test_renames_are_rolled_back(bench: EditBench) -> None:
+    """Renames of every type, over an existing key, from a field to a string and of a directory are reverted, redone."""
     at = in_an_hour()
-    for key in make_one_of_each(bench.redis, "old:"):
+    for key in create_one_of_each(bench.redis, "old:"):
         bench.redis.pexpireat(key, at)
     bench.redis.set("target", "replaced", pxat=at + 1)
     bench.redis.hset("h", "f", "1")
@@ -171,16 +171,16 @@ def test_renames_are_taken_back(bench: EditBench) -> None:
     assert contents(bench.redis) == after
 
 
-def test_one_id_means_its_whole_operation(bench: EditBench) -> None:
-    """Naming one of a rename's two changes takes back both."""
+def test_one_id_selects_its_whole_operation(bench: EditBench) -> None:
+    """The ID of one of a rename's two changes reverts both."""
     bench.redis.set("a", "1")
     bench.key_writer.rename([(KeyRef(b"a"), KeyRef(b"b"))], path=b"a", new_path=b"b")
     assert bench.roll_back(bench.changes()[0].id).is_clean
     assert contents(bench.redis) == {b"a": (b"1", -1)}
 
 
-def test_a_large_directory_comes_back(bench: EditBench) -> None:
-    """A rename of 700 keys, two transactions' worth, is taken back as one operation."""
+def test_a_large_directorys_rename_is_rolled_back(bench: EditBench) -> None:
+    """A rename of 700 keys, in several transactions, is reverted as one operation."""
     names = [b"%d" % number for number in range(700)]
     bench.redis.mset({b"old:" + name: name for name in names})
     before = contents(bench.redis)
@@ -192,8 +192,8 @@ def test_a_large_directory_comes_back(bench: EditBench) -> None:
     assert contents(bench.redis) == before
 
 
-def test_empty_directories_come_back(bench: EditBench) -> None:
-    """mkdir and rmdir are taken back in the journal, and so are these rollbacks."""
+def test_empty_directories_are_rolled_back(bench: EditBench) -> None:
+    """mkdir and rmdir are reverted in the journal, and so are these rollbacks."""
     bench.key_writer.make_directory((b"a",), path=b"a")
     bench.key_writer.remove_directory((b"a",), path=b"a")
     assert bench.roll_back(bench.last_change.id).is_clean
@@ -204,11 +204,11 @@ def test_empty_directories_come_back(bench: EditBench) -> None:
     assert bench.key_writer.list_directories() == {(b"a",)}
 
 
-# -- time to live ----------------------------------------------------------------------------------------------------
+# -- expiries --------------------------------------------------------------------------------------------------------
 
 
-def test_an_expiry_is_taken_back(bench: EditBench) -> None:
-    """A changed expiry goes back to what it was, or to none."""
+def test_a_set_expiry_is_rolled_back(bench: EditBench) -> None:
+    """A changed expiry is restored, or cleared if there was none."""
     at = in_an_hour()
     bench.redis.set("k", "v")
     bench.key_writer.expire(KeyRef(b"k"), at, path=b"k")
@@ -219,8 +219,8 @@ def test_an_expiry_is_taken_back(bench: EditBench) -> None:
     assert bench.redis.pexpiretime("k") == -1
 
 
-def test_a_key_that_expired_by_our_hand_comes_back(bench: EditBench) -> None:
-    """An expiry that was set and has passed took the value away; taking that back brings it back, without expiry."""
+def test_a_key_that_expired_because_of_a_change_is_restored(bench: EditBench) -> None:
+    """If an expiry that was set has passed, its rollback restores the value, without an expiry."""
     bench.redis.set("k", "v")
     bench.key_writer.expire(KeyRef(b"k"), int(time.time() * 1000) + 30, path=b"k")
     time.sleep(0.05)
@@ -230,8 +230,8 @@ def test_a_key_that_expired_by_our_hand_comes_back(bench: EditBench) -> None:
     assert bench.redis.pexpiretime("k") == -1
 
 
-def test_a_prior_expiry_that_has_passed_means_removal(bench: EditBench) -> None:
-    """What would be gone by now is not brought back, and that is said; forced over something newer, it is removed."""
+def test_a_key_whose_prior_expiry_has_passed_is_not_restored(bench: EditBench) -> None:
+    """A key that would have expired by now is not restored; with force, a newer value is removed. Both have a note."""
     at = int(time.time() * 1000) + 50
     bench.redis.set("k", "v", pxat=at)
     bench.redis.set("j", "v", pxat=at)
@@ -246,8 +246,8 @@ def test_a_prior_expiry_that_has_passed_means_removal(bench: EditBench) -> None:
     assert all("expiry has passed" in note for _, note in report.notes)
 
 
-def test_a_prolonged_expiry_stays(bench: EditBench) -> None:
-    """A change that left the expiry alone is taken back without touching what somebody made of the expiry since."""
+def test_an_extended_expiry_stays(bench: EditBench) -> None:
+    """Reverting a change that left the expiry alone keeps an expiry that was extended since."""
     at = in_an_hour()
     bench.redis.set("k", "old", px=1000)
     bench.save(b"k", b"new")
@@ -261,8 +261,8 @@ def test_a_prolonged_expiry_stays(bench: EditBench) -> None:
 # -- conflicts -------------------------------------------------------------------------------------------------------
 
 
-def test_a_conflict_leaves_the_whole_operation_alone(bench: EditBench) -> None:
-    """If one key of a group was changed since, nothing of the group is touched; other operations are taken back."""
+def test_a_conflict_excludes_its_whole_operation(bench: EditBench) -> None:
+    """If one key of a group was changed since, nothing of the group is reverted; other operations are."""
     for key in "abc":
         bench.redis.set(key, "1")
     bench.key_writer.remove([KeyRef(b"a"), KeyRef(b"b")], path=b"dir")
@@ -270,14 +270,14 @@ def test_a_conflict_leaves_the_whole_operation_alone(bench: EditBench) -> None:
     bench.redis.set("b", "theirs")
     report = bench.roll_back(session=bench.session)
     assert not report.is_clean
-    assert [(each.change.key, each.current.state.content) for each in report.conflicts] == [
+    assert [(conflict.change.key, conflict.current.state.content) for conflict in report.conflicts] == [
         (b"b", Blob.from_bytes(b"theirs"))
     ]
     assert contents(bench.redis) == {b"b": (b"theirs", -1), b"c": (b"1", -1)}
 
 
 def test_force_overwrites_and_records_what_it_overwrote(bench: EditBench) -> None:
-    """With force the prior value and expiry are written over anything, which can itself be taken back."""
+    """With force, the prior value and expiry are written over anything, and that can itself be rolled back."""
     at = in_an_hour()
     bench.redis.set("k", "old", pxat=at)
     bench.save(b"k", b"new")
@@ -292,14 +292,14 @@ def test_force_overwrites_and_records_what_it_overwrote(bench: EditBench) -> Non
     assert bench.redis.lrange("k", 0, -1) == [b"theirs"]
 
 
-def test_a_plan_names_the_later_change_and_touches_nothing(bench: EditBench) -> None:
-    """The plan of an older change says which later one is in the way, and the command that takes back both."""
+def test_a_plan_names_the_later_change_and_changes_nothing(bench: EditBench) -> None:
+    """The plan for an older change has a conflict that names the command that reverts the later change too."""
     bench.redis.set("k", "0")
     for data in (b"1", b"2"):
         bench.save(b"k", data)
     first, second = (row.id for row in bench.changes())
     plan = plan_rollback(bench.journal, bench.server, select_groups(bench.journal, RollbackSelection(ids=(first,))))
-    assert [each.combined_command for each in plan.conflicts] == [f"redisfuse rollback {second} {first}"]
+    assert [conflict.combined_command for conflict in plan.conflicts] == [f"redisfuse rollback {second} {first}"]
     both = plan_rollback(
         bench.journal, bench.server, select_groups(bench.journal, RollbackSelection(ids=(first, second)))
     )
@@ -310,8 +310,8 @@ def test_a_plan_names_the_later_change_and_touches_nothing(bench: EditBench) -> 
     assert bench.redis.get("k") == b"0"
 
 
-def test_a_slice_checks_length_and_bytes(bench: EditBench) -> None:
-    """An append is not taken back if the string grew since, or if these bytes were changed."""
+def test_a_slice_compares_size_and_bytes(bench: EditBench) -> None:
+    """An append is not reverted if the string grew since or the appended bytes were changed."""
     bench.redis.set("k", b"a" * 10)
     bench.key_writer.patch(
         KeyRef(b"k"), 10, Blob.from_bytes(b"bb"), precondition=Precondition.unconditional(), path=b"k"
@@ -325,24 +325,24 @@ def test_a_slice_checks_length_and_bytes(bench: EditBench) -> None:
     assert bench.redis.get("k") == b"Z" * 10
 
 
-# -- payloads that are refused ---------------------------------------------------------------------------------------
+# -- refused payloads ------------------------------------------------------------------------------------------------
 
 
-def test_what_restore_refuses_is_rebuilt_from_its_elements(bench: EditBench) -> None:
-    """A DUMP from a version that the server does not know is replaced by the portable copy, which is said."""
+def test_a_refused_dump_is_replaced_by_the_portable_copy(bench: EditBench) -> None:
+    """If the server refuses a DUMP of an unknown version, the key is rebuilt from its elements, with a note."""
     at = in_an_hour()
-    keys = make_one_of_each(bench.redis)[1:]
+    keys = create_one_of_each(bench.redis)[1:]
     for key in keys:
         bench.redis.pexpireat(key, at)
     before = contents(bench.redis)
     for key in keys:
         bench.key_writer.remove([KeyRef(key)], path=key)
-    # The same rows again, with payloads of an impossible version.
+    # The same changes once more, with payloads of a version that no server has.
     for row in bench.changes():
         assert row.prior.content is not None
         payload = row.prior.content.read()
-        spoilt = Blob.from_bytes(payload[:-10] + b"\xff\xff" + payload[-8:])
-        prior = State.from_object(row.prior.type, spoilt, row.prior.portable_copy, expires_at=row.prior.expires_at)
+        unloadable = Blob.from_bytes(payload[:-10] + b"\xff\xff" + payload[-8:])
+        prior = State.from_object(row.prior.type, unloadable, row.prior.portable_copy, expires_at=row.prior.expires_at)
         [id] = bench.journal.record_intents(
             bench.session, [ChangeIntent(row.path, "remove", row.key, None, prior, ABSENT)]
         )
@@ -353,8 +353,8 @@ def test_what_restore_refuses_is_rebuilt_from_its_elements(bench: EditBench) -> 
     assert contents(bench.redis) == before
 
 
-def test_collections_over_the_dump_limit_come_back(make_bench: BenchFactory) -> None:
-    """A set and a hash that were too large to be DUMPed are rebuilt, element for element."""
+def test_collections_over_the_dump_limit_are_restored(make_bench: BenchFactory) -> None:
+    """A set and a hash that were too large to be DUMPed are rebuilt from their elements."""
     bench = make_bench(dump_limit=100)
     bench.redis.sadd("s", *(b"%d" % number for number in range(3000)))
     bench.redis.hset("h", mapping={b"%d" % number: b"v" * 400 for number in range(3000)})
@@ -365,11 +365,11 @@ def test_collections_over_the_dump_limit_come_back(make_bench: BenchFactory) -> 
     assert contents(bench.redis) == before
 
 
-# -- selecting -------------------------------------------------------------------------------------------------------
+# -- selection -------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_taken_back_is_not_selected_again(bench: EditBench) -> None:
-    """A second rollback of the same session finds only what is left; --last goes further back each time."""
+def test_reverted_changes_are_not_selected_again(bench: EditBench) -> None:
+    """A second rollback of a session selects only the rest; --last goes further back each time."""
     for key in (b"a", b"b", b"c"):
         bench.save(key, b"1")
     bench.roll_back(bench.last_change.id)
@@ -384,7 +384,7 @@ def test_what_is_taken_back_is_not_selected_again(bench: EditBench) -> None:
 
 
 def test_selections(bench: EditBench) -> None:
-    """By key glob with the whole operation, since a time, and only what was ever made."""
+    """A key glob selects whole operations, `since` by time; a change that was never applied is an error."""
     bench.redis.set("a:1", "1")
     bench.key_writer.rename([(KeyRef(b"a:1"), KeyRef(b"b:1"))], path=b"a/1", new_path=b"b/1")
     bench.save(b"c", b"1")
@@ -399,7 +399,7 @@ def test_selections(bench: EditBench) -> None:
 
 
 def test_an_interrupted_rollback_is_finished_by_another(bench: EditBench) -> None:
-    """After a rollback that stopped half-way, the same command takes back the rest."""
+    """After a rollback that stopped half-way, the same selection reverts the rest."""
     for number in range(40):
         bench.save(b"%d" % number, b"1")
     groups = select_groups(bench.journal, RollbackSelection(session=bench.session))
@@ -413,7 +413,7 @@ def test_an_interrupted_rollback_is_finished_by_another(bench: EditBench) -> Non
 
 
 def test_a_refused_edit_is_applied_after_review(bench: EditBench) -> None:
-    """Apply writes a refused edit over what it was refused for, keeps the expiry, and says which change it applied."""
+    """Apply writes a refused edit over the value that it was refused for, keeps the expiry and names the change."""
     at = in_an_hour()
     bench.redis.set("k", "theirs", pxat=at)
     with pytest.raises(ConflictError):
@@ -426,8 +426,8 @@ def test_a_refused_edit_is_applied_after_review(bench: EditBench) -> None:
     assert bench.redis.get("k") == b"theirs"
 
 
-def test_apply_refuses_what_was_not_reviewed(bench: EditBench) -> None:
-    """A key that changed once more since the refusal, or became another type, needs force."""
+def test_apply_refuses_an_unreviewed_value(bench: EditBench) -> None:
+    """A key that changed again since the refusal, or has another type now, needs force."""
     bench.redis.set("k", "theirs")
     with pytest.raises(ConflictError):
         bench.save(b"k", b"mine", precondition=Precondition.from_bytes(b"old"))
@@ -446,8 +446,8 @@ def test_apply_refuses_what_was_not_reviewed(bench: EditBench) -> None:
 # -- recovery --------------------------------------------------------------------------------------------------------
 
 
-def test_pending_changes_are_settled_by_looking(bench: EditBench) -> None:
-    """Equal to new is applied, equal to prior failed, neither unknown; likewise slices, fields and expiries."""
+def test_pending_changes_are_resolved_by_reading(bench: EditBench) -> None:
+    """The new state means applied, the prior one failed, neither unknown; also for slices, fields and expiries."""
     at = in_an_hour()
     old, new = State.from_value(b"old"), State.from_value(b"new")
     bench.redis.mset({"applied": "new", "failed": "old", "unknown": "other", "slice": "aaaXXX", "ttl": "v"})
@@ -472,19 +472,19 @@ def test_pending_changes_are_settled_by_looking(bench: EditBench) -> None:
         (intent(b"ttl", State.from_value(b"v", expires_at=at), value), "failed"),
     ]
     ids = []
-    for each, _ in intents:
-        ids += bench.journal.record_intents(bench.session, [each])
+    for pending, _ in intents:
+        ids += bench.journal.record_intents(bench.session, [pending])
         time.sleep(0.002)
-    settled = recover_pending(bench.journal, bench.server, bench.session)
-    assert [(change.id, outcome) for change, outcome in settled] == [
+    resolved = recover_pending(bench.journal, bench.server, bench.session)
+    assert [(change.id, outcome) for change, outcome in resolved] == [
         (id, outcome) for id, (_, outcome) in zip(ids, intents, strict=True)
     ]
     assert [bench.journal.get_change(id).outcome for id in ids] == [outcome for _, outcome in intents]
     assert recover_pending(bench.journal, bench.server, bench.session) == []
 
 
-def test_a_later_change_is_a_witness(bench: EditBench) -> None:
-    """A change that another one followed is settled by what that one found, whatever is there now."""
+def test_a_later_change_is_evidence(bench: EditBench) -> None:
+    """A change that another one followed is resolved by that one's prior state, whatever the key holds now."""
     first, second = State.from_value(b"1"), State.from_value(b"2")
     [id] = bench.journal.record_intents(bench.session, [ChangeIntent(b"k", "write", b"k", None, first, second)])
     bench.redis.set("k", "2")
@@ -493,40 +493,40 @@ def test_a_later_change_is_a_witness(bench: EditBench) -> None:
     assert bench.journal.get_change(id).outcome == "applied"
 
 
-def test_changes_of_one_transaction_are_settled_as_one(bench: EditBench) -> None:
-    """Two steps of one target in one transaction were both made or neither; two transactions may have got half-way."""
+def test_successive_changes_of_one_target_are_resolved_together(bench: EditBench) -> None:
+    """Of two changes of one target, recorded together, neither, the first or both were applied."""
     one, two, three = (State.from_value(data) for data in (b"1", b"2", b"3"))
     chain = [
         ChangeIntent(b"k", "rollback", b"k", None, one, two),
         ChangeIntent(b"k", "rollback", b"k", None, two, three),
     ]
-    for there, outcomes in ((b"1", ["failed"] * 2), (b"2", ["applied", "failed"]), (b"3", ["applied"] * 2)):
-        bench.redis.set("k", there)
+    for value, outcomes in ((b"1", ["failed"] * 2), (b"2", ["applied", "failed"]), (b"3", ["applied"] * 2)):
+        bench.redis.set("k", value)
         bench.journal.record_intents(bench.session, chain, grouping=[1, 1])
         assert [outcome for _, outcome in recover_pending(bench.journal, bench.server, bench.session)] == outcomes
 
 
-def test_changes_in_flight_of_another_session_are_settled_only_if_made(bench: EditBench) -> None:
-    """What a living mount is about to write is not said to have failed; what is seen to be made is."""
+def test_changes_in_flight_of_another_session_are_resolved_only_if_applied(bench: EditBench) -> None:
+    """A change that a running mount may be about to write is not recorded as failed; an applied one is resolved."""
     other = bench.journal.begin_session(bench.journal.get_session(bench.session).metadata)
-    bench.redis.mset({"made": "new", "flying": "old"})
+    bench.redis.mset({"applied": "new", "in flight": "old"})
     old, new = State.from_value(b"old"), State.from_value(b"new")
-    for key in (b"made", b"flying"):
+    for key in (b"applied", b"in flight"):
         bench.journal.record_intents(other, [ChangeIntent(key, "write", key, None, old, new)])
-    settled = recover_pending(bench.journal, bench.server, bench.session)
-    assert [(change.key, outcome) for change, outcome in settled] == [(b"made", "applied")]
+    resolved = recover_pending(bench.journal, bench.server, bench.session)
+    assert [(change.key, outcome) for change, outcome in resolved] == [(b"applied", "applied")]
     bench.journal.end_session(other)
-    settled = recover_pending(bench.journal, bench.server, bench.session)
-    assert [(change.key, outcome) for change, outcome in settled] == [(b"flying", "failed")]
+    resolved = recover_pending(bench.journal, bench.server, bench.session)
+    assert [(change.key, outcome) for change, outcome in resolved] == [(b"in flight", "failed")]
 
 
-def test_appends_bear_witness_by_their_lengths(bench: EditBench) -> None:
-    """An append that another one followed was made, though the string is longer now."""
+def test_a_later_append_is_evidence_by_its_size(bench: EditBench) -> None:
+    """An append that another one followed was applied, though the string is longer now."""
     bench.redis.set("k", "aaabbcc")
     first = ChangeIntent(b"k", "append", b"k", None, State.from_slice(b"", 3, 3), State.from_slice(b"bb", 3, 5))
     second = ChangeIntent(b"k", "append", b"k", None, State.from_slice(b"", 5, 5), State.from_slice(b"cc", 5, 7))
-    for each in (first, second):
-        bench.journal.record_intents(bench.session, [each])
+    for append in (first, second):
+        bench.journal.record_intents(bench.session, [append])
         time.sleep(0.002)
     outcomes = [outcome for _, outcome in recover_pending(bench.journal, bench.server, bench.session)]
     assert outcomes == ["applied", "applied"]
