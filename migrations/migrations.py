@@ -1,4 +1,6 @@
-"""The journal's migrations in order, as one set that both redisfuse and `sqlite-utils migrate` apply.
+"""The journal's migrations in order, as one set.
+
+Both redisfuse and `sqlite-utils migrate` apply it:
 
     sqlite-utils migrate journal.db path/to/migrations/migrations.py --list
 

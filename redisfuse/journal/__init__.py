@@ -1,7 +1,7 @@
-"""The journal: each change is recorded here before it reaches Redis, with everything that undoing it needs.
+"""The journal: every change, recorded before it reaches Redis.
 
-An SQLite database, the only one that redisfuse writes. Its schema is specified in docs/journal-format.md and created
-by the files in migrations/. Nothing in this package uses Redis.
+It is an SQLite database with everything that undoing a change needs. Its schema is specified in docs/journal-format.md
+and created by the files in migrations/. Nothing in this package uses Redis.
 
 `journal.Journal` is the way in. `models` has its data; `change_rows`, `directory_rows`, `sessions` and `blobs` each
 read and write one table; `writer` and `reader` own the connections; `database` and `files` open and check the file;

@@ -28,7 +28,7 @@ CHUNKS_PER_TRANSACTION = 4  # chunks staged in one transaction
 
 @dataclass(frozen=True, slots=True)
 class PreparedBlob:
-    """A content that is ready for the writer's thread: compressed if small, staged if large."""
+    """A content ready for the writer's thread: compressed or, if large, staged."""
 
     blob: Blob
     is_new: bool  # probably not in the journal yet
@@ -38,7 +38,7 @@ class PreparedBlob:
 
 
 class BlobPrunedError(Exception):
-    """A large content was in the journal when it was prepared and has been pruned since; it must be staged."""
+    """A content was pruned after it was prepared, so it must be staged."""
 
 
 def prepare_blob(
@@ -60,7 +60,7 @@ _INSERT_BLOB = "INSERT OR IGNORE INTO blobs (digest, size, packed, data) VALUES 
 
 
 def insert_blob(connection: sqlite3.Connection, prepared: PreparedBlob) -> int:
-    """Insert a content in the open transaction unless it is there, and return its blobs.id.
+    """Insert a content in the open transaction if it is new; return its blobs.id.
 
     Raises BlobPrunedError.
     """
@@ -161,7 +161,7 @@ def open_blob(reader: JournalReader, blob_id: int, size: int, digest: bytes) -> 
 
 
 def read_chunks(reader: JournalReader, blob_id: int, size: int, digest: bytes) -> Iterator[bytes]:
-    """Yield the chunks of a blob, the last one only after the digest of all has been verified.
+    """Yield the chunks of a blob, the last one only once the digest is verified.
 
     Raises JournalError if the digest differs. A caller that passes the chunks on must not complete then.
     """
@@ -189,7 +189,10 @@ def read_chunks(reader: JournalReader, blob_id: int, size: int, digest: bytes) -
 
 
 def _decompress(compressed: int, data: bytes) -> bytes:
-    """Return the bytes of a chunk; none of data that is not zlib's, which its digest then reveals."""
+    """Return the bytes of a chunk.
+
+    Data that zlib can't decompress yields none, and the digest of the content then differs.
+    """
     if not compressed:
         return data
     try:

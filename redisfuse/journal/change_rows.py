@@ -1,4 +1,4 @@
-"""Rows of changes: inserts them, decodes them, and finds them quickly among millions.
+"""Rows of changes: insertion, decoding, and quick search among millions.
 
 Every query uses an index (tests/unit/test_journal_plans.py examines the plans). Rows are ordered by id, never by time,
 because a clock can be set back.
@@ -166,7 +166,10 @@ def fetch_change(reader: JournalReader, change_id: int) -> Change | None:
 
 
 def fetch_group(reader: JournalReader, group_id: int) -> list[Change]:
-    """Return the changes of one operation, in order. Their ids are consecutive and begin with the group's."""
+    """Return the changes of one operation, in order.
+
+    Their ids are consecutive and begin with the group's.
+    """
     changes: list[Change] = []
     while True:
         after = changes[-1].id if changes else group_id - 1
@@ -181,7 +184,10 @@ def fetch_group(reader: JournalReader, group_id: int) -> list[Change]:
 
 
 def find_changes(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[Change]:
-    """Yield the changes that match a filter, a page at a time, newest first unless `oldest_first` is set."""
+    """Yield the changes that match a filter, fetched a page at a time.
+
+    The newest is first, unless `oldest_first` is set.
+    """
     ids = _find_ids(reader, change_filter)
     if change_filter.oldest_first:
         ids = reversed(list(ids))
@@ -237,9 +243,8 @@ def _iter_ids(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[in
         conditions = " AND ".join([condition, *where, "+id <= ?"])
         table = f"changes INDEXED BY changes_{column.strip(chr(34))}"
         sql = f"SELECT id FROM {table} WHERE {conditions} ORDER BY id DESC LIMIT ?"
-        limit = (
-            -1 if change_filter.limit is None else change_filter.limit
-        )  # an upper bound: the scan above may have yielded some
+        # An upper bound: the scan above may have yielded some already.
+        limit = -1 if change_filter.limit is None else change_filter.limit
         yield from (id for (id,) in reader.query(sql, (*values, newest, limit)))
         return
     yield from _iter_ids_in_range(reader, where, values, newest + 1, highest)
@@ -251,7 +256,7 @@ def _iter_ids(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[in
 def _iter_ids_in_range(
     reader: JournalReader, conditions: list[str], values: list[Any], lowest_id: int, highest_id: int
 ) -> Iterator[int]:
-    """Yield the ids from `highest_id` down to `lowest_id` that meet the conditions, a page at a time."""
+    """Yield the ids that meet the conditions, from the highest to the lowest."""
     sql = f"SELECT id FROM changes WHERE {' AND '.join([*conditions, 'id >= ? AND id <= ?'])} ORDER BY id DESC LIMIT ?"
     while highest_id >= lowest_id:
         rows = reader.query(sql, (*values, lowest_id, highest_id, ROWS_PER_PAGE))
@@ -296,7 +301,10 @@ def _build_conditions(change_filter: ChangeFilter) -> tuple[list[str], list[Any]
 
 
 def _build_index_range(change_filter: ChangeFilter) -> tuple[str, str, list[bytes]] | None:
-    """Return the column, the condition and its values of a range that has an index; None if there is none."""
+    """Return the column, condition and values of a range that has an index.
+
+    None if the filter has no such range.
+    """
     if change_filter.path is not None:
         path = change_filter.path.strip(b"/")
         if path:

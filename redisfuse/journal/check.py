@@ -1,4 +1,7 @@
-"""Checks of a journal: its file, schema, contents, references and states. Each problem is one line."""
+"""Checks of a journal: file, schema, contents, references and states.
+
+Each problem is one line.
+"""
 
 from __future__ import annotations
 

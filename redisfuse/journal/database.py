@@ -1,4 +1,4 @@
-"""The journal's database: checks, pragmas, migrations, and SQLite's errors as the project's."""
+"""The journal's database: checks, pragmas, migrations and errors."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def _create_database(path: Path) -> None:
 
 
 def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SECONDS) -> sqlite3.Connection:
-    """Open a connection in autocommit mode, where transactions begin with an explicit BEGIN.
+    """Open a connection in autocommit mode.
 
-    Any thread can use it, one at a time. A journal in a directory that can't be written is opened read-only as an
-    immutable file.
+    A transaction begins with an explicit BEGIN. Any thread can use it, one at a time. A journal in a directory that
+    can't be written is opened read-only as an immutable file.
     """
     with translate_errors(path):
         connection = _open_connection(path, "rw" if writable else "ro", busy_timeout)
@@ -59,9 +59,8 @@ def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SE
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when no caller waits
                 connection.execute("PRAGMA journal_size_limit = 16777216")
-                connection.execute(
-                    "DELETE FROM blobs WHERE id < 0"
-                )  # SQLite silently opens read-only a file that it can't write
+                # SQLite silently opens read-only a file that it can't write: try a write that changes nothing.
+                connection.execute("DELETE FROM blobs WHERE id < 0")
             else:
                 connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -107,7 +106,10 @@ def list_migration_files() -> list[Path]:
 
 
 def _find_migrations_folder() -> Path:
-    """Return the directory in the package (a wheel) or beside it (a source tree, an editable install)."""
+    """Return the directory of the migrations.
+
+    It is in the package (a wheel) or beside it (a source tree, an editable install).
+    """
     package = Path(redisfuse.__file__).resolve().parent
     for folder in (package / "migrations", package.parent / "migrations"):
         if (folder / "m0001_journal.py").is_file():
@@ -139,9 +141,8 @@ def migrate(connection: sqlite3.Connection) -> None:
 def _migrate_file(path: Path, *, is_new: bool) -> None:
     with contextlib.closing(_open_connection(path, "rw", BUSY_TIMEOUT_SECONDS)) as connection:
         if is_new:
-            connection.execute(
-                "PRAGMA page_size = 2048"
-            )  # a change writes to a dozen pages: half the bytes of the default 4096
+            # A change writes to a dozen pages: half the bytes of the default of 4096.
+            connection.execute("PRAGMA page_size = 2048")
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # so that prune can shrink the file
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA journal_mode = WAL")
@@ -178,7 +179,7 @@ def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
 
 @contextlib.contextmanager
 def translate_errors(path: Path) -> Iterator[None]:
-    """Translate SQLite's exceptions into the project's, each a line that names the file."""
+    """Translate SQLite's exceptions into the project's, with the path."""
     try:
         yield
     except sqlite3.Error as error:

@@ -38,7 +38,10 @@ class DiffLine:
 
 
 def diff_change(change: Change) -> Iterator[DiffLine]:
-    """Yield the difference between prior and new state: first type, expiry and length, then the contents."""
+    """Yield the difference between the prior and the new state.
+
+    Type, expiry and length are first, then the contents.
+    """
     prior, new = change.prior, change.new
     yield from _diff_metadata(prior, new)
     if "object" in (prior.kind, new.kind):
@@ -103,7 +106,7 @@ def _diff_bytes(prior: State, new: State) -> Iterator[DiffLine]:
 
 
 def _read_differing_parts(prior: Blob | None, new: Blob | None) -> tuple[int, bytes, bytes, bool]:
-    """Return the offset of the parts to show, both parts, and whether bytes follow them."""
+    """Return the parts to show: offset, both parts, and whether bytes follow."""
     sizes = (prior.size if prior else 0, new.size if new else 0)
     if max(sizes) <= MAX_COMPARED_BYTES:
         return 0, prior.read() if prior else b"", new.read() if new else b"", False
@@ -257,7 +260,7 @@ def _diff_sorted(key_type: bytes, before: Iterator[bytes], after: Iterator[bytes
 
 
 def _diff_zset(prior: State, new: State) -> Iterator[DiffLine]:
-    """Yield the members of a sorted set that were removed, were added, or have another score."""
+    """Yield the members that were removed, were added, or have another score."""
     before = {element[0]: element for element in _iter_elements(prior)}
     after = {element[0]: element for element in _iter_elements(new)}
     for name in [*before, *(name for name in after if name not in before)]:
@@ -279,7 +282,7 @@ def _iter_elements(state: State) -> Iterator[portable.ElementRecord]:
 
 
 def _iter_element_lines(portable_copy: Blob) -> Iterator[bytes]:
-    """Return the stored lines of the elements, without the first line, which describes the whole."""
+    """Return the stored lines of the elements, without the header line."""
     return islice(portable.split_lines(portable_copy.iter_chunks()), 1, None)
 
 
@@ -289,7 +292,10 @@ def _parse_element(line: bytes) -> portable.ElementRecord:
 
 
 def format_element(key_type: bytes, element: portable.ElementRecord) -> str:
-    """Return one element on one line: `value`, `score  member`, `field: value` or `id field=value …`."""
+    """Return one element on one line.
+
+    That is `value`, `score  member`, `field: value` or `id field=value …`.
+    """
     parts = [escape_text(part) if isinstance(part, bytes) else str(part) for part in element]
     if key_type == b"zset":
         return f"{parts[1]}  {parts[0]}"
@@ -303,7 +309,10 @@ def format_element(key_type: bytes, element: portable.ElementRecord) -> str:
 
 
 def _format_element_lines(key_type: bytes, element: portable.ElementRecord) -> list[str]:
-    """Return the lines that an element is compared by: one, or those of an indented JSON document."""
+    """Return the lines by which an element is compared.
+
+    That is one line, or those of an indented JSON document.
+    """
     if key_type == b"ReJSON-RL" and isinstance(element[0], bytes):
         try:
             document: Any = json.loads(element[0])

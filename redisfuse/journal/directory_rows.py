@@ -1,4 +1,7 @@
-"""Rows of empty directories: no key represents them, so the journal keeps them, per server and database."""
+"""Rows of empty directories, which no key represents.
+
+They belong to a server and its database.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ DirectoryComponents = tuple[bytes, ...]
 
 
 def encode_directory(directory: DirectoryComponents) -> bytes:
-    """Return the components as one reversible text: joined by `/`, with `%` as `%25` and `/` as `%2F`."""
+    """Return the components joined by `/`, with `%` as `%25` and `/` as `%2F`."""
     return b"/".join(component.replace(b"%", b"%25").replace(b"/", b"%2F") for component in directory)
 
 

@@ -1,8 +1,9 @@
-"""The journal's file: its place, its permissions and its creation. It contains production values.
+"""The journal's file: its place, permissions and creation.
 
-The calls that create the directory and the file set their modes, 0700 and 0600, so that at no moment another user can
-open them. (SQLite gives its -wal and -shm files the mode of the database.) This module never opens a file that may be
-in use: closing any descriptor of it would drop SQLite's locks ("How To Corrupt An SQLite Database File", 2.2).
+It contains production values. The calls that create the directory and the file set their modes, 0700 and 0600, so that
+at no moment another user can open them. (SQLite gives its -wal and -shm files the mode of the database.) This module
+never opens a file that may be in use: closing any descriptor of it would drop SQLite's locks ("How To Corrupt An SQLite
+Database File", 2.2).
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ JOURNAL_FILE_NAME = "journal.db"
 
 
 def default_path() -> Path:
-    """Return the path of `journal.db` in the platform's state directory, one for all servers."""
+    """Return the path of `journal.db` in the platform's state directory.
+
+    All servers share it.
+    """
     from platformdirs import user_state_path
 
     return user_state_path("redisfuse", appauthor=False) / JOURNAL_FILE_NAME
@@ -35,7 +39,10 @@ class FileIdentity:
 
     @classmethod
     def from_path(cls, path: Path) -> FileIdentity | None:
-        """Return the identity of the file at `path`, without following a symbolic link; None if there is none."""
+        """Return the identity of the file at `path`; None if there is none.
+
+        Symbolic links are not followed.
+        """
         try:
             status = os.lstat(path)
         except OSError:
@@ -44,7 +51,7 @@ class FileIdentity:
 
 
 def check_file(path: Path) -> None:
-    """Raise JournalError unless `path` is a regular file that only this user can read.
+    """Raise JournalError unless `path` is a file that only this user can read.
 
     Other users must not be able to write to its directory either, where they could replace it.
     """
@@ -95,7 +102,10 @@ def create_temporary_file(path: Path) -> Path:
 
 
 def publish_file(temporary: Path, path: Path) -> None:
-    """Give a complete journal its name, durably, unless another process has created one: then that one stays."""
+    """Give a complete journal its name, durably.
+
+    If another process has created one meanwhile, that one stays.
+    """
     try:
         with contextlib.suppress(FileExistsError):
             try:
@@ -123,7 +133,7 @@ def _create_folder(folder: Path) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise JournalError if another user can write to the directory, and so could replace the journal."""
+    """Raise JournalError if another user could replace a file of the directory."""
     status = os.stat(folder)
     if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
         raise JournalError(

@@ -1,4 +1,4 @@
-"""The journal: records each change before it reaches Redis, its outcome, and the values that undoing it needs.
+"""The journal: records changes before they reach Redis, and their outcomes.
 
 Thread-safe. Open it after a fork, not before: the writer's thread does not survive one.
 """
@@ -45,10 +45,11 @@ class Journal:
         writable: bool = True,
         busy_timeout: float = database.BUSY_TIMEOUT_SECONDS,
     ) -> Journal:
-        """Open the journal at `path` (default: `files.default_path()`), creating it if `create` is true.
+        """Open the journal at `path`, or create it if `create` is true.
 
-        `busy_timeout`: seconds that a write waits for another process's transaction. Raises JournalError, with the
-        reason and the path, if the file is not a journal that only this user can read; then nothing was changed.
+        Without a path it is `files.default_path()`. `busy_timeout`: seconds that a write waits for another process's
+        transaction. Raises JournalError, with the reason and the path, if the file is not a journal that only this user
+        can read; then nothing was changed.
         """
         path = path if path is not None else files.default_path()
         database.prepare_database(path, create=create)
@@ -86,11 +87,11 @@ class Journal:
         error: str | None = None,
         grouping: bool | Sequence[int] = True,
     ) -> list[int]:
-        """Record changes that are about to be made or, with outcome `refused`, were not made; return their ids.
+        """Record changes that are about to be made, and return their ids.
 
-        `grouping`: whether all are one operation, or the sizes of several operations. The ids are in the order of the
-        intents. The rows are on the disk on return. Raises JournalError or one of its subclasses: then none of them is
-        recorded, and the caller must not make the changes.
+        With outcome `refused`, they are changes that were not made. `grouping`: whether all are one operation, or the
+        sizes of several operations. The ids are in the order of the intents. The rows are on the disk on return. Raises
+        JournalError or one of its subclasses: then none of them is recorded, and the caller must not make the changes.
         """
         writer = self._require_writer()
         if not intents:
@@ -128,7 +129,10 @@ class Journal:
         )
 
     def record_outcome(self, change_ids: Sequence[int], outcome: Outcome, error: str | None = None) -> None:
-        """Record the outcome of changes. It is on the disk with the next change, within a second, or at `close`."""
+        """Record the outcome of changes.
+
+        Other processes see it within a second. It is on the disk with the next change, or at `flush` or `close`.
+        """
         settled_at = now_ms()
         writer = self._require_writer()
         self._has_unpublished_outcomes = True
@@ -136,7 +140,10 @@ class Journal:
             writer.enqueue(change_rows.UPDATE_OUTCOME_SQL, (outcome, error, settled_at, id))
 
     def publish_outcomes(self) -> None:
-        """Commit the recorded outcomes, so that other processes read them; a power failure may still undo them."""
+        """Commit the recorded outcomes, so that other processes see them.
+
+        A power failure may still undo them.
+        """
         if self._writer is not None:
             self._writer.submit(no_op, durable=False)
 
@@ -163,7 +170,10 @@ class Journal:
         return change
 
     def find_changes(self, change_filter: ChangeFilter = ChangeFilter()) -> Iterator[Change]:  # noqa: B008 - frozen
-        """Yield the changes that match a filter, newest first unless it says otherwise, fetched in pages."""
+        """Yield the changes that match a filter, fetched a page at a time.
+
+        The newest is first, unless `oldest_first` is set.
+        """
         self._publish_own_outcomes()
         return change_rows.find_changes(self.reader, change_filter)
 
@@ -173,11 +183,17 @@ class Journal:
         return change_rows.fetch_group(self.reader, group_id)
 
     def find_pending_changes(self, server_name: str | None = None) -> list[Change]:
-        """Return the pending changes of a server (ServerIdentity.name) or of all, oldest first."""
+        """Return the pending changes of a server, or of all, oldest first.
+
+        `server_name`: ServerIdentity.name.
+        """
         return list(self.find_changes(ChangeFilter(server_name=server_name, outcomes=("pending",), oldest_first=True)))
 
     def find_later_changes(self, change: Change, limit: int | None = None) -> list[Change]:
-        """Return the later changes of the same key and server that are, or may be, in Redis; newest first."""
+        """Return the later changes of the same datum, newest first.
+
+        They are changes of the same key and server that are, or may be, in Redis.
+        """
         same_key = ChangeFilter(
             server_name=change.server_name,
             key_glob=literal_glob(change.key),
@@ -187,7 +203,7 @@ class Journal:
         return list(islice(later, limit))
 
     def find_reverting_ids(self, change_id: int) -> list[int]:
-        """Return the ids of the applied changes that wrote this change's prior state back, newest first."""
+        """Return the ids of the applied changes that reverted one, newest first."""
         self._publish_own_outcomes()
         rows = self.query(
             "SELECT id FROM changes WHERE reverts = ? AND reverts IS NOT NULL AND +state = 'applied' ORDER BY id DESC",
@@ -221,7 +237,7 @@ class Journal:
         intents: Sequence[ChangeIntent] = (),
         group_id: int | None = None,
     ) -> list[int]:
-        """Remove and add directories, and record `intents` of that, in one transaction; return the changes' ids.
+        """Remove, add and journal directories in one transaction; return change ids.
 
         The intents are applied and one operation: that of the change `group_id`, or (None) one of their own. Their
         states are ABSENT and DIRECTORY, without contents.
@@ -249,17 +265,26 @@ class Journal:
     # -- database ----------------------------------------------------------------------------------------------------
 
     def fetch_data_version(self) -> int:
-        """Return a number that changes when a process, including this one, has written to the journal."""
+        """Return a number that differs after any process has written.
+
+        This process counts, too.
+        """
         [(version,)] = self.query("PRAGMA data_version")
         assert isinstance(version, int)
         return version
 
     def query(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query, which sees everything that was committed before it began."""
+        """Return all rows of a query.
+
+        It sees everything that was committed before it began.
+        """
         return self.reader.query(sql, values)
 
     def close(self) -> None:
-        """Write everything that is queued and close. Raises JournalError if that could not be written."""
+        """Write everything that is queued, and close.
+
+        Raises JournalError if the write fails.
+        """
         self.reader.close()  # before the writer: the last connection to close copies the log into the database
         if self._writer is not None and self._pid == os.getpid():
             self._writer.close()
@@ -280,7 +305,7 @@ class Journal:
         return self._writer
 
     def _publish_own_outcomes(self) -> None:
-        """Commit the outcomes that this process has recorded, so that its queries see them."""
+        """Commit the outcomes of this process, so that its queries see them."""
         if self._has_unpublished_outcomes:
             self._has_unpublished_outcomes = False
             self._require_writer().submit(no_op, durable=False)
@@ -306,7 +331,10 @@ def _collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, b
 
 
 def _overlaps(later: Change, change: Change) -> bool:
-    """Return whether two changes of one key affect the same datum: two different fields do not."""
+    """Return whether two changes of one key affect the same datum.
+
+    Changes of two different fields do not.
+    """
     return later.field is None or change.field is None or later.field == change.field
 
 

@@ -1,4 +1,4 @@
-"""The journal's data: contents, states, intents, changes and sessions. Pure; no SQL.
+"""The journal's data: contents, states, intents, changes and sessions. Pure.
 
 A *content* is bytes with their length and SHA-256 digest, read in chunks. A *state* is the type, content and expiry of
 a target (a key or a hash field) at one moment. An *intent* is a change that is about to be made; a *change* is its row
@@ -25,7 +25,7 @@ Outcome = Literal["pending", "applied", "failed", "unknown", "refused"]
 
 
 class Blob:
-    """A content, which may be too large for memory: its `size`, its `digest` and its chunks.
+    """A content that may be too large for memory.
 
     The digest is SHA-256, 32 bytes. Two contents are equal if their digests are. `iter_chunks()` can be called any
     number of times.
@@ -46,11 +46,11 @@ class Blob:
 
     @classmethod
     def from_file(cls, file: BinaryIO, offset: int = 0, size: int | None = None) -> Blob:
-        """Create the content of `size` bytes of `file` from `offset` (default: to its end).
+        """Create the content of `size` bytes of `file`, by default to its end.
 
-        Up to one chunk is copied into memory. A larger content is only digested now, in one pass: the file must stay
-        open and unchanged while the content is in use, and reading the content moves the file's position.
-        Raises JournalError if the file is shorter than `offset + size`.
+        They begin at `offset`. Up to one chunk is copied into memory. A larger content is only digested now, in one
+        pass: the file must stay open and unchanged while the content is in use, and reading it moves the file's
+        position. Raises JournalError if the file is shorter than `offset + size`.
         """
         if size is None:
             size = file.seek(0, os.SEEK_END) - offset
@@ -64,7 +64,10 @@ class Blob:
 
     @classmethod
     def from_chunks(cls, chunks: Iterator[bytes], spool: BinaryIO) -> Blob:
-        """Create the content of these chunks, written to `spool`: an empty file, open for reading and writing."""
+        """Create the content of these chunks, written to `spool`.
+
+        `spool`: an empty file, open for reading and writing.
+        """
         for chunk in chunks:
             spool.write(chunk)
         spool.flush()
@@ -177,7 +180,10 @@ class State:
         expires_at: int | None = None,
         field_expires_at: int | None = None,
     ) -> State:
-        """Create the state of a range of a string of `total_size` bytes; the rest is not recorded."""
+        """Create the state of a range of a string of `total_size` bytes.
+
+        The rest of the string is not recorded.
+        """
         if isinstance(content, bytes):
             content = Blob.from_bytes(content)
         return cls(
@@ -201,14 +207,17 @@ class State:
         dump_version: str | None = None,
         note: str | None = None,
     ) -> State:
-        """Create the state of a key that is not a string: its DUMP payload, portable copy, or both."""
+        """Create the state of a key that is not a string.
+
+        It has a DUMP payload, a portable copy, or both.
+        """
         if isinstance(dump, bytes):
             dump = Blob.from_bytes(dump)
         return cls("object", type, dump, portable_copy, expires_at=expires_at, dump_version=dump_version, note=note)
 
     @property
     def size(self) -> int | None:
-        """The bytes of the string or field, or of an object's portable copy; None if the target is absent.
+        """The bytes of the string, field or portable copy; None if absent.
 
         An object without a portable copy has the size of its DUMP payload. Of a slice, it is the whole string's size.
         """
@@ -226,7 +235,7 @@ DIRECTORY = State("directory", b"directory")
 
 @dataclass(frozen=True, slots=True)
 class ChangeIntent:
-    """A change of one key or field that is about to be made, and the user's operation that it belongs to."""
+    """A change of one key or field that is about to be made."""
 
     path: bytes  # below the mount point, as the user named it, without a leading slash
     op: str  # create, write, append, truncate, remove, rename, expire, mkdir, rmdir, rollback, apply
@@ -276,7 +285,10 @@ class ServerIdentity:
 
     @property
     def name(self) -> str:
-        """The name that is equal for two mounts of the same data: `host:port/db`, or `/path/to/socket/db`."""
+        """The name of the data: `host:port/db` or `/path/to/socket/db`.
+
+        It is equal for two mounts of the same data.
+        """
         if self.unix_path is not None:
             return f"{self.unix_path}/{self.db}"
         host = f"[{self.host}]" if self.host and ":" in self.host else self.host or "localhost"
@@ -285,7 +297,10 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class SessionMetadata:
-    """The server, user, host and process of a session: one mount, or one command that changes keys."""
+    """The server, user, host and process of a session.
+
+    A session is one mount for writing, or one command that changes keys.
+    """
 
     server: ServerIdentity
     run_id: str = ""
@@ -310,7 +325,10 @@ class JournalSession:
 
     @cached_property
     def has_died(self) -> bool:
-        """Whether it has no end and its process is gone. Always false for a session of another host."""
+        """Whether the session has no end, but its process has.
+
+        Always false for a session of another host.
+        """
         if self.ended_at is not None or self.metadata.host != socket.gethostname():
             return False
         identity = read_process_identity(self.metadata.pid)
@@ -320,10 +338,10 @@ class JournalSession:
 
 
 def read_process_identity(pid: int) -> str | None:
-    """Return a text that identifies a process forever: its boot id and start time (proc(5), field 22).
+    """Return a text that identifies a process forever.
 
-    None if there is no /proc or no such process; empty for a zombie (a dead process that its parent has not waited
-    for).
+    It is the boot id and the start time (proc(5), field 22). None if there is no /proc or no such process; empty for a
+    zombie (a dead process that its parent has not waited for).
     """
     try:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,7 +1,7 @@
-"""The portable copy of a key that is not a string: one JSON text a line, readable without redisfuse or Redis.
+"""The portable copy of a key that is not a string: one JSON text a line.
 
-The first line is an object: `{"type": "zset", "elements": 2}` (a stream's also has its `last_id` and its `groups`).
-Each further line is one element, an array:
+It is readable without redisfuse or Redis. The first line is an object: `{"type": "zset", "elements": 2}` (a stream's
+also has its `last_id` and its `groups`). Each further line is one element, an array:
 
     list      ["element"]
     set       ["member"]

@@ -1,6 +1,6 @@
-"""Pruning: removes old settled changes and the contents that only they used, and shrinks the file.
+"""Pruning: removes old settled changes with their contents.
 
-It runs beside mounts that write: on a connection of its own, in short transactions.
+It shrinks the file. It runs beside mounts that write: on a connection of its own, in short transactions.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class PruneResult:
 def prune_journal(
     journal: Journal, *, before_ms: int, keep_last: int = 0, include_refused: bool = False, dry_run: bool = False
 ) -> PruneResult:
-    """Remove the changes recorded before `before_ms`, except the newest `keep_last` changes.
+    """Remove the changes recorded before `before_ms`.
 
-    Operations are removed whole or not at all. An operation with a change that is not settled (pending, unknown) is
-    kept. So is an edit that was refused or failed and was not applied later, unless `include_refused`. Sessions
-    without changes are removed if they ended, or died, before `before_ms`.
+    The newest `keep_last` changes are kept. Operations are removed whole or not at all. An operation with a change that
+    is not settled (pending, unknown) is kept. So is an edit that was refused or failed and was not applied later,
+    unless `include_refused`. Sessions without changes are removed if they ended, or died, before `before_ms`.
     """
     if journal.writable:
         journal.flush()
@@ -69,7 +69,10 @@ def prune_journal(
 
 
 def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: int, include_refused: bool) -> int:
-    """Collect the operations to remove, as ranges of ids in temp.doomed, and return the number of changes."""
+    """Collect the changes to remove in temp.doomed, and return their number.
+
+    A row is an operation, as a range of ids.
+    """
     highest = (1 << 63) - 1
     if keep_last:
         row = connection.execute(
@@ -101,7 +104,10 @@ def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: 
 
 
 def _collect_blobs(connection: sqlite3.Connection) -> int:
-    """Collect the contents that no other change uses in temp.unused; return the newest change examined."""
+    """Collect the contents to remove in temp.unused.
+
+    They are those that no other change uses. Returns the id of the newest change that was examined.
+    """
     newest = connection.execute("SELECT coalesce(max(id), 0) FROM changes").fetchone()[0]
     connection.execute("CREATE TEMP TABLE unused (id INTEGER PRIMARY KEY, stored INTEGER NOT NULL)")
     connection.execute("CREATE TEMP TABLE used (id INTEGER PRIMARY KEY)")
@@ -150,7 +156,10 @@ def _remove_changes(connection: sqlite3.Connection) -> None:
 
 
 def _remove_blobs(connection: sqlite3.Connection, newest_change_id: int) -> None:
-    """Remove the collected contents, except those that a change newer than `newest_change_id` uses."""
+    """Remove the collected contents, except those that a newer change uses.
+
+    A change is newer if its id is greater than `newest_change_id`.
+    """
     ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
     for batch in batched(ids, MAX_ROWS_PER_TRANSACTION):
         with _begin_immediate(connection):
@@ -164,7 +173,7 @@ def _remove_blobs(connection: sqlite3.Connection, newest_change_id: int) -> None
 
 
 def _vacuum(connection: sqlite3.Connection) -> None:
-    """Shrink the file by its free pages, as far as the locks of other processes allow."""
+    """Shrink the file by its free pages, as far as other processes' locks allow."""
     while True:
         (free_pages,) = connection.execute("PRAGMA freelist_count").fetchone()
         if not free_pages:

@@ -1,4 +1,4 @@
-"""Rows of sessions: the server, mount, user, host and process that changes belong to."""
+"""Rows of sessions: the server, mount, user, host and process of changes."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ def _decode_session(row: tuple[Any, ...]) -> JournalSession:
 
 
 def _path_to_text(path: str | None) -> str | None:
-    """Return a path as text that SQLite accepts: bytes that are not UTF-8 become escapes."""
+    """Return a path as text; bytes that are not UTF-8 become escapes."""
     return None if path is None else os.fsencode(path).decode("utf-8", "backslashreplace")

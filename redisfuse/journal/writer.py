@@ -1,9 +1,9 @@
-"""The one thread that writes to the journal, so that changes which arrive together share one fsync.
+"""The one thread that writes to the journal.
 
-`submit` queues a task and returns when the transaction with it is on the disk. `enqueue` queues a row that is written
-with the next transaction, or in one of its own a moment later; it wakes no thread. If one task of a batch fails for a
-reason of its own, the transaction is rolled back and repeated with the others, so that no other task is lost with it.
-A task may therefore run more than once.
+Because of it, changes that arrive together share one fsync. `submit` queues a task and returns when the transaction
+with it is on the disk. `enqueue` queues a row that is written with the next transaction, or in one of its own a moment
+later; it wakes no thread. If one task of a batch fails for a reason of its own, the transaction is rolled back and
+repeated with the others, so that no other task is lost with it. A task may therefore run more than once.
 
 After an I/O error the kernel may have dropped pages that it could not write, and the next fsync may succeed
 nevertheless (fsync(2), "Dealing with errors"; SQLite's write-ahead log is such pages). After an I/O error the writer
@@ -73,7 +73,10 @@ class _WriteJob(Generic[T]):
 
 
 class JournalWriter:
-    """A queue of tasks and the thread that commits them. Thread-safe. Can't be used after a fork."""
+    """A queue of tasks and the thread that commits them.
+
+    Thread-safe. Can't be used after a fork.
+    """
 
     def __init__(self, path: Path, *, busy_timeout: float = database.BUSY_TIMEOUT_SECONDS) -> None:
         self._path = path
@@ -95,10 +98,11 @@ class JournalWriter:
         self._thread.start()
 
     def submit(self, task: WriteTask[T], *, durable: bool = True) -> T:
-        """Run `task(connection)` in a transaction and return its result once that is committed.
+        """Run `task(connection)` in a transaction and return its result.
 
-        `durable`: and once it is on the disk. The caller blocks meanwhile, so it must hold no lock that a task takes.
-        Raises JournalError or one of its subclasses if the commit fails, else whatever the task raised.
+        It returns once the transaction is committed. `durable`: and once it is on the disk. The caller blocks
+        meanwhile, so it must hold no lock that a task takes. Raises JournalError or one of its subclasses if the commit
+        fails, else whatever the task raised.
         """
         if self._is_closed:
             raise JournalError(f"the journal {self._path} is closed")
@@ -118,7 +122,10 @@ class JournalWriter:
             self._queue.put(None)
 
     def close(self) -> None:
-        """Write everything that is queued and end the thread. Raises JournalError if the write fails."""
+        """Write everything that is queued and end the thread.
+
+        Raises JournalError if the write fails.
+        """
         if self._is_closed:
             return
         self._is_closed = True
@@ -156,7 +163,10 @@ class JournalWriter:
         return jobs
 
     def _wait_for_job(self) -> _WriteJob[Any] | None:
-        """Return the next job. Raises queue.Empty when enqueued rows have waited long enough."""
+        """Return the next job.
+
+        Raises queue.Empty when enqueued rows have waited long enough.
+        """
         if not self._piggybacked_rows:
             self._is_idle = True
             try:
@@ -265,7 +275,10 @@ class JournalWriter:
             self._synchronous = level
 
     def _checkpoint_if_due(self) -> None:
-        """Copy the log into the database once it is long enough; no caller waits for this."""
+        """Copy the log into the database once it is long enough.
+
+        No caller waits for this.
+        """
         if self._bytes_since_checkpoint < CHECKPOINT_BYTES or self._connection is None:
             return
         self._bytes_since_checkpoint = 0

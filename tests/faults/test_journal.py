@@ -1,4 +1,4 @@
-"""Faults of the journal: full and read-only disks, invalid files, locks, and processes that are killed.
+"""Faults of the journal: disks, invalid files, locks and killed processes.
 
 Every fault is a real one. Each test demands the right error class (and so errno), that a change is recorded completely
 or not at all, and that no file of the user's is overwritten.
@@ -54,7 +54,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def run(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a Python process that has imported the tests' helpers; the caller reads its output."""
+    """Start a Python process with the tests' helpers imported.
+
+    The caller reads its output.
+    """
     head = "import sys, os; from pathlib import Path\nfrom tests.unit.test_journal import *\n"
     command = [*prefix, sys.executable, "-c", head + script, *arguments]
     pipe = subprocess.PIPE
@@ -72,7 +75,10 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 @needs_root
 def test_full_disk(small_disk: Path) -> None:
-    """On a full disk an intent fails with ENOSPC and is not recorded; the journal works again once there is space."""
+    """On a full disk an intent fails with ENOSPC and is not recorded.
+
+    The journal works again once there is space.
+    """
     with Journal.open(small_disk / "journal.db", create=True) as journal:
         session = journal.begin_session(INFO)
         add(journal, session, intent())
@@ -132,7 +138,10 @@ def test_an_immutable_file(made: Path) -> None:
 
 
 def test_locked(made: Path) -> None:
-    """While another process holds a lock a write raises EBUSY after the busy time-out; afterwards it succeeds."""
+    """While another process holds a lock, a write raises EBUSY.
+
+    It does so after the busy time-out. Afterwards it succeeds.
+    """
     locker = run(
         "raw = sqlite3.connect(sys.argv[1], isolation_level=None); raw.execute('BEGIN EXCLUSIVE')\n"
         "print('locked', flush=True); sys.stdin.readline(); raw.execute('COMMIT')\n",
@@ -285,7 +294,7 @@ def _foreign(path: Path) -> None:
     ],
 )
 def test_not_a_journal(made: Path, spoil: Callable[[Path], None], reason: str, write: bool) -> None:
-    """A file that is not a journal of this user is refused with its path, and no byte of it changes."""
+    """A file that is not a journal of this user is refused and not changed."""
     spoil(made)
     before = made.read_bytes() if made.is_file() else None
     with pytest.raises(JournalError, match=reason) as caught:
@@ -323,7 +332,10 @@ def test_damage_found_later(made: Path) -> None:
 
 @pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "folder moved"])
 def test_a_journal_removed_while_open(made: Path, what: str) -> None:
-    """A journal that was removed or replaced while open refuses changes; the file in its place is not changed."""
+    """A journal that was removed or replaced while open refuses changes.
+
+    The file in its place is not changed.
+    """
     copy = made.with_name("copy.db")
     shutil.copy(made, copy)
     journal = Journal.open(made)
@@ -352,7 +364,10 @@ def test_a_journal_removed_while_open(made: Path, what: str) -> None:
 
 
 def test_killed_while_writing(path: Path) -> None:
-    """After kill -9 each change whose intent returned is recorded, and the journal is sound and writable."""
+    """After kill -9 each change whose intent returned is recorded.
+
+    The journal is sound and writable.
+    """
     script = (
         "journal = Journal.open(Path(sys.argv[1]), create=True); session = journal.begin_session(INFO)\n"
         "while True:\n"
@@ -384,7 +399,7 @@ def test_killed_while_writing(path: Path) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("call", ["openat", "pwrite64", "fdatasync", "link", "unlink", "ftruncate"])
 def test_killed_while_creating(path: Path, call: str) -> None:
-    """A process killed at any system call of the creation leaves no journal or a complete one."""
+    """A process killed while creating leaves no journal or a complete one."""
     script = "Journal.open(Path(sys.argv[1]), create=True).begin_session(INFO)\n"
     for turn in range(1, 5):
         inject = f"inject={call}:signal=KILL:when={turn}"
@@ -401,7 +416,10 @@ def test_killed_while_creating(path: Path, call: str) -> None:
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
 def test_fsync_fails(made: Path, error: str) -> None:
-    """If fsync fails the intent fails, the next restarts the log, and every intent that returned is recorded."""
+    """If fsync fails the intent fails, and the next one restarts the log.
+
+    Every intent that returned is recorded.
+    """
     script = (
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "for number in range(12):\n"
@@ -422,7 +440,7 @@ def test_fsync_fails(made: Path, error: str) -> None:
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 def test_one_fsync_an_intent(made: Path, tmp_path: Path) -> None:
-    """One intent costs exactly one fsync, an outcome none, and concurrent intents share theirs."""
+    """One intent costs one fsync, an outcome none; concurrent intents share."""
     script = (
         "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
         "def mark(name): os.stat('/mark-' + name) if os.path.lexists('/mark-' + name) else None\n"

@@ -1,4 +1,7 @@
-"""A journal that fails under a write mount: the program gets the errno, Redis is unchanged, the mount survives."""
+"""A journal that fails under a mount for writing.
+
+The program gets the errno, Redis is unchanged, and the mount survives.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +67,10 @@ def check_saving_works(mount: MountedServer, client: redis.Redis) -> None:
 
 @needs_root
 def test_full_disk(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path) -> None:
-    """On a full disk every change fails with ENOSPC and Redis is unchanged; with free space saving works again."""
+    """On a full disk every change fails with ENOSPC and Redis is unchanged.
+
+    With free space saving works again.
+    """
     mount = make_mount(own_redis.tcp_url(), "--journal-file", str(disk / "journal.db"))
     mount.journal = disk / "journal.db"
     filler = disk / "filler"
@@ -80,7 +86,10 @@ def test_full_disk(own_redis: RedisServer, client: redis.Redis, make_mount: Make
 def test_read_only_at_the_start(
     own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path, tmp_path: Path
 ) -> None:
-    """On a read-only disk a write mount is refused with the journal's path, whether or not the journal exists."""
+    """On a read-only disk a mount for writing is refused.
+
+    The message has the journal's path, whether or not the journal exists.
+    """
     url = own_redis.tcp_url()
     mount = make_mount(url, "--journal-file", str(disk / "journal.db"))
     assert mount.stop() == 0
@@ -91,7 +100,10 @@ def test_read_only_at_the_start(
 
 
 def check_mount_refused(folder: Path, url: str, journal: Path) -> str:
-    """Check that a write mount with this journal exits with 1 and one line with its path; nothing is mounted."""
+    """Check that a mount with this journal exits with 1 and one line.
+
+    The line has the journal's path, and nothing is mounted. Returns the line.
+    """
     path = folder / "mnt"
     path.mkdir(exist_ok=True)
     done = run_redisfuse(folder, "--write", "--journal", "--journal-file", str(journal), url, str(path))
@@ -103,7 +115,7 @@ def check_mount_refused(folder: Path, url: str, journal: Path) -> str:
 
 
 def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """Changes fail with EROFS once the journal's disk is read-only (its system calls fail with EROFS)."""
+    """Changes fail with EROFS while the journal's system calls do."""
     calls = "pwrite64,access,faccessat,faccessat2"
     log = tmp_path / "strace"
     with trace_process(mount.process.pid, log, calls, f"{calls}:error=EROFS"):
@@ -112,7 +124,10 @@ def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: Mou
 
 
 def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """Changes fail with EIO while fsync fails; none succeeds until the log is written again and synced."""
+    """Changes fail with EIO while fsync fails.
+
+    None succeeds until the log is written again and synced.
+    """
     with trace_process(mount.process.pid, tmp_path / "strace", "fdatasync", "fdatasync:error=EIO"):
         check_changes_fail(own_redis, mount, ("EIO",))
     check_saving_works(mount, client)
@@ -122,7 +137,10 @@ def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: Mounted
 
 
 def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """After a failed fsync the next save first syncs the database: the kernel may have dropped pages of the log."""
+    """After a failed fsync the next save first syncs the database.
+
+    The kernel may have dropped pages of the log.
+    """
     log = tmp_path / "strace"
     with trace_process(mount.process.pid, log, "fdatasync,fsync", "fdatasync,fsync:error=EIO:when=1"):
         assert save_file(mount.path / "k", b"lost") == "EIO"
@@ -162,7 +180,10 @@ def locked(journal: Path) -> Iterator[None]:
 
 
 def test_locked(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """While another process holds the lock a save fails with EBUSY and Redis is unchanged; afterwards saving works."""
+    """While another process holds the lock a save fails with EBUSY.
+
+    Redis is unchanged, and reading works. Afterwards saving works.
+    """
     with locked(mount.journal), monitor_writes(own_redis) as writes:
         descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
         os.write(descriptor, b"new")
@@ -233,7 +254,7 @@ def _directory(path: Path) -> None:
 def test_not_a_journal(
     own_redis: RedisServer, client: redis.Redis, tmp_path: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """A write mount refuses a file that is not a journal, with its path, and does not change it."""
+    """A mount refuses a file that is not a journal, and does not change it."""
     path = tmp_path / "journal.db"
     Journal.open(path, create=True).close()
     spoil(path)
@@ -247,9 +268,9 @@ def test_not_a_journal(
 def test_a_journal_removed_under_the_mount(
     own_redis: RedisServer, client: redis.Redis, mount: MountedServer, how: str
 ) -> None:
-    """After the journal is unlinked or replaced, saving fails with EIO and Redis is unchanged, until it is put back.
+    """After the journal is unlinked or replaced, saving fails with EIO.
 
-    The log has the journal's path.
+    Redis is unchanged, until the journal is put back. The log has the journal's path.
     """
     backup, other = mount.journal.with_name("backup.db"), mount.journal.with_name("other.db")
     os.link(mount.journal, backup)
@@ -274,7 +295,7 @@ def test_a_journal_removed_under_the_mount(
 
 
 def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
-    """A mount without free descriptors fails single requests with an error, survives, and recovers."""
+    """A mount without free descriptors fails single requests, and recovers."""
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
@@ -288,7 +309,10 @@ def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
 
 
 def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """Past RLIMIT_FSIZE a save fails with ENOSPC, Redis is unchanged and the mount survives."""
+    """Past RLIMIT_FSIZE a save fails with ENOSPC, and the mount survives.
+
+    Redis is unchanged.
+    """
     pid = mount.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (100_000, before[1]))
@@ -304,7 +328,10 @@ def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: Mou
 
 
 def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
-    """SIGTERM does not save a file that is being written: its bytes are in the journal, and the log reports it."""
+    """SIGTERM does not save a file that is being written.
+
+    Its bytes are in the journal, and the log reports it.
+    """
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"half of")
     try:
@@ -324,7 +351,7 @@ def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) 
 
 
 def test_terminated_after_a_close(client: redis.Redis, mount: MountedServer) -> None:
-    """A file closed before SIGTERM is saved, even if it was only truncated or created."""
+    """A file closed before SIGTERM is saved, even if only truncated or created."""
     os.close(os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC))
     os.close(os.open(mount.path / "new", os.O_WRONLY | os.O_CREAT))
     mount.process.send_signal(signal.SIGTERM)
@@ -334,7 +361,10 @@ def test_terminated_after_a_close(client: redis.Redis, mount: MountedServer) -> 
 
 
 def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
-    """After umount -l a program with an open file completes its save; then the mount's process exits."""
+    """After umount -l a program with an open file completes its save.
+
+    Then the mount's process exits.
+    """
     descriptor = os.open(mount.path / "k", os.O_WRONLY | os.O_TRUNC)
     os.write(descriptor, b"ne")
     subprocess.run(["umount", "-l", str(mount.path)], check=True, timeout=MOUNT_TIMEOUT_SECONDS)
@@ -347,7 +377,10 @@ def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedSe
 
 
 def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """SIGTERM with an open file and a hanging server: the mount exits in time, and the bytes are in the journal."""
+    """After SIGTERM with a hanging server, the mount exits in time.
+
+    The bytes of an open file are in the journal.
+    """
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     own_redis.pause()

@@ -1,4 +1,4 @@
-"""The journal compared with a model of it, and its key patterns with those of a real server."""
+"""The journal compared with a model, and key patterns with a real server's."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ PATTERNS = st.lists(st.sampled_from([b"*", b"?", b"[", b"]", b"^", b"-", b"\\", 
 
 
 class JournalMachine(RuleBasedStateMachine):
-    """Random changes, outcomes, restarts and prunings of a journal. The model is a dict of the expected changes."""
+    """Random changes, outcomes, restarts and prunings of a journal.
+
+    The model is a dict of the expected changes.
+    """
 
     ids: Bundle[int] = Bundle("ids")
 
@@ -132,7 +135,7 @@ def server() -> Any:
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pattern=PATTERNS, keys=st.sets(st.text("abc-^]\\[*?", max_size=4).map(str.encode) | KEYS, max_size=20))
 def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[bytes]) -> None:
-    """A pattern of `log --key` and `rollback --key` matches the same keys as KEYS of a real server."""
+    """A pattern of `log --key` matches the same keys as KEYS of a real server."""
     joined = b"".join(pattern)
     assume(
         not {b"[", b"-", b"\xff"} <= set(pattern)

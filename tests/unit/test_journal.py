@@ -1,4 +1,4 @@
-"""The journal: recorded changes are read back unchanged and in order, for every kind of state."""
+"""The journal: changes are read back unchanged and in order."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ STATES = [
 
 @pytest.mark.parametrize("state", STATES, ids=lambda state: f"{state.kind}-{state.type.decode()}")
 def test_states_come_back(journal: Journal, state: State) -> None:
-    """Every kind of state is read back equal, as the prior and as the new one, contents included."""
+    """Every kind of state is read back equal, contents included."""
     session = journal.begin_session(INFO)
     recorded = ChangeIntent(b"p", "write", b"k\xff\n", b"f", state, state, reverts=3, applies=4, new_path=b"q")
     (id,) = journal.record_intents(session, [recorded])
@@ -124,7 +124,7 @@ def test_an_outcome_is_read_back(journal: Journal) -> None:
 
 
 def test_an_outcome_reaches_the_disk_within_a_second(journal: Journal, path: Path) -> None:
-    """Another process reads an outcome within about a second, even if no change follows it."""
+    """Another process reads an outcome within about a second."""
     session = journal.begin_session(INFO)
     ids = journal.record_intents(session, [intent()])
     journal.record_outcome(ids, "applied")
@@ -146,7 +146,10 @@ def test_an_outcome_survives_close(path: Path) -> None:
 
 
 def test_groups(journal: Journal) -> None:
-    """The changes of one operation have consecutive ids and one group; ungrouped changes have one each."""
+    """The changes of one operation have consecutive ids and one group.
+
+    Ungrouped changes have one each.
+    """
     session = journal.begin_session(INFO)
     (single,) = journal.record_intents(session, [intent()])
     grouped = journal.record_intents(session, [intent(b"%d" % n) for n in range(1200)])
@@ -170,7 +173,10 @@ def test_a_refused_edit_is_recorded(journal: Journal) -> None:
 
 
 def test_sessions(journal: Journal) -> None:
-    """A session is read back unchanged, with its end and the number of its changes; this process's has not died."""
+    """A session is read back unchanged, with its end and number of changes.
+
+    This process's session has not died.
+    """
     one = journal.begin_session(INFO)
     add(journal, one, intent(), intent(b"c"))
     other = journal.begin_session(
@@ -188,7 +194,10 @@ def test_sessions(journal: Journal) -> None:
 
 
 def test_a_session_has_died(journal: Journal) -> None:
-    """A session without an end has died if its process has, even if another process has its pid."""
+    """A session without an end has died if its process has.
+
+    That holds even if another process has its pid.
+    """
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait(10)
     dead = journal.begin_session(SessionMetadata(SERVER, pid=ended.pid, process_identity="boot.1"))
@@ -199,7 +208,7 @@ def test_a_session_has_died(journal: Journal) -> None:
 
 
 def test_one_copy_of_the_same_bytes(journal: Journal) -> None:
-    """Equal contents are stored once, no matter how often and in which role they occur."""
+    """Equal contents are stored once, in whatever role they occur."""
     session = journal.begin_session(INFO)
     big = os.urandom(2 * CHUNK_BYTES)
     for _ in range(3):
@@ -243,7 +252,7 @@ def test_large_content_needs_little_memory(journal: Journal, tmp_path: Path) -> 
 
 
 def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
-    """Appending 1 KiB to a long string enlarges the journal by at most 64 KiB, its log included."""
+    """Appending 1 KiB enlarges the journal and its log by at most 64 KiB."""
     session = journal.begin_session(INFO)
     for number in range(300):
         add(journal, session, intent(b"%d" % number, b"%d" % number))
@@ -260,7 +269,7 @@ def test_a_small_change_takes_little_room(journal: Journal, path: Path) -> None:
 
 
 def test_content_of_file(tmp_path: Path) -> None:
-    """A file's content is its region, can be read more than once, and raises if the file became shorter."""
+    """A file's content can be read more than once, until the file becomes shorter."""
     data = os.urandom(CHUNK_BYTES * 2 + 10)
     file = io.BytesIO(data)
     content = Blob.from_file(file, 5, CHUNK_BYTES + 5)
@@ -291,7 +300,7 @@ def test_a_file_altered_while_it_is_journaled(journal: Journal) -> None:
 
 
 def test_a_damaged_content_is_never_read_whole(journal: Journal, path: Path) -> None:
-    """A content whose stored bytes don't match its digest raises before it yields its last chunk."""
+    """A content that doesn't match its digest raises before its last chunk."""
     session = journal.begin_session(INFO)
     (id,) = add(journal, session, intent(new=os.urandom(2 * CHUNK_BYTES)))
     journal.flush()
@@ -307,7 +316,7 @@ def test_a_damaged_content_is_never_read_whole(journal: Journal, path: Path) -> 
 
 
 def test_threads_share_commits(journal: Journal) -> None:
-    """Changes from many threads are all recorded, each once, although they share transactions and contents."""
+    """Changes from many threads are all recorded, each once."""
     session = journal.begin_session(INFO)
     ids_of_thread: list[list[int]] = [[] for _ in range(8)]
 
@@ -368,7 +377,10 @@ def test_a_failing_task_fails_alone(journal: Journal) -> None:
 
 
 def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> None:
-    """Two processes that write at the same time lose no change and share one sequence of ids."""
+    """Two processes that write at the same time share one sequence of ids.
+
+    No change is lost.
+    """
     script = (
         "import sys; from pathlib import Path; from tests.unit.test_journal import *\n"
         "with Journal.open(Path(sys.argv[1]), create=True) as journal:\n"
@@ -403,7 +415,10 @@ def test_many_processes_create_one_journal(path: Path) -> None:
 
 @pytest.fixture
 def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
-    """300 changes in two sessions of two servers, one a second, of keys a:0 … and b:0 …."""
+    """Return a journal of 300 changes in two sessions of two servers.
+
+    There is one change a second, of the keys a:0 … and b:0 ….
+    """
     clock = [1_000_000]
     monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda: clock[0])
     monkeypatch.setattr(change_rows, "MAX_SCANNED_ROWS", 20)
@@ -417,7 +432,10 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
 
 
 def test_filters(filled: Journal) -> None:
-    """Each filter yields the changes that a loop over all would, newest first; a limit, the newest of these."""
+    """Each filter yields the changes that a loop over all would.
+
+    The newest is first; a limit yields the newest.
+    """
     everything = list(filled.find_changes())
     assert [change.id for change in everything] == list(range(300, 0, -1))
     trials: dict[ChangeFilter, Callable[[Change], bool]] = {
@@ -451,7 +469,7 @@ def test_filters(filled: Journal) -> None:
 
 
 def test_a_clock_set_back_does_not_change_the_order(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that is set back changes neither the order nor the results of a time filter."""
+    """A clock that is set back changes neither order nor time filters."""
     session = journal.begin_session(INFO)
     for time in (5000, 1000, 9000, 2000):
         monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda time=time: time)
@@ -481,7 +499,7 @@ def test_a_clock_set_back_does_not_change_the_order(journal: Journal, monkeypatc
     ],
 )
 def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: list[bytes], others: list[bytes]) -> None:
-    """A key pattern matches the keys that KEYS matches (compared with the rules of stringmatchlen)."""
+    """A key pattern matches the keys that stringmatchlen's rules match."""
     journal.record_intents(journal.begin_session(INFO), [intent(key) for key in (*matching, *others)])
     keys = {change.key for change in journal.find_changes(ChangeFilter(key_glob=pattern))}
     assert keys & set(matching) == set(matching)
@@ -490,7 +508,10 @@ def test_globs_are_those_of_redis(journal: Journal, pattern: bytes, matching: li
 
 
 def test_later_changes_and_reverts(journal: Journal) -> None:
-    """Only later changes of the same datum on the same server are found, and only changes that reverted one."""
+    """Only later changes of the same datum on the same server are found.
+
+    Of reverts, only those of the change are found.
+    """
     session = journal.begin_session(INFO)
     elsewhere = journal.begin_session(SessionMetadata(ServerIdentity(host="elsewhere")))
     (first,) = add(journal, session, intent(b"h", field=b"f"))
@@ -506,7 +527,7 @@ def test_later_changes_and_reverts(journal: Journal) -> None:
 
 
 def test_pending_changes_are_oldest_first(journal: Journal) -> None:
-    """Pending changes are returned in the order in which they were recorded, optionally of one server."""
+    """Pending changes are returned oldest first, of all servers or of one."""
     ids = journal.record_intents(journal.begin_session(INFO), [intent(), intent()], grouping=False)
     other = journal.record_intents(journal.begin_session(SessionMetadata(ServerIdentity(host="other"))), [intent()])
     assert [change.id for change in journal.find_pending_changes()] == [*ids, *other]
@@ -517,7 +538,10 @@ def test_pending_changes_are_oldest_first(journal: Journal) -> None:
 
 
 def test_directories_join_an_operation(journal: Journal) -> None:
-    """Directories join the rename of their keys, unless the id of another change is between: ids are consecutive."""
+    """Directories join the operation of their keys.
+
+    They don't if the id of another change is between, because the ids of a group are consecutive.
+    """
     session = journal.begin_session(INFO)
     made = [replace(intent(), new=DIRECTORY)]
     first, second = add(journal, session, intent(), intent())
@@ -552,7 +576,7 @@ def test_empty_directories(path: Path) -> None:
 
 
 def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Old settled changes and the contents that only they used are removed, and the file shrinks."""
+    """Old settled changes and their contents are removed; the file shrinks."""
     ended = journal.begin_session(INFO)
     shared = os.urandom(2 * CHUNK_BYTES)
     add(journal, ended, intent(b"old", os.urandom(4 * CHUNK_BYTES), State.from_value(shared)))
@@ -590,7 +614,7 @@ def test_prune(journal: Journal, path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_prune_keeps_the_last_and_whole_groups(journal: Journal) -> None:
-    """`keep_last` keeps the newest changes, and a group is removed whole or not at all."""
+    """The newest changes are kept; a group is removed whole or not at all."""
     session = journal.begin_session(INFO)
     add(journal, session, intent())
     group = add(journal, session, intent(), intent(), intent())
@@ -601,7 +625,7 @@ def test_prune_keeps_the_last_and_whole_groups(journal: Journal) -> None:
 
 
 def test_prune_removes_abandoned_contents(journal: Journal, path: Path) -> None:
-    """A content that a process staged before it died is removed after a day, not before."""
+    """A content that a dead process staged is removed after a day, not before."""
     with sqlite3.connect(path) as raw:
         raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now_ms(),))
         raw.execute("INSERT INTO blobs (size, staged_at) VALUES (9, ?)", (now_ms() - 25 * 3600 * 1000,))
@@ -609,7 +633,7 @@ def test_prune_removes_abandoned_contents(journal: Journal, path: Path) -> None:
 
 
 def test_check_reports_each_problem(journal: Journal, path: Path) -> None:
-    """Missing contents and sessions, altered schemas and abandoned changes are reported in one line each."""
+    """Missing rows, altered schemas and abandoned changes are one line each."""
     session = journal.begin_session(INFO)
     add(journal, session, intent())
     journal.record_intents(session, [intent()])
@@ -677,7 +701,7 @@ def test_a_child_cannot_write(journal: Journal) -> None:
 
 
 def test_history_is_readable(path: Path) -> None:
-    """`sqlite-utils rows journal.db history` prints plain text for every key, and no blobs."""
+    """`sqlite-utils rows journal.db history` prints plain text, and no blobs."""
     with Journal.open(path, create=True) as journal:
         session = journal.begin_session(INFO)
         for key in (b"user:1", b"caf\xc3\xa9", b"\xff\x1b[31m", b"back\\slash", b""):
@@ -735,7 +759,7 @@ def test_escape(data: bytes, text: str) -> None:
 
 
 def test_iso() -> None:
-    """Times are UTC with milliseconds, also before 1970; out of range they are the number."""
+    """Times are UTC with milliseconds; out of range they are the number."""
     assert iso_utc(1_800_000_000_007) == "2027-01-15T08:00:00.007Z"
     assert iso_utc(-1) == "1969-12-31T23:59:59.999Z"
     assert iso_utc(1 << 60) == str(1 << 60)

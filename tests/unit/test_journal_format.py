@@ -1,4 +1,4 @@
-"""journal-format.md agrees with the schema, and its examples run against a real journal."""
+"""journal-format.md agrees with the schema, and its examples run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def shell_commands() -> list[str]:
 
 
 def table_rows(section: str) -> list[list[str]]:
-    """Return the cells of the rows of a section's tables, headings excluded, without backquotes."""
+    """Return the cells of a section's tables, without headings and backquotes."""
     rows = [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in SECTIONS[section].splitlines()]
     lines = SECTIONS[section].splitlines()
     is_heading = [number + 1 < len(lines) and lines[number + 1].startswith("|---") for number in range(len(lines))]
@@ -90,7 +90,7 @@ def connection(path: Path) -> Iterator[sqlite3.Connection]:
 
 @pytest.mark.parametrize("table", TABLES)
 def test_the_columns_of_a_table(connection: sqlite3.Connection, table: str) -> None:
-    """The page has each column of a table, with its type and whether it can be NULL, and no other."""
+    """The page has each column of a table with its type, and no other."""
     documented: list[tuple[str, ...]] = []
     for name, column_type, null, _ in table_rows(f"`{table}`"):
         documented.append((name, column_type, null))
@@ -177,7 +177,7 @@ def test_a_shell_command(path: Path, tmp_path: Path, command: str) -> None:
 
 
 def test_the_program_that_reads_a_value(path: Path, tmp_path: Path) -> None:
-    """The page's program reads small, compressed, chunked and empty values, and detects a damaged one."""
+    """The page's program reads values of each kind, and detects a damaged one."""
     [program] = code_blocks("python")
     damaged = tmp_path / "damaged.db"
     shutil.copy(path, damaged)
