@@ -1,1 +1,20 @@
-"""See STYLE: one room, one idea."""
+"""The keyspace: which keys exist, kept up to date, and what is known about them.
+
+Purpose: one index of all key names, because Redis has no directories; a cache of metadata and small contents; and the
+server's invalidation messages, which keep both coherent. The room reads only: it never writes to Redis.
+
+Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms `trie`
+and `sqlite_index`; `own_writes`, `change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`,
+`exists` and `tracking` (the conversations with the server); `reconciler`, `monitor_state`, `verifier` and
+`index_builder`, of which `monitor` (`KeyspaceMonitor`) consists; `metadata` (`MetadataStore`) with `metadata_cache`,
+`prefetch`, `queries` and `hash_fields`.
+
+Imported by: `transactions`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length commands).
+
+Threads: `redisfuse-follow` (tracking), `redisfuse-look` (verifying), `redisfuse-scan` (scanning) and, while an index
+moves to disk, `redisfuse-move`; monitor.py describes them. `MetadataStore` and all queries run in the caller's thread.
+
+Lock order: `IndexReconciler._lock` before `Index._lock`; `KeyVerifier._condition` before `ExpiryQueue._lock`. All other
+locks are leaves: `MonitorState._condition`, `ChangeClock._lock`, `OwnWriteFilter._lock`, `MetadataCache._lock`. No lock
+is held while a thread waits for the server or calls a `ChangeListener`.
+"""

@@ -1,31 +1,31 @@
-"""The moments at which keys are known to expire.
+"""The times at which keys are known to expire.
 
-A server tells of an expiry when it removes the key, which may be long after it has answered that there is no such key.
-So whoever learns when a key will expire says so here, and the key is looked at again then.
+The server announces an expiry when it deletes the key, which may be long after it has begun to reply that there is no
+such key. So a caller that learns a key's expiry time adds it here, and the key is verified then.
 """
 
 import heapq
 import threading
 
-MAX_QUEUED_KEYS = 200_000  # keys; about 40 MB when full
+MAX_QUEUED_KEYS = 200_000  # about 40 MB when full
 
 
 class ExpiryQueue:
-    """Keys by the moment of their expiry, on the clock of time.monotonic(). Thread-safe; calls nothing."""
+    """Keys by their expiry time, on the clock of time.monotonic(). Thread-safe; its lock is a leaf."""
 
     def __init__(self, capacity: int = MAX_QUEUED_KEYS) -> None:
-        """`capacity`: how many keys are remembered at most."""
+        """Create a queue of at most `capacity` keys."""
         self._capacity = capacity
-        self._lock = threading.Lock()
-        self._heap: list[tuple[float, bytes]] = []
-        self._deadlines: dict[bytes, float] = {}  # what counts: the heap also holds deadlines that were replaced
+        self._lock = threading.Lock()  # guards all below
+        self._heap: list[tuple[float, bytes]] = []  # also holds deadlines that have been replaced
+        self._deadlines: dict[bytes, float] = {}  # the current ones
 
     def __len__(self) -> int:
-        """How many keys are remembered."""
+        """Return the number of keys."""
         return len(self._deadlines)
 
     def add(self, key: bytes, deadline: float) -> bool:
-        """Remember a key's deadline, in place of the one it had; False if there is no room for another key."""
+        """Set a key's deadline, replacing its former one; return False if there is no room for another key."""
         with self._lock:
             if self._deadlines.get(key) == deadline:
                 return True
@@ -39,7 +39,7 @@ class ExpiryQueue:
             return True
 
     def next_deadline(self) -> float | None:
-        """The earliest deadline."""
+        """Return the earliest deadline."""
         with self._lock:
             heap = self._heap
             while heap and self._deadlines.get(heap[0][1]) != heap[0][0]:
@@ -47,7 +47,7 @@ class ExpiryQueue:
             return heap[0][0] if heap else None
 
     def pop_expired(self, now: float) -> list[bytes]:
-        """The keys whose deadline has passed; they are forgotten here."""
+        """Remove and return the keys whose deadline has passed."""
         keys = []
         with self._lock:
             heap = self._heap
@@ -59,7 +59,7 @@ class ExpiryQueue:
         return keys
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all keys."""
         with self._lock:
             self._heap.clear()
             self._deadlines.clear()

@@ -1,10 +1,12 @@
-"""The fields of hashes: which there are, how long, and small values. Used by attributes.py, whose cache it shares.
+"""The fields of hashes: their names, lengths and small values. Part of metadata.py, whose cache it shares.
 
-HKEYS is not bounded, so names are listed in other ways. Where all values are small (a compact encoding: by the server's
-default none is longer than 64 bytes) by HSCAN: the values come along and are cached, so that `ls -l` and `cat` of the
-fields ask nothing more. Elsewhere, up to 1000 fields, by HRANDFIELD with a larger count, which gives them all, without
-values, as of one moment. Beyond that, or before Redis 6.2, by HSCAN: with NOVALUES if the server has it (Redis 7.4,
-Valkey 8), else in small pieces.
+HKEYS is unbounded, so names are listed in other ways:
+
+- Where all values are small (a compact encoding: with the server's defaults none exceeds 64 bytes), with HSCAN. The
+  values are returned, too, and are cached, so that `ls -l` and `cat` of the fields send no further commands.
+- Elsewhere, up to 1000 fields, with HRANDFIELD and a larger count, which returns all names, without values, as of one
+  moment.
+- Beyond that, or before Redis 6.2, with HSCAN: NOVALUES if the server has it (Redis 7.4, Valkey 8), else a small COUNT.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,18 +18,16 @@ from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.errors import AccessError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.metadata_cache import FetchToken, FieldValue, MetadataCache, UnknownField
 
-COMPACT_ENCODINGS = (b"listpack", b"ziplist", b"listpackex")  # what OBJECT ENCODING says of hashes with small values
+COMPACT_ENCODINGS = (b"listpack", b"ziplist", b"listpackex")  # replies of OBJECT ENCODING for hashes with small values
 
-_MAX_FIELDS_PER_COMMAND = 1000  # fields that one command gives
-_MAX_CACHED_VALUE_BYTES = 16 << 10  # bytes of a value that a listing puts into the cache
-_MAX_FIELDS_PER_ROUND_TRIP = 10_000  # fields that one round trip may bring
-_LARGE_VALUES_WEIGHT = (
-    _MAX_FIELDS_PER_ROUND_TRIP // 8
-)  # how many fields a hash counts for whose values are large and come along
+_MAX_FIELDS_PER_COMMAND = 1000  # fields that one command returns
+_MAX_CACHED_VALUE_BYTES = 16 << 10  # of a value that a listing caches
+_MAX_FIELDS_PER_ROUND_TRIP = 10_000
+_LARGE_VALUES_WEIGHT = _MAX_FIELDS_PER_ROUND_TRIP // 8  # of a hash whose large values are returned, too, in fields
 
 
 class HashFields:
-    """Questions about fields."""
+    """Queries about fields. Threads: any; no lock of its own."""
 
     def __init__(self, client: RedisClient, cache: MetadataCache) -> None:
         self._client = client
@@ -37,12 +37,12 @@ class HashFields:
 
     @staticmethod
     def probe_commands(key: bytes, name: bytes, *, compact: bool) -> list[RedisCommand]:
-        """What to ask of a field: its value where it is surely small, else its length, and whether it exists."""
+        """Return the commands about a field: HGET if its value is certainly small, else HSTRLEN and HEXISTS."""
         return [(b"HGET", key, name)] if compact else [(b"HSTRLEN", key, name), (b"HEXISTS", key, name)]
 
     @staticmethod
     def parse_probe(replies: Sequence[Any]) -> FieldValue:
-        """What the answers to a probe say. Raises the first error reply."""
+        """Parse the replies to `probe_commands`. Raises the first error reply."""
         for reply in replies:
             if isinstance(reply, RedisFuseError):
                 raise reply
@@ -50,10 +50,10 @@ class HashFields:
         return value
 
     def fetch_value(self, key: bytes, name: bytes) -> bytes:
-        """The content of a field that is known to be small. Raises NotFoundError, WrongTypeError."""
-        with self._cache.begin_fetch() as fetch:
+        """Fetch and cache the content of a small field. Raises NotFoundError, WrongTypeError."""
+        with self._cache.begin_fetch() as token:
             value = self._client.execute(b"HGET", key, name)
-            self._cache.store_fields(fetch, key, {name: value})
+            self._cache.store_fields(token, key, {name: value})
         if value is None:
             raise NotFoundError(f"hash {key!r} has no field {name!r}")
         assert isinstance(value, bytes)
@@ -62,20 +62,20 @@ class HashFields:
     # -- many fields --------------------------------------------------------------------------------------------------
 
     def get_lengths(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[int | None]:
-        """The length of each (key, field) in bytes; None if there is none, the key being no hash included."""
-        known = self._cache.get_fields(pairs)
+        """Return the length of each (key, field) in bytes; None if there is no such field, or the key is no hash."""
+        cached = self._cache.get_fields(pairs)
         unknown = [
-            pair for pair, value in zip(pairs, known, strict=True) if isinstance(value, UnknownField) or value == -1
+            pair for pair, value in zip(pairs, cached, strict=True) if isinstance(value, UnknownField) or value == -1
         ]
-        found: dict[tuple[bytes, bytes], int | None] = {}
+        fetched: dict[tuple[bytes, bytes], int | None] = {}
         if unknown:
-            with self._cache.begin_fetch() as fetch:
-                found = self._fetch_lengths(unknown)
-                self._cache_values(fetch, found)
+            with self._cache.begin_fetch() as token:
+                fetched = self._fetch_lengths(unknown)
+                self._cache_values(token, fetched)
         lengths: list[int | None] = []
-        for pair, value in zip(pairs, known, strict=True):
-            if pair in found:
-                lengths.append(found[pair])
+        for pair, value in zip(pairs, cached, strict=True):
+            if pair in fetched:
+                lengths.append(fetched[pair])
             else:
                 assert not isinstance(value, UnknownField)
                 lengths.append(len(value) if isinstance(value, bytes) else value)
@@ -83,42 +83,42 @@ class HashFields:
 
     def _fetch_lengths(self, pairs: Sequence[tuple[bytes, bytes]]) -> dict[tuple[bytes, bytes], int | None]:
         if len(pairs) == 1:
-            length, there = self._fetch_integers([*pairs, *pairs], self.probe_commands(*pairs[0], compact=False))
-            return {pairs[0]: length if there else None}
-        lengths = self._fetch_integers(pairs, [(b"HSTRLEN", *pair) for pair in pairs])
-        found: dict[tuple[bytes, bytes], int | None] = dict(zip(pairs, lengths, strict=True))
-        empty = [pair for pair, length in found.items() if length == 0]  # or not there
-        for pair, there in zip(
+            length, exists = self._fetch_integers([*pairs, *pairs], self.probe_commands(*pairs[0], compact=False))
+            return {pairs[0]: length if exists else None}
+        replies = self._fetch_integers(pairs, [(b"HSTRLEN", *pair) for pair in pairs])
+        lengths: dict[tuple[bytes, bytes], int | None] = dict(zip(pairs, replies, strict=True))
+        empty = [pair for pair, length in lengths.items() if length == 0]  # empty, or missing
+        for pair, exists in zip(
             empty, self._fetch_integers(empty, [(b"HEXISTS", *pair) for pair in empty]), strict=True
         ):
-            if not there:
-                found[pair] = None
-        return found
+            if not exists:
+                lengths[pair] = None
+        return lengths
 
     def exists_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Which of these (key, field) pairs exist."""
-        known = self._cache.get_fields(pairs)
-        unknown = [pair for pair, value in zip(pairs, known, strict=True) if isinstance(value, UnknownField)]
-        found: dict[tuple[bytes, bytes], int | None] = {}
+        """Return whether each of these (key, field) pairs exists."""
+        cached = self._cache.get_fields(pairs)
+        unknown = [pair for pair, value in zip(pairs, cached, strict=True) if isinstance(value, UnknownField)]
+        fetched: dict[tuple[bytes, bytes], int | None] = {}
         if unknown:
-            with self._cache.begin_fetch() as fetch:
+            with self._cache.begin_fetch() as token:
                 replies = self._fetch_integers(unknown, [(b"HEXISTS", *pair) for pair in unknown])
-                found = {pair: -1 if there else None for pair, there in zip(unknown, replies, strict=True)}
-                self._cache_values(fetch, found)
-        return [found.get(pair, value) is not None for pair, value in zip(pairs, known, strict=True)]
+                fetched = {pair: -1 if exists else None for pair, exists in zip(unknown, replies, strict=True)}
+                self._cache_values(token, fetched)
+        return [fetched.get(pair, value) is not None for pair, value in zip(pairs, cached, strict=True)]
 
     def _fetch_integers(
         self, pairs: Sequence[tuple[bytes, bytes]], commands: Sequence[RedisCommand]
     ) -> list[int | None]:
-        """Integer replies to commands about these pairs; None where the key is no hash, which is then forgotten."""
-        answers: list[int | None] = []
+        """Return integer replies; None where the key is no hash, whose metadata is then invalidated."""
+        integers: list[int | None] = []
         for (key, _), reply in zip(pairs, self._client.execute_many(commands), strict=True):
             if isinstance(reply, WrongTypeError):
                 self._cache.invalidate([key])
             elif isinstance(reply, RedisFuseError):
                 raise reply
-            answers.append(reply if isinstance(reply, int) else None)
-        return answers
+            integers.append(reply if isinstance(reply, int) else None)
+        return integers
 
     def _cache_values(self, token: FetchToken, results: Mapping[tuple[bytes, bytes], FieldValue]) -> None:
         by_key: dict[bytes, dict[bytes, FieldValue]] = {}
@@ -127,45 +127,47 @@ class HashFields:
         for key, values in by_key.items():
             self._cache.store_fields(token, key, values)
 
-    # -- which there are ----------------------------------------------------------------------------------------------
+    # -- names --------------------------------------------------------------------------------------------------------
 
     def list_names(self, field_counts: Mapping[bytes, int], max_fields: int) -> dict[bytes, list[bytes] | None]:
-        """The fields of hashes, given with their lengths; None for one that is no hash any more, or outgrew `max_fields`."""
-        found: dict[bytes, list[bytes] | None] = {key: self._cache.get_field_names(key) for key in field_counts}
-        unknown = [key for key, names in found.items() if names is None]
+        """Return the field names of hashes, which are given with their HLEN.
+
+        None for a key that is no hash any more, or has more than `max_fields` now.
+        """
+        names_by_key: dict[bytes, list[bytes] | None] = {key: self._cache.get_field_names(key) for key in field_counts}
+        unknown = [key for key, names in names_by_key.items() if names is None]
         if unknown:
-            walks = [_FieldScan(key, field_counts[key], max_fields) for key in unknown]
-            with self._cache.begin_fetch() as fetch:
-                self._choose_commands(walks)
+            scans = [_FieldScan(key, field_counts[key], max_fields) for key in unknown]
+            with self._cache.begin_fetch() as token:
+                self._choose_commands(scans)
                 for group in batched(
-                    walks, len(walks), max_weight=_MAX_FIELDS_PER_ROUND_TRIP, weigh=lambda walk: walk.round_trip_weight
+                    scans, len(scans), max_weight=_MAX_FIELDS_PER_ROUND_TRIP, weigh=lambda scan: scan.round_trip_weight
                 ):
                     self._run_scans(group)
-                for walk in walks:
-                    found[walk.key] = self._cache_scan(fetch, walk)
-        return found
+                for scan in scans:
+                    names_by_key[scan.key] = self._cache_scan(token, scan)
+        return names_by_key
 
     def _choose_commands(self, scans: "list[_FieldScan]") -> None:
-        """Decide for each hash whether its values come along."""
-        compact = {walk.key: self._cache.is_compact(walk.key) for walk in scans}
-        asked = [key for key, known in compact.items() if known is None]
-        encodings = self._client.execute_many([(b"OBJECT", b"ENCODING", key) for key in asked])
-        compact.update({key: encoding in COMPACT_ENCODINGS for key, encoding in zip(asked, encodings, strict=True)})
-        facts = self._client.server_info
-        for walk in scans:
-            walk.compact = bool(compact[walk.key])
-            walk.use_hrandfield = (
-                not walk.compact and walk.field_count <= _MAX_FIELDS_PER_COMMAND and facts.version_at_least((6, 2))
-            )
-            walk.use_novalues = not walk.compact and facts.has_hscan_novalues
-            walk.scan_count = _MAX_FIELDS_PER_COMMAND if walk.compact or walk.use_novalues else 16
+        """Choose each hash's commands by its encoding and length."""
+        compact = {scan.key: self._cache.is_compact(scan.key) for scan in scans}
+        unknown = [key for key, is_compact in compact.items() if is_compact is None]
+        encodings = self._client.execute_many([(b"OBJECT", b"ENCODING", key) for key in unknown])
+        compact.update({key: encoding in COMPACT_ENCODINGS for key, encoding in zip(unknown, encodings, strict=True)})
+        server_info = self._client.server_info
+        has_hrandfield = server_info.version_at_least((6, 2))
+        for scan in scans:
+            scan.compact = bool(compact[scan.key])
+            scan.use_hrandfield = not scan.compact and scan.field_count <= _MAX_FIELDS_PER_COMMAND and has_hrandfield
+            scan.use_novalues = not scan.compact and server_info.has_hscan_novalues
+            scan.scan_count = _MAX_FIELDS_PER_COMMAND if scan.compact or scan.use_novalues else 16
 
     def _run_scans(self, scans: "list[_FieldScan]") -> None:
         while scans:
-            replies = self._client.execute_many([walk.next_command() for walk in scans])
-            for walk, reply in zip(scans, replies, strict=True):
-                walk.add_reply(reply)
-            scans = [walk for walk in scans if not walk.finished]
+            replies = self._client.execute_many([scan.next_command() for scan in scans])
+            for scan, reply in zip(scans, replies, strict=True):
+                scan.add_reply(reply)
+            scans = [scan for scan in scans if not scan.finished]
 
     def _cache_scan(self, token: FetchToken, scan: "_FieldScan") -> list[bytes] | None:
         if scan.failed:
@@ -176,14 +178,14 @@ class HashFields:
 
 @dataclass(slots=True)
 class _FieldScan:
-    """The walk over one hash's fields."""
+    """The iteration over one hash's fields."""
 
     key: bytes
-    field_count: int  # fields, by HLEN
+    field_count: int  # by HLEN
     max_fields: int
     compact: bool = False
-    use_hrandfield: bool = False  # HRANDFIELD
-    use_novalues: bool = False  # NOVALUES
+    use_hrandfield: bool = False
+    use_novalues: bool = False
     scan_count: int = 16
     cursor: bytes = b"0"
     values: dict[bytes, FieldValue] = field(default_factory=dict)
@@ -192,7 +194,7 @@ class _FieldScan:
 
     @property
     def round_trip_weight(self) -> int:
-        """How much of a round trip's share it takes."""
+        """Its share of one round trip, in fields."""
         return (
             self.field_count
             if self.compact or self.use_hrandfield or self.use_novalues
@@ -200,34 +202,33 @@ class _FieldScan:
         )
 
     def next_command(self) -> RedisCommand:
-        """The next piece."""
+        """Return the next command."""
         if self.use_hrandfield:
             return (b"HRANDFIELD", self.key, _MAX_FIELDS_PER_COMMAND + 1)
         more = (b"NOVALUES",) if self.use_novalues else ()
         return (b"HSCAN", self.key, self.cursor, b"COUNT", self.scan_count, *more)
 
     def add_reply(self, reply: Any) -> None:
-        """The answer to `next_command`."""
+        """Add the reply to `next_command`."""
         if isinstance(reply, WrongTypeError | AccessError):
             self.finished = self.failed = True
             return
         if isinstance(reply, RedisFuseError):
             raise reply
-        if self.use_hrandfield and len(reply) > _MAX_FIELDS_PER_COMMAND:  # it has grown
+        if self.use_hrandfield and len(reply) > _MAX_FIELDS_PER_COMMAND:  # the hash has grown
             self.use_hrandfield = False
             return
-        flat = reply
+        items = reply
         if not self.use_hrandfield:
-            self.cursor, flat = reply
+            self.cursor, items = reply
         if self.use_hrandfield or self.use_novalues:
-            self.values.update(dict.fromkeys(flat, -1))
+            self.values.update(dict.fromkeys(items, -1))
         else:
-            size = sum(map(len, flat))
-            if flat and not self.compact:
-                self.scan_count = max(
-                    1, min(_MAX_FIELDS_PER_COMMAND, self.scan_count * 8, CHUNK_BYTES * len(flat) // (2 * max(1, size)))
-                )
-            for name, value in zip(flat[::2], flat[1::2], strict=True):
+            size = max(1, sum(map(len, items)))
+            if items and not self.compact:
+                per_chunk = CHUNK_BYTES * len(items) // (2 * size)
+                self.scan_count = max(1, min(_MAX_FIELDS_PER_COMMAND, self.scan_count * 8, per_chunk))
+            for name, value in zip(items[::2], items[1::2], strict=True):
                 self.values[name] = value if len(value) <= _MAX_CACHED_VALUE_BYTES else len(value)
         self.failed = len(self.values) > self.max_fields
         self.finished = self.failed or self.cursor == b"0"

@@ -19,7 +19,7 @@ class ChangeListener(Protocol):
         """Drop what is cached of these keys: the server has announced a change."""
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
-        """Follow a change of these keys: the index is right now."""
+        """Follow a change of these keys: the index has been updated."""
 
     def reset(self) -> None:
         """Drop everything cached: anything may have changed, and the index may no longer be ready or coherent."""
@@ -32,7 +32,7 @@ class ChangeListener(Protocol):
 
 
 class Freshness(Protocol):
-    """Says how long cached metadata and contents are valid."""
+    """How long cached metadata and contents are valid."""
 
     def max_age(self) -> float:
         """Return the seconds that an entry is valid; math.inf while every change is announced."""
@@ -86,7 +86,7 @@ class NullListener:
         return 0.0
 
     def may_expire(self) -> bool:
-        """Return True: it is not known."""
+        """Return True: this is unknown."""
         return True
 
     def expires_at(self, key: bytes, deadline: float) -> None:

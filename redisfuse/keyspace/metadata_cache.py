@@ -1,12 +1,12 @@
-"""What is remembered of keys: attributes, small contents, fields. Bounded in bytes, and never older than it may be.
+"""The cache of keys' metadata, small contents and fields; bounded in bytes and in age.
 
-An entry is about one key, and goes as a whole: when the key changes (`invalidate`), when it expires, when it is older than
-the trust of the moment, or as the least recently used when memory is short.
+An entry belongs to one key and is dropped as a whole: when the key changes (`invalidate`), when it expires, when it is
+older than its maximum age, or as the least recently used when memory is short.
 
-A fetch that began before a drop of its key must not be kept, however late its answer is digested. So whoever fetches
-does it inside `begin_fetch()`, and what it stores is refused for every key that was dropped since.
+The result of a fetch that began before its key was invalidated must not be cached, however late it is stored. So a
+caller fetches within `begin_fetch()`, and its results are ignored for every key that was invalidated since.
 
-Threads: any; one lock, held for bookkeeping only. `max_age` is called without it.
+Threads: any. One lock, a leaf, held for bookkeeping only; `Freshness.max_age` is called without it.
 """
 
 import time
@@ -27,51 +27,51 @@ from redisfuse.keyspace.prefetch import (
     SortKey,
 )
 
-ENTRY_OVERHEAD_BYTES = 400  # bytes that an entry takes beside its key and its contents
-FIELD_OVERHEAD_BYTES = 160  # and a field
+ENTRY_OVERHEAD_BYTES = 400  # memory of an entry besides its key and its contents
+FIELD_OVERHEAD_BYTES = 160  # memory of a field besides its name and its value
 
-MAX_RECENT_CHANGES = 10_000  # changed keys that are remembered as such
-RECENT_OVERFLOW_SECONDS = 60.0  # if there were more, every key counts as changed for so long
+MAX_RECENT_CHANGES = 10_000  # keys in the set of recently changed keys
+RECENT_OVERFLOW_SECONDS = 60.0  # after an overflow of that set, every key counts as recently changed for this time
 
 FieldValue = bytes | int | None
-"""Of a field: its content, or its length in bytes (-1: it exists, with a length not known), or None: there is none."""
+"""A field's content, or its length in bytes (-1: it exists, its length is unknown); None: there is no such field."""
 
 
 class UnknownField:
-    """Nothing is known of a field."""
+    """The type of `UNKNOWN_FIELD`: nothing is cached about a field."""
 
 
 UNKNOWN_FIELD = UnknownField()
 
 
 class KeyMetadata(NamedTuple):
-    """What stat needs to know of a key."""
+    """The metadata of a key that stat needs."""
 
-    type: bytes  # as TYPE says; b"none": there is no such key; b"unreadable": the server's ACL doesn't say
+    type: bytes  # as TYPE returns it; b"none": there is no such key; b"unreadable": the ACL denies TYPE
     length: int  # bytes of a string, elements of a collection; -1 for types without a length command
-    expires_at: float | None = None  # time.monotonic() at which it expires, if that is known
+    expires_at: float | None = None  # time.monotonic() at which it expires, if known
 
 
 @dataclass(slots=True)
 class MetadataCacheEntry:
-    """One key. Changed only under the cache's lock."""
+    """The entry of one key. Changed only under the cache's lock."""
 
     metadata: KeyMetadata
     fetched_at: float  # time.monotonic()
-    max_age: float  # seconds it may be believed at most: the trust of when it was fetched
+    max_age: float  # seconds, as of when it was fetched
     size_bytes: int
-    content: bytes | None = None  # of a string, whole
+    content: bytes | None = None  # of a string, complete
     fields: dict[bytes, FieldValue] | None = None
-    fields_complete: bool = False  # `get_fields` has all fields of the hash
-    compact: bool | None = None  # a hash in an encoding that only small values have
-    access_pattern: AccessPattern | None = None  # the keys that were described together with it
+    fields_complete: bool = False  # `fields` holds all fields of the hash
+    compact: bool | None = None  # for a hash: whether its encoding implies small values
+    access_pattern: AccessPattern | None = None  # of the keys whose metadata was fetched together
     position: int = 0  # in `access_pattern`
-    is_prefetched: bool = False  # its content comes, or came, along with another's, and was not asked for yet
+    is_prefetched: bool = False  # its content is or was prefetched, and was not requested yet
 
 
 @dataclass(slots=True, eq=False)
 class FetchToken:
-    """A fetch under way."""
+    """A running fetch."""
 
     started_at: float
     max_age: float
@@ -80,39 +80,39 @@ class FetchToken:
 
 
 class MetadataCache:
-    """Entries by key; at most `memory_bytes` bytes (estimated). `max_age()`: for how many seconds one may be believed.
+    """Entries by key, of at most `max_bytes` (estimated).
 
-    `order`: what keys may be sorted by when they are read one after the other, beside their names (ahead.py).
+    `sort_key`: an order in which programs may read keys, besides that of their names (prefetch.py).
     """
 
     def __init__(self, max_bytes: int, freshness: Freshness, sort_key: SortKey = len) -> None:
         self._max_bytes = max_bytes
         self._freshness = freshness
         self._sort_key = sort_key
-        self._lock = Lock()
+        self._lock = Lock()  # guards all below
         self._entries: OrderedDict[bytes, MetadataCacheEntry] = OrderedDict()
         self._active_fetches: list[FetchToken] = []
         self._recent_changes: set[bytes] = set()
         self._all_recent_until = 0.0
-        self.memory_bytes = 0  # bytes in use, estimated
+        self.memory_bytes = 0  # in use, estimated
         self.hits = 0
         self.misses = 0
 
-    # -- looking ------------------------------------------------------------------------------------------------------
+    # -- look-ups -----------------------------------------------------------------------------------------------------
 
     def get_many(self, keys: Sequence[bytes]) -> list[KeyMetadata | None]:
-        """What is known of these keys; None where nothing may be believed."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return the cached metadata of keys; None where there is no valid entry."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            entries = [self._get_valid(key, trust, now) for key in keys]
+            entries = [self._get_valid(key, max_age, now) for key in keys]
             self._count_hits(entries)
             return [entry.metadata if entry else None for entry in entries]
 
     def get(self, key: bytes) -> KeyMetadata | None:
-        """What is known of one key."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return the cached metadata of a key, or None."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            entry = self._get_valid(key, trust, now)
+            entry = self._get_valid(key, max_age, now)
             if entry is None:
                 self.misses += 1
                 return None
@@ -120,7 +120,7 @@ class MetadataCache:
             return entry.metadata
 
     def get_content(self, key: bytes) -> bytes | None:
-        """A string's whole content, if it is known."""
+        """Return a string's cached content, or None."""
         content = self.peek_content(key)
         if content is None:
             with self._lock:
@@ -128,10 +128,10 @@ class MetadataCache:
         return content
 
     def peek_content(self, key: bytes) -> bytes | None:
-        """The same, for those who ask in another way if it is not known: that is no miss yet."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return the same as `get_content`, without counting a miss: the caller tries another look-up then."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            entry = self._get_valid(key, trust, now)
+            entry = self._get_valid(key, max_age, now)
             if entry is None or entry.content is None:
                 return None
             self.hits += 1
@@ -142,63 +142,65 @@ class MetadataCache:
             return entry.content
 
     def select_prefetch(self, key: bytes) -> dict[bytes, KeyMetadata]:
-        """Strings whose contents are to come along with that of `key`, which has to be fetched: within `begin_fetch`."""
-        found: dict[bytes, KeyMetadata] = {}
+        """Return the strings to prefetch with the content of `key`, which is fetched now. Call within `begin_fetch`."""
+        selected: dict[bytes, KeyMetadata] = {}
         with self._lock:
             entry = self._entries.get(key)
-            batch = entry.access_pattern if entry is not None else None
-            if entry is None or batch is None or not batch.keys:
-                return found
-            if not batch.has_order:
-                if not batch.detect_order(key, self._sort_key):
-                    return found
-                self._assign_positions(batch)
-            most, last, room = batch.plan_prefetch(entry.position), entry.position, MAX_PREFETCH_TOTAL_BYTES
-            for place, other in enumerate(
-                batch.keys[last + 1 : last + 1 + MAX_PREFETCH_CANDIDATES] if most else (), last + 1
+            pattern = entry.access_pattern if entry is not None else None
+            if entry is None or pattern is None or not pattern.keys:
+                return selected
+            if not pattern.has_order:
+                if not pattern.detect_order(key, self._sort_key):
+                    return selected
+                self._assign_positions(pattern)
+            max_keys, last, remaining = pattern.plan_prefetch(entry.position), entry.position, MAX_PREFETCH_TOTAL_BYTES
+            for position, candidate in enumerate(
+                pattern.keys[last + 1 : last + 1 + MAX_PREFETCH_CANDIDATES] if max_keys else (), last + 1
             ):
-                near = self._entries.get(other)
-                if near is None or near.access_pattern is not batch or near.is_prefetched or near.content is not None:
+                other = self._entries.get(candidate)
+                if other is None or other.access_pattern is not pattern:
                     continue
-                if near.metadata.type == b"string" and near.metadata.length <= MAX_PREFETCH_VALUE_BYTES:
-                    room -= near.metadata.length
-                    if room < 0 or len(found) >= most:
+                if other.is_prefetched or other.content is not None:
+                    continue
+                if other.metadata.type == b"string" and other.metadata.length <= MAX_PREFETCH_VALUE_BYTES:
+                    remaining -= other.metadata.length
+                    if remaining < 0 or len(selected) >= max_keys:
                         break
-                    near.is_prefetched, last = True, place
-                    found[other] = near.metadata
-            batch.record_prefetch(len(found), last)
-        return found
+                    other.is_prefetched, last = True, position
+                    selected[candidate] = other.metadata
+            pattern.record_prefetch(len(selected), last)
+        return selected
 
     def _assign_positions(self, access_pattern: AccessPattern) -> None:
-        for place, key in enumerate(access_pattern.keys):
+        for position, key in enumerate(access_pattern.keys):
             entry = self._entries.get(key)
             if entry is not None and entry.access_pattern is access_pattern:
-                entry.position = place
+                entry.position = position
 
     def get_fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | UnknownField]:
-        """What is known of fields: pairs of key and field."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return what is cached about (key, field) pairs."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            return [self._get_field(self._get_valid(key, trust, now), name) for key, name in pairs]
+            return [self._get_field(self._get_valid(key, max_age, now), name) for key, name in pairs]
 
     def get_field_names(self, key: bytes) -> list[bytes] | None:
-        """The names of all fields of a hash, if they are known."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return the names of all fields of a hash, if they are cached."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            entry = self._get_valid(key, trust, now)
+            entry = self._get_valid(key, max_age, now)
             if entry is None or not entry.fields_complete or entry.fields is None:
                 return None
             return [name for name, value in entry.fields.items() if value is not None]
 
     def is_compact(self, key: bytes) -> bool | None:
-        """Is the hash in an encoding that only small values have? None if that is not known."""
-        trust, now = self._freshness.max_age(), time.monotonic()
+        """Return whether the hash has an encoding that implies small values; None if that is not cached."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
-            entry = self._get_valid(key, trust, now)
+            entry = self._get_valid(key, max_age, now)
             return entry.compact if entry else None
 
     def changed_recently(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which keys were dropped lately: they may have got a TTL that the server's statistics don't show yet."""
+        """Return which keys changed recently: they may have a TTL that the server's statistics don't show yet."""
         with self._lock:
             if time.monotonic() < self._all_recent_until:
                 return [True] * len(keys)
@@ -208,8 +210,8 @@ class MetadataCache:
         entry = self._entries.get(key)
         if entry is None:
             return None
-        expires = entry.metadata.expires_at
-        if now - entry.fetched_at > min(max_age, entry.max_age) or (expires is not None and now >= expires):
+        expires_at = entry.metadata.expires_at
+        if now - entry.fetched_at > min(max_age, entry.max_age) or (expires_at is not None and now >= expires_at):
             self._remove_entry(key)
             return None
         self._entries.move_to_end(key)
@@ -224,23 +226,23 @@ class MetadataCache:
         return (entry.fields or {}).get(name, None if entry.fields_complete else UNKNOWN_FIELD)
 
     def _count_hits(self, results: Sequence[object]) -> None:
-        missed = sum([each is None for each in results])
-        self.misses += missed
-        self.hits += len(results) - missed
+        misses = sum([result is None for result in results])
+        self.misses += misses
+        self.hits += len(results) - misses
 
-    # -- keeping ------------------------------------------------------------------------------------------------------
+    # -- stores -------------------------------------------------------------------------------------------------------
 
     @contextmanager
     def begin_fetch(self) -> Iterator[FetchToken]:
-        """Around a fetch: from before the first command to the last store."""
-        fetch = FetchToken(started_at=time.monotonic(), max_age=self._freshness.max_age())
+        """Register a fetch for the body of `with`, which spans from before the first command to the last store."""
+        token = FetchToken(started_at=time.monotonic(), max_age=self._freshness.max_age())
         with self._lock:
-            self._active_fetches.append(fetch)
+            self._active_fetches.append(token)
         try:
-            yield fetch
+            yield token
         finally:
             with self._lock:
-                self._active_fetches.remove(fetch)
+                self._active_fetches.remove(token)
 
     def store(
         self,
@@ -249,17 +251,18 @@ class MetadataCache:
         *,
         listed_together: bool = False,
     ) -> None:
-        """Keep attributes, and with them the whole content of a string or None; what was known of these keys goes.
+        """Store metadata, each with the complete content of a string or None; replaces the entries of these keys.
 
-        `together`: they were listed, and may be read, one after the other.
+        `listed_together`: the keys were listed, and may be read, one after the other.
         """
-        batch = AccessPattern(list(results)) if listed_together and len(results) > MIN_SEQUENTIAL_READS else None
+        is_pattern = listed_together and len(results) > MIN_SEQUENTIAL_READS
+        pattern = AccessPattern(list(results)) if is_pattern else None
         with self._lock:
-            for place, (key, (attributes, content)) in enumerate(results.items()):
+            for position, (key, (metadata, content)) in enumerate(results.items()):
                 if not self._is_current(token, key):
                     continue
                 entry = MetadataCacheEntry(
-                    attributes,
+                    metadata,
                     token.started_at,
                     token.max_age,
                     ENTRY_OVERHEAD_BYTES + len(key) + len(content or b""),
@@ -268,13 +271,11 @@ class MetadataCache:
                 old = self._entries.get(key)
                 if old is not None:
                     self._remove_entry(key)
-                    entry.access_pattern, entry.position, entry.is_prefetched = (
-                        old.access_pattern,
-                        old.position,
-                        old.is_prefetched,
-                    )
-                if batch is not None:
-                    entry.access_pattern, entry.position, entry.is_prefetched = batch, place, False
+                if pattern is not None:
+                    entry.access_pattern, entry.position = pattern, position
+                elif old is not None:
+                    entry.access_pattern, entry.position = old.access_pattern, old.position
+                    entry.is_prefetched = old.is_prefetched
                 self._entries[key] = entry
                 self.memory_bytes += entry.size_bytes
             self._evict()
@@ -288,7 +289,7 @@ class MetadataCache:
         complete: bool = False,
         compact: bool | None = None,
     ) -> None:
-        """Keep what was learnt of a hash's fields, if the hash itself is known."""
+        """Store fields of a hash whose entry is cached. `complete`: `values` holds all fields."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.metadata.type != b"hash" or not self._is_current(token, key):
@@ -298,9 +299,10 @@ class MetadataCache:
             if compact is not None:
                 entry.compact = compact
             entry.fields_complete = entry.fields_complete or complete
-            before, entry.fields = entry.fields or {}, dict(values) if complete else {**(entry.fields or {}), **values}
+            old_fields = entry.fields or {}
+            entry.fields = dict(values) if complete else {**old_fields, **values}
             self.memory_bytes -= entry.size_bytes
-            entry.size_bytes += sum(map(_field_size, entry.fields.items())) - sum(map(_field_size, before.items()))
+            entry.size_bytes += sum(map(_field_size, entry.fields.items())) - sum(map(_field_size, old_fields.items()))
             self.memory_bytes += entry.size_bytes
             self._entries.move_to_end(key)
             if entry.size_bytes > self._max_bytes // 4:
@@ -315,20 +317,20 @@ class MetadataCache:
             _, entry = self._entries.popitem(last=False)
             self.memory_bytes -= entry.size_bytes
             if entry.access_pattern is not None:
-                entry.access_pattern.keys = ()  # else the few that stay would keep the names of all
+                entry.access_pattern.keys = ()  # else the few remaining entries would hold the names of all keys
 
     def _remove_entry(self, key: bytes) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self.memory_bytes -= entry.size_bytes
 
-    # -- forgetting ---------------------------------------------------------------------------------------------------
+    # -- invalidation -------------------------------------------------------------------------------------------------
 
     def invalidate(self, keys: Collection[bytes]) -> None:
-        """These keys changed: forget them, and refuse what fetches under way have found out about them."""
+        """Drop the entries of changed keys, and ignore what running fetches store about them."""
         with self._lock:
-            for fetch in self._active_fetches:
-                fetch.invalidated_keys.update(keys)
+            for token in self._active_fetches:
+                token.invalidated_keys.update(keys)
             for key in keys:
                 self._remove_entry(key)
             self._recent_changes.update(keys)
@@ -336,17 +338,17 @@ class MetadataCache:
                 self._assume_all_recent()
 
     def invalidate_all(self) -> None:
-        """Anything may have changed: forget everything."""
+        """Drop everything, and ignore what running fetches store: any key may have changed."""
         with self._lock:
-            for fetch in self._active_fetches:
-                fetch.all_invalidated = True
-                fetch.invalidated_keys.clear()
+            for token in self._active_fetches:
+                token.all_invalidated = True
+                token.invalidated_keys.clear()
             self._entries.clear()
             self.memory_bytes = 0
             self._assume_all_recent()
 
     def clear_recent_changes(self) -> None:
-        """The server's statistics now cover all that was dropped lately: none of it has a TTL."""
+        """Forget the recently changed keys: by the server's statistics, none of them has a TTL."""
         with self._lock:
             self._recent_changes.clear()
             self._all_recent_until = 0.0

@@ -1,42 +1,42 @@
-"""The server's messages about changes that this mount itself made: which of them are still to come.
+"""Recognizes the server's messages about changes that this mount made.
 
-A message does not say who changed the key.
+An invalidation message does not name the client that changed the key, so expected messages are counted.
 """
 
 import threading
 import time
 from collections.abc import Iterable
 
-INVALIDATION_TIMEOUT_SECONDS = 1.0  # seconds after a change in which its message is expected
-_MAX_EXPECTED_KEYS = 10_000  # keys; more are changed only by operations on whole directories
+INVALIDATION_TIMEOUT_SECONDS = 1.0  # how long after a write its message is expected
+_MAX_EXPECTED_KEYS = 10_000  # only operations on whole directories write more at a time
 
 
 class OwnWriteFilter:
-    """Counts, for each key, changes of our own that were not heard of yet. Thread-safe."""
+    """Counts, for each key, the expected messages about the mount's own writes. Thread-safe; its lock is a leaf."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._expected: dict[bytes, tuple[int, float]] = {}  # how many, and until when
+        self._expected: dict[bytes, tuple[int, float]] = {}  # how many messages, and until when (time.monotonic())
 
     def expect_writes(self, keys: Iterable[bytes]) -> None:
-        """These keys are about to be changed, each once."""
-        until = time.monotonic() + INVALIDATION_TIMEOUT_SECONDS
+        """Expect one message about each of these keys, which are about to be written."""
+        expires_at = time.monotonic() + INVALIDATION_TIMEOUT_SECONDS
         with self._lock:
             if len(self._expected) > _MAX_EXPECTED_KEYS:
                 now = time.monotonic()
-                self._expected = {key: each for key, each in self._expected.items() if each[1] > now}
+                self._expected = {key: entry for key, entry in self._expected.items() if entry[1] > now}
             for key in keys:
-                self._expected[key] = (self._expected.get(key, (0, 0.0))[0] + 1, until)
+                self._expected[key] = (self._expected.get(key, (0, 0.0))[0] + 1, expires_at)
 
     def confirm_write(self, key: bytes) -> None:
-        """The change was made: its message is on the way, if it was not heard already."""
+        """Extend the wait for a message that has not arrived: the write was committed only now."""
         with self._lock:
-            found = self._expected.get(key)
-            if found is not None:
-                self._expected[key] = (found[0], time.monotonic() + INVALIDATION_TIMEOUT_SECONDS)
+            entry = self._expected.get(key)
+            if entry is not None:
+                self._expected[key] = (entry[0], time.monotonic() + INVALIDATION_TIMEOUT_SECONDS)
 
     def filter_own(self, keys: Iterable[bytes]) -> set[bytes]:
-        """Those of these keys about which a message of our own change is to come."""
+        """Return those of these keys for which a message about an own write is expected."""
         if not self._expected:
             return set()
         with self._lock:
@@ -44,11 +44,11 @@ class OwnWriteFilter:
             return {key for key in keys if key in self._expected and self._expected[key][1] > now}
 
     def record_received(self, keys: Iterable[bytes]) -> None:
-        """Messages about these keys came."""
+        """Record that messages about these keys have arrived."""
         if not self._expected:
             return
         with self._lock:
             for key in keys:
-                found = self._expected.pop(key, None)
-                if found is not None and found[0] > 1:
-                    self._expected[key] = (found[0] - 1, found[1])
+                entry = self._expected.pop(key, None)
+                if entry is not None and entry[0] > 1:
+                    self._expected[key] = (entry[0] - 1, entry[1])

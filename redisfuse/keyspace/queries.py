@@ -1,4 +1,4 @@
-"""What is asked about one key once its type is known, and what the answers mean. Pure."""
+"""The commands about one key whose type is known, and the meaning of their replies. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,17 @@ ABSENT = KeyMetadata(b"none", 0)
 
 @dataclass(slots=True)
 class MetadataQuery:
-    """The commands about a key whose type was asked, and what their answers mean."""
+    """The commands about one key, given the reply to TYPE."""
 
     key: bytes
     type: bytes | RedisFuseError
-    head_bytes: int  # bytes of a string to bring along
-    includes_ttl: bool  # is the TTL asked?
+    head_bytes: int  # how many first bytes of a string to fetch
+    includes_ttl: bool  # whether PTTL is sent
     commands: list[RedisCommand]
 
     @classmethod
     def for_key(cls, key: bytes, type: bytes | RedisFuseError, head_bytes: int, includes_ttl: bool) -> "MetadataQuery":
+        """Build the query for a key of this type."""
         commands: list[RedisCommand] = []
         if not isinstance(type, RedisFuseError) and type != b"none":
             length = length_command(type)
@@ -36,24 +37,24 @@ class MetadataQuery:
         return cls(key, type, head_bytes, includes_ttl, commands)
 
     def parse_replies(self, replies: Sequence[Any], sent_at: float) -> tuple[KeyMetadata, bytes | None]:
-        """The attributes, and the whole content of a string if it came along. Raises the first error reply."""
+        """Return the metadata, and the content of a string if all of it was fetched. Raises the first error reply."""
         if len(replies) == 1 and replies[0].__class__ is int and replies[0] > 0 and not self.includes_ttl:
-            return KeyMetadata(self.type, replies[0]), None  # type: ignore[arg-type]  # the ordinary case, quickly
+            return KeyMetadata(self.type, replies[0]), None  # type: ignore[arg-type]  # the usual case, fast
         for reply in (self.type, *replies):
             if isinstance(reply, RedisFuseError):
                 raise reply
         assert isinstance(self.type, bytes)
-        left = list(replies)
-        length = left.pop(0) if length_command(self.type) and left else -1
-        beginning = left.pop(0) if self.type == b"string" and self.head_bytes else None
-        ttl = left.pop(0) if left else -1
+        remaining = list(replies)
+        length = remaining.pop(0) if length_command(self.type) and remaining else -1
+        head = remaining.pop(0) if self.type == b"string" and self.head_bytes else None
+        ttl = remaining.pop(0) if remaining else -1
         if self.type == b"none" or ttl == -2 or (length == 0 and self.type not in (b"string", b"stream")):
-            return ABSENT, None  # it went between the two commands; only strings and streams can be empty
+            return ABSENT, None  # deleted between the two commands; only strings and streams can be empty
         content = None
-        if beginning is not None:
-            # Each reply is of one moment, the two are not: where the beginning is the whole, it has the last word.
-            if len(beginning) < self.head_bytes:
-                length, content = len(beginning), beginning
+        if head is not None:
+            # STRLEN and GETRANGE may see different values. If the head is the whole value, its length is right.
+            if len(head) < self.head_bytes:
+                length, content = len(head), head
             elif length <= self.head_bytes:
-                length, content = self.head_bytes, beginning if length == self.head_bytes else None
+                length, content = self.head_bytes, head if length == self.head_bytes else None
         return KeyMetadata(self.type, length, sent_at + ttl / 1000 if ttl >= 0 else None), content

@@ -1,92 +1,96 @@
-"""What is known of the keys, and which keys are to be looked at: state only, and its steps. No thread, no server.
+"""Reconciles the sources of the index: scans, verified keys and the process's own writes. State only.
 
-Three things happen at once: a scan builds a new index, keys that were told of are looked at and put right, and this
-process changes keys itself. They are reconciled so:
+Three things happen concurrently: a scan builds a new index, changed ("dirty") keys are verified and corrected, and this
+process writes keys itself. They are reconciled as follows:
 
-- A scan's answer is older than what was looked at since that SCAN was sent, so it is not believed for those keys.
-- What was looked at is older than what this process has changed since the question was sent, so it is not believed for
-  those keys; they are looked at again.
-- `reset` begins a new epoch: what was asked in an earlier one is not believed at all.
+- The reply to a SCAN is older than a verification made since that SCAN was sent, so it is ignored for those keys.
+- A verification is older than a write that this process made since the EXISTS was sent, so it is ignored for those
+  keys; they are verified again.
+- `reset` begins a new epoch: results of an earlier epoch are ignored altogether.
 
-Thread-safe: every method is one step under one lock, inside which only the index's own lock is taken.
+Thread-safe: every method is one step under one lock. Lock order: `IndexReconciler._lock` → `Index._lock`.
 """
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from redisfuse.keyspace.index import Index
+from redisfuse.keyspace.index_backend import KeyLayout
 
 
 class ScanSupersededError(Exception):
-    """The scan under way is of no use any more."""
+    """The current scan has become useless."""
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyBatch:
-    """Keys to look at."""
+    """Keys to verify."""
 
     keys: list[bytes]
     epoch: int
-    dirty_since: float  # time.monotonic() when the first of them was told of
+    dirty_since: float  # time.monotonic() when the first of them became dirty
 
 
 @dataclass(frozen=True, slots=True)
 class IndexScan:
-    """A scan under way."""
+    """A running scan."""
 
     index: Index
     epoch: int
 
 
 class IndexReconciler:
-    """The index in use, the one being built, and the keys in doubt."""
+    """The index in use, the index that a scan is building, and the dirty keys."""
 
-    def __init__(self, index_factory: Callable[[], Index]) -> None:
-        """`new_index` makes an empty index."""
-        self._index_factory = index_factory
-        self._lock = threading.Lock()
+    def __init__(self, layout: KeyLayout, *, max_memory_bytes: int) -> None:
+        self._layout = layout
+        self._max_memory_bytes = max_memory_bytes
+        self._lock = threading.Lock()  # guards all below
         self._epoch = 0
-        self.index = index_factory()  # in use: replaced, never emptied
-        self.is_ready = False  # whether it is whole
+        self.index = self._create_index()  # in use: replaced, never emptied
+        self.is_ready = False  # whether `index` is complete
         self._building_index: Index | None = None
-        self._dirty_keys: set[bytes] = set()  # told of, to be looked at
+        self._dirty_keys: set[bytes] = set()  # changed, to be verified
         self._dirty_since = 0.0
-        self._written_keys: set[bytes] = set()  # changed by this process since the last batch was taken
-        self._verified_keys: set[bytes] = set()  # looked at since the last SCAN was sent
-        self._previously_verified_keys: set[bytes] = set()  # looked at between the last SCAN and the one before it
-        self.has_unverifiable_keys = False  # some keys could not be looked at since the last scan began: an ACL
+        self._written_keys: set[bytes] = set()  # written by this process since the last batch was taken
+        self._verified_keys: set[bytes] = set()  # verified since the last SCAN was sent
+        self._previously_verified_keys: set[bytes] = set()  # verified between the last SCAN and the one before it
+        self.has_unverifiable_keys = False  # the ACL has denied EXISTS since the last scan began
+
+    def _create_index(self) -> Index:
+        return Index(self._layout, max_memory_bytes=self._max_memory_bytes)
 
     @property
     def is_scanning(self) -> bool:
-        """Whether a scan is under way."""
+        """Whether a scan is running."""
         return self._building_index is not None
 
     @property
     def dirty_count(self) -> int:
-        """How many keys are to be looked at."""
+        """The number of keys to verify."""
         return len(self._dirty_keys)
 
     def reset(self) -> None:
-        """Nothing is known any more."""
+        """Drop everything and begin a new epoch."""
         with self._lock:
             self._epoch += 1
-            self.index = self._index_factory()
+            self.index = self._create_index()
             self.is_ready = False
             self._building_index = None
             self._dirty_keys.clear()
             self._written_keys.clear()
 
     def clear_dirty(self) -> None:
-        """Nobody is going to look: a scan will."""
+        """Forget the dirty keys: a scan follows."""
         with self._lock:
             self._dirty_keys.clear()
 
-    # -- keys to be looked at ----------------------------------------------------------------------------------------
+    # -- dirty keys --------------------------------------------------------------------------------------------------
 
     def mark_dirty(self, keys: Iterable[bytes]) -> int:
-        """These keys are to be looked at; answer how many are."""
+        """Have keys verified; return how many keys are dirty now."""
         with self._lock:
             self._mark_dirty(keys)
             return len(self._dirty_keys)
@@ -97,7 +101,7 @@ class IndexReconciler:
         self._dirty_keys.update(keys)
 
     def apply_write(self, key: bytes, exists: bool) -> None:
-        """This process has made or removed the key."""
+        """Record that this process has created or deleted the key."""
         with self._lock:
             for index in self._active_indexes():
                 if exists:
@@ -110,11 +114,11 @@ class IndexReconciler:
             self._mark_dirty((key,))
 
     def _active_indexes(self) -> list[Index]:
-        """What a change goes into."""
+        """Return the indexes that a change must update."""
         return [index for index in (self.index if self.is_ready else None, self._building_index) if index is not None]
 
     def next_batch(self, max_keys: int) -> VerifyBatch:
-        """Keys to look at now, up to `limit`."""
+        """Take up to `max_keys` dirty keys."""
         with self._lock:
             if len(self._dirty_keys) <= max_keys:
                 keys, self._dirty_keys = list(self._dirty_keys), set()
@@ -124,15 +128,15 @@ class IndexReconciler:
             return VerifyBatch(keys, self._epoch, self._dirty_since)
 
     def requeue_batch(self, batch: VerifyBatch) -> None:
-        """The keys of a batch could not be looked at: they are to be again."""
+        """Have the keys of a batch verified again, because it failed."""
         with self._lock:
             if batch.epoch == self._epoch:
                 self._mark_dirty(batch.keys)
 
     def apply_verified(self, keys: Sequence[bytes], existence: Sequence[bool | None], epoch: int) -> set[bytes] | None:
-        """Believe what was found of keys (None: could not be found out); answer which of them came or went.
+        """Update the indexes by the existence of keys (None: unknown); return the keys that were added or removed.
 
-        None if what was asked is out of date.
+        Returns None if the epoch is over.
         """
         present = [key for key, exists in zip(keys, existence, strict=True) if exists]
         absent = [key for key, exists in zip(keys, existence, strict=True) if exists is False]
@@ -144,9 +148,9 @@ class IndexReconciler:
                 present = [key for key in present if key not in self._written_keys]
                 absent = [key for key in absent if key not in self._written_keys]
             for index in self._active_indexes():
-                fresh = index.find_missing(present)
-                index.add_many(fresh)
-                moved.update(fresh)
+                missing = index.find_missing(present)
+                index.add_many(missing)
+                moved.update(missing)
                 moved.update(key for key in absent if index.discard(key))
             if self._building_index is not None:
                 self._verified_keys.update(present, absent)
@@ -154,29 +158,29 @@ class IndexReconciler:
         return moved
 
     def sample_keys(self, count: int) -> list[bytes]:
-        """Some keys that should exist."""
+        """Return some keys that should exist."""
         with self._lock:
             index = self.index if self.is_ready else self._building_index
             keys = [] if index is None else index.sample_keys(4 * count)
             return [key for key in keys if key not in self._dirty_keys][:count]
 
-    # -- scanning ----------------------------------------------------------------------------------------------------
+    # -- scans -------------------------------------------------------------------------------------------------------
 
     def begin_scan(self) -> IndexScan:
-        """Begin a new index."""
+        """Begin to build a new index."""
         with self._lock:
             self.has_unverifiable_keys = False
-            self._building_index = self._index_factory()
+            self._building_index = self._create_index()
             self._verified_keys, self._previously_verified_keys = set(), set()
             return IndexScan(self._building_index, self._epoch)
 
     def register_scan_command(self) -> None:
-        """To be called before every SCAN is sent: its answer is newer than what was settled so far."""
+        """Note that a SCAN is about to be sent: its reply is newer than all verifications so far."""
         with self._lock:
             self._previously_verified_keys, self._verified_keys = self._verified_keys, set()
 
     def add_scanned(self, scan: IndexScan, keys: list[bytes]) -> None:
-        """Put the last but one SCAN's answer into the new index. Raises SupersededError, NoSpaceError."""
+        """Add the reply to the last SCAN but one to the new index. Raises ScanSupersededError, NoSpaceError."""
         with self._lock:
             if scan.epoch != self._epoch:
                 raise ScanSupersededError
@@ -186,7 +190,7 @@ class IndexReconciler:
             scan.index.spill_to_disk()
 
     def finish_scan(self, scan: IndexScan) -> Index | None:
-        """Use the new index; answer the one it replaced, if that was in use. Raises SupersededError."""
+        """Use the new index; return the one that it replaced, if that was ready. Raises ScanSupersededError."""
         with self._lock:
             if scan.epoch != self._epoch:
                 raise ScanSupersededError
@@ -197,7 +201,7 @@ class IndexReconciler:
             return old
 
     def abandon_scan(self, scan: IndexScan) -> None:
-        """The scan failed, or is finished."""
+        """Stop updating the new index: the scan has failed or finished."""
         with self._lock:
             if self._building_index is scan.index:
                 self._building_index = None

@@ -1,54 +1,64 @@
-"""One incremental SCAN of the whole database, as pieces of keys."""
+"""One incremental SCAN of the whole database."""
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
 
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.errors import RedisFuseError, ServerReplyError
 
-_GLOB_METACHARACTERS = b"*?[]\\^"  # what a glob of Redis reads as more than itself
+_GLOB_METACHARACTERS = b"*?[]\\^"  # bytes with a special meaning in a Redis glob
+
+
+class ScanObserver(Protocol):
+    """Receives the progress of a scan."""
+
+    def before_scan_command(self) -> None:
+        """Note that a SCAN is about to be sent."""
+
+    def set_total(self, total: int) -> None:
+        """Receive DBSIZE, once; never called for a user who may not run DBSIZE."""
 
 
 def build_match_pattern(prefix: bytes) -> bytes:
-    """The MATCH pattern of the keys that begin with exactly these bytes."""
+    """Return the MATCH pattern of the keys that begin with exactly these bytes."""
     return (
         b"".join(b"\\" + bytes((byte,)) if byte in _GLOB_METACHARACTERS else bytes((byte,)) for byte in prefix) + b"*"
     )
 
 
 def scan_keys(
-    client: RedisClient,
-    *,
-    prefix: bytes = b"",
-    before_scan: Callable[[], None] = lambda: None,
-    on_total: Callable[[int], None] = lambda _total: None,
+    client: RedisClient, *, prefix: bytes = b"", observer: ScanObserver | None = None
 ) -> Iterator[list[bytes]]:
-    """The keys, in pieces of about `limits.scan_count`; a key may come twice, and one that is made or removed meanwhile
-    may come or not.
+    """Yield the keys in batches of about `limits.scan_count`.
 
-    The next SCAN is sent before a piece is given out, so that the server works while the piece is digested;
-    `before_each` is called before every SCAN is sent, `on_total` once with DBSIZE.
-    Raises UnavailableError, AccessError.
+    A key may be yielded twice; one that is created or deleted during the scan may be yielded or not. The next SCAN is
+    sent before a batch is yielded, so that the server works while the caller processes the batch. Raises
+    UnavailableError, AccessError.
     """
     options: list[bytes | str | int] = [b"COUNT", client.limits.scan_count]
     if prefix:
         options += [b"MATCH", build_match_pattern(prefix)]
-    with client.dedicated_channel() as dialogue:
-        before_scan()
+    with client.dedicated_channel() as channel:
+        if observer is not None:
+            observer.before_scan_command()
         first: list[RedisCommand] = [(b"DBSIZE",), (b"SCAN", b"0", *options)]
-        dialogue.send(first)
-        total = dialogue.receive()
-        if isinstance(total, int):  # else a user who may not ask, who then sees no progress
-            on_total(total)
+        channel.send(first)
+        total = channel.receive()
+        if observer is not None and isinstance(total, int):
+            observer.set_total(total)
         while True:
-            answer = dialogue.receive()
-            if isinstance(answer, RedisFuseError):
-                raise answer
-            if not (isinstance(answer, list) and len(answer) == 2 and isinstance(answer[1], list)):
-                raise ServerReplyError("the server's answer to SCAN makes no sense")
-            cursor, keys = answer
+            reply = channel.receive()
+            if isinstance(reply, RedisFuseError):
+                raise reply
+            if not (isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], list)):
+                raise ServerReplyError("the server sent an invalid reply to SCAN")
+            cursor, keys = reply
             if cursor != b"0":
-                before_scan()
-                dialogue.send([(b"SCAN", cursor, *options)])
+                if observer is not None:
+                    observer.before_scan_command()
+                channel.send([(b"SCAN", cursor, *options)])
             yield keys
             if cursor == b"0":
                 return

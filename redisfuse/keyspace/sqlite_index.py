@@ -1,30 +1,29 @@
-"""The disk form of the index: one SQLite table of keys, in a temporary file of SQLite's own, for very large keyspaces.
+"""The index on disk: one SQLite table of keys, in a temporary file of SQLite's own, for very large keyspaces.
 
-A key is stored with its separators written as a zero byte, so that in the table's order a key `a` is followed at once
-by all that is below it (`a:b`), and only then by `a!`. So a directory is a range, and its children are found by walking
+A key is stored with each separator replaced by a zero byte, so that in the table's order a key `a` is directly followed
+by all keys below it (`a:b`), and only then by `a!`. So a directory is a range, and its children are found by walking
 the range and skipping from each child directory to its end. A zero or one byte of the key itself becomes two bytes.
 
-The file belongs to nobody else: SQLite makes it with mode 0600 and unlinks it at once, so it is gone when the process
-is, however it ends. One transaction stays open for good, and nothing is ever synced: there is nothing to recover.
+SQLite creates the file with mode 0600 and unlinks it at once, so no other process can open it, and it vanishes with the
+process. One transaction stays open permanently, and nothing is ever synced: there is nothing to recover.
 
-Nothing here locks: `Index` (index.py) does.
+This module has no lock: `Index` (index.py) serializes the calls.
 """
 
 import hashlib
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from redisfuse.batching import batched
 from redisfuse.errors import NoSpaceError
-from redisfuse.keyspace.trie import Child
+from redisfuse.keyspace.index_backend import MAX_ITEMS_PER_BATCH, Child, KeyLayout, is_long_key
 
-PAGE_CACHE_BYTES = 64 * 1024 * 1024  # bytes of SQLite's page cache
-MAX_ITEMS_PER_BATCH = 1000  # children or keys in a piece of a listing
+PAGE_CACHE_BYTES = 64 * 1024 * 1024  # of SQLite's page cache
 MAX_KEYS_PER_STATEMENT = 1000  # keys that one statement adds or removes
 
-# Columns. keys.path: a key as `_encode_key` writes it. long.digest: the SHA-256 of a key whose path in the mount would be too
-# long; long.key: that key, as it is.
+# keys.path: a key as `_encode_key` encodes it. long.digest: the SHA-256 of a key whose path in the mount would be too
+# long; long.key: that key, unencoded.
 _SCHEMA = (
     "CREATE TABLE keys (path BLOB PRIMARY KEY) WITHOUT ROWID",
     "CREATE TABLE long (digest BLOB PRIMARY KEY, key BLOB NOT NULL) WITHOUT ROWID",
@@ -32,17 +31,16 @@ _SCHEMA = (
 
 
 class SqliteIndex:
-    """Keys on disk, under the same methods as `PackedTrie`. Errors: NoSpaceError if the temporary file can't grow."""
+    """Keys on disk, with the methods of `PackedTrie`. Raises NoSpaceError if the temporary file can't grow."""
 
     on_disk = True
 
-    def __init__(self, separator: bytes, is_long_key: Callable[[bytes], bool], min_long_key_bytes: int) -> None:
+    def __init__(self, layout: KeyLayout) -> None:
         """See `Index`."""
-        self._separator = separator
-        self._is_long_key = is_long_key
-        self._min_long_key_bytes = min_long_key_bytes
+        self._layout = layout
+        self._separator = layout.separator
         self._count = 0
-        # The empty name is SQLite's for "a temporary database on disk, deleted when it is closed".
+        # The empty name creates a temporary database on disk, which SQLite deletes when it is closed.
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         for pragma in (
             "journal_mode = OFF",
@@ -60,34 +58,31 @@ class SqliteIndex:
 
     @property
     def memory_bytes(self) -> int:
-        """Resident bytes at most: the page cache."""
+        """The most memory in use, in bytes: the page cache."""
         return PAGE_CACHE_BYTES
 
     def _encode_key(self, key: bytes) -> bytes:
-        """A key as it is stored: zero bytes for the separators, which sort below all else."""
+        """Encode a key: separators become zero bytes, which sort before all other bytes."""
         if b"\x00" in key or b"\x01" in key:
-            return b"\x00".join(
-                component.replace(b"\x01", b"\x01\x02").replace(b"\x00", b"\x01\x01")
-                for component in key.split(self._separator)
-            )
+            return b"\x00".join(map(_encode_component, key.split(self._separator)))
         return key.replace(self._separator, b"\x00")
 
     def _decode_key(self, path: bytes) -> bytes:
-        """The key that is stored so."""
+        """Decode a key."""
         if b"\x01" in path:
             return self._separator.join(_decode_component(name) for name in path.split(b"\x00"))
         return path.replace(b"\x00", self._separator)
 
     def _range_start(self, directory: tuple[bytes, ...]) -> bytes:
-        """What the stored keys below a directory start with."""
+        """Return the common prefix of the stored keys below a directory."""
         return b"".join(_encode_component(component) + b"\x00" for component in directory)
 
-    # -- changing ----------------------------------------------------------------------------------------------------
+    # -- changes -----------------------------------------------------------------------------------------------------
 
     def add_many(self, keys: Sequence[bytes]) -> int:
-        """Add keys; answer how many were new."""
+        """Add keys; return how many were new."""
         short, long = self._split_long_keys(keys)
-        # In order, so that neighbours go into the same page while it is in the cache.
+        # Sorted, so that neighbours are added to the same page while it is cached.
         added = self._execute_batched("INSERT OR IGNORE INTO keys VALUES {}", sorted(map(self._encode_key, short)))
         for key in long:
             added += self._execute("INSERT OR IGNORE INTO long VALUES (?, ?)", (hashlib.sha256(key).digest(), key))
@@ -95,11 +90,11 @@ class SqliteIndex:
         return added
 
     def discard(self, key: bytes) -> bool:
-        """Remove a key; answer whether it was there."""
+        """Remove a key; return whether it was present."""
         return self.discard_many((key,)) == 1
 
     def discard_many(self, keys: Sequence[bytes]) -> int:
-        """Remove keys; answer how many were there."""
+        """Remove keys; return how many were present."""
         short, long = self._split_long_keys(keys)
         removed = self._execute_batched(
             "DELETE FROM keys WHERE path IN (VALUES {})", sorted(map(self._encode_key, short))
@@ -110,18 +105,18 @@ class SqliteIndex:
         return removed
 
     def _split_long_keys(self, keys: Sequence[bytes]) -> tuple[Sequence[bytes], list[bytes]]:
-        """The keys with a path of bearable length, and the others."""
-        long = [key for key in keys if len(key) >= self._min_long_key_bytes and self._is_long_key(key)]
+        """Split keys into those whose path is short enough, and the others."""
+        long = [key for key in keys if is_long_key(self._layout, key)]
         return (list(set(keys).difference(long)) if long else keys), long
 
     def _execute_batched(self, statement: str, values: Sequence[bytes]) -> int:
-        """Execute a statement, for up to PORTION values at a time; answer how many rows it changed.
+        """Execute a statement for batches of values; return how many rows it changed.
 
-        Not `executemany`: that gives up the interpreter at each row, and while others compute waits 5 ms for it.
+        Not `executemany`: that releases the GIL at each row, and waits 5 ms for it while other threads compute.
         """
         changed = 0
-        for portion in batched(values, MAX_KEYS_PER_STATEMENT):
-            changed += self._execute(statement.format(",".join(["(?)"] * len(portion))), portion)
+        for batch in batched(values, MAX_KEYS_PER_STATEMENT):
+            changed += self._execute(statement.format(",".join(["(?)"] * len(batch))), batch)
         return changed
 
     def _execute(self, statement: str, values: Sequence[bytes]) -> int:
@@ -130,10 +125,10 @@ class SqliteIndex:
         except sqlite3.OperationalError as error:
             raise _no_space_error(error) from error
 
-    # -- asking ------------------------------------------------------------------------------------------------------
+    # -- queries -----------------------------------------------------------------------------------------------------
 
     def __contains__(self, key: bytes) -> bool:
-        if len(key) >= self._min_long_key_bytes and self._is_long_key(key):
+        if is_long_key(self._layout, key):
             return self.get_long_key(hashlib.sha256(key).digest()) is not None
         return self._has_path(self._encode_key(key))
 
@@ -141,7 +136,7 @@ class SqliteIndex:
         return self._connection.execute("SELECT 1 FROM keys WHERE path = ?", (path,)).fetchone() is not None
 
     def get_child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
-        """What `component` is in `directory`, or None if neither a key nor a directory."""
+        """Return what `component` is in `directory`; None if it is neither a key nor a directory."""
         if not self._is_canonical((*directory, component)):
             return None
         is_key = self._has_path(self._range_start(directory) + _encode_component(component))
@@ -149,55 +144,55 @@ class SqliteIndex:
         return Child(component, is_key, is_directory) if is_key or is_directory else None
 
     def is_directory(self, directory: tuple[bytes, ...]) -> bool:
-        """Whether a key lies below; the root is always a directory."""
+        """Return whether a key lies below; the root is always a directory."""
         if not directory:
             return True
-        below = self._range_start(directory)
+        start = self._range_start(directory)
         statement = "SELECT 1 FROM keys WHERE path >= ? AND path < ? LIMIT 1"
-        found = self._connection.execute(statement, (below, _range_end(below))).fetchone()
-        return found is not None and self._is_canonical(directory)
+        row = self._connection.execute(statement, (start, _range_end(start))).fetchone()
+        return row is not None and self._is_canonical(directory)
 
     def _is_canonical(self, components: tuple[bytes, ...]) -> bool:
-        """Whether a key splits into these; with a separator of several bytes, others can spell the same."""
+        """Return whether a key splits into these; with a separator of several bytes, others may join to the same key."""
         return self._separator.join(components).split(self._separator) == list(components)
 
     def iter_child_batches(self, directory: tuple[bytes, ...]) -> Iterator[list[Child]]:
-        """The children, in pieces and in byte order. The caller may let others change the table between two pieces."""
-        below = self._range_start(directory)
-        start, end = below, _range_end(below)
+        """Yield the children in batches and in byte order. The table may change between two batches."""
+        prefix = self._range_start(directory)
+        start, end = prefix, _range_end(prefix)
         limit = MAX_ITEMS_PER_BATCH
-        last: Child | None = None  # not given out yet: the next row may show that it is a directory too
+        last: Child | None = None  # not yielded yet: the next row may show that it is a directory, too
         while True:
             paths = self._fetch_paths(start, end, limit)
-            piece: list[Child] = []
-            at = 0
-            while at < len(paths):
-                name, slash, _ = paths[at][len(below) :].partition(b"\x00")
-                at += 1
+            batch: list[Child] = []
+            position = 0
+            while position < len(paths):
+                name, separator, _ = paths[position][len(prefix) :].partition(b"\x00")
+                position += 1
                 component = _decode_component(name)
-                also_key = last is not None and last.component == component
-                if last is not None and not also_key:
-                    piece.append(last)
-                last = Child(component, also_key or not slash, bool(slash))
-                if slash:
-                    # All that is below this child says nothing new: on to the first path after it.
-                    start = below + name + b"\x01"
-                    at = bisect_left(paths, start, at)
+                is_also_key = last is not None and last.component == component
+                if last is not None and not is_also_key:
+                    batch.append(last)
+                last = Child(component, is_also_key or not separator, bool(separator))
+                if separator:
+                    # The other keys below this child add nothing: skip to the first path after them.
+                    start = prefix + name + b"\x01"
+                    position = bisect_left(paths, start, position)
                 else:
-                    start = paths[at - 1] + b"\x00"
+                    start = paths[position - 1] + b"\x00"
             if len(paths) < limit:
                 if last is not None:
-                    piece.append(last)
-                if piece:
-                    yield piece
+                    batch.append(last)
+                if batch:
+                    yield batch
                 return
-            if piece:
-                yield piece
-            # Small pages while each child has much below it, which would be read in vain.
-            limit = min(MAX_ITEMS_PER_BATCH, 4 * len(piece) + 8)
+            if batch:
+                yield batch
+            # Fetch few paths while each child has many keys below it, which would be fetched in vain.
+            limit = min(MAX_ITEMS_PER_BATCH, 4 * len(batch) + 8)
 
     def _fetch_paths(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """The stored paths from `start` on (it included), up to `end` (not included)."""
+        """Return up to `limit` stored paths from `start` (inclusive) to `end` (exclusive)."""
         if end is None:
             rows = self._connection.execute("SELECT path FROM keys WHERE path >= ? LIMIT ?", (start, limit))
         else:
@@ -207,7 +202,7 @@ class SqliteIndex:
         return [path for (path,) in rows.fetchall()]
 
     def iter_key_batches_below(self, directory: tuple[bytes, ...]) -> Iterator[list[bytes]]:
-        """The keys below, in pieces, under the terms of `iter_child_batches`."""
+        """Yield the keys below in batches, like `iter_child_batches`."""
         start = self._range_start(directory)
         end = _range_end(start)
         while paths := self._fetch_paths(start, end, MAX_ITEMS_PER_BATCH):
@@ -215,18 +210,18 @@ class SqliteIndex:
             start = paths[-1] + b"\x00"
 
     def sample_keys(self, count: int) -> list[bytes]:
-        """Some keys, up to `count`, whichever come first."""
+        """Return some keys, up to `count`, in no particular order."""
         return [self._decode_key(path) for path in self._fetch_paths(b"", None, count)]
 
-    # -- keys whose path would be too long ---------------------------------------------------------------------------
+    # -- long keys ---------------------------------------------------------------------------------------------------
 
     def get_long_key(self, digest: bytes) -> bytes | None:
-        """The long key with this SHA-256 digest, if there is one."""
+        """Return the long key with this SHA-256 digest; None if there is none."""
         row = self._connection.execute("SELECT key FROM long WHERE digest = ?", (digest,)).fetchone()
         return None if row is None else row[0]
 
     def iter_long_key_batches(self) -> Iterator[list[bytes]]:
-        """The long keys, in pieces."""
+        """Yield the long keys in batches."""
         last = b""
         while rows := self._connection.execute(
             "SELECT digest, key FROM long WHERE digest > ? ORDER BY digest LIMIT ?", (last, MAX_ITEMS_PER_BATCH)
@@ -234,28 +229,24 @@ class SqliteIndex:
             yield [key for _, key in rows]
             last = rows[-1][0]
 
-    def close(self) -> None:
-        """Close the database; SQLite's temporary file goes with it."""
-        self._connection.close()
-
 
 def _no_space_error(error: sqlite3.OperationalError) -> NoSpaceError:
     return NoSpaceError(
         f"the index's temporary file can't grow ({error}): point TMPDIR to a disk with more room, raise --index-memory,"
-        " or mount a part of the keys with --prefix"
+        " or mount part of the keys with --prefix"
     )
 
 
 def _encode_component(component: bytes) -> bytes:
-    """One component as it is stored."""
+    """Encode one component."""
     return component.replace(b"\x01", b"\x01\x02").replace(b"\x00", b"\x01\x01")
 
 
 def _decode_component(encoded: bytes) -> bytes:
-    """One component, from how it is stored."""
+    """Decode one component."""
     return encoded.replace(b"\x01\x01", b"\x00").replace(b"\x01\x02", b"\x01")
 
 
 def _range_end(range_start: bytes) -> bytes | None:
-    """The end of the range of paths that start with `below`: None for the root, which has none."""
+    """Return the exclusive end of the range of paths that begin with `range_start`; None for the root."""
     return range_start[:-1] + b"\x01" if range_start else None

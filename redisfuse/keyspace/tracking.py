@@ -1,13 +1,12 @@
-"""Being told by the server which keys change: the tracking connection, in a thread of its own.
+"""Client-side caching's tracking connection: receives the server's invalidation messages, in a thread of its own.
 
-`CLIENT TRACKING ON BCAST` needs no setting of the server. The connection first subscribes to the channel that nobody
-publishes on, so that the server counts it among subscribers: one that falls behind is cut off, where it would otherwise
-be buffered for without end. A message says that a key changed, not how, and not in which database. A null instead of
-keys says that some database was flushed. SWAPDB is not told at all; the server's own count of it is looked at every
-now and then. Whatever was told while the connection was away is lost, so every loss is
-reported, and whoever hears it must forget all that it knew.
+`CLIENT TRACKING ON BCAST` needs no server configuration. The connection first subscribes to a channel without
+publishers, so that the server treats it as a subscriber: it closes a subscriber that falls behind, instead of buffering
+without limit. A message says that a key changed, not how, and not in which database. A null instead of keys says that
+some database was flushed. SWAPDB sends no message; the server's count of SWAPDB calls is queried periodically. Messages
+are lost while the connection is down, so the listener must drop its caches whenever the connection is lost.
 
-Threads: `TrackingClient` has one thread, from which it calls its listener. No lock is held while it does.
+Threads: `TrackingClient` has one thread, which calls the listener. There is no lock.
 """
 
 import contextlib
@@ -20,134 +19,136 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from redisfuse.client.acl import TRACKING_RULES
+from redisfuse.client.allowlist import INVALIDATION_CHANNEL
 from redisfuse.client.client import Channel, RedisClient
 from redisfuse.errors import RedisFuseError, ServerReplyError, UnavailableError
 
-_INVALIDATION_CHANNEL = b"__redis__:invalidate"
-_REQUIRED_ACL = "+client|tracking +subscribe &__redis__:invalidate"
-_MAX_RECONNECT_DELAY_SECONDS = 5.0  # seconds between two attempts to connect
-_MIN_RECONNECT_DELAY_SECONDS = 0.05
-_MAX_KEYS_PER_EVENT = 20_000  # keys handed on at once
-_MAX_PROBE_ATTEMPTS = 20  # times that keys are looked for while something is flushed again and again
-_COALESCE_SECONDS = 0.002  # seconds that messages are let gather while they come thick and fast
+_MIN_RECONNECT_DELAY_SECONDS = 0.05  # between two attempts to connect; doubled up to the maximum
+_MAX_RECONNECT_DELAY_SECONDS = 5.0
+_MAX_KEYS_PER_EVENT = 20_000  # keys of one `on_invalidate`
+_MAX_PROBE_ATTEMPTS = 20  # look-ups of surviving keys while databases are flushed repeatedly
+_COALESCE_SECONDS = 0.002  # how long messages are collected after others have arrived
 
 log = logging.getLogger(__name__)
 
 
 class TrackingListener(Protocol):
-    """Who wants to know. All of it is called from the follower's thread."""
+    """Receives the events; all methods are called by the tracking thread."""
 
     def on_connect(self) -> None:
-        """From now on every change is told."""
+        """Start: every change is announced from now on."""
 
     def on_invalidate(self, keys: list[bytes]) -> None:
-        """These keys have changed, come or gone; a key may be in it twice."""
+        """Handle keys that were changed, created or deleted; a key may occur twice."""
 
     def on_flush(self, probe: "FlushProbe") -> None:
-        """This database, or another one of the server, was emptied."""
+        """Handle a flush of this database, or of another one of the server."""
 
     def on_swapdb(self) -> None:
-        """Two databases of the server were swapped; one of them may be this one."""
+        """Handle a swap of two databases of the server; one of them may be this one."""
 
     def on_heartbeat(self, counts: "ServerCounts", invalidated_keys: int) -> None:
-        """The server answers; `on_invalidate` keys were told of since the last time."""
+        """Handle a periodic reply; `invalidated_keys` keys were announced since the previous one."""
 
     def on_unsupported(self, reason: str) -> None:
-        """This server or user can't be told of changes; the thread ends."""
+        """Handle a server or user that can't use tracking; the thread ends."""
 
     def on_disconnect(self, error: RedisFuseError) -> None:
-        """The connection was lost: changes are missed from now on, until `on_connect`."""
+        """Handle the loss of the connection: changes are missed until `on_connect`."""
 
     def on_connect_failed(self, error: RedisFuseError) -> None:
-        """An attempt to connect, or to connect again, failed; another will follow."""
+        """Handle a failed attempt to connect; another one follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCounts:
-    """What the server counts. None: this user may not know."""
+    """Counts that the server keeps. None: the ACL denies it."""
 
     key_count: int | None  # keys in the database
     expiring_count: int | None  # those of them that have a time to live
-    swapdb_count: int | None  # how often two databases were swapped since the server began to count
+    swapdb_count: int | None  # SWAPDB calls since the statistics were reset
 
 
 class TrackingUnsupportedError(Exception):
-    """Tracking is not to be had here."""
+    """This server or user can't use tracking."""
 
 
 class FlushProbe:
-    """For `on_flush`: asks on the tracking connection itself, so that the order of what comes tells."""
+    """For `on_flush`: looks keys up on the tracking connection, where replies and messages have one order."""
 
     def __init__(self, channel: Channel, deferred_keys: list[bytes]) -> None:
         self._channel = channel
         self._deferred_keys = deferred_keys
 
     def find_survivors(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Which of these keys exist, and were not told of since: they were there before, and so were not flushed."""
-        left = list(keys)
+        """Return those of these keys that exist and were not announced since the flush, so survived it."""
+        remaining = list(keys)
         for _attempt in range(_MAX_PROBE_ATTEMPTS):
-            if not left:
+            if not remaining:
                 break
-            answers = self._channel.execute([(b"EXISTS", key) for key in left])
-            # The message of a change that EXISTS saw comes before the answer to anything that is asked now.
+            replies = self._channel.execute([(b"EXISTS", key) for key in remaining])
+            # The message of a change that EXISTS saw arrives before the reply to any later command.
             self._channel.execute([(b"PING",)])
-            told, flushed = self._collect_invalidations()
-            left = [key for key, answer in zip(left, answers, strict=True) if answer == 1 and key not in told]
-            if not flushed:
-                return set(left)
+            announced, was_flushed = self._collect_invalidations()
+            remaining = [
+                key for key, reply in zip(remaining, replies, strict=True) if reply == 1 and key not in announced
+            ]
+            if not was_flushed:
+                return set(remaining)
         return set()
 
     def _collect_invalidations(self) -> tuple[set[bytes], bool]:
-        """The keys told of so far, all held back for later, and whether something was flushed again."""
-        flushed = False
+        """Return the keys announced since the flush, which are all deferred, and whether there was another flush."""
+        was_flushed = False
         while (push := self._channel.receive_push(0)) is not None:
             keys = _parse_invalidation(push)
             if keys is None:
-                flushed = True
+                was_flushed = True
             else:
                 self._deferred_keys += keys
-        return set(self._deferred_keys), flushed
+        return set(self._deferred_keys), was_flushed
 
 
 def _parse_invalidation(push: list[Any]) -> list[bytes] | None:
-    """The keys of a push message: None for "everything", none at all for a message of another kind."""
+    """Return the keys of a push message: None for a flush, an empty list for a message of another kind."""
     if len(push) < 2 or push[0] != b"invalidate":
         return []
     return push[1] if isinstance(push[1], list) else None
 
 
 class TrackingClient:
-    """Keeps being told, connecting again by itself, until it is refused or closed."""
+    """A tracking connection that reconnects automatically, until it is refused or closed."""
 
     def __init__(
         self, client: RedisClient, listener: TrackingListener, *, prefix: bytes = b"", heartbeat_interval: float = 2.0
     ) -> None:
-        """`keep_alive`: seconds between two looks at what the server counts, which also show that it lives."""
+        """Create a client; `heartbeat_interval`: seconds between queries of the server's counts."""
         self._client = client
         self._listener = listener
         self._prefix = prefix
         self._heartbeat_interval = heartbeat_interval
-        self._may_use_info = True  # may ask for INFO
+        self._may_use_info = True  # False: the ACL denies INFO
         self._closing = threading.Event()
-        self._waiters: deque[threading.Event] = deque()  # those who wait in `wait_for_invalidations`
+        self._waiters: deque[threading.Event] = deque()  # threads in `wait_for_invalidations`
         self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="redisfuse-follow", daemon=True)
 
     def start(self) -> None:
-        """Begin, in a thread."""
+        """Start the thread."""
         self._thread.start()
 
     def disconnect(self) -> None:
-        """Hang up; the thread reports a loss and connects again."""
-        dialogue = self._channel
-        if dialogue is not None:
-            dialogue.close()
+        """Close the connection; the thread reports its loss and reconnects."""
+        channel = self._channel
+        if channel is not None:
+            channel.close()
 
     def wait_for_invalidations(self, timeout: float) -> None:
-        """Return when every change that the caller has seen was told of (or is not going to be), or after `timeout`.
+        """Block until all messages about changes that the caller has observed are delivered, or up to `timeout` seconds.
 
-        Not from the follower's own thread.
+        Returns at once if no message can arrive any more. Not for the tracking thread itself.
         """
         caught_up = threading.Event()
         self._waiters.append(caught_up)
@@ -156,7 +157,7 @@ class TrackingClient:
             caught_up.wait(timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread, and wait for that up to `timeout` seconds unless it is the caller's own."""
+        """End the thread, and wait for its end up to `timeout` seconds unless it is the caller's own."""
         self._closing.set()
         self.disconnect()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -173,42 +174,42 @@ class TrackingClient:
             self._release_waiters()
 
     def _release_waiters(self) -> None:
-        """Nobody needs to wait for what will not be told."""
+        """Wake the waiting threads: no message will arrive on this connection."""
         while self._waiters:
             self._waiters.popleft().set()
 
     def _connect_loop(self) -> None:
-        pause = _MIN_RECONNECT_DELAY_SECONDS
+        delay = _MIN_RECONNECT_DELAY_SECONDS
         while not self._closing.is_set():
-            began = None
+            connected_at = None
             try:
                 self._require_tracking()
-                with self._client.dedicated_channel(resp3=True) as dialogue:
-                    self._channel = dialogue
-                    self._enable_tracking(dialogue)
-                    began = time.monotonic()
-                    self._receive_loop(dialogue)
-            except TrackingUnsupportedError as refusal:
-                self._listener.on_unsupported(str(refusal))
+                with self._client.dedicated_channel(resp3=True) as channel:
+                    self._channel = channel
+                    self._enable_tracking(channel)
+                    connected_at = time.monotonic()
+                    self._receive_loop(channel)
+            except TrackingUnsupportedError as error:
+                self._listener.on_unsupported(str(error))
                 return
             except ServerReplyError as error:
-                # What it was asked first is HELLO 3.
+                # The first command is HELLO 3.
                 self._listener.on_unsupported(f"this server does not speak RESP3: {error}")
                 return
             except RedisFuseError as error:
-                self._report_failure(error, was_connected=began is not None)
+                self._report_failure(error, was_connected=connected_at is not None)
             except Exception:
-                log.exception("following the server's changes failed; it begins again")
+                log.exception("tracking the server's changes failed; it is restarted")
                 self._report_failure(
-                    UnavailableError("following the server's changes failed"), was_connected=began is not None
+                    UnavailableError("tracking the server's changes failed"), was_connected=connected_at is not None
                 )
             finally:
                 self._channel = None
                 self._release_waiters()
-            if began is not None and time.monotonic() - began > _MAX_RECONNECT_DELAY_SECONDS:
-                pause = _MIN_RECONNECT_DELAY_SECONDS
-            self._closing.wait(pause)
-            pause = min(2 * pause, _MAX_RECONNECT_DELAY_SECONDS)
+            if connected_at is not None and time.monotonic() - connected_at > _MAX_RECONNECT_DELAY_SECONDS:
+                delay = _MIN_RECONNECT_DELAY_SECONDS
+            self._closing.wait(delay)
+            delay = min(2 * delay, _MAX_RECONNECT_DELAY_SECONDS)
 
     def _report_failure(self, error: RedisFuseError, *, was_connected: bool) -> None:
         if self._closing.is_set():
@@ -219,65 +220,65 @@ class TrackingClient:
             self._listener.on_connect_failed(error)
 
     def _require_tracking(self) -> None:
-        facts = self._client.server_info
-        if not facts.has_tracking:
-            raise TrackingUnsupportedError(f"{facts.label} can't tell of changes (it takes Redis 6 or later)")
+        server_info = self._client.server_info
+        if not server_info.has_tracking:
+            raise TrackingUnsupportedError(f"{server_info.label} can't announce changes (Redis 6 or later can)")
 
     def _enable_tracking(self, channel: Channel) -> None:
-        """Turn tracking on. Raises RefusedError."""
+        """Enable tracking. Raises TrackingUnsupportedError."""
         options: list[bytes] = [b"PREFIX", self._prefix] if self._prefix else []
-        channel.send([(b"SUBSCRIBE", _INVALIDATION_CHANNEL)])
+        channel.send([(b"SUBSCRIBE", INVALIDATION_CHANNEL)])
         channel.send([(b"CLIENT", b"TRACKING", b"ON", b"BCAST", *options)])
-        # SUBSCRIBE is answered by a push, so this is TRACKING's answer, or SUBSCRIBE's error.
-        answer = channel.receive()
-        if isinstance(answer, UnavailableError):
-            raise answer
-        if isinstance(answer, RedisFuseError):
+        # The reply to SUBSCRIBE is a push message, so this is TRACKING's reply, or SUBSCRIBE's error.
+        reply = channel.receive()
+        if isinstance(reply, UnavailableError):
+            raise reply
+        if isinstance(reply, RedisFuseError):
             raise TrackingUnsupportedError(
-                f"this user or server can't follow changes: {answer} (the user needs {_REQUIRED_ACL})"
+                f"this user or server can't track changes: {reply} (the user needs {' '.join(TRACKING_RULES)})"
             )
 
     def _receive_loop(self, channel: Channel) -> None:
-        """Hand on what is told, and show signs of life, until it fails or is to end."""
-        channel.timeout = max(1.0, channel.timeout - self._heartbeat_interval)  # so a hung server is noticed within it
-        swaps = self._fetch_counts(channel).swapdb_count
+        """Deliver messages and query counts, until the connection fails or is closed."""
+        channel.timeout = max(1.0, channel.timeout - self._heartbeat_interval)  # to notice a hung server in time
+        swapdb_count = self._fetch_counts(channel).swapdb_count
         self._listener.on_connect()
-        told = 0
-        next_count = 0.0
+        invalidated_keys = 0
+        next_heartbeat = 0.0
         while not self._closing.is_set():
             now = time.monotonic()
-            if now >= next_count:
-                census = self._fetch_counts(channel)
-                if census.swapdb_count != swaps:
-                    swaps = census.swapdb_count
+            if now >= next_heartbeat:
+                counts = self._fetch_counts(channel)
+                if counts.swapdb_count != swapdb_count:
+                    swapdb_count = counts.swapdb_count
                     self._listener.on_swapdb()
-                self._listener.on_heartbeat(census, told)
-                told = 0
-                next_count = now + self._heartbeat_interval
-            push = channel.receive_push(max(0.001, next_count - now), wakeup_fd=self._wakeup_receiver.fileno())
+                self._listener.on_heartbeat(counts, invalidated_keys)
+                invalidated_keys = 0
+                next_heartbeat = now + self._heartbeat_interval
+            push = channel.receive_push(max(0.001, next_heartbeat - now), wakeup_fd=self._wakeup_receiver.fileno())
             if push is not None:
-                told += self._deliver_invalidations(channel, push)
+                invalidated_keys += self._deliver_invalidations(channel, push)
             if self._waiters:
-                told += self._serve_waiters(channel)
+                invalidated_keys += self._serve_waiters(channel)
 
     def _serve_waiters(self, channel: Channel) -> int:
-        """Tell those who wait that this has caught up; answer how many keys were told of until then."""
+        """Deliver all messages so far and wake the waiting threads; return how many keys were announced."""
         with contextlib.suppress(BlockingIOError):
             self._wakeup_receiver.recv(4096, socket.MSG_DONTWAIT)
-        asking = [self._waiters.popleft() for _ in range(len(self._waiters))]
+        waiters = [self._waiters.popleft() for _ in range(len(self._waiters))]
         try:
-            # The message of a change that anybody has seen comes before the answer to anything that is asked now.
+            # The message of a change that any client has observed arrives before the reply to any later command.
             channel.execute([(b"PING",)])
             count = 0
             while (push := channel.receive_push(0)) is not None:
                 count += self._deliver_invalidations(channel, push)
             return count
         finally:
-            for caught_up in asking:
+            for caught_up in waiters:
                 caught_up.set()
 
     def _deliver_invalidations(self, channel: Channel, push: list[Any] | None) -> int:
-        """Hand on this message and those that are there already; answer how many keys were told of."""
+        """Deliver this message and those that have arrived; return how many keys were announced."""
         count = 0
         keys: list[bytes] = []
         while push is not None:
@@ -300,7 +301,7 @@ class TrackingClient:
         return count
 
     def _fetch_counts(self, channel: Channel) -> ServerCounts:
-        """What the server counts: two short INFO, or DBSIZE for a user who may not ask for those."""
+        """Query the server's counts with two short INFO, or with DBSIZE if the ACL denies INFO."""
         if self._may_use_info:
             keyspace, commands = channel.execute([(b"INFO", b"keyspace"), (b"INFO", b"commandstats")])
             if not isinstance(keyspace, RedisFuseError) and not isinstance(commands, RedisFuseError):
@@ -316,7 +317,7 @@ class TrackingClient:
 
 
 def _parse_info_numbers(info: Any, line_prefix: bytes) -> dict[bytes, int]:
-    """The `name=number` pairs of INFO's line that starts so; empty if there is no such line."""
+    """Return the `name=number` pairs of the line with this prefix; empty if there is none."""
     text = info if isinstance(info, bytes) else str(info).encode()
     for line in text.splitlines():
         if line.startswith(line_prefix):

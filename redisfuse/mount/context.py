@@ -50,8 +50,7 @@ class MountContext:
         self.coherence = Coherence(client, self.path_codec, self.invalidation_queue, binding)
         self.keyspace = KeyspaceMonitor(
             client,
-            separator=config.separator,
-            is_long_key=self.path_codec.key_needs_digest,
+            layout=self.path_codec,
             prefix=config.prefix,
             index_memory=config.index_memory,
             rescan_interval=config.rescan_seconds,

@@ -21,6 +21,7 @@ from redisfuse.keyspace.listener import NullListener
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.keyspace.overload import OverloadDetector
 from redisfuse.keyspace.scanner import build_match_pattern, scan_keys
+from redisfuse.paths.grammar import PathCodec
 from tests.support.redis_server import RedisServer
 
 
@@ -31,6 +32,27 @@ def until(condition: Callable[[], bool], limit: float = 5.0) -> float:
         assert time.monotonic() - began < limit, "it did not come true in time"
         time.sleep(0.005)
     return time.monotonic() - began
+
+
+class ShortLayout(PathCodec):
+    """A layout in which keys of more than 1000 bytes need a digest."""
+
+    def key_needs_digest(self, key: bytes) -> bool:
+        return len(key) > 1000
+
+
+class CountingObserver:
+    """Counts the commands of a scan."""
+
+    def __init__(self) -> None:
+        self.commands = 0
+        self.totals: list[int] = []
+
+    def before_scan_command(self) -> None:
+        self.commands += 1
+
+    def set_total(self, total: int) -> None:
+        self.totals.append(total)
 
 
 class RecordingListener(NullListener):
@@ -86,18 +108,13 @@ def test_scan_finds_every_key_in_few_commands(redis_server: RedisServer) -> None
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(20_500)})
     server = RedisClient(Address.parse(redis_server.url()))
-    totals: list[int] = []
-    sent: list[None] = []
-    keys = [
-        key
-        for piece in scan_keys(server, on_total=totals.append, before_scan=lambda: sent.append(None))
-        for key in piece
-    ]
+    observer = CountingObserver()
+    keys = [key for batch in scan_keys(server, observer=observer) for key in batch]
     server.close()
     assert set(keys) == {b"k:%d" % number for number in range(20_500)}
-    assert totals == [20_500]
-    assert len(sent) <= 1 + 20_500 // 1000
-    assert client.info("commandstats")["cmdstat_scan"]["calls"] == len(sent)
+    assert observer.totals == [20_500]
+    assert observer.commands <= 1 + 20_500 // 1000
+    assert client.info("commandstats")["cmdstat_scan"]["calls"] == observer.commands
 
 
 @pytest.mark.parametrize("prefix", [b"a*", b"[x]", b"\\", b"a?b^", b"\xff\x00:", b"-"])
@@ -273,7 +290,7 @@ def test_long_keys(redis_server: RedisServer) -> None:
     client = redis_server.client()
     long = b"dir:" + b"x" * 2000
     client.set(b"short", b"")
-    with keyspace_of(redis_server, is_long_key=lambda key: len(key) > 1000) as (keyspace, _, _):
+    with keyspace_of(redis_server, layout=ShortLayout()) as (keyspace, _, _):
         keyspace.wait_until_ready(10)
         client.set(long, b"")
         until(lambda: list(keyspace.index.iter_long_keys()) == [long], 1.0)

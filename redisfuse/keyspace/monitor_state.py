@@ -1,0 +1,218 @@
+"""The state that the monitor's threads share: coherence, scan requests, and the errors that waiting callers get."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from redisfuse.errors import RedisFuseError, TryAgainError, UnavailableError
+from redisfuse.keyspace.reconciler import IndexReconciler
+
+_SCAN_INTERVAL_FACTOR = 10  # periodic scans leave this many times their own duration between them
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReasons:
+    """Why a scan is made."""
+
+    index_suspect: bool  # the index may be wrong
+    drift_detected: bool  # because of the server's count of keys
+
+
+class MonitorState:
+    """Coherence and scan requests. Thread-safe; each method is one step under one lock, a leaf.
+
+    There are three phases. *Coherent*: tracking works, and every change is announced. *Polling*: there is no tracking,
+    and the keyspace is scanned periodically. Neither: the connection is being established, and scans wait for it.
+    """
+
+    def __init__(self, reconciler: IndexReconciler, *, rescan_interval: float, timeout: float) -> None:
+        """Create the state; `rescan_interval` and `timeout` in seconds."""
+        self._reconciler = reconciler
+        self._rescan_interval = rescan_interval
+        self._timeout = timeout
+
+        self._condition = threading.Condition()  # guards what is below; notified whenever a waiting thread may continue
+        self.is_closing = False
+        self.is_coherent = False
+        self._degraded_reason = "not started"
+        self._scan_error: RedisFuseError | None = None  # why the index is not complete
+        self._failing_since: float | None = None
+        self._is_polling = False
+        self._resume_tracking_at: float | None = None  # when to try tracking again, while polling
+        self._next_scan_at = 0.0
+        self._scan_requested = False
+        self._index_suspect = False
+        self._drift_detected = False
+
+    @property
+    def degraded_reason(self) -> str:
+        """Why the keyspace is not coherent; empty if it is."""
+        return "" if self.is_coherent else self._degraded_reason
+
+    # -- transitions --------------------------------------------------------------------------------------------------
+
+    def begin_connecting(self) -> None:
+        """Note that the first connection is being established."""
+        self._degraded_reason = "connecting"
+
+    def become_coherent(self) -> None:
+        """Enter the coherent phase and request a scan."""
+        with self._condition:
+            self.is_coherent = True
+            self._is_polling = False
+            self._scan_error = None
+            self._failing_since = None
+            self._request_scan()
+
+    def lose_coherence(self, reason: str) -> None:
+        """Leave the coherent phase."""
+        with self._condition:
+            self.is_coherent = False
+            self._degraded_reason = reason
+
+    def enter_polling(self, reason: str) -> None:
+        """Enter the polling phase and request a scan."""
+        with self._condition:
+            self._enter_polling(reason)
+
+    def suspend_tracking(self, reason: str) -> bool:
+        """Enter the polling phase as `enter_polling`; return False, and change nothing, if this is it already."""
+        with self._condition:
+            if self._is_polling:
+                return False
+            self._enter_polling(reason)
+            return True
+
+    def resume_tracking_after(self, seconds: float) -> None:
+        """Retry tracking in some seconds, if this is the polling phase then."""
+        with self._condition:
+            self._resume_tracking_at = time.monotonic() + seconds
+            self._condition.notify_all()
+
+    def _enter_polling(self, reason: str) -> None:
+        self.is_coherent = False
+        self._is_polling = True
+        self._degraded_reason = f"{reason}; the keys are scanned every {self._rescan_interval:g} s"
+        self._request_scan()
+
+    def record_connect_error(self, error: RedisFuseError) -> None:
+        """Note that connecting failed."""
+        with self._condition:
+            self._degraded_reason = str(error)
+            self._record_error(error)
+
+    def record_scan_error(self, error: RedisFuseError) -> bool:
+        """Note that a scan failed; return whether this is the polling phase, which then also retries tracking."""
+        with self._condition:
+            self._record_error(error)
+            if self._is_polling:
+                self._resume_tracking_at = time.monotonic() + self._rescan_interval
+            return self._is_polling
+
+    def _record_error(self, error: RedisFuseError) -> None:
+        """Raise the error in waiting threads; a temporary one only if it lasts. The lock is held."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        if isinstance(error, TryAgainError) and now - self._failing_since < self._timeout:
+            return
+        self._scan_error = error
+        self._condition.notify_all()
+
+    def record_scan(self, duration: float) -> None:
+        """Note that a scan succeeded, after `duration` seconds."""
+        with self._condition:
+            self._scan_error = None
+            self._failing_since = None
+            self._next_scan_at = time.monotonic() + max(self._rescan_interval, _SCAN_INTERVAL_FACTOR * duration)
+            self._condition.notify_all()
+
+    def close(self) -> None:
+        """End all waits."""
+        with self._condition:
+            self.is_closing = True
+            self.is_coherent = False
+            self._degraded_reason = "the mount is ending"
+            self._condition.notify_all()
+
+    # -- scans --------------------------------------------------------------------------------------------------------
+
+    def request_scan(self, *, index_suspect: bool = False, drift_detected: bool = False) -> None:
+        """Request a scan, and record why."""
+        with self._condition:
+            self._drift_detected = self._drift_detected or drift_detected
+            self._request_scan(index_suspect=index_suspect)
+
+    def request_rescan(self) -> None:
+        """Request a scan of a suspect index, and retry tracking at once while polling."""
+        with self._condition:
+            self._request_scan(index_suspect=True)
+            if self._is_polling:
+                self._resume_tracking_at = time.monotonic()
+
+    def _request_scan(self, *, index_suspect: bool = False) -> None:
+        self._scan_requested = True
+        self._index_suspect = self._index_suspect or index_suspect
+        self._condition.notify_all()
+
+    def take_scan_reasons(self) -> ScanReasons:
+        """Return why the scan that begins is made; reasons that are given later belong to the next scan."""
+        with self._condition:
+            reasons = ScanReasons(self._index_suspect, self._drift_detected)
+            self._index_suspect = self._drift_detected = False
+            return reasons
+
+    def retry_scan(self, delay: float) -> None:
+        """Request a scan after `delay` seconds, or earlier if the state changes."""
+        with self._condition:
+            if not self.is_closing and not self._scan_requested:
+                self._condition.wait(delay)
+            self._request_scan()
+
+    # -- waiting ------------------------------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Wake all waiting threads: the reconciler's state has changed."""
+        with self._condition:
+            self._condition.notify_all()
+
+    def wait_for_work(self) -> Literal["scan", "resume tracking"] | None:
+        """Wait until the state changes or something is due; return what is to be done, None for nothing."""
+        with self._condition:
+            now = time.monotonic()
+            resume_at = self._resume_tracking_at if self._is_polling else None
+            if resume_at is not None and now >= resume_at:
+                self._resume_tracking_at = None
+                return "resume tracking"
+            due_times = [] if resume_at is None else [resume_at]
+            if self.is_coherent or self._is_polling:
+                if self._scan_requested or not self._reconciler.is_ready:
+                    self._scan_requested = False
+                    return None if self.is_closing else "scan"
+                if self._is_polling or self._reconciler.has_unverifiable_keys:
+                    if now >= self._next_scan_at:
+                        return None if self.is_closing else "scan"
+                    due_times.append(self._next_scan_at)
+            if not self.is_closing:
+                self._condition.wait(min(due_times) - now if due_times else None)
+            return None
+
+    def wait_until_ready(self, timeout: float | None) -> None:
+        """Wait until the index is complete, up to `timeout` seconds (None: without limit).
+
+        Raises the error that prevents the scan, or TryAgainError after `timeout`.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._condition:
+            while not self._reconciler.is_ready:
+                if self.is_closing:
+                    raise UnavailableError("the mount is ending")
+                if self._scan_error is not None:
+                    raise self._scan_error.with_traceback(None)
+                remaining = None if deadline is None else deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    raise TryAgainError("the keys are still being scanned; try again later")
+                self._condition.wait(remaining)
