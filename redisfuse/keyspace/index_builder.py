@@ -11,12 +11,12 @@ from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.listener import ChangeListener
 from redisfuse.keyspace.monitor_state import MonitorState, ScanReasons
 from redisfuse.keyspace.reconciler import IndexReconciler, ScanSupersededError
-from redisfuse.keyspace.scanner import scan_keys
+from redisfuse.keyspace.scanner import ScanObserver, scan_keys
 
 _MAX_REPORTED_DIFFERENCES = 100_000  # changed keys that a scan announces one by one; more are announced as a reset
 
 
-class IndexBuilder:
+class IndexBuilder(ScanObserver):
     """The work of the scanning thread; `build` is called by that thread only. Has no lock of its own."""
 
     def __init__(

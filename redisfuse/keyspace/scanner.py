@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.errors import RedisFuseError, ServerReplyError
@@ -11,14 +10,14 @@ from redisfuse.errors import RedisFuseError, ServerReplyError
 _GLOB_METACHARACTERS = b"*?[]\\^"  # bytes with a special meaning in a Redis glob
 
 
-class ScanObserver(Protocol):
-    """Receives the progress of a scan."""
+class ScanObserver:
+    """An observer of a scan that ignores everything, to be overridden."""
 
     def before_scan_command(self) -> None:
         """Note that a SCAN is about to be sent."""
 
     def set_total(self, total: int) -> None:
-        """Receive DBSIZE, once; never called for a user who may not run DBSIZE."""
+        """Receive DBSIZE, once; not called if the ACL denies DBSIZE."""
 
 
 def build_match_pattern(prefix: bytes) -> bytes:
@@ -37,16 +36,16 @@ def scan_keys(
     sent before a batch is yielded, so that the server works while the caller processes the batch. Raises
     UnavailableError, AccessError.
     """
+    observer = observer or ScanObserver()
     options: list[bytes | str | int] = [b"COUNT", client.limits.scan_count]
     if prefix:
         options += [b"MATCH", build_match_pattern(prefix)]
     with client.dedicated_channel() as channel:
-        if observer is not None:
-            observer.before_scan_command()
+        observer.before_scan_command()
         first: list[RedisCommand] = [(b"DBSIZE",), (b"SCAN", b"0", *options)]
         channel.send(first)
         total = channel.receive()
-        if observer is not None and isinstance(total, int):
+        if isinstance(total, int):
             observer.set_total(total)
         while True:
             reply = channel.receive()
@@ -56,8 +55,7 @@ def scan_keys(
                 raise ServerReplyError("the server sent an invalid reply to SCAN")
             cursor, keys = reply
             if cursor != b"0":
-                if observer is not None:
-                    observer.before_scan_command()
+                observer.before_scan_command()
                 channel.send([(b"SCAN", cursor, *options)])
             yield keys
             if cursor == b"0":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redisfuse.client.client import RedisClient
 from redisfuse.keyspace.listener import NullListener
 from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
-from redisfuse.keyspace.scanner import scan_keys
+from redisfuse.keyspace.scanner import ScanObserver, scan_keys
 from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.vfs.junk_rules import JunkRule, JunkRules
 from redisfuse.vfs.nodes import FIELD_TYPE
@@ -30,6 +30,14 @@ class JunkKey:
     def size(self) -> int | None:
         """Bytes of a string or field; None for another type, which would have to be read to know it."""
         return self.length if self.type in (b"string", FIELD_TYPE) else None
+
+
+class _TotalObserver(ScanObserver):
+    def __init__(self, on_total: Callable[[int], None]) -> None:
+        self._on_total = on_total
+
+    def set_total(self, total: int) -> None:
+        self._on_total(total)
 
 
 class JunkScanner:
@@ -67,7 +75,7 @@ class JunkScanner:
         Raises UnavailableError, AccessError.
         """
         yielded: set[KeyRef] = set()
-        for keys in scan_keys(self._client, prefix=self._prefix, on_total=on_total):
+        for keys in scan_keys(self._client, prefix=self._prefix, observer=_TotalObserver(on_total)):
             for junk_key in self._find_in_batch(keys):
                 if junk_key.target not in yielded:  # SCAN may return a key twice
                     yielded.add(junk_key.target)

@@ -20,7 +20,7 @@ from redisfuse.keyspace.index import Child
 from redisfuse.keyspace.listener import NullListener
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.keyspace.overload import OverloadDetector
-from redisfuse.keyspace.scanner import build_match_pattern, scan_keys
+from redisfuse.keyspace.scanner import ScanObserver, build_match_pattern, scan_keys
 from redisfuse.paths.grammar import PathCodec
 from tests.support.redis_server import RedisServer
 
@@ -41,7 +41,7 @@ class ShortLayout(PathCodec):
         return len(key) > 1000
 
 
-class CountingObserver:
+class CountingObserver(ScanObserver):
     """Counts the commands of a scan."""
 
     def __init__(self) -> None:
