@@ -1,4 +1,4 @@
-"""The ACL rules that each access mode requires, and a check of what the current user is allowed.
+"""The ACL rules of each access mode, and a check of the current user's.
 
 The rules are in Redis's ACL syntax (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/). They
 allow what the allow-lists name; `tests/faults/test_permissions.py` compares the two on a real server.
@@ -86,11 +86,11 @@ class AclReport:
 
 
 def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = False) -> AclReport:
-    """Check what the current user may do with keys that begin with `prefix`. Changes nothing, creates no key.
+    """Check what the current user may do with keys that begin with `prefix`.
 
-    If the user may not run ACL DRYRUN (an administrator's command), commands are queued and discarded. A denial then
-    appears in the server's ACL LOG, so writes are queued only with `queue_writes`. Raises UnavailableError,
-    AccessError.
+    Changes nothing, creates no key. If the user may not run ACL DRYRUN (an administrator's command), commands are
+    queued and discarded. A denial then appears in the server's ACL LOG, so writes are queued only with `queue_writes`.
+    Raises UnavailableError, AccessError.
     """
     server_info = client.server_info
     user = client.address.username or "default"
@@ -137,7 +137,10 @@ _TRACKING_COMMANDS: _CommandTuples = ((b"CLIENT", b"TRACKING", b"ON", b"BCAST"),
 
 
 def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
-    """Return one call of each read command that a mount uses, with arguments that any server accepts."""
+    """Return one call of each read command that a mount uses.
+
+    The arguments are such that any server accepts them.
+    """
     common: _CommandTuples = (
         *((b"INFO",), (b"PING",), (b"SELECT", 0), (b"TIME",), (b"CLIENT", b"SETNAME", b"redisfuse")),
         *((b"DBSIZE",), (b"SCAN", 0)),
@@ -195,7 +198,10 @@ class _AclProbe(ABC):
         self.notes: list[str] = []
 
     def check_commands(self, commands: _CommandTuples) -> dict[str, bool | None]:
-        """Return, for each rule that the commands require, whether the user has it (None: unknown)."""
+        """Return, for each rule that the commands require, whether the user has it.
+
+        None: unknown.
+        """
         rules: dict[str, bool | None] = {}
         for command, reply in zip(commands, self.fetch_replies(commands), strict=True):
             rule = _rule_for_command(command)
@@ -215,11 +221,14 @@ class _AclProbe(ABC):
 
     @abstractmethod
     def fetch_replies(self, commands: _CommandTuples) -> list[object]:
-        """Return the server's reply to each command; None for a command that was not sent."""
+        """Return the server's reply to each command; None if it was not sent."""
 
 
 class _DryRunProbe(_AclProbe):
-    """ACL DRYRUN (Redis 7.0): exact and without traces, but only administrators may run it."""
+    """ACL DRYRUN (Redis 7.0), which is exact and leaves no traces.
+
+    Only administrators may run it.
+    """
 
     def __init__(self, channel: Channel, user: str) -> None:
         super().__init__(channel)
@@ -231,7 +240,10 @@ class _DryRunProbe(_AclProbe):
 
 
 class _DiscardedTransactionProbe(_AclProbe):
-    """MULTI, the commands, DISCARD: the server checks the ACL as it queues them, and discards them."""
+    """MULTI, the commands, DISCARD.
+
+    The server checks the ACL as it queues the commands, and discards them.
+    """
 
     def __init__(self, channel: Channel, command_filter: DiscardedTransactionFilter) -> None:
         super().__init__(channel)
@@ -254,7 +266,10 @@ class _DiscardedTransactionProbe(_AclProbe):
 
 
 def _denied_part(reply: object) -> str:
-    """Return what the ACL denies, "command", "key" or "channel"; "" if the reply is no denial."""
+    """Return what the ACL denies: "command", "key" or "channel".
+
+    Returns "" if the reply is no denial.
+    """
     if isinstance(reply, AccessError):
         text = str(reply)
     elif isinstance(reply, bytes) and reply not in (b"OK", b"QUEUED") and b"permission" in reply:

@@ -1,4 +1,6 @@
-"""A server's address and credentials, from redis-py's URL forms or HOST PORT. Pure: no host name is resolved here.
+"""A server's address and credentials, from redis-py's URL forms or HOST PORT.
+
+Pure: no host name is resolved here.
 
     redis://[[user]:password@]host[:port][/db]      rediss:// the same, over TLS
     unix://[[user]:password@]/path/to/socket[?db=N]
@@ -121,7 +123,10 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """The server for messages: `127.0.0.1:6379`, a socket's path, or a Sentinel's service."""
+        """The server, as messages name it.
+
+        `127.0.0.1:6379`, a socket's path, or a Sentinel's service.
+        """
         if self.kind == "unix":
             return self.unix_path
         if self.kind == "sentinel":
@@ -130,7 +135,10 @@ class Address:
 
     @property
     def identity(self) -> str:
-        """The server without user and database, as the journal identifies it: the same for every spelling."""
+        """The server's identity in the journal, without user and database.
+
+        It is the same for every spelling of the address.
+        """
         if self.kind == "sentinel":
             nodes = ",".join(_format_host_port(*node) for node in sorted(self.sentinels))
             return f"redis+sentinel://{nodes}/{self.service_name}"
@@ -142,7 +150,10 @@ class Address:
 
     @property
     def url(self) -> str:
-        """A URL for `parse` without any password; the journal stores it, and a reader adds the password."""
+        """A URL for `parse` without any password.
+
+        The journal stores it, and its reader adds the password.
+        """
         return self._format_url(f"{quote(self.username, safe='')}@" if self.username else "")
 
     @property
@@ -176,7 +187,10 @@ class Address:
         return options if self.kind == "tls" else [("ssl", "true"), *options]
 
     def redact(self, text: str) -> str:
-        """Replace the passwords, plain or percent-encoded, by `***` in a message of another library."""
+        """Replace the passwords in another library's message by `***`.
+
+        They are found in plain, percent-encoded and escaped form.
+        """
         for secret in (self.password, self.sentinel_password):
             if secret:
                 for form in {secret, quote(secret, safe=""), quote(secret), repr(secret)[1:-1]}:

@@ -1,9 +1,10 @@
-"""The commands that a connection may send: the third read-only barrier of SECURITY.md. Commands are added by hand.
+"""The commands that a connection may send.
 
-A command is identified by its first word, a container command (CLIENT, OBJECT, XINFO...) by its first two. The check is
-made on the bytes that are about to be sent: they are parsed and packed again, and only if the bytes are equal are the
-words certain to be what the server will parse. Scripts, KEYS, CONFIG, DEBUG, SORT, MONITOR, FLUSH*, PFCOUNT (which
-writes, though flagged readonly), and the unbounded HGETALL, SMEMBERS, HKEYS, HVALS are on no list.
+This is the third read-only barrier of SECURITY.md. Commands are added by hand. A command is identified by its first
+word, a container command (CLIENT, OBJECT, XINFO...) by its first two. The check is made on the bytes that are about to
+be sent: they are parsed and packed again, and only if the bytes are equal are the words certain to be what the server
+will parse. Scripts, KEYS, CONFIG, DEBUG, SORT, MONITOR, FLUSH*, PFCOUNT (which writes, though flagged readonly), and
+the unbounded HGETALL, SMEMBERS, HKEYS, HVALS are on no list.
 """
 
 from collections.abc import Iterable
@@ -56,7 +57,7 @@ _WRITE_COMMANDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class AllowList:
-    """The commands, and the subcommands of container commands, that a kind of connection may send."""
+    """The commands and subcommands that a kind of connection may send."""
 
     name: str
     commands: frozenset[bytes]
@@ -128,11 +129,11 @@ _DISCARDED_ALLOWLIST = AllowList(
 
 
 class DiscardedTransactionFilter:
-    """The filter of `redisfuse doctor`: writes pass only where the server queues and then discards them.
+    """The filter of `redisfuse doctor`.
 
-    A server checks its ACL when it queues a command. So between MULTI, once the server has accepted it
-    (`begin_transaction`), and DISCARD, the reply to a write shows whether the ACL allows it, without any effect.
-    EXEC is always refused.
+    Writes pass only where the server queues and then discards them. A server checks its ACL when it queues a command.
+    So between MULTI, once the server has accepted it (`begin_transaction`), and DISCARD, the reply to a write shows
+    whether the ACL allows it, without any effect. EXEC is always refused.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,7 @@
-"""The server's version and capabilities, from one INFO (or HELLO, where the ACL forbids INFO)."""
+"""The server's version and capabilities, from one INFO.
+
+If the ACL forbids INFO, they are taken from HELLO.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +13,10 @@ ServerVersion = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What INFO reported on the first connection. Fields that are unknown are empty or 0."""
+    """What INFO reported on the first connection.
+
+    Fields that are unknown are empty or 0.
+    """
 
     vendor: str = "redis"  # "redis" or "valkey"
     version: ServerVersion = (0, 0, 0)  # in the vendor's own numbering
@@ -32,7 +38,10 @@ class ServerInfo:
 
     @property
     def is_valkey(self) -> bool:
-        """Whether the server is Valkey, which has version numbers of its own (7.2.4 is the common ancestor)."""
+        """Whether the server is Valkey, which has version numbers of its own.
+
+        7.2.4 is the common ancestor.
+        """
         return self.vendor == "valkey"
 
     def version_at_least(self, redis: tuple[int, int], valkey: tuple[int, int] = (7, 2)) -> bool:
@@ -41,7 +50,10 @@ class ServerInfo:
 
     @property
     def has_pexpiretime(self) -> bool:
-        """Whether there is PEXPIRETIME, the absolute expiry time; older servers have only PTTL."""
+        """Whether there is PEXPIRETIME, the absolute expiry time.
+
+        Older servers have only PTTL.
+        """
         return self.version_at_least((7, 0))
 
     @property
@@ -56,7 +68,10 @@ class ServerInfo:
 
     @property
     def has_hsetex(self) -> bool:
-        """Whether there is HSETEX with KEEPTTL, which writes a field and keeps its time to live."""
+        """Whether there is HSETEX with KEEPTTL.
+
+        It writes a field and keeps its time to live.
+        """
         return self.version_at_least((8, 0), (9, 0))
 
     @property
@@ -112,7 +127,10 @@ def parse_info(info: bytes) -> ServerInfo:
 
 
 def parse_hello(reply: Sequence[Any] | Mapping[bytes, Any]) -> ServerInfo:
-    """Parse the reply to HELLO, which no ACL can forbid; its role is "master" or "replica"."""
+    """Parse the reply to HELLO, which no ACL can forbid.
+
+    Its role is "master" or "replica".
+    """
     pairs = reply if isinstance(reply, Mapping) else dict(zip(reply[::2], reply[1::2], strict=False))
 
     def text(name: bytes) -> str:

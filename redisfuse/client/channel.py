@@ -1,8 +1,8 @@
-"""A pipelined connection: commands out, replies in. A channel never sends anything twice.
+"""A pipelined connection: commands out, replies in.
 
-hiredis parses the replies directly: redis-py's reader recurses once for each push message, and closes the connection
-when a reply is LOADING. One thread at a time uses a channel; only `close` may be called from another thread, and ends
-its wait.
+A channel never sends anything twice. hiredis parses the replies directly: redis-py's reader recurses once for each push
+message, and closes the connection when a reply is LOADING. One thread at a time uses a channel; only `close` may be
+called from another thread, and ends its wait.
 """
 
 import contextlib
@@ -57,7 +57,10 @@ class Channel:
     # -- sending ------------------------------------------------------------------------------------------------------
 
     def send(self, commands: Iterable[RedisCommand]) -> None:
-        """Send commands in one write. Raises ForbiddenCommandError (nothing was sent), UnavailableError."""
+        """Send commands in one write.
+
+        Raises ForbiddenCommandError (nothing was sent), UnavailableError.
+        """
         tuples = [tuple(command) for command in commands]
         self._send_packed(pack_commands(tuples))
         if _STATEFUL_COMMANDS.isdisjoint({_normalize_name(command[0]) for command in tuples}):
@@ -67,11 +70,12 @@ class Channel:
                 self._track_command(command[0])
 
     def send_streamed(self, head: RedisCommand, size: int, chunks: Iterable[bytes]) -> None:
-        """Send one command whose last argument, of `size` bytes, is given in chunks: `SET key` and 200 MB.
+        """Send one command whose last argument is given in chunks.
 
-        After any error the server has not received the whole command, so did not run it, and the channel is closed.
-        Raises UnavailableError, TooLargeError and the like if the server rejected the command before its end,
-        ValueError if the chunks do not add up to `size`, and whatever `chunks` raises.
+        The argument has `size` bytes: `SET key` and 200 MB. After any error the server has not received the whole
+        command, so did not run it, and the channel is closed. Raises UnavailableError, TooLargeError and the like if
+        the server rejected the command before its end, ValueError if the chunks do not add up to `size`, and whatever
+        `chunks` raises.
         """
         self._require_open()
         words = [word if isinstance(word, bytes) else str(word).encode() for word in head]
@@ -90,7 +94,10 @@ class Channel:
         self._track_command(words[0])
 
     def _read_final_error(self) -> RedisFuseError | None:
-        """Return the error reply that the server sent before it closed the connection, as for an excessive length."""
+        """Return the error reply that the server sent before it closed the connection.
+
+        The server does so for an excessive length.
+        """
         with contextlib.suppress(UnavailableError):
             while True:
                 reply = self.receive(1.0)
@@ -120,7 +127,10 @@ class Channel:
     # -- receiving ----------------------------------------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> Any:
-        """Return the next reply, within `timeout` seconds (default: the channel's). Push messages are buffered."""
+        """Return the next reply, within `timeout` seconds (default: the channel's).
+
+        Push messages are buffered.
+        """
         self._require_open()
         while not self._buffered_replies:
             self._socket.set_deadline(self.timeout if timeout is None else timeout)
@@ -148,9 +158,9 @@ class Channel:
         return [self.receive() for _ in commands]
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
-        """Return the next RESP3 push message; None after `timeout` seconds without one. Replies are buffered.
+        """Return the next RESP3 push message; None after `timeout` seconds without one.
 
-        `wakeup_fd`: a descriptor that ends the wait when it becomes readable.
+        Replies are buffered. `wakeup_fd`: a descriptor that ends the wait when it becomes readable.
         """
         self._require_open()
         if wakeup_fd is not None:
@@ -171,7 +181,10 @@ class Channel:
             self._buffered_replies.append(reply)
 
     def _read_message(self, *, keep_open_on_timeout: bool = False) -> Any:
-        """Return the next reply or push message. `keep_open_on_timeout`: raise TimeoutError, and stay usable."""
+        """Return the next reply or push message.
+
+        `keep_open_on_timeout`: raise TimeoutError, and stay usable.
+        """
         reader = self._reader
         try:
             while (reply := reader.gets()) is Ellipsis:
@@ -195,10 +208,10 @@ class Channel:
             self._fail(error)
 
     def download(self, file: BinaryIO, command: RedisCommand) -> int:
-        """Write the bulk string that a command returns to `file` as it arrives; return its length in bytes.
+        """Write the bulk string that a command returns to `file`, as it arrives.
 
-        Memory use is constant. Raises NotFoundError if the reply is nil, and the mapped error of an error reply. If
-        writing the file fails, closes the channel and raises the file's error.
+        Returns its length in bytes. Memory use is constant. Raises NotFoundError if the reply is nil, and the mapped
+        error of an error reply. If writing the file fails, closes the channel and raises the file's error.
         """
         self.send([command])
         try:
@@ -252,11 +265,14 @@ class Channel:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the channel is open, with no reply pending and no WATCH or MULTI in effect."""
+        """Whether the channel is open, without a pending reply, WATCH or MULTI."""
         return not (self.closed or self._pending_reply_count or self._buffered_replies or self._reset_command)
 
     def reset(self) -> None:
-        """Make the channel reusable: cancel a WATCH or an open MULTI, or close the channel if that fails."""
+        """Cancel a WATCH or an open MULTI, so that the channel can be reused.
+
+        Closes the channel if that fails.
+        """
         if self.closed or self.is_idle:
             return
         if self._pending_reply_count or self._buffered_replies:
@@ -268,7 +284,10 @@ class Channel:
                 self.close()
 
     def is_healthy(self) -> bool:
-        """Return whether the idle channel has received nothing, including the end of the connection."""
+        """Return whether the idle channel has received nothing.
+
+        The end of the connection counts as received.
+        """
         return not self.closed and not self._socket.is_readable()
 
     def close(self) -> None:

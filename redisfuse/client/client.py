@@ -1,7 +1,8 @@
-"""The client of one Redis server: commands go in, replies or errors of `redisfuse.errors` come out.
+"""The client of one Redis server.
 
-Threads: any thread may call any method. Locks guard bookkeeping only and are never held while waiting for the server. A
-read is retried once on a new connection if its own is lost. Writes use `write_channel` and are never repeated.
+Commands go in; replies or errors of `redisfuse.errors` come out. Threads: any thread may call any method. Locks guard
+bookkeeping only and are never held while waiting for the server. A read is retried once on a new connection if its own
+is lost. Writes use `write_channel` and are never repeated.
 """
 
 import threading
@@ -69,10 +70,11 @@ class RedisClient:
         return reply
 
     def execute_many(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """Return the replies to read commands, in order; they are sent in pipelines of `limits.batch_size`.
+        """Return the replies to read commands, in order.
 
-        An error reply is a RedisFuseError object in the list. Only a temporary error that lasts (LOADING...), which
-        concerns the server and not the command, is raised, as TryAgainError.
+        The commands are sent in pipelines of `limits.batch_size`. An error reply is a RedisFuseError object in the
+        list. Only a temporary error that lasts (LOADING...), which concerns the server and not the command, is raised,
+        as TryAgainError.
         """
         replies: list[Any] = []
         size = self.limits.batch_size
@@ -81,9 +83,10 @@ class RedisClient:
         return replies
 
     def download(self, file: BinaryIO, *command: CommandArgument) -> int:
-        """Write the bulk string that a read command returns to a seekable file, at its position, as it arrives.
+        """Write the bulk string that a read command returns to a file, as it arrives.
 
-        Returns the length in bytes. Raises NotFoundError for nil, the error of an error reply, or the file's OSError.
+        The file is seekable, and written at its position. Returns the length in bytes. Raises NotFoundError for nil,
+        the error of an error reply, or the file's OSError.
         """
         start = file.tell()
 
@@ -126,10 +129,11 @@ class RedisClient:
     def dedicated_channel(
         self, *, resp3: bool = False, command_filter: CommandFilter = READ_ALLOWLIST
     ) -> Iterator[Channel]:
-        """Open a channel for the body of `with` alone, for any length of time (scans, tracking).
+        """Open a channel for the body of `with` alone.
 
-        The channel counts towards `limits.connections`, but the pool keeps at least one. `close` ends a wait in the
-        channel. Only `acl.check_acl` passes another `command_filter`.
+        It may be used for any length of time (scans, tracking). The channel counts towards `limits.connections`, but
+        the pool keeps at least one. `close` ends a wait in the channel. Only `acl.check_acl` passes another
+        `command_filter`.
         """
         with self._pool_group.reserve_dedicated():
             channel = self._connector.open_channel(command_filter, self.limits.timeout, resp3=resp3)
@@ -146,7 +150,10 @@ class RedisClient:
 
     @contextmanager
     def write_channel(self) -> Iterator[Channel]:
-        """Lend a channel that may write, for the body of `with`. Raises ReadOnlyError if the client isn't writable."""
+        """Lend a channel that may write, for the body of `with`.
+
+        Raises ReadOnlyError if the client isn't writable.
+        """
         if not self.writable:
             raise ReadOnlyError("the mount is read-only: it was made without --write")
         with self._write_pool.acquire(self.limits.timeout, check_health=True) as channel:
@@ -168,7 +175,10 @@ class RedisClient:
 
 
 class _PipelinedRead:
-    """Commands of one pipeline; called again, it sends only those that got a temporary error."""
+    """The commands of one pipeline.
+
+    Called again, it sends only those that got a temporary error.
+    """
 
     def __init__(self, commands: Sequence[RedisCommand]) -> None:
         self._commands = commands

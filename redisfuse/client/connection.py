@@ -28,7 +28,10 @@ _READ_BUFFER_BYTES = 131072
 
 
 class FilteredConnection(AbstractConnection):
-    """A redis-py connection with an allow-list, a rate limit and a deadline; created by `open_connection` only."""
+    """A redis-py connection with an allow-list, a rate limit and a deadline.
+
+    Created by `open_connection` only.
+    """
 
     command_filter: CommandFilter
     stats: ClientStats
@@ -99,7 +102,10 @@ class _UnixConnection(FilteredConnection, UnixDomainSocketConnection):
 
 
 def _build_handshake_options() -> dict[str, Any]:
-    """Return the options that keep the installed redis-py from sending commands unasked."""
+    """Return the options that keep redis-py from sending commands unasked.
+
+    They depend on the installed version.
+    """
     options: dict[str, Any] = {}
     try:
         from redis.maint_notifications import MaintNotificationsConfig
@@ -164,7 +170,7 @@ def open_connection(
 
 
 def _read_final_error(connection: FilteredConnection) -> RedisFuseError | None:
-    """Return the error reply that the server sent before it closed the connection during the handshake, if any."""
+    """Return the error reply with which the server ended the handshake, if any."""
     with contextlib.suppress(OSError):
         connection.deadline_socket.set_deadline(0.2)
         line, end, _ = connection.deadline_socket.recv(4096).partition(b"\r\n")

@@ -1,4 +1,7 @@
-"""Errors of connecting, of sockets and of redis-py, as errors of redisfuse, without secrets."""
+"""Maps errors of sockets and of redis-py to errors of redisfuse.
+
+No message contains a password.
+"""
 
 import redis
 
@@ -26,7 +29,10 @@ _REASONS = (
 
 
 def map_handshake_error(error: Exception, address: Address) -> RedisFuseError:
-    """Map an error of connecting or authenticating; the message says in one line why, and what to do."""
+    """Map an error of connecting or authenticating.
+
+    The message says in one line why, and what to do.
+    """
     if isinstance(error, RedisFuseError):
         return error
     failure = map_connection_error(error, address)

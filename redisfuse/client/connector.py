@@ -1,4 +1,7 @@
-"""Opens channels: resolves the address through Sentinels, connects, detects the server and names the connection."""
+"""Opens channels to the server.
+
+Resolves the address through Sentinels, connects, detects the server and names the connection.
+"""
 
 from dataclasses import replace
 
@@ -20,7 +23,10 @@ _CLUSTER_UNSUPPORTED = (
 
 
 class Connector:
-    """Opens channels to one server and database. Thread-safe, without a lock; the fields below are only hints."""
+    """Opens channels to one server and database.
+
+    Thread-safe, without a lock; the fields below are only hints.
+    """
 
     def __init__(self, address: Address, limits: Limits, stats: ClientStats) -> None:
         self.server_info: ServerInfo | None = None  # None until the first channel is open
@@ -101,7 +107,10 @@ class Connector:
         return reply if isinstance(reply, list) and len(reply) == 2 else None
 
     def _detect_server(self, channel: Channel) -> ServerInfo:
-        """Query the server's version and mode. Raises UnavailableError if it can't be mounted."""
+        """Query the server's version and mode.
+
+        Raises UnavailableError if it can't be mounted.
+        """
         reply = channel.execute([(b"INFO",)])[0]
         if isinstance(reply, AccessError) and str(reply) != PASSWORD_REQUIRED_MESSAGE:
             hello = channel.execute([(b"HELLO",)])[0]  # no ACL can forbid it

@@ -13,11 +13,11 @@ _TIMEVAL = struct.Struct("@ll")
 
 
 class DeadlineSocket:
-    """A socket whose deadline holds for everything up to the next `set_deadline`, not for each system call.
+    """A socket with one deadline for all system calls up to the next one.
 
-    The kernel enforces the time-out of each wait (SO_RCVTIMEO and SO_SNDTIMEO of socket(7)): Python's own time-outs
-    cost three system calls for each wait. To avoid setting the option before each wait, a wait may last up to a fifth
-    longer than the time that remains. TLS sockets use Python's time-outs.
+    `set_deadline` sets it. The kernel enforces the time-out of each wait (SO_RCVTIMEO and SO_SNDTIMEO of socket(7)):
+    Python's own time-outs cost three system calls for each wait. To avoid setting the option before each wait, a wait
+    may last up to a fifth longer than the time that remains. TLS sockets use Python's time-outs.
     """
 
     def __init__(self, inner_socket: socket.socket, stats: ClientStats, timeout: float) -> None:
@@ -88,7 +88,10 @@ class DeadlineSocket:
         return bool(poll.poll(0))
 
     def wait_readable(self, timeout: float, wakeup_fd: int) -> bool:
-        """Wait until `is_readable`; return False after `timeout` seconds, or if only `wakeup_fd` is readable."""
+        """Wait until `is_readable`.
+
+        Returns False after `timeout` seconds, or if only `wakeup_fd` is readable.
+        """
         descriptor = self._socket.fileno()
         if descriptor < 0 or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending()):
             return True

@@ -29,5 +29,8 @@ class Limits:
 
     @property
     def batch_size(self) -> int:
-        """Commands in one pipeline: `pipeline_size`, or a tenth of a second's worth if `rate` is set."""
+        """The number of commands in one pipeline.
+
+        It is `pipeline_size`, or a tenth of a second's worth if `rate` is set.
+        """
         return min(self.pipeline_size, max(1, self.rate // 10)) if self.rate else self.pipeline_size

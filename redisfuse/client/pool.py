@@ -1,4 +1,7 @@
-"""Connection pools that share one limit. Callers that find no free connection wait in line, up to a time-out."""
+"""Connection pools that share one limit.
+
+Callers that find no free connection wait in line, up to a time-out.
+"""
 
 import os
 import threading
@@ -16,9 +19,10 @@ CLOSED_MESSAGE = "the connections are closed: the mount is ending"
 
 
 class PoolGroup:
-    """The connections of one client: `max_connections` at most, of dedicated channels and all pools together.
+    """The connections of one client, with one limit.
 
-    A pool that needs a connection when there is no room closes an idle one of another pool.
+    Dedicated channels and all pools together have `max_connections` at most. A pool that needs a connection when there
+    is no room closes an idle one of another pool.
     """
 
     def __init__(self, max_connections: int, *, writable: bool) -> None:
@@ -35,7 +39,10 @@ class PoolGroup:
 
     @property
     def max_pooled(self) -> int:
-        """Most pooled connections: those that dedicated channels leave, but at least one for each kind."""
+        """Most pooled connections: those that dedicated channels leave.
+
+        At least one for each kind of pool.
+        """
         return max(2 if self._writable else 1, self._max_connections - self._dedicated_count)
 
     @property
@@ -45,12 +52,18 @@ class PoolGroup:
 
     @property
     def max_reading(self) -> int:
-        """Most connections for reading: all but one for writing, so that hung reads do not block writes."""
+        """Most connections for reading: all but one.
+
+        That one is left for writing, so that hung reads do not block writes.
+        """
         return max(1, self.max_pooled - (1 if self._writable else 0))
 
     @contextmanager
     def reserve_dedicated(self) -> Iterator[None]:
-        """Count a dedicated channel for the body of `with`, and close idle connections that exceed the limit."""
+        """Count a dedicated channel for the body of `with`.
+
+        Closes idle connections that exceed the limit.
+        """
         with self.condition:
             self._dedicated_count += 1
             for pool in self.pools:
@@ -68,9 +81,10 @@ class PoolGroup:
 
 
 class ConnectionPool:
-    """The channels for reading or for writing. Thread-safe; the lock is not held while one is opened or used.
+    """The channels for reading or for writing.
 
-    A process does not use the connections that it inherited in a fork.
+    Thread-safe; the lock is not held while one is opened or used. A process does not use the connections that it
+    inherited in a fork.
     """
 
     def __init__(
@@ -142,7 +156,10 @@ class ConnectionPool:
             raise
 
     def _wait_turn(self, timeout: float) -> bool:
-        """Wait in line for a connection; return False after `timeout` seconds. The lock is held."""
+        """Wait in line for a connection; return False after `timeout` seconds.
+
+        The lock is held.
+        """
         if self._closed or (not self._waiters and self._is_available):
             return True
         ticket = object()
@@ -162,7 +179,10 @@ class ConnectionPool:
 
     @property
     def _can_grow(self) -> bool:
-        """Whether one more connection fits, possibly in the place of an idle one of another pool."""
+        """Whether one more connection fits.
+
+        It may take the place of an idle one of another pool.
+        """
         group = self._group
         return self.size < self.max_connections and (
             group.connection_count < group.max_pooled or any(pool.idle_channels for pool in group.pools)

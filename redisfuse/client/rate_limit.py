@@ -5,10 +5,10 @@ import time
 
 
 class TokenBucket:
-    """At most `rate` commands a second over all connections (0: unlimited); holds a tenth of a second's tokens.
+    """A limit of `rate` commands a second over all connections.
 
-    A caller may overdraw the bucket and then sleeps until the debt is repaid. So a batch that is larger than the bucket
-    is delayed, never refused. Thread-safe.
+    0: unlimited. The bucket holds a tenth of a second's tokens. A caller may overdraw the bucket and then sleeps until
+    the debt is repaid. So a batch that is larger than the bucket is delayed, never refused. Thread-safe.
     """
 
     __slots__ = ("_lock", "_rate", "_refilled_at", "_tokens")

@@ -75,7 +75,10 @@ _EXECABORT_CAUSE_PREFIX = "Transaction discarded because of: "
 
 
 def _split_redis_exception(error: Exception) -> tuple[str, str]:
-    """Split an error reply that redis-py raised into its code (`"WRONGTYPE"`, `"ERR"`...) and its text."""
+    """Split an error reply that redis-py raised into its code and its text.
+
+    The code is `"WRONGTYPE"`, `"ERR"`...
+    """
     text = str(error)
     if isinstance(error, redis.exceptions.AuthenticationError):
         return ("NOAUTH" if "required" in text.lower() else "WRONGPASS"), text

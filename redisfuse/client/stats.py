@@ -4,7 +4,10 @@ import threading
 
 
 class ClientStats:
-    """Running totals since the client was created; thread-safe. Read by `redisfuse status` and by tests."""
+    """Running totals since the client was created; thread-safe.
+
+    Read by `redisfuse status` and by tests.
+    """
 
     __slots__ = ("_lock", "bytes_received", "bytes_sent", "commands", "connects", "reconnects", "round_trips")
 

@@ -1,4 +1,4 @@
-"""When each key was last seen to change, in bounded memory, and the mtimes of files.
+"""The times of keys' last changes, in bounded memory, and files' mtimes.
 
 The two differ where this mount made the change. An editor reads the file's mtime after a save, and takes any other
 mtime that it reads later for a change by another program. So the mtime of a saved file is the time of its last write,
@@ -17,7 +17,10 @@ _MIN_OWN_CHANGES = 10_000  # fewest keys written by this mount whose mtimes are 
 
 
 def directory_prefixes(keys: Iterable[bytes], separator: bytes) -> set[bytes]:
-    """Return the prefixes of the directories that contain these keys; the root's is `b""`."""
+    """Return the prefixes of the directories that contain these keys.
+
+    The root's prefix is `b""`.
+    """
     prefixes = {b""}
     for key in keys:
         prefix = b""
@@ -38,16 +41,20 @@ class _OwnChange:
 
 
 class ChangeClock:
-    """The time of each key's last change, in nanoseconds since the epoch; it never decreases.
+    """The time of each key's last change, in ns since the epoch.
 
-    The time of a key without a recorded change is that of the clock's creation. Old changes are kept as the latest time
-    of all keys that share a bucket (of 65 536), so the time of a key may be too late, but never too early.
+    It never decreases. The time of a key without a recorded change is that of the clock's creation. Old changes are
+    kept as the latest time of all keys that share a bucket (of 65 536), so the time of a key may be too late, but never
+    too early.
 
     Thread-safe; its lock is a leaf.
     """
 
     def __init__(self, capacity: int = EXACT_KEY_CAPACITY) -> None:
-        """Create a clock that keeps exact times of at least `capacity` keys, and at most twice as many."""
+        """Create a clock that keeps exact times of at least `capacity` keys.
+
+        It keeps those of at most twice as many.
+        """
         self._exact_capacity = capacity
         self._lock = threading.Lock()  # guards all below
         self._last_timestamp_ns = self._floor_ns = time.time_ns()
@@ -95,7 +102,10 @@ class ChangeClock:
             self._rotate_generations()
 
     def record_own_invalidations(self, keys: Collection[bytes]) -> None:
-        """Record the server's messages about own changes, which may precede `record_own_change`; mtimes stay."""
+        """Record the server's messages about own changes; mtimes stay.
+
+        A message may precede `record_own_change`.
+        """
         with self._lock:
             for key in keys:
                 own = self._pop_own_change(key)
@@ -103,7 +113,10 @@ class ChangeClock:
                 self._store_own_change(key, own)
 
     def record_save(self, key: bytes, field: bytes | None, mtime_ns: int) -> None:
-        """Set the mtime of the file (of the key, or of one field) that this mount has just saved."""
+        """Set the mtime of the file that this mount has just saved.
+
+        The file is that of the key, or of one field.
+        """
         with self._lock:
             own = self._own_changes.get(key)
             if own is None or own.recorded_ns != self.changed_at(key):
@@ -150,8 +163,8 @@ class ChangeClock:
 
     def changed_at(self, key: bytes) -> int:
         """Return when the key was last seen to change."""
-        # Without the lock, as this is called for each name of a listing. A time is copied to its next place before it is
-        # removed from its present one, so reading the places in this order always finds it.
+        # Without the lock, as this is called for each name of a listing. A time is copied to its next place before it
+        # is removed from its present one, so reading the places in this order always finds it.
         moment = (
             self._recent_changes.get(key)
             or self._older_changes.get(key)

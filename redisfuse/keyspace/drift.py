@@ -1,7 +1,8 @@
-"""Compares the server's count of keys with the index, to detect changes that no message announced.
+"""Compares the server's count of keys with the index.
 
-The counts may differ permanently by the keys that have expired but are not deleted yet, which the server counts and a
-scan does not return, and briefly by keys that have just changed. Any other difference that lasts is a reason to scan.
+A difference shows changes that no message announced. The counts may differ permanently by the keys that have expired
+but are not deleted yet, which the server counts and a scan does not return, and briefly by keys that have just changed.
+Any other difference that lasts is a reason to scan.
 """
 
 _MISMATCHES_BEFORE_SCAN = 2  # consecutive mismatches

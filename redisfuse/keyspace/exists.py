@@ -10,10 +10,11 @@ _KEYS_PER_EXISTS = 100
 
 
 def exists_many(client: RedisClient, keys: Sequence[bytes]) -> list[bool | None]:
-    """Return whether each of these distinct keys exists; None if the ACL denies the answer.
+    """Return whether each of these distinct keys exists.
 
-    Of keys that change together, mostly all exist or none does. So EXISTS, which returns a count, is sent for whole
-    groups, and for single keys only where the count is neither 0 nor all. Raises UnavailableError.
+    None: the ACL denies the answer. Of keys that change together, mostly all exist or none does. So EXISTS, which
+    returns a count, is sent for whole groups, and for single keys only where the count is neither 0 nor all. Raises
+    UnavailableError.
     """
     groups = list(batched(keys, _KEYS_PER_EXISTS))
     commands: list[RedisCommand] = [(b"EXISTS", *group) for group in groups]

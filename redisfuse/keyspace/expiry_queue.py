@@ -11,7 +11,10 @@ MAX_QUEUED_KEYS = 200_000  # about 40 MB when full
 
 
 class ExpiryQueue:
-    """Keys by their expiry time, on the clock of time.monotonic(). Thread-safe; its lock is a leaf."""
+    """Keys by their expiry time, on the clock of time.monotonic().
+
+    Thread-safe; its lock is a leaf.
+    """
 
     def __init__(self, capacity: int = MAX_QUEUED_KEYS) -> None:
         """Create a queue of at most `capacity` keys."""
@@ -25,7 +28,10 @@ class ExpiryQueue:
         return len(self._deadlines)
 
     def add(self, key: bytes, deadline: float) -> bool:
-        """Set a key's deadline, replacing its former one; return False if there is no room for another key."""
+        """Set a key's deadline, replacing its former one.
+
+        Returns False if there is no room for another key.
+        """
         with self._lock:
             if self._deadlines.get(key) == deadline:
                 return True

@@ -1,6 +1,6 @@
-"""The fields of hashes: their names, lengths and small values. Part of metadata.py, whose cache it shares.
+"""The fields of hashes: their names, lengths and small values.
 
-HKEYS is unbounded, so names are listed in other ways:
+Part of metadata.py, whose cache it shares. HKEYS is unbounded, so names are listed in other ways:
 
 - Where all values are small (a compact encoding: with the server's defaults none exceeds 64 bytes), with HSCAN. The
   values are returned, too, and are cached, so that `ls -l` and `cat` of the fields send no further commands.
@@ -37,7 +37,10 @@ class HashFields:
 
     @staticmethod
     def probe_commands(key: bytes, name: bytes, *, compact: bool) -> list[RedisCommand]:
-        """Return the commands about a field: HGET if its value is certainly small, else HSTRLEN and HEXISTS."""
+        """Return the commands about a field.
+
+        HGET if its value is certainly small, else HSTRLEN and HEXISTS.
+        """
         return [(b"HGET", key, name)] if compact else [(b"HSTRLEN", key, name), (b"HEXISTS", key, name)]
 
     @staticmethod
@@ -50,7 +53,10 @@ class HashFields:
         return value
 
     def fetch_value(self, key: bytes, name: bytes) -> bytes:
-        """Fetch and cache the content of a small field. Raises NotFoundError, WrongTypeError."""
+        """Fetch and cache the content of a small field.
+
+        Raises NotFoundError, WrongTypeError.
+        """
         with self._cache.begin_fetch() as token:
             value = self._client.execute(b"HGET", key, name)
             self._cache.store_fields(token, key, {name: value})
@@ -62,7 +68,10 @@ class HashFields:
     # -- many fields --------------------------------------------------------------------------------------------------
 
     def get_lengths(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[int | None]:
-        """Return the length of each (key, field) in bytes; None if there is no such field, or the key is no hash."""
+        """Return the length of each (key, field) in bytes.
+
+        None if there is no such field, or the key is no hash.
+        """
         cached = self._cache.get_fields(pairs)
         unknown = [
             pair for pair, value in zip(pairs, cached, strict=True) if isinstance(value, UnknownField) or value == -1
@@ -110,7 +119,10 @@ class HashFields:
     def _fetch_integers(
         self, pairs: Sequence[tuple[bytes, bytes]], commands: Sequence[RedisCommand]
     ) -> list[int | None]:
-        """Return integer replies; None where the key is no hash, whose metadata is then invalidated."""
+        """Return integer replies; None where the key is no hash.
+
+        The metadata of such a key is then invalidated.
+        """
         integers: list[int | None] = []
         for (key, _), reply in zip(pairs, self._client.execute_many(commands), strict=True):
             if isinstance(reply, WrongTypeError):

@@ -1,8 +1,9 @@
-"""The index: which keys exist, and so which directories and names. It has two forms: in memory and on disk.
+"""The index: which keys exist, and so which directories and names.
 
-Redis has no directories: without an index, listing one would take a scan of all keys. The index knows names only, no
-types and no values. A directory is a tuple of components (a key split at its separators); the root is the empty tuple.
-A directory exists while a key lies below it. A key and a directory may have the same name.
+It has two forms: in memory and on disk. Redis has no directories: without an index, listing one would take a scan of
+all keys. The index knows names only, no types and no values. A directory is a tuple of components (a key split at its
+separators); the root is the empty tuple. A directory exists while a key lies below it. A key and a directory may have
+the same name.
 
 Thread-safe. One lock, which is held for one operation, one batch of keys or one batch of a listing at a time; only the
 form's methods and `KeyLayout` are called under it. It is a leaf.
@@ -86,7 +87,10 @@ class Index:
             return self._backend.add_many(keys)
 
     def discard(self, key: bytes) -> bool:
-        """Remove a key and the directories that become empty; return whether the key was present."""
+        """Remove a key and the directories that become empty.
+
+        Returns whether the key was present.
+        """
         with self._lock:
             if self._changes_during_spill is not None:
                 self._changes_during_spill[key] = False
@@ -94,7 +98,7 @@ class Index:
 
     @property
     def is_full(self) -> bool:
-        """Whether the index has outgrown its memory, so that `spill_to_disk` should be called."""
+        """Whether the index has outgrown its memory: call `spill_to_disk` then."""
         with self._lock:
             limit = self._max_memory_bytes
             if limit is None or self._backend.on_disk or self._changes_during_spill is not None:
@@ -123,7 +127,7 @@ class Index:
                         sqlite_index.add_many(pending)
                         pending = []
             sqlite_index.add_many(pending)
-            # Changes made meanwhile are replayed in rounds, so that the lock is held for the few of the last round only.
+            # Changes made meanwhile are replayed in rounds, so that the lock is held for the few of the last one only.
             # The rounds end when they do not halve the changes: other threads may change keys as fast as this replays.
             previous_count = 2 * len(self._changes_during_spill)
             while _MAX_LOCKED_REPLAY_CHANGES < len(self._changes_during_spill) <= previous_count / 2:
@@ -162,7 +166,10 @@ class Index:
             return [key for key in keys if key not in self._backend]
 
     def get_child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
-        """Return what `component` is in `directory`; None if it is neither a key nor a directory."""
+        """Return what `component` is in `directory`.
+
+        None if it is neither a key nor a directory.
+        """
         with self._lock:
             return self._backend.get_child(directory, component)
 
@@ -172,10 +179,10 @@ class Index:
             return self._backend.is_directory(directory)
 
     def iter_children(self, directory: tuple[bytes, ...]) -> Iterator[Child]:
-        """Return an iterator over the children of a directory; raises NotFoundError at once if there is none.
+        """Return an iterator over the children of a directory.
 
-        Lists the present children, each once; a child that is removed during the iteration may be missing. No lock is
-        held between two children, and memory grows by at most 8 bytes for each child.
+        Raises NotFoundError, at once. Lists the present children, each once; a child that is removed during the
+        iteration may be missing. No lock is held between two children, and memory grows by at most 8 bytes for each.
         """
         return chain.from_iterable(self.iter_child_batches(directory))
 
@@ -189,7 +196,10 @@ class Index:
         return self._iter_locked(batches)
 
     def iter_keys_below(self, directory: tuple[bytes, ...]) -> Iterator[bytes]:
-        """Return an iterator over the keys below a directory, like `iter_children`. Long keys are in no directory."""
+        """Return an iterator over the keys below a directory, like `iter_children`.
+
+        Long keys are in no directory.
+        """
         with self._lock:
             batches = self._backend.iter_key_batches_below(directory)
         return chain.from_iterable(self._iter_locked(batches))

@@ -1,4 +1,4 @@
-"""What both forms of the index share: the layout of keys as directories, and the type of a child."""
+"""What both forms of the index share: the layout of keys, and children."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ class KeyLayout(Protocol):
         """What splits a key into components."""
 
     def key_needs_digest(self, key: bytes) -> bool:
-        """Return whether the key's path would be too long: such a key is found by its digest, in no directory."""
+        """Return whether the key's path would be too long.
+
+        Such a key is found by its digest, and is in no directory.
+        """
 
 
 class Child(NamedTuple):

@@ -1,4 +1,7 @@
-"""Builds the index with a scan, and announces where it differs from the previous one."""
+"""Builds the index with a scan.
+
+Announces where it differs from the previous one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ _MAX_REPORTED_DIFFERENCES = 100_000  # changed keys that a scan announces one by
 
 
 class IndexBuilder(ScanObserver):
-    """The work of the scanning thread; `build` is called by that thread only. Has no lock of its own."""
+    """The work of the scanning thread; `build` is called by that thread only.
+
+    Has no lock of its own.
+    """
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
-"""How changes of keys are announced: one listener for the index and the caches, one for the writers.
+"""The protocols by which changes of keys are announced.
 
-`vfs/coherence.py` implements both for a mount. The lower rooms know only these protocols.
+One listener is for the index and the caches, one for the writers. `vfs/coherence.py` implements both for a mount. The
+lower rooms know only these protocols.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from typing import Protocol
 
 
 class ChangeListener(Protocol):
-    """Receives what the keyspace monitor learns. Called from its threads, without any of its locks held.
+    """Receives what the keyspace monitor learns.
 
-    For each change, `keys_touched` comes first and `keys_changed` follows within a fraction of a second.
+    Called from its threads, without any of its locks held. For each change, `keys_touched` comes first and
+    `keys_changed` follows within a fraction of a second.
     """
 
     def keys_touched(self, keys: Collection[bytes]) -> None:
@@ -22,7 +24,10 @@ class ChangeListener(Protocol):
         """Follow a change of these keys: the index has been updated."""
 
     def reset(self) -> None:
-        """Drop everything cached: anything may have changed, and the index may no longer be ready or coherent."""
+        """Drop everything cached: anything may have changed.
+
+        The index may no longer be ready or coherent.
+        """
 
     def state_changed(self) -> None:
         """Check `is_coherent` and `is_ready` again: they may have become true."""
@@ -35,13 +40,19 @@ class Freshness(Protocol):
     """How long cached metadata and contents are valid."""
 
     def max_age(self) -> float:
-        """Return the seconds that an entry is valid; math.inf while every change is announced."""
+        """Return the seconds that an entry is valid.
+
+        math.inf while every change is announced.
+        """
 
     def may_expire(self) -> bool:
         """Return whether any key of the database may have a time to live."""
 
     def expires_at(self, key: bytes, deadline: float) -> None:
-        """Schedule the expiry of a cached key at `deadline` (time.monotonic()): the server announces it late."""
+        """Schedule the expiry of a cached key at `deadline` (time.monotonic()).
+
+        The server announces an expiry late.
+        """
 
 
 class WriteListener(Protocol):
@@ -58,7 +69,10 @@ class WriteListener(Protocol):
 
 
 class NullListener:
-    """A listener that ignores everything, and a freshness that trusts nothing: for commands without a mount."""
+    """A listener that ignores everything, for commands without a mount.
+
+    As a Freshness it trusts nothing.
+    """
 
     def keys_touched(self, keys: Collection[bytes]) -> None:
         """Ignore."""

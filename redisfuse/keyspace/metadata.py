@@ -1,8 +1,9 @@
-"""The metadata and small contents of keys and fields: fetched in pipelines, and cached.
+"""The metadata and small contents of keys and fields.
 
-At most two commands a key (TYPE, then the length command of that type), and a third, PTTL, only if the database has
-keys that expire or the key changed recently: the server announces an expiry late, so the deadline bounds how long an
-entry is valid. No command's cost depends on the size of the value: none requests more than 1 MiB or 1000 elements.
+They are fetched in pipelines, and cached. At most two commands a key (TYPE, then the length command of that type), and
+a third, PTTL, only if the database has keys that expire or the key changed recently: the server announces an expiry
+late, so the deadline bounds how long an entry is valid. No command's cost depends on the size of the value: none
+requests more than 1 MiB or 1000 elements.
 
 Threads: any. No lock is held while waiting for the server, nor while `Freshness` is called.
 """
@@ -80,10 +81,10 @@ class MetadataStore:
         return self.get_many([key])[0]
 
     def get_many(self, keys: Sequence[bytes]) -> list[KeyMetadata]:
-        """Return the metadata of keys, in order: two round trips for each 1000 keys that are not cached.
+        """Return the metadata of keys, in order.
 
-        ABSENT for a key that does not exist, UNREADABLE for one that the ACL hides. Raises UnavailableError and the
-        like.
+        Two round trips for each 1000 keys that are not cached. ABSENT for a key that does not exist, UNREADABLE for one
+        that the ACL hides. Raises UnavailableError and the like.
         """
         cached = self.cache.get_many(keys)
         missing = list(dict.fromkeys([key for key, metadata in zip(keys, cached, strict=True) if metadata is None]))
@@ -95,7 +96,10 @@ class MetadataStore:
         return [metadata or fetched[key] for key, metadata in zip(keys, cached, strict=True)]
 
     def get_with_content(self, key: bytes) -> KeyMetadata:
-        """Return the metadata of a key that is likely to be opened: fetches its first 16 KiB in the same round trips."""
+        """Return the metadata of a key that is likely to be opened.
+
+        Fetches its first 16 KiB in the same round trips.
+        """
         return self.cache.get(key) or self._fetch_metadata([key], head_bytes=HEAD_BYTES)[key]
 
     def get_cached(self, key: bytes) -> KeyMetadata | None:
@@ -120,7 +124,10 @@ class MetadataStore:
     def _fetch_details(
         self, token: FetchToken, types: dict[bytes, Any], results: dict[bytes, KeyMetadata], head_bytes: int
     ) -> list[bytes]:
-        """Fetch and cache the metadata of keys of these types; return the keys that have changed their type."""
+        """Fetch and cache the metadata of keys of these types.
+
+        Returns the keys that have changed their type.
+        """
         includes_ttl = self._choose_ttl_queries(list(types), head_bytes)
         queries = [MetadataQuery.for_key(key, type, head_bytes, includes_ttl[key]) for key, type in types.items()]
         sent_at = time.monotonic()
@@ -139,7 +146,10 @@ class MetadataStore:
         return changed
 
     def _choose_ttl_queries(self, keys: Sequence[bytes], head_bytes: int) -> dict[bytes, bool]:
-        """Return of which keys to fetch the TTL: those to be opened, all if any key expires, else recently changed ones."""
+        """Return of which keys to fetch the TTL.
+
+        All if any key expires or the keys are likely to be opened, else those that changed recently.
+        """
         if head_bytes or self._freshness.may_expire():
             return dict.fromkeys(keys, True)
         return dict(zip(keys, self.cache.changed_recently(keys), strict=True))
@@ -177,7 +187,10 @@ class MetadataStore:
         return self._fetch_string(target.key, metadata) if content is None else content
 
     def _fetch_string(self, key: bytes, cached: KeyMetadata) -> bytes | None:
-        """Fetch a string's content with one command, if the cached metadata is still right; else fetch that again."""
+        """Fetch a string's content with one command, if its metadata is still right.
+
+        If not, fetches the metadata again.
+        """
         try:
             with self.cache.begin_fetch() as token:
                 prefetched = self.cache.select_prefetch(key)
@@ -200,7 +213,10 @@ class MetadataStore:
         return self.cache.get_content(key) if metadata.length <= CHUNK_BYTES else None
 
     def _cache_prefetched(self, token: FetchToken, expected: dict[bytes, KeyMetadata], contents: Sequence[Any]) -> None:
-        """Cache prefetched contents that match their metadata; others are fetched when they are requested."""
+        """Cache prefetched contents that match their metadata.
+
+        Others are fetched when they are requested.
+        """
         results: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
         for (key, metadata), content in zip(expected.items(), contents, strict=True):
             if (
@@ -239,9 +255,9 @@ class MetadataStore:
             )
 
     def get_range(self, key: bytes, offset: int, size: int) -> bytes:
-        """Fetch a range of a string, uncached: shorter at its end, empty if there is no such key.
+        """Fetch a range of a string, uncached.
 
-        Raises WrongTypeError.
+        It is shorter at the string's end, and empty if there is no such key. Raises WrongTypeError.
         """
         starts = range(offset, offset + size, CHUNK_BYTES)
         replies = self._client.execute_many(
@@ -253,7 +269,10 @@ class MetadataStore:
         return b"".join(replies)
 
     def fetch_extended(self, key: bytes) -> ExtendedMetadata:
-        """Fetch the extended attributes: one round trip if the type is cached. Raises NotFoundError, AccessError."""
+        """Fetch the extended attributes: one round trip if the type is cached.
+
+        Raises NotFoundError, AccessError.
+        """
         for _ in range(_MAX_FETCH_ATTEMPTS):
             metadata = self.get(key)
             if metadata.type == b"none":
@@ -280,10 +299,11 @@ class MetadataStore:
     def resolve_field_or_key(
         self, hash_key: bytes, field: bytes, key: bytes
     ) -> tuple[KeyMetadata, int | None, KeyMetadata]:
-        """Resolve a name that may mean a field of `hash_key` or a key, in two round trips.
+        """Resolve a name that may mean a field of `hash_key`, or a key.
 
-        Returns the metadata of `hash_key`, the field's length in bytes (None: there is no such field), and the metadata
-        of `key`. Small contents of either are cached, so that opening it sends no further commands.
+        Takes two round trips. Returns the metadata of `hash_key`, the field's length in bytes (None: there is no such
+        field), and the metadata of `key`. Small contents of either are cached, so that opening it sends no further
+        commands.
         """
         for _ in range(_MAX_FETCH_ATTEMPTS):
             try:
@@ -331,11 +351,17 @@ class MetadataStore:
         return results[hash_key], length, results[key]
 
     def get_field_lengths(self, key: bytes, fields: Sequence[bytes]) -> list[int | None]:
-        """Return the lengths of fields of one hash, in bytes; None for a field that does not exist."""
+        """Return the lengths of fields of one hash, in bytes.
+
+        None for a field that does not exist.
+        """
         return self._hash_fields.get_lengths([(key, field) for field in fields])
 
     def get_field_lengths_many(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[int | None]:
-        """Return the lengths of any (key, field) pairs, as `get_field_lengths`: one round trip for each 1000."""
+        """Return the lengths of any (key, field) pairs.
+
+        As `get_field_lengths`; one round trip for each 1000.
+        """
         return self._hash_fields.get_lengths(pairs)
 
     def list_fields(self, key: bytes, max_fields: int) -> list[bytes] | None:
@@ -343,7 +369,10 @@ class MetadataStore:
         return self.list_fields_many([key], max_fields)[0]
 
     def list_fields_many(self, keys: Sequence[bytes], max_fields: int) -> list[list[bytes] | None]:
-        """Return the fields of hashes, unordered; None for a hash with more than `max_fields`, and for other types."""
+        """Return the fields of hashes, unordered.
+
+        None for a hash with more than `max_fields`, and for other types.
+        """
         field_counts = {
             key: metadata.length
             for key, metadata in zip(keys, self.get_many(keys), strict=True)
@@ -353,7 +382,10 @@ class MetadataStore:
         return [names_by_key.get(key) for key in keys]
 
     def fields_exist(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bool]:
-        """Return whether each of these (key, field) pairs exists; the keys may be of any type."""
+        """Return whether each of these (key, field) pairs exists.
+
+        The keys may be of any type.
+        """
         keys = list(dict.fromkeys([key for key, _ in pairs]))
         hashes = {key for key, metadata in zip(keys, self.get_many(keys), strict=True) if metadata.type == b"hash"}
         existing = iter(self._hash_fields.exists_many([pair for pair in pairs if pair[0] in hashes]))
@@ -362,7 +394,10 @@ class MetadataStore:
     # -- invalidation -------------------------------------------------------------------------------------------------
 
     def invalidate(self, keys: Collection[bytes]) -> None:
-        """Drop what is cached of changed keys, and ignore what running fetches return about them."""
+        """Drop what is cached of changed keys.
+
+        What running fetches return about them is ignored.
+        """
         self.cache.invalidate(keys)
 
     def clear_recent_changes(self) -> None:

@@ -1,7 +1,8 @@
-"""The cache of keys' metadata, small contents and fields; bounded in bytes and in age.
+"""The cache of keys' metadata, small contents and fields.
 
-An entry belongs to one key and is dropped as a whole: when the key changes (`invalidate`), when it expires, when it is
-older than its maximum age, or as the least recently used when memory is short.
+It is bounded in bytes and in age. An entry belongs to one key and is dropped as a whole: when the key changes
+(`invalidate`), when it expires, when it is older than its maximum age, or as the least recently used when memory is
+short.
 
 The result of a fetch that began before its key was invalidated must not be cached, however late it is stored. So a
 caller fetches within `begin_fetch()`, and its results are ignored for every key that was invalidated since.
@@ -128,7 +129,10 @@ class MetadataCache:
         return content
 
     def peek_content(self, key: bytes) -> bytes | None:
-        """Return the same as `get_content`, without counting a miss: the caller tries another look-up then."""
+        """Return the same as `get_content`, without counting a miss.
+
+        The caller tries another look-up if this returns None.
+        """
         max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, max_age, now)
@@ -142,7 +146,10 @@ class MetadataCache:
             return entry.content
 
     def select_prefetch(self, key: bytes) -> dict[bytes, KeyMetadata]:
-        """Return the strings to prefetch with the content of `key`, which is fetched now. Call within `begin_fetch`."""
+        """Return the strings to prefetch with the content of `key`, which is fetched now.
+
+        Call within `begin_fetch`.
+        """
         selected: dict[bytes, KeyMetadata] = {}
         with self._lock:
             entry = self._entries.get(key)
@@ -193,14 +200,20 @@ class MetadataCache:
             return [name for name, value in entry.fields.items() if value is not None]
 
     def is_compact(self, key: bytes) -> bool | None:
-        """Return whether the hash has an encoding that implies small values; None if that is not cached."""
+        """Return whether the hash has an encoding that implies small values.
+
+        None if that is not cached.
+        """
         max_age, now = self._freshness.max_age(), time.monotonic()
         with self._lock:
             entry = self._get_valid(key, max_age, now)
             return entry.compact if entry else None
 
     def changed_recently(self, keys: Sequence[bytes]) -> list[bool]:
-        """Return which keys changed recently: they may have a TTL that the server's statistics don't show yet."""
+        """Return which keys changed recently.
+
+        They may have a TTL that the server's statistics don't show yet.
+        """
         with self._lock:
             if time.monotonic() < self._all_recent_until:
                 return [True] * len(keys)
@@ -234,7 +247,10 @@ class MetadataCache:
 
     @contextmanager
     def begin_fetch(self) -> Iterator[FetchToken]:
-        """Register a fetch for the body of `with`, which spans from before the first command to the last store."""
+        """Register a fetch for the body of `with`.
+
+        It spans from before the first command to the last store.
+        """
         token = FetchToken(started_at=time.monotonic(), max_age=self._freshness.max_age())
         with self._lock:
             self._active_fetches.append(token)
@@ -251,9 +267,10 @@ class MetadataCache:
         *,
         listed_together: bool = False,
     ) -> None:
-        """Store metadata, each with the complete content of a string or None; replaces the entries of these keys.
+        """Store metadata, each with the complete content of a string or None.
 
-        `listed_together`: the keys were listed, and may be read, one after the other.
+        Replaces the entries of these keys. `listed_together`: the keys were listed, and may be read, one after the
+        other.
         """
         is_pattern = listed_together and len(results) > MIN_SEQUENTIAL_READS
         pattern = AccessPattern(list(results)) if is_pattern else None
@@ -289,7 +306,10 @@ class MetadataCache:
         complete: bool = False,
         compact: bool | None = None,
     ) -> None:
-        """Store fields of a hash whose entry is cached. `complete`: `values` holds all fields."""
+        """Store fields of a hash whose entry is cached.
+
+        `complete`: `values` holds all fields.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is None or entry.metadata.type != b"hash" or not self._is_current(token, key):
@@ -327,7 +347,10 @@ class MetadataCache:
     # -- invalidation -------------------------------------------------------------------------------------------------
 
     def invalidate(self, keys: Collection[bytes]) -> None:
-        """Drop the entries of changed keys, and ignore what running fetches store about them."""
+        """Drop the entries of changed keys.
+
+        What running fetches store about them is ignored.
+        """
         with self._lock:
             for token in self._active_fetches:
                 token.invalidated_keys.update(keys)
@@ -338,7 +361,10 @@ class MetadataCache:
                 self._assume_all_recent()
 
     def invalidate_all(self) -> None:
-        """Drop everything, and ignore what running fetches store: any key may have changed."""
+        """Drop everything: any key may have changed.
+
+        What running fetches store is ignored.
+        """
         with self._lock:
             for token in self._active_fetches:
                 token.all_invalidated = True
@@ -348,7 +374,10 @@ class MetadataCache:
             self._assume_all_recent()
 
     def clear_recent_changes(self) -> None:
-        """Forget the recently changed keys: by the server's statistics, none of them has a TTL."""
+        """Forget which keys changed recently.
+
+        By the server's statistics, none of them has a TTL.
+        """
         with self._lock:
             self._recent_changes.clear()
             self._all_recent_until = 0.0

@@ -1,4 +1,6 @@
-"""The keys of a database, and when they change: the index, the scan and the tracking connection, kept consistent.
+"""The keys of a database, and when they change.
+
+Keeps the index, the scan and the tracking connection consistent.
 
 - Tracking starts before the first scan. A key that an invalidation message names is verified (EXISTS) and corrected, in
   the index in use and in one that a scan is building (reconciler.py).
@@ -9,8 +11,8 @@
 - Without tracking (old server, ACL, a server that changes too fast), the keyspace is scanned periodically;
   `is_coherent` is false, and `degraded_reason` says why.
 
-Threads: tracking (`redisfuse-follow`), which only records what the server announces; verifying (`redisfuse-look`), which
-looks keys up and calls `keys_changed`; scanning (`redisfuse-scan`). The monitor itself has no lock; it calls its
+Threads: tracking (`redisfuse-follow`), which only records what the server announces; verifying (`redisfuse-look`),
+which looks keys up and calls `keys_changed`; scanning (`redisfuse-scan`). The monitor itself has no lock; it calls its
 listener while none of the room's locks is held.
 """
 
@@ -48,7 +50,10 @@ _OVERLOAD_REASON = "the server changes faster than this mount can follow"
 
 
 class KeyspaceMonitor:
-    """The keys of one database, or those of them that begin with a prefix. Implements TrackingListener."""
+    """The keys of one database, or those of them that begin with a prefix.
+
+    Implements TrackingListener.
+    """
 
     def __init__(
         self,
@@ -101,7 +106,10 @@ class KeyspaceMonitor:
 
     @property
     def index(self) -> Index:
-        """The index in use; empty until `is_ready`. It may be replaced at any time: read this once for one listing."""
+        """The index in use; empty until `is_ready`.
+
+        It may be replaced at any time: read this once for one listing.
+        """
         return self._reconciler.index
 
     @property
@@ -129,7 +137,10 @@ class KeyspaceMonitor:
 
     @property
     def scan_progress(self) -> tuple[int, int]:
-        """The number of keys that the current scan has visited, and the total (0: unknown)."""
+        """The number of keys that the current scan has visited, and the total.
+
+        0: unknown.
+        """
         return self._index_builder.progress
 
     @property
@@ -138,24 +149,28 @@ class KeyspaceMonitor:
         return self._may_expire
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the index is complete, up to `timeout` seconds (None: without limit).
+        """Wait until the index is complete, up to `timeout` seconds.
 
-        Raises the error that prevents the scan (UnavailableError, AccessError, NoSpaceError), or TryAgainError after
-        `timeout`.
+        None: without limit. Raises the error that prevents the scan (UnavailableError, AccessError, NoSpaceError), or
+        TryAgainError after `timeout`.
         """
         if not self._reconciler.is_ready:
             self._state.wait_until_ready(timeout)
 
     def changed_at(self, key: bytes) -> int:
-        """Return when the key was last seen to change, in ns since the epoch; at least when this object was created.
+        """Return when the key was last seen to change, in ns since the epoch.
 
-        A directory's time is that of its prefix (`b"user:"`; the root's is `b""`): when a key in it was created or
-        deleted. Memory is bounded: for a key that changed long ago the time may be too late. It never decreases.
+        At least the time when this object was created. A directory's time is that of its prefix (`b"user:"`; the root's
+        is `b""`): when a key in it was created or deleted. Memory is bounded: for a key that changed long ago the time
+        may be too late. It never decreases.
         """
         return self._change_clock.changed_at(key)
 
     def mtime_ns(self, target: KeyRef) -> int:
-        """Return the mtime of a file, in ns since the epoch: `changed_at`, or that of `record_save`."""
+        """Return the mtime of a file, in ns since the epoch.
+
+        It is `changed_at`, or that of `record_save`.
+        """
         return self._change_clock.mtime_ns(target.key, target.field)
 
     def is_hot(self, key: bytes) -> bool:
@@ -173,18 +188,24 @@ class KeyspaceMonitor:
     # -- changes that the caller makes or knows -----------------------------------------------------------------------
 
     def announce_writes(self, keys: Collection[bytes]) -> None:
-        """Expect the server's messages about these keys, which the caller is about to change."""
+        """Expect the server's messages about these keys.
+
+        The caller is about to change them.
+        """
         if self._state.is_coherent:
             self._own_writes.expect_writes([key for key in keys if key.startswith(self._prefix)])
 
     def wait_for_invalidations(self) -> None:
-        """Block until all messages about changes that the caller has observed are processed."""
+        """Block until all changes that the caller has observed are processed."""
         tracking_client = self._tracking_client
         if self._state.is_coherent and tracking_client is not None:
             tracking_client.wait_for_invalidations(self._client.limits.timeout)
 
     def record_key_state(self, key: bytes, exists: bool) -> None:
-        """Update the index at once: the caller has changed the key, or seen whether it exists."""
+        """Update the index at once with the state of one key.
+
+        The caller has changed the key, or seen whether it exists.
+        """
         if not key.startswith(self._prefix):
             return
         self._own_writes.confirm_write(key)
@@ -213,7 +234,10 @@ class KeyspaceMonitor:
         return self._verifier.schedule_expiry(key, deadline)
 
     def request_rescan(self) -> None:
-        """Scan again; the current index is used until then. Also retries tracking if it was given up."""
+        """Scan again; the current index is used until then.
+
+        Also retries tracking if it was given up.
+        """
         self._state.request_rescan()
 
     # -- start and end ------------------------------------------------------------------------------------------------
@@ -246,7 +270,10 @@ class KeyspaceMonitor:
     # -- threads ------------------------------------------------------------------------------------------------------
 
     def _run_supervised(self, loop: Callable[[], None]) -> None:
-        """Run a thread's loop, and restart it if a bug ends it: without it the mount would show stale keys."""
+        """Run a thread's loop, and restart it if a bug ends it.
+
+        Without it the mount would show stale keys.
+        """
         while not self._state.is_closing:
             try:
                 loop()
@@ -292,7 +319,10 @@ class KeyspaceMonitor:
     # -- TrackingListener: called by the tracking thread --------------------------------------------------------------
 
     def on_connect(self) -> None:
-        """Drop what was cached without tracking, and scan: from now on every change is announced."""
+        """Drop what was cached without tracking, and scan.
+
+        From now on every change is announced.
+        """
         self._reset_state()
         self._listener.reset()
         self._overload_detector.record_connect(time.monotonic())
@@ -312,12 +342,18 @@ class KeyspaceMonitor:
             self._suspend_tracking(_OVERLOAD_REASON)
 
     def on_flush(self, probe: FlushProbe) -> None:
-        """Drop everything and scan, unless keys that survived prove that another database was flushed."""
+        """Drop everything and scan, unless another database was flushed.
+
+        Keys that survived prove that.
+        """
         if not probe.find_survivors(self._reconciler.sample_keys(_FLUSH_PROBE_KEYS)):
             self._reset_and_rescan()
 
     def on_swapdb(self) -> None:
-        """Drop everything and scan: the server does not report which two databases were swapped."""
+        """Drop everything and scan.
+
+        The server does not report which two databases were swapped.
+        """
         self._reset_and_rescan()
 
     def on_heartbeat(self, counts: ServerCounts, invalidated_keys: int) -> None:
@@ -344,7 +380,10 @@ class KeyspaceMonitor:
         self._listener.state_changed()
 
     def on_disconnect(self, error: RedisFuseError) -> None:
-        """Drop everything; callers that wait keep waiting for the next attempt to connect."""
+        """Drop everything.
+
+        Callers that wait keep waiting for the next attempt to connect.
+        """
         log.warning("tracking the server's changes was interrupted: %s", error)
         self._lose_coherence(error)
         if self._overload_detector.record_disconnect(time.monotonic()):
@@ -377,7 +416,10 @@ class KeyspaceMonitor:
         self._listener.reset()
 
     def _suspend_tracking(self, reason: str) -> None:
-        """Stop tracking for a while. The index stays in use; caches are valid only briefly."""
+        """Stop tracking for a while.
+
+        The index stays in use; caches are valid only briefly.
+        """
         if not self._state.suspend_tracking(reason):
             return
         self._state.resume_tracking_after(self._overload_detector.start_backoff())

@@ -1,4 +1,7 @@
-"""The state that the monitor's threads share: coherence, scan requests, and the errors that waiting callers get."""
+"""The state that the monitor's threads share.
+
+Coherence, scan requests, and the errors that waiting callers get.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ class ScanReasons:
 
 
 class MonitorState:
-    """Coherence and scan requests. Thread-safe; each method is one step under one lock, a leaf.
+    """Coherence and scan requests.
 
-    There are three phases. *Coherent*: tracking works, and every change is announced. *Polling*: there is no tracking,
-    and the keyspace is scanned periodically. Neither: the connection is being established, and scans wait for it.
+    Thread-safe; each method is one step under one lock, a leaf. There are three phases. *Coherent*: tracking works, and
+    every change is announced. *Polling*: there is no tracking, and the keyspace is scanned periodically. Neither: the
+    connection is being established, and scans wait for it.
     """
 
     def __init__(self, reconciler: IndexReconciler, *, rescan_interval: float, timeout: float) -> None:
@@ -79,7 +83,10 @@ class MonitorState:
             self._enter_polling(reason)
 
     def suspend_tracking(self, reason: str) -> bool:
-        """Enter the polling phase as `enter_polling`; return False, and change nothing, if this is it already."""
+        """Enter the polling phase as `enter_polling`.
+
+        Returns False, and changes nothing, if this is the polling phase already.
+        """
         with self._condition:
             if self._is_polling:
                 return False
@@ -105,7 +112,10 @@ class MonitorState:
             self._record_error(error)
 
     def record_scan_error(self, error: RedisFuseError) -> bool:
-        """Note that a scan failed; return whether this is the polling phase, which then also retries tracking."""
+        """Note that a scan failed; return whether this is the polling phase.
+
+        In that phase tracking is retried, too.
+        """
         with self._condition:
             self._record_error(error)
             if self._is_polling:
@@ -113,7 +123,10 @@ class MonitorState:
             return self._is_polling
 
     def _record_error(self, error: RedisFuseError) -> None:
-        """Raise the error in waiting threads; a temporary one only if it lasts. The lock is held."""
+        """Raise the error in waiting threads; a temporary one only if it lasts.
+
+        The lock is held.
+        """
         now = time.monotonic()
         if self._failing_since is None:
             self._failing_since = now
@@ -159,7 +172,10 @@ class MonitorState:
         self._condition.notify_all()
 
     def take_scan_reasons(self) -> ScanReasons:
-        """Return why the scan that begins is made; reasons that are given later belong to the next scan."""
+        """Return why the scan that begins is made.
+
+        Reasons that are given later belong to the next scan.
+        """
         with self._condition:
             reasons = ScanReasons(self._index_suspect, self._drift_detected)
             self._index_suspect = self._drift_detected = False
@@ -180,7 +196,10 @@ class MonitorState:
             self._condition.notify_all()
 
     def wait_for_work(self) -> Literal["scan", "resume tracking"] | None:
-        """Wait until the state changes or something is due; return what is to be done, None for nothing."""
+        """Wait until the state changes or something is due.
+
+        Returns what is to be done, None for nothing.
+        """
         with self._condition:
             now = time.monotonic()
             resume_at = self._resume_tracking_at if self._is_polling else None
@@ -201,9 +220,9 @@ class MonitorState:
             return None
 
     def wait_until_ready(self, timeout: float | None) -> None:
-        """Wait until the index is complete, up to `timeout` seconds (None: without limit).
+        """Wait until the index is complete, up to `timeout` seconds.
 
-        Raises the error that prevents the scan, or TryAgainError after `timeout`.
+        None: without limit. Raises the error that prevents the scan, or TryAgainError after `timeout`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:

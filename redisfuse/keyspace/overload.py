@@ -14,7 +14,10 @@ MAX_BACKOFF_SECONDS = 900.0
 
 
 class OverloadDetector:
-    """Counts announcements, lag and disconnects; a result of True is a reason to suspend tracking."""
+    """Counts announcements, lag and disconnects.
+
+    A result of True is a reason to suspend tracking.
+    """
 
     def __init__(self) -> None:
         self._connected_at = 0.0

@@ -12,7 +12,10 @@ _MAX_EXPECTED_KEYS = 10_000  # only operations on whole directories write more a
 
 
 class OwnWriteFilter:
-    """Counts, for each key, the expected messages about the mount's own writes. Thread-safe; its lock is a leaf."""
+    """Counts, for each key, the expected messages about the mount's own writes.
+
+    Thread-safe; its lock is a leaf.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -29,7 +32,10 @@ class OwnWriteFilter:
                 self._expected[key] = (self._expected.get(key, (0, 0.0))[0] + 1, expires_at)
 
     def confirm_write(self, key: bytes) -> None:
-        """Extend the wait for a message that has not arrived: the write was committed only now."""
+        """Extend the wait for a message that has not arrived.
+
+        The write was committed only now.
+        """
         with self._lock:
             entry = self._expected.get(key)
             if entry is not None:

@@ -43,7 +43,10 @@ class TransitionCache:
         self._count = 0
 
     def append_tail(self, packed: bytes, tail: bytes) -> bytes | None:
-        """Return the directory with the tail (itself, if it has the tail); None if that is too large to be packed."""
+        """Return the directory with the tail; None if it is too large to be packed.
+
+        Returns the directory itself if it has the tail.
+        """
         if len(packed) + len(tail) >= MAX_PACKED_BYTES:
             return packed if tail in unpack_tails(packed) else None
         entry = LENGTH_BYTES[len(tail)] + tail

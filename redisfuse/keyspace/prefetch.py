@@ -34,7 +34,10 @@ SortKey = Callable[[bytes], Any]  # as the `key` of `sorted`
 
 @dataclass(slots=True, eq=False)
 class AccessPattern:
-    """Keys whose metadata was fetched together: in the order of their listing, until another order is detected."""
+    """Keys whose metadata was fetched together.
+
+    They are in the order of their listing, until another order is detected.
+    """
 
     keys: Sequence[bytes]
     _recent_reads: list[bytes] = field(default_factory=list)  # until the order is known
@@ -49,7 +52,10 @@ class AccessPattern:
         return self._next_position >= 0
 
     def detect_order(self, key: bytes, sort_key: SortKey) -> bool:
-        """Record the read of a key; return whether the order is known now. `sort_key` is tried last."""
+        """Record the read of a key; return whether the order is known now.
+
+        `sort_key` is tried last.
+        """
         self._recent_reads = [*self._recent_reads[1 - MIN_SEQUENTIAL_READS :], key]
         self._read_count += 1
         if self._read_count in ORDER_CHECK_READS:
@@ -67,7 +73,10 @@ class AccessPattern:
         return orders if self._read_count == MIN_SEQUENTIAL_READS else [*orders, sorted(self.keys, key=sort_key)]
 
     def plan_prefetch(self, position: int) -> int:
-        """Return how many contents may be prefetched with the one at this position, which is fetched now."""
+        """Return how many contents may be prefetched with one that is fetched now.
+
+        `position` is that of the latter.
+        """
         is_in_order = 0 <= position - self._next_position <= MAX_ORDER_GAP_KEYS
         self._next_position = position + 1
         if is_in_order and self._required_hits:

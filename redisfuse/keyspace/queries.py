@@ -1,4 +1,7 @@
-"""The commands about one key whose type is known, and the meaning of their replies. Pure."""
+"""The commands about one key of known type, and the parsing of their replies.
+
+Pure.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,7 +40,10 @@ class MetadataQuery:
         return cls(key, type, head_bytes, includes_ttl, commands)
 
     def parse_replies(self, replies: Sequence[Any], sent_at: float) -> tuple[KeyMetadata, bytes | None]:
-        """Return the metadata, and the content of a string if all of it was fetched. Raises the first error reply."""
+        """Return the metadata, and the content of a string if all of it was fetched.
+
+        Raises the first error reply.
+        """
         if len(replies) == 1 and replies[0].__class__ is int and replies[0] > 0 and not self.includes_ttl:
             return KeyMetadata(self.type, replies[0]), None  # type: ignore[arg-type]  # the usual case, fast
         for reply in (self.type, *replies):

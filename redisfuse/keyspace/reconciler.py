@@ -1,7 +1,7 @@
-"""Reconciles the sources of the index: scans, verified keys and the process's own writes. State only.
+"""Reconciles the index with scans, verified keys and own writes.
 
-Three things happen concurrently: a scan builds a new index, changed ("dirty") keys are verified and corrected, and this
-process writes keys itself. They are reconciled as follows:
+State only: no thread, no connection. Three things happen concurrently: a scan builds a new index, changed ("dirty")
+keys are verified and corrected, and this process writes keys itself. They are reconciled as follows:
 
 - The reply to a SCAN is older than a verification made since that SCAN was sent, so it is ignored for those keys.
 - A verification is older than a write that this process made since the EXISTS was sent, so it is ignored for those
@@ -134,9 +134,9 @@ class IndexReconciler:
                 self._mark_dirty(batch.keys)
 
     def apply_verified(self, keys: Sequence[bytes], existence: Sequence[bool | None], epoch: int) -> set[bytes] | None:
-        """Update the indexes by the existence of keys (None: unknown); return the keys that were added or removed.
+        """Update the indexes by the existence of keys (None: unknown).
 
-        Returns None if the epoch is over.
+        Returns the keys that were added or removed. Returns None if the epoch is over.
         """
         present = [key for key, exists in zip(keys, existence, strict=True) if exists]
         absent = [key for key, exists in zip(keys, existence, strict=True) if exists is False]
@@ -175,12 +175,18 @@ class IndexReconciler:
             return IndexScan(self._building_index, self._epoch)
 
     def register_scan_command(self) -> None:
-        """Note that a SCAN is about to be sent: its reply is newer than all verifications so far."""
+        """Note that a SCAN is about to be sent.
+
+        Its reply is newer than all verifications so far.
+        """
         with self._lock:
             self._previously_verified_keys, self._verified_keys = self._verified_keys, set()
 
     def add_scanned(self, scan: IndexScan, keys: list[bytes]) -> None:
-        """Add the reply to the last SCAN but one to the new index. Raises ScanSupersededError, NoSpaceError."""
+        """Add the reply to the last SCAN but one to the new index.
+
+        Raises ScanSupersededError, NoSpaceError.
+        """
         with self._lock:
             if scan.epoch != self._epoch:
                 raise ScanSupersededError
@@ -190,7 +196,10 @@ class IndexReconciler:
             scan.index.spill_to_disk()
 
     def finish_scan(self, scan: IndexScan) -> Index | None:
-        """Use the new index; return the one that it replaced, if that was ready. Raises ScanSupersededError."""
+        """Use the new index; return the one that it replaced, if that was ready.
+
+        Raises ScanSupersededError.
+        """
         with self._lock:
             if scan.epoch != self._epoch:
                 raise ScanSupersededError

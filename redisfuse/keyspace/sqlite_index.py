@@ -1,8 +1,9 @@
-"""The index on disk: one SQLite table of keys, in a temporary file of SQLite's own, for very large keyspaces.
+"""The index on disk, for very large keyspaces.
 
-A key is stored with each separator replaced by a zero byte, so that in the table's order a key `a` is directly followed
-by all keys below it (`a:b`), and only then by `a!`. So a directory is a range, and its children are found by walking
-the range and skipping from each child directory to its end. A zero or one byte of the key itself becomes two bytes.
+One SQLite table of keys, in a temporary file of SQLite's own. A key is stored with each separator replaced by a zero
+byte, so that in the table's order a key `a` is directly followed by all keys below it (`a:b`), and only then by `a!`.
+So a directory is a range, and its children are found by walking the range and skipping from each child directory to its
+end. A zero or one byte of the key itself becomes two bytes.
 
 SQLite creates the file with mode 0600 and unlinks it at once, so no other process can open it, and it vanishes with the
 process. One transaction stays open permanently, and nothing is ever synced: there is nothing to recover.
@@ -31,7 +32,10 @@ _SCHEMA = (
 
 
 class SqliteIndex:
-    """Keys on disk, with the methods of `PackedTrie`. Raises NoSpaceError if the temporary file can't grow."""
+    """Keys on disk, with the methods of `PackedTrie`.
+
+    Raises NoSpaceError if the temporary file can't grow.
+    """
 
     on_disk = True
 
@@ -136,7 +140,10 @@ class SqliteIndex:
         return self._connection.execute("SELECT 1 FROM keys WHERE path = ?", (path,)).fetchone() is not None
 
     def get_child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
-        """Return what `component` is in `directory`; None if it is neither a key nor a directory."""
+        """Return what `component` is in `directory`.
+
+        None if it is neither a key nor a directory.
+        """
         if not self._is_canonical((*directory, component)):
             return None
         is_key = self._has_path(self._range_start(directory) + _encode_component(component))
@@ -153,11 +160,17 @@ class SqliteIndex:
         return row is not None and self._is_canonical(directory)
 
     def _is_canonical(self, components: tuple[bytes, ...]) -> bool:
-        """Return whether a key splits into these; with a separator of several bytes, others may join to the same key."""
+        """Return whether a key splits into these components.
+
+        With a separator of several bytes, other components may join to the same key.
+        """
         return self._separator.join(components).split(self._separator) == list(components)
 
     def iter_child_batches(self, directory: tuple[bytes, ...]) -> Iterator[list[Child]]:
-        """Yield the children in batches and in byte order. The table may change between two batches."""
+        """Yield the children in batches and in byte order.
+
+        The table may change between two batches.
+        """
         prefix = self._range_start(directory)
         start, end = prefix, _range_end(prefix)
         limit = MAX_ITEMS_PER_BATCH
@@ -192,7 +205,7 @@ class SqliteIndex:
             limit = min(MAX_ITEMS_PER_BATCH, 4 * len(batch) + 8)
 
     def _fetch_paths(self, start: bytes, end: bytes | None, limit: int) -> list[bytes]:
-        """Return up to `limit` stored paths from `start` (inclusive) to `end` (exclusive)."""
+        """Return up to `limit` stored paths from `start` to `end` (exclusive)."""
         if end is None:
             rows = self._connection.execute("SELECT path FROM keys WHERE path >= ? LIMIT ?", (start, limit))
         else:
@@ -248,5 +261,8 @@ def _decode_component(encoded: bytes) -> bytes:
 
 
 def _range_end(range_start: bytes) -> bytes | None:
-    """Return the exclusive end of the range of paths that begin with `range_start`; None for the root."""
+    """Return the exclusive end of the range of paths with this start.
+
+    None for the root.
+    """
     return range_start[:-1] + b"\x01" if range_start else None

@@ -1,10 +1,11 @@
-"""Client-side caching's tracking connection: receives the server's invalidation messages, in a thread of its own.
+"""The tracking connection of client-side caching, in a thread of its own.
 
-`CLIENT TRACKING ON BCAST` needs no server configuration. The connection first subscribes to a channel without
-publishers, so that the server treats it as a subscriber: it closes a subscriber that falls behind, instead of buffering
-without limit. A message says that a key changed, not how, and not in which database. A null instead of keys says that
-some database was flushed. SWAPDB sends no message; the server's count of SWAPDB calls is queried periodically. Messages
-are lost while the connection is down, so the listener must drop its caches whenever the connection is lost.
+It receives the server's invalidation messages. `CLIENT TRACKING ON BCAST` needs no server configuration. The connection
+first subscribes to a channel without publishers, so that the server treats it as a subscriber: it closes a subscriber
+that falls behind, instead of buffering without limit. A message says that a key changed, not how, and not in which
+database. A null instead of keys says that some database was flushed. SWAPDB sends no message; the server's count of
+SWAPDB calls is queried periodically. Messages are lost while the connection is down, so the listener must drop its
+caches whenever the connection is lost.
 
 Threads: `TrackingClient` has one thread, which calls the listener. There is no lock.
 """
@@ -49,7 +50,10 @@ class TrackingListener(Protocol):
         """Handle a swap of two databases of the server; one of them may be this one."""
 
     def on_heartbeat(self, counts: "ServerCounts", invalidated_keys: int) -> None:
-        """Handle a periodic reply; `invalidated_keys` keys were announced since the previous one."""
+        """Handle a periodic reply of the server.
+
+        `invalidated_keys` keys were announced since the previous one.
+        """
 
     def on_unsupported(self, reason: str) -> None:
         """Handle a server or user that can't use tracking; the thread ends."""
@@ -71,18 +75,24 @@ class ServerCounts:
 
 
 class TrackingUnsupportedError(Exception):
-    """This server or user can't use tracking."""
+    """Raised for a server or user that can't use tracking."""
 
 
 class FlushProbe:
-    """For `on_flush`: looks keys up on the tracking connection, where replies and messages have one order."""
+    """Look-ups for `on_flush`, on the tracking connection.
+
+    There, replies and messages have one order.
+    """
 
     def __init__(self, channel: Channel, deferred_keys: list[bytes]) -> None:
         self._channel = channel
         self._deferred_keys = deferred_keys
 
     def find_survivors(self, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of these keys that exist and were not announced since the flush, so survived it."""
+        """Return those of these keys that survived the flush.
+
+        They exist, and were not announced since.
+        """
         remaining = list(keys)
         for _attempt in range(_MAX_PROBE_ATTEMPTS):
             if not remaining:
@@ -99,7 +109,10 @@ class FlushProbe:
         return set()
 
     def _collect_invalidations(self) -> tuple[set[bytes], bool]:
-        """Return the keys announced since the flush, which are all deferred, and whether there was another flush."""
+        """Return the keys announced since the flush, and whether there was another.
+
+        The keys are all deferred.
+        """
         was_flushed = False
         while (push := self._channel.receive_push(0)) is not None:
             keys = _parse_invalidation(push)
@@ -111,19 +124,25 @@ class FlushProbe:
 
 
 def _parse_invalidation(push: list[Any]) -> list[bytes] | None:
-    """Return the keys of a push message: None for a flush, an empty list for a message of another kind."""
+    """Return the keys of a push message; None for a flush.
+
+    Returns an empty list for a message of another kind.
+    """
     if len(push) < 2 or push[0] != b"invalidate":
         return []
     return push[1] if isinstance(push[1], list) else None
 
 
 class TrackingClient:
-    """A tracking connection that reconnects automatically, until it is refused or closed."""
+    """A tracking connection that reconnects until it is refused or closed."""
 
     def __init__(
         self, client: RedisClient, listener: TrackingListener, *, prefix: bytes = b"", heartbeat_interval: float = 2.0
     ) -> None:
-        """Create a client; `heartbeat_interval`: seconds between queries of the server's counts."""
+        """Create a client.
+
+        `heartbeat_interval`: seconds between queries of the server's counts.
+        """
         self._client = client
         self._listener = listener
         self._prefix = prefix
@@ -146,9 +165,10 @@ class TrackingClient:
             channel.close()
 
     def wait_for_invalidations(self, timeout: float) -> None:
-        """Block until all messages about changes that the caller has observed are delivered, or up to `timeout` seconds.
+        """Block until all changes that the caller has observed are delivered.
 
-        Returns at once if no message can arrive any more. Not for the tracking thread itself.
+        Waits up to `timeout` seconds. Returns at once if no message can arrive any more. Not for the tracking thread
+        itself.
         """
         caught_up = threading.Event()
         self._waiters.append(caught_up)
@@ -157,7 +177,10 @@ class TrackingClient:
             caught_up.wait(timeout)
 
     def close(self, timeout: float = 5.0) -> None:
-        """End the thread, and wait for its end up to `timeout` seconds unless it is the caller's own."""
+        """End the thread.
+
+        Waits for its end up to `timeout` seconds, unless it is the caller's own.
+        """
         self._closing.set()
         self.disconnect()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
@@ -262,7 +285,10 @@ class TrackingClient:
                 invalidated_keys += self._serve_waiters(channel)
 
     def _serve_waiters(self, channel: Channel) -> int:
-        """Deliver all messages so far and wake the waiting threads; return how many keys were announced."""
+        """Deliver all messages so far and wake the waiting threads.
+
+        Returns how many keys were announced.
+        """
         with contextlib.suppress(BlockingIOError):
             self._wakeup_receiver.recv(4096, socket.MSG_DONTWAIT)
         waiters = [self._waiters.popleft() for _ in range(len(self._waiters))]
@@ -278,7 +304,10 @@ class TrackingClient:
                 caught_up.set()
 
     def _deliver_invalidations(self, channel: Channel, push: list[Any] | None) -> int:
-        """Deliver this message and those that have arrived; return how many keys were announced."""
+        """Deliver this message and those that have arrived.
+
+        Returns how many keys were announced.
+        """
         count = 0
         keys: list[bytes] = []
         while push is not None:
@@ -301,7 +330,10 @@ class TrackingClient:
         return count
 
     def _fetch_counts(self, channel: Channel) -> ServerCounts:
-        """Query the server's counts with two short INFO, or with DBSIZE if the ACL denies INFO."""
+        """Query the server's counts with two short INFO.
+
+        With DBSIZE if the ACL denies INFO.
+        """
         if self._may_use_info:
             keyspace, commands = channel.execute([(b"INFO", b"keyspace"), (b"INFO", b"commandstats")])
             if not isinstance(keyspace, RedisFuseError) and not isinstance(commands, RedisFuseError):
@@ -317,7 +349,10 @@ class TrackingClient:
 
 
 def _parse_info_numbers(info: Any, line_prefix: bytes) -> dict[bytes, int]:
-    """Return the `name=number` pairs of the line with this prefix; empty if there is none."""
+    """Return the `name=number` pairs of the line with this prefix.
+
+    Empty if there is no such line.
+    """
     text = info if isinstance(info, bytes) else str(info).encode()
     for line in text.splitlines():
         if line.startswith(line_prefix):

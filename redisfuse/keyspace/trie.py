@@ -1,6 +1,7 @@
-"""The index in memory: nested dicts of components, with small directories packed into one bytes string.
+"""The index in memory: nested dicts of components.
 
-A directory is a dict of components. The value of a component is one of:
+Small directories are packed into one bytes string. A directory is a dict of components. The value of a component is one
+of:
 
 - `None`: a key, and nothing below it;
 - `bytes`: a small directory, packed (packed_directory.py);
@@ -42,12 +43,18 @@ _TrieNode: TypeAlias = dict[bytes | None, Any]  # values: None, bytes or another
 
 
 def _bytes_object_size(length: int) -> int:
-    """Return the memory of a bytes object of that length, in bytes: CPython rounds up to 16."""
+    """Return the memory of a bytes object of that length, in bytes.
+
+    CPython rounds up to 16.
+    """
     return (_OBJECT_OVERHEAD_BYTES + length + 15) & ~15
 
 
 class PackedTrie:
-    """Keys in memory. Directories are tuples of components; the root is the empty tuple."""
+    """Keys in memory.
+
+    Directories are tuples of components; the root is the empty tuple.
+    """
 
     on_disk = False
 
@@ -94,9 +101,10 @@ class PackedTrie:
         return len(self) - before
 
     def _insert_keys(self, root: _TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
-        """Insert keys below a dict; return how many were new, and the memory that they take.
+        """Insert keys below a dict.
 
-        One long loop on purpose, with as few calls as possible: the first scan spends its time here.
+        Returns how many were new, and the memory that they take, in bytes. One long loop on purpose, with as few calls
+        as possible: the first scan spends its time here.
         """
         separator, transitions = self._separator, self._transitions.table
         added = 0
@@ -155,7 +163,10 @@ class PackedTrie:
         return added, memory
 
     def _unpack_directory(self, packed: bytes) -> tuple[_TrieNode, int]:
-        """Return a dict with the contents of a packed directory, and the growth of memory, in bytes."""
+        """Return a dict with the contents of a packed directory.
+
+        Also returns the growth of memory, in bytes.
+        """
         node: _TrieNode = {None: None} if packed[:1] == KEY_FLAG else {}
         tails = unpack_tails(packed)
         growth = _DICT_OVERHEAD_BYTES - sum(len(tail) + 1 for tail in tails)
@@ -179,7 +190,10 @@ class PackedTrie:
             self.memory_bytes += _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
 
     def discard(self, key: bytes) -> bool:
-        """Remove a key and the directories that become empty; return whether the key was present."""
+        """Remove a key and the directories that become empty.
+
+        Returns whether the key was present.
+        """
         if is_long_key(self._layout, key):
             if self._long_keys.pop(hashlib.sha256(key).digest(), None) is None:
                 return False
@@ -272,7 +286,10 @@ class PackedTrie:
                 return type(entry) is bytes and rest in unpack_tails(entry)
 
     def get_child(self, directory: tuple[bytes, ...], component: bytes) -> Child | None:
-        """Return what `component` is in `directory`; None if it is neither a key nor a directory."""
+        """Return what `component` is in `directory`.
+
+        None if it is neither a key nor a directory.
+        """
         node = self._root
         for depth, name in enumerate(directory):
             entry = node.get(name)
@@ -318,7 +335,10 @@ class PackedTrie:
         return True
 
     def _find_directory(self, directory: tuple[bytes, ...]) -> tuple[_TrieNode | None, list[bytes]]:
-        """Return a directory's dict, or the tails of its keys if it is packed or below a packed directory."""
+        """Return a directory's dict, or the tails of its keys.
+
+        The tails, if it is packed or below a packed directory.
+        """
         node = self._root
         for depth, name in enumerate(directory):
             entry = node.get(name)
@@ -380,7 +400,10 @@ class PackedTrie:
         yield from batched(keys, MAX_ITEMS_PER_BATCH)
 
     def _iter_keys(self, root: _TrieNode, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys below a dict. Not recursive: a key may have more components than Python allows frames."""
+        """Yield the keys below a dict.
+
+        Not recursive: a key may have more components than Python allows frames.
+        """
         stack = [(root, prefix, iter(list(root)))]
         while stack:
             node, prefix, names = stack[-1]
@@ -425,9 +448,10 @@ class PackedTrie:
         return keys[:count]
 
     def symmetric_difference(self, other: "PackedTrie", max_keys: int) -> set[bytes] | None:
-        """Return the keys that are in exactly one of the two tries, long keys included; None if more than `max_keys`.
+        """Return the keys that are in exactly one of the two tries.
 
-        Other threads may change both meanwhile: their changes may be in the result or not.
+        Long keys are included. None if there are more than `max_keys`. Other threads may change both meanwhile: their
+        changes may be in the result or not.
         """
         keys = set(self._long_keys.values()) ^ set(other._long_keys.values())
         stack = [(self._root, other._root, b"")]

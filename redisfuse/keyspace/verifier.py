@@ -1,4 +1,7 @@
-"""Verifies keys that may have changed: looks up whether they exist and corrects the index."""
+"""Verifies keys that may have changed.
+
+Looks up whether they exist and corrects the index.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +57,18 @@ class KeyVerifier:
         self._spill_thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        """Wake the verifying thread: there are dirty keys, an earlier deadline, or the mount is ending."""
+        """Wake the verifying thread.
+
+        There are dirty keys, an earlier deadline, or the mount is ending.
+        """
         with self._condition:
             self._condition.notify()
 
     def schedule_expiry(self, key: bytes, deadline: float) -> bool:
-        """Look the key up at `deadline` (time.monotonic()); return False if the queue is full."""
+        """Look the key up at `deadline` (time.monotonic()).
+
+        Returns False if the queue is full.
+        """
         next_deadline = self._expiry_queue.next_deadline()
         is_queued = self._expiry_queue.add(key, deadline)
         if next_deadline is None or deadline < next_deadline:
