@@ -1,6 +1,6 @@
-"""How programs save a file: each function here makes the file at a path hold NEW instead of OLD, in its program's way.
+"""How programs save a file: each function replaces OLD by NEW in the file at a path, as its program does.
 
-The sequences that are done in Python are those of programs that can't run here, from their sources or traces of them.
+The sequences in Python are those of programs that can't run here, from their sources or from traces of them.
 """
 
 from __future__ import annotations
@@ -17,38 +17,46 @@ import pexpect
 
 OLD = b"old text\n"
 NEW = b"new text\n"
-PATIENCE = 30  # seconds for a program to do anything
+PROGRAM_TIMEOUT_SECONDS = 30
 
-Save = Callable[[Path, Path], None]  # (the file on the mount, a folder outside of it)
+Save = Callable[[Path, Path], None]  # (the file on the mount, a directory outside of the mount)
 
 
 @dataclass(frozen=True)
 class Program:
-    """One way to save."""
+    """One way to save a file."""
 
     name: str
     save: Save
-    leaves: tuple[str, ...] = ()  # names beside the file that may be in the mount afterwards; {} is the file's name
-    quick: bool = False  # done several times over in one test
-    consumes: bool = False  # another key, FILE.other, that holds NEW, is used up
+    leaves: tuple[str, ...] = ()  # names that may remain beside the file; {} is its name
+    quick: bool = False  # fast enough to run several times in one test
+    consumes: bool = False  # it renames another key, FILE.other, which holds NEW
 
 
 def run(words: list[str], path: Path) -> None:
-    """Run a program in the file's folder."""
-    done = subprocess.run(words, cwd=path.parent, capture_output=True, stdin=subprocess.DEVNULL, timeout=PATIENCE)
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    """Run a program in the directory of the file."""
+    process = subprocess.run(
+        words, cwd=path.parent, capture_output=True, stdin=subprocess.DEVNULL, timeout=PROGRAM_TIMEOUT_SECONDS
+    )
+    assert process.returncode == 0, (words, process.stdout, process.stderr)
 
 
 def terminal(words: list[str], path: Path) -> pexpect.spawn:
-    """Start a program in the file's folder on a terminal of its own."""
+    """Start a program in the directory of the file, on its own terminal."""
     environment = {**os.environ, "TERM": "xterm", "LC_ALL": "C.UTF-8"}
     return pexpect.spawn(
-        words[0], words[1:], cwd=path.parent, env=environment, timeout=PATIENCE, dimensions=(24, 80), echo=False
+        words[0],
+        words[1:],
+        cwd=path.parent,
+        env=environment,
+        timeout=PROGRAM_TIMEOUT_SECONDS,
+        dimensions=(24, 80),
+        echo=False,
     )
 
 
-def ends(child: pexpect.spawn) -> None:
-    """Wait for a program on a terminal to end well."""
+def wait_for_exit(child: pexpect.spawn) -> None:
+    """Wait until a program on a terminal exits with status 0."""
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0, child.before
@@ -57,17 +65,17 @@ def ends(child: pexpect.spawn) -> None:
 # -- real programs -----------------------------------------------------------------------------------------------------
 
 
-# By itself vim makes no backups in /tmp, where tests are; neovim has swap files and backups in a folder of its own.
+# By default vim makes no backups in /tmp, where the tests run, and neovim has its swap files and backups elsewhere.
 SWAPS_AND_BACKUPS = "set directory=. backupdir=. backupskip="
 
 
 def vim(*settings: str, program: str = "vim") -> Save:
-    """Change and save with vim on a terminal, with its swap file beside the file."""
+    """Return a save with vim on a terminal, with its swap file beside the file."""
 
-    def save(path: Path, scratch: Path) -> None:
-        own = [SWAPS_AND_BACKUPS, f"set viewdir={scratch}", *(f"set {each}" for each in settings)]
-        commands = [word for each in own for word in ("--cmd", each)]
-        ends(
+    def save(path: Path, outside: Path) -> None:
+        lines = [SWAPS_AND_BACKUPS, f"set viewdir={outside}", *(f"set {setting}" for setting in settings)]
+        commands = [word for line in lines for word in ("--cmd", line)]
+        wait_for_exit(
             terminal(
                 [program, "-N", "-u", "NONE", "-i", "NONE", *commands, "-c", "%s/old/new/", "-c", "wq", path.name], path
             )
@@ -76,8 +84,8 @@ def vim(*settings: str, program: str = "vim") -> Save:
     return save
 
 
-def vim_typed(path: Path, _scratch: Path) -> None:
-    """Type into vim: a swap file appears while the buffer is changed, then :w, then :q."""
+def vim_typed(path: Path, _outside: Path) -> None:
+    """Type into vim, so that it creates a swap file, then :w, then :q."""
     child = terminal(
         ["vim", "-N", "-u", "NONE", "-i", "NONE", "--cmd", SWAPS_AND_BACKUPS, "--cmd", "set updatecount=1", path.name],
         path,
@@ -87,7 +95,7 @@ def vim_typed(path: Path, _scratch: Path) -> None:
     child.send(":w\r")
     child.expect("written")
     child.send(":q\r")
-    ends(child)
+    wait_for_exit(child)
 
 
 def vim_twice(path: Path) -> None:
@@ -98,31 +106,31 @@ def vim_twice(path: Path) -> None:
         child.send(f"0cw{word}\x1b:w\r")
         child.expect("written")
     child.send(":q\r")
-    ends(child)
+    wait_for_exit(child)
 
 
 def vim_new(program: str) -> Save:
-    """Make a file with vim."""
+    """Return a save of a new file with vim."""
 
-    def save(path: Path, _scratch: Path) -> None:
+    def save(path: Path, _outside: Path) -> None:
         words = [program, "-N", "-u", "NONE", "-i", "NONE", "--cmd", SWAPS_AND_BACKUPS]
-        ends(terminal([*words, "-c", "normal inew text", "-c", "wq", path.name], path))
+        wait_for_exit(terminal([*words, "-c", "normal inew text", "-c", "wq", path.name], path))
 
     return save
 
 
-# By itself emacs makes no backups in /tmp, where tests are.
+# By default emacs makes no backups in /tmp, where the tests run.
 BACKUPS = "(setq backup-enable-predicate (lambda (_) t))"
 EMACS = """(progn (setq auto-save-default t create-lockfiles t) (find-file (getenv "FILE"))
  (goto-char (point-min)) (delete-char 3) (insert "new") (do-auto-save) (save-buffer) (kill-emacs))"""
 
 
-def emacs_batch(path: Path, _scratch: Path) -> None:
-    """Save once with emacs, without a terminal."""
+def emacs_batch(path: Path, _outside: Path) -> None:
+    """Save once with emacs in batch mode."""
     run(["env", f"FILE={path.name}", "emacs", "-Q", "--batch", "--eval", BACKUPS, "--eval", EMACS], path)
 
 
-def emacs_typed(path: Path, _scratch: Path) -> None:
+def emacs_typed(path: Path, _outside: Path) -> None:
     """Type into emacs on a terminal, and save with C-x C-s."""
     child = terminal(["emacs", "-nw", "-Q", "--eval", BACKUPS, path.name], path)
     child.expect("old text")
@@ -130,11 +138,11 @@ def emacs_typed(path: Path, _scratch: Path) -> None:
     child.send("\x18\x13")  # C-x C-s
     child.expect("Wrote")
     child.send("\x18\x03")  # C-x C-c
-    ends(child)
+    wait_for_exit(child)
 
 
 def emacs_twice(path: Path) -> None:
-    """Save twice in one session of emacs: the first makes a backup, the second does not."""
+    """Save twice in one session of emacs: only the first save makes a backup."""
     child = terminal(["emacs", "-nw", "-Q", "--eval", BACKUPS, path.name], path)
     child.expect("old text")
     for word in ("new", "newer"):
@@ -142,13 +150,13 @@ def emacs_twice(path: Path) -> None:
         child.send("\x18\x13")
         child.expect("Wrote")
     child.send("\x18\x03")
-    ends(child)
+    wait_for_exit(child)
 
 
 def nano(*options: str) -> Save:
-    """Type into nano, save with Ctrl-O and leave with Ctrl-X."""
+    """Return a save with nano: typing, Ctrl-O and Ctrl-X."""
 
-    def save(path: Path, _scratch: Path) -> None:
+    def save(path: Path, _outside: Path) -> None:
         child = terminal(["nano", "--ignorercfiles", *options, path.name], path)
         child.expect("old text")
         child.send("\x0bnew text")  # ^K cuts the line
@@ -157,16 +165,16 @@ def nano(*options: str) -> Save:
         child.send("\r")
         child.expect("Wrote")
         child.send("\x18")
-        ends(child)
+        wait_for_exit(child)
 
     return save
 
 
 def command(*words: str) -> Save:
-    """Run a command; {} is the file's name, {new} a file elsewhere that holds NEW."""
+    """Return a save by a command; {} is the name of the file, {new} a file elsewhere that holds NEW."""
 
-    def save(path: Path, scratch: Path) -> None:
-        source = scratch / "new"
+    def save(path: Path, outside: Path) -> None:
+        source = outside / "new"
         source.write_bytes(NEW)
         run([word.format(path.name, new=source) for word in words], path)
 
@@ -174,14 +182,18 @@ def command(*words: str) -> Save:
 
 
 def gio(*options: str) -> Save:
-    """Save as GNOME programs do: g_file_replace, through `gio save`."""
+    """Return a save by g_file_replace, as GNOME programs do, through `gio save`."""
 
-    def save(path: Path, scratch: Path) -> None:
-        source = scratch / "new"
+    def save(path: Path, outside: Path) -> None:
+        source = outside / "new"
         source.write_bytes(NEW)
         with source.open("rb") as file:
             subprocess.run(
-                ["gio", "save", *options, path.name], cwd=path.parent, stdin=file, check=True, timeout=PATIENCE
+                ["gio", "save", *options, path.name],
+                cwd=path.parent,
+                stdin=file,
+                check=True,
+                timeout=PROGRAM_TIMEOUT_SECONDS,
             )
 
     return save
@@ -190,8 +202,8 @@ def gio(*options: str) -> Save:
 # -- sequences ---------------------------------------------------------------------------------------------------------
 
 
-def put(path: Path, flags: int, mode: int = 0o644, *, sync: bool = True) -> None:
-    """open, write NEW, fsync, close."""
+def write_new(path: Path, flags: int, mode: int = 0o644, *, sync: bool = True) -> None:
+    """Open a file, write NEW, fsync and close."""
     descriptor = os.open(path, os.O_WRONLY | flags, mode)
     try:
         os.write(descriptor, NEW)
@@ -201,8 +213,8 @@ def put(path: Path, flags: int, mode: int = 0o644, *, sync: bool = True) -> None
         os.close(descriptor)
 
 
-def python_replace(path: Path, _scratch: Path) -> None:
-    """Python's usual atomic write: mkstemp beside it, fsync, os.replace."""
+def python_replace(path: Path, _outside: Path) -> None:
+    """Save as Python programs usually do: mkstemp beside the file, fsync, os.replace."""
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         file.write(NEW)
         file.flush()
@@ -210,75 +222,75 @@ def python_replace(path: Path, _scratch: Path) -> None:
     os.replace(file.name, path)
 
 
-def vs_code(path: Path, _scratch: Path) -> None:
-    """VS Code: truncate, write, fdatasync, close (microsoft/vscode, diskFileSystemProvider)."""
+def vs_code(path: Path, _outside: Path) -> None:
+    """Save as VS Code does: truncate, write, fdatasync, close (microsoft/vscode, diskFileSystemProvider)."""
     descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o666)
     os.write(descriptor, NEW)
     os.fdatasync(descriptor)
     os.close(descriptor)
 
 
-def jetbrains(path: Path, _scratch: Path) -> None:
-    """JetBrains' safe write: write K___jb_tmp___, rename the old one away, the new one in, and remove the old."""
+def jetbrains(path: Path, _outside: Path) -> None:
+    """Save as JetBrains does: write K___jb_tmp___, rename the old file away, the new one in, and remove the old."""
     new, old = path.with_name(path.name + "___jb_tmp___"), path.with_name(path.name + "___jb_old___")
-    put(new, os.O_CREAT | os.O_EXCL)
+    write_new(new, os.O_CREAT | os.O_EXCL)
     os.rename(path, old)
     os.rename(new, path)
     os.unlink(old)
 
 
-def libreoffice(path: Path, _scratch: Path) -> None:
-    """LibreOffice: a lock file, a probe, a private temporary file that is renamed over the document."""
+def libreoffice(path: Path, _outside: Path) -> None:
+    """Save as LibreOffice does: a lock file, a probe, a private temporary file that is renamed over the document."""
     lock = path.with_name(f".~lock.{path.name}#")
     lock.write_text(",me,here,;")
     os.close(os.open(path, os.O_RDWR))
     new = path.with_name("lu325942pejo.tmp")
-    put(new, os.O_CREAT | os.O_EXCL, 0o600)
+    write_new(new, os.O_CREAT | os.O_EXCL, 0o600)
     os.rename(new, path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     lock.unlink()
 
 
-def q_save_file(path: Path, _scratch: Path) -> None:
-    """QSaveFile (Kate, KDE): K.XXXXXX made private, synced, made like the old one, renamed over it."""
+def q_save_file(path: Path, _outside: Path) -> None:
+    """Save as QSaveFile (Kate, KDE) does: create K.XXXXXX with mode 0600, fsync, chmod, rename over the file."""
     lock = path.with_name(f".{path.name}.kate-swp")
     lock.write_bytes(b"swap")
     new = path.with_name(path.name + ".Cqaoyu")
-    put(new, os.O_CREAT | os.O_EXCL, 0o600)
+    write_new(new, os.O_CREAT | os.O_EXCL, 0o600)
     os.chmod(new, 0o644)
     os.rename(new, path)
     lock.unlink()
 
 
-def macos_safe_save(path: Path, _scratch: Path) -> None:
-    """macOS: a folder of its own for the new file, which is then renamed over the old one."""
-    folder = path.with_name(path.name + ".sb-1a2b3c4d-AbCdEf")
-    folder.mkdir()
-    put(folder / path.name, os.O_CREAT | os.O_EXCL)
-    os.rename(folder / path.name, path)
-    folder.rmdir()
+def macos_safe_save(path: Path, _outside: Path) -> None:
+    """Save as macOS does: create the new file in its own directory and rename it over the old one."""
+    directory = path.with_name(path.name + ".sb-1a2b3c4d-AbCdEf")
+    directory.mkdir()
+    write_new(directory / path.name, os.O_CREAT | os.O_EXCL)
+    os.rename(directory / path.name, path)
+    directory.rmdir()
 
 
-def while_read(path: Path, _scratch: Path) -> None:
-    """An atomic save beside a reader that still has the old file open."""
+def while_read(path: Path, _outside: Path) -> None:
+    """Save by a rename while a reader still has the old file open."""
     with path.open("rb") as reader:
         new = path.with_name("tmpab12cd34")
-        put(new, os.O_CREAT | os.O_EXCL, 0o600)
+        write_new(new, os.O_CREAT | os.O_EXCL, 0o600)
         os.rename(new, path)
         assert reader.read() == OLD
 
 
-def slow_backup(path: Path, _scratch: Path) -> None:
-    """A backup by rename, a while of nothing, a new file without any fsync."""
+def slow_backup(path: Path, _outside: Path) -> None:
+    """Rename the file to a backup, pause, and create a new file without fsync."""
     backup = path.with_name(path.name + "~")
     os.rename(path, backup)
     time.sleep(0.3)
-    put(path, os.O_CREAT, sync=False)
+    write_new(path, os.O_CREAT, sync=False)
 
 
-def in_place(path: Path, _scratch: Path) -> None:
-    """In place, without truncating first."""
+def in_place(path: Path, _outside: Path) -> None:
+    """Write in place, without truncating first."""
     with path.open("r+b") as file:
         file.write(NEW)
         file.truncate()

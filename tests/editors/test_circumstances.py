@@ -1,4 +1,4 @@
-"""Saving where it is less simple: a slow server, a file whose name is marked, a file that is new."""
+"""Saves in special circumstances: a slow server, a file with the marker in its name, a new file."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
-TTL = 3_600_000  # ms
+TTL_MS = 3_600_000
 BY_NAME = {program.name: program for program in PROGRAMS}
-SLOW = 0.15  # seconds that each command takes longer
+DELAY_SECONDS = 0.15  # of each command
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +27,14 @@ def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.mark.parametrize("name", ["perl-i", "while-it-is-read", "vim-backupcopy=no", "gio-save", "jetbrains"])
 def test_a_slow_server(name: str, server: RedisServer, tmp_path: Path) -> None:
-    """However long the server takes to answer, the key is never missing, and its TTL stays."""
+    """With a slow server the key is never missing, and keeps its TTL."""
     client = server.client()
-    client.set("slow.txt", OLD, px=TTL)
+    client.set("slow.txt", OLD, px=TTL_MS)
     with Proxy(server.socket_path) as proxy, mount_server(tmp_path, proxy.url(), write=True) as mount:
         path = mount.path / "slow.txt"
         assert path.exists()
         for command in ("TYPE", "WATCH", "EXEC", "STRLEN", "HSTRLEN"):
-            proxy.inject("delay", command, seconds=SLOW, times=1_000)
+            proxy.inject("delay", command, seconds=DELAY_SECONDS, times=1_000)
         with monitor_writes(server, b"slow.txt") as commands, watch_presence(server, b"slow.txt") as presence:
             BY_NAME[name].save(path, tmp_path)
             wait_until(lambda: client.get("slow.txt") == NEW)
@@ -49,10 +49,10 @@ def test_a_slow_server(name: str, server: RedisServer, tmp_path: Path) -> None:
     "name", ["vim", "emacs-batch", "nano-B", "sed-i", "perl-i", "jetbrains", "gio-save-backup", "python-replace"]
 )
 def test_a_marked_name(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
-    """A key beside a folder of its name is edited as NAME%, its backup and all; nothing else is made."""
+    """A key beside a directory of its name is edited as NAME%; neither it nor its backup creates another key."""
     client = server.client()
     client.flushall()
-    client.set("user", OLD, px=TTL)
+    client.set("user", OLD, px=TTL_MS)
     client.set("user:1", "x")
     path = mount.path / "user%"
     wait_until(lambda: path.exists() and path.read_bytes() == OLD)
@@ -69,16 +69,16 @@ def test_a_marked_name(name: str, server: RedisServer, mount: MountedServer, tmp
         (mount.path / leaf.format("user%")).unlink()
 
 
-MAKERS = {
+CREATORS = {
     "vim": vim_new("vim"),
     "neovim": vim_new("nvim"),
     **{name: BY_NAME[name].save for name in ("cp", "rsync", "gio-save", "python-replace", "kate", "dd")},
 }
 
 
-@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("name", CREATORS)
 def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
-    """What a program makes anew is made by one command, as one change; its droppings stay out."""
+    """A new file is created by one command, as one change; its temporary files do not reach Redis."""
     client = server.client()
     client.flushall()
     client.set("dir:other", "x")
@@ -87,7 +87,7 @@ def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_pa
     wait_until(lambda: not path.exists())
     before = last_change_id(mount)
     with monitor_writes(server) as commands:
-        MAKERS[name](path, tmp_path)
+        CREATORS[name](path, tmp_path)
         wait_until(lambda: client.get("dir:new") == NEW)
     assert [words[:2] for words in commands] == [["SET", "dir:new"]]
     assert [row["op"] for row in journal_rows(mount, before)] == ["create"]

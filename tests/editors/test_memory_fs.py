@@ -1,4 +1,4 @@
-"""Junk made through a mount works like any file, and nothing of it reaches Redis or the journal (DESIGN.md 7)."""
+"""Junk created through a mount works as any file, and none of it reaches Redis or the journal (docs/editing.md)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ def server() -> Iterator[RedisServer]:
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
-    folder = tmp_path_factory.mktemp("scratch")
+    directory = tmp_path_factory.mktemp("memory-fs")
     options = ("--binding", request.param, "--scratch-memory", "1MiB", "--park-seconds", "0.5")
-    with mount_server(folder, server.tcp_url(), *options, write=True) as mount:
+    with mount_server(directory, server.tcp_url(), *options, write=True) as mount:
         yield mount
 
 
 @pytest.fixture
 def path(server: RedisServer, mount: MountedServer) -> Iterator[Path]:
-    """The mount; afterwards Redis and the journal must be what they were, and no command may have written."""
+    """Yield the mount; check at the end that Redis and the journal are unchanged and no command has written."""
     client = server.client()
     keys, before = sorted(client.keys()), last_change_id(mount)
     with monitor_writes(server) as commands:
@@ -51,22 +51,22 @@ def path(server: RedisServer, mount: MountedServer) -> Iterator[Path]:
     assert journal_rows(mount, before) == []
 
 
-def refused(number: int, call: Callable[..., object], *arguments: object) -> None:
-    """Assert that a call fails with an errno."""
+def assert_fails(error_number: int, call: Callable[..., object], *arguments: object) -> None:
+    """Call a function and check that it fails with an errno."""
     with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is checked
         call(*arguments)
-    assert raised.value.errno == number, raised.value
+    assert raised.value.errno == error_number, raised.value
 
 
 @pytest.mark.parametrize(
     "name", [".DS_Store", "._k", "._d", "d/._k", "d/.k.swp", "user.bio~", ".user.bio.swp", "k~", "#k#", "d/Thumbs.db"]
 )
 def test_a_junk_file(name: str, path: Path) -> None:
-    """A file with the name of junk is made, written, read, listed, mapped, renamed and removed like any other."""
+    """A junk file is created, written, read, listed, mapped, renamed and removed as any other."""
     file = path / name
     with file.open("xb") as out:
         out.write(b"hello world")
-    refused(errno.EEXIST, os.open, file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    assert_fails(errno.EEXIST, os.open, file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     assert file.read_bytes() == b"hello world"
     assert file.name in os.listdir(file.parent)
     with file.open("r+b") as both:
@@ -88,36 +88,36 @@ def test_a_junk_file(name: str, path: Path) -> None:
     assert file.read_bytes() == b"HELLO123"
     os.chmod(file, 0o640)
     os.utime(file, ns=(1, 1_000_000_000_000_000_000))
-    found = file.stat()
-    assert (found.st_mode & 0o777, found.st_mtime_ns, found.st_size) == (0o640, 1_000_000_000_000_000_000, 8)
+    status = file.stat()
+    assert (status.st_mode & 0o777, status.st_mtime_ns, status.st_size) == (0o640, 1_000_000_000_000_000_000, 8)
     other = file.with_name(".other.swp")
     os.rename(file, other)
     assert not file.exists()
     assert other.read_bytes() == b"HELLO123"
-    with other.open("rb") as still:
+    with other.open("rb") as reader:
         other.unlink()
-        assert still.read() == b"HELLO123"
-        assert not [each for each in os.listdir(file.parent) if each.startswith(".")]
-    refused(errno.ENOENT, other.stat)
+        assert reader.read() == b"HELLO123"
+        assert not [name for name in os.listdir(file.parent) if name.startswith(".")]
+    assert_fails(errno.ENOENT, other.stat)
 
 
 def test_extended_attributes(path: Path) -> None:
-    """Extended attributes of junk, which Finder sets, are kept, listed, replaced and removed."""
+    """Extended attributes of junk, as Finder sets them, are stored, listed, replaced and removed."""
     file = path / ".DS_Store"
     file.touch()
     os.setxattr(file, "user.com.apple.FinderInfo", b"x" * 32)
     os.setxattr(file, "user.note", b"1", os.XATTR_CREATE)
-    refused(errno.EEXIST, os.setxattr, file, "user.note", b"2", os.XATTR_CREATE)
+    assert_fails(errno.EEXIST, os.setxattr, file, "user.note", b"2", os.XATTR_CREATE)
     os.setxattr(file, "user.note", b"2", os.XATTR_REPLACE)
     assert sorted(os.listxattr(file)) == ["user.com.apple.FinderInfo", "user.note"]
     assert os.getxattr(file, "user.note") == b"2"
     os.removexattr(file, "user.note")
-    refused(errno.ENODATA, os.getxattr, file, "user.note")
+    assert_fails(errno.ENODATA, os.getxattr, file, "user.note")
     file.unlink()
 
 
-def test_a_folder_of_junk(path: Path) -> None:
-    """What is made in a folder that is junk is junk, whatever its name; the folder is renamed and removed whole."""
+def test_a_junk_directory(path: Path) -> None:
+    """Everything in a junk directory is junk, whatever its name; the directory is renamed and removed as a whole."""
     trash = path / ".Trash-1000"
     (trash / "files" / "deep").mkdir(parents=True)
     (trash / "files" / "plain.txt").write_text("1")
@@ -125,20 +125,20 @@ def test_a_folder_of_junk(path: Path) -> None:
     (trash / "info").mkdir()
     assert sorted(os.listdir(trash)) == ["files", "info"]
     assert (trash / "files").is_dir()
-    refused(errno.ENOTEMPTY, os.rmdir, trash)
+    assert_fails(errno.ENOTEMPTY, os.rmdir, trash)
     os.rename(trash / "files" / "deep", trash / "info" / "deeper")
     assert (trash / "info" / "deeper" / "k").read_text() == "2"
     other = path / ".Trash-1001"
     os.rename(trash, other)
     assert (other / "files" / "plain.txt").read_text() == "1"
-    refused(errno.EXDEV, os.rename, other / "files", path / "files")
-    refused(errno.EXDEV, os.rename, path / "d", other / "d")
+    assert_fails(errno.EXDEV, os.rename, other / "files", path / "files")
+    assert_fails(errno.EXDEV, os.rename, path / "d", other / "d")
     shutil.rmtree(other)
     assert not other.exists()
 
 
-def test_companions_of_folders(path: Path) -> None:
-    """A folder of keys is something that junk can belong to: AppleDouble files, backups."""
+def test_companions_of_directories(path: Path) -> None:
+    """AppleDouble files and backups that belong to a directory of keys are junk."""
     (path / "d" / ".DS_Store").touch()
     (path / "._d").touch()
     (path / "d~").mkdir()
@@ -148,30 +148,30 @@ def test_companions_of_folders(path: Path) -> None:
     (path / "d~").rmdir()
 
 
-def test_junk_in_a_made_folder(mount: MountedServer, server: RedisServer) -> None:
-    """Junk lives in a folder that mkdir made, and beside it; the folder can't be removed before its junk."""
-    made = mount.path / "made"
+def test_junk_in_an_empty_directory(mount: MountedServer, server: RedisServer) -> None:
+    """Junk can be in and beside a directory that mkdir created; rmdir fails until its junk is removed."""
+    directory = mount.path / "made"
     before = last_change_id(mount)
-    made.mkdir()
+    directory.mkdir()
     names = (".DS_Store", ".new.swp")
     for name in names:
-        (made / name).write_bytes(b"x")
-    made.with_name("._made").write_bytes(b"x")
-    assert sorted(os.listdir(made)) == sorted(names)
-    refused(errno.ENOTEMPTY, os.rmdir, made)
-    os.rename(made, made.with_name("renamed"))
-    assert sorted(os.listdir(made.with_name("renamed"))) == sorted(names)
-    shutil.rmtree(made.with_name("renamed"))
-    made.with_name("._made").unlink()
+        (directory / name).write_bytes(b"x")
+    directory.with_name("._made").write_bytes(b"x")
+    assert sorted(os.listdir(directory)) == sorted(names)
+    assert_fails(errno.ENOTEMPTY, os.rmdir, directory)
+    os.rename(directory, directory.with_name("renamed"))
+    assert sorted(os.listdir(directory.with_name("renamed"))) == sorted(names)
+    shutil.rmtree(directory.with_name("renamed"))
+    directory.with_name("._made").unlink()
     assert not server.client().keys("*made*")
     rows = journal_rows(mount, before)
     assert list(dict.fromkeys(row["op"] for row in rows)) == ["mkdir", "rename", "rmdir"]
     assert not [row for row in rows if "swp" in row["path"] or "DS_Store" in row["path"]]
 
 
-def test_a_probe_that_is_a_key(path: Path) -> None:
-    """vim's probe 4913 never touches a key of that name, and leaves nothing where there is none."""
-    refused(errno.EEXIST, os.open, path / "nums" / "4913", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+def test_a_probe_beside_a_key(path: Path) -> None:
+    """vim's probe 4913 does not change a key of that name, and creates none elsewhere."""
+    assert_fails(errno.EEXIST, os.open, path / "nums" / "4913", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     for number in ("d/4913", "nums/5036"):
         os.close(os.open(path / number, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
         os.chmod(path / number, 0o644)
@@ -179,8 +179,8 @@ def test_a_probe_that_is_a_key(path: Path) -> None:
         assert not (path / number).exists()
 
 
-def test_temporary_files_that_are_removed(path: Path) -> None:
-    """What is made with O_EXCL and mode 0600, synced, read and removed again, never was anywhere else."""
+def test_a_removed_temporary_file(path: Path) -> None:
+    """A file that is created with O_EXCL and mode 0600, synced, read and removed never reaches Redis."""
     file = path / "d" / "sess1234"
     descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     os.write(descriptor, b"secret")
@@ -191,44 +191,44 @@ def test_temporary_files_that_are_removed(path: Path) -> None:
     file.unlink()
 
 
-def test_it_is_bounded(path: Path) -> None:
-    """Beyond --scratch-memory is ENOSPC, also for a backup; removing gives the room back."""
+def test_the_memory_is_bounded(path: Path) -> None:
+    """Writes beyond --scratch-memory fail with ENOSPC; removing a file frees its memory."""
     file = path / ".k.swp"
     descriptor = os.open(file, os.O_CREAT | os.O_WRONLY)
 
     def fill() -> None:
-        while True:  # a write that is cut in pieces may succeed in part
+        while True:  # the kernel may split a write, and a part may succeed
             os.write(descriptor, bytes(MIB // 4))
 
-    refused(errno.ENOSPC, fill)
+    assert_fails(errno.ENOSPC, fill)
     size = os.fstat(descriptor).st_size
     assert MIB // 2 < size <= MIB
-    refused(errno.ENOSPC, os.ftruncate, descriptor, 2 * MIB)
+    assert_fails(errno.ENOSPC, os.ftruncate, descriptor, 2 * MIB)
     assert os.fstat(descriptor).st_size == size
     os.close(descriptor)
     file.unlink()
 
-    def there_is_room() -> bool:
+    def can_write() -> bool:
         try:
             file.write_bytes(bytes(MIB * 3 // 4))
         except OSError:
             return False
         return True
 
-    wait_until(there_is_room)  # the kernel tells a little later that the removed file is closed
+    wait_until(can_write)  # the kernel sends the RELEASE of the removed file a little later
     file.unlink()
 
 
-def test_a_backup_that_has_no_room(path: Path, server: RedisServer) -> None:
-    """A key that is too large for the scratch area is not renamed to a junk name: ENOSPC, and it is as it was."""
+def test_a_backup_that_does_not_fit(path: Path, server: RedisServer) -> None:
+    """Renaming a key that exceeds --scratch-memory to a junk name fails with ENOSPC and changes nothing."""
     client = server.client()
-    refused(errno.ENOSPC, os.rename, path / "d" / "big", path / "d" / "big~")
+    assert_fails(errno.ENOSPC, os.rename, path / "d" / "big", path / "d" / "big~")
     assert client.strlen("d:big") == 2 * MIB
     assert (path / "d" / "big").stat().st_size == 2 * MIB
 
 
-def test_copying_a_folder_with_junk(path: Path, tmp_path: Path) -> None:
-    """`cp -r` of a folder of junk and `cp -a`'s attributes succeed."""
+def test_copying_a_junk_directory(path: Path, tmp_path: Path) -> None:
+    """`cp -a` of a junk directory succeeds, attributes included."""
     source = tmp_path / "x.sb-1a2b3c4d-AbCdEf"
     source.mkdir()
     (source / ".DS_Store").write_bytes(b"x")
@@ -239,8 +239,8 @@ def test_copying_a_folder_with_junk(path: Path, tmp_path: Path) -> None:
     shutil.rmtree(path / source.name)
 
 
-def test_it_is_gone_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
-    """After unmounting, nothing of the junk is anywhere; the next mount does not have it."""
+def test_the_unmount_removes_junk(server: RedisServer, tmp_path: Path) -> None:
+    """After the unmount no junk is in Redis or the journal, and the next mount shows none."""
     for _ in range(2):
         with mount_server(tmp_path, server.tcp_url(), write=True) as mount:
             assert sorted(os.listdir(mount.path)) == ["d", "k", "nums", "user.bio"]
@@ -251,17 +251,17 @@ def test_it_is_gone_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
     assert len(server.client().keys()) == 6
 
 
-def test_a_read_only_mount_has_none(server: RedisServer, tmp_path: Path) -> None:
-    """In a read-only mount making junk is EROFS like anything else."""
+def test_a_read_only_mount_rejects_junk(server: RedisServer, tmp_path: Path) -> None:
+    """In a read-only mount creating junk fails with EROFS."""
     with mount_server(tmp_path, server.tcp_url()) as mount:
         for name in (".DS_Store", ".k.swp", "k~", "4913"):
-            refused(errno.EROFS, os.open, mount.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-        refused(errno.EROFS, os.mkdir, mount.path / ".Trash-1000")
-        refused(errno.EROFS, os.rename, mount.path / "k", mount.path / "k~")
+            assert_fails(errno.EROFS, os.open, mount.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        assert_fails(errno.EROFS, os.mkdir, mount.path / ".Trash-1000")
+        assert_fails(errno.EROFS, os.rename, mount.path / "k", mount.path / "k~")
 
 
 def test_without_the_filter(server: RedisServer, tmp_path: Path) -> None:
-    """With --no-junk-filter every name is data; with --keep one is, and with --junk another is not."""
+    """With --no-junk-filter every name is data; --keep makes one data, and --junk makes another junk."""
     client: redis.Redis = server.client()
     with mount_server(tmp_path, server.tcp_url(), "--no-junk-filter", write=True) as mount:
         (mount.path / ".DS_Store").write_bytes(b"x")

@@ -1,4 +1,4 @@
-"""One save of a real program is one change (issue 6): in Redis, for who watches the key, and in the journal."""
+"""One save of a real program is one change: in Redis, for clients that watch the key, and in the journal."""
 
 from __future__ import annotations
 
@@ -22,92 +22,92 @@ from tests.editors.programs import (
     vim_twice,
     vs_code,
 )
-from tests.editors.saving import TTL, Bench, bench_on, check_rollback, check_save
+from tests.editors.saving import TTL_MS, SavingBench, check_rollback, check_save, run_bench
 from tests.support.changes import journal_rows, last_change_id, monitor_writes, watch_presence
 from tests.support.mounts import wait_until
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with bench_on("mfusepy", tmp_path_factory.mktemp("saving")) as bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SavingBench]:
+    with run_bench("mfusepy", tmp_path_factory.mktemp("saving")) as bench:
         yield bench
 
 
 @pytest.mark.parametrize("kind", ["key", "field"])
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.name)
-def test_one_save_is_one_change(program: Program, kind: str, bench: Bench, tmp_path: Path) -> None:
-    """One write command, never absent, its TTL kept, one row in the journal, and no junk anywhere."""
+def test_one_save_is_one_change(program: Program, kind: str, bench: SavingBench, tmp_path: Path) -> None:
+    """A save is one command and one row of the journal and leaves no junk; the key is never absent, its TTL stays."""
     check_save(bench, program, kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["key", "field"])
-def test_again_and_again(kind: str, bench: Bench, tmp_path: Path) -> None:
-    """The tenth save is as good as the first, also with the same temporary names, or after somebody else's change."""
-    here = bench.place(kind)
+def test_repeated_saves(kind: str, bench: SavingBench, tmp_path: Path) -> None:
+    """Later saves behave as the first, with the same temporary names and after changes by another client."""
+    target = bench.create_target(kind)
     programs = [program for program in PROGRAMS if program.quick and not program.consumes]
     before = last_change_id(bench.mount)
-    with monitor_writes(bench.server) as commands, watch_presence(bench.server, here.key, here.field) as presence:
+    with monitor_writes(bench.server) as commands, watch_presence(bench.server, target.key, target.field) as presence:
         for program in programs * 2:
-            program.save(here.path, tmp_path)
-            wait_until(lambda: bench.content(here) == NEW)
-            if here.field is None:
-                bench.client.set(here.key, OLD, keepttl=True)
+            program.save(target.path, tmp_path)
+            wait_until(lambda: bench.read_value(target) == NEW)
+            if target.field is None:
+                bench.client.set(target.key, OLD, keepttl=True)
             else:
-                bench.client.hset(here.key.decode(), here.field.decode(), OLD)
-            wait_until(lambda: here.path.read_bytes() == OLD)
+                bench.client.hset(target.key.decode(), target.field.decode(), OLD)
+            wait_until(lambda: target.path.read_bytes() == OLD)
     assert not presence.missing
-    assert TTL - 300_000 < bench.client.pttl(here.key) <= TTL
-    ours = [words for words in commands if "new" in words]
-    assert len(ours) == 2 * len(programs)
+    assert TTL_MS - 300_000 < bench.client.pttl(target.key) <= TTL_MS
+    mount_writes = [words for words in commands if "new" in words]
+    assert len(mount_writes) == 2 * len(programs)
     assert len(journal_rows(bench.mount, before)) == 2 * len(programs)
     for leaf in {leaf for program in programs for leaf in program.leaves}:
-        here.path.with_name(leaf.format(here.path.name)).unlink()
+        target.path.with_name(leaf.format(target.path.name)).unlink()
 
 
-def test_two_saves_of_one_session(bench: Bench) -> None:
+def test_two_saves_of_one_session(bench: SavingBench) -> None:
     """Two :w of one vim, and two C-x C-s of one emacs, are two changes each."""
     for program in (vim_twice, emacs_twice):
-        here = bench.place("key")
+        target = bench.create_target("key")
         before = last_change_id(bench.mount)
-        with monitor_writes(bench.server, here.key) as commands, watch_presence(bench.server, here.key) as presence:
-            program(here.path)
-            wait_until(lambda place=here: bench.content(place) == b"newer text\n")
+        with monitor_writes(bench.server, target.key) as commands, watch_presence(bench.server, target.key) as presence:
+            program(target.path)
+            wait_until(lambda target=target: bench.read_value(target) == b"newer text\n")
         assert not presence.missing
         assert [words[0] for words in commands] == ["SET", "SET"]
         assert [row["op"] for row in journal_rows(bench.mount, before)] == ["write", "write"]
-        assert TTL - 60_000 < bench.client.pttl(here.key) <= TTL
+        assert TTL_MS - 60_000 < bench.client.pttl(target.key) <= TTL_MS
 
 
-def test_the_time_of_a_save_stays(bench: Bench) -> None:
-    """What a program finds as a file's time after its save is what it finds later; of other fields it stays, too."""
+def test_mtime_of_a_save(bench: SavingBench) -> None:
+    """The mtime after a save does not change later, and saving one field does not change that of another."""
     for kind in ("key", "field"):
-        path = bench.place(kind).path
-        folder = path.parent
-        time.sleep(0.5)  # until all is told of how the place was made
-        times = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
+        path = bench.create_target(kind).path
+        directory = path.parent
+        time.sleep(0.5)  # until the mount has processed the announcements of the creation
+        times = {name: (directory / name).stat().st_mtime_ns for name in os.listdir(directory)}
         for save in (in_place, vs_code, python_replace, jetbrains, slow_backup):
             time.sleep(0.02)
-            save(path, folder)
-            found = path.stat().st_mtime_ns
-            assert found > times[path.name]
+            save(path, directory)
+            mtime_ns = path.stat().st_mtime_ns
+            assert mtime_ns > times[path.name]
             for _ in range(5):
                 time.sleep(0.02)
-                assert path.stat().st_mtime_ns == found, save
-                os.listdir(folder)
-            times[path.name] = found
+                assert path.stat().st_mtime_ns == mtime_ns, save
+                os.listdir(directory)
+            times[path.name] = mtime_ns
         for name, before in times.items():
-            assert (folder / name).stat().st_mtime_ns == before
+            assert (directory / name).stat().st_mtime_ns == before
         descriptor = os.open(path, os.O_RDWR)
         assert os.fstat(descriptor).st_mtime_ns == path.stat().st_mtime_ns == times[path.name]
         os.close(descriptor)
         if kind == "field":
-            bench.client.hset(f"{folder.name}:user", "name", "Grace")
-            other = folder / "user.name"
+            bench.client.hset(f"{directory.name}:user", "name", "Grace")
+            other = directory / "user.name"
             wait_until(lambda other=other: other.read_bytes() == b"Grace")
             assert other.stat().st_mtime_ns > times["user.name"]
-        folder.joinpath(path.name + "~").unlink()
+        directory.joinpath(path.name + "~").unlink()
 
 
-def test_each_save_can_be_taken_back(bench: Bench) -> None:
-    """Every one of these changes is applied, and `redisfuse rollback ID` brings the old content back, with its TTL."""
+def test_each_save_can_be_reverted(bench: SavingBench) -> None:
+    """Each of these changes is applied, and `redisfuse rollback ID` restores the old content and its TTL."""
     check_rollback(bench)

@@ -1,4 +1,4 @@
-"""A key that is renamed to a backup's name waits for its new content; what becomes of it in the end (DESIGN.md 7)."""
+"""The removal of a key that is renamed to a backup name is delayed, as new content may follow (docs/editing.md)."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from tests.support.mounts import (
 )
 from tests.support.redis_server import RedisServer
 
-TTL = 3_600_000  # ms
-PARKED = 0.5  # seconds: --park-seconds of the shared mount
-OVER = PARKED + 0.3  # seconds after which nothing is parked or held any more
+TTL_MS = 3_600_000
+PARK_SECONDS = 0.5  # --park-seconds of the shared mount
+EXPIRED_SECONDS = PARK_SECONDS + 0.3  # after that no removal is pending and no file is held
 
 
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
-    folder = tmp_path_factory.mktemp("parking")
-    options = ("--binding", request.param, "--park-seconds", str(PARKED), "--allow", "[^x]*")
-    with mount_server(folder, server.tcp_url(), *options, write=True) as mount:
+    directory = tmp_path_factory.mktemp("staged-replace")
+    options = ("--binding", request.param, "--park-seconds", str(PARK_SECONDS), "--allow", "[^x]*")
+    with mount_server(directory, server.tcp_url(), *options, write=True) as mount:
         yield mount
         assert "Traceback" not in mount.read_log()
 
@@ -44,7 +44,7 @@ def mount(
 def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
-    client.set("d:f.txt", "old", px=TTL)
+    client.set("d:f.txt", "old", px=TTL_MS)
     client.hset("h", "f", "old")
     wait_until(lambda: mount.status()["keys"] == 2 and (mount.path / "h.f").exists())
     wait_until((mount.path / "d" / "f.txt").exists)
@@ -53,28 +53,28 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 @pytest.fixture
 def file(client: redis.Redis, mount: MountedServer) -> Path:
-    """The file of `d:f.txt`, which holds `old`."""
+    """Return the path of `d:f.txt`, which holds `old`."""
     assert client.exists("d:f.txt")
     return mount.path / "d" / "f.txt"
 
 
-def refused(number: int, call: Callable[..., object], *arguments: object) -> None:
-    """Assert that a call fails with an errno."""
+def assert_fails(error_number: int, call: Callable[..., object], *arguments: object) -> None:
+    """Call a function and check that it fails with an errno."""
     with pytest.raises(OSError) as raised:  # noqa: PT011 - the errno is checked
         call(*arguments)
-    assert raised.value.errno == number, raised.value
+    assert raised.value.errno == error_number, raised.value
 
 
 def backup_of(file: Path) -> Path:
-    """The name under which editors keep what a file held."""
+    """Return the path of an editor's backup of a file."""
     return file.with_name(file.name + "~")
 
 
-# -- nothing new comes -------------------------------------------------------------------------------------------------
+# -- no new content follows --------------------------------------------------------------------------------------------
 
 
-def test_moved_away_by_hand(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """`mv f f~` removes f from Redis when nothing new came, as one change; the log says where its content is."""
+def test_mv_by_hand(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """`mv f f~` removes f from Redis after the delay, as one change; the log reports where its content is."""
     before = last_change_id(mount)
     subprocess.run(["mv", str(file), str(backup_of(file))], check=True, timeout=20)
     assert not file.exists()
@@ -87,16 +87,18 @@ def test_moved_away_by_hand(client: redis.Redis, mount: MountedServer, file: Pat
     [row] = journal_rows(mount, before)
     assert (row["op"], row["path"]) == ("remove", "d/f.txt")
     assert "d/f.txt was renamed to the junk name d/f.txt~: the key is removed" in mount.read_log()
-    done = run_redisfuse(mount.path.parent, "rollback", str(row["id"]), "--yes", "--journal-file", str(mount.journal))
-    assert done.returncode == 0, done.stderr
+    process = run_redisfuse(
+        mount.path.parent, "rollback", str(row["id"]), "--yes", "--journal-file", str(mount.journal)
+    )
+    assert process.returncode == 0, process.stderr
     assert client.get("d:f.txt") == b"old"
-    assert 0 < client.pttl("d:f.txt") <= TTL
+    assert 0 < client.pttl("d:f.txt") <= TTL_MS
     wait_until(file.exists)
     backup_of(file).unlink()
 
 
-def test_a_folder_outlives_its_parked_file(client: redis.Redis, file: Path) -> None:
-    """When the last file of a folder goes so, the folder stays until rmdir."""
+def test_a_directory_outlives_its_last_file(client: redis.Redis, file: Path) -> None:
+    """A directory whose last file is removed after the delay stays until rmdir."""
     os.rename(file, backup_of(file))
     wait_until(lambda: not client.exists("d:f.txt"))
     backup_of(file).unlink()
@@ -104,23 +106,23 @@ def test_a_folder_outlives_its_parked_file(client: redis.Redis, file: Path) -> N
     file.parent.rmdir()
 
 
-def test_moved_away_and_back(client: redis.Redis, mount: MountedServer, file: Path, server: RedisServer) -> None:
-    """`mv f f~; mv f~ f` is no change at all: nothing is sent, nothing journaled, and nothing goes later."""
+def test_mv_and_back(client: redis.Redis, mount: MountedServer, file: Path, server: RedisServer) -> None:
+    """`mv f f~; mv f~ f` is no change: no write command, no row of the journal, no later removal."""
     before = last_change_id(mount)
     with monitor_writes(server) as commands:
         for name in (file, mount.path / "h.f"):
             os.rename(name, backup_of(name))
             os.rename(backup_of(name), name)
             assert name.read_bytes() == b"old"
-        time.sleep(OVER)
+        time.sleep(EXPIRED_SECONDS)
     assert commands == []
     assert journal_rows(mount, before) == []
     assert client.pttl("d:f.txt") > 0
     assert not backup_of(file).exists()
 
 
-def test_it_ends_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
-    """At unmount what is parked is removed, and what is held back is made; both are journaled before the mount ends."""
+def test_the_unmount_commits(server: RedisServer, tmp_path: Path) -> None:
+    """The unmount commits pending removals and held files, journaled."""
     client = server.client()
     client.flushall()
     client.mset({"f": "old", "g": "old"})
@@ -140,18 +142,18 @@ def test_it_ends_with_the_mount(server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_a_killed_mount_leaves_the_key(server: RedisServer, tmp_path: Path) -> None:
-    """If the process dies with a key parked, or unlinked while open, the key is still in Redis and no row says else."""
+    """After a kill with a pending removal the key is still in Redis, and no row of the journal records a removal."""
     client = server.client()
     client.flushall()
     client.mset({"f": "old", "g": "old"})
     with mount_server(tmp_path, server.tcp_url(), write=True) as mount:
         os.rename(mount.path / "f", mount.path / "f~")
         (mount.path / "g").rename(mount.path / "g~")
-        (mount.path / "g").open("xb").close()  # a new file, not yet written: parked below it
+        (mount.path / "g").open("xb").close()  # a new file, not yet written, over the pending removal
         mount.process.kill()
         mount.process.wait(MOUNT_TIMEOUT_SECONDS)
         assert client.get("f") == b"old"
-        assert client.get("g") in (b"old", b"")  # its close may have made it empty
+        assert client.get("g") in (b"old", b"")  # its close may have committed the empty file
         subprocess.run(["fusermount", "-uz", str(mount.path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
         wait_until(lambda: not is_mounted(mount.path))
     with mount_server(tmp_path, server.tcp_url(), write=True) as mount:
@@ -159,43 +161,43 @@ def test_a_killed_mount_leaves_the_key(server: RedisServer, tmp_path: Path) -> N
         assert not [row for row in journal_rows(mount) if row["op"] == "remove"]
 
 
-# -- somebody else comes -----------------------------------------------------------------------------------------------
+# -- another client changes the key ------------------------------------------------------------------------------------
 
 
-def test_changed_while_parked_then_saved(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """Another client's change to a parked key is a conflict for the new save: ESTALE, and the edit is kept."""
+def test_a_save_over_a_changed_key(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """Another client's change during the delay is a conflict for the save: ESTALE, and the journal keeps the edit."""
     before = last_change_id(mount)
     os.rename(file, backup_of(file))
     client.set("d:f.txt", "theirs")
     descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
     os.write(descriptor, b"mine")
-    refused(errno.ESTALE, os.fsync, descriptor)
-    refused(errno.ESTALE, os.close, descriptor)  # it still was not saved
+    assert_fails(errno.ESTALE, os.fsync, descriptor)
+    assert_fails(errno.ESTALE, os.close, descriptor)  # the conflict is reported again
     assert client.get("d:f.txt") == b"theirs"
     wait_until(lambda: file.read_bytes() == b"theirs")
     assert file.stat().st_size == len(b"theirs")
     [row] = journal_rows(mount, before)
     assert row["state"] == "refused"
-    time.sleep(OVER)
+    time.sleep(EXPIRED_SECONDS)
     assert client.get("d:f.txt") == b"theirs"
     assert len(journal_rows(mount, before)) == 1
-    id = str(row["id"])
-    shown = run_redisfuse(mount.path.parent, "show", id, "--new", "--journal-file", str(mount.journal))
+    change_id = str(row["id"])
+    shown = run_redisfuse(mount.path.parent, "show", change_id, "--new", "--journal-file", str(mount.journal))
     assert shown.stdout == "mine", shown.stderr
-    done = run_redisfuse(mount.path.parent, "apply", id, "--force", "--journal-file", str(mount.journal))
-    assert done.returncode == 0, done.stderr
+    process = run_redisfuse(mount.path.parent, "apply", change_id, "--force", "--journal-file", str(mount.journal))
+    assert process.returncode == 0, process.stderr
     assert client.get("d:f.txt") == b"mine"
     backup_of(file).unlink()
 
 
-def test_changed_while_parked_then_left(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """A parked key that another client changed is not removed when its time is over: it is back, with their content."""
+def test_a_changed_key_is_not_removed(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """A key that another client changed during the delay is not removed: the tree shows it and its new content."""
     before = last_change_id(mount)
     os.rename(file, backup_of(file))
     assert not file.exists()
     client.set("d:f.txt", "theirs!")
-    assert not file.exists()  # so the kernel has just been told that it is not there
-    wait_until(file.exists, OVER + 2)
+    assert not file.exists()  # the kernel has just cached that it does not exist
+    wait_until(file.exists, EXPIRED_SECONDS + 2)
     assert file.read_bytes() == b"theirs!"
     assert "f.txt" in os.listdir(file.parent)
     assert client.get("d:f.txt") == b"theirs!"
@@ -204,25 +206,25 @@ def test_changed_while_parked_then_left(client: redis.Redis, mount: MountedServe
     backup_of(file).unlink()
 
 
-def test_gone_while_parked(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """A parked key that another client deletes is just gone: no change of ours, no error in the log."""
-    before, said = last_change_id(mount), mount.read_log()
+def test_a_key_deleted_by_another_client(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """A key that another client deletes during the delay causes neither a change nor a log line."""
+    before, old_log = last_change_id(mount), mount.read_log()
     os.rename(file, backup_of(file))
     client.delete("d:f.txt")
-    time.sleep(OVER)
+    time.sleep(EXPIRED_SECONDS)
     assert not file.exists()
     assert journal_rows(mount, before) == []
-    assert mount.read_log() == said
-    assert os.listdir(mount.path) == ["d", "h.f"]  # a folder with nothing but a backup
+    assert mount.read_log() == old_log
+    assert os.listdir(mount.path) == ["d", "h.f"]  # d has nothing but a backup
     assert os.listdir(file.parent) == ["f.txt~"]
     assert backup_of(file).read_bytes() == b"old"
-    refused(errno.ENOTEMPTY, os.rmdir, file.parent)
+    assert_fails(errno.ENOTEMPTY, os.rmdir, file.parent)
     backup_of(file).unlink()
     file.parent.rmdir()
 
 
-def test_a_parked_file_can_be_removed(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """`mv f f~; touch f; rm f` removes the key at once, as one change."""
+def test_rm_during_the_delay(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """`mv f f~; touch f; rm f` removes the key immediately, as one change."""
     before = last_change_id(mount)
     os.rename(file, backup_of(file))
     with file.open("xb"):
@@ -239,8 +241,8 @@ def test_a_parked_file_can_be_removed(client: redis.Redis, mount: MountedServer,
     (mount.path / "h.f~").unlink()
 
 
-def test_a_parked_file_that_is_moved_on(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """A new file that goes to the backup's name too leaves the key parked; the save after it is the one change."""
+def test_mv_of_a_new_file_during_the_delay(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """Renaming a new file to the backup name too extends the delay; the save after it is the only change."""
     before = last_change_id(mount)
     os.rename(file, backup_of(file))
     descriptor = os.open(file, os.O_CREAT | os.O_WRONLY, 0o644)
@@ -248,51 +250,51 @@ def test_a_parked_file_that_is_moved_on(client: redis.Redis, mount: MountedServe
     os.close(descriptor)
     file.write_bytes(b"new")
     wait_until(lambda: client.get("d:f.txt") == b"new")
-    time.sleep(OVER)
+    time.sleep(EXPIRED_SECONDS)
     assert client.pttl("d:f.txt") > 0
     assert [row["op"] for row in journal_rows(mount, before)] == ["write"]
     backup_of(file).unlink()
 
 
-# -- what is not parked ------------------------------------------------------------------------------------------------
+# -- removals that are not delayed -------------------------------------------------------------------------------------
 
 
-def test_keys_that_may_not_be_changed(client: redis.Redis, mount: MountedServer) -> None:
-    """A key outside --allow can't be renamed to a backup, nor replaced: EACCES at once."""
+def test_keys_outside_allow(client: redis.Redis, mount: MountedServer) -> None:
+    """Renaming a key outside --allow to a backup, or replacing it, fails with EACCES immediately."""
     client.set("x", "1")
     wait_until((mount.path / "x").exists)
-    refused(errno.EACCES, os.rename, mount.path / "x", mount.path / "x~")
+    assert_fails(errno.EACCES, os.rename, mount.path / "x", mount.path / "x~")
     new = mount.path / "tmpabcdefgh"
     os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    refused(errno.EACCES, os.rename, new, mount.path / "x")
+    assert_fails(errno.EACCES, os.rename, new, mount.path / "x")
     new.unlink()
     with (mount.path / "x").open("rb"):
-        refused(errno.EACCES, os.unlink, mount.path / "x")
+        assert_fails(errno.EACCES, os.unlink, mount.path / "x")
     time.sleep(0.4)
     assert client.get("x") == b"1"
 
 
 def test_collections(client: redis.Redis, mount: MountedServer) -> None:
-    """A list is renamed to a backup's name as a key, can't go into a folder of junk, nor be replaced by a file."""
+    """A list is renamed to a backup name as a key; it can't be renamed into a junk directory or replaced by a file."""
     client.rpush("l", "a", "b")
     wait_until((mount.path / "l").exists)
     os.rename(mount.path / "l", mount.path / "l~")
     assert client.lrange("l~", 0, -1) == [b"a", b"b"]
     (mount.path / ".Trash-1").mkdir()
-    refused(errno.EXDEV, os.rename, mount.path / "l~", mount.path / ".Trash-1" / "l")
+    assert_fails(errno.EXDEV, os.rename, mount.path / "l~", mount.path / ".Trash-1" / "l")
     subprocess.run(["mv", str(mount.path / "l~"), str(mount.path / ".Trash-1")], check=True, timeout=20)
     assert (mount.path / ".Trash-1" / "l~").read_bytes() == b"a\nb\n"
     assert not client.exists("l~")
     client.rpush("l", "a", "b")
     wait_until((mount.path / "l").exists)
-    refused(errno.EACCES, os.rename, mount.path / ".Trash-1" / "l~", mount.path / "l")
+    assert_fails(errno.EACCES, os.rename, mount.path / ".Trash-1" / "l~", mount.path / "l")
     assert client.lrange("l", 0, -1) == [b"a", b"b"]
     (mount.path / ".Trash-1" / "l~").unlink()
     (mount.path / ".Trash-1").rmdir()
 
 
-def test_put_into_the_trash(client: redis.Redis, mount: MountedServer, file: Path) -> None:
-    """What a desktop moves into the trash goes from Redis, journaled; taken out in time, it never was away."""
+def test_trash(client: redis.Redis, mount: MountedServer, file: Path) -> None:
+    """A file that a desktop moves to the trash is removed from Redis, journaled; moved back in time, it stays."""
     before = last_change_id(mount)
     (mount.path / ".Trash-1000" / "files").mkdir(parents=True)
     trashed = mount.path / ".Trash-1000" / "files" / "f.txt"
@@ -307,11 +309,11 @@ def test_put_into_the_trash(client: redis.Redis, mount: MountedServer, file: Pat
     trashed.parent.parent.rmdir()
 
 
-# -- held back ---------------------------------------------------------------------------------------------------------
+# -- held files --------------------------------------------------------------------------------------------------------
 
 
 def test_a_held_file_that_stays(client: redis.Redis, mount: MountedServer) -> None:
-    """A file made with O_EXCL and mode 0600 is in Redis a while after it was closed, as one change, not before."""
+    """A file created with O_EXCL and mode 0600 is committed --park-seconds after its close, as one change."""
     before = last_change_id(mount)
     path = mount.path / "id_rsa"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -329,8 +331,8 @@ def test_a_held_file_that_stays(client: redis.Redis, mount: MountedServer) -> No
     assert path.read_bytes() == b"secret!"
 
 
-def test_a_held_file_with_a_new_name(client: redis.Redis, mount: MountedServer) -> None:
-    """Renamed to a name that is no key yet, it is that key at once, and only that."""
+def test_a_renamed_held_file(client: redis.Redis, mount: MountedServer) -> None:
+    """A held file that is renamed to a name without a key becomes that key immediately, and no other."""
     before = last_change_id(mount)
     path = mount.path / "tmp12345678"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
@@ -339,33 +341,33 @@ def test_a_held_file_with_a_new_name(client: redis.Redis, mount: MountedServer) 
     os.rename(path, mount.path / "report")
     assert client.get("report") == b"new"
     assert not path.exists()
-    time.sleep(OVER)
+    time.sleep(EXPIRED_SECONDS)
     assert not client.keys("tmp*")
     assert [(row["op"], row["path"]) for row in journal_rows(mount, before)] == [("create", "report")]
 
 
-def test_junk_that_was_saved_is_closed(client: redis.Redis, mount: MountedServer) -> None:
-    """Who goes on writing to a temporary file after it was renamed over a key is told so, instead of losing bytes."""
+def test_saved_junk_rejects_writes(client: redis.Redis, mount: MountedServer) -> None:
+    """Writes to a temporary file after its rename over a key fail with ESTALE instead of being lost."""
     path = mount.path / ".goutputstream-ABC123"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     os.write(descriptor, b"new")
     os.rename(path, mount.path / "h.f")
     assert client.hget("h", "f") == b"new"
-    refused(errno.ESTALE, os.write, descriptor, b"more")
+    assert_fails(errno.ESTALE, os.write, descriptor, b"more")
     os.close(descriptor)
     assert client.hget("h", "f") == b"new"
 
 
-# -- time --------------------------------------------------------------------------------------------------------------
+# -- suspension and conflicts ------------------------------------------------------------------------------------------
 
 
-def test_a_stopped_process_is_not_late(
+def test_suspension_extends_the_delay(
     client: redis.Redis, mount: MountedServer, file: Path, server: RedisServer
 ) -> None:
-    """A mount that stood still for longer than --park-seconds gives the editor its time all the same."""
+    """A mount that was suspended for longer than --park-seconds does not remove the key before the editor saves."""
     os.rename(file, backup_of(file))
     mount.process.send_signal(signal.SIGSTOP)
-    time.sleep(2 * PARKED)
+    time.sleep(2 * PARK_SECONDS)
     with monitor_writes(server) as commands:
         mount.process.send_signal(signal.SIGCONT)
         file.write_bytes(b"new")
@@ -375,8 +377,8 @@ def test_a_stopped_process_is_not_late(
     backup_of(file).unlink()
 
 
-def test_a_refused_edit_leaves_no_trace(client: redis.Redis, mount: MountedServer) -> None:
-    """After a conflict the file is what Redis holds, in size and content, whatever was asked meanwhile."""
+def test_a_refused_edit_is_discarded(client: redis.Redis, mount: MountedServer) -> None:
+    """After a conflict the file has the size and content that Redis holds, even if it was queried before."""
     path = mount.path / "k"
     client.set("k", "1")
     wait_until(path.exists)
@@ -385,8 +387,8 @@ def test_a_refused_edit_leaves_no_trace(client: redis.Redis, mount: MountedServe
     client.set("k", "22")
     time.sleep(0.2)
     assert path.stat().st_size == 11
-    refused(errno.ESTALE, os.fsync, descriptor)
+    assert_fails(errno.ESTALE, os.fsync, descriptor)
     wait_until(lambda: path.stat().st_size == 2, 2)
     assert path.read_bytes() == b"22"
-    refused(errno.ESTALE, os.close, descriptor)
+    assert_fails(errno.ESTALE, os.close, descriptor)
     assert client.get("k") == b"22"
