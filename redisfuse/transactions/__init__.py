@@ -1,10 +1,10 @@
-"""The only way anything in Redis is changed, forwards and backwards: watch, journal, execute.
+"""Changes Redis, forwards and backwards: watch, journal, execute.
 
-A caller creates an operation, a value (`operation.py`): SaveWhole, PatchRange, RemoveTogether, RemoveEach, Rename,
-SetExpiry, Apply, Revert. The executor (`executor.py`) reads under WATCH what the operation names, lets it plan its
-mutations from what is there, journals them with their prior states (one fsync), then runs them in MULTI and EXEC. A
-reply that is lost is resolved by reading (`in_doubt.py`), a crash by recovery (`recovery.py`); a write is never sent
-twice. The promise and its steps are in docs/undo.md and docs/architecture.md.
+Nothing else does. A caller creates an operation, a value (`operation.py`): SaveWhole, PatchRange, RemoveTogether,
+RemoveEach, Rename, SetExpiry, Apply, Revert. The executor (`executor.py`) reads under WATCH what the operation names,
+lets it plan its mutations from what is there, journals them with their prior states (one fsync), then runs them in
+MULTI and EXEC. A reply that is lost is resolved by reading (`in_doubt.py`), a crash by recovery (`recovery.py`); a
+write is never sent twice. The promise and its steps are in docs/undo.md and docs/architecture.md.
 
 `key_writer.py` is the interface for the tree of files; `selection.py`, `rollback_plan.py`, `rollback.py`, `apply.py`
 and `recovery.py` are the interface for commands.

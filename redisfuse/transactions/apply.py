@@ -1,4 +1,7 @@
-"""Applies the new state of a recorded change: a refused edit after its review, or any other change once more."""
+"""Applies the new state of a recorded change.
+
+The change is a refused edit, after its review, or any other change, once more.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,10 +20,10 @@ from redisfuse.transactions.state_reader import CurrentState, ReadRequest
 
 @dataclass(frozen=True)
 class Apply(Operation):
-    """Give the target of a recorded change the change's new state. The expiry that is there stays.
+    """Give the target of a recorded change the change's new state.
 
-    A refused edit is written only over what it was refused for, which is what `redisfuse diff` shows; `force` writes it
-    over anything.
+    The expiry that is there stays. A refused edit is written only over what it was refused for, which is what
+    `redisfuse diff` shows; `force` writes it over anything.
     """
 
     change: Change
@@ -36,7 +39,10 @@ class Apply(Operation):
         return [build_read_request(self.target, self.change.new, self.change.prior)]
 
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
-        """Write the new state, unless the target is absent and stays so. Raises ConflictError."""
+        """Write the new state, unless the target is absent and stays so.
+
+        Raises ConflictError.
+        """
         change, current = self.change, state[self.target]
         self._check_applicable(current)
         desired_state = _build_desired_state(change.new, current, state.fetch_time_ms())
@@ -75,10 +81,11 @@ class Apply(Operation):
 
 
 def apply_change(executor: TransactionExecutor, change: Change, *, force: bool = False) -> list[int]:
-    """Apply a recorded change; return the ids of the new changes, none if there was nothing to do.
+    """Apply a recorded change and return the IDs of the new changes.
 
-    Raises ConflictError if the target is not what the change was refused for, or if a string would replace another type
-    (`force` overwrites both); UsageError for an empty directory; and as `TransactionExecutor.run` does.
+    There are none if there was nothing to do. Raises ConflictError if the target is not what the change was refused
+    for, or if a string would replace another type (`force` overwrites both); UsageError for an empty directory; and as
+    `TransactionExecutor.run` does.
     """
     if is_directory_change(change):
         raise UsageError(f"change {change.id} is of an empty directory: use mkdir or rmdir again")
@@ -86,7 +93,10 @@ def apply_change(executor: TransactionExecutor, change: Change, *, force: bool =
 
 
 def _build_desired_state(new: State, current: CurrentState, now_ms: int) -> State:
-    """Return the new state with the expiry that is there; an expiry that has passed is not set again."""
+    """Return the new state with the current expiry.
+
+    An expiry that has passed is not set again.
+    """
     if new.kind in ("absent", "slice"):
         return new
     expiring = current.state if current.state.kind != "absent" else new

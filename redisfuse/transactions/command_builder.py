@@ -1,6 +1,7 @@
-"""Builds the write commands that bring a target from its current state to another. Pure: sends nothing.
+"""Builds the commands that bring a target from its current state to another.
 
-Most transactions have one command. In those with several, commands that create data precede those that remove data.
+Pure: sends nothing. Most transactions have one command. In those with several, commands that create data precede those
+that remove data.
 """
 
 from redisfuse.batching import CHUNK_BYTES
@@ -48,9 +49,10 @@ def build_rename(key: bytes, new_key: bytes) -> WriteCommand:
 
 
 def build_expire(target: KeyRef, expires_at_ms: int | None, server_info: ServerInfo) -> list[WriteCommand]:
-    """Return the commands that set the expiry (absolute ms) of an existing key or field, or clear it (None).
+    """Return the commands that set or clear the expiry of an existing key or field.
 
-    Raises NotSupportedError for a field if the server's fields have no expiry.
+    `expires_at_ms` is absolute; None clears it. Raises NotSupportedError for a field if the server's fields have no
+    expiry.
     """
     key, field = target.key, target.field
     if field is None:
@@ -67,24 +69,27 @@ def build_expire(target: KeyRef, expires_at_ms: int | None, server_info: ServerI
 
 
 def build_patch(key: bytes, offset: int, content: Blob, current: CurrentState) -> list[WriteCommand]:
-    """Return the command that writes bytes at an offset of a string, or appends them; its expiry stays."""
+    """Return the command that patches or appends to a string; its expiry stays."""
     if offset == current.state.total_size:
         return [WriteCommand(("APPEND", key), content)]
     return [WriteCommand(("SETRANGE", key, offset), content)]
 
 
 def build_rewrite(key: bytes, content: Blob, current: CurrentState) -> list[WriteCommand]:
-    """Return the commands that write a string whole, streamed if it is large; its expiry stays."""
+    """Return the commands that write a string whole; its expiry stays.
+
+    A large string is streamed.
+    """
     return [WriteCommand(("SET", key), content), *_build_key_expire(key, current.state.expires_at)]
 
 
 def build_restore(
     target: KeyRef, current: CurrentState, desired_state: State, server_info: ServerInfo, *, portable: bool = False
 ) -> list[WriteCommand]:
-    """Return the commands that give the target a state (absent, a value or an object) with its absolute expiry.
+    """Return the commands that give the target a state with its absolute expiry.
 
-    An object is restored with RESTORE or, with `portable` or if it was not DUMPed, rebuilt from its portable copy.
-    Raises NotSupportedError if the state has neither.
+    The state is absent, a value or an object. An object is restored with RESTORE or, with `portable` or if it was not
+    DUMPed, rebuilt from its portable copy. Raises NotSupportedError if the state has neither.
     """
     if desired_state.kind == "absent":
         return build_remove(target, server_info) if current.state.kind != "absent" else []

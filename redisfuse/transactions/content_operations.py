@@ -1,4 +1,4 @@
-"""Operations on the content of a string or hash field: save it whole, or patch a byte range."""
+"""Operations on the content of a string or field: save whole, patch a byte range."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,7 +39,10 @@ class SaveWhole(Operation):
         )
 
     def reads(self) -> Sequence[ReadRequest]:
-        """Return a read of the content that is replaced; a large one of the wrong size is not read."""
+        """Return a read of the content that is replaced.
+
+        A large content of the wrong size is not read.
+        """
         precondition = self.precondition
         return [
             ReadRequest(
@@ -67,7 +70,9 @@ class SaveWhole(Operation):
 
 @dataclass(frozen=True)
 class PatchRange(Operation):
-    """Write bytes at an offset of a string, at its end or beyond (append). Only they are sent and journaled.
+    """Write bytes at an offset of a string, at its end or beyond (append).
+
+    Only they are sent and journaled.
 
     `op` is what the journal calls it; None: append or write, depending on the offset.
     """
@@ -128,7 +133,7 @@ def _check_precondition(precondition: Precondition, current: CurrentState, inten
 
 
 def _pad_with_zeros(content: Blob, offset: int) -> Blob:
-    """Return the content preceded by `offset` NULs: the string that SETRANGE creates from nothing."""
+    """Return the content after `offset` NULs, as SETRANGE creates it from nothing."""
     if not offset:
         return content
     gap = (bytes(min(CHUNK_BYTES, offset - start)) for start in range(0, offset, CHUNK_BYTES))

@@ -1,7 +1,7 @@
-"""Carries out operations: watch and read, plan, journal (one fsync), then MULTI, the writes, EXEC.
+"""Carries out operations: watch and read, plan, journal, then MULTI and EXEC.
 
-Everything that changes Redis passes through `TransactionExecutor.run` (docs/architecture.md). WATCH isolates threads
-from each other as it does from other clients.
+Journaling takes one fsync. Everything that changes Redis passes through `TransactionExecutor.run`
+(docs/architecture.md). WATCH isolates threads from each other as it does from other clients.
 """
 
 import contextlib
@@ -65,10 +65,11 @@ class _Planned:
 
 
 class TransactionExecutor:
-    """Carries out operations in one session of the journal. Thread-safe: threads share channels, fsyncs, transactions.
+    """Carries out operations in one session of the journal.
 
-    `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` receives the
-    changed keys after each operation, in the thread that ran it, also if the outcome is unknown.
+    Thread-safe: threads share channels, fsyncs and transactions. `dump_limit`: the number of elements above which a
+    collection is not DUMPed. `listener` receives the changed keys after each operation, in the thread that ran it, also
+    if the outcome is unknown.
     """
 
     def __init__(
@@ -105,14 +106,17 @@ class TransactionExecutor:
         return request.change_ids
 
     def _publish_failed_change(self, request: CommitRequest) -> None:
-        """Make the outcome visible in the journal before the error is, and name the change in the error."""
+        """Publish the outcome before the error is raised, and name the change in it."""
         if isinstance(request.error, RedisFuseError) and request.recorded_change_id is not None:
             request.error.change_id = request.recorded_change_id
             with contextlib.suppress(JournalError):
                 self.journal.publish_outcomes()
 
     def resolve_in_doubt(self) -> None:
-        """Find out the outcomes of changes whose replies were lost. Raises UnavailableError."""
+        """Find out the outcomes of changes whose replies were lost.
+
+        Raises UnavailableError.
+        """
         changed_keys: ChangedKeys = {}
         try:
             self._resolver.resolve_in_doubt(changed_keys)
@@ -132,7 +136,7 @@ class TransactionExecutor:
             self._commit_queue.finish(batch)
 
     def _run_batch(self, requests: list[CommitRequest]) -> None:
-        """Run several in one transaction, then one by one those that have no outcome from it."""
+        """Run several in one transaction, then each that has no outcome from it alone."""
         if len(requests) > 1:
             try:
                 self._resolver.resolve_in_doubt(requests[0].changed_keys)
@@ -178,9 +182,10 @@ class TransactionExecutor:
     # -- one transaction ----------------------------------------------------------------------------------------------
 
     def _attempt_transaction(self, requests: Sequence[CommitRequest]) -> bool:
-        """Try all requests in one transaction; return False if the one request is too large for that.
+        """Try all requests in one transaction.
 
-        A request stays pending if a watched key changed, or if the server rejected a transaction of several requests.
+        Returns False if the one request is too large for that. A request stays pending if a watched key changed, or if
+        the server rejected a transaction of several requests.
         """
         with self.client.write_channel() as channel:
             states = self.reader.read(channel, [read for request in requests for read in request.reads])
@@ -201,7 +206,10 @@ class TransactionExecutor:
         return True
 
     def _plan_request(self, request: CommitRequest, states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
-        """Return the mutations of a request. If there are none, the request has its outcome."""
+        """Return the mutations of a request.
+
+        If there are none, the request has its outcome.
+        """
         watched = WatchedState({read.target: states[read.target] for read in request.reads}, self.client)
         try:
             mutations = list(request.operation.plan(watched))
@@ -225,9 +233,10 @@ class TransactionExecutor:
     def _record_intents(
         self, plans: Sequence[tuple[CommitRequest, list[Mutation]]]
     ) -> tuple[JournaledMutations, list[_Planned]]:
-        """Journal the mutations of all requests (one fsync); return them together, and for each request.
+        """Journal the mutations of all requests with one fsync.
 
-        Successive mutations of a request with the same group index form one group of the journal.
+        Returns them together, and for each request. Successive mutations of a request with the same group index form
+        one group of the journal.
         """
         group_sizes = [
             len(collect_intents(list(group)))
@@ -246,7 +255,10 @@ class TransactionExecutor:
     def _send_transaction(
         self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
     ) -> ExecResult | TransactionRejectedError:
-        """Run MULTI, the commands, EXEC. Where certainly nothing was executed, the rows are recorded as failed."""
+        """Run MULTI, the commands, EXEC.
+
+        Where certainly nothing was executed, the rows are recorded as failed.
+        """
         commands = journaled.commands
         try:
             try:
@@ -271,10 +283,10 @@ class TransactionExecutor:
     def _remove_without_multi(
         self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
     ) -> ExecResult:
-        """Remove without MULTI: a server that is out of memory refuses MULTI, even around commands that free memory.
+        """Remove without MULTI, after one more comparison.
 
-        Without it WATCH guards nothing, so the targets are compared once more right before. A change after that
-        comparison is not noticed.
+        A server that is out of memory refuses MULTI, even around commands that free memory. Without MULTI, WATCH guards
+        nothing, so the targets are compared once more right before. A change after that comparison is not noticed.
         """
         requests = [ReadRequest(target) for target in collect_targets(journaled.mutations)]
         if not _are_unchanged(states, self.reader.read(channel, requests)):
@@ -302,7 +314,7 @@ class TransactionExecutor:
     def _resolve_lost_reply(
         self, planned: Sequence[_Planned], all_journaled: JournaledMutations, cause: UnavailableError
     ) -> None:
-        """Find out the outcomes of several requests together, because their one reply was lost."""
+        """Find out the outcomes of several requests, whose one reply was lost."""
         first = planned[0].request
         try:
             outcomes = self._resolver.resolve(
@@ -324,10 +336,10 @@ class TransactionExecutor:
     # -- more than one transaction ------------------------------------------------------------------------------------
 
     def _run_chunked(self, request: CommitRequest) -> None:
-        """Journal all mutations, then apply them in several transactions, each of which reads its targets again.
+        """Journal all mutations, then apply them in several transactions.
 
-        If the keys of a transaction have changed since, it and those after it are not applied: ConflictError, and the
-        rows say which.
+        Each transaction reads its targets again. If the keys of a transaction have changed since, it and those after it
+        are not applied: ConflictError, and the rows say which.
         """
         states: dict[KeyRef, CurrentState] = {}
         for batch in batched(request.reads, MAX_MUTATIONS_PER_TRANSACTION):
@@ -367,7 +379,7 @@ def _fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> N
 
 
 def _are_unchanged(before: Mapping[KeyRef, CurrentState], current: Mapping[KeyRef, CurrentState]) -> bool:
-    """Whether each target of `current` holds what it held before, with the same expiries."""
+    """Whether each target of `current` holds its state of `before`, expiry included."""
     return all(
         before[target].key_type == now.key_type and holds_state(now, before[target].state, compare_expiry=True)
         for target, now in current.items()

@@ -1,4 +1,4 @@
-"""Group commit: operations that arrive while another is being journaled share one read, one fsync and one transaction.
+"""Group commit: concurrent operations share a read, an fsync and a transaction.
 
 A channel that watches keys is occupied for the duration of the fsync, and there are few channels. So operations wait
 in one queue, and the thread at its head, the leader, commits all that are queued by then (flat combining). A single
@@ -54,7 +54,10 @@ class CommitRequest:
 
 
 class CommitQueue:
-    """The queue of requests. Thread-safe; its lock is held only briefly, and no other lock is taken under it."""
+    """The queue of requests.
+
+    Thread-safe; its lock is held only briefly, and no other lock is taken under it.
+    """
 
     def __init__(self) -> None:
         self._request_queued = threading.Condition()  # guards all of the following
@@ -63,7 +66,7 @@ class CommitQueue:
         self._last_batch_size = 1
 
     def join(self, request: CommitRequest) -> list[CommitRequest]:
-        """Queue the request, then wait until it has an outcome or this thread is the leader.
+        """Queue the request, then wait until it has an outcome or is the leader.
 
         Returns the batch that the leader must commit (its own request first), after which it must call `finish`;
         or no requests, if another leader has committed this one.
@@ -80,7 +83,10 @@ class CommitQueue:
         return self._take_batch(request)
 
     def finish(self, batch: Sequence[CommitRequest]) -> None:
-        """Make the next request the leader and wake the threads of this batch, whose requests have their outcomes."""
+        """Make the next request the leader and wake the threads of this batch.
+
+        The requests of the batch have their outcomes.
+        """
         with self._request_queued:
             if self._queued:
                 self._queued[0].is_leader = True
@@ -91,7 +97,10 @@ class CommitQueue:
             request.wakeup.release()
 
     def _take_batch(self, leader: CommitRequest) -> list[CommitRequest]:
-        """Dequeue the leader and those that can join it, in order: of two that share a key only the first."""
+        """Dequeue the leader and the requests that can join it, in order.
+
+        Of two requests that share a key only the first can.
+        """
         with self._request_queued:
             self._request_queued.wait_for(lambda: len(self._queued) >= self._last_batch_size, LEADER_WAIT_SECONDS)
             batch, keys = [leader], set(leader.keys)

@@ -1,4 +1,4 @@
-"""The outcome of a transaction that was sent: taken from its replies or, if they were lost, from what the keys hold.
+"""Finds the outcome of a transaction: by its replies or, if lost, by its keys.
 
 A write is never sent twice. A row whose reply was lost stays pending until the server can be read again.
 """
@@ -39,7 +39,10 @@ ExecResult = list[Any] | UnavailableError | None
 
 
 class InDoubtResolver:
-    """Records outcomes in the journal. Thread-safe. Methods add the changed keys to `changed_keys`."""
+    """Records outcomes in the journal.
+
+    Thread-safe. Methods add the changed keys to `changed_keys`.
+    """
 
     def __init__(self, client: RedisClient, journal: Journal, reader: WatchedReader) -> None:
         self._client = client
@@ -49,10 +52,11 @@ class InDoubtResolver:
         self._in_doubt: list[tuple[list[int], list[ChangeIntent]]] = []  # rows whose replies were lost
 
     def record_result(self, journaled: JournaledMutations, result: ExecResult, changed_keys: ChangedKeys) -> bool:
-        """Record what the result says; return False if nothing was executed because a key had changed.
+        """Record the outcome of a result.
 
-        Raises the server's error for a single mutation; PartiallyAppliedError; for a lost reply its UnavailableError if
-        nothing was executed, else OutcomeUnknownError.
+        Returns False if nothing was executed because a key had changed. Raises the server's error for a single
+        mutation; PartiallyAppliedError; for a lost reply its UnavailableError if nothing was executed, else
+        OutcomeUnknownError.
         """
         if result is None:
             self._journal.record_outcome(journaled.change_ids, "failed", KEY_CHANGED_MESSAGE)
@@ -75,7 +79,10 @@ class InDoubtResolver:
     def _record_partial_failure(
         self, journaled: JournaledMutations, replies: list[Any], changed_keys: ChangedKeys
     ) -> None:
-        """Record the outcome of each mutation: an error inside EXEC stops only its own command. Always raises."""
+        """Record the outcome of each mutation; always raises.
+
+        An error inside EXEC stops only its own command.
+        """
         failures: list[tuple[Mutation, RedisFuseError]] = []
         applied_ids: list[int] = []
         applied_intents: list[ChangeIntent] = []
@@ -105,9 +112,9 @@ class InDoubtResolver:
     def resolve(
         self, change_ids: list[int], intents: list[ChangeIntent], cause: UnavailableError, changed_keys: ChangedKeys
     ) -> list[Outcome]:
-        """Find out, within the time-out, the outcome of a write whose reply was lost; record and return it.
+        """Find out, record and return the outcomes of a write whose reply was lost.
 
-        Raises OutcomeUnknownError if the server does not answer; the rows then stay pending.
+        Tries until the time-out. Raises OutcomeUnknownError if the server does not answer; the rows then stay pending.
         """
         deadline = time.monotonic() + self._client.limits.timeout
         while True:
@@ -147,7 +154,10 @@ class InDoubtResolver:
             del unresolved[0]
 
     def _infer_outcomes_after_grace(self, intents: Sequence[ChangeIntent]) -> list[Outcome]:
-        """Infer the outcomes; a write that is not there yet may still arrive from a connection that is gone."""
+        """Infer the outcomes, after a delay if a write is not there yet.
+
+        It may still arrive from a connection that is gone.
+        """
         outcomes = self._infer_outcomes(intents)
         if "failed" in outcomes:
             time.sleep(ARRIVAL_GRACE_SECONDS)
@@ -195,7 +205,10 @@ class InDoubtResolver:
 
 
 def raise_if_not_applied(change_ids: Sequence[int], outcomes: Sequence[Outcome], cause: UnavailableError) -> None:
-    """Raise `cause` if nothing of an operation was executed, OutcomeUnknownError unless all of it was."""
+    """Raise unless all of an operation was executed.
+
+    Raises `cause` if nothing of it was, else OutcomeUnknownError.
+    """
     if all(outcome == "applied" for outcome in outcomes):
         return
     if all(outcome == "failed" for outcome in outcomes):

@@ -1,4 +1,7 @@
-"""The inverse of one recorded change, given what its target holds now. Pure: decides, and sends nothing."""
+"""The inverse of one recorded change, given what its target holds now.
+
+Pure: decides, and sends nothing.
+"""
 
 import time
 from dataclasses import dataclass, replace
@@ -11,7 +14,10 @@ from redisfuse.transactions.state_reader import CurrentState
 
 @dataclass(frozen=True, slots=True)
 class Inverse:
-    """How one change is reverted: its target gets `desired_state`, unless a `conflict_reason` forbids it."""
+    """How one change is reverted.
+
+    Its target gets `desired_state`, unless a `conflict_reason` forbids it.
+    """
 
     change: Change
     current: CurrentState
@@ -53,7 +59,10 @@ def invert(change: Change, current: CurrentState, now_ms: int, *, force: bool = 
 
 
 def _restore_prior_exactly(change: Change, current: CurrentState, now_ms: int) -> Inverse:
-    """Restore the prior state with its absolute expiry; if that has passed, the key would be gone by now."""
+    """Restore the prior state with its absolute expiry.
+
+    If that has passed, the key would be gone by now, so it is removed.
+    """
     prior = change.prior
     has_expired = _has_expired(prior, current, now_ms)
     desired_state = ABSENT if has_expired else prior
@@ -87,7 +96,7 @@ def _format_expiry(state: State) -> str:
 
 
 def _describe_conflict(change: Change, current: CurrentState, *, force: bool) -> str | None:
-    """Say why the target is not what the change left there; None if it may be overwritten nevertheless."""
+    """Describe why the target can't be reverted; None if it may be overwritten."""
     if not current.is_type_compatible:
         return f"its key is a {_decode_type(current.key_type)} now, which has no fields"
     if change.prior.kind == "slice" or change.new.kind == "slice":

@@ -1,4 +1,4 @@
-"""Operations on whole keys of any type, and on hash fields: remove them, or set when they expire."""
+"""Operations on whole keys of any type, and on hash fields: removal and expiry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +18,10 @@ GONE_MESSAGE = "it is gone already (deleted, expired or evicted)"
 
 @dataclass(frozen=True)
 class RemoveTogether(Operation):
-    """Remove keys or fields as one operation of the user, so that one rollback restores them all.
+    """Remove keys or fields as one operation.
 
-    Absent targets are skipped. Every target that is there must satisfy the precondition.
+    One rollback restores them all. Absent targets are skipped. Every target that is there must satisfy the
+    precondition.
     """
 
     targets: tuple[KeyRef, ...]
@@ -32,7 +33,10 @@ class RemoveTogether(Operation):
         return [ReadRequest(target) for target in self.targets]
 
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
-        """Remove the targets that are there. Raises ConflictError, NotFoundError (all are absent)."""
+        """Remove the targets that are there.
+
+        Raises ConflictError, NotFoundError (all are absent).
+        """
         present = [target for target in state.states if state[target].state.kind != "absent"]
         if not all(self.precondition.holds_for(state[target].state) for target in present):
             raise ConflictError("it was changed by another client in the meantime, so it is not removed")
@@ -43,7 +47,9 @@ class RemoveTogether(Operation):
 
 @dataclass(frozen=True)
 class RemoveEach(Operation):
-    """Remove keys or fields, each as an operation of its own. Absent targets are skipped.
+    """Remove keys or fields, each as an operation of its own.
+
+    Absent targets are skipped.
 
     `paths`: the targets, each with its path in the mount.
     """
@@ -83,7 +89,10 @@ class SetExpiry(Operation):
         return [ReadRequest(self.target)]
 
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
-        """Set the expiry unless it is set already. Raises NotFoundError, NotSupportedError (a field's expiry)."""
+        """Set the expiry unless it is set already.
+
+        Raises NotFoundError, NotSupportedError (a field's expiry).
+        """
         prior = state[self.target].state
         if prior.kind == "absent":
             raise NotFoundError(GONE_MESSAGE)

@@ -1,7 +1,8 @@
-"""The writes of a mount. Each method is one operation of the user, journaled and checked for conflicts.
+"""The writes of a mount.
 
-A method returns when the change is in Redis and its prior state is on this disk. If it raises, Redis is unchanged; or,
-with OutcomeUnknownError, the journal says that the outcome must be looked up.
+Each method is one operation of the user, journaled and checked for conflicts. A method returns when the change is in
+Redis and its prior state is on this disk. If it raises, Redis is unchanged; or, with OutcomeUnknownError, the journal
+says that the outcome must be looked up.
 """
 
 import time
@@ -28,11 +29,11 @@ DEFAULT_DUMP_LIMIT_ELEMENTS = 100_000  # elements
 
 
 class KeyWriter:
-    """Writes to one database in one session of the journal, which has begun. Thread-safe; `client` is writable.
+    """Writes to one database in one session of the journal, which has begun.
 
-    `allow`: the Redis globs of the keys that may be changed; empty: all keys. `dump_limit`: the number of elements
-    above which a collection is not DUMPed. `listener` is called before each operation, and after it in the same
-    thread, also if the outcome is unknown.
+    Thread-safe; `client` is writable. `allow`: the Redis globs of the keys that may be changed; empty: all keys.
+    `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` is called before each
+    operation, and after it in the same thread, also if the outcome is unknown.
     """
 
     def __init__(
@@ -77,9 +78,9 @@ class KeyWriter:
         path: bytes,
         op: str | None = None,
     ) -> None:
-        """Write bytes at an offset of a string, at its end or beyond (append). Only they are sent and journaled.
+        """Write bytes at an offset of a string, at its end or beyond (append).
 
-        Raises as `save` does, and InvalidArgumentError for a field.
+        Only they are sent and journaled. Raises as `save` does, and InvalidArgumentError for a field.
         """
         if target.field is not None:
             raise InvalidArgumentError("a hash field can only be written whole")
@@ -88,7 +89,10 @@ class KeyWriter:
             self.executor.run(PatchRange(target, offset, content, self._relax(precondition), path, op))
 
     def record_refused(self, target: KeyRef, states: Sequence[State], *, path: bytes, error: str) -> int:
-        """Keep content that could not be saved in the journal, as refused changes; return the ID of the first."""
+        """Journal content that could not be saved, as refused changes.
+
+        Returns the ID of the first change.
+        """
         prior = replace(ABSENT, note="the prior state was not read")
         intents = [ChangeIntent(path, "write", target.key, target.field, prior, new) for new in states]
         return self.journal.record_intents(self.session_id, intents, outcome="refused", error=error)[0]
@@ -96,17 +100,19 @@ class KeyWriter:
     # -- whole keys and fields ----------------------------------------------------------------------------------------
 
     def remove(self, targets: Sequence[KeyRef], *, path: bytes, precondition: Precondition | None = None) -> None:
-        """Remove keys of any type, or fields, as one operation. Absent targets are skipped.
+        """Remove keys of any type, or fields, as one operation.
 
-        Raises ConflictError if a target violates the precondition (no content is new, so nothing is kept);
-        NotFoundError if all are absent; AccessError; and as `TransactionExecutor.run` does.
+        Absent targets are skipped. Raises ConflictError if a target violates the precondition (no content is new, so
+        nothing is kept); NotFoundError if all are absent; AccessError; and as `TransactionExecutor.run` does.
         """
         self._begin(targets)
         required = self._relax(precondition or Precondition.unconditional())
         self.executor.run(RemoveTogether(tuple(targets), path, required))
 
     def remove_independently(self, paths: Mapping[KeyRef, bytes]) -> int:
-        """Remove keys of any type, or fields, each as an operation of its own; return how many were there.
+        """Remove keys of any type, or fields, each as an operation of its own.
+
+        Returns how many were there.
 
         `paths`: the targets, each with its path in the mount. Raises AccessError, and as `TransactionExecutor.run`.
         """
@@ -121,12 +127,13 @@ class KeyWriter:
         new_path: bytes,
         allow_replace: bool = True,
     ) -> list[int]:
-        """Rename keys or fields as one operation (a directory's rename has many moves); return the IDs of the changes.
+        """Rename keys or fields as one operation; return the IDs of the changes.
 
-        The expiry of a key or field that is replaced stays; otherwise the own expiry moves along. Raises NotFoundError
-        (no source is there), ExistsError (`allow_replace` is false), AccessError (not allowed, or a string would
-        replace a collection), InvalidArgumentError (a collection as a field; a name that occurs twice), ConflictError
-        (a field of a key that is not a hash), and as `TransactionExecutor.run` does.
+        A directory's rename has many moves. The expiry of a key or field that is replaced stays; otherwise the own
+        expiry moves along. Raises NotFoundError (no source is there), ExistsError (`allow_replace` is false),
+        AccessError (not allowed, or a string would replace a collection), InvalidArgumentError (a collection as a
+        field; a name that occurs twice), ConflictError (a field of a key that is not a hash), and as
+        `TransactionExecutor.run` does.
         """
         pairs = tuple(RenamePair(source, destination) for source, destination in moves if source != destination)
         targets = [target for pair in pairs for target in (pair.source, pair.destination)]
@@ -176,7 +183,10 @@ class KeyWriter:
         new_path: bytes,
         group_id: int | None,
     ) -> None:
-        """Rename empty directories. `group_id`: the group of the same operation's changes of keys, if there are any."""
+        """Rename empty directories.
+
+        `group_id`: the group of the same operation's changes of keys, if there are any.
+        """
         intents: list[ChangeIntent] = []
         for old, new in moves:
             removal = ChangeIntent(path, "rename", encode_directory(old), None, DIRECTORY, ABSENT, new_path=new_path)
@@ -194,14 +204,20 @@ class KeyWriter:
     # -- outcomes and permission --------------------------------------------------------------------------------------
 
     def resolve_in_doubt(self) -> None:
-        """Find out the outcomes of changes whose replies were lost, if the server answers."""
+        """Find out the outcomes of changes whose replies were lost.
+
+        Does nothing while the server is unreachable.
+        """
         try:
             self.executor.resolve_in_doubt()
         except UnavailableError:
             return
 
     def get_applied_state(self, change_id: int) -> State | None:
-        """Return the new state of a change of this session if it was applied after all. Raises UnavailableError."""
+        """Return the new state of a change of this session if it was applied after all.
+
+        Raises UnavailableError.
+        """
         self.executor.resolve_in_doubt()
         change = self.journal.get_change(change_id)
         return change.new if change.outcome == "applied" else None

@@ -1,4 +1,7 @@
-"""Compares what a target holds with states of the journal, for rollbacks and recovery. Pure."""
+"""Compares what a target holds with recorded states.
+
+Pure. Rollbacks and recovery rely on it.
+"""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,9 +30,10 @@ def build_read_request(target: KeyRef, *states: State) -> ReadRequest:
 def holds_state(
     current: CurrentState, state: State, *, compare_expiry: bool = False, now_ms: int | None = None
 ) -> bool:
-    """Whether the target holds `state`: kind, type and content; with `compare_expiry`, the expiries too.
+    """Whether the target holds `state`.
 
-    With `now_ms` (the server's clock), an absent target holds every state whose expiry has passed.
+    That is its kind, type and content; with `compare_expiry`, the expiries too. With `now_ms` (the server's clock), an
+    absent target holds every state whose expiry has passed.
     """
     actual = current.state
     if not current.is_type_compatible:  # the field is absent, but its key is not a hash, so it can't be written
@@ -51,14 +55,20 @@ def holds_state(
 
 
 def is_same_state(left: State, right: State) -> bool:
-    """Whether two recorded states have the same form and content; expiries are not compared."""
+    """Whether two recorded states are the same.
+
+    Expiries are not compared.
+    """
     if (left.kind, left.type, left.offset, left.total_size) != (right.kind, right.type, right.offset, right.total_size):
         return False
     return _is_same_object(left, right) if left.kind == "object" else left.content == right.content
 
 
 def may_be_same_state(recorded: State, state: State) -> bool:
-    """Whether `recorded` may have been `state`, as far as both are known: of a slice only a part is known."""
+    """Whether `recorded` may have been `state`, as far as both are known.
+
+    Of a slice only a part is known.
+    """
     if "slice" not in (recorded.kind, state.kind):
         return is_same_state(recorded, state)
     if recorded.kind not in ("value", "slice") or state.kind not in ("value", "slice") or recorded.size != state.size:
@@ -73,7 +83,7 @@ def may_be_same_state(recorded: State, state: State) -> bool:
 
 
 def is_same_expiry(current: CurrentState, state: State) -> bool:
-    """Whether the target's expiries are the state's, as precisely as the server reports them."""
+    """Whether the target's expiries are the state's, as precisely as is known."""
     actual = current.state
     pairs = ((actual.expires_at, state.expires_at), (actual.field_expires_at, state.field_expires_at))
     return all(_is_within_tolerance(left, right, current.expiry_tolerance_ms) for left, right in pairs)
@@ -121,9 +131,10 @@ def _hash_byte_range(content: Blob, offset: int, size: int) -> bytes:
 
 
 def find_last_reached_state(states: Sequence[State], current: CurrentState, now_ms: int) -> int | None:
-    """Return the index of the last of the successive states that the target holds; None if it holds none of them.
+    """Return the index of the last of the states that the target holds.
 
-    Expiries are compared if two successive states differ in nothing else. `now_ms` is the server's clock.
+    The states are successive. Returns None if the target holds none of them. Expiries are compared if two successive
+    states differ in nothing else. `now_ms` is the server's clock.
     """
     compare_expiry = any(left.kind == right.kind and left.content == right.content for left, right in pairwise(states))
     for index in reversed(range(len(states))):
@@ -133,6 +144,9 @@ def find_last_reached_state(states: Sequence[State], current: CurrentState, now_
 
 
 def infer_outcome(intent: ChangeIntent, current: CurrentState, now_ms: int) -> ResolvedOutcome:
-    """Return the outcome of a change whose reply was lost: new state, prior state, or neither (unknown)."""
+    """Return the outcome of a change whose reply was lost.
+
+    The target holds its new state (applied), its prior state (failed) or neither (unknown).
+    """
     index = find_last_reached_state((intent.prior, intent.new), current, now_ms)
     return "unknown" if index is None else "applied" if index else "failed"

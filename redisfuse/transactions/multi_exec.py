@@ -1,4 +1,7 @@
-"""Sends one transaction: MULTI, the commands, EXEC. Nothing here is ever sent twice."""
+"""Sends one transaction: MULTI, the commands, EXEC.
+
+Nothing here is ever sent twice.
+"""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -13,7 +16,10 @@ MAX_COMMANDS_PER_PIPELINE = 100  # commands of a series
 
 
 class TransactionRejectedError(RedisFuseError):
-    """The server refused the whole transaction and executed none of it. `reason` is its first error reply."""
+    """The server refused the whole transaction and executed none of it.
+
+    `reason` is its first error reply.
+    """
 
     def __init__(self, reason: RedisFuseError) -> None:
         super().__init__(str(reason))
@@ -21,7 +27,10 @@ class TransactionRejectedError(RedisFuseError):
 
 
 class MultiRefusedError(RedisFuseError):
-    """The server refused MULTI, then executed each command on its own. `replies` are the commands' replies."""
+    """The server refused MULTI, then executed each command on its own.
+
+    `replies` are the commands' replies.
+    """
 
     def __init__(self, reason: RedisFuseError, replies: list[Any]) -> None:
         super().__init__(str(reason))
@@ -59,7 +68,7 @@ def run_multi_exec(channel: Channel, commands: Sequence[WriteCommand]) -> list[A
 
 
 def _queue_individually(channel: Channel, commands: Sequence[WriteCommand]) -> list[int]:
-    """Queue the commands one by one and return the number of replies that EXEC will have for each.
+    """Queue the commands one by one; return the number of EXEC's replies for each.
 
     Each is acknowledged before the next is sent, so a failure leaves no doubt about the outcome.
     """

@@ -1,4 +1,4 @@
-"""Mutations: the pieces of an operation that are applied whole, before and after they are journaled."""
+"""Mutations: the pieces of an operation that are applied whole."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,10 @@ ChangedKeys = dict[bytes, bool | None]
 
 @dataclass(frozen=True, slots=True)
 class Mutation:
-    """The smallest piece that is applied whole: its rows of the journal and its commands, both in order.
+    """The smallest piece that is applied whole.
 
-    Successive mutations with the same `group_index` form one group of the journal.
+    It has its rows of the journal and its commands, both in order. Successive mutations with the same `group_index`
+    form one group of the journal.
     """
 
     intents: tuple[ChangeIntent, ...]
@@ -36,7 +37,7 @@ class Mutation:
 
 @dataclass(frozen=True, slots=True)
 class JournaledMutations:
-    """Mutations of one operation and the ids of their rows, one id for each intent, in order."""
+    """Mutations and the IDs of their rows, one ID for each intent, in order."""
 
     mutations: Sequence[Mutation]
     change_ids: list[int]
@@ -52,14 +53,17 @@ class JournaledMutations:
         return [command for mutation in self.mutations for command in mutation.commands]
 
     def split(self, groups: Sequence[Sequence[Mutation]]) -> Iterator["JournaledMutations"]:
-        """Yield the same mutations, grouped in order as in `groups`, each group with its ids."""
+        """Yield the same mutations, grouped as in `groups`, each group with its IDs."""
         ids = iter(self.change_ids)
         for mutations in groups:
             yield JournaledMutations(mutations, list(islice(ids, len(collect_intents(mutations)))))
 
 
 class PartiallyAppliedError(RedisFuseError):
-    """Some mutations of an operation were applied and others not. `failures` are those, each with its error."""
+    """Some mutations of an operation were applied and others not.
+
+    `failures` are those, each with its error.
+    """
 
     def __init__(self, failures: Sequence[tuple[Mutation, RedisFuseError]]) -> None:
         super().__init__(str(failures[0][1]))
@@ -88,7 +92,10 @@ def split_into_transactions(mutations: Sequence[Mutation]) -> Iterator[list[Muta
 
 
 def key_exists_after(intent: ChangeIntent) -> bool | None:
-    """Whether the key exists after a change. None, unknown, for a hash that lost a field."""
+    """Whether the key exists after a change.
+
+    None, unknown, for a hash that lost a field.
+    """
     if intent.new.kind != "absent":
         return True
     return False if intent.field is None else None

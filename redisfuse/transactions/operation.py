@@ -1,4 +1,4 @@
-"""Operations: values that describe a change of keys and fields, which the executor carries out.
+"""Operations: values that describe changes, which the executor carries out.
 
 An operation names what must be read under the WATCH (`reads`) and derives the mutations from what is there (`plan`).
 It changes nothing itself. If a watched key changes before EXEC, the executor reads and plans again.
@@ -18,7 +18,7 @@ from redisfuse.transactions.state_reader import CurrentState, ReadRequest, fetch
 
 @dataclass(frozen=True, slots=True)
 class WatchedState:
-    """What the targets of an operation hold under the WATCH, and the server that holds them."""
+    """What the targets of an operation hold under the WATCH, and their server."""
 
     states: Mapping[KeyRef, CurrentState]
     client: RedisClient
@@ -37,11 +37,14 @@ class WatchedState:
 
 
 class Operation(ABC):
-    """One operation of the user, on one or more targets. Implementations are frozen dataclasses."""
+    """One operation of the user, on one or more targets.
+
+    Implementations are frozen dataclasses.
+    """
 
     @property
     def may_share_transaction(self) -> bool:
-        """Whether the operation is small enough to share a transaction with those of other threads."""
+        """Whether the operation is small enough to share a transaction with others."""
         return False
 
     @abstractmethod
@@ -50,15 +53,15 @@ class Operation(ABC):
 
     @abstractmethod
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
-        """Return the mutations that follow from what the targets hold; none if there is nothing to do.
+        """Return the mutations that follow from what the targets hold.
 
-        Raises MutationRefusedError to keep the refused content in the journal, or any RedisFuseError to refuse the
-        operation without a trace.
+        There are none if there is nothing to do. Raises MutationRefusedError to keep the refused content in the
+        journal, or any RedisFuseError to refuse the operation without a trace.
         """
 
 
 class MutationRefusedError(Exception):
-    """Raised by `Operation.plan` to refuse the operation and keep its content in the journal.
+    """Raised by `Operation.plan` to refuse the operation and keep its content.
 
     `intents` are recorded as refused, then `error` is raised to the caller.
     """

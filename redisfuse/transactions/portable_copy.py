@@ -52,7 +52,7 @@ def can_rebuild(key_type: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Rebuild:
-    """The series of commands that creates a key, which is absent, from its portable copy.
+    """The series of commands that creates an absent key from its portable copy.
 
     Each command has at most 1 MiB or 1000 elements. Expiries of fields are left out where the server has none.
     """

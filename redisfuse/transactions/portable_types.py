@@ -1,4 +1,7 @@
-"""How the elements of each Redis type are read, page by page, and written back. Pure: sends nothing."""
+"""How the elements of each Redis type are read, page by page, and written back.
+
+Pure: sends nothing.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterable, Iterator
@@ -32,7 +35,10 @@ class ElementScan:
 
 @dataclass(frozen=True, slots=True)
 class DecodedCopy:
-    """A portable copy to create a key from, which is absent. `records` can be iterated once."""
+    """A portable copy to create a key from, which is absent.
+
+    `records` can be iterated once.
+    """
 
     key: bytes
     header: dict[str, Any]
@@ -112,7 +118,7 @@ class SortedSetType(PortableType):
 
 
 class HashType(PortableType):
-    """A hash: pairs of field and value, or triples with the field's expiry (absolute ms)."""
+    """A hash: pairs of field and value, or triples with the expiry (absolute ms)."""
 
     count_command = "HLEN"
     needs_sorting = True
@@ -142,7 +148,10 @@ class HashType(PortableType):
 
 
 class StreamType(PortableType):
-    """A stream: its entries by ID. The header holds its last ID and its consumer groups."""
+    """A stream: its entries by ID.
+
+    The header holds its last ID and its consumer groups.
+    """
 
     count_command = "XLEN"
 
@@ -211,6 +220,9 @@ def _batch_records(records: Iterable[tuple[CommandArgument, ...]]) -> Iterator[l
 def _batch_elements(
     leading_args: tuple[CommandArgument, ...], records: Iterable[tuple[CommandArgument, ...]]
 ) -> Iterator[WriteCommand]:
-    """Generate variadic commands: the leading arguments, then the arguments of as many elements as fit."""
+    """Generate variadic commands of as many elements as fit.
+
+    Each has the leading arguments, then those of its elements.
+    """
     for batch in _batch_records(records):
         yield WriteCommand((*leading_args, *(arg for element in batch for arg in element.args)))

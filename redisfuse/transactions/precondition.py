@@ -1,4 +1,7 @@
-"""Preconditions: the state in which a file was opened, which its target must still have when it is saved or removed."""
+"""Preconditions: the state that a target must still have when it is written.
+
+It is the state in which the target's file was opened.
+"""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -44,7 +47,10 @@ class Precondition:
 
     @classmethod
     def size_equals(cls, size: int, is_unchanged: UnchangedCheck) -> Self:
-        """Require `size` bytes and no observed change, where the content was not read whole."""
+        """Require `size` bytes and no observed change.
+
+        For a content that was not read whole.
+        """
         return cls("length", size, is_unchanged=is_unchanged)
 
     @classmethod
@@ -53,7 +59,10 @@ class Precondition:
         return cls("anything")
 
     def without_enforcement(self) -> Self:
-        """Return the same expectation as a mere hint: it sizes the reads, and every state satisfies it."""
+        """Return the same expectation as a mere hint.
+
+        It sizes the reads, and every state satisfies it.
+        """
         return replace(self, is_enforced=False)
 
     def requires_exactly(self, content: Blob) -> bool:
@@ -62,7 +71,10 @@ class Precondition:
 
     @property
     def expected_size(self) -> int | None:
-        """The size that the value is expected to have, in bytes, 0 if absent. None: no expectation."""
+        """The size that the value is expected to have, in bytes, 0 if absent.
+
+        None: no expectation.
+        """
         return None if self.kind == "anything" else self.size
 
     @property
@@ -71,7 +83,10 @@ class Precondition:
         return self.size if self.is_enforced and self.kind in ("content", "length") else None
 
     def holds_for(self, state: State) -> bool:
-        """Whether `state` (a whole value, a slice or absent) is what the file was opened on."""
+        """Whether a state satisfies the precondition.
+
+        The state is a whole value, a slice or absent.
+        """
         if self.kind == "anything" or not self.is_enforced:
             return True
         if self.kind == "absent":

@@ -1,4 +1,7 @@
-"""Predicts what targets hold while several changes are reverted one after the other, without reading in between."""
+"""Predicts what targets hold while several changes are reverted in turn.
+
+They need not be read in between.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +23,19 @@ class _KeyDependencies:
 
 
 class DependencyTracker:
-    """Decides which changes can be inverted together with newer ones of the same key, without reading in between."""
+    """Decides which changes can be inverted together with newer ones of their key.
+
+    That is, without reading the key in between.
+    """
 
     def __init__(self) -> None:
         self._dependencies_by_key: dict[bytes, _KeyDependencies] = {}
 
     def is_predictable(self, change: Change) -> bool:
-        """Whether the journal alone determines what the target holds once the newer changes are reverted."""
+        """Whether the target's state follows from the journal alone.
+
+        That is its state once the newer changes are reverted.
+        """
         key = self._dependencies_by_key.get(change.key)
         if key is None:
             return True
@@ -81,7 +90,10 @@ class ProjectedState:
 
 
 def build_read_requests(changes: Sequence[Change]) -> list[ReadRequest]:
-    """Return the reads for reverting these changes: each target once, as its first change needs it."""
+    """Return the reads for reverting these changes.
+
+    Each target is read once, as its first change needs it.
+    """
     requests: dict[KeyRef, ReadRequest] = {}
     for change in changes:
         target = KeyRef(change.key, change.field)

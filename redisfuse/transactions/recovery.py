@@ -1,4 +1,7 @@
-"""Resolves changes that a crash or an unreachable server left pending, by comparing them with what the keys hold."""
+"""Resolves changes that a crash or an unreachable server left pending.
+
+They are compared with what the keys hold now.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -32,10 +35,10 @@ class ProgressCallback(Protocol):
 def recover_pending(
     journal: Journal, client: RedisClient, session_id: int, *, progress: ProgressCallback = lambda _count: None
 ) -> list[tuple[Change, Outcome]]:
-    """Resolve the pending changes of the session's server; return each that was resolved, with its outcome.
+    """Resolve the pending changes of the session's server.
 
-    Changes in flight of other running sessions are resolved only if they were applied. Raises UnavailableError; what
-    was resolved until then stays so.
+    Returns each that was resolved, with its outcome. Changes in flight of other running sessions are resolved only if
+    they were applied. Raises UnavailableError; what was resolved until then stays so.
     """
     pending = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
     return resolve_changes(journal, client, pending, session_id=session_id, progress=progress)
@@ -64,9 +67,9 @@ def resolve_changes(
 
 
 def _group_into_chains(changes: Sequence[Change]) -> list[ChangeChain]:
-    """Group the changes of one target that were recorded in the same moment, perhaps for one transaction.
+    """Group the changes of one target that were recorded in the same moment.
 
-    A change of a slice is a chain of its own.
+    They may have been one transaction. A change of a slice is a chain of its own.
     """
     chains: dict[tuple[object, ...], ChangeChain] = {}
     for change in changes:
@@ -77,7 +80,10 @@ def _group_into_chains(changes: Sequence[Change]) -> list[ChangeChain]:
 
 
 def _batch_chains(chains: Sequence[ChangeChain]) -> Iterator[list[ChangeChain]]:
-    """Yield the chains in order, each target at most once in a batch, because one read can't serve two chains."""
+    """Yield the chains in batches, each target at most once in a batch.
+
+    One read can't serve two chains.
+    """
     batch: list[ChangeChain] = []
     targets: set[KeyRef] = set()
     for chain in chains:
@@ -124,16 +130,19 @@ def _list_states(chain: ChangeChain) -> list[State]:
 
 
 def _assign_outcomes(chain: ChangeChain, applied_count: int | None) -> list[Outcome]:
-    """Return the outcome of each change, of which the first `applied_count` were applied (None: unknown)."""
+    """Return the outcome of each change.
+
+    The first `applied_count` were applied; None: unknown.
+    """
     if applied_count is None:
         return ["unknown"] * len(chain)
     return ["applied" if index < applied_count else "failed" for index in range(len(chain))]
 
 
 def _count_applied_from_later_change(journal: Journal, chain: ChangeChain) -> int | None:
-    """Return how many changes were applied, judged by the prior state of the target's next change.
+    """Return how many changes were applied, as the target's next change shows.
 
-    That is better evidence than the current state. None: there is no such change, or it fits several states.
+    Its prior state is better evidence than the current state. None: there is no such change, or it fits several states.
     """
     last = chain[-1]
     later = [

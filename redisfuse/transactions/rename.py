@@ -1,4 +1,4 @@
-"""The rename of keys and fields: string to string, string to field and back, field to field, whole keys."""
+"""The rename of keys of any type, of fields, and between strings and fields."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ class RenamePair:
 
 @dataclass(frozen=True)
 class Rename(Operation):
-    """Rename keys or fields as one operation of the user (a directory's rename has many pairs).
+    """Rename keys or fields as one operation.
 
-    No target may occur twice. Absent sources are skipped. A destination's expiry stays if the destination is there;
-    otherwise the source's expiry moves along.
+    A directory's rename has many pairs. No target may occur twice. Absent sources are skipped. A destination's expiry
+    stays if the destination is there; otherwise the source's expiry moves along.
     """
 
     pairs: tuple[RenamePair, ...]
@@ -85,7 +85,10 @@ def _check_types(pair: RenamePair, source: CurrentState, destination: CurrentSta
 def _build_destination_state(
     pair: RenamePair, source: CurrentState, destination: CurrentState, server_info: ServerInfo
 ) -> State:
-    """Return the destination's state after the rename, with the replaced state's expiry, else the source's."""
+    """Return the destination's state after the rename.
+
+    Its expiry is that of the replaced state, or else the source's.
+    """
     state, replaced = source.state, destination.state
     expires_at = _get_expiry(replaced if replaced.kind != "absent" else state)
     if state.kind == "object":

@@ -1,4 +1,7 @@
-"""The operation that reverts recorded changes: several operations of the user, decided from one read."""
+"""The operation that reverts recorded changes.
+
+It reverts several operations of the user, decided from one read.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +23,10 @@ from redisfuse.transactions.state_reader import ReadRequest
 
 @dataclass(slots=True)
 class RevertDecision:
-    """What one call of `Revert.plan` decided: an inverse for each change of the groups that have no conflict."""
+    """What one call of `Revert.plan` decided.
+
+    Each change of a group without conflict has an inverse.
+    """
 
     inverses: list[Inverse] = field(default_factory=list)
     conflicts: list[RollbackConflict] = field(default_factory=list)
@@ -33,7 +39,9 @@ class RevertDecision:
 
 @dataclass(frozen=True)
 class Revert(Operation):
-    """Restore the prior states of changes, newest first. A group with a conflict is left alone as a whole.
+    """Restore the prior states of changes, newest first.
+
+    A group with a conflict is left alone as a whole.
 
     `selected_ids`: all changes that are being rolled back, in this operation or another. `force` overwrites what was
     changed since. `portable` rebuilds objects from their elements, because the server just refused their DUMPs; it
@@ -52,7 +60,7 @@ class Revert(Operation):
         return build_read_requests([change for group in self.groups for change in group])
 
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
-        """Revert the groups one after the other, each on top of what those before it leave."""
+        """Revert the groups in turn, each on top of what those before it leave."""
         self.decision.clear()
         projected = ProjectedState(state.states)
         now_ms = state.fetch_time_ms()

@@ -1,4 +1,4 @@
-"""Rolls back operations of the user: restores their prior states, newest first, batch by batch.
+"""Rolls back operations: restores prior states, newest first, batch by batch.
 
 A batch is one pipelined read, one fsync and one transaction for many operations. An interrupted rollback is
 finished by running it again: changes that are reverted already are not selected again.
@@ -41,7 +41,10 @@ class RollbackReport:
 
 
 class Rollback:
-    """Rolls back operations of one server. `force` overwrites what was changed since (it is journaled)."""
+    """Rolls back operations of one server.
+
+    `force` overwrites what was changed since (it is journaled).
+    """
 
     def __init__(self, executor: TransactionExecutor, server_name: str, *, force: bool = False) -> None:
         self._executor = executor
@@ -120,9 +123,10 @@ class Rollback:
         return refused
 
     def _revert_directories(self, group: ChangeGroup) -> None:
-        """Revert changes of empty directories, which exist only in the journal and can't have conflicts of their own.
+        """Revert changes of empty directories.
 
-        They are left alone if the keys that were renamed with them have a conflict or failed.
+        These exist only in the journal, and can't have conflicts of their own. They are left alone if the keys that
+        were renamed with them have a conflict or failed.
         """
         journal, group_id = self._executor.journal, group[0].group_id
         if any(conflict.change.group_id == group_id for conflict in self.report.conflicts):
@@ -154,14 +158,17 @@ def _is_payload_refused(error: RedisFuseError) -> bool:
 
 
 def _split_directories(group: ChangeGroup) -> Iterator[ChangeGroup]:
-    """Yield the changes of an operation that are in Redis, then those that exist only in the journal."""
+    """Yield an operation's changes of keys, then those of empty directories."""
     keys = tuple(change for change in group if not is_directory_change(change))
     directories = tuple(change for change in group if is_directory_change(change))
     yield from filter(None, (keys, directories))
 
 
 def _batch_groups(groups: Sequence[ChangeGroup]) -> Iterator[list[ChangeGroup]]:
-    """Yield batches of groups that can be decided from one read; a large group, or one of directories, is alone."""
+    """Yield batches of groups that can be decided from one read.
+
+    A large group, or one of directories, is alone.
+    """
     batch: list[ChangeGroup] = []
     dependencies = DependencyTracker()
     change_count = size = 0

@@ -1,4 +1,4 @@
-"""Plans a rollback: what each target would hold, which conflicts prevent that, and what would resolve them."""
+"""Plans a rollback: the state of each target afterwards, and the conflicts."""
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -30,7 +30,10 @@ class RollbackConflict:
 
     @property
     def combined_command(self) -> str | None:
-        """The command that reverts the later changes and this one; None if there are no later changes."""
+        """The command that reverts the later changes and this one.
+
+        None if there are no later changes.
+        """
         if not self.later_changes:
             return None
         return " ".join(["redisfuse rollback", *(str(change.id) for change in (*self.later_changes, self.change))])
@@ -38,7 +41,10 @@ class RollbackConflict:
 
 @dataclass(frozen=True, slots=True)
 class PlannedChange:
-    """One change of the plan. `inverse` is None if it depends on the state that the newer changes' reverts leave."""
+    """One change of the plan.
+
+    `inverse` is None if it depends on the state that the newer changes' reverts leave.
+    """
 
     change: Change
     inverse: Inverse | None
@@ -59,14 +65,17 @@ class RollbackPlan:
 
 
 def is_directory_change(change: Change) -> bool:
-    """Whether a change made or removed an empty directory, which exists only in the journal."""
+    """Whether a change is of an empty directory, which exists only in the journal."""
     return "directory" in (change.prior.kind, change.new.kind)
 
 
 def plan_rollback(
     journal: Journal, client: RedisClient, groups: Sequence[ChangeGroup], *, force: bool = False
 ) -> RollbackPlan:
-    """Read all targets and return the plan, without changing anything. Raises as `StateReader.read` does."""
+    """Read all targets and return the plan, without changing anything.
+
+    Raises as `StateReader.read` does.
+    """
     dependencies = DependencyTracker()
     predictable_ids: set[int] = set()
     for group in groups:
@@ -93,7 +102,10 @@ def plan_rollback(
 
 
 def find_conflict(journal: Journal, inverse: Inverse, selected_ids: Set[int]) -> RollbackConflict | None:
-    """Return the conflict of an inverse, if any, with the later changes that are not selected for the rollback."""
+    """Return the conflict of an inverse, if any.
+
+    It lists the later changes that are not selected for the rollback.
+    """
     if inverse.conflict_reason is None:
         return None
     later = {

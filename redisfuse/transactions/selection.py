@@ -1,4 +1,7 @@
-"""Selects the changes to revert: whole operations, newest first, without those that are reverted already."""
+"""Selects the operations to revert, newest first.
+
+Those that are reverted already are left out.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +19,10 @@ SETTLE_TIMEOUT_SECONDS = 1.5  # seconds to wait for the outcomes that running mo
 
 @dataclass(frozen=True, slots=True)
 class RollbackSelection:
-    """The user's criteria. A change must meet all that are given; `ids` and `group` exclude the others."""
+    """The user's criteria.
+
+    A change must meet all that are given; `ids` and `group` exclude the others.
+    """
 
     ids: tuple[int, ...] = ()
     group: int | None = None
@@ -27,10 +33,10 @@ class RollbackSelection:
 
 
 def select_groups(journal: Journal, selection: RollbackSelection) -> list[ChangeGroup]:
-    """Return the operations to revert, newest first. One change of an operation selects all of it.
+    """Return the operations to revert, newest first.
 
-    Raises NotFoundError (no such change or session), UsageError (a change in `ids` was never applied, or there are no
-    criteria).
+    One change of an operation selects all of it. Raises NotFoundError (no such change or session), UsageError (a change
+    in `ids` was never applied, or there are no criteria).
     """
     _wait_until_settled(journal)
     if selection.session is not None:
@@ -53,7 +59,10 @@ def select_groups(journal: Journal, selection: RollbackSelection) -> list[Change
 
 
 def _wait_until_settled(journal: Journal) -> None:
-    """Wait for mounts to record their last outcomes, or the newest changes would be left out."""
+    """Wait for mounts to record their last outcomes.
+
+    Without them the newest changes would be left out.
+    """
     deadline = time.monotonic() + SETTLE_TIMEOUT_SECONDS
     while time.monotonic() < deadline and any(
         _is_session_running(journal, change.session_id) for change in journal.find_pending_changes()
@@ -119,9 +128,10 @@ def _select_applied(changes: Sequence[Change]) -> ChangeGroup:
 
 
 def _exclude_reverted(journal: Journal, groups: Iterable[ChangeGroup]) -> list[ChangeGroup]:
-    """Return the operations without those that are reverted, and without rollbacks of others among them.
+    """Return the operations that are in effect.
 
-    (A change and its rollback, selected together, cancel each other out.)
+    Left out are those that are reverted and those that revert others among them. (A change and its rollback, selected
+    together, cancel each other out.)
     """
     all_groups = list(groups)
     selected_ids = {change.id for group in all_groups for change in group}

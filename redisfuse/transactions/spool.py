@@ -1,4 +1,4 @@
-"""Temporary files for what may exceed memory, and the encoded elements of a collection spooled into one."""
+"""Temporary files for what may exceed memory, and spools of encoded elements."""
 
 import heapq
 import tempfile

@@ -1,4 +1,4 @@
-"""The write commands that give a target any recorded state, a slice of a large string included."""
+"""Builds the commands that give a target any recorded state, slices included."""
 
 from collections.abc import Iterator
 
@@ -37,7 +37,7 @@ def _build_slice_restore(
 
 
 def _iter_spliced(client: RedisClient, key: bytes, desired_state: State) -> Iterator[bytes]:
-    """Yield the current string up to the slice, the slice, and the current string from there to the desired size."""
+    """Yield the current string with the slice in its place, cut to the desired size."""
     assert desired_state.content is not None
     end_offset = desired_state.offset + desired_state.content.size
     yield from _iter_byte_range(client, key, 0, min(desired_state.offset, desired_state.total_size))

@@ -1,7 +1,8 @@
-"""Reads what a key or field holds, under WATCH: the prior state of a change and the basis of its conflict check.
+"""Reads what a key or field holds, under WATCH.
 
-Many targets are read together. Each is a generator that yields the commands to run next, and each round of all
-generators is one pipeline. A small string or field that has the expected size takes one round trip.
+That is the prior state of a change and the basis of its conflict check. Many targets are read together. Each is a
+generator that yields the commands to run next, and each round of all generators is one pipeline. A small string or
+field that has the expected size takes one round trip.
 
 A read cannot be torn: the keys are watched before they are first read, so if another client writes during the read,
 EXEC returns nil and the result is discarded.
@@ -31,7 +32,10 @@ MAX_PIPELINED_REPLY_BYTES = 16 * CHUNK_BYTES  # expected bytes of replies
 
 @dataclass(frozen=True, slots=True)
 class ReadRequest:
-    """A target to read, and what is expected there. A wrong expectation costs round trips, nothing else."""
+    """A target to read, and what is expected there.
+
+    A wrong expectation costs round trips, nothing else.
+    """
 
     target: KeyRef
     expected_size: int | None = None  # bytes of an expected string or field, 0 if absent; None: no expectation
@@ -42,7 +46,10 @@ class ReadRequest:
 
 @dataclass(frozen=True, slots=True)
 class CurrentState:
-    """What a target holds now. `key_type` is the type of its key as TYPE returns it, b"none" if the key is absent."""
+    """What a target holds now.
+
+    `key_type` is the type of its key as TYPE returns it, b"none" if the key is absent.
+    """
 
     key_type: bytes
     state: State
@@ -52,7 +59,10 @@ class CurrentState:
 
 
 def fetch_server_time_ms(client: RedisClient) -> int:
-    """Return the server's clock, Unix time in ms: expiries follow it, not the local clock."""
+    """Return the server's clock, Unix time in ms.
+
+    Expiries follow it, not the local clock.
+    """
     seconds, microseconds = client.execute("TIME")
     return int(seconds) * 1000 + int(microseconds) // 1000
 
@@ -291,7 +301,7 @@ def _parse_field_expiry(reply: Any) -> int | None:
 
 
 def _select_batch(pending: Sequence[_PendingRead]) -> list[_PendingRead]:
-    """Return the first reads whose commands and expected replies fit into one pipeline."""
+    """Return the first reads whose commands and replies fit into one pipeline."""
     batch: list[_PendingRead] = []
     commands = size = 0
     for read in pending:

@@ -1,4 +1,7 @@
-"""Reads at the start of a transaction: on a channel that may run transactions, under its WATCH."""
+"""Reads targets at the start of a transaction, under its WATCH.
+
+The channel is verified to permit transactions.
+"""
 
 import weakref
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ from redisfuse.transactions.write_command import PipelinedCommands
 
 
 class NotStartedError(Exception):
-    """The connection was lost, or the server was not ready, before anything was written."""
+    """The connection was lost, or the server not ready, before anything was written."""
 
     def __init__(self, error: UnavailableError) -> None:
         super().__init__(str(error))
@@ -19,7 +22,9 @@ class NotStartedError(Exception):
 
 
 class WatchedReader:
-    """Reads targets on writable channels. Thread-safe, for a channel is used by one thread at a time.
+    """Reads targets on writable channels.
+
+    Thread-safe, for a channel is used by one thread at a time.
 
     `dump_limit`: the number of elements above which a collection is not DUMPed.
     """
@@ -30,7 +35,10 @@ class WatchedReader:
         self._verified_channels: weakref.WeakSet[Channel] = weakref.WeakSet()  # on which MULTI and EXEC are permitted
 
     def read(self, channel: Channel, requests: Sequence[ReadRequest]) -> dict[KeyRef, CurrentState]:
-        """Watch and read the targets on this channel. Raises NotStartedError, and the server's error replies."""
+        """Watch and read the targets on this channel.
+
+        Raises NotStartedError, and the server's error replies.
+        """
         # A user that may SET but not MULTI would otherwise write outside a transaction, so MULTI is tried once on each
         # channel. If it is forbidden later, the transaction fails visibly (MultiRefusedError).
         is_verified = channel in self._verified_channels
@@ -43,7 +51,10 @@ class WatchedReader:
         return states
 
     def read_unguarded(self, requests: Sequence[ReadRequest]) -> dict[KeyRef, CurrentState]:
-        """Read the targets on a channel of their own, for information only. Raises UnavailableError."""
+        """Read the targets on a channel of their own, for information only.
+
+        Raises UnavailableError.
+        """
         try:
             with self._client.write_channel() as channel:
                 return self.read(channel, requests)

@@ -14,7 +14,10 @@ PipelinedCommands = list[tuple[CommandArgument, ...]]
 
 
 class CommandSeries(Protocol):
-    """Commands that are generated while they are sent, because together they may exceed memory."""
+    """Commands that are generated while they are sent.
+
+    Together they may exceed memory.
+    """
 
     def generate(self) -> Iterator["WriteCommand"]:
         """Yield the commands, in order."""
@@ -23,10 +26,11 @@ class CommandSeries(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteCommand:
-    """One command. `last_arg`, if present, is its last argument; over 1 MiB it is streamed.
+    """One command.
 
-    With `series`, the command is a placeholder for a series of commands that has one effect and one reply: the first
-    error among the replies, else the last one. `args` then only names the series.
+    `last_arg`, if present, is its last argument; over 1 MiB it is streamed. With `series`, the command is a placeholder
+    for a series of commands that has one effect and one reply: the first error among the replies, else the last one.
+    `args` then only names the series.
     """
 
     args: tuple[CommandArgument, ...]
