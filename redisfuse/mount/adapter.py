@@ -296,7 +296,7 @@ class FuseAdapter:
         node = self._filesystem.resolver.resolve(path)
         if not isinstance(node, DIRECTORY_NODE_TYPES) and not (isinstance(node, MemoryNode) and node.is_directory):
             raise NotDirectoryError("not a directory")
-        handle = DirectoryHandle(lambda: self._iter_listing(path, node))
+        handle = DirectoryHandle(_DirectoryListing(self, path, node))
         with self._lock:
             number = next(self._handle_numbers)
             self._directory_handles[number] = handle
@@ -676,6 +676,18 @@ class FuseAdapter:
             namespace.set_expiry(path, -1)
         else:
             raise NoAttributeError("no such attribute")
+
+
+@dataclass(frozen=True, slots=True)
+class _DirectoryListing:
+    """An open directory, which each iteration lists again."""
+
+    adapter: FuseAdapter
+    path: bytes
+    node: TreeNode
+
+    def __iter__(self) -> Iterator[ReaddirItem]:
+        return self.adapter._iter_listing(self.path, self.node)
 
 
 def _hash_content(content: FileContent | None) -> int | None:

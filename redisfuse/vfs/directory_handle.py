@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Generic, TypeVar
 
@@ -25,14 +25,15 @@ class DirectoryHandle(Generic[_EntryT]):
     MAX_BUFFERED_ENTRIES = 4096  # more than one READDIR request of the kernel can return
     ENTRIES_PER_BATCH = 64  # taken from the listing at once
 
-    def __init__(self, list_entries: Callable[[], Iterator[_EntryT]]) -> None:
-        self._list_entries = list_entries
+    def __init__(self, listing: Iterable[_EntryT]) -> None:
+        """Start a listing. Each iteration over `listing` must list the directory again."""
+        self._listing = listing
         self._lock = threading.Lock()
         # `_rewind` sets the fields that are guarded by `_lock`.
         self._rewind()
 
     def _rewind(self) -> None:
-        self._entries = self._list_entries()
+        self._entries = iter(self._listing)
         self._buffered: deque[_EntryT] = deque()
         self._first_offset = 0  # index of the first buffered entry in the listing
         self._exhausted = False
