@@ -3,8 +3,8 @@
 Purpose: one index of all key names, because Redis has no directories; a cache of metadata and small contents; and the
 server's invalidation messages, which keep both coherent. The room reads only: it never writes to Redis.
 
-Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms `trie`
-and `sqlite_index`; `own_writes`, `change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`,
+Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms, `trie`
+(with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`, `change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`,
 `exists` and `tracking` (the conversations with the server); `reconciler`, `monitor_state`, `verifier` and
 `index_builder`, of which `monitor` (`KeyspaceMonitor`) consists; `metadata` (`MetadataStore`) with `metadata_cache`,
 `prefetch`, `queries` and `hash_fields`.

@@ -16,8 +16,6 @@ This module has no lock: `Index` (index.py) serializes the calls.
 import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import Any, TypeAlias
 
 from redisfuse.batching import batched
 from redisfuse.keyspace.index_backend import (
@@ -28,18 +26,15 @@ from redisfuse.keyspace.index_backend import (
     is_long_key,
 )
 from redisfuse.keyspace.packed_directory import KEY_FLAG, TransitionCache, pack_tails, unpack_tails
+from redisfuse.keyspace.trie_walk import MISSING, TrieNode, iter_keys, sample_keys, symmetric_difference
 
 MIN_MEASURED_ENTRIES = 10_000  # entries of a dict whose memory is measured instead of estimated
-
-_MISSING = object()
 
 # The parts of the memory estimate, in bytes: CPython's dict slots (33 to 60 a key, depending on the load) and headers.
 _DICT_SLOT_BYTES = 46
 _DICT_OVERHEAD_BYTES = 120
 _OBJECT_OVERHEAD_BYTES = 33
 _PACKED_OVERHEAD_BYTES = 24  # of a packed directory: 41, or nothing where equal ones are shared
-
-_TrieNode: TypeAlias = dict[bytes | None, Any]  # values: None, bytes or another such dict, as above
 
 
 def _bytes_object_size(length: int) -> int:
@@ -62,7 +57,7 @@ class PackedTrie:
         """See `Index`."""
         self._layout = layout
         self._separator = layout.separator
-        self._root: _TrieNode = {}
+        self._root: TrieNode = {}
         self._long_keys: dict[bytes, bytes] = {}  # SHA-256 digest → key
         self._transitions = TransitionCache()
         self._count = 0
@@ -100,7 +95,7 @@ class PackedTrie:
         self.memory_bytes += memory
         return len(self) - before
 
-    def _insert_keys(self, root: _TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
+    def _insert_keys(self, root: TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
         """Insert keys below a dict.
 
         Returns how many were new, and the memory that they take, in bytes. One long loop on purpose, with as few calls
@@ -162,12 +157,12 @@ class PackedTrie:
                 break
         return added, memory
 
-    def _unpack_directory(self, packed: bytes) -> tuple[_TrieNode, int]:
+    def _unpack_directory(self, packed: bytes) -> tuple[TrieNode, int]:
         """Return a dict with the contents of a packed directory.
 
         Also returns the growth of memory, in bytes.
         """
-        node: _TrieNode = {None: None} if packed[:1] == KEY_FLAG else {}
+        node: TrieNode = {None: None} if packed[:1] == KEY_FLAG else {}
         tails = unpack_tails(packed)
         growth = _DICT_OVERHEAD_BYTES - sum(len(tail) + 1 for tail in tails)
         if tails:
@@ -199,16 +194,16 @@ class PackedTrie:
                 return False
             self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
             return True
-        path: list[tuple[_TrieNode, bytes]] = []  # the dicts on the way, each with its component
+        path: list[tuple[TrieNode, bytes]] = []  # the dicts on the way, each with its component
         node, rest = self._root, key
         while True:
             head, found, rest = rest.partition(self._separator)
-            entry = node.get(head, _MISSING)
+            entry = node.get(head, MISSING)
             path.append((node, head))
             if type(entry) is not dict or not found:
                 break
             node = entry
-        if entry is _MISSING:
+        if entry is MISSING:
             return False
         if not found:
             removed = self._discard_component_key(node, head, entry)
@@ -219,21 +214,21 @@ class PackedTrie:
             self._prune_empty(path)
         return removed
 
-    def _discard_component_key(self, node: _TrieNode, head: bytes, entry: object) -> bool:
+    def _discard_component_key(self, node: TrieNode, head: bytes, entry: object) -> bool:
         """Remove the key that ends at this component."""
         if entry is None:
             del node[head]
             self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
             return True
         if type(entry) is dict:
-            return entry.pop(None, _MISSING) is not _MISSING
+            return entry.pop(None, MISSING) is not MISSING
         assert type(entry) is bytes
         if entry[:1] != KEY_FLAG:
             return False
         node[head] = entry[1:]
         return True
 
-    def _discard_tail(self, node: _TrieNode, head: bytes, packed: bytes, tail: bytes) -> bool:
+    def _discard_tail(self, node: TrieNode, head: bytes, packed: bytes, tail: bytes) -> bool:
         """Remove one tail from a packed directory."""
         tails = unpack_tails(packed)
         if tail not in tails:
@@ -252,10 +247,10 @@ class PackedTrie:
                 self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
         return True
 
-    def _prune_empty(self, path: list[tuple[_TrieNode, bytes]]) -> None:
+    def _prune_empty(self, path: list[tuple[TrieNode, bytes]]) -> None:
         """Remove the directories on the path that have become empty, from the deepest up."""
         for parent, head in reversed(path):
-            entry = parent.get(head, _MISSING)
+            entry = parent.get(head, MISSING)
             if type(entry) is not dict:
                 continue
             if not entry:
@@ -275,7 +270,7 @@ class PackedTrie:
         node, rest = self._root, key
         while True:
             head, found, rest = rest.partition(self._separator)
-            entry = node.get(head, _MISSING)
+            entry = node.get(head, MISSING)
             if type(entry) is dict:
                 if not found:
                     return None in entry
@@ -299,8 +294,8 @@ class PackedTrie:
             if type(entry) is bytes:
                 return self._get_packed_child(entry, [*directory[depth + 1 :], component])
             return None
-        entry = node.get(component, _MISSING)
-        if entry is _MISSING:
+        entry = node.get(component, MISSING)
+        if entry is MISSING:
             return None
         if type(entry) is dict:
             return Child(component, None in entry, True)
@@ -334,7 +329,7 @@ class PackedTrie:
                 return child is not None and child.is_directory
         return True
 
-    def _find_directory(self, directory: tuple[bytes, ...]) -> tuple[_TrieNode | None, list[bytes]]:
+    def _find_directory(self, directory: tuple[bytes, ...]) -> tuple[TrieNode | None, list[bytes]]:
         """Return a directory's dict, or the tails of its keys.
 
         The tails, if it is packed or below a packed directory.
@@ -372,7 +367,7 @@ class PackedTrie:
             for name in names[start : start + MAX_ITEMS_PER_BATCH]:
                 if name is None:
                     continue
-                entry = node.get(name, _MISSING)
+                entry = node.get(name, MISSING)
                 if entry is None:
                     batch.append(new_tuple(Child, (name, True, False)))
                 elif type(entry) is bytes:
@@ -396,56 +391,12 @@ class PackedTrie:
         if node is None:
             yield [start + tail for tail in tails]
             return
-        keys = self._iter_keys(node, start)
+        keys = iter_keys(node, start, self._separator)
         yield from batched(keys, MAX_ITEMS_PER_BATCH)
-
-    def _iter_keys(self, root: _TrieNode, prefix: bytes) -> Iterator[bytes]:
-        """Yield the keys below a dict.
-
-        Not recursive: a key may have more components than Python allows frames.
-        """
-        stack = [(root, prefix, iter(list(root)))]
-        while stack:
-            node, prefix, names = stack[-1]
-            name = next(names, _MISSING)
-            if name is _MISSING:
-                stack.pop()
-                continue
-            if name is None:
-                continue
-            assert isinstance(name, bytes)
-            entry = node.get(name, _MISSING)
-            key = prefix + name
-            if entry is None:
-                yield key
-            elif type(entry) is bytes:
-                if entry[:1] == KEY_FLAG:
-                    yield key
-                for tail in unpack_tails(entry):
-                    yield key + self._separator + tail
-            elif type(entry) is dict:
-                if None in entry:
-                    yield key
-                stack.append((entry, key + self._separator, iter(list(entry))))
 
     def sample_keys(self, count: int) -> list[bytes]:
         """Return some keys, up to `count`, in no particular order."""
-        keys: list[bytes] = []
-        stack: list[tuple[_TrieNode, bytes]] = [(self._root, b"")]
-        while stack and len(keys) < count:
-            node, start = stack.pop()
-            for name in islice(node, count):
-                entry = node[name]
-                if name is None:
-                    continue
-                below = start + name + self._separator
-                if type(entry) is dict:
-                    stack.append((entry, below))
-                elif entry is None:
-                    keys.append(start + name)
-                else:
-                    keys += [below + tail for tail in unpack_tails(entry)]
-        return keys[:count]
+        return sample_keys(self._root, self._separator, count)
 
     def symmetric_difference(self, other: "PackedTrie", max_keys: int) -> set[bytes] | None:
         """Return the keys that are in exactly one of the two tries.
@@ -453,33 +404,9 @@ class PackedTrie:
         Long keys are included. None if there are more than `max_keys`. Other threads may change both meanwhile: their
         changes may be in the result or not.
         """
-        keys = set(self._long_keys.values()) ^ set(other._long_keys.values())
-        stack = [(self._root, other._root, b"")]
-        while stack and len(keys) <= max_keys:
-            node, other_node, start = stack.pop()
-            for name in list(node):
-                entry, other_entry = node.get(name, _MISSING), other_node.get(name, _MISSING)
-                if type(entry) is dict and type(other_entry) is dict:
-                    stack.append((entry, other_entry, start + (name or b"") + self._separator))
-                elif entry is not other_entry and entry != other_entry:
-                    entry_keys = self._collect_entry_keys(name, entry, start)
-                    keys |= entry_keys ^ self._collect_entry_keys(name, other_entry, start)
-                    if len(keys) > max_keys:
-                        break
-            for name in list(other_node):
-                if name not in node:
-                    keys |= self._collect_entry_keys(name, other_node.get(name, _MISSING), start)
-                    if len(keys) > max_keys:
-                        break
-        return keys if len(keys) <= max_keys else None
-
-    def _collect_entry_keys(self, name: bytes | None, entry: object, prefix: bytes) -> set[bytes]:
-        """Return the keys at and below one component of a directory."""
-        if entry is _MISSING:
-            return set()
-        if name is None:
-            return {prefix[: -len(self._separator)]}
-        return set(self._iter_keys({name: entry}, prefix))
+        long_keys = set(self._long_keys.values()) ^ set(other._long_keys.values())
+        keys = symmetric_difference(self._root, other._root, self._separator, max_keys - len(long_keys))
+        return None if keys is None else keys | long_keys
 
     # -- long keys ---------------------------------------------------------------------------------------------------
 
