@@ -4,10 +4,10 @@ Purpose: one index of all key names, because Redis has no directories; a cache o
 server's invalidation messages, which keep both coherent. The room reads only: it never writes to Redis.
 
 Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms, `trie`
-(with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`, `change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`,
-`exists` and `tracking` (the conversations with the server); `reconciler`, `monitor_state`, `verifier` and
-`index_builder`, of which `monitor` (`KeyspaceMonitor`) consists; `metadata` (`MetadataStore`) with `metadata_cache`,
-`prefetch`, `queries` and `hash_fields`.
+(with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`,
+`change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`, `exists` and `tracking` (the commands);
+`reconciler`, `monitor_state`, `verifier` and `index_builder`, of which `monitor` (`KeyspaceMonitor`) consists;
+`metadata` (`MetadataStore`) with `metadata_cache`, `prefetch`, `queries` and `hash_fields`.
 
 Imported by: `transactions`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length commands).
 

@@ -1,4 +1,4 @@
-"""`redisfuse doctor` on real servers: what it says, its exit status, and that it tells no secret."""
+"""`redisfuse doctor` on real servers: its output, its exit status, and that it discloses no secret."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tests.support.redis_server import RedisServer, find_free_port
 
 
 def doctor(*arguments: str, password: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run it."""
+    """Run `redisfuse doctor`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
     if password is not None:
         environment["REDISFUSE_PASSWORD"] = password
@@ -21,23 +21,23 @@ def doctor(*arguments: str, password: str | None = None) -> "subprocess.Complete
 
 
 def rows(result: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, object]]:
-    """The JSON lines, by what they check."""
+    """Return the JSON lines, by their check."""
     return {row["check"]: row for row in map(json.loads, result.stdout.splitlines())}
 
 
 def test_all_is_well(redis_server: RedisServer) -> None:
-    """On a server where the user may do everything all is ok, and the rules are there to copy."""
+    """On a server where the user may do everything all checks are ok, and the rules are printed."""
     result = doctor("127.0.0.1", str(redis_server.port))
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\tok\t") == 5
     assert "ACL SETUSER redisfuse on >PASSWORD resetchannels %R~* +@read -pfcount -keys" in result.stdout
-    found = rows(doctor("--json", redis_server.url()))
-    assert list(found) == ["fuse", "server", "read-only", "following", "write"]
-    assert all(row["ok"] for row in found.values())
+    findings = rows(doctor("--json", redis_server.url()))
+    assert list(findings) == ["fuse", "server", "read-only", "following", "write"]
+    assert all(row["ok"] for row in findings.values())
 
 
-def test_a_rule_that_it_prints_will_do(own_redis: RedisServer) -> None:
-    """A user made with the rule that it prints is found well; with less, it says what is missing, and ends with 1."""
+def test_the_printed_rules_are_sufficient(own_redis: RedisServer) -> None:
+    """A user with the printed rules passes; with fewer, the missing rules are printed, and the exit status is 1."""
     client = own_redis.client()
     printed = rows(doctor("--json", own_redis.url()))
     for mode, options in (("following", []), ("write", ["--write"])):
@@ -54,8 +54,8 @@ def test_a_rule_that_it_prints_will_do(own_redis: RedisServer) -> None:
     assert "hunter2" not in result.stdout + result.stderr
 
 
-def test_writes_are_tried_only_when_asked(own_redis: RedisServer) -> None:
-    """For a user who may only read, write mode is unknown and no trouble, unless --write is said."""
+def test_writes_are_checked_only_with_write(own_redis: RedisServer) -> None:
+    """For a user that may only read, write mode is unknown and no failure, unless --write is given."""
     words = str(rows(doctor("--json", own_redis.url()))["following"]["rule"]).split()
     own_redis.client().execute_command("ACL", "SETUSER", "redisfuse", "on", ">hunter2", *words)
     result = doctor(own_redis.url(), "--user", "redisfuse", password="hunter2")
@@ -69,7 +69,7 @@ def test_writes_are_tried_only_when_asked(own_redis: RedisServer) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["127.0.0.1"], ["127.0.0.1", "x"], ["a", "1", "b"], ["http://x"]])
 def test_usage(arguments: list[str]) -> None:
-    """What is no server is a usage error, in one line."""
+    """An invalid address is a usage error, in one line."""
     result = doctor(*arguments)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
@@ -77,7 +77,7 @@ def test_usage(arguments: list[str]) -> None:
 
 
 def test_no_server_and_a_wrong_password(own_redis: RedisServer) -> None:
-    """A server that is down, and a password that is wrong, are one line and status 1, without the password."""
+    """A server that is down, and a wrong password, are one line and status 1, without the password."""
     result = doctor("127.0.0.1", str(find_free_port()), "--timeout", "2")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     result = doctor(f"unix://:hunter2@{own_redis.socket_path}")

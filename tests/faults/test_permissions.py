@@ -1,4 +1,4 @@
-"""client/acl.py against a real server: the rules are enough and no more, and the report tells the truth."""
+"""client/acl.py on a real server: the rules are sufficient and minimal, and the report is right."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.support.redis_server import RedisServer
 
 @contextlib.contextmanager
 def as_user(own: RedisServer, words: str, *, db: int = 0) -> Iterator[RedisClient]:
-    """A writable Server that logs in as a new user with this rule."""
+    """Create a user with these rules; yield a writable client that is authenticated as it."""
     client = own.client()
     client.execute_command("ACL", "DELUSER", "redisfuse")
     client.execute_command("ACL", "SETUSER", "redisfuse", "on", ">secret", *words.split())
@@ -27,19 +27,19 @@ def as_user(own: RedisServer, words: str, *, db: int = 0) -> Iterator[RedisClien
 
 
 def denials(client: redis.Redis) -> int:
-    """How many entries the server's ACL LOG has."""
+    """Return the number of entries in the server's ACL LOG."""
     return len(client.execute_command("ACL", "LOG"))
 
 
 @pytest.fixture
-def facts(own_redis: RedisServer) -> ServerInfo:
-    """What the server is."""
+def server_info(own_redis: RedisServer) -> ServerInfo:
+    """The server's capabilities."""
     with contextlib.closing(RedisClient(Address.parse(own_redis.url()))) as server:
         return server.server_info
 
 
 def test_the_default_user_may_everything(own_redis: RedisServer) -> None:
-    """For the default user all modes are allowed, found by ACL DRYRUN, and nothing is left in the keyspace."""
+    """For the default user all modes are allowed, by ACL DRYRUN, and nothing is left in the keyspace."""
     with contextlib.closing(RedisClient(Address.parse(own_redis.url()))) as server:
         report = check_acl(server)
     assert (report.user, report.method) == ("default", "dry run")
@@ -51,9 +51,9 @@ def test_the_default_user_may_everything(own_redis: RedisServer) -> None:
 
 @pytest.mark.parametrize("mode", ACCESS_MODES)
 @pytest.mark.parametrize("db", [0, 2])
-def test_a_rule_is_enough(own_redis: RedisServer, facts: ServerInfo, mode: AccessMode, db: int) -> None:
-    """A user with exactly the rule of a mode is allowed that mode, told without an administrator's rights."""
-    with as_user(own_redis, build_required_acl(mode, facts), db=db) as server:
+def test_the_rules_are_sufficient(own_redis: RedisServer, server_info: ServerInfo, mode: AccessMode, db: int) -> None:
+    """A user with exactly the rules of a mode is allowed that mode, without an administrator's rights."""
+    with as_user(own_redis, build_required_acl(mode, server_info), db=db) as server:
         report = check_acl(server, queue_writes=mode == "write")
         assert (report.user, report.method) == ("redisfuse", "discarded transaction")
         assert report.get_mode_access(mode).allowed is True
@@ -62,11 +62,11 @@ def test_a_rule_is_enough(own_redis: RedisServer, facts: ServerInfo, mode: Acces
     assert own_redis.client().dbsize() == 0
 
 
-def test_a_read_only_rule_is_no_more(own_redis: RedisServer, facts: ServerInfo) -> None:
-    """A user with the read-only rule can't write, configure or run scripts; the report names what it lacks."""
+def test_the_read_only_rules_are_minimal(own_redis: RedisServer, server_info: ServerInfo) -> None:
+    """A user with the read-only rules can't write, configure or run scripts; the report names the missing rules."""
     client = own_redis.client()
     client.set("k", "old")
-    with as_user(own_redis, build_required_acl("read-only", facts)) as server:
+    with as_user(own_redis, build_required_acl("read-only", server_info)) as server:
         report = check_acl(server, queue_writes=True)
         assert report.get_mode_access("following").allowed is False
         assert set(report.get_mode_access("following").missing_rules) == {"+client|tracking", "+subscribe"}
@@ -82,40 +82,40 @@ def test_a_read_only_rule_is_no_more(own_redis: RedisServer, facts: ServerInfo) 
     assert client.get("k") == b"old"
 
 
-def test_following_needs_the_channel(own_redis: RedisServer, facts: ServerInfo) -> None:
-    """A user who lacks only the channel is told just that."""
-    words = build_required_acl("following", facts).replace("&__redis__:invalidate", "")
+def test_following_needs_the_channel(own_redis: RedisServer, server_info: ServerInfo) -> None:
+    """For a user that lacks only the channel, the report names just that."""
+    words = build_required_acl("following", server_info).replace("&__redis__:invalidate", "")
     with as_user(own_redis, words) as server:
         assert check_acl(server).get_mode_access("following").missing_rules == ("&__redis__:invalidate",)
         assert check_acl(server).get_mode_access("read-only").allowed is True
 
 
 @pytest.mark.parametrize("word", ["+info", "+time", "+client|setname", "+watch", "+multi"])
-def test_each_missing_word_is_named(own_redis: RedisServer, facts: ServerInfo, word: str) -> None:
-    """Without one word of the rule, the report says that word."""
-    words = " ".join(each for each in build_required_acl("read-only", facts).split() if each != word)
+def test_each_missing_rule_is_named(own_redis: RedisServer, server_info: ServerInfo, word: str) -> None:
+    """Without one of the rules, the report names it."""
+    words = " ".join(rule for rule in build_required_acl("read-only", server_info).split() if rule != word)
     with as_user(own_redis, words) as server:
         verdict = check_acl(server).get_mode_access("read-only")
         assert word in verdict.missing_rules
         assert verdict.allowed is False
 
 
-def test_some_keys_only(own_redis: RedisServer, facts: ServerInfo) -> None:
-    """A user who may see a prefix only is allowed to mount that prefix, and told the pattern that all keys need."""
-    with as_user(own_redis, build_required_acl("following", facts, "config:*")) as server:
+def test_some_keys_only(own_redis: RedisServer, server_info: ServerInfo) -> None:
+    """A user that may see one prefix may mount that prefix; the report names the pattern for all keys."""
+    with as_user(own_redis, build_required_acl("following", server_info, "config:*")) as server:
         assert check_acl(server, prefix=b"config:").get_mode_access("following").allowed is True
         verdict = check_acl(server).get_mode_access("read-only")
         assert (verdict.allowed, verdict.missing_rules) == (False, ("%R~*",))
-    with as_user(own_redis, build_required_acl("write", facts, "config:*") + " %R~*") as server:
+    with as_user(own_redis, build_required_acl("write", server_info, "config:*") + " %R~*") as server:
         assert check_acl(server, queue_writes=True).get_mode_access("write").missing_rules == ("~*",)
         report = check_acl(server, prefix=b"config:", queue_writes=True)
         assert report.get_mode_access("write").allowed is True
-        assert report.get_mode_access("write").required_acl == build_required_acl("write", facts, "config:*")
+        assert report.get_mode_access("write").required_acl == build_required_acl("write", server_info, "config:*")
 
 
-def test_writes_are_not_tried_unasked(own_redis: RedisServer, facts: ServerInfo) -> None:
-    """Unless asked, writes are not tried: denials would make the user look like an intruder in the ACL LOG."""
-    with as_user(own_redis, build_required_acl("following", facts)) as server:
+def test_writes_are_not_queued_by_default(own_redis: RedisServer, server_info: ServerInfo) -> None:
+    """By default writes are not queued: denials would make the user look like an intruder in the ACL LOG."""
+    with as_user(own_redis, build_required_acl("following", server_info)) as server:
         report = check_acl(server)
         assert report.get_mode_access("write").allowed is None
         assert report.get_mode_access("write").missing_rules == ()
@@ -123,8 +123,8 @@ def test_writes_are_not_tried_unasked(own_redis: RedisServer, facts: ServerInfo)
     assert len(log) == 1  # the attempt at ACL DRYRUN
 
 
-def test_what_else_keeps_from_writing(own_redis: RedisServer) -> None:
-    """On a replica writes are allowed by the ACL, and the report notes why they fail all the same."""
+def test_a_replica_is_noted(own_redis: RedisServer) -> None:
+    """On a replica the ACL allows writes, and the report notes why they fail nevertheless."""
     client = own_redis.client()
     client.execute_command("ACL", "SETUSER", "redisfuse", "on", ">secret", "+@all", "~*", "&*", "-acl")
     client.replicaof("127.0.0.1", "1")
@@ -137,7 +137,7 @@ def test_what_else_keeps_from_writing(own_redis: RedisServer) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "without", "within"),
+    ("server_info", "without", "within"),
     [
         (
             ServerInfo(version=(6, 0, 0)),
@@ -149,15 +149,15 @@ def test_what_else_keeps_from_writing(own_redis: RedisServer) -> None:
         (ServerInfo(version=(8, 0, 0), modules=frozenset({"rejson"})), (), ("+hsetex", "+hpersist", "+json.set")),
     ],
 )
-def test_rules_of_other_versions(facts: ServerInfo, without: tuple[str, ...], within: tuple[str, ...]) -> None:
-    """A rule has only words that the server's version knows, and those that it needs."""
-    text = build_required_acl("write", facts) + " " + build_required_acl("following", facts)
+def test_rules_of_other_versions(server_info: ServerInfo, without: tuple[str, ...], within: tuple[str, ...]) -> None:
+    """The rules contain only what the server's version has, and all that it needs."""
+    text = build_required_acl("write", server_info) + " " + build_required_acl("following", server_info)
     assert all(word in text for word in within)
     assert not any(word in text for word in without)
 
 
 def test_rules_cover_the_allow_lists(own_redis: RedisServer) -> None:
-    """Every command that a connection may send is in the rule: by its category @read, or by name."""
+    """The rules allow every command that a connection may send: by its category @read, or by name."""
     latest = ServerInfo(version=(99, 0, 0), modules=frozenset({"rejson"}))
     words = build_required_acl("write", latest).split()
     named = {word[1:] for word in words if word[0] == "+"}

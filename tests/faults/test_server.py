@@ -1,4 +1,4 @@
-"""redisfuse/client/ against real servers: what goes wrong is the right error, in time; nothing is sent twice."""
+"""redisfuse/client/ on real servers: failures raise the right error, in time; nothing is sent twice."""
 
 import contextlib
 import gc
@@ -45,14 +45,14 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """A reading Server."""
+    """A read-only client."""
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()))) as server:
         yield server
 
 
 @pytest.fixture
 def writing(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """A writable Server."""
+    """A writable client."""
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()), writable=True)) as server:
         yield server
 
@@ -65,15 +65,15 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 
 
 def behind(proxy: Proxy, *, timeout: float = 1.0, writable: bool = False) -> RedisClient:
-    """A Server that goes through the proxy."""
+    """Create a client that connects through the proxy."""
     return RedisClient(Address.parse(proxy.url()), Limits(timeout=timeout), writable=writable)
 
 
-# -- as it should be -------------------------------------------------------------------------------------------------
+# -- without faults --------------------------------------------------------------------------------------------------
 
 
-def test_answers(redis_server: RedisServer, server: RedisClient) -> None:
-    """One command and many are answered with bytes, integers, lists; error replies raise, or are values among many."""
+def test_replies(redis_server: RedisServer, server: RedisClient) -> None:
+    """Replies are bytes, integers, lists; error replies are raised, or are values among many."""
     client = redis_server.client()
     client.set("s", "value")
     client.rpush("l", "a", "b")
@@ -91,7 +91,7 @@ def test_answers(redis_server: RedisServer, server: RedisClient) -> None:
 
 
 def test_more_than_a_batch(redis_server: RedisServer, server: RedisClient) -> None:
-    """More commands than a pipeline may have go in several, and the answers keep their order."""
+    """More commands than a pipeline allows are sent in several, and the replies keep their order."""
     redis_server.client().mset({f"k{number}": "x" * number for number in range(2500)})
     before = server.stats.round_trips
     assert server.execute_many([("STRLEN", f"k{number}") for number in range(2500)]) == list(range(2500))
@@ -100,14 +100,14 @@ def test_more_than_a_batch(redis_server: RedisServer, server: RedisClient) -> No
 
 
 def test_a_good_guest(redis_server: RedisServer) -> None:
-    """Connections carry the name, at most four are made, and no error is left in the server's statistics."""
+    """Connections have the client's name, at most four are opened, and no error is left in the server's statistics."""
     observer = redis_server.client(protocol=2, driver_info=None)
     observer.ping()
     observer.config_resetstat()
     with contextlib.closing(RedisClient(Address.parse(redis_server.url(1)), writable=True)) as server:
         server.connect()
-        with server.dedicated_channel(resp3=True) as dialogue:
-            assert dialogue.execute([("PING",)]) == [b"PONG"]
+        with server.dedicated_channel(resp3=True) as channel:
+            assert channel.execute([("PING",)]) == [b"PONG"]
         stop = time.monotonic() + 0.5
 
         def read() -> None:
@@ -132,23 +132,23 @@ def test_a_good_guest(redis_server: RedisServer) -> None:
 
 
 def test_database_of_the_address(redis_server: RedisServer) -> None:
-    """The address's database is the one that is read."""
+    """Commands run in the address's database."""
     redis_server.client(db=3).set("only here", "1")
     with contextlib.closing(RedisClient(Address.parse(redis_server.tcp_url(3)))) as server:
         assert server.execute("DBSIZE") == 1
 
 
-def test_facts(server: RedisClient) -> None:
-    """The first contact tells what the server is."""
-    facts = server.connect()
-    assert facts.vendor in ("redis", "valkey")
-    assert facts.version >= (6, 0, 0)
-    assert facts.run_id
-    assert (facts.role, facts.is_cluster) == ("master", False)
+def test_server_info(server: RedisClient) -> None:
+    """The first connection detects the server."""
+    server_info = server.connect()
+    assert server_info.vendor in ("redis", "valkey")
+    assert server_info.version >= (6, 0, 0)
+    assert server_info.run_id
+    assert (server_info.role, server_info.is_cluster) == ("master", False)
 
 
-def test_made_before_a_fork(redis_server: RedisServer) -> None:
-    """A Server that was made, even used, before a fork works in the child, and the parent's connection lives on."""
+def test_a_fork(redis_server: RedisServer) -> None:
+    """A client that was used before a fork works in the child, and the parent's connection survives."""
     redis_server.client().set("k", "v")
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()))) as server:
         assert server.execute("STRLEN", "k") == 1
@@ -165,7 +165,7 @@ def test_made_before_a_fork(redis_server: RedisServer) -> None:
 
 
 def test_rate(redis_server: RedisServer) -> None:
-    """With a rate, commands come no faster."""
+    """With a rate limit, commands are sent no faster."""
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()), Limits(rate=500))) as server:
         server.connect()
         start = time.monotonic()
@@ -173,11 +173,11 @@ def test_rate(redis_server: RedisServer) -> None:
         assert 0.35 < time.monotonic() - start < 3
 
 
-# -- not let in ------------------------------------------------------------------------------------------------------
+# -- authentication --------------------------------------------------------------------------------------------------
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text, which must be one line without the password."""
+    """Return the error's message, which must be one line without the password."""
     text = str(error)
     assert "\n" not in text
     assert SECRET not in text
@@ -186,16 +186,16 @@ def one_line(error: BaseException) -> str:
 
 
 def test_password() -> None:
-    """The right password is let in; none, a wrong one and a needless one are AccessErrors that say what to do."""
+    """The right password is accepted; none, a wrong one and a needless one raise AccessErrors that say what to do."""
     with RedisServer(password=SECRET) as redis_server:
         address = Address.parse(redis_server.url(), password=SECRET)
         assert RedisClient(address).execute("PING") == b"PONG"
-        with RedisClient(address).dedicated_channel(resp3=True) as dialogue:
-            assert dialogue.execute([("PING",)]) == [b"PONG"]
+        with RedisClient(address).dedicated_channel(resp3=True) as channel:
+            assert channel.execute([("PING",)]) == [b"PONG"]
         with pytest.raises(AccessError) as caught:
             RedisClient(Address.parse(redis_server.url())).connect()
         assert "REDISFUSE_PASSWORD" in one_line(caught.value)
-        for username in (None, "nobody"):
+        for username in (None, "unknown"):
             wrong = Address.parse(redis_server.url(), username=username, password=SECRET[1:] + SECRET)
             with pytest.raises(AccessError) as caught:
                 RedisClient(wrong).connect()
@@ -203,14 +203,14 @@ def test_password() -> None:
 
 
 def test_needless_password(redis_server: RedisServer) -> None:
-    """A password for a server that wants none is an AccessError that says so."""
+    """A password for a server without passwords is an AccessError that says so."""
     with pytest.raises(AccessError) as caught:
         RedisClient(Address.parse(redis_server.url(), password=SECRET)).connect()
     assert "has none" in one_line(caught.value)
 
 
 def test_acl(own_redis: RedisServer) -> None:
-    """What the ACL forbids is an AccessError with the server's words; a user without INFO or SETNAME is served."""
+    """A command that the ACL denies is an AccessError with the server's text; INFO and SETNAME may be denied."""
     client = own_redis.client()
     client.execute_command("ACL", "SETUSER", "reader", "on", f">{SECRET}", "~open:*", "+type", "+strlen")
     client.set("open:1", "x")
@@ -235,7 +235,7 @@ def test_no_such_database(redis_server: RedisServer) -> None:
 
 
 def test_no_server() -> None:
-    """Nothing listening, no such socket, no such host: UnavailableError at once, saying which."""
+    """No listener, no such socket, no such host: UnavailableError at once, with the reason."""
     start = time.monotonic()
     for address in (
         Address.from_host_port("127.0.0.1", find_free_port()),
@@ -249,7 +249,7 @@ def test_no_server() -> None:
 
 
 def test_not_redis() -> None:
-    """Something that is no Redis server is told from one."""
+    """A server that does not speak Redis's protocol is UnavailableError."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def answer() -> None:
@@ -268,7 +268,7 @@ def test_not_redis() -> None:
     thread.join(5)
 
 
-def test_tls_where_there_is_none(redis_server: RedisServer) -> None:
+def test_tls_to_a_plain_port(redis_server: RedisServer) -> None:
     """rediss:// to a plain port fails with a hint, in time."""
     with pytest.raises(UnavailableError) as caught:
         RedisClient(Address.parse(f"rediss://127.0.0.1:{redis_server.port}"), Limits(timeout=2)).connect()
@@ -276,7 +276,7 @@ def test_tls_where_there_is_none(redis_server: RedisServer) -> None:
 
 
 def test_cluster_is_refused() -> None:
-    """A node of a cluster is refused by what it says of itself, and a cluster URL without asking."""
+    """A cluster node is refused by its INFO, and a cluster URL without connecting."""
     with (
         RedisServer(tcp=True, arguments=["--cluster-enabled", "yes"]) as node,
         pytest.raises(UnavailableError, match="Cluster"),
@@ -287,7 +287,7 @@ def test_cluster_is_refused() -> None:
 
 
 def test_max_clients() -> None:
-    """A server that is full refuses new connections with a reason; those that are open go on."""
+    """A server at its limit of clients refuses new connections with a reason; open ones keep working."""
     with RedisServer() as redis_server:
         server = RedisClient(Address.parse(redis_server.url()))
         server.connect()
@@ -301,14 +301,14 @@ def test_max_clients() -> None:
 
 
 def test_sentinel(own_redis: RedisServer) -> None:
-    """The master is asked from the Sentinels, whichever of them answers, and asked again on each new connection."""
+    """The Sentinels are queried for the master, in order, again for each new connection."""
     own_redis.client().set("k", "v")
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "sentinel.conf"
         config.write_text(f"sentinel monitor mymaster 127.0.0.1 {own_redis.port} 1\n")
         with RedisServer(tcp=True, arguments=["--sentinel"], config=config) as sentinel:
-            nobody, port = find_free_port(), sentinel.port
-            address = Address.parse(f"redis+sentinel://127.0.0.1:{nobody},127.0.0.1:{port}/mymaster/0")
+            closed_port, port = find_free_port(), sentinel.port
+            address = Address.parse(f"redis+sentinel://127.0.0.1:{closed_port},127.0.0.1:{port}/mymaster/0")
             with contextlib.closing(RedisClient(address, Limits(timeout=3))) as server:
                 assert server.execute("STRLEN", "k") == 1
             with pytest.raises(UnavailableError, match="nosuch"):
@@ -317,11 +317,11 @@ def test_sentinel(own_redis: RedisServer) -> None:
                 RedisClient(Address.from_host_port("127.0.0.1", port)).connect()
 
 
-# -- down, hung, lost ------------------------------------------------------------------------------------------------
+# -- connection faults -----------------------------------------------------------------------------------------------
 
 
 def test_hung(own_redis: RedisServer) -> None:
-    """A server that hangs is given up within the time-out, connecting or asking; when it goes on, so do we."""
+    """A hung server is given up within the time-out, in connect and in execute; later commands work."""
     limits = Limits(timeout=0.6)
     with contextlib.closing(RedisClient(Address.parse(own_redis.url()), limits)) as server:
         server.connect()
@@ -337,11 +337,11 @@ def test_hung(own_redis: RedisServer) -> None:
         assert server.execute("PING") == b"PONG"
 
 
-def test_dribbling_answer(redis_server: RedisServer) -> None:
-    """An answer that comes a byte at a time is given up within the time-out, counted over all of it."""
+def test_a_slow_reply(redis_server: RedisServer) -> None:
+    """A reply that arrives byte by byte is given up within the time-out, which counts for all of it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
-    def dribble() -> None:
+    def send_slowly() -> None:
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
             connection.recv(1000)
@@ -349,7 +349,7 @@ def test_dribbling_answer(redis_server: RedisServer) -> None:
                 connection.sendall(b"+")
                 time.sleep(0.05)
 
-    thread = threading.Thread(target=dribble, daemon=True)
+    thread = threading.Thread(target=send_slowly, daemon=True)
     thread.start()
     start = time.monotonic()
     with pytest.raises(UnavailableError):
@@ -360,8 +360,8 @@ def test_dribbling_answer(redis_server: RedisServer) -> None:
     assert redis_server.client().ping()
 
 
-def test_killed_and_back() -> None:
-    """When the server is killed reads fail at once; when it is back they work, without being told."""
+def test_a_restarted_server() -> None:
+    """While the server is down reads fail at once; after its restart they work again."""
     with RedisServer(persist=True) as redis_server:
         redis_server.client().set("k", "v")
         with contextlib.closing(RedisClient(Address.parse(redis_server.url()), Limits(timeout=2))) as server:
@@ -376,7 +376,7 @@ def test_killed_and_back() -> None:
 
 
 def test_reads_are_retried_once(proxy: Proxy, redis_server: RedisServer) -> None:
-    """A read whose connection or answer is lost is asked once more on a new connection, and no more than that."""
+    """A read whose connection or reply is lost is retried once on a new connection, and not again."""
     redis_server.client().set("k", "v")
     with contextlib.closing(behind(proxy)) as server:
         server.connect()
@@ -396,7 +396,7 @@ def test_reads_are_retried_once(proxy: Proxy, redis_server: RedisServer) -> None
 
 
 def test_stale_connections_cost_one_retry(proxy: Proxy) -> None:
-    """When all kept connections were cut, the next read still succeeds."""
+    """When all idle connections were closed, the next read still succeeds."""
     with contextlib.closing(behind(proxy)) as server:
         threads = [threading.Thread(target=server.execute, args=("PING",)) for _ in range(4)]
         for thread in threads:
@@ -408,7 +408,7 @@ def test_stale_connections_cost_one_retry(proxy: Proxy) -> None:
 
 
 def test_time_outs_are_not_retried(proxy: Proxy) -> None:
-    """A read that timed out is not asked again: the limit would be passed."""
+    """A read that timed out is not retried: that would exceed the limit."""
     with contextlib.closing(behind(proxy, timeout=0.5)) as server:
         server.connect()
         fault = proxy.inject("hang_reply", "STRLEN")
@@ -425,8 +425,8 @@ def test_time_outs_are_not_retried(proxy: Proxy) -> None:
         assert time.monotonic() - start < 1.2
 
 
-def test_garbage(proxy: Proxy) -> None:
-    """An answer that is no RESP drops the connection; the next question gets the next answer."""
+def test_an_invalid_reply(proxy: Proxy) -> None:
+    """An invalid reply closes the connection; the next command gets its own reply."""
     with contextlib.closing(behind(proxy)) as server:
         server.connect()
         proxy.inject("garbage", "STRLEN", times=1)
@@ -436,7 +436,7 @@ def test_garbage(proxy: Proxy) -> None:
 
 
 def test_no_connection_free(redis_server: RedisServer) -> None:
-    """When all connections stay busy the next in line gives up after the time-out."""
+    """When all connections stay busy, the next caller in line gives up after the time-out."""
     limits = Limits(timeout=0.3, connections=2)
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()), limits, writable=True)) as server:
         with server.write_channel(), pytest.raises(UnavailableError, match="--connections"), server.write_channel():
@@ -448,14 +448,14 @@ def test_no_connection_free(redis_server: RedisServer) -> None:
 
 
 def test_close_ends_a_wait(redis_server: RedisServer) -> None:
-    """close() in one thread ends a follower's wait in another, at once."""
+    """close() in one thread ends a wait for push messages in another, at once."""
     server = RedisClient(Address.parse(redis_server.url()))
     caught: list[BaseException] = []
 
     def follow() -> None:
         try:
-            with server.dedicated_channel(resp3=True) as dialogue:
-                dialogue.receive_push(30)
+            with server.dedicated_channel(resp3=True) as channel:
+                channel.receive_push(30)
         except RedisFuseError as error:
             caught.append(error)
 
@@ -470,14 +470,14 @@ def test_close_ends_a_wait(redis_server: RedisServer) -> None:
         server.execute("PING")
 
 
-# -- not now ---------------------------------------------------------------------------------------------------------
+# -- temporary errors ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "kind", ["LOADING Redis is loading", "BUSY a script", "MASTERDOWN x", "CLUSTERDOWN x", "TRYAGAIN x"]
 )
-def test_not_now(proxy: Proxy, redis_server: RedisServer, kind: str) -> None:
-    """ "Not now" is asked again until it is answered, or the time-out is over; never an empty answer."""
+def test_temporary_errors(proxy: Proxy, redis_server: RedisServer, kind: str) -> None:
+    """A temporary error is retried until the command succeeds or the time-out expires; never an empty reply."""
     redis_server.client().set("k", "v")
     with contextlib.closing(behind(proxy)) as server:
         server.connect()
@@ -496,8 +496,8 @@ def test_not_now(proxy: Proxy, redis_server: RedisServer, kind: str) -> None:
         assert 1.2 < time.monotonic() - start < 4
 
 
-def test_really_loading() -> None:
-    """A server that is loading its data for longer than the time-out is TryAgainError; when it is done it answers."""
+def test_a_loading_server() -> None:
+    """A server that is loading its data for longer than the time-out is TryAgainError; afterwards commands succeed."""
     with RedisServer(persist=True) as redis_server:
         redis_server.client().mset({f"k{number}": os.urandom(1500) for number in range(200)})
         redis_server.client().bgrewriteaof()
@@ -525,8 +525,8 @@ def test_really_loading() -> None:
 # -- writing ---------------------------------------------------------------------------------------------------------
 
 
-def test_writer(redis_server: RedisServer, writing: RedisClient) -> None:
-    """The writer writes, in transactions too; a changed key makes EXEC nil; errors inside EXEC are values."""
+def test_write_channel(redis_server: RedisServer, writing: RedisClient) -> None:
+    """The write channel writes, in transactions, too; a changed key makes EXEC nil; errors inside EXEC are values."""
     with writing.write_channel() as writer:
         assert writer.execute([("WATCH", "k"), ("SET", "k", "1")]) == [b"OK", b"OK"]
         assert writer.execute([("MULTI",), ("APPEND", "k", "2"), ("EXEC",)])[-1] is None
@@ -536,14 +536,14 @@ def test_writer(redis_server: RedisServer, writing: RedisClient) -> None:
     assert redis_server.client().get("k") == b"12"
 
 
-def test_no_writer_on_a_reading_server(server: RedisClient) -> None:
-    """A Server that was not made writable gives no writer."""
+def test_no_write_channel_on_a_read_only_client(server: RedisClient) -> None:
+    """A client that is not writable has no write channel."""
     with pytest.raises(ReadOnlyError), server.write_channel():
         pass
 
 
 def test_writers_leave_no_watch_behind(redis_server: RedisServer, writing: RedisClient) -> None:
-    """A WATCH or MULTI that one user of the writer left is gone for the next, on the same connection."""
+    """A WATCH or MULTI that one user of a channel left is reset for the next, on the same connection."""
     client = redis_server.client()
     for left in ([("WATCH", "k")], [("MULTI",)], [("WATCH", "k"), ("MULTI",), ("SET", "k", "left")]):
         with writing.write_channel() as writer:
@@ -560,7 +560,7 @@ def test_writers_leave_no_watch_behind(redis_server: RedisServer, writing: Redis
 
 
 def test_a_write_is_never_sent_twice(proxy: Proxy, redis_server: RedisServer) -> None:
-    """When the answer to a write is lost, the writer says so and has not sent it again."""
+    """When the reply to a write is lost, the channel raises and has not sent the write again."""
     client = redis_server.client()
     with contextlib.closing(behind(proxy, timeout=0.5, writable=True)) as server:
         for kind in ("lost_reply", "lost_reset", "partial", "garbage", "hang_reply"):
@@ -576,8 +576,8 @@ def test_a_write_is_never_sent_twice(proxy: Proxy, redis_server: RedisServer) ->
             proxy.clear()
 
 
-def test_a_cut_writer_is_not_handed_out(proxy: Proxy) -> None:
-    """A kept writing connection that was cut meanwhile is replaced before it is used."""
+def test_a_closed_write_channel_is_not_reused(proxy: Proxy) -> None:
+    """An idle write connection that the server closed is replaced before it is used."""
     with contextlib.closing(behind(proxy, writable=True)) as server:
         with server.write_channel() as writer:
             writer.execute([("SET", "k", "1")])
@@ -588,7 +588,7 @@ def test_a_cut_writer_is_not_handed_out(proxy: Proxy) -> None:
 
 
 def test_replica(own_redis: RedisServer) -> None:
-    """A write to a replica is ReadOnlyError; reads go on."""
+    """A write to a replica is ReadOnlyError; reads work."""
     own_redis.client().replicaof("127.0.0.1", str(find_free_port()))
     with contextlib.closing(RedisClient(Address.parse(own_redis.url()), writable=True)) as server:
         assert server.connect().is_replica
@@ -598,7 +598,7 @@ def test_replica(own_redis: RedisServer) -> None:
 
 
 def test_out_of_memory(own_redis: RedisServer) -> None:
-    """A write that the server has no memory for is NoSpaceError."""
+    """A write that exceeds the server's memory is NoSpaceError."""
     own_redis.client().config_set("maxmemory", "1mb")
     with (
         contextlib.closing(RedisClient(Address.parse(own_redis.url()), writable=True)) as server,
@@ -607,16 +607,16 @@ def test_out_of_memory(own_redis: RedisServer) -> None:
         assert isinstance(writer.execute([("SET", "k", "v")])[0], NoSpaceError)
 
 
-# -- big values ------------------------------------------------------------------------------------------------------
+# -- large values ----------------------------------------------------------------------------------------------------
 
 
 def resident() -> int:
-    """The most memory that this process has ever had, in bytes."""
+    """Return the peak memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_fetch_into(redis_server: RedisServer, server: RedisClient) -> None:
-    """A hash field of 64 MiB is written to a file as it comes, with memory for a piece only."""
+def test_download(redis_server: RedisServer, server: RedisClient) -> None:
+    """A hash field of 64 MiB is written to a file as it arrives, with memory for one chunk only."""
     redis_server.client().hset("h", "f", os.urandom(MIB) * 64)
     server.connect()
     gc.collect()
@@ -633,8 +633,8 @@ def test_fetch_into(redis_server: RedisServer, server: RedisClient) -> None:
     assert server.execute("HGET", "none", "f") is None
 
 
-def test_fetch_into_small_and_odd(redis_server: RedisServer, server: RedisClient) -> None:
-    """Empty values, missing ones, error replies and answers that are no bulk string are told apart."""
+def test_download_of_small_and_invalid_replies(redis_server: RedisServer, server: RedisClient) -> None:
+    """Empty values, missing ones, error replies and replies that are no bulk string are distinguished."""
     client = redis_server.client()
     client.hset("h", mapping={"empty": "", "crlf": "\r\n\r\n"})
     client.set("s", "x")
@@ -651,8 +651,8 @@ def test_fetch_into_small_and_odd(redis_server: RedisServer, server: RedisClient
     assert server.execute("HLEN", "h") == 2
 
 
-def test_fetch_into_is_retried_from_the_start(redis_server: RedisServer, proxy: Proxy) -> None:
-    """When the connection is lost half-way, the file holds the value once, not one and a half times."""
+def test_a_download_is_retried_from_the_start(redis_server: RedisServer, proxy: Proxy) -> None:
+    """When the connection is lost halfway, the file contains the value once, not one and a half times."""
     value = os.urandom(300_000)
     redis_server.client().hset("h", "f", value)
     with contextlib.closing(behind(proxy, timeout=3)) as server:
@@ -663,8 +663,8 @@ def test_fetch_into_is_retried_from_the_start(redis_server: RedisServer, proxy: 
         assert file.getvalue() == value
 
 
-def test_fetch_into_a_full_disk(redis_server: RedisServer, server: RedisClient) -> None:
-    """When the file can't be written its own error comes out, and the next question gets its own answer."""
+def test_download_to_a_full_disk(redis_server: RedisServer, server: RedisClient) -> None:
+    """When the file can't be written, its own error is raised, and the next command gets its own reply."""
     redis_server.client().hset("h", "f", b"x" * MIB)
 
     class Full(io.BytesIO):
@@ -677,14 +677,14 @@ def test_fetch_into_a_full_disk(redis_server: RedisServer, server: RedisClient) 
 
 
 def pieces(size: int) -> Iterator[bytes]:
-    """`size` bytes in chunks of at most a MiB, made as they are asked for."""
+    """Yield `size` bytes in chunks of at most a MiB."""
     while size > 0:
         yield b"z" * min(size, MIB)
         size -= MIB
 
 
 def test_send_streamed(redis_server: RedisServer, writing: RedisClient) -> None:
-    """A value of 64 MiB is sent as it is made, with memory for a piece only; inside MULTI too."""
+    """A value of 64 MiB is sent as it is generated, with memory for one chunk only; inside MULTI, too."""
     with writing.write_channel() as writer:
         writer.execute([("PING",)])
         before = resident()
@@ -701,8 +701,8 @@ def test_send_streamed(redis_server: RedisServer, writing: RedisClient) -> None:
     assert (client.strlen("big"), client.hstrlen("h", "f"), client.get("empty")) == (64 * MIB, 10 * MIB + 3, b"")
 
 
-def test_streams_that_do_not_come_to_their_size(redis_server: RedisServer, writing: RedisClient) -> None:
-    """Chunks that are too few, too many or fail leave the old value; nothing after them is taken for a command."""
+def test_streams_of_the_wrong_size(redis_server: RedisServer, writing: RedisClient) -> None:
+    """Chunks that are too few, too many or raise leave the old value; nothing after them is parsed as a command."""
     client = redis_server.client()
     client.set("k", "old")
 
@@ -723,7 +723,7 @@ def test_streams_that_do_not_come_to_their_size(redis_server: RedisServer, writi
         assert writer.execute([("STRLEN", "k")]) == [3]
 
 
-def test_over_the_servers_limit(own_redis: RedisServer) -> None:
+def test_a_value_over_the_servers_limit(own_redis: RedisServer) -> None:
     """A value over proto-max-bulk-len is TooLargeError, streamed or whole, and the old value stays."""
     client = own_redis.client()
     client.set("k", "old")
@@ -743,13 +743,13 @@ FLUSH = b"*1\r\n$8\r\nFLUSHALL\r\n"
 
 
 def test_no_write_gets_through(redis_server: RedisServer, server: RedisClient) -> None:
-    """Every way to send something that is not on the list is refused before it leaves, and harms no connection."""
+    """Every way to send a command that is not on the list is refused before sending, and leaves connections usable."""
     client = redis_server.client()
     client.set("k", "old")
     client.script_load("return 1")
     address = Address.parse(redis_server.url())
     connection = open_connection(address, READ_ALLOWLIST, timeout=2, stats=ClientStats(), token_bucket=TokenBucket(0))
-    with server.dedicated_channel() as dialogue, server.dedicated_channel(resp3=True) as modern:
+    with server.dedicated_channel() as channel, server.dedicated_channel(resp3=True) as modern:
         attempts = [
             lambda: server.execute("SET", "k", "new"),
             lambda: server.execute("set", "k", "new"),
@@ -761,10 +761,10 @@ def test_no_write_gets_through(redis_server: RedisServer, server: RedisClient) -
             lambda: server.execute_many([("PING",), ("DEL", "k"), ("PING",)]),
             lambda: server.execute_many([["MULTI"], ["SET", "k", "new"], ["EXEC"]]),
             lambda: server.download(io.BytesIO(), "GETSET", "k", "new"),
-            lambda: dialogue.send([("SET", "k", "new")]),
-            lambda: dialogue.execute([("PING",), ("FLUSHALL",)]),
+            lambda: channel.send([("SET", "k", "new")]),
+            lambda: channel.execute([("PING",), ("FLUSHALL",)]),
             lambda: modern.send([("FLUSHDB",)]),
-            lambda: dialogue.send_streamed(["SET", "k"], 3, [b"new"]),
+            lambda: channel.send_streamed(["SET", "k"], 3, [b"new"]),
             lambda: connection.send_command("SET", "k", "new"),
             lambda: connection.send_command("CONFIG SET", "maxmemory", "1"),
             lambda: connection.send_packed_command(connection.pack_command("FLUSHALL")),
@@ -781,7 +781,7 @@ def test_no_write_gets_through(redis_server: RedisServer, server: RedisClient) -
         for attempt in attempts:
             with pytest.raises(ForbiddenCommandError):
                 attempt()
-        assert dialogue.execute([("PING",)]) == [b"PONG"]
+        assert channel.execute([("PING",)]) == [b"PONG"]
         assert modern.execute([("PING",)]) == [b"PONG"]
     connection.send_command("PING")
     assert connection.read_response() == b"PONG"
@@ -792,8 +792,8 @@ def test_no_write_gets_through(redis_server: RedisServer, server: RedisClient) -
     assert server.execute("STRLEN", "k") == 3
 
 
-def test_the_writers_list(redis_server: RedisServer, writing: RedisClient) -> None:
-    """The writing connection has a list too, and a writable Server's reading connections do not write."""
+def test_the_write_list(redis_server: RedisServer, writing: RedisClient) -> None:
+    """The write connection has a list, too, and a writable client's read connections do not write."""
     redis_server.client().set("k", "old")
     with pytest.raises(ForbiddenCommandError):
         writing.execute("SET", "k", "new")
@@ -809,10 +809,10 @@ def test_the_writers_list(redis_server: RedisServer, writing: RedisClient) -> No
     assert writing.stats.connects == 2
 
 
-# -- odd -------------------------------------------------------------------------------------------------------------
+# -- special cases ---------------------------------------------------------------------------------------------------
 
 
-def test_errors_that_are_no_text(redis_server: RedisServer, server: RedisClient) -> None:
+def test_errors_that_are_not_utf8(redis_server: RedisServer, server: RedisClient) -> None:
     """An error reply with bytes that are not UTF-8 is an error like others."""
     redis_server.client().set("k", "1")
     with pytest.raises(ServerReplyError):
@@ -821,42 +821,42 @@ def test_errors_that_are_no_text(redis_server: RedisServer, server: RedisClient)
         server.execute("OBJECT", "ENCODING")
 
 
-def test_pushes_in_pieces(redis_server: RedisServer, server: RedisClient) -> None:
-    """Thousands of changed keys in one message, and messages between answers, all arrive, in order."""
+def test_pushes_between_replies(redis_server: RedisServer, server: RedisClient) -> None:
+    """Thousands of changed keys in one message, and messages between replies, all arrive, in order."""
     client = redis_server.client()
-    with server.dedicated_channel(resp3=True) as dialogue:
-        dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
-        assert dialogue.receive() == b"OK"
-        push = dialogue.receive_push(2)
+    with server.dedicated_channel(resp3=True) as channel:
+        channel.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
+        assert channel.receive() == b"OK"
+        push = channel.receive_push(2)
         assert push is not None
         assert push[0] == b"subscribe"
-        assert dialogue.receive_push(0.05) is None
+        assert channel.receive_push(0.05) is None
         client.mset({f"key:{number}": "x" for number in range(20_000)})
         client.flushall()
-        seen: set[bytes] = set()
+        announced: set[bytes] = set()
         deadline = time.monotonic() + 10
         flushed = False
         while not flushed and time.monotonic() < deadline:
-            assert dialogue.execute([("PING",)]) == [b"PONG"]
-            while (push := dialogue.receive_push(0.2)) is not None:
+            assert channel.execute([("PING",)]) == [b"PONG"]
+            while (push := channel.receive_push(0.2)) is not None:
                 if push[1] is None:
                     flushed = True
                 else:
                     assert not flushed
-                    seen.update(push[1])
+                    announced.update(push[1])
         assert flushed
-        assert len(seen) == 20_000
+        assert len(announced) == 20_000
 
 
-def test_a_used_up_dialogue(proxy: Proxy) -> None:
-    """After its connection was lost a dialogue refuses further use; leaving its block is no error."""
+def test_a_closed_channel(proxy: Proxy) -> None:
+    """After its connection was lost a channel refuses further use; leaving its block is no error."""
     server = behind(proxy, timeout=0.5)
-    with server.dedicated_channel() as dialogue:
+    with server.dedicated_channel() as channel:
         proxy.disconnect_all()
         with pytest.raises(UnavailableError):
-            dialogue.execute([("PING",)])
-        assert dialogue.closed
+            channel.execute([("PING",)])
+        assert channel.closed
         with pytest.raises(UnavailableError):
-            dialogue.send([("PING",)])
+            channel.send([("PING",)])
         with pytest.raises(UnavailableError):
-            dialogue.receive()
+            channel.receive()

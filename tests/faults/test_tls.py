@@ -1,4 +1,4 @@
-"""TLS to a real server with a certificate of our own: big values both ways, and what is not to be trusted."""
+"""TLS to a real server with a certificate of the test: large values both ways, and untrusted certificates."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ def tls_port(certificate: Path) -> Iterator[int]:
 
 
 def test_trusted(tls_port: int, certificate: Path) -> None:
-    """With the authority given, everything works as without TLS: batches, streams both ways, pushes."""
+    """With the authority given, everything works as without TLS: batches, streams both ways, push messages."""
     address = Address.parse(f"rediss://localhost:{tls_port}?ssl_ca_certs={certificate}/cert.pem")
     with contextlib.closing(RedisClient(address, writable=True)) as server:
         with server.write_channel() as writer:
@@ -56,18 +56,18 @@ def test_trusted(tls_port: int, certificate: Path) -> None:
         assert server.download(file, "HGET", "h", "f") == 8 * MIB
         assert file.getvalue() == b"x" * 8 * MIB
         assert server.execute_many([("HSTRLEN", "h", "f")] * 3000) == [8 * MIB] * 3000
-        with server.dedicated_channel(resp3=True) as dialogue:
-            dialogue.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
-            assert dialogue.receive() == b"OK"
-            assert dialogue.receive_push(2) is not None
-            assert dialogue.receive_push(0.05) is None
+        with server.dedicated_channel(resp3=True) as channel:
+            channel.send([("SUBSCRIBE", "__redis__:invalidate"), ("CLIENT", "TRACKING", "ON", "BCAST")])
+            assert channel.receive() == b"OK"
+            assert channel.receive_push(2) is not None
+            assert channel.receive_push(0.05) is None
             with server.write_channel() as writer:
                 writer.execute([("SET", "k", "v")])
-            assert dialogue.receive_push(2) == [b"invalidate", [b"k"]]
+            assert channel.receive_push(2) == [b"invalidate", [b"k"]]
 
 
 def test_not_trusted(tls_port: int) -> None:
-    """An unknown authority is refused with the option that would help; ssl_cert_reqs=none accepts it."""
+    """An unknown authority is refused, naming the option that helps; ssl_cert_reqs=none accepts it."""
     limits = Limits(timeout=3)
     with pytest.raises(UnavailableError, match="certificate"):
         RedisClient(Address.parse(f"rediss://localhost:{tls_port}"), limits).connect()

@@ -1,4 +1,4 @@
-"""The keyspace under faults: whatever fails, it ends with the server's keys, and never shows a mixture on the way."""
+"""The keyspace under faults: it always ends with the server's keys, and never shows a mixture meanwhile."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ from tests.unit.test_monitor import keyspace_of, names, until
 
 
 def started(url: str, **options: object) -> tuple[RedisClient, KeyspaceMonitor]:
-    """A started keyspace, of a server behind a proxy."""
+    """Start a keyspace monitor of a server behind a proxy."""
     server = RedisClient(Address.parse(url), Limits(timeout=1.5))
     keyspace = KeyspaceMonitor(server, heartbeat_interval=0.2, **options)  # type: ignore[arg-type]
     keyspace.start()
@@ -29,7 +29,7 @@ def started(url: str, **options: object) -> tuple[RedisClient, KeyspaceMonitor]:
 @pytest.mark.parametrize("kind", ["drop", "garbage", "partial", "hang_reply"])
 @pytest.mark.parametrize("command", ["SCAN", "INFO", "CLIENT", "SUBSCRIBE", "EXISTS"])
 def test_a_fault_is_survived(redis_server: RedisServer, kind: str, command: str) -> None:
-    """Whichever answer of the follower, the scan or the looking fails, and how: it comes right by itself."""
+    """Whichever reply fails, to tracking, scan or look-up, and in whichever way: the keyspace recovers."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(3000)})
     with Proxy(redis_server.socket_path) as proxy:
@@ -48,7 +48,7 @@ def test_a_fault_is_survived(redis_server: RedisServer, kind: str, command: str)
 
 
 def test_a_scan_is_never_shown_in_part(redis_server: RedisServer) -> None:
-    """While a scan fails again and again nobody sees a part of it: those who wait get an error."""
+    """While a scan fails repeatedly, no part of it shows: waiting callers get an error."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(3000)})
     with Proxy(redis_server.socket_path) as proxy:
@@ -68,7 +68,7 @@ def test_a_scan_is_never_shown_in_part(redis_server: RedisServer) -> None:
 
 
 def test_loading_is_waited_for(redis_server: RedisServer) -> None:
-    """A server that is loading its data is waited for, up to the time-out."""
+    """The monitor waits for a server that is loading its data, up to the time-out."""
     redis_server.client().set(b"k", b"")
     with Proxy(redis_server.socket_path) as proxy:
         proxy.inject("error", "SCAN", times=2, text="LOADING Redis is loading the dataset in memory")
@@ -82,7 +82,7 @@ def test_loading_is_waited_for(redis_server: RedisServer) -> None:
 
 
 def test_a_user_who_may_not_scan(redis_server: RedisServer) -> None:
-    """A user who may not SCAN gets a clear error at once, and the server's ACL LOG is not filled with attempts."""
+    """A user without SCAN gets a clear error at once, and the server's ACL LOG is not filled with attempts."""
     client = redis_server.client()
     client.execute_command("ACL", "SETUSER", "noscan", "on", ">pw", "~*", "&*", "+@all", "-scan")
     client.execute_command("ACL", "LOG", "RESET")
@@ -94,8 +94,8 @@ def test_a_user_who_may_not_scan(redis_server: RedisServer) -> None:
         assert sum(entry[b"count"] if isinstance(entry, dict) else entry[1] for entry in entries) == 1
 
 
-def test_nothing_stays_in_the_error_counts(redis_server: RedisServer) -> None:
-    """Following, scanning and looking leave no error replies behind on the server."""
+def test_no_errors_in_the_servers_statistics(redis_server: RedisServer) -> None:
+    """Tracking, scanning and verifying cause no error replies of the server."""
     client = redis_server.client()
     client.ping()
     client.config_resetstat()  # redis-py's own greeting leaves some
@@ -107,7 +107,7 @@ def test_nothing_stays_in_the_error_counts(redis_server: RedisServer) -> None:
     assert client.info("errorstats") == {}
 
 
-def test_a_random_life(own_redis: RedisServer) -> None:
+def test_random_changes(own_redis: RedisServer) -> None:
     """After random changes, flushes, swaps and lost connections the index soon has exactly the server's keys again."""
     chance = random.Random(20240607)
     client = own_redis.client()
@@ -119,7 +119,7 @@ def test_a_random_life(own_redis: RedisServer) -> None:
         keyspace.wait_until_ready(10)
 
         def look() -> None:
-            """No listing may hold both a key of a life before a flush and one of the life after."""
+            """List keys; no listing may contain keys from before and after a flush."""
             while not stop.is_set():
                 try:
                     keyspace.wait_until_ready(1.0)
@@ -156,7 +156,7 @@ def test_a_random_life(own_redis: RedisServer) -> None:
 
 
 def change(client: redis.Redis, chance: random.Random, turn: int) -> None:
-    """One random change."""
+    """Make one random change."""
     key = b"k:%d" % chance.randrange(3000)
     kind = chance.randrange(8)
     if kind < 3:

@@ -1,4 +1,4 @@
-"""client/address.py: what an address means, and that it never tells its password."""
+"""client/address.py: parsing and formatting of addresses, without disclosing passwords."""
 
 import pickle
 
@@ -30,7 +30,7 @@ def test_redis_url() -> None:
     ],
 )
 def test_defaults(url: str, host: str, port: int, db: int) -> None:
-    """What a URL leaves out is as in redis-py: localhost, 6379, database 0."""
+    """Missing parts of a URL have redis-py's defaults: localhost, 6379, database 0."""
     address = Address.parse(url)
     assert (address.host, address.port, address.db) == (host, port, db)
 
@@ -43,7 +43,7 @@ def test_unix_url() -> None:
 
 
 def test_tls_url() -> None:
-    """rediss:// checks certificates unless the URL says otherwise, with redis-py's names."""
+    """rediss:// verifies certificates unless the URL says otherwise, with redis-py's names."""
     plain = Address.parse("rediss://h").tls
     assert plain is not None
     assert (plain.cert_reqs, plain.check_hostname) == ("required", True)
@@ -61,18 +61,18 @@ def test_sentinel_url() -> None:
 
 
 def test_cluster_url() -> None:
-    """A cluster URL is understood, so that it can be refused with a reason."""
+    """A cluster URL is parsed, so that it can be refused with a reason."""
     assert Address.parse("redis+cluster://h:7000").kind == "cluster"
 
 
 def test_host_port() -> None:
-    """HOST PORT is the same as the URL made of them."""
+    """HOST PORT gives the same address as the corresponding URL."""
     assert Address.from_host_port("127.0.0.1", "6379") == Address.parse("redis://127.0.0.1:6379/0")
     assert Address.from_host_port("::1", 6379) == Address.parse("redis://[::1]:6379")
 
 
-def test_given_password_counts_where_the_url_has_none() -> None:
-    """A password from outside completes a URL but replaces none in it; a database from outside replaces."""
+def test_a_given_password_applies_where_the_url_has_none() -> None:
+    """A given password completes a URL but does not replace the URL's; a given database replaces the URL's."""
     assert Address.parse("redis://h", password="outer").password == "outer"
     assert Address.parse("redis://:inner@h", password="outer").password == "inner"
     assert Address.parse("redis://h/1", db=2).db == 2
@@ -91,7 +91,7 @@ def test_given_password_counts_where_the_url_has_none() -> None:
     ],
 )
 def test_no_password_in_any_text(url: str) -> None:
-    """Neither str, repr, masked, url, place nor identity shows the password, plain or percent-encoded."""
+    """str, repr, redacted_url, url, endpoint and identity do not contain the password, plain or percent-encoded."""
     address = Address.parse(url)
     assert address.password == SECRET
     for text in (str(address), repr(address), address.redacted_url, address.url, address.endpoint, address.identity):
@@ -102,7 +102,7 @@ def test_no_password_in_any_text(url: str) -> None:
 
 
 def test_url_is_the_address_without_its_password() -> None:
-    """url parses back to the same address, once the password is given."""
+    """url parses to the same address, once the password is given."""
     for text in (
         "redis://me:secret@h:6380/3",
         "unix://:secret@/run/a%20b.sock?db=7",
@@ -115,8 +115,8 @@ def test_url_is_the_address_without_its_password() -> None:
         assert "secret" not in address.url
 
 
-def test_identity_is_one_for_every_way_to_write_it() -> None:
-    """The identity is the server's: without user, password and database."""
+def test_all_spellings_have_one_identity() -> None:
+    """The identity is that of the server, without user, password and database."""
     same = ["redis://h", "redis://me:x@h:6379/5", "redis://h?db=2"]
     assert {Address.parse(url).identity for url in same} == {"redis://h:6379"}
 
@@ -141,7 +141,7 @@ def test_identity_is_one_for_every_way_to_write_it() -> None:
     ],
 )
 def test_bad_addresses(target: str) -> None:
-    """An address that makes no sense is a usage error whose text, like its chain, never quotes the password."""
+    """An invalid address is a usage error whose message and exception chain never quote the password."""
     with pytest.raises(UsageError) as caught:
         Address.parse(target)
     assert "hunter2" not in str(caught.value)
@@ -152,14 +152,14 @@ def test_bad_addresses(target: str) -> None:
 
 
 def test_bad_host_or_port() -> None:
-    """HOST PORT that can't be one is a usage error."""
+    """An invalid HOST or PORT is a usage error."""
     for host, port in (("", "1"), ("h", "x"), ("h", "0"), ("a/b", "1"), ("u:p@h", "1")):
         with pytest.raises(UsageError):
             Address.from_host_port(host, port)
 
 
-def test_scrub() -> None:
-    """scrub() takes the password out of others' words, however it is spelled."""
+def test_redact() -> None:
+    """redact() removes the password from another library's message, in every spelling."""
     address = Address.parse(f"redis://:{QUOTED}@h")
     assert address.redact(f"unknown command 'AUTH', with args '{SECRET}' {QUOTED}") == (
         "unknown command 'AUTH', with args '***' ***"
@@ -167,7 +167,7 @@ def test_scrub() -> None:
 
 
 def test_frozen_and_picklable() -> None:
-    """An address is a value: hashable, equal by content, and can go to another process."""
+    """An address is a value: hashable, comparable, and picklable for another process."""
     address = Address.parse("redis://:x@h")
     assert pickle.loads(pickle.dumps(address)) == address
     assert hash(address) == hash(Address.parse("redis://:x@h"))

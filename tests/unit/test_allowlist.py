@@ -1,4 +1,4 @@
-"""client/allowlist.py: what is on the lists, and that nothing gets past the parsing of what is sent."""
+"""client/allowlist.py: what is on the lists, and that nothing bypasses the parser."""
 
 import hiredis
 import pytest
@@ -36,63 +36,65 @@ READ = [
 
 
 def words(text: str) -> list[bytes]:
-    """The words of a command."""
+    """Return the words of a command."""
     return text.encode().split()
 
 
 @pytest.mark.parametrize("command", NEVER)
-@pytest.mark.parametrize("guard", [READ_ALLOWLIST, WRITE_ALLOWLIST, SENTINEL_ALLOWLIST], ids=lambda guard: guard.name)
-def test_on_no_list(guard: AllowList, command: str) -> None:
-    """Commands that destroy, configure, script, or are unbounded are on no list, in no spelling."""
+@pytest.mark.parametrize(
+    "allow_list", [READ_ALLOWLIST, WRITE_ALLOWLIST, SENTINEL_ALLOWLIST], ids=lambda allow_list: allow_list.name
+)
+def test_on_no_list(allow_list: AllowList, command: str) -> None:
+    """Commands that destroy, configure, run scripts, or are unbounded are on no list, in any spelling."""
     for spelling in (command, command.lower(), command.title()):
-        assert not guard.allows(words(spelling))
+        assert not allow_list.allows(words(spelling))
         with pytest.raises(ForbiddenCommandError):
-            guard.check([words("PING"), words(spelling)])
+            allow_list.check([words("PING"), words(spelling)])
 
 
 @pytest.mark.parametrize("command", ONLY_WRITER)
-def test_writes_only_on_the_writers_list(command: str) -> None:
-    """A command that writes is on the writer's list and on no other."""
+def test_writes_are_only_on_the_write_list(command: str) -> None:
+    """A command that writes is on the write list and on no other."""
     assert WRITE_ALLOWLIST.allows(words(command))
-    for guard in (READ_ALLOWLIST, SENTINEL_ALLOWLIST):
-        assert not guard.allows(words(command))
+    for allow_list in (READ_ALLOWLIST, SENTINEL_ALLOWLIST):
+        assert not allow_list.allows(words(command))
 
 
 @pytest.mark.parametrize("command", READ)
 def test_reads(command: str) -> None:
-    """What reading needs is on the read list, in either case of letters."""
+    """Every read command is on the read list, in upper and lower case."""
     assert READ_ALLOWLIST.allows(words(command))
     READ_ALLOWLIST.check([words(command)])
     assert READ_ALLOWLIST.allows([words(command)[0].lower(), *words(command)[1:]])
 
 
 @pytest.mark.parametrize("command", [*NEVER, *ONLY_WRITER, "EXEC", "exec"])
-def test_a_rehearsal_sends_no_write_before_it_has_begun_or_after_its_end(command: str) -> None:
-    """Before MULTI was accepted, after DISCARD, and in one buffer with DISCARD, no write is sent; EXEC never is."""
-    rehearsal = DiscardedTransactionFilter()
+def test_writes_are_sent_only_inside_a_discarded_transaction(command: str) -> None:
+    """Before MULTI is accepted, after DISCARD, and in one buffer with DISCARD, no write is sent; EXEC never is."""
+    command_filter = DiscardedTransactionFilter()
     for begun in (False, True):
         for commands in ([words(command)], [words("DISCARD"), words(command)], [words("MULTI"), words(command)]):
             if begun:
-                rehearsal.begin_transaction()
-                rehearsal.check([words("discard")])
+                command_filter.begin_transaction()
+                command_filter.check([words("discard")])
             with pytest.raises(ForbiddenCommandError):
-                rehearsal.check(commands)
-    rehearsal.begin_transaction()
+                command_filter.check(commands)
+    command_filter.begin_transaction()
     if command in ONLY_WRITER:
-        rehearsal.check([words(command), words("DISCARD")])
+        command_filter.check([words(command), words("DISCARD")])
     with pytest.raises(ForbiddenCommandError):
-        rehearsal.check([words("EXEC")])
+        command_filter.check([words("EXEC")])
 
 
-def test_containers_need_their_second_word() -> None:
-    """A container command alone, or nothing at all, is refused."""
+def test_container_commands_need_a_subcommand() -> None:
+    """A container command alone, or an empty command, is refused."""
     for command in ([], [b""], [b"CLIENT"], [b"OBJECT"], [b"XINFO"], [b"CLIENT|SETNAME", b"x"], [b"SUBSCRIBE"]):
         with pytest.raises(ForbiddenCommandError):
             READ_ALLOWLIST.check([command])
 
 
 def test_the_message_shows_the_command_and_no_argument() -> None:
-    """The refusal names the command, never a value that was to be written, nor control characters."""
+    """The message names the command, but no value, and no control characters."""
     with pytest.raises(ForbiddenCommandError) as caught:
         READ_ALLOWLIST.check([[b"SET", b"key", b"secret value"]])
     assert "SET" in str(caught.value)
@@ -134,27 +136,27 @@ PING = b"*1\r\n$4\r\nPING\r\n"
         b"=15\r\ntxt:Some string\r\n",
     ],
 )
-def test_odd_bytes_are_refused(data: bytes) -> None:
-    """Bytes that are not whole, plainly written commands are refused, whatever they might mean to a server."""
+def test_noncanonical_bytes_are_refused(data: bytes) -> None:
+    """Bytes that are not whole commands in canonical form are refused, whatever a server might make of them."""
     with pytest.raises(ForbiddenCommandError):
         parse_commands(data)
 
 
 def test_empty_commands_are_parsed_and_then_refused() -> None:
-    """An array of nothing is no command of any list."""
+    """An empty array is on no list."""
     with pytest.raises(ForbiddenCommandError):
         READ_ALLOWLIST.check(parse_commands(b"*0\r\n" + FLUSH))
 
 
 @given(st.lists(st.lists(st.binary(max_size=40), min_size=1, max_size=6), max_size=8))
-def test_what_is_packed_is_parsed(commands: list[list[bytes]]) -> None:
-    """Parsing gives back exactly the words that were packed, whatever bytes they hold."""
+def test_packed_commands_are_parsed_back(commands: list[list[bytes]]) -> None:
+    """Parsing returns exactly the words that were packed, whatever bytes they contain."""
     assert parse_commands(pack_commands(map(tuple, commands))) == commands
 
 
 @given(st.lists(st.lists(st.binary(max_size=12), min_size=1, max_size=3), max_size=4), st.data())
 def test_a_changed_byte_is_never_misread(commands: list[list[bytes]], data: st.DataObject) -> None:
-    """With any byte changed, the bytes are refused, or are the canonical form of the commands that are judged."""
+    """With any byte changed, the bytes are refused, or are the canonical form of the parsed commands."""
     packed = bytearray(pack_commands(map(tuple, commands)))
     if packed:
         packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))

@@ -1,4 +1,4 @@
-"""When keys were last seen to change, and what of it the time of a file shows."""
+"""When keys were last seen to change, and the mtimes of files."""
 
 import time
 
@@ -12,8 +12,8 @@ def changes() -> ChangeClock:
     return ChangeClock()
 
 
-def test_a_save_shows_when_it_was_written(changes: ChangeClock) -> None:
-    """After a change of our own the file's time is that of its last write, whatever messages come; the count grows."""
+def test_the_mtime_of_a_save_is_that_of_its_last_write(changes: ChangeClock) -> None:
+    """After an own change the file's mtime is that of its last write, whatever messages arrive; the version grows."""
     changes.record_changes([b"k"])
     written = time.time_ns()
     before = changes.changed_at(b"k")
@@ -28,8 +28,8 @@ def test_a_save_shows_when_it_was_written(changes: ChangeClock) -> None:
     assert changes.mtime_ns(b"k", None) == written
 
 
-def test_an_echo_may_come_first(changes: ChangeClock) -> None:
-    """The server's message may come before the change is noted here: until then the old time is shown."""
+def test_the_message_may_precede_the_record(changes: ChangeClock) -> None:
+    """The server's message may arrive before the change is recorded: until then the old mtime shows."""
     changes.record_changes([b"k"])
     first = changes.changed_at(b"k")
     changes.record_own_invalidations([b"k"])
@@ -41,8 +41,8 @@ def test_an_echo_may_come_first(changes: ChangeClock) -> None:
     assert changes.mtime_ns(b"k", b"g") == first
 
 
-def test_somebody_elses_change_shows(changes: ChangeClock) -> None:
-    """Another change ends what was shown; what is said of our own afterwards comes too late."""
+def test_another_clients_change_shows(changes: ChangeClock) -> None:
+    """Another client's change replaces the mtime; what is recorded of our own change afterwards is ignored."""
     changes.record_own_change(b"k")
     changes.record_save(b"k", None, 5)
     changes.record_changes([b"k"])
@@ -61,7 +61,7 @@ def test_somebody_elses_change_shows(changes: ChangeClock) -> None:
 
 
 def test_fields_have_their_own_times(changes: ChangeClock) -> None:
-    """Saving one field of a hash leaves the time of the others; a change of the whole key is one of them all."""
+    """Saving one field of a hash leaves the mtimes of the others; a change of the whole key changes all."""
     changes.record_changes([b"h"])
     first = changes.changed_at(b"h")
     for field, moment in ((b"f", 5), (b"g", 6), (b"f", 7)):
@@ -75,8 +75,8 @@ def test_fields_have_their_own_times(changes: ChangeClock) -> None:
     assert changes.mtime_ns(b"h", b"f") == changes.mtime_ns(b"h", b"g") == changes.changed_at(b"h")
 
 
-def test_it_is_bounded(changes: ChangeClock) -> None:
-    """Of very many own changes the newest are remembered so; the others show the moment at which they were seen."""
+def test_memory_is_bounded(changes: ChangeClock) -> None:
+    """Of many own changes, the newest keep their mtimes; the others show when they were recorded."""
     keys = [b"%d" % number for number in range(30_000)]
     for key in keys:
         changes.record_own_change(key)

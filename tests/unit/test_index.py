@@ -1,4 +1,4 @@
-"""The index of names, in both of its forms, against a plain set of keys."""
+"""The index, in both of its forms, compared with a plain set of keys."""
 
 import hashlib
 import threading
@@ -40,7 +40,7 @@ class UnlimitedLayout(PathCodec):
 
 
 class Model:
-    """What an index must answer, from a plain set."""
+    """The expected results of an index, from a plain set."""
 
     def __init__(self, separator: bytes) -> None:
         self.separator = separator
@@ -67,7 +67,7 @@ class Model:
 
 
 def check(index: Index, model: Model, probes: list[bytes]) -> None:
-    """Compare all that can be asked."""
+    """Compare all queries."""
     assert len(index) == len(model.keys)
     below = list(index.iter_keys_below(()))
     assert sorted(below) == sorted(model.short())
@@ -101,7 +101,7 @@ def check(index: Index, model: Model, probes: list[bytes]) -> None:
 
 
 class Machine(RuleBasedStateMachine):
-    """Random keys come and go in both forms; after every step they answer as the set does."""
+    """Random keys are added and removed in both forms; after every step they equal the set."""
 
     keys = Bundle("keys")
 
@@ -127,15 +127,15 @@ class Machine(RuleBasedStateMachine):
         ),
     )
     def key(self, components: list[bytes]) -> bytes:
-        made = self.model.separator.join(components)
-        self.probes.append(made)
-        return made
+        key = self.model.separator.join(components)
+        self.probes.append(key)
+        return key
 
     @rule(target=keys, key=keys, more=st.sampled_from([b"", b"a", b"b", b"c" * 200]))
     def deeper(self, key: bytes, more: bytes) -> bytes:
-        made = key + self.model.separator + more
-        self.probes.append(made)
-        return made
+        key = key + self.model.separator + more
+        self.probes.append(key)
+        return key
 
     @rule(key=keys)
     def add(self, key: bytes) -> None:
@@ -194,7 +194,7 @@ TestMachine.settings = settings(
 @settings(max_examples=60, deadline=None)
 @given(keys=st.sets(st.lists(st.sampled_from([b"a", b"b", b"", b"a!"]), min_size=1, max_size=4).map(b":".join)))
 def test_a_set_of_keys(on_disk: bool, keys: set[bytes]) -> None:
-    """Whatever the set of keys, every key is below exactly the directories that it spells."""
+    """For any set of keys, every key is below exactly the directories in its name."""
     index = Index(on_disk=on_disk)
     index.add_many(sorted(keys))
     model = Model(b":")
@@ -204,7 +204,7 @@ def test_a_set_of_keys(on_disk: bool, keys: set[bytes]) -> None:
 
 @BOTH
 def test_a_key_beside_a_directory(on_disk: bool) -> None:
-    """A key and a directory can have one name, and each goes without the other."""
+    """A key and a directory can have one name, and each can be removed without the other."""
     index = Index(on_disk=on_disk)
     index.add_many([b"user", b"user:1"])
     assert list(index.iter_children(())) == [Child(b"user", True, True)]
@@ -218,8 +218,8 @@ def test_a_key_beside_a_directory(on_disk: bool) -> None:
 
 
 @BOTH
-def test_a_key_that_is_there_is_not_new(on_disk: bool) -> None:
-    """A key is counted once, also after the key that its directory was has gone."""
+def test_a_present_key_is_not_new(on_disk: bool) -> None:
+    """A key is counted once, also after the key with the name of its directory was removed."""
     index = Index(on_disk=on_disk)
     for _ in range(2):
         index.add_many([b":0"])
@@ -233,7 +233,7 @@ def test_a_key_that_is_there_is_not_new(on_disk: bool) -> None:
 
 @BOTH
 def test_very_deep_keys(on_disk: bool) -> None:
-    """A key of thousands of components is listed, found and removed, whatever Python's recursion limit."""
+    """A key of thousands of components is listed, found and removed, regardless of Python's recursion limit."""
     index = Index(UnlimitedLayout(), on_disk=on_disk)
     keys = [b":" * 2500, b":" * 2500 + b"x", b"a:" * 2000 + b"z"]
     assert index.add_many(keys) == 3
@@ -245,7 +245,7 @@ def test_very_deep_keys(on_disk: bool) -> None:
 
 @BOTH
 def test_a_large_directory_streams(on_disk: bool) -> None:
-    """A directory of 200 000 children gives each once, and holds no lock while it is consumed."""
+    """A directory of 200 000 children lists each once, and holds no lock during the iteration."""
     index = Index(on_disk=on_disk)
     index.add_many([b"big:%d" % number for number in range(200_000)])
     index.add_many([b"big:%d:below" % number for number in range(0, 200_000, 100)])
@@ -268,9 +268,9 @@ def test_changes_while_it_moves_to_disk() -> None:
     mover.start()
     expected = set(keys)
     number = 0
-    patience = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while mover.is_alive() or number < 1000:
-        assert time.monotonic() < patience, "the move does not end while others change what is moved"
+        assert time.monotonic() < deadline, "the move does not end while keys change"
         index.add(b"new:%d" % number)
         expected.add(b"new:%d" % number)
         index.discard(keys[number % 60_000])
@@ -285,7 +285,7 @@ def test_changes_while_it_moves_to_disk() -> None:
 
 
 def test_changes_from_many_threads() -> None:
-    """Threads that add, remove and list at once leave exactly what they should."""
+    """Threads that add, remove and list concurrently leave a correct index."""
     index = Index()
     stop = time.monotonic() + 1.0
     failures: list[BaseException] = []
@@ -323,7 +323,7 @@ def test_changes_from_many_threads() -> None:
 
 
 def test_memory_is_counted() -> None:
-    """The estimate that decides when to move to disk is within a factor of two of a key's real cost."""
+    """The memory estimate is within a factor of two of a key's real cost."""
     index = Index()
     index.add_many([b"session:%018d" % number for number in range(100_000)])
     assert 80 <= index.memory_bytes / 100_000 <= 160

@@ -1,4 +1,4 @@
-"""The cache of attributes on real servers: how many commands it takes, and that nothing stale is ever kept."""
+"""The metadata store on real servers: how many commands it sends, and that it caches nothing stale."""
 
 import math
 import threading
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """redisfuse's own reading connection to the test's server."""
+    """redisfuse's own read connection to the test server."""
     server = RedisClient(Address.parse(redis_server.url()), Limits(timeout=20.0))
     server.connect()
     yield server
@@ -32,18 +32,18 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> redis.Redis:
-    """A client of the test's own, which may write."""
+    """A client of the test, which may write."""
     return redis_server.client()
 
 
 @pytest.fixture
 def store(server: RedisClient) -> MetadataStore:
-    """A store that believes in what it has until it is told otherwise; no key expires."""
+    """A store whose entries are valid until they are invalidated; no key expires."""
     return MetadataStore(server, freshness=FixedFreshness())
 
 
 class Meter:
-    """What was sent since it was made."""
+    """Counts the commands and round trips since it was created."""
 
     def __init__(self, server: RedisClient) -> None:
         self._counters = server.stats
@@ -59,7 +59,7 @@ class Meter:
 
 
 def fill(client: redis.Redis) -> dict[bytes, KeyMetadata]:
-    """A key of every type, with the attributes that it has."""
+    """Create a key of every type; return their metadata."""
     client.set("string", "12345")
     client.set("empty", "")
     client.rpush("list", "a", "b")
@@ -75,15 +75,15 @@ def fill(client: redis.Redis) -> dict[bytes, KeyMetadata]:
         b"zset": KeyMetadata(b"zset", 3),
         b"hash": KeyMetadata(b"hash", 3),
         b"stream": KeyMetadata(b"stream", 1),
-        b"gone": ABSENT,
+        b"missing": ABSENT,
     }
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def test_attributes_of_every_type(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Type and length of each type in two round trips and at most two commands a key; then for nothing."""
+def test_metadata_of_every_type(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
+    """Two round trips and at most two commands a key fetch type and length of each type; then they are cached."""
     expected = fill(client)
     meter = Meter(server)
     assert dict(zip(expected, store.get_many(list(expected)), strict=True)) == expected
@@ -93,7 +93,7 @@ def test_attributes_of_every_type(store: MetadataStore, server: RedisClient, cli
 
 
 def test_many_keys_take_two_commands_each(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """`ls -l` of 3000 strings: 6000 commands in 6 round trips, no PTTL, no error on the server."""
+    """`ls -l` of 3000 strings takes 6000 commands in 6 round trips, no PTTL, and causes no error on the server."""
     client.mset({f"k:{number}": "x" * (number % 7) for number in range(3000)})
     client.config_resetstat()
     meter = Meter(server)
@@ -103,11 +103,11 @@ def test_many_keys_take_two_commands_each(store: MetadataStore, server: RedisCli
     assert client.info("errorstats") == {}
 
 
-def test_a_key_twice_in_one_question(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """A key that is asked for twice is fetched once."""
+def test_a_duplicate_key_is_fetched_once(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
+    """A key that is requested twice is fetched once."""
     client.set("k", "x")
     meter = Meter(server)
-    assert store.get_many([b"k", b"gone", b"k"]) == [KeyMetadata(b"string", 1), ABSENT, KeyMetadata(b"string", 1)]
+    assert store.get_many([b"k", b"missing", b"k"]) == [KeyMetadata(b"string", 1), ABSENT, KeyMetadata(b"string", 1)]
     assert meter.commands == 3
 
 
@@ -115,7 +115,7 @@ def test_a_key_twice_in_one_question(store: MetadataStore, server: RedisClient, 
 def test_cat_of_a_small_string_is_two_round_trips(
     store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
 ) -> None:
-    """A cold look brings type, length and content, so that opening costs nothing more."""
+    """A cold look-up fetches type, length and content, so that opening sends nothing more."""
     client.set("k", b"x" * size)
     meter = Meter(server)
     assert store.get_with_content(b"k") == KeyMetadata(b"string", size)
@@ -128,7 +128,7 @@ def test_cat_of_a_small_string_is_two_round_trips(
 def test_cat_after_ls_is_one_round_trip(
     store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
 ) -> None:
-    """After get_many, a whole content of up to 1 MiB is one round trip, and cached."""
+    """After get_many, a content of up to 1 MiB takes one round trip, and is cached."""
     client.set("k", b"x" * size)
     store.get_many([b"k"])
     meter = Meter(server)
@@ -140,7 +140,7 @@ def test_cat_after_ls_is_one_round_trip(
 
 
 def test_a_larger_string_is_not_fetched_whole(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Above 1 MiB there is no content, nor a command that would bring it; `piece` gives any part of it."""
+    """No command fetches a content above 1 MiB; `get_range` returns any part of it."""
     client.set("k", b"x" * MIB + b"yz")
     assert store.get_with_content(b"k") == KeyMetadata(b"string", MIB + 2)
     meter = Meter(server)
@@ -148,11 +148,11 @@ def test_a_larger_string_is_not_fetched_whole(store: MetadataStore, server: Redi
     assert meter.commands == 0
     assert store.get_range(b"k", 1, MIB + 7) == b"x" * (MIB - 1) + b"yz"
     assert meter.commands == 2
-    assert store.get_range(b"gone", 0, 10) == b""
+    assert store.get_range(b"missing", 0, 10) == b""
 
 
-def test_a_string_that_grew_since_ls_is_told_by_its_length(store: MetadataStore, client: redis.Redis) -> None:
-    """A content that no longer fits is None, and the attributes say the new length."""
+def test_a_string_that_grew_since_ls_has_its_new_length(store: MetadataStore, client: redis.Redis) -> None:
+    """A content that has become too large is None, and the metadata has the new length."""
     client.set("k", b"x")
     store.get(b"k")
     client.set("k", b"x" * (MIB + 1))
@@ -160,10 +160,10 @@ def test_a_string_that_grew_since_ls_is_told_by_its_length(store: MetadataStore,
     assert store.get(b"k") == KeyMetadata(b"string", MIB + 1)
 
 
-def test_contents_of_what_is_no_string(store: MetadataStore, client: redis.Redis) -> None:
+def test_contents_of_missing_keys_and_other_types(store: MetadataStore, client: redis.Redis) -> None:
     """A missing key or field is NotFoundError, never empty; another type is WrongTypeError."""
     fill(client)
-    for target in (KeyRef(b"gone"), KeyRef(b"gone", b"a"), KeyRef(b"hash", b"gone")):
+    for target in (KeyRef(b"missing"), KeyRef(b"missing", b"a"), KeyRef(b"hash", b"missing")):
         with pytest.raises(NotFoundError):
             store.get_content(target)
     for target in (KeyRef(b"hash"), KeyRef(b"list"), KeyRef(b"list", b"a"), KeyRef(b"string", b"a")):
@@ -172,8 +172,8 @@ def test_contents_of_what_is_no_string(store: MetadataStore, client: redis.Redis
 
 
 @pytest.mark.parametrize("change", ["delete", "list"])
-def test_a_string_that_went_since_ls(store: MetadataStore, client: redis.Redis, change: str) -> None:
-    """A key that went, or changed its type, between listing and opening is an error, and the truth is found next."""
+def test_a_string_that_was_deleted_since_ls(store: MetadataStore, client: redis.Redis, change: str) -> None:
+    """A key that is deleted, or changes its type, between listing and opening is an error, and is refetched next."""
     client.set("k", "x")
     store.get(b"k")
     client.delete("k")
@@ -185,7 +185,7 @@ def test_a_string_that_went_since_ls(store: MetadataStore, client: redis.Redis, 
 
 
 def test_extended_attributes(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Type, TTL, encoding and length are fresh, in one round trip for a key that was seen."""
+    """Type, TTL, encoding and length are current, in one round trip for a key whose type is cached."""
     client.set("k", "12345", px=60_000)
     store.get(b"k")
     meter = Meter(server)
@@ -198,11 +198,11 @@ def test_extended_attributes(store: MetadataStore, server: RedisClient, client: 
     found = store.fetch_extended(b"k")
     assert (found.type, found.ttl_ms, found.encoding, found.length) == (b"hash", -1, b"listpack", 1)
     with pytest.raises(NotFoundError):
-        store.fetch_extended(b"gone")
+        store.fetch_extended(b"missing")
 
 
 def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client: redis.Redis) -> None:
-    """One key that the user may not read does not spoil a listing."""
+    """One key that the user may not read does not make a listing fail."""
     client.set("mine", "x")
     client.set("other", "x")
     client.acl_setuser(
@@ -222,7 +222,7 @@ def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client
 
 
 def test_cat_of_a_field_is_two_round_trips(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Looking up `a.b` cold brings the field of a small hash with its content, or the string `a.b` with its."""
+    """A cold look-up of `a.b` fetches the field of a small hash, or the string `a.b`, with its content."""
     client.hset("a", mapping={"b": "value", "empty": ""})
     client.set("x.y", "string")
     meter = Meter(server)
@@ -233,23 +233,23 @@ def test_cat_of_a_field_is_two_round_trips(store: MetadataStore, server: RedisCl
     assert store.get_content(KeyRef(b"x.y")) == b"string"
     assert meter.round_trips == 4
     assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
+    assert store.resolve_field_or_key(b"a", b"missing", b"a.missing")[1] is None
     meter = Meter(server)
     assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
+    assert store.resolve_field_or_key(b"a", b"missing", b"a.missing")[1] is None
     assert store.resolve_field_or_key(b"a", b"b", b"a.b")[1] == 5
     assert meter.round_trips == 0
 
 
 def test_a_field_beside_a_key(store: MetadataStore, client: redis.Redis) -> None:
-    """If both the field and the key exist, both are told."""
+    """If both the field and the key exist, both are returned."""
     client.hset("a", "b", "field")
     client.set("a.b", "string")
     assert store.resolve_field_or_key(b"a", b"b", b"a.b") == (KeyMetadata(b"hash", 1), 5, KeyMetadata(b"string", 6))
 
 
 def test_a_field_of_a_large_hash(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Where values may be large, the length comes first: HSTRLEN and HEXISTS, and no value above 1 MiB is fetched."""
+    """Where values may be large, HSTRLEN and HEXISTS come first, and no value above 1 MiB is fetched."""
     client.hset("a", mapping={"b": "x" * 1000, "empty": "", "big": "x" * (MIB + 1)})
     meter = Meter(server)
     assert store.resolve_field_or_key(b"a", b"b", b"a.b")[1] == 1000
@@ -257,22 +257,22 @@ def test_a_field_of_a_large_hash(store: MetadataStore, server: RedisClient, clie
     assert store.get_content(KeyRef(b"a", b"b")) == b"x" * 1000
     assert meter.round_trips == 3
     assert store.resolve_field_or_key(b"a", b"empty", b"a.empty")[1] == 0
-    assert store.resolve_field_or_key(b"a", b"gone", b"a.gone")[1] is None
+    assert store.resolve_field_or_key(b"a", b"missing", b"a.missing")[1] is None
     assert store.get_content(KeyRef(b"a", b"big")) is None
     assert client.info("commandstats")["cmdstat_hget"]["calls"] == 1
 
 
 @pytest.mark.parametrize("size", [10, 100], ids=["compact", "table"])
-def test_fields_are_listed_with_what_stat_needs(
+def test_fields_are_listed_with_their_metadata(
     store: MetadataStore, server: RedisClient, client: redis.Redis, size: int
 ) -> None:
-    """All fields of many hashes in two round trips; where values are small, lengths and contents cost nothing more."""
+    """Two round trips list all fields of many hashes; where values are small, lengths and contents are cached."""
     for number in range(50):
         client.hset(f"h:{number}", mapping={f"f{field}": "x" * size for field in range(20)})
     keys = [b"h:%d" % number for number in range(50)]
-    store.get_many([*keys, b"gone"])
+    store.get_many([*keys, b"missing"])
     meter = Meter(server)
-    found = store.list_fields_many([*keys, b"gone"], 1000)
+    found = store.list_fields_many([*keys, b"missing"], 1000)
     assert [sorted(names or []) for names in found[:-1]] == [sorted(b"f%d" % n for n in range(20))] * 50
     assert found[-1] is None
     assert meter.round_trips == 2
@@ -282,12 +282,12 @@ def test_fields_are_listed_with_what_stat_needs(
     meter = Meter(server)
     assert store.get_content(KeyRef(keys[7], b"f3")) == b"x" * size
     assert store.list_fields(keys[7], 1000) == found[7]
-    assert store.get_field_lengths(keys[7], [b"gone"]) == [None]
+    assert store.get_field_lengths(keys[7], [b"missing"]) == [None]
     assert meter.round_trips == 0
 
 
 def test_fields_up_to_a_limit(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """A hash with more fields than the limit is None, told by its length alone; a table is walked in pieces."""
+    """A hash with more fields than the limit is None, by its length alone; a hash table is scanned in batches."""
     client.hset("h", mapping={f"f{field}": "x" * 100 for field in range(1500)})
     client.set("string", "x")
     meter = Meter(server)
@@ -295,11 +295,11 @@ def test_fields_up_to_a_limit(store: MetadataStore, server: RedisClient, client:
     assert meter.commands == 2
     assert sorted(store.list_fields(b"h", 1500) or []) == sorted(b"f%d" % n for n in range(1500))
     assert store.list_fields(b"string", 10) is None
-    assert store.list_fields(b"gone", 10) is None
+    assert store.list_fields(b"missing", 10) is None
 
 
 def test_fields_are_listed_without_large_values(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Listing a hash of up to 1000 fields with large values transfers their names only."""
+    """Listing a hash of up to 1000 fields with large values transfers only their names."""
     client.hset("h", mapping={f"f{field}": "x" * 200_000 for field in range(100)})
     received = server.stats.bytes_received
     assert sorted(store.list_fields(b"h", 1000) or []) == sorted(b"f%d" % n for n in range(100))
@@ -308,7 +308,7 @@ def test_fields_are_listed_without_large_values(store: MetadataStore, server: Re
 
 
 def test_fields_of_a_hash_that_grows_meanwhile(store: MetadataStore, client: redis.Redis) -> None:
-    """A hash that outgrew 1000 fields since its length was asked is listed whole, or not at all if over the limit."""
+    """A hash that exceeds 1000 fields after its HLEN is listed completely, or not at all if over the limit."""
     client.hset("h", mapping={f"f{field}": "x" * 100 for field in range(900)})
     assert store.get(b"h").length == 900
     client.hset("h", mapping={f"g{field}": "x" * 100 for field in range(300)})
@@ -317,12 +317,12 @@ def test_fields_of_a_hash_that_grows_meanwhile(store: MetadataStore, client: red
 
 
 def test_lengths_and_existence_of_any_fields(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Lengths and existence of many pairs, an empty field told from none, in pipelines."""
+    """Lengths and existence of many pairs are fetched in pipelines; an empty field differs from a missing one."""
     client.hset("a", mapping={"x": "123", "empty": ""})
     client.hset("b", "y", "12345")
     client.set("string", "x")
     meter = Meter(server)
-    pairs = [(b"a", b"x"), (b"a", b"empty"), (b"a", b"gone"), (b"b", b"y"), (b"gone", b"z")]
+    pairs = [(b"a", b"x"), (b"a", b"empty"), (b"a", b"missing"), (b"b", b"y"), (b"missing", b"z")]
     assert store.get_field_lengths_many(pairs) == [3, 0, None, 5, None]
     assert meter.round_trips == 2
     assert store.fields_exist([*pairs, (b"string", b"x")]) == [True, True, False, True, False, False]
@@ -334,11 +334,11 @@ def test_lengths_and_existence_of_any_fields(store: MetadataStore, server: Redis
     assert MetadataStore(server, freshness=FixedFreshness(0.0)).get_field_lengths(b"string", [b"x"]) == [None]
 
 
-# -- what may be believed ---------------------------------------------------------------------------------------------
+# -- validity ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_dropped_is_asked_again(store: MetadataStore, client: redis.Redis) -> None:
-    """After drop(key) or drop_all() the server is asked again, for fields and contents too."""
+def test_invalidated_keys_are_fetched_again(store: MetadataStore, client: redis.Redis) -> None:
+    """After invalidate(keys) or invalidate_all() the server is queried again, for fields and contents, too."""
     client.set("k", "old")
     client.hset("h", "f", "old")
 
@@ -363,8 +363,8 @@ def test_what_is_dropped_is_asked_again(store: MetadataStore, client: redis.Redi
     assert read() == [1, b"x", b"x"]
 
 
-def test_trust_bounds_age(server: RedisClient, client: redis.Redis) -> None:
-    """An entry is believed for as long as the trust of now and the trust of when it was fetched both allow."""
+def test_max_age_bounds_the_age(server: RedisClient, client: redis.Redis) -> None:
+    """An entry is valid while both the current maximum age and that of its fetch allow it."""
     freshness = FixedFreshness(0.15, may_expire=True)
     store = MetadataStore(server, freshness=freshness)
     client.set("k", "x")
@@ -381,8 +381,8 @@ def test_trust_bounds_age(server: RedisClient, client: redis.Redis) -> None:
     assert store.get_content(KeyRef(b"k")) == b"xxx"
 
 
-def test_a_fetch_that_began_before_a_drop_is_not_kept() -> None:
-    """Whatever was asked before the drop is not stored after it, for that key alone, or for all."""
+def test_a_fetch_that_began_before_an_invalidation_is_not_cached() -> None:
+    """A result that was requested before an invalidation is not stored after it, for that key alone, or for all."""
     cache = MetadataCache(MIB, FixedFreshness())
     old = (KeyMetadata(b"hash", 1), None)
     with cache.begin_fetch() as fetch:
@@ -400,7 +400,7 @@ def test_a_fetch_that_began_before_a_drop_is_not_kept() -> None:
 
 
 def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Redis) -> None:
-    """With a writer that changes keys and then says so, what is cached once it is quiet is what the server has."""
+    """With a writer that changes keys and then invalidates them, the cache equals the server once the writer stops."""
     store = MetadataStore(server, freshness=FixedFreshness())
     keys = [b"k%d" % number for number in range(20)]
     stop = threading.Event()
@@ -451,7 +451,7 @@ def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Red
 
 
 def test_memory_is_bounded(server: RedisClient, client: redis.Redis) -> None:
-    """The least recently used entries go when the bound is reached, and nothing breaks for it."""
+    """The least recently used entries are evicted at the bound, without further effects."""
     client.mset({f"k:{number}": "x" * 1000 for number in range(500)})
     store = MetadataStore(server, max_cache_bytes=100_000, freshness=FixedFreshness(may_expire=True))
     for number in range(500):
@@ -466,7 +466,7 @@ def test_memory_is_bounded(server: RedisClient, client: redis.Redis) -> None:
 
 
 def test_the_estimate_of_memory_holds(server: RedisClient, client: redis.Redis) -> None:
-    """What the cache says that it uses is not less than what it does use."""
+    """The estimated memory is not less than the memory in use."""
     client.mset({f"some:longer:key:{number}": "x" * 100 for number in range(5000)})
     client.hset("h", mapping={f"field{number}": "value" for number in range(5000)})
     keys = [b"some:longer:key:%d" % number for number in range(5000)]
@@ -487,8 +487,8 @@ def test_the_estimate_of_memory_holds(server: RedisClient, client: redis.Redis) 
 # -- expiry -----------------------------------------------------------------------------------------------------------
 
 
-def test_expiring_keys_are_not_believed_past_their_deadline(server: RedisClient, client: redis.Redis) -> None:
-    """Where keys expire PTTL is asked too: the deadline is told, and ends what may be believed, without any message."""
+def test_expiring_keys_are_valid_until_their_deadline(server: RedisClient, client: redis.Redis) -> None:
+    """Where keys expire, PTTL is fetched, too; the deadline is scheduled, and ends the entry without a message."""
     freshness = FixedFreshness(may_expire=True)
     store = MetadataStore(server, freshness=freshness)
     client.set("short", "x", px=150)
@@ -504,8 +504,8 @@ def test_expiring_keys_are_not_believed_past_their_deadline(server: RedisClient,
     assert store.get(b"short") == ABSENT
 
 
-def test_keys_that_changed_lately_are_asked_for_their_ttl(store: MetadataStore, client: redis.Redis) -> None:
-    """A change may be a new expiry, so PTTL is asked of a dropped key even where no key is known to expire."""
+def test_the_ttl_of_recently_changed_keys_is_fetched(store: MetadataStore, client: redis.Redis) -> None:
+    """PTTL of an invalidated key is fetched even where no key is known to expire: the change may be an expiry."""
     client.set("k", "x")
     store.get(b"k")
     client.pexpire("k", 100_000)

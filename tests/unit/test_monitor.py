@@ -1,4 +1,4 @@
-"""The keyspace against real servers: what others do to keys shows, whatever happens to the connection."""
+"""The keyspace monitor on real servers: it shows other clients' changes, whatever happens to the connection."""
 
 import threading
 import time
@@ -26,10 +26,10 @@ from tests.support.redis_server import RedisServer
 
 
 def until(condition: Callable[[], bool], limit: float = 5.0) -> float:
-    """Wait for a condition; answer how many seconds it took."""
+    """Wait for a condition; return how many seconds it took."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < limit, "it did not come true in time"
+        assert time.monotonic() - began < limit, "the condition did not become true in time"
         time.sleep(0.005)
     return time.monotonic() - began
 
@@ -77,7 +77,7 @@ class RecordingListener(NullListener):
 def keyspace_of(
     server: RedisServer, *, db: int = 0, user: str = "", limits: Limits | None = None, **options: object
 ) -> Iterator[tuple[KeyspaceMonitor, RecordingListener, RedisClient]]:
-    """A started keyspace."""
+    """Start a keyspace monitor."""
     url = f"unix://{user}{server.socket_path}?db={db}" if user else server.url(db)
     connection = RedisClient(Address.parse(url), limits or Limits(timeout=2.0))
     listener = RecordingListener()
@@ -96,11 +96,11 @@ def keyspace_of(
 
 
 def names(keyspace: KeyspaceMonitor) -> set[bytes]:
-    """All keys of the index in use."""
+    """Return all keys of the index in use."""
     return set(keyspace.index.iter_keys_below(()))
 
 
-# -- the pieces ------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------------------------
 
 
 def test_scan_finds_every_key_in_few_commands(redis_server: RedisServer) -> None:
@@ -119,18 +119,18 @@ def test_scan_finds_every_key_in_few_commands(redis_server: RedisServer) -> None
 
 @pytest.mark.parametrize("prefix", [b"a*", b"[x]", b"\\", b"a?b^", b"\xff\x00:", b"-"])
 def test_a_prefix_is_literal(redis_server: RedisServer, prefix: bytes) -> None:
-    """A prefix with characters of globs finds exactly the keys that begin with these bytes."""
+    """A prefix with glob characters finds exactly the keys that begin with these bytes."""
     client = redis_server.client()
     client.mset({prefix + b"1": b"", prefix: b"", b"other": b"", b"ab": b"", b"x": b"", b"a1b": b""})
     server = RedisClient(Address.parse(redis_server.url()))
-    keys = {key for piece in scan_keys(server, prefix=prefix) for key in piece}
+    keys = {key for batch in scan_keys(server, prefix=prefix) for key in batch}
     server.close()
     assert keys == {prefix, prefix + b"1"}
     assert build_match_pattern(b"a*") == b"a\\**"
 
 
-def test_existing_asks_for_groups(redis_server: RedisServer) -> None:
-    """Whether keys exist is found in about a command for a hundred keys where they all do or none does."""
+def test_existence_is_looked_up_in_groups(redis_server: RedisServer) -> None:
+    """Looking up existence takes one command for about a hundred keys where all or none of them exist."""
     client = redis_server.client()
     client.mset({b"k%d" % number: b"" for number in range(1000)})
     server = RedisClient(Address.parse(redis_server.url()))
@@ -142,45 +142,45 @@ def test_existing_asks_for_groups(redis_server: RedisServer) -> None:
     server.close()
 
 
-def test_changes_never_go_backwards() -> None:
-    """Whatever is recorded and forgotten, a key's moment only grows, and grows with each change of the key."""
+def test_change_times_never_decrease() -> None:
+    """A key's time never decreases, and increases with each change of the key, even after old times are dropped."""
     changes = ChangeClock(capacity=10)
     start = changes.changed_at(b"k0")
-    seen: dict[bytes, int] = {}
+    times: dict[bytes, int] = {}
     for turn in range(500):
         key = b"k%d" % (turn * 7 % 100)
         before = changes.changed_at(key)
         changes.record_changes([key])
         assert changes.changed_at(key) > before >= start
-        for other, moment in seen.items():
+        for other, moment in times.items():
             assert changes.changed_at(other) >= moment
-            seen[other] = changes.changed_at(other)
-        seen[key] = changes.changed_at(key)
+            times[other] = changes.changed_at(other)
+        times[key] = changes.changed_at(key)
     changes.record_all_changed()
-    assert all(changes.changed_at(key) > moment for key, moment in seen.items())
+    assert all(changes.changed_at(key) > moment for key, moment in times.items())
 
 
-def test_deadlines() -> None:
-    """A key is due at the latest deadline that was given for it, and once."""
-    deadlines = ExpiryQueue(capacity=3)
-    assert deadlines.next_deadline() is None
-    assert deadlines.add(b"a", 10.0)
-    assert deadlines.add(b"b", 5.0)
-    assert deadlines.add(b"b", 20.0)
-    assert deadlines.add(b"c", 7.0)
-    assert not deadlines.add(b"d", 1.0)
-    assert deadlines.next_deadline() == 7.0
-    assert deadlines.pop_expired(10.0) == [b"c", b"a"]
-    assert deadlines.pop_expired(19.0) == []
-    assert deadlines.pop_expired(20.0) == [b"b"]
-    assert len(deadlines) == 0
+def test_expiry_queue() -> None:
+    """A key expires once, at the latest deadline that was added for it."""
+    queue = ExpiryQueue(capacity=3)
+    assert queue.next_deadline() is None
+    assert queue.add(b"a", 10.0)
+    assert queue.add(b"b", 5.0)
+    assert queue.add(b"b", 20.0)
+    assert queue.add(b"c", 7.0)
+    assert not queue.add(b"d", 1.0)
+    assert queue.next_deadline() == 7.0
+    assert queue.pop_expired(10.0) == [b"c", b"a"]
+    assert queue.pop_expired(19.0) == []
+    assert queue.pop_expired(20.0) == [b"b"]
+    assert len(queue) == 0
 
 
-# -- following -------------------------------------------------------------------------------------------------------
+# -- tracking --------------------------------------------------------------------------------------------------------
 
 
-def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
-    """Keys that others create, delete, rename or let expire come and go in the index within a second."""
+def test_changes_of_other_clients_show(redis_server: RedisServer) -> None:
+    """The index follows keys that other clients create, delete, rename or let expire, within a second."""
     client = redis_server.client()
     client.mset({b"user:%d" % number: b"" for number in range(2500)})
     with keyspace_of(redis_server) as (keyspace, listener, _):
@@ -217,7 +217,7 @@ def test_first_scan_and_what_others_do(redis_server: RedisServer) -> None:
 
 
 def test_flush_of_this_database(redis_server: RedisServer) -> None:
-    """FLUSHDB of the mounted database empties the index, and drops what was cached, within a second."""
+    """FLUSHDB of the mounted database empties the index and the caches, within a second."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, listener, _):
@@ -231,7 +231,7 @@ def test_flush_of_this_database(redis_server: RedisServer) -> None:
 
 
 def test_flush_of_another_database(redis_server: RedisServer) -> None:
-    """FLUSHDB of another database changes nothing: keys that survived prove it."""
+    """FLUSHDB of another database changes nothing: surviving keys prove it."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, listener, _):
@@ -247,8 +247,8 @@ def test_flush_of_another_database(redis_server: RedisServer) -> None:
         assert listener.resets == resets
 
 
-def test_another_database_does_not_show(redis_server: RedisServer) -> None:
-    """Messages carry no database: a key that was made in another one does not appear."""
+def test_keys_of_another_database_do_not_show(redis_server: RedisServer) -> None:
+    """A key that is created in another database does not appear, although messages name no database."""
     with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
         redis_server.client(db=1).set(b"elsewhere", b"")
@@ -257,7 +257,7 @@ def test_another_database_does_not_show(redis_server: RedisServer) -> None:
 
 
 def test_swapdb(redis_server: RedisServer) -> None:
-    """SWAPDB, which is listener by no message, is noticed even if both databases have the same keys."""
+    """SWAPDB, which no message announces, is noticed even if both databases have the same keys."""
     client = redis_server.client()
     client.set(b"same", b"zero")
     redis_server.client(db=1).set(b"same", b"one")
@@ -273,7 +273,7 @@ def test_swapdb(redis_server: RedisServer) -> None:
 
 
 def test_prefix(redis_server: RedisServer) -> None:
-    """With a prefix, only keys that begin with it are in the index, at first and later."""
+    """With a prefix, the index contains only keys that begin with it, after the scan and after changes."""
     client = redis_server.client()
     client.mset({b"app*:1": b"", b"app:1": b"", b"other:1": b""})
     with keyspace_of(redis_server, prefix=b"app*") as (keyspace, listener, _):
@@ -286,7 +286,7 @@ def test_prefix(redis_server: RedisServer) -> None:
 
 
 def test_long_keys(redis_server: RedisServer) -> None:
-    """Keys whose path would be too long are found by their digest only, and follow changes too."""
+    """Keys whose path would be too long are found by their digest only, and changes of them are followed."""
     client = redis_server.client()
     long = b"dir:" + b"x" * 2000
     client.set(b"short", b"")
@@ -300,7 +300,7 @@ def test_long_keys(redis_server: RedisServer) -> None:
 
 
 def test_own_changes_show_at_once(redis_server: RedisServer) -> None:
-    """What this process changed itself is in the index when `changed` returns, and stays as the server has it."""
+    """An own change is in the index when `record_key_state` returns, and is corrected if the server disagrees."""
     client = redis_server.client()
     with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
@@ -314,7 +314,7 @@ def test_own_changes_show_at_once(redis_server: RedisServer) -> None:
 
 
 def test_a_deadline_is_a_change() -> None:
-    """A key whose expiry is known is looked at then, though the server has not yet removed it."""
+    """A key is verified at its deadline, even if the server has not deleted it yet."""
     with RedisServer(arguments=["--enable-debug-command", "yes"]) as own:
         client = own.client()
         client.execute_command("DEBUG", "SET-ACTIVE-EXPIRE", "0")
@@ -329,8 +329,8 @@ def test_a_deadline_is_a_change() -> None:
             assert b"brief" not in keyspace.index
 
 
-def test_volatile(redis_server: RedisServer) -> None:
-    """Whether any key has a time to live is known, and believed at once when a message may have changed it."""
+def test_may_expire(redis_server: RedisServer) -> None:
+    """`may_expire` follows the server's count of keys with a TTL."""
     client = redis_server.client()
     client.set(b"k", b"")
     with keyspace_of(redis_server) as (keyspace, _, _):
@@ -343,7 +343,7 @@ def test_volatile(redis_server: RedisServer) -> None:
 
 
 def test_an_idle_keyspace_is_quiet(redis_server: RedisServer) -> None:
-    """With nothing happening, only the signs of life are sent."""
+    """Without changes, only the heartbeat is sent."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(5000)})
     with keyspace_of(redis_server) as (keyspace, _, server):
@@ -355,8 +355,8 @@ def test_an_idle_keyspace_is_quiet(redis_server: RedisServer) -> None:
         assert server.stats.commands - before <= allowed
 
 
-def test_refresh_swaps_in_one_step(redis_server: RedisServer) -> None:
-    """While the keys are read again, listings are whole; afterwards the index is another object."""
+def test_a_rescan_replaces_the_index_in_one_step(redis_server: RedisServer) -> None:
+    """During a rescan, listings are complete; afterwards the index is another object."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(5000)})
     with keyspace_of(redis_server) as (keyspace, _, _):
@@ -370,7 +370,7 @@ def test_refresh_swaps_in_one_step(redis_server: RedisServer) -> None:
 
 
 def test_changes_during_the_scan(redis_server: RedisServer) -> None:
-    """However keys come and go while the scan runs, in the end the index has exactly the server's keys."""
+    """However keys change during a scan, the index has exactly the server's keys in the end."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(30_000)})
     stop = threading.Event()
@@ -405,7 +405,7 @@ def test_changes_during_the_scan(redis_server: RedisServer) -> None:
 
 
 def test_a_flood_of_messages(redis_server: RedisServer) -> None:
-    """100 000 keys written at once are all in the index soon after, and gone soon after they are deleted."""
+    """100 000 keys are in the index soon after they are written, and removed soon after they are deleted."""
     client = redis_server.client()
     with keyspace_of(redis_server) as (keyspace, listener, _):
         keyspace.wait_until_ready(10)
@@ -422,7 +422,7 @@ def test_a_flood_of_messages(redis_server: RedisServer) -> None:
 
 
 def test_a_killed_connection(redis_server: RedisServer) -> None:
-    """When the follower's connection is killed, everything is dropped first, and all is right again soon after."""
+    """When the tracking connection is killed, all caches are dropped first, and all is correct soon after."""
     client = redis_server.client()
     client.mset({b"k:%d" % number: b"" for number in range(100)})
     with keyspace_of(redis_server) as (keyspace, listener, _):
@@ -437,8 +437,8 @@ def test_a_killed_connection(redis_server: RedisServer) -> None:
             assert b"meanwhile:%d" % turn in keyspace.index
 
 
-def test_a_server_that_comes_back(own_redis: RedisServer) -> None:
-    """While the server is away a listing fails in time; when it is back with other data, that is what shows."""
+def test_a_restarted_server(own_redis: RedisServer) -> None:
+    """While the server is down, a listing fails in time; after its restart with other data, that data shows."""
     client = own_redis.client()
     client.mset({b"old:%d" % number: b"" for number in range(100)})
     with keyspace_of(own_redis) as (keyspace, _, _):
@@ -458,7 +458,7 @@ def test_a_server_that_comes_back(own_redis: RedisServer) -> None:
 
 
 def test_a_hung_server(own_redis: RedisServer) -> None:
-    """A server that stops answering is noticed within the time-out, and followed again when it goes on."""
+    """A hung server is noticed within the time-out, and tracking resumes when the server continues."""
     own_redis.client().set(b"k", b"")
     with keyspace_of(own_redis, limits=Limits(timeout=1.5)) as (keyspace, _, _):
         keyspace.wait_until_ready(10)
@@ -475,8 +475,8 @@ def test_a_hung_server(own_redis: RedisServer) -> None:
         assert names(keyspace) == {b"k"}
 
 
-def test_a_user_who_may_not_follow(redis_server: RedisServer) -> None:
-    """A user without tracking gets timed scans, and is listener why."""
+def test_a_user_without_tracking(redis_server: RedisServer) -> None:
+    """For a user without tracking, the keyspace is scanned periodically, and `degraded_reason` says why."""
     client = redis_server.client()
     client.execute_command(
         "ACL", "SETUSER", "plain", "on", ">pw", "~*", "+@read", "+@connection", "-client|tracking", "+info"
@@ -496,8 +496,8 @@ def test_a_user_who_may_not_follow(redis_server: RedisServer) -> None:
         until(lambda: keyspace.is_coherent, 3.0)
 
 
-def test_keys_that_may_not_be_looked_at(redis_server: RedisServer) -> None:
-    """A key that this user may not read is listed nevertheless, since SCAN tells of it."""
+def test_keys_that_the_acl_hides(redis_server: RedisServer) -> None:
+    """A key that the user may not read is listed nevertheless, since SCAN returns it."""
     client = redis_server.client()
     client.execute_command("ACL", "SETUSER", "some", "on", ">pw", "~app:*", "&*", "+@all")
     with keyspace_of(redis_server, user="some:pw@", rescan_interval=0.3) as (keyspace, _, _):
@@ -509,7 +509,7 @@ def test_keys_that_may_not_be_looked_at(redis_server: RedisServer) -> None:
 
 
 def test_too_fast_to_follow(redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that changes too fast to be followed is scanned by the clock, in the open, and followed later."""
+    """A server that changes too fast is scanned periodically, with a reason, and tracked again later."""
     monkeypatch.setattr("redisfuse.keyspace.overload.MAX_PENDING_KEYS", 5_000)
     monkeypatch.setattr("redisfuse.keyspace.overload.MIN_BACKOFF_SECONDS", 1.0)
     client = redis_server.client()
@@ -529,7 +529,7 @@ def test_too_fast_to_follow(redis_server: RedisServer, monkeypatch: pytest.Monke
 
 
 def test_the_index_moves_to_disk(redis_server: RedisServer) -> None:
-    """A keyspace that outgrows its memory is on disk, at the first scan and later, and answers the same."""
+    """An index that outgrows its memory moves to disk, at the first scan and later, with equal results."""
     client = redis_server.client()
     client.mset({b"k:%d:%d" % (number % 7, number): b"" for number in range(3000)})
     with keyspace_of(redis_server, index_memory=600_000) as (keyspace, _, _):
@@ -545,8 +545,8 @@ def test_the_index_moves_to_disk(redis_server: RedisServer) -> None:
         assert len(names(keyspace)) == 13_000
 
 
-def test_waiting_has_an_end(own_redis: RedisServer) -> None:
-    """Waiting for the first scan ends with the time-out, or when the keyspace is closed."""
+def test_waits_end(own_redis: RedisServer) -> None:
+    """Waiting for the first scan ends with the time-out, or when the monitor is closed."""
     own_redis.pause()
     connection = RedisClient(Address.parse(own_redis.url()), Limits(timeout=3.0))
     keyspace = KeyspaceMonitor(connection)
@@ -571,7 +571,7 @@ def test_waiting_has_an_end(own_redis: RedisServer) -> None:
 
 
 def test_two_databases(redis_server: RedisServer) -> None:
-    """Each keyspace shows its own database."""
+    """Each monitor shows its own database."""
     redis_server.client().set(b"zero", b"")
     redis_server.client(db=2).set(b"two", b"")
     with keyspace_of(redis_server) as (zero, _, _), keyspace_of(redis_server, db=2) as (two, _, _):
@@ -581,8 +581,8 @@ def test_two_databases(redis_server: RedisServer) -> None:
         assert names(two) == {b"two"}
 
 
-def test_the_server_counts_the_follower_among_subscribers(redis_server: RedisServer) -> None:
-    """The follower's connection is of the class that the server cuts off when it falls behind, and is named."""
+def test_the_tracking_connection_is_a_subscriber(redis_server: RedisServer) -> None:
+    """The server treats the tracking connection as a subscriber, which it closes if it falls behind; it has a name."""
     with keyspace_of(redis_server) as (keyspace, _, _):
         keyspace.wait_until_ready(5)
         client: redis.Redis = redis_server.client()
@@ -592,44 +592,44 @@ def test_the_server_counts_the_follower_among_subscribers(redis_server: RedisSer
         assert "flags=" in text
 
 
-# -- judging ---------------------------------------------------------------------------------------------------------
+# -- detectors -------------------------------------------------------------------------------------------------------
 
 
-def test_size_watch() -> None:
-    """A difference of counts that lasts is a reason to scan; one that was there at first, or is under way, is none."""
-    watch = DriftDetector()
-    assert not watch.check_counts(105, 100, 0, 0.0)  # five that have expired: so it is
-    assert not watch.check_counts(103, 100, 0, 2.0)
-    assert not watch.check_counts(150, 100, 50, 4.0)  # fifty have just been told of
-    assert not watch.check_counts(150, 100, 0, 6.0)
-    assert not watch.check_counts(150, 100, 0, 8.0)
-    assert watch.check_counts(150, 100, 0, 10.0)
-    watch.reset()
-    watch.record_scan(False, 10.0)
-    assert not watch.check_counts(150, 100, 0, 12.0)
-    assert not watch.check_counts(90, 100, 0, 14.0)
-    assert not watch.check_counts(90, 100, 0, 16.0)  # it was for nothing: not again so soon
-    assert not watch.check_counts(90, 100, 0, 60.0)
-    assert watch.check_counts(90, 100, 0, 62.0)
+def test_drift_detector() -> None:
+    """A lasting difference of counts is a reason to scan, an initial or pending one is not."""
+    detector = DriftDetector()
+    assert not detector.check_counts(105, 100, 0, 0.0)  # five have expired: the expected difference
+    assert not detector.check_counts(103, 100, 0, 2.0)
+    assert not detector.check_counts(150, 100, 50, 4.0)  # fifty have just been announced
+    assert not detector.check_counts(150, 100, 0, 6.0)
+    assert not detector.check_counts(150, 100, 0, 8.0)
+    assert detector.check_counts(150, 100, 0, 10.0)
+    detector.reset()
+    detector.record_scan(False, 10.0)
+    assert not detector.check_counts(150, 100, 0, 12.0)
+    assert not detector.check_counts(90, 100, 0, 14.0)
+    assert not detector.check_counts(90, 100, 0, 16.0)  # the scan found nothing: no further scan so soon
+    assert not detector.check_counts(90, 100, 0, 60.0)
+    assert detector.check_counts(90, 100, 0, 62.0)
 
 
-def test_pace() -> None:
-    """Only a backlog, a lag that lasts, or a busy connection that is lost again and again is too fast."""
-    pace = OverloadDetector()
-    pace.record_connect(0.0)
-    assert not pace.record_invalidations(1000, 1000)
-    assert pace.record_invalidations(1000, 1_000_000)
-    assert not pace.record_verification(3.0, 10.0)
-    assert not pace.record_verification(0.1, 14.0)
-    assert not pace.record_verification(3.0, 16.0)
-    assert pace.record_verification(3.0, 22.0)
-    pace.record_connect(30.0)
-    assert not any(pace.record_disconnect(31.0 + second) for second in range(5))  # idle: somebody kills connections
+def test_overload_detector() -> None:
+    """A backlog, a lasting lag, or repeated loss of a busy connection is an overload; nothing else is."""
+    detector = OverloadDetector()
+    detector.record_connect(0.0)
+    assert not detector.record_invalidations(1000, 1000)
+    assert detector.record_invalidations(1000, 1_000_000)
+    assert not detector.record_verification(3.0, 10.0)
+    assert not detector.record_verification(0.1, 14.0)
+    assert not detector.record_verification(3.0, 16.0)
+    assert detector.record_verification(3.0, 22.0)
+    detector.record_connect(30.0)
+    assert not any(detector.record_disconnect(31.0 + second) for second in range(5))  # idle: connections are killed
     for second in (40.0, 42.0):
-        pace.record_connect(second)
-        pace.record_invalidations(100_000, 0)
-        assert not pace.record_disconnect(second + 1)
-    pace.record_connect(44.0)
-    pace.record_invalidations(100_000, 0)
-    assert pace.record_disconnect(45.0)
-    assert 2 * pace.start_backoff() == pace.start_backoff()
+        detector.record_connect(second)
+        detector.record_invalidations(100_000, 0)
+        assert not detector.record_disconnect(second + 1)
+    detector.record_connect(44.0)
+    detector.record_invalidations(100_000, 0)
+    assert detector.record_disconnect(45.0)
+    assert 2 * detector.start_backoff() == detector.start_backoff()

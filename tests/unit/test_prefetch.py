@@ -1,4 +1,4 @@
-"""Contents that come along with one that is asked for: fewer round trips, no more commands, nothing stale."""
+"""Prefetching: fewer round trips, no more commands, nothing stale."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ KEYS = [b"k:%d" % number for number in range(1000)]
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> redis.Redis:
-    """A client of the test's own, which may write; the strings are there."""
+    """A client of the test, which may write; the strings exist."""
     client = redis_server.client()
     client.mset({key: b"content of " + key for key in KEYS})
     return client
@@ -34,7 +34,7 @@ def client(redis_server: RedisServer) -> redis.Redis:
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """redisfuse's own reading connection to the test's server."""
+    """redisfuse's own read connection to the test server."""
     server = RedisClient(Address.parse(redis_server.url()))
     server.connect()
     yield server
@@ -43,7 +43,7 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def store(server: RedisClient, client: redis.Redis) -> MetadataStore:
-    """A store that has heard of the strings by a listing."""
+    """A store that has listed the strings."""
     assert client.exists(*KEYS) == len(KEYS)
     store = MetadataStore(server, freshness=FixedFreshness(), sort_key=lambda key: key[::-1])
     store.get_many(KEYS)
@@ -51,7 +51,7 @@ def store(server: RedisClient, client: redis.Redis) -> MetadataStore:
 
 
 def read(store: MetadataStore, server: RedisClient, keys: list[bytes]) -> tuple[int, int]:
-    """Read these; returns how many commands and round trips that took."""
+    """Read these keys; return how many commands and round trips that took."""
     before = server.stats.snapshot()
     for key in keys:
         assert store.get_content(KeyRef(key)) == b"content of " + key
@@ -60,42 +60,40 @@ def read(store: MetadataStore, server: RedisClient, keys: list[bytes]) -> tuple[
 
 
 @pytest.mark.parametrize("order", [None, lambda key: key, lambda key: key[::-1]], ids=["listed", "name", "other"])
-def test_one_after_the_other(store: MetadataStore, server: RedisClient, order: Callable[[bytes], bytes] | None) -> None:
-    """All strings of a listing, read in an order that is known, take one command each and few round trips."""
+def test_sequential_reads(store: MetadataStore, server: RedisClient, order: Callable[[bytes], bytes] | None) -> None:
+    """All strings of a listing, read in a known order, take one command each and few round trips."""
     commands, round_trips = read(store, server, KEYS if order is None else sorted(KEYS, key=order))
     assert commands == len(KEYS)
     assert round_trips <= 40
 
 
-def test_in_no_order(store: MetadataStore, server: RedisClient) -> None:
-    """Strings that are read here and there come alone."""
+def test_random_reads(store: MetadataStore, server: RedisClient) -> None:
+    """Strings that are read in random order are fetched alone."""
     assert read(store, server, random.Random(3).sample(KEYS, 200)) == (200, 200)
 
 
 def test_with_gaps(store: MetadataStore, server: RedisClient) -> None:
-    """Where every third string is read, no more come along than are read."""
+    """If every third string is read, no more strings are prefetched than are read."""
     keys = KEYS[::3]
     commands, round_trips = read(store, server, keys)
     assert commands <= 1.2 * len(keys)
     assert round_trips <= len(keys)
 
 
-def test_the_first_ones_come_alone(store: MetadataStore, server: RedisClient) -> None:
-    """Whoever reads only a few files of a directory asks for these only."""
+def test_the_first_reads_are_single(store: MetadataStore, server: RedisClient) -> None:
+    """A program that reads only a few files of a directory fetches only these."""
     assert read(store, server, KEYS[: MIN_SEQUENTIAL_READS - 1]) == (MIN_SEQUENTIAL_READS - 1, MIN_SEQUENTIAL_READS - 1)
 
 
-def test_reading_on_after_a_pause_elsewhere(store: MetadataStore, server: RedisClient) -> None:
-    """Whoever goes elsewhere in a directory gets what is asked for alone, and more again when reading on there."""
+def test_reading_on_after_a_jump(store: MetadataStore, server: RedisClient) -> None:
+    """A read elsewhere in the directory is fetched alone; prefetching resumes when the reads continue from there."""
     read(store, server, KEYS[:20])
     assert read(store, server, KEYS[500:501]) == (1, 1)
     assert read(store, server, KEYS[501 : 501 + INITIAL_PREFETCH_KEYS])[1] == 1
 
 
-def test_keys_that_went_or_became_something_else(
-    store: MetadataStore, server: RedisClient, client: redis.Redis
-) -> None:
-    """A key among the next ones that is gone, of another type or longer does no harm, and shows as what it is."""
+def test_prefetch_of_changed_keys(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
+    """A key to prefetch that was deleted, has another type or has grown has no effect, and shows its new state."""
     client.delete(KEYS[5])
     client.delete(KEYS[6])
     client.rpush(KEYS[6], "element")
@@ -109,8 +107,10 @@ def test_keys_that_went_or_became_something_else(
     read(store, server, KEYS[8:])
 
 
-def test_a_change_drops_what_came_along(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """A content that came along is forgotten like any other when its key changes."""
+def test_a_change_invalidates_a_prefetched_content(
+    store: MetadataStore, server: RedisClient, client: redis.Redis
+) -> None:
+    """A prefetched content is invalidated like any other when its key changes."""
     read(store, server, KEYS[:MIN_SEQUENTIAL_READS])
     changed = KEYS[MIN_SEQUENTIAL_READS + 2]
     assert store.get_cached_content(changed) is not None
@@ -119,8 +119,8 @@ def test_a_change_drops_what_came_along(store: MetadataStore, server: RedisClien
     assert store.get_content(KeyRef(changed)) == b"new"
 
 
-def test_a_change_on_the_way(store: MetadataStore) -> None:
-    """What is told to have changed while its content was on its way is not kept."""
+def test_a_change_during_a_prefetch(store: MetadataStore) -> None:
+    """The content of a key that changes during its fetch is not cached."""
     cache = store.cache
     for key in KEYS[: MIN_SEQUENTIAL_READS - 1]:
         assert cache.select_prefetch(key) == {}
@@ -134,8 +134,8 @@ def test_a_change_on_the_way(store: MetadataStore) -> None:
     assert cache.peek_content(KEYS[MIN_SEQUENTIAL_READS + 1]) == b"old"
 
 
-def test_nothing_comes_twice(store: MetadataStore) -> None:
-    """What is on its way for one reader does not come along for another."""
+def test_no_content_is_prefetched_twice(store: MetadataStore) -> None:
+    """A content that is being fetched for one reader is not prefetched for another."""
     cache = store.cache
     for key in KEYS[: MIN_SEQUENTIAL_READS - 1]:
         assert cache.select_prefetch(key) == {}
@@ -145,8 +145,8 @@ def test_nothing_comes_twice(store: MetadataStore) -> None:
     assert first.keys().isdisjoint(second)
 
 
-def test_never_too_many_at_once() -> None:
-    """However well it goes, no more than the bound come along at once."""
+def test_prefetches_are_bounded() -> None:
+    """No prefetch exceeds its bounds."""
     batch = AccessPattern(KEYS)
     assert [batch.detect_order(key, len) for key in KEYS[:MIN_SEQUENTIAL_READS]] == [False] * (
         MIN_SEQUENTIAL_READS - 1

@@ -1,4 +1,4 @@
-"""client/reply_errors.py, facts.py, limits.py, counters.py: pure parts of the server room."""
+"""The pure parts of client/: reply_errors.py, capabilities.py, limits.py, rate_limit.py."""
 
 import time
 
@@ -41,19 +41,19 @@ from redisfuse.client.reply_errors import map_error_line
     ],
 )
 def test_error_replies(line: str, kind: type[errors.RedisFuseError]) -> None:
-    """Each kind of error reply becomes the error with the right errno, in one line."""
+    """Each code of an error reply becomes the error with the right errno, in one line."""
     error = map_error_line(line)
     assert type(error) is kind
     assert "\n" not in str(error)
 
 
-def test_unknown_replies_keep_their_words() -> None:
-    """An error reply that is not known keeps the server's words, its kind included."""
+def test_unknown_replies_keep_their_text() -> None:
+    """The error of an unknown reply contains the server's text, including the code."""
     assert "BUSYKEY Target key" in str(map_error_line("BUSYKEY Target key name already exists."))
 
 
 def test_braces_in_a_reply_are_only_text() -> None:
-    """Key names with braces in a server's message do no harm."""
+    """Braces in a server's message are not formatted."""
     assert "{text}{0}" in str(map_error_line("NOPERM no access to {text}{0}"))
 
 
@@ -61,39 +61,39 @@ INFO = b"""# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:a
 # Modules\r\nmodule:name=ReJSON,ver=20609,api=1,filters=0\r\n# Cluster\r\ncluster_enabled:0\r\nloading:1\r\n"""
 
 
-def test_facts_of_redis() -> None:
-    """INFO's text gives maker, version, role, modules."""
-    facts = parse_info(INFO)
-    assert (facts.vendor, facts.version, facts.run_id) == ("redis", (7, 0, 15), "abc")
-    assert facts.is_replica
-    assert facts.has_json
-    assert facts.loading
-    assert not facts.is_cluster
-    assert facts.has_pexpiretime
-    assert facts.has_tracking
-    later = (facts.has_no_touch, facts.has_hash_field_ttl, facts.has_hsetex, facts.has_hscan_novalues)
+def test_info_of_redis() -> None:
+    """INFO gives vendor, version, role, modules."""
+    info = parse_info(INFO)
+    assert (info.vendor, info.version, info.run_id) == ("redis", (7, 0, 15), "abc")
+    assert info.is_replica
+    assert info.has_json
+    assert info.loading
+    assert not info.is_cluster
+    assert info.has_pexpiretime
+    assert info.has_tracking
+    later = (info.has_no_touch, info.has_hash_field_ttl, info.has_hsetex, info.has_hscan_novalues)
     assert later == (False,) * 4
 
 
-def test_facts_of_valkey() -> None:
-    """Valkey counts by its own version, not by the Redis version that it imitates."""
-    facts = parse_info(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n")
-    assert (facts.vendor, facts.version, facts.is_cluster) == ("valkey", (8, 1, 0), True)
-    assert facts.has_no_touch
-    assert facts.has_hscan_novalues
-    assert not facts.has_hash_field_ttl
+def test_info_of_valkey() -> None:
+    """Valkey's own version counts, not the Redis version that it emulates."""
+    info = parse_info(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n")
+    assert (info.vendor, info.version, info.is_cluster) == ("valkey", (8, 1, 0), True)
+    assert info.has_no_touch
+    assert info.has_hscan_novalues
+    assert not info.has_hash_field_ttl
     assert ServerInfo(vendor="valkey", version=(9, 1, 2)).has_hsetex
 
 
-def test_facts_of_hello() -> None:
-    """HELLO's answer, as RESP2's list or RESP3's map, gives what INFO would."""
+def test_hello() -> None:
+    """HELLO's reply, a RESP2 list or a RESP3 map, gives the same as INFO."""
     pairs = [b"server", b"redis", b"version", b"7.4.1", b"mode", b"standalone", b"role", b"replica"]
-    facts = parse_hello(pairs)
-    assert facts == parse_hello(dict(zip(pairs[::2], pairs[1::2], strict=True)))
-    assert (facts.version, facts.is_replica, facts.has_hash_field_ttl) == ((7, 4, 1), True, True)
+    info = parse_hello(pairs)
+    assert info == parse_hello(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+    assert (info.version, info.is_replica, info.has_hash_field_ttl) == ((7, 4, 1), True, True)
 
 
-def test_odd_versions() -> None:
+def test_malformed_versions() -> None:
     """A version that is not three numbers gives zeros, not an error."""
     assert parse_version("8.6.3") == (8, 6, 3)
     assert parse_version("7.4-rc1") == (7, 4, 1)
@@ -102,24 +102,24 @@ def test_odd_versions() -> None:
 
 
 def test_batches_shrink_with_the_rate() -> None:
-    """With a rate, a batch is about a tenth of a second's worth, so that the speed is even; at least one command."""
+    """With a rate limit, a batch is a tenth of a second's worth, and at least one command."""
     assert Limits().batch_size == 1000
     assert Limits(rate=500).batch_size == 50
     assert Limits(rate=3).batch_size == 1
     assert Limits(rate=10**6).batch_size == 1000
 
 
-def test_brake() -> None:
-    """At 200 a second, 60 commands take about a quarter of a second more than the bucket holds."""
-    brake = TokenBucket(200)
+def test_rate_limit() -> None:
+    """At 200 commands a second, 60 take about a quarter of a second more than the bucket holds."""
+    bucket = TokenBucket(200)
     start = time.monotonic()
     for _ in range(60):
-        brake.acquire(1)
+        bucket.acquire(1)
     assert 0.15 < time.monotonic() - start < 2.0
 
 
-def test_no_brake() -> None:
-    """Without a rate nothing waits."""
+def test_no_rate_limit() -> None:
+    """Without a rate limit nothing waits."""
     start = time.monotonic()
     TokenBucket(0).acquire(10**9)
     assert time.monotonic() - start < 0.5
