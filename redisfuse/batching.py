@@ -14,9 +14,10 @@ CHUNK_BYTES = 1 << 20
 def batched(
     items: Iterable[T], max_items: int, *, max_weight: int | None = None, weigh: Callable[[T], int] | None = None
 ) -> Iterator[list[T]]:
-    """Yield the items, in order, in lists of at most `max_items` (itertools.batched of Python 3.12, with a weight).
+    """Yield the items, in order, in lists of at most `max_items`.
 
-    With `max_weight`, the weights of a batch add up to at most that, unless a single item weighs more.
+    Like itertools.batched of Python 3.12, but with weights and lists. With `max_weight`, the weights of a batch add up
+    to at most that, unless a single item weighs more.
     """
     batch: list[T] = []
     weight = 0

@@ -1,12 +1,12 @@
-r"""Text that is safe to print: escaping for terminals and lines, times in ISO 8601, and Redis's globs. Pure.
+r"""Text that is safe to print, times as text, and Redis's globs.
 
-Keys and values can hold terminal escape sequences: whatever comes from a server is escaped here before it is printed.
-Every function writes a byte that can't be printed as `\xNN`, with lower-case digits:
+Pure. Keys and values can contain terminal escape sequences: all text from a server is escaped here before it is
+printed. Every function writes an unprintable byte as `\xNN`, with lower-case digits:
 
-- `for_terminal` is for messages and log lines. It is not reversible: a backslash stays as it is.
-- `escape_text` is for one printable line that can be read back: `\\`, `\t`, `\n`, `\xNN`.
-- `escape_line` is for a line of a file: as `escape_text`, but printable or not, every valid UTF-8 character that is no
-  control stays as it is, and the result is bytes.
+- `for_terminal` is for messages and log lines. It is not reversible: a backslash is not escaped.
+- `escape_text` is for one printable line that can be decoded: `\\`, `\t`, `\n`, `\xNN`.
+- `escape_line` is for a line of a file: like `escape_text`, but it returns bytes, and every valid UTF-8 character
+  that is not a control is unchanged, whether it is printable or not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,10 @@ _TERMINAL_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def for_terminal(text: str | bytes) -> str:
-    """Return `text` as one printable line: controls and invalid UTF-8 become `\\xNN` or `\\uNNNN`."""
+    r"""Return `text` as one printable line.
+
+    Controls and invalid UTF-8 become `\xNN` or `\uNNNN`.
+    """
     if isinstance(text, bytes):
         text = text.decode("utf-8", "surrogateescape")
     return _UNPRINTABLE.sub(_escape_unprintable, text)
@@ -42,16 +45,19 @@ def _escape_unprintable(match: re.Match[str]) -> str:
 
 
 class TerminalFormatter(logging.Formatter):
-    """Formats log records as lines that a terminal can print. The lines of a traceback stay lines."""
+    """Formats log records as lines that a terminal can print.
+
+    The lines of a traceback remain separate lines.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Format the record, then escape each line."""
         return "\n".join(map(for_terminal, super().format(record).split("\n")))
 
 
-# -- lines that can be read back -------------------------------------------------------------------------------------
+# -- lines that can be decoded ---------------------------------------------------------------------------------------
 
-# Bytes that need no escape, so that the common case is decided in C: printable ASCII except the backslash.
+# Printable ASCII except the backslash: bytes that need no escape. Lets C code decide the common case.
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte != 0x5C)
 
 _SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n"}
@@ -62,7 +68,10 @@ _LINE_TABLE |= {ord(character): short for character, short in _SHORT.items()}
 
 
 def escape_text(data: bytes) -> str:
-    r"""Return `data` as one printable line: `\\`, `\t`, `\n`, and `\xNN` for each byte of an unprintable character."""
+    r"""Return `data` as one printable line.
+
+    Escapes: `\\`, `\t`, `\n`, and `\xNN` for each byte of an unprintable character.
+    """
     text = data.decode("utf-8", "surrogateescape")
     if text.isprintable() and "\\" not in text:
         return text
@@ -70,7 +79,10 @@ def escape_text(data: bytes) -> str:
 
 
 def escape_text_if_needed(data: bytes | None) -> str | None:
-    """Return `escape_text(data)` if it differs from the plain text, else None (also for None)."""
+    """Return `escape_text(data)` if it differs from the plain text, else None.
+
+    Returns None for None.
+    """
     if data is None:
         return None
     text = data.decode("utf-8", "surrogateescape")
@@ -86,10 +98,10 @@ def _escape_character(character: str) -> str:
 
 
 def escape_line(data: bytes) -> bytes:
-    r"""Return `data` as it appears in a line of a file: without tab, newline or control, and valid UTF-8.
+    r"""Return `data` as valid UTF-8 without tabs, newlines and other controls.
 
-    Escaped are the backslash, the controls (C0, DEL, and the C1 controls U+0080-U+009F, as their two bytes) and every
-    byte that is not part of valid UTF-8. Reversible.
+    Escapes the backslash, the controls (C0, DEL, and the C1 controls U+0080-U+009F as their two bytes) and every byte
+    that is not part of valid UTF-8. Reversible.
     """
     if not data.translate(None, PLAIN):
         return data
@@ -97,7 +109,7 @@ def escape_line(data: bytes) -> bytes:
 
 
 def escape_line_chunks(data: bytes) -> Iterator[bytes]:
-    """Yield `escape_line(data)` in chunks, so that a long value needs little memory beside itself."""
+    """Yield `escape_line(data)` in chunks, which limits the memory for long values."""
     if len(data) <= CHUNK_BYTES:
         yield escape_line(data)
         return
@@ -112,7 +124,10 @@ def escape_line_chunks(data: bytes) -> Iterator[bytes]:
 
 
 def iso_utc(milliseconds: int) -> str:
-    """Return a Unix time in ms as ISO 8601, such as 2026-07-04T12:00:00.123Z; the number if it is out of range."""
+    """Return a Unix time in ms as ISO 8601, such as 2026-07-04T12:00:00.123Z.
+
+    Returns the number itself if it is out of range.
+    """
     try:
         moment = datetime.fromtimestamp(milliseconds // 1000, UTC)
     except (OverflowError, ValueError, OSError):
@@ -126,19 +141,18 @@ _NO_BYTE = b"(?!)"
 
 
 def compile_glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
-    """Return (literal prefix, compiled pattern) of a Redis glob, as KEYS takes it; (the literal, None) if it has no
-    special character.
+    """Return (literal prefix, compiled pattern) of a Redis glob, as KEYS takes it.
 
-    One thing differs from the server: a range in a class is one of bytes 0 to 255, where most builds of Redis on x86
-    take bytes above 127 to be negative.
+    Returns (the literal, None) for a glob without special characters. One difference from the server: a range in a
+    class covers bytes 0 to 255, whereas most builds of Redis on x86 treat bytes above 127 as negative.
     """
     literal = bytearray()
-    parts = [bytearray()]  # what is between the stars
+    parts = [bytearray()]  # the expressions between the stars
     special = False
-    at = 0
-    while at < len(pattern):
-        byte = pattern[at : at + 1]
-        at += 1
+    position = 0
+    while position < len(pattern):
+        byte = pattern[position : position + 1]
+        position += 1
         if byte == b"*":
             special = True
             parts.append(bytearray())
@@ -147,12 +161,12 @@ def compile_glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
             parts[-1] += b"."
         elif byte == b"[":
             special = True
-            at, expression = _compile_class(pattern, at)
+            position, expression = _compile_class(pattern, position)
             parts[-1] += expression
         else:
-            if byte == b"\\" and at < len(pattern):
-                byte = pattern[at : at + 1]
-                at += 1
+            if byte == b"\\" and position < len(pattern):
+                byte = pattern[position : position + 1]
+                position += 1
             parts[-1] += re.escape(byte)
             if not special:
                 literal += byte
@@ -166,32 +180,38 @@ def glob_matches(pattern: bytes, key: bytes) -> bool:
 
 
 def _join_parts(parts: list[bytearray]) -> bytes:
-    """Return one expression. A part between two stars matches at its first possible place and is never tried elsewhere:
-    backtracking would take exponential time with many stars."""
+    """Return the expression for a glob from its parts between the stars.
+
+    A part between two stars matches at its first possible position only: backtracking would take exponential time with
+    many stars.
+    """
     if len(parts) == 1:
         return bytes(parts[0])
     first, *middle, last = parts
     return bytes(first) + b"".join(b"(?>.*?" + part + b")" for part in middle if part) + b".*" + bytes(last)
 
 
-def _compile_class(pattern: bytes, at: int) -> tuple[int, bytes]:
-    """Return where a `[…]` that begins before `at` ends, and its expression. An unclosed one ends with the pattern."""
-    negated = pattern[at : at + 1] == b"^"
-    at += negated
+def _compile_class(pattern: bytes, position: int) -> tuple[int, bytes]:
+    """Return (end, expression) of the `[…]` that begins before `position`.
+
+    An unclosed class ends with the pattern.
+    """
+    negated = pattern[position : position + 1] == b"^"
+    position += negated
     members = bytearray()
-    while at < len(pattern) and pattern[at : at + 1] != b"]":
-        first = last = pattern[at]
-        if pattern[at : at + 1] == b"\\" and at + 1 < len(pattern):
-            at += 1
-            first = last = pattern[at]
-        elif pattern[at + 1 : at + 2] == b"-" and at + 2 < len(pattern):
-            last = pattern[at + 2]
-            at += 2
+    while position < len(pattern) and pattern[position : position + 1] != b"]":
+        first = last = pattern[position]
+        if pattern[position : position + 1] == b"\\" and position + 1 < len(pattern):
+            position += 1
+            first = last = pattern[position]
+        elif pattern[position + 1 : position + 2] == b"-" and position + 2 < len(pattern):
+            last = pattern[position + 2]
+            position += 2
         members += b"\\x%02x-\\x%02x" % (min(first, last), max(first, last))
-        at += 1
+        position += 1
     if not members:
-        return at + 1, b"." if negated else _NO_BYTE
-    return at + 1, b"[" + (b"^" if negated else b"") + bytes(members) + b"]"
+        return position + 1, b"." if negated else _NO_BYTE
+    return position + 1, b"[" + (b"^" if negated else b"") + bytes(members) + b"]"
 
 
 def literal_glob(key: bytes) -> bytes:

@@ -1,15 +1,16 @@
-"""How arbitrary bytes are written as printable, legal UTF-8, and read back strictly: `%XX`, and cuts at 255 bytes.
+"""Encode arbitrary bytes as legal UTF-8 file names and decode them strictly.
 
-Pure. `paths/grammar.py` builds the grammar of paths on this; nothing here knows of keys, fields or separators.
+Pure. Bytes are escaped as `%XX`; names are cut at 255 bytes. The grammar of paths is built on this; nothing here
+depends on separators or on the structure of a key.
 """
 
 import re
 
 NAME_MAX = 255  # bytes in one name: the limit of Linux and macOS filesystems
-CONTINUATION = b"%+"  # ends every piece of a cut name but the last
+CONTINUATION = b"%+"  # ends every segment of a cut name except the last
 _SEGMENT_MAX = NAME_MAX - len(CONTINUATION)
 
-_is_plain = re.compile(rb"[ -$&-.0-~]+").fullmatch  # printable ASCII but '%' and '/': nothing to escape
+_is_plain = re.compile(rb"[ -$&-.0-~]+").fullmatch  # printable ASCII except '%' and '/': needs no escape
 _NEEDS_ESCAPE = re.compile("[%/\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -24,7 +25,7 @@ def _decode_escape(match: re.Match[bytes]) -> bytes:
 
 
 def percent_encode(data: bytes) -> bytes:
-    """Write `data` with `%XX` for '%', '/', C0, DEL, C1 and each byte that is not part of valid UTF-8."""
+    """Encode '%', '/', C0, DEL, C1 and each byte of invalid UTF-8 as `%XX`."""
     if not data or _is_plain(data):
         return data
     text = data.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 become U+DC80-U+DCFF
@@ -32,28 +33,34 @@ def percent_encode(data: bytes) -> bytes:
 
 
 def encode_component(component: bytes) -> bytes:
-    """Write one component of a key: as `percent_encode`, but never empty, `.` or `..`."""
+    """Encode a component of a key: `percent_encode`, but never empty, `.` or `..`."""
     if _is_plain(component):
         return component if component not in (b".", b"..") else component.replace(b".", b"%2E")
     return percent_encode(component) or b"%"
 
 
 def encode_field(field: bytes) -> bytes:
-    """Write a hash field (after its dot): as `percent_encode`, but never empty."""
+    """Encode a hash field (after its dot): as `percent_encode`, but never as empty."""
     return percent_encode(field) or b"%"
 
 
 def decode_component(encoded: bytes) -> bytes | None:
-    """Read what `encode_component` wrote, or None. `%2E` is taken for any dot; no other second spelling is."""
+    """Decode the output of `encode_component`, or return None.
+
+    `%2E` is accepted for any dot; no other second spelling is.
+    """
     if _is_plain(encoded):
         return encoded if encoded not in (b".", b"..") else None
     data = decode_field(encoded)
-    # "." and ".." have one spelling: in ".%2E" a dot would stand where %2E must
+    # "." and ".." have one spelling each, with %2E for every dot: ".%2E" is rejected
     return data if data not in (b".", b"..") or b"." not in encoded else None
 
 
 def decode_field(encoded: bytes) -> bytes | None:
-    """Read what `encode_field` wrote, or None. `%2E` is taken for any dot; no other second spelling is."""
+    """Decode the output of `encode_field`, or return None.
+
+    `%2E` is accepted for any dot; no other second spelling is.
+    """
     if _is_plain(encoded):
         return encoded
     if encoded == b"%":
@@ -63,13 +70,14 @@ def decode_field(encoded: bytes) -> bytes | None:
 
 
 def split_long_name(name: bytes) -> tuple[bytes, ...]:
-    """Cut a written name into pieces of at most 255 bytes: each but the last ends in `%+`.
+    """Cut an encoded name into segments of at most 255 bytes.
 
-    No cut falls inside an escape or a UTF-8 sequence. The last piece has at least 3 bytes, so it is never `.` or `..`.
+    Each except the last ends in `%+`. No cut falls inside an escape or a UTF-8 sequence. The last segment has at least
+    3 bytes, so it is never `.` or `..`.
     """
     if len(name) <= NAME_MAX:
         return (name,)
-    pieces = []
+    segments = []
     begin = 0
     while len(name) - begin > NAME_MAX:
         end = begin + _SEGMENT_MAX
@@ -79,22 +87,25 @@ def split_long_name(name: bytes) -> tuple[bytes, ...]:
             if _ESCAPE.match(name, end - back):
                 end -= back
                 break
-        pieces.append(name[begin:end] + CONTINUATION)
+        segments.append(name[begin:end] + CONTINUATION)
         begin = end
-    pieces.append(name[begin:])
-    return tuple(pieces)
+    segments.append(name[begin:])
+    return tuple(segments)
 
 
 def is_leading_segment(segment: bytes) -> bool:
-    """Whether `piece` can be one that `split_long_name` made (all but the last): its length, its end, and what it is made of."""
-    # the byte after the cut may have belonged to a UTF-8 sequence of 4 bytes, of which none was taken
+    """Return whether `segment` can be a segment of a cut name other than the last.
+
+    Decided by its length, its end and its bytes.
+    """
+    # a cut moves back by at most 3 bytes: in front of a UTF-8 sequence of 4 bytes
     if not segment.endswith(CONTINUATION) or not _SEGMENT_MAX - 3 <= len(segment) - len(CONTINUATION) <= _SEGMENT_MAX:
         return False
     return is_utf8(segment) and not _UNPRINTABLE.search(segment.decode("utf-8"))
 
 
 def is_utf8(data: bytes) -> bool:
-    """Whether `data` is valid UTF-8, as every written name is."""
+    """Return whether `data` is valid UTF-8, as every encoded name is."""
     try:
         return data.isascii() or bool(data.decode("utf-8"))
     except UnicodeDecodeError:

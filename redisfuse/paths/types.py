@@ -1,4 +1,7 @@
-"""What a path may mean: the frozen values that `paths/grammar.py` reads paths into. Import them from there."""
+"""The results of parsing a path, as frozen values.
+
+Import them from `paths/grammar.py`.
+"""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,7 +9,10 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class KeyRef:
-    """One datum that can be read or written: a key, or (field not None) one field of the hash at that key."""
+    """A value that can be read or written: a key, or one field of a hash.
+
+    With `field` it is that field of the hash at `key`.
+    """
 
     key: bytes
     field: bytes | None = None
@@ -23,12 +29,15 @@ class RefreshFile:
 
 
 class PathCandidates(NamedTuple):
-    """What one path may mean, in the order in which it is to be tried: directory, field, key."""
+    """The possible meanings of one path.
+
+    The caller tries them in this order: directory, field, key.
+    """
 
     directory: tuple[bytes, ...]
     """components of the parent directory"""
     name: bytes
-    """the last name as written, its pieces joined"""
+    """the last name, still encoded, its segments joined"""
     as_directory: bytes | None = None
     """the component, if the name can be a directory (it has neither mark nor view)"""
     as_field: tuple[bytes, bytes] | None = None
@@ -42,13 +51,16 @@ class PathCandidates(NamedTuple):
 
     @property
     def dotted(self) -> bool:
-        """Whether there is a field dot, so that a field of this spelling wins over a key."""
+        """Whether the name has a field dot, so that a field of this name wins over a key."""
         return self.as_field is not None
 
 
 @dataclass(frozen=True, slots=True)
 class NameSegment:
-    """The beginning of a cut name: a directory, if the written form of a name in `directory` starts so."""
+    """The beginning of a cut name.
+
+    It is a directory if an encoded name in `directory` begins with `prefix`.
+    """
 
     directory: tuple[bytes, ...]
     prefix: bytes
@@ -56,12 +68,12 @@ class NameSegment:
 
 @dataclass(frozen=True, slots=True)
 class DigestRoot:
-    """`%long` at the root: the keys whose own path would be too long."""
+    """`%long` at the root: the keys whose path would exceed PATH_MAX."""
 
 
 @dataclass(frozen=True, slots=True)
 class DigestEntry:
-    """`%long/…`: such a key, or one of its fields, by SHA-256 in hex."""
+    """`%long/…`: such a key, or one of its fields, by its SHA-256 in hex."""
 
     key_digest: str
     field_digest: str | None = None
@@ -71,7 +83,10 @@ class DigestEntry:
 
 @dataclass(frozen=True, slots=True)
 class DigestFieldsDir:
-    """`HASH%long`: the fields of a hash, itself not long, whose own paths would be too long."""
+    """`HASH%long`: the fields whose paths would exceed PATH_MAX.
+
+    The path of the hash itself does not exceed it.
+    """
 
     directory: tuple[bytes, ...]
     component: bytes
@@ -79,7 +94,7 @@ class DigestFieldsDir:
 
 @dataclass(frozen=True, slots=True)
 class DigestField:
-    """`HASH%long/…`: one of them, by SHA-256 in hex."""
+    """`HASH%long/…`: one of these fields, by its SHA-256 in hex."""
 
     directory: tuple[bytes, ...]
     component: bytes
