@@ -1,99 +1,137 @@
-"""Every error that redisfuse raises on purpose: one hierarchy, each class with its errno and its exit status.
+"""The errors that redisfuse raises: one hierarchy, with errno and exit status.
 
-`errno` is what a program sees through the mount (see errno(3)); `exit_status` is what a command ends with
-(1 refused or found trouble, 2 usage). The text is one line: what, why, and what to do next.
+A program that uses the mount sees `errno` (errno(3)). A command exits with `exit_status`: 2 for a usage error, 1 for
+all others. A message is one line: what happened, why, and what to do next.
+
+    RedisFuseError                    EIO           1
+     ├─ UsageError                    EINVAL        2
+     ├─ MountError                    EIO           1
+     │  the file tree
+     ├─ NotFoundError                 ENOENT        1
+     ├─ ExistsError                   EEXIST        1
+     ├─ IsDirectoryError              EISDIR        1
+     ├─ NotDirectoryError             ENOTDIR       1
+     ├─ NotEmptyError                 ENOTEMPTY     1
+     ├─ BadNameError                  EINVAL        1
+     ├─ NameTooLongError              ENAMETOOLONG  1
+     ├─ BadHandleError                EBADF         1
+     ├─ InvalidArgumentError          EINVAL        1
+     ├─ NotPermittedError             EPERM         1
+     ├─ NotSupportedError             ENOTSUP       1
+     ├─ NoAttributeError              ENODATA       1
+     ├─ CrossDeviceError              EXDEV         1
+     ├─ AccessError                   EACCES        1
+     ├─ ReadOnlyError                 EROFS         1
+     ├─ TooLargeError                 EFBIG         1
+     ├─ NoSpaceError                  ENOSPC        1
+     ├─ ConflictError                 ESTALE        1
+     ├─ BusyError                     EBUSY         1
+     ├─ InterruptedWaitError          EINTR         1
+     │  the server
+     ├─ UnavailableError              EIO           1
+     │   ├─ ConnectionLostError       EIO           1
+     │   ├─ TryAgainError             EAGAIN        1
+     │   └─ OutcomeUnknownError       EIO           1
+     ├─ WrongTypeError                ESTALE        1
+     ├─ ServerReplyError              EIO           1
+     ├─ ForbiddenCommandError         EROFS         1
+     │  the journal
+     └─ JournalError                  EIO           1
+         ├─ JournalFullError          ENOSPC        1
+         ├─ JournalReadOnlyError      EROFS         1
+         └─ JournalLockedError        EBUSY         1
 """
 
 import errno as _errno
 
 
 class RedisFuseError(Exception):
-    """The root: anything that went wrong in a way that redisfuse knows."""
+    """The base class: any failure that redisfuse anticipates."""
 
     errno: int = _errno.EIO
     exit_status: int = 1
-    change_id: int | None = None  # the row of the journal that has what could not be written
+    change_id: int | None = None  # the journal row with the data that could not be written
 
 
 # -- the command line ------------------------------------------------------------------------------------------------
 
 
 class UsageError(RedisFuseError):
-    """The command, an option or the configuration makes no sense."""
+    """A command, an option or a setting is invalid."""
 
     errno = _errno.EINVAL
     exit_status = 2
 
 
 class MountError(RedisFuseError):
-    """The mount could not be made or ended: mount point, libfuse, fusermount."""
+    """Mounting or unmounting failed: mount point, libfuse or fusermount."""
 
 
-# -- the tree --------------------------------------------------------------------------------------------------------
+# -- the file tree ---------------------------------------------------------------------------------------------------
 
 
 class NotFoundError(RedisFuseError):
-    """No such key, field or directory, or a spelling that no key has."""
+    """No such key, field or directory, or a name that no key can have."""
 
     errno = _errno.ENOENT
 
 
 class ExistsError(RedisFuseError):
-    """It exists already (O_EXCL, mkdir, RENAME_NOREPLACE)."""
+    """The name exists already (O_EXCL, mkdir, RENAME_NOREPLACE)."""
 
     errno = _errno.EEXIST
 
 
 class IsDirectoryError(RedisFuseError):
-    """A file was asked for; this is a directory."""
+    """The operation needs a file; this is a directory."""
 
     errno = _errno.EISDIR
 
 
 class NotDirectoryError(RedisFuseError):
-    """A directory was asked for; this is a file."""
+    """The operation needs a directory; this is a file."""
 
     errno = _errno.ENOTDIR
 
 
 class NotEmptyError(RedisFuseError):
-    """The directory still has something in it."""
+    """The directory is not empty."""
 
     errno = _errno.ENOTEMPTY
 
 
 class BadNameError(RedisFuseError):
-    """A name that can't be created, since no key is spelled so."""
+    """A name that can't be created, because no key has this name."""
 
     errno = _errno.EINVAL
 
 
 class NameTooLongError(RedisFuseError):
-    """A name of more than 255 bytes."""
+    """A name of more than 255 bytes, or a path that is too long."""
 
     errno = _errno.ENAMETOOLONG
 
 
 class BadHandleError(RedisFuseError):
-    """The file is not open in the way that the call needs."""
+    """The file is not open in the mode that the call needs."""
 
     errno = _errno.EBADF
 
 
 class InvalidArgumentError(RedisFuseError):
-    """An argument out of range."""
+    """An argument is out of range."""
 
     errno = _errno.EINVAL
 
 
 class NotPermittedError(RedisFuseError):
-    """An operation that this kind of filesystem does not have (links, devices)."""
+    """This filesystem has no such operation (links, devices)."""
 
     errno = _errno.EPERM
 
 
 class NotSupportedError(RedisFuseError):
-    """An operation that is not offered here."""
+    """The operation is not supported here."""
 
     errno = _errno.ENOTSUP
 
@@ -105,43 +143,49 @@ class NoAttributeError(RedisFuseError):
 
 
 class CrossDeviceError(RedisFuseError):
-    """A rename that this filesystem can't do as one step; the program copies instead."""
+    """A rename that can't be done in one step; the program copies instead."""
 
     errno = _errno.EXDEV
 
 
 class AccessError(RedisFuseError):
-    """Not allowed: a read-only kind of file, a key outside --allow, or an ACL of the server (NOPERM, NOAUTH)."""
+    """Access denied.
+
+    By a read-only kind of file, by --allow, or by an ACL of the server (NOPERM, NOAUTH).
+    """
 
     errno = _errno.EACCES
 
 
 class ReadOnlyError(RedisFuseError):
-    """The mount, or the server (a replica, MISCONF), takes no writes."""
+    """The mount or the server (a replica, MISCONF) accepts no writes."""
 
     errno = _errno.EROFS
 
 
 class TooLargeError(RedisFuseError):
-    """Larger than a Redis string may be (512 MiB), or than a limit that has an option."""
+    """The value exceeds 512 MiB, a Redis string's maximum, or a limit option."""
 
     errno = _errno.EFBIG
 
 
 class NoSpaceError(RedisFuseError):
-    """The server is out of memory (OOM), or scratch or the journal's disk is full."""
+    """The server (OOM), the memory filesystem or the journal's disk is full."""
 
     errno = _errno.ENOSPC
 
 
 class ConflictError(RedisFuseError):
-    """What is in Redis is not what the file was opened on, or not what a rollback would undo."""
+    """The value in Redis is not the one that the operation expects.
+
+    Saving expects the value as of the open; a rollback expects the value that the change wrote.
+    """
 
     errno = _errno.ESTALE
 
 
 class BusyError(RedisFuseError):
-    """The key kept changing, or the journal stayed locked."""
+    """The key kept changing, or the journal remained locked."""
 
     errno = _errno.EBUSY
 
@@ -156,44 +200,53 @@ class InterruptedWaitError(RedisFuseError):
 
 
 class UnavailableError(RedisFuseError):
-    """The server can't be reached, hung up, timed out, or answered garbage."""
+    """The server can't be reached, disconnected, timed out or sent garbage."""
 
 
 class ConnectionLostError(UnavailableError):
-    """The connection broke, other than by time-out, before the answer had come: a read may be asked again elsewhere."""
+    """The connection broke before the reply arrived, other than by time-out.
+
+    A read may be repeated on another connection.
+    """
 
 
 class TryAgainError(UnavailableError):
-    """The server said, until the time-out, that it can't answer now (LOADING, BUSY, TRYAGAIN)."""
+    """The server replied LOADING, BUSY or TRYAGAIN until the time-out."""
 
     errno = _errno.EAGAIN
 
 
 class WrongTypeError(RedisFuseError):
-    """The key holds another type than the command needs: it changed meanwhile."""
+    """The key has another type than the command needs: it has changed."""
 
     errno = _errno.ESTALE
 
 
 class ServerReplyError(RedisFuseError):
-    """Any other error reply of the server; its text (never a secret) is kept."""
+    """Any other error reply of the server, with its text (never a secret)."""
 
 
 class ForbiddenCommandError(RedisFuseError):
-    """A command that is not on the connection's allow-list was about to be sent; it was not."""
+    """A command that is not on the connection's allow-list was not sent."""
 
     errno = _errno.EROFS
 
 
 class OutcomeUnknownError(UnavailableError):
-    """A write was sent and its answer never came. The journal row says what could be found out."""
+    """A write was sent and no reply arrived.
+
+    The journal row has what could be determined.
+    """
 
 
 # -- the journal -----------------------------------------------------------------------------------------------------
 
 
 class JournalError(RedisFuseError):
-    """The journal can't be opened or is not what it should be (corrupt, other schema, others can read it)."""
+    """The journal can't be opened or used.
+
+    It is corrupt, has another schema, or is readable by other users.
+    """
 
 
 class JournalFullError(JournalError):
@@ -209,6 +262,6 @@ class JournalReadOnlyError(JournalError):
 
 
 class JournalLockedError(JournalError):
-    """Another process kept the journal locked past the busy time-out."""
+    """Another process held the journal's lock past the busy time-out."""
 
     errno = _errno.EBUSY

@@ -1,0 +1,173 @@
+"""Check the English of names, docstrings, comments, messages and Markdown.
+
+Prints `file:line: "word": what to write instead` for each word of words.toml, and for each citation of a document that
+the repository does not have. Exits with 1 if there is any.
+
+    .ci/check_words.py [--count] [PATH...]
+
+Not read: code spans and code blocks, in Markdown and between backticks in docstrings; strings of tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import sys
+import tokenize
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("redisfuse", "migrations", "tests", ".ci")
+
+_CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+_CODE_BLOCK = re.compile(r"^( *)(```|~~~).*?^\1\2[^\n]*$", re.DOTALL | re.MULTILINE)
+_DOCUMENT = re.compile(r"(?<![\w*{])[\w./-]*\w\.md\b")
+_NAME_PARTS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
+
+
+class Passage(NamedTuple):
+    """A piece of text: the line that it begins on, and whether it is prose, a message or a name."""
+
+    line: int
+    kind: str  # "prose" (a docstring or a comment), "message", "markdown" or "name"
+    text: str
+
+
+class Rule(NamedTuple):
+    """A forbidden expression, and the advice that goes with it."""
+
+    expression: re.Pattern[str]
+    advice: str
+
+
+class Rules:
+    """The rules of words.toml, by section."""
+
+    def __init__(self, path: Path) -> None:
+        sections = tomllib.loads(path.read_text(encoding="utf-8"))
+        self.prose = [
+            Rule(_whole_words(words.replace(" ", r"[\s#]+")), advice) for words, advice in sections["prose"].items()
+        ]
+        self.start = [Rule(re.compile(rf"(?:{words})\b", re.I), advice) for words, advice in sections["start"].items()]
+        self.names = [Rule(re.compile(words), advice) for words, advice in sections["names"].items()]
+        self.documents = [
+            Rule(re.compile(rf"\b(?:{words})\b"), advice) for words, advice in sections["documents"].items()
+        ]
+
+    def find_problems(self, passage: Passage, folder: Path) -> Iterator[tuple[int, str, str]]:
+        """Yield (line, word, advice) for each problem of a passage in a file of `folder`."""
+        if passage.kind == "name":
+            parts = [part.lower() for part in _NAME_PARTS.findall(passage.text)]
+            for rule in self.names:
+                if any(rule.expression.fullmatch(part) for part in parts):
+                    yield passage.line, passage.text, rule.advice
+            return
+        text = _blank_out(passage.text)
+        for rule in self.prose:
+            for match in rule.expression.finditer(text):
+                yield passage.line + text.count("\n", 0, match.start()), " ".join(match[0].split()), rule.advice
+        if passage.kind == "prose":
+            for rule in self.start:
+                if match := rule.expression.match(text.lstrip(" #\n")):
+                    yield passage.line, match[0], rule.advice
+            for rule in self.documents:
+                for match in rule.expression.finditer(passage.text):
+                    yield passage.line + passage.text.count("\n", 0, match.start()), match[0], rule.advice
+        for match in _DOCUMENT.finditer(passage.text):
+            if not _exists(match[0], folder):
+                line = passage.line + passage.text.count("\n", 0, match.start())
+                yield line, match[0], "no such document in the repository"
+
+
+def read_python(source: str) -> Iterator[Passage]:
+    """Yield the names, docstrings, comments and messages of a module."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield Passage(token.start[0], "prose", token.string)
+    tree = ast.parse(source)
+    docstrings = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings.add(node.value)
+            yield Passage(node.lineno, "prose", node.value.value)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            if " " in node.value:
+                yield Passage(node.lineno, "message", node.value)
+        else:
+            for name in _defined_names(node):
+                yield Passage(getattr(node, "lineno", 1), "name", name)
+
+
+def read_markdown(source: str) -> Iterator[Passage]:
+    """Yield the text of a page."""
+    yield Passage(1, "markdown", _CODE_BLOCK.sub(_keep_newlines, source))
+
+
+def _defined_names(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.arg):
+        yield node.arg
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+        yield node.attr
+
+
+def _whole_words(words: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![\w-])(?:{words})(?![\w-])", re.IGNORECASE)
+
+
+def _blank_out(text: str) -> str:
+    return _CODE_SPAN.sub(_keep_newlines, text)
+
+
+def _keep_newlines(match: re.Match[str]) -> str:
+    return "\n" * match[0].count("\n")
+
+
+def _exists(document: str, folder: Path) -> bool:
+    places = (folder, ROOT, ROOT / "redisfuse", ROOT / "redisfuse/docs")
+    return any((place / document).exists() for place in places)
+
+
+def find_files(arguments: list[str]) -> list[Path]:
+    """Return the modules and pages below the arguments, or of the whole repository."""
+    roots = [Path(argument).resolve() for argument in arguments] or [ROOT / room for room in ROOMS] + [*ROOT.glob("*.md")]
+    files: list[Path] = []
+    for root in roots:
+        files += [root] if root.is_file() else sorted([*root.rglob("*.py"), *root.rglob("*.md")])
+    return files
+
+
+def main(arguments: list[str]) -> int:
+    """Print each problem, or with `--count` how many each room has."""
+    counting = "--count" in arguments
+    rules = Rules(ROOT / ".ci/words.toml")
+    counts: Counter[str] = Counter()
+    for path in find_files([argument for argument in arguments if argument != "--count"]):
+        source = path.read_text(encoding="utf-8")
+        passages = read_markdown(source) if path.suffix == ".md" else read_python(source)
+        shown = path.relative_to(ROOT)
+        for passage in passages:
+            if passage.kind == "message" and shown.parts[0] not in ("redisfuse", "migrations"):
+                continue
+            for line, word, advice in sorted(set(rules.find_problems(passage, path.parent))):
+                counts["/".join(shown.parts[:2])] += 1
+                if not counting:
+                    print(f'{shown}:{line}: "{word}": {advice}')
+    if counting:
+        for room, number in sorted(counts.items()):
+            print(f"{number:6} {room}")
+    if counts:
+        print(f"{sum(counts.values())} problems; see .ci/words.toml", file=sys.stderr)
+    return 1 if counts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
