@@ -1,5 +1,8 @@
-"""The command line: one module a command. Nothing here but asking, calling and telling.
+"""The command line: one module for each command.
 
-`main.py` finds the command modules by themselves: any module of this package whose name has no underscore in front is
-a command, and has a `command` (a click command) and a docstring whose first line is its line in `redisfuse --help`.
+The topmost room: it may import all others, and no room imports it. It parses arguments, calls the room that does the
+work, and prints the result. Its only thread is that of `status`, which bounds the wait for a mount. It has no locks.
+
+`main.py` finds the commands: each module of this package whose name has no leading underscore, except `main`, is one. It
+has a click command named `command`, and a docstring whose first line describes it in `redisfuse --help`.
 """

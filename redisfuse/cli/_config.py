@@ -1,7 +1,7 @@
-"""Configuration files and passwords: where defaults come from when neither a flag nor the environment has them.
+"""Configuration files and passwords: the defaults of options.
 
-Flags > `REDISFUSE_*` environment > configuration. A file is TOML; what stands at its top is for every command that has
-an option of that name, a table such as `[mount]` is for that command alone.
+Flags override `REDISFUSE_*` in the environment, which overrides the configuration. A file is TOML. Its top-level settings
+apply to every command that has an option of that name; a table such as `[mount]` applies to that command only.
 """
 
 import os
@@ -25,64 +25,72 @@ _PASSWORD_IN_URL = re.compile(r"://[^/@]*:[^@]+@|[?&]password=")
 
 @dataclass(frozen=True, slots=True)
 class ConfigFiles:
-    """What the configuration files say, merged."""
+    """The merged settings of the configuration files."""
 
-    top_level: Mapping[str, Any] = field(default_factory=dict)  # the top of the files
+    top_level: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     password: str | None = field(default=None, repr=False)
 
     def build_default_map(self, name: str, command: click.Command) -> dict[str, Any]:
-        """A default map for click. Raises UsageError for a setting in `[name]` that the command does not have."""
+        """Return the default map for click.
+
+        Raises UsageError for a setting in `[name]` that the command does not have.
+        """
         table = self.tables.get(name, {})
         if isinstance(command, click.Group):
             context = click.Context(command)
             children = ((child, command.get_command(context, child)) for child in command.list_commands(context))
             nested = ConfigFiles({**self.top_level, **_scalar_settings(table)}, _nested_tables(table))
-            return {child: nested.build_default_map(child, found) for child, found in children if found is not None}
+            return {child: nested.build_default_map(child, sub) for child, sub in children if sub is not None}
         options = {option.name: option for option in command.params if isinstance(option, click.Option) and option.name}
         for unknown in sorted(table.keys() - options.keys()):
             raise UsageError(f"the configuration has an unknown setting {unknown!r} in [{name}]")
-        wanted = {key: value for key, value in {**self.top_level, **table}.items() if key in options}
+        settings = {key: value for key, value in {**self.top_level, **table}.items() if key in options}
         return {
             key: [value] if options[key].multiple and not isinstance(value, list) else value
-            for key, value in wanted.items()
+            for key, value in settings.items()
         }
 
     def check_top_level(self, mount_command: click.Command) -> None:
-        """Raise UsageError for a setting at the top that `mount`, which has nearly all of them, does not have."""
+        """Raise UsageError for a top-level setting that `mount` does not have.
+
+        `mount` has nearly all of them.
+        """
         for unknown in sorted(self.top_level.keys() - {option.name for option in mount_command.params}):
             raise UsageError(f"the configuration has an unknown setting {unknown!r}")
 
 
 def load_config_files(explicit_path: Path | None) -> ConfigFiles:
-    """Read `explicit`, or else /etc/redisfuse.toml and then the user's own file, whose settings win.
+    """Read `explicit_path`, or else /etc/redisfuse.toml and the user's own file.
 
-    Raises UsageError for a file that is not TOML, or that holds a password and can be read by others.
+    The user's settings override those in /etc. Raises UsageError for a file that is not TOML, or that contains a
+    password and is readable by other users.
     """
-    shared: dict[str, Any] = {}
+    top_level: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
     for path in [explicit_path] if explicit_path else [SYSTEM_CONFIG_PATH, user_config_path()]:
         content = _read_toml(path, must_exist=explicit_path is not None)
-        shared.update(_scalar_settings(content))
+        top_level.update(_scalar_settings(content))
         for name, table in _nested_tables(content).items():
             tables.setdefault(name, {}).update(table)
-    password = shared.pop("password", None)
+    password = top_level.pop("password", None)
     if password is not None and not isinstance(password, str):
         raise UsageError("the password in the configuration must be a string in quotes")
-    return ConfigFiles(shared, tables, password)
+    return ConfigFiles(top_level, tables, password)
 
 
 def user_config_path() -> Path:
-    """The user's own configuration file, in the platform's place."""
+    """Return the path of the user's configuration file on this platform."""
     import platformdirs
 
     return platformdirs.user_config_path("redisfuse") / "config.toml"
 
 
 def find_password(context: click.Context) -> str | None:
-    """The password outside the URL: --password-file, else REDISFUSE_PASSWORD, else the configuration, else None.
+    """Return the password that is given outside the URL, or None.
 
-    Raises UsageError for a password file that others can read.
+    The order is: --password-file, REDISFUSE_PASSWORD, the configuration. Raises UsageError for a password file that
+    other users can read.
     """
     path: Path | None = context.params.get("password_file")
     source = context.get_parameter_source("password_file")
@@ -97,14 +105,17 @@ def find_password(context: click.Context) -> str | None:
 
 
 def read_password(path: Path) -> str:
-    """The first line of a file that only its owner can read. Raises UsageError."""
+    """Return the first line of a file that only its owner can read.
+
+    Raises UsageError.
+    """
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise UsageError(f"{path}: others can read this password file; do: chmod 600 {path}")
+                raise UsageError(f"{path}: others can read this password file; run: chmod 600 {path}")
             return file.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
     except OSError as error:
-        raise UsageError(f"{path}: the password file can't be read: {error.strerror}") from error
+        raise UsageError(f"{path}: can't read the password file: {error.strerror}") from error
 
 
 def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
@@ -114,14 +125,14 @@ def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
             content = tomllib.load(file)
     except FileNotFoundError as error:
         if must_exist:
-            raise UsageError(f"{path}: there is no such configuration file") from error
+            raise UsageError(f"{path}: no such configuration file") from error
         return {}
     except OSError as error:
-        raise UsageError(f"{path}: the configuration file can't be read: {error.strerror}") from error
+        raise UsageError(f"{path}: can't read the configuration file: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from error
     if mode & (stat.S_IRWXG | stat.S_IRWXO) and _holds_password(content):
-        raise UsageError(f"{path}: holds a password and others can read it; do: chmod 600 {path}")
+        raise UsageError(f"{path}: contains a password and others can read it; run: chmod 600 {path}")
     return _normalize_keys(content)
 
 
@@ -134,7 +145,10 @@ def _holds_password(value: object, name: str = "") -> bool:
 
 
 def _normalize_keys(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings are written like the options, `render-limit`, or with underscores."""
+    """Return the table with underscores in its keys.
+
+    Settings may be written like the options (`render-limit`) or with underscores.
+    """
     return {
         key.replace("-", "_"): _normalize_keys(value) if isinstance(value, dict) else value
         for key, value in table.items()

@@ -1,4 +1,4 @@
-"""`mount.fuse.redisfuse`, the program that mount(8) and systemd call for a line of /etc/fstab.
+"""`mount.fuse.redisfuse`: the helper that mount(8) and systemd run for /etc/fstab.
 
     redis://127.0.0.1:6379  /mnt/redis  fuse.redisfuse  allow_other,prefix=app:,_netdev,x-systemd.automount  0 0
 
@@ -17,7 +17,7 @@ _EXIT_MOUNT_FAILED = 32  # mount(8): mount failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Mount in the background; answers when the mount does, with an exit status of mount(8)."""
+    """Mount in the background; return an exit status of mount(8) when it is ready."""
     redact_argv()
     words = translate_arguments(list(sys.argv[1:] if arguments is None else arguments))
     if words is None:
@@ -27,9 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def translate_arguments(arguments: list[str]) -> list[str] | None:
-    """The command line of `redisfuse` for one of mount(8)'s helpers; None for its `-f` (fake: do all but mount)."""
+    """Return the command line of `redisfuse` for the arguments of a mount helper.
+
+    Returns None for `-f` (fake: do everything except mount).
+    """
     words = iter(arguments)
-    places: list[str] = []
+    operands: list[str] = []
     options: list[str] = []
     for word in words:
         if word == "-o":
@@ -42,14 +45,17 @@ def translate_arguments(arguments: list[str]) -> list[str] | None:
             if "f" in word and not word.startswith("--"):
                 return None
         else:
-            places.append(word)
-    if places:
-        places[0] = _source_to_url(places[0])
-    return ["mount", "--daemon", *options, "--", *places]
+            operands.append(word)
+    if operands:
+        operands[0] = _source_to_url(operands[0])
+    return ["mount", "--daemon", *options, "--", *operands]
 
 
 def _source_to_url(source: str) -> str:
-    """A source may be a URL, `redisfuse#URL` as older systems write it, HOST:PORT, or a socket's path."""
+    """Return the URL of a source.
+
+    A source is a URL, `redisfuse#URL` (older systems), HOST:PORT or the path of a socket.
+    """
     source = source.removeprefix("redisfuse#")
     if "://" in source:
         return source

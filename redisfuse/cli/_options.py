@@ -1,4 +1,4 @@
-"""Kinds of options that several commands share: sizes, bytes, paths; options in sections; how to reach a server."""
+"""Options that several commands share, and options in sections."""
 
 import os
 from collections.abc import Callable
@@ -7,57 +7,38 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from redisfuse.config import DEFAULTS, Config, format_size, parse_size
+from redisfuse.cli._params import PATH, SizeParam
+from redisfuse.config import DEFAULTS, Config, format_size
 from redisfuse.errors import UsageError
 
 if TYPE_CHECKING:
     from redisfuse.client.address import Address
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated")
+
+SUBCOMMAND_SETTINGS = {
+    "auto_envvar_prefix": "REDISFUSE",
+    "help_option_names": ["-h", "--help"],
+}
+"""The context settings of commands inside a group."""
+
+PASSWORD_FILE_HELP = (
+    "File with the password in its first line, readable only by you. "
+    "REDISFUSE_PASSWORD can hold the password itself instead."
+)
 
 
-class SizeParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    """Bytes, said as 512MiB, 64M or a plain number."""
+class OptionList:
+    """A decorator that adds several options to a command, in this order."""
 
-    name = "size"
+    def __init__(self, *decorators: Any) -> None:
+        self._decorators = decorators
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read a size; plain numbers (of a configuration file) are bytes already."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-class BytesParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    """Bytes of a key, exactly as they were typed, UTF-8 or not."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:  # noqa: ARG002
-        """Encode as the system does arguments, so that any bytes survive."""
-        return value if isinstance(value, bytes) else os.fsencode(value)
-
-
-class FilePathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
-    """A path made absolute at once, since a daemon changes its directory; `~` works in configuration files too."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
-        """Expand and make absolute; links are kept."""
-        return Path(os.path.abspath(os.path.expanduser(value)))
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-        """Let the shell complete file names."""
-        return click.Path().shell_complete(ctx, param, incomplete)
-
-
-SIZE = SizeParam()
-BYTES = BytesParam()
-PATH = FilePathParam()
+    def __call__(self, command: Decorated) -> Decorated:
+        """Add the options."""
+        for decorator in reversed(self._decorators):
+            command = decorator(command)
+        return command
 
 
 class SectionOption(click.Option):
@@ -69,10 +50,10 @@ class SectionOption(click.Option):
 
 
 class SectionCommand(click.Command):
-    """A command whose options are shown in sections, in the order in which the sections first appear."""
+    """A command whose options are shown in sections, ordered by first use."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one definition list a section; options without a section come last."""
+        """Write one definition list per section; options without a section last."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if isinstance(param, click.Option) and (record := param.get_help_record(ctx)) is not None:
@@ -83,7 +64,7 @@ class SectionCommand(click.Command):
 
 
 def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[Decorated], Decorated]:
-    """An option whose default is the one of `Config`, shown in `--help`."""
+    """Return the decorator of an option whose default is that of `Config`."""
     field = next(name for name in param_decls if name.startswith("--")).removeprefix("--").replace("-", "_")
     default: Any = DEFAULTS.get(field)
     if isinstance(attrs.get("type"), SizeParam):
@@ -92,47 +73,41 @@ def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[De
         default = os.fsdecode(default)
     if default is not None and default != () and default is not False:
         attrs |= {"default": default, "show_default": default != ""}
-    return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
+    decorator: Any = click.option(*param_decls, cls=SectionOption, section=section, **attrs)
+    return decorator
 
 
-def server_options(command: Decorated) -> Decorated:
-    """How to reach a server, for every command that may: user, database, password file, TLS, time-out."""
-    section = "Server"
-    decorators = [
-        config_option("--user", section=section, metavar="NAME", help="ACL user, where the URL has none."),
-        config_option(
-            "--db", section=section, type=click.IntRange(0), metavar="N", help="Database, instead of the URL's."
-        ),
-        click.option(
-            "--password-file",
-            cls=SectionOption,
-            section=section,
-            type=PATH,
-            help="File whose first line is the password; only you may be able to read it. "
-            "REDISFUSE_PASSWORD holds the password itself.",
-        ),
-        config_option("--tls", section=section, is_flag=True, help="Speak TLS, as a rediss:// URL does."),
-        config_option(
-            "--tls-ca", section=section, type=PATH, help="Authorities to trust (PEM), instead of the system's."
-        ),
-        config_option("--tls-cert", section=section, type=PATH, help="Certificate to show the server (PEM)."),
-        config_option("--tls-key", section=section, type=PATH, help="The certificate's key (PEM)."),
-        config_option("--tls-insecure", section=section, is_flag=True, help="Don't check the server's certificate."),
-        config_option(
-            "--timeout",
-            section=section,
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            help="A server that is silent for so long is an error (EIO).",
-        ),
-    ]
-    for decorator in reversed(decorators):
-        command = decorator(command)
-    return command
+_SECTION = "Server"
+
+server_options = OptionList(
+    config_option("--user", section=_SECTION, metavar="NAME", help="ACL user, if the URL has none."),
+    config_option(
+        "--db", section=_SECTION, type=click.IntRange(0), metavar="N", help="Database number, instead of the URL's."
+    ),
+    click.option("--password-file", cls=SectionOption, section=_SECTION, type=PATH, help=PASSWORD_FILE_HELP),
+    config_option("--tls", section=_SECTION, is_flag=True, help="Use TLS, as a rediss:// URL does."),
+    config_option(
+        "--tls-ca", section=_SECTION, type=PATH, help="CA certificates to trust (PEM), instead of the system's."
+    ),
+    config_option("--tls-cert", section=_SECTION, type=PATH, help="Client certificate (PEM)."),
+    config_option("--tls-key", section=_SECTION, type=PATH, help="Private key of the client certificate (PEM)."),
+    config_option("--tls-insecure", section=_SECTION, is_flag=True, help="Don't verify the server's certificate."),
+    config_option(
+        "--timeout",
+        section=_SECTION,
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        help="How long to wait for a reply of the server before failing with EIO.",
+    ),
+)
+"""How to reach a server: user, database, password file, TLS, time-out."""
 
 
 def parse_server_address(source: tuple[str, ...], **options: Any) -> "Address":
-    """The server that a command was given, as HOST PORT or URL and with `server_options`. Raises UsageError."""
+    """Return the address in HOST PORT or URL and `server_options`.
+
+    Raises UsageError.
+    """
     from redisfuse.mount.run import build_address
 
     if len(source) == 1 and "://" in source[0]:
@@ -140,5 +115,5 @@ def parse_server_address(source: tuple[str, ...], **options: Any) -> "Address":
     elif len(source) == 2 and source[1].isascii() and source[1].isdigit():
         target, port = source[0], int(source[1])
     else:
-        raise UsageError("which server? Say HOST PORT, such as 127.0.0.1 6379, or redis://HOST:PORT/DB")
+        raise UsageError("no server given: write HOST PORT, such as 127.0.0.1 6379, or redis://HOST:PORT/DB")
     return build_address(Config(target=target, port=port, mountpoint=Path("/"), **options))

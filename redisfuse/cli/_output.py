@@ -1,6 +1,6 @@
-"""How commands answer: JSON lines, tables on a terminal, tab-separated lines when piped.
+"""The output of commands: JSON lines, tables on a terminal, tab-separated lines in a pipe.
 
-Whatever comes from a server is escaped here, or is JSON: no byte of a key or value reaches a terminal as a control.
+Text from a server is escaped or is JSON: no byte of a key or value reaches a terminal as a control character.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,13 +21,11 @@ from redisfuse.text import escape_text, iso_utc
 TableCell = str | int | None
 
 
-def json_option(command: Any) -> Any:
-    """`--json`: one object a line."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")(command)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 
 def is_terminal() -> bool:
-    """Whether standard output is shown to somebody."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
@@ -34,7 +33,10 @@ def is_terminal() -> bool:
 
 
 def bytes_to_json(data: bytes | None) -> str | dict[str, str] | None:
-    """Bytes in JSON: text if they are UTF-8, else `{"base64": …}` (as in NAME%json)."""
+    """Return bytes for JSON: text if they are UTF-8, else `{"base64": …}`.
+
+    The same as in NAME%json.
+    """
     if data is None:
         return None
     try:
@@ -44,12 +46,15 @@ def bytes_to_json(data: bytes | None) -> str | dict[str, str] | None:
 
 
 def format_utc(milliseconds: int | None) -> str | None:
-    """A time in JSON: ISO 8601, UTC."""
+    """Return a time for JSON: ISO 8601, UTC."""
     return None if milliseconds is None else iso_utc(milliseconds)
 
 
 def print_json(row: Mapping[str, Any]) -> None:
-    """One object on a line of its own. On a terminal everything but ASCII is escaped, so that nothing is obeyed."""
+    """Print one object as one line.
+
+    On a terminal all characters except ASCII are escaped, so that the terminal interprets none of them.
+    """
     click.echo(json.dumps(row, ensure_ascii=is_terminal()))
 
 
@@ -57,7 +62,10 @@ def print_json(row: Mapping[str, Any]) -> None:
 
 
 class LinePrinter:
-    """Lines that are coloured on a terminal and plain elsewhere. Text given to it is printable already."""
+    """Prints lines, coloured on a terminal and plain elsewhere.
+
+    The text must be printable.
+    """
 
     def __init__(self) -> None:
         self._console: Any = None
@@ -82,12 +90,15 @@ class TableColumn:
     """A column of a table on a terminal."""
 
     title: str
-    width: int  # characters; 0: the rest of the line (the last column)
+    width: int  # characters; 0: the rest of the line (last column only)
     align_right: bool = False
 
 
 class TablePrinter:
-    """Rows printed as they come: with titles and colours on a terminal, else cells between tabs."""
+    """Prints rows one by one.
+
+    On a terminal with titles and colours, else as cells between tabs.
+    """
 
     def __init__(self, columns: Sequence[TableColumn]) -> None:
         self._columns = columns
@@ -97,7 +108,7 @@ class TablePrinter:
             self._printer.print(self._align([column.title for column in columns]), "bold")
 
     def print_row(self, terminal_cells: Sequence[str], piped_cells: Iterable[TableCell], style: str = "") -> None:
-        """`shown` on a terminal, `bytes_to_json` in a pipe. Both printable, without tabs."""
+        """Print a row; all cells must be printable, without tabs."""
         if self._on_terminal:
             self._printer.print(self._align(terminal_cells), style)
         else:
@@ -111,11 +122,45 @@ class TablePrinter:
         return "  ".join(padded).rstrip()
 
 
-# -- words -----------------------------------------------------------------------------------------------------------
+# -- progress --------------------------------------------------------------------------------------------------------
+
+
+class ProgressBar:
+    """A progress bar on standard error; without one of rich's, it shows nothing."""
+
+    def __init__(self, progress: Any = None, task: Any = None) -> None:
+        self._progress = progress
+        self._task = task
+
+    def set_total(self, total: int) -> None:
+        """Set the number of items."""
+        if self._progress is not None:
+            self._progress.update(self._task, total=total)
+
+    def advance(self, count: int) -> None:
+        """Count items as done."""
+        if self._progress is not None:
+            self._progress.advance(self._task, count)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None = None) -> Iterator[ProgressBar]:
+    """Yield a bar, which is visible if standard error is a terminal."""
+    if not sys.stderr.isatty():
+        yield ProgressBar()
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        yield ProgressBar(progress, progress.add_task(title, total=total))
+
+
+# -- text ------------------------------------------------------------------------------------------------------------
 
 
 def format_local_time(milliseconds: int | None) -> str:
-    """A time for eyes: local, to the second."""
+    """Return a time for people: local, to the second."""
     if milliseconds is None:
         return ""
     try:
@@ -125,7 +170,7 @@ def format_local_time(milliseconds: int | None) -> str:
 
 
 def format_bytes(size: int) -> str:
-    """A number of bytes for eyes: 17 B, 1.5 KiB, 200.0 MiB."""
+    """Return a number of bytes for people: 17 B, 1.5 KiB, 200.0 MiB."""
     if size < 1024:
         return f"{size} B"
     number = float(size)
@@ -137,12 +182,13 @@ def format_bytes(size: int) -> str:
 
 
 def format_count(number: int, noun: str) -> str:
-    """`1 change`, `1,200 changes`."""
+    """Return a number and its noun: `1 change`, `1,200 changes`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 __all__ = [
     "LinePrinter",
+    "ProgressBar",
     "TableCell",
     "TableColumn",
     "TablePrinter",
@@ -155,4 +201,5 @@ __all__ = [
     "is_terminal",
     "json_option",
     "print_json",
+    "progress_bar",
 ]

@@ -1,4 +1,4 @@
-"""Saying things, so that whatever a key holds can't reach the terminal but as text."""
+"""Printing lines in which control characters are escaped."""
 
 import click
 
@@ -6,10 +6,10 @@ from redisfuse.text import for_terminal
 
 
 def print_out(text: str) -> None:
-    """Print one line of result on standard output."""
+    """Print one line of a result to standard output."""
     click.echo(for_terminal(text))
 
 
 def print_err(text: str) -> None:
-    """Print one line about what happens on standard error, where it disturbs no pipe."""
+    """Print one message to standard error, which keeps pipes clean."""
     click.echo(f"redisfuse: {for_terminal(text)}", err=True)

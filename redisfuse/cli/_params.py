@@ -1,0 +1,208 @@
+"""The types of parameters: sizes, bytes, paths, times, and ids that the shell completes."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from redisfuse.cli._output import escape_text
+from redisfuse.config import parse_size
+from redisfuse.errors import UsageError
+
+if TYPE_CHECKING:
+    from redisfuse.journal.models import Change
+
+MAX_SQLITE_INTEGER = (1 << 63) - 1
+MAX_COMPLETIONS = 50  # changes or sessions that completion reads
+
+_TIME_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGE_PATTERN = re.compile(r"(?:\s*(\d+)\s*([smhdw])[a-z]*)(?:\s*(\d+)\s*([smhdw])[a-z]*)?(?:\s+ago)?\s*", re.IGNORECASE)
+_CLOCK_PATTERN = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
+
+
+class SizeParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A number of bytes, written as 512MiB, 64M or a plain number."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a size; an integer in a configuration file is a number of bytes."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+class BytesParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """Bytes of a key, exactly as they were typed, UTF-8 or not."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:  # noqa: ARG002
+        """Encode as the system encodes arguments, which preserves all bytes."""
+        return value if isinstance(value, bytes) else os.fsencode(value)
+
+
+class FilePathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """An absolute path; `~` is expanded in configuration files, too.
+
+    Relative paths are resolved immediately, because a daemon changes its directory.
+    """
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+        """Expand `~` and make the path absolute; symbolic links are not resolved."""
+        return Path(os.path.abspath(os.path.expanduser(value)))
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        """Let the shell complete file names."""
+        return click.Path().shell_complete(ctx, param, incomplete)
+
+
+class TimestampParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A time as Unix time in ms.
+
+    Written as ISO 8601 (local without a time zone), 14:30, 2h (ago), 1d12h, now, today or yesterday.
+    """
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a time; an integer is returned unchanged."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_timestamp(str(value), datetime.now().astimezone())
+        except (ValueError, OverflowError):
+            self.fail(
+                f"{value!r} is not a time; write 2026-07-04, 2026-07-04T12:00, 14:30, 2h, 3d or yesterday", param, ctx
+            )
+
+
+def parse_timestamp(text: str, now: datetime) -> int:
+    """Return the Unix time in ms that `text` means at `now`.
+
+    `now` must have a time zone. Raises ValueError.
+    """
+    word = text.strip().lower()
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if word == "now":
+        moment = now
+    elif word in ("today", "yesterday"):
+        moment = _to_local_time(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
+    elif _CLOCK_PATTERN.fullmatch(word):
+        hour, _, rest = word.partition(":")
+        moment = _to_local_time(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
+    elif parts := _AGE_PATTERN.fullmatch(word):
+        pairs = [(parts[1], parts[2]), (parts[3], parts[4])]
+        moment = now - sum((timedelta(**{_TIME_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())
+    else:
+        moment = datetime.fromisoformat(text.strip())
+        moment = moment if moment.tzinfo else _to_local_time(moment)
+    return int(moment.timestamp() * 1000)
+
+
+class ChangeIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """The id of a change."""
+
+    name = "id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an id, which may be written as `#42`."""
+        try:
+            return _parse_id(str(value).removeprefix("#"))
+        except ValueError:
+            self.fail(f"{value!r} is not the id of a change; `redisfuse log` lists the ids", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Offer the newest changes."""
+        return [
+            CompletionItem(str(change.id), help=f"{change.op} {escape_text(change.path)}")
+            for change in _list_newest_changes(ctx)
+            if str(change.id).startswith(incomplete)
+        ]
+
+
+class SessionIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """The id of a session."""
+
+    name = "session"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse an id."""
+        try:
+            return _parse_id(value)
+        except ValueError:
+            self.fail(f"{value!r} is not the id of a session; `redisfuse sessions` lists the ids", param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Offer the newest sessions."""
+        from redisfuse.journal.journal import Journal
+
+        try:
+            with Journal.open(ctx.params.get("journal_file"), writable=False) as journal:
+                sessions = [session for session, _ in journal.iter_sessions(MAX_COMPLETIONS)]
+        except Exception:  # completion must not print anything
+            return []
+        return [
+            CompletionItem(str(session.id), help=f"{session.metadata.server.name} {session.metadata.mountpoint or ''}")
+            for session in sessions
+            if str(session.id).startswith(incomplete)
+        ]
+
+
+class ChangedPathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A path below the mount point, as bytes."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """Encode the path as the system encodes arguments."""
+        return BYTES.convert(value, param, ctx)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:  # noqa: ARG002
+        """Offer the paths that were changed last."""
+        paths = dict.fromkeys(escape_text(change.path) for change in _list_newest_changes(ctx, path=incomplete))
+        return [CompletionItem(path) for path in paths if path.startswith(incomplete)]
+
+
+SIZE = SizeParam()
+BYTES = BytesParam()
+PATH = FilePathParam()
+TIMESTAMP = TimestampParam()
+CHANGE_ID = ChangeIdParam()
+SESSION_ID = SessionIdParam()
+CHANGED_PATH = ChangedPathParam()
+
+
+def _to_local_time(naive: datetime) -> datetime:
+    return naive.astimezone()
+
+
+def _parse_id(value: Any) -> int:
+    """Return an id that SQLite can store. Raises ValueError."""
+    number = int(value)
+    if not 0 <= number <= MAX_SQLITE_INTEGER:
+        raise ValueError(f"out of range for SQLite: {number}")
+    return number
+
+
+def _list_newest_changes(ctx: click.Context, path: str = "") -> list[Change]:
+    from redisfuse.journal.change_rows import ChangeFilter
+    from redisfuse.journal.journal import Journal
+
+    directory = path.rpartition("/")[0].encode() or None
+    try:
+        with Journal.open(ctx.params.get("journal_file"), writable=False) as journal:
+            return list(journal.find_changes(ChangeFilter(limit=MAX_COMPLETIONS, path=directory)))
+    except Exception:  # completion must not print anything
+        return []
