@@ -1,3 +1,3 @@
-"""Mount a Redis server as a folder: read-only by default, every write journaled and reversible."""
+"""Mount Redis as a folder: read-only by default, writes journaled and reversible."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
 """Configuration files and passwords: the defaults of options.
 
-Flags override `REDISFUSE_*` in the environment, which overrides the configuration. A file is TOML. Its top-level settings
-apply to every command that has an option of that name; a table such as `[mount]` applies to that command only.
+Flags override `REDISFUSE_*` in the environment, which overrides the configuration. A file is TOML. Its top-level
+settings apply to every command that has an option of that name; a table such as `[mount]` applies to that command only.
 """
 
 import os

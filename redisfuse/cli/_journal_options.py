@@ -43,7 +43,7 @@ filter_options = OptionList(
     click.option("--session", type=SESSION_ID, metavar="ID", help="Only changes of this session."),
     click.option("--key", type=BYTES, metavar="GLOB", help="Only keys that match (*, ?, [a-z], as in Redis)."),
     click.option("--path", type=CHANGED_PATH, metavar="PATH", help="Only this path and the paths below it."),
-    click.option("--since", type=TIMESTAMP, metavar="TIME", help="Only from this time: ISO 8601, 14:30, 2h, yesterday."),
+    click.option("--since", type=TIMESTAMP, metavar="TIME", help="From this time: ISO 8601, 14:30, 2h, yesterday."),
     click.option("--until", type=TIMESTAMP, metavar="TIME", help="Only before this time."),
     click.option("--state", type=click.Choice(CHANGE_STATES), multiple=True, help="Only in this state; repeatable."),
     click.option("--op", type=click.Choice(CHANGE_OPS), multiple=True, help="Only this operation; repeatable."),

@@ -1,4 +1,4 @@
-"""`mount.fuse.redisfuse`: the helper that mount(8) and systemd run for /etc/fstab.
+"""`mount.fuse.redisfuse`: the helper that mount(8) runs for /etc/fstab.
 
     redis://127.0.0.1:6379  /mnt/redis  fuse.redisfuse  allow_other,prefix=app:,_netdev,x-systemd.automount  0 0
 

@@ -14,7 +14,7 @@ from redisfuse.errors import UsageError
 if TYPE_CHECKING:
     from redisfuse.client.address import Address
 
-Decorated = TypeVar("Decorated")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 SUBCOMMAND_SETTINGS = {
     "auto_envvar_prefix": "REDISFUSE",
@@ -73,8 +73,7 @@ def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[De
         default = os.fsdecode(default)
     if default is not None and default != () and default is not False:
         attrs |= {"default": default, "show_default": default != ""}
-    decorator: Any = click.option(*param_decls, cls=SectionOption, section=section, **attrs)
-    return decorator
+    return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
 
 
 _SECTION = "Server"

@@ -1,5 +1,6 @@
-"""The output of commands: JSON lines, tables on a terminal, tab-separated lines in a pipe.
+"""The output of commands: JSON lines, tables, tab-separated lines.
 
+Tables are for terminals, tab-separated lines for pipes.
 Text from a server is escaped or is JSON: no byte of a key or value reaches a terminal as a control character.
 """
 

@@ -1,4 +1,4 @@
-"""The types of parameters: sizes, bytes, paths, times, and ids that the shell completes."""
+"""Parameter types: sizes, bytes, paths, times, and ids with completion."""
 
 from __future__ import annotations
 

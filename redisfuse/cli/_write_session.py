@@ -1,17 +1,16 @@
-"""What rollback, apply and recover share: reaching the server that a change was made on, and naming what was done."""
+"""Shared by rollback, apply and recover: connecting to the server of a change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import click
 
-from redisfuse.cli._journal_options import describe_state, format_key, format_path
-from redisfuse.cli._options import PATH
-from redisfuse.cli._output import escape_text
+from redisfuse.cli._options import PASSWORD_FILE_HELP, OptionList
+from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import RedisFuseError, UsageError
@@ -20,41 +19,27 @@ from redisfuse.keyspace.listener import NullListener
 if TYPE_CHECKING:
     from redisfuse.client.client import RedisClient
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Change, JournalSession, Outcome, State
+    from redisfuse.journal.models import Change, JournalSession, Outcome
     from redisfuse.transactions.executor import TransactionExecutor
 
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-MAX_PREVIEW_BYTES = 200  # bytes of a value that are shown beside another
-
-
-def connector_options(command: Decorated) -> Decorated:
-    """How to reach the server where the journal's own record of it does not do."""
-    options = [
-        click.option("--url", metavar="URL", help="Reach the server so, instead of as the journal remembers it."),
-        click.option(
-            "--password-file",
-            type=PATH,
-            help="File whose first line is the password; only you may be able to read it. "
-            "REDISFUSE_PASSWORD holds the password itself.",
-        ),
-        click.option(
-            "--timeout",
-            type=click.FloatRange(0, min_open=True),
-            metavar="SECONDS",
-            default=DEFAULTS["timeout"],
-            show_default=True,
-            help="A server that is silent for so long is an error.",
-        ),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+connector_options = OptionList(
+    click.option("--url", metavar="URL", help="URL of the server, instead of the one in the journal."),
+    click.option("--password-file", type=PATH, help=PASSWORD_FILE_HELP),
+    click.option(
+        "--timeout",
+        type=click.FloatRange(0, min_open=True),
+        metavar="SECONDS",
+        default=DEFAULTS["timeout"],
+        show_default=True,
+        help="How long to wait for a reply of the server before failing.",
+    ),
+)
+"""How to reach a server if the journal's record of it is not sufficient."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConnector:
-    """How the user wants servers to be reached."""
+    """The user's options for connecting to servers."""
 
     url: str | None
     password: str | None
@@ -62,13 +47,16 @@ class ServerConnector:
 
     @classmethod
     def from_context(cls, context: click.Context) -> ServerConnector:
-        """From the options of `connector_options`."""
+        """Return the connector for the values of `connector_options`."""
         from redisfuse.cli._config import find_password
 
         return cls(context.params["url"], find_password(context), context.params["timeout"])
 
     def connect(self, session: JournalSession, *, writable: bool) -> RedisClient:
-        """The server that a session was for. Raises UnavailableError, AccessError, UsageError."""
+        """Connect to the server of a session.
+
+        Raises UnavailableError, AccessError, UsageError.
+        """
         from redisfuse.client.address import Address
         from redisfuse.client.client import RedisClient
         from redisfuse.client.limits import Limits
@@ -82,7 +70,7 @@ class ServerConnector:
 
 @dataclass(frozen=True, slots=True)
 class WriteSession:
-    """A server that may be changed, in a session of this command's own."""
+    """A writable server, and the journal session of this command."""
 
     server: RedisClient
     executor: TransactionExecutor
@@ -92,26 +80,29 @@ class WriteSession:
 
 @contextmanager
 def write_session(journal: Journal, connector: ServerConnector, change_session_id: int) -> Iterator[WriteSession]:
-    """Connect for changing the server that a session was for; whatever was left open on it is settled first."""
+    """Connect, writable, to the server of a session.
+
+    Settles the pending changes of that server first.
+    """
     from redisfuse.journal.models import SessionMetadata
     from redisfuse.transactions.executor import TransactionExecutor
     from redisfuse.transactions.recovery import recover_pending
 
-    made_in = journal.get_session(change_session_id)
-    server = connector.connect(made_in, writable=True)
+    origin = journal.get_session(change_session_id)
+    server = connector.connect(origin, writable=True)
     try:
-        facts = server.server_info
-        version = ".".join(map(str, facts.version))
-        info = SessionMetadata(
-            made_in.metadata.server, run_id=facts.run_id, server_version=version, vendor=facts.vendor
+        info = server.server_info
+        version = ".".join(map(str, info.version))
+        metadata = SessionMetadata(
+            origin.metadata.server, run_id=info.run_id, server_version=version, vendor=info.vendor
         )
-        session = journal.begin_session(info)
+        session = journal.begin_session(metadata)
         try:
             recover_pending(journal, server, session)
-            steps = TransactionExecutor(
+            executor = TransactionExecutor(
                 server, journal, session, dump_limit=DEFAULTS["dump_limit"], listener=NullListener()
             )
-            yield WriteSession(server, steps, session, made_in.metadata.server.name)
+            yield WriteSession(server, executor, session, origin.metadata.server.name)
         finally:
             journal.end_session(session)
     finally:
@@ -121,17 +112,20 @@ def write_session(journal: Journal, connector: ServerConnector, change_session_i
 def resolve_pending(
     journal: Journal, connector: ServerConnector, *, quiet: bool
 ) -> tuple[list[tuple[Change, Outcome]], bool]:
-    """Settle what is pending, server by server; also whether every server that has some could be reached."""
+    """Settle the pending changes of all servers.
+
+    Returns the changes with their outcomes, and whether every server could be reached.
+    """
     from redisfuse.transactions.recovery import resolve_changes
 
-    waiting: dict[str, list[Change]] = {}
+    pending: dict[str, list[Change]] = {}
     for change in journal.find_pending_changes():
-        waiting.setdefault(change.server_name, []).append(change)
-    if connector.url is not None and len(waiting) > 1:
-        raise UsageError(f"changes of {len(waiting)} servers are open; --url can be only one of them")
+        pending.setdefault(change.server_name, []).append(change)
+    if connector.url is not None and len(pending) > 1:
+        raise UsageError(f"{len(pending)} servers have pending changes; --url can name only one of them")
     settled: list[tuple[Change, Outcome]] = []
     complete = True
-    for name, changes in waiting.items():
+    for name, changes in pending.items():
         try:
             server = connector.connect(journal.get_session(changes[-1].session_id), writable=False)
             try:
@@ -141,20 +135,5 @@ def resolve_pending(
         except RedisFuseError as error:
             complete = False
             if not quiet:
-                print_err(f"{name}: its open changes could not be settled: {error}")
+                print_err(f"{name}: can't settle its pending changes: {error}")
     return settled, complete
-
-
-def format_change(change: Change) -> str:
-    """A change in one line, printable."""
-    return f"{change.id}  {change.op}  {format_path(change)}  ({format_key(change)})"
-
-
-def format_state(state: State) -> str:
-    """What a state is, and the beginning of its content, printable and in one line."""
-    text = describe_state(state)
-    content = state.portable_copy if state.kind == "object" else state.content
-    if content is None or not content.size:
-        return text
-    head = content.read_prefix(MAX_PREVIEW_BYTES)
-    return f"{text}: {escape_text(head)}{'…' if content.size > len(head) else ''}"

@@ -1,28 +1,38 @@
-"""Show all this on a private Redis with sample data."""
+"""Show a sample session on a private Redis server."""
 
 import click
 
 from redisfuse.text import for_terminal
 
 
-def _print_event(kind: str, line: str) -> None:
-    text = "\t".join(map(for_terminal, line.split("\t")))
-    if kind == "say":
-        click.secho(f"\n# {text}", fg="cyan")
-    elif kind == "command":
-        click.secho(f"$ {text}", bold=True)
-    else:
-        click.echo(text)
+class _TerminalTranscript:
+    """Prints the session."""
+
+    def show_comment(self, text: str) -> None:
+        """Print a remark, after a blank line."""
+        click.secho(f"\n# {_escape(text)}", fg="cyan")
+
+    def show_command(self, command: str) -> None:
+        """Print a command with a prompt."""
+        click.secho(f"$ {_escape(command)}", bold=True)
+
+    def show_output(self, line: str) -> None:
+        """Print one line of a command's output."""
+        click.echo(_escape(line))
+
+
+def _escape(line: str) -> str:
+    return "\t".join(map(for_terminal, line.split("\t")))
 
 
 @click.command
-@click.option("--keep", is_flag=True, help="Leave it mounted to play with, until Ctrl-C.")
+@click.option("--keep", is_flag=True, help="Keep it mounted for you to explore, until Ctrl-C.")
 def command(keep: bool) -> None:
-    """Show all this on a private Redis with sample data.
+    """Show a sample session on a private Redis server.
 
-    Starts a redis-server of its own on a temporary socket, mounts it, runs a few commands, and takes everything away
-    again. Needs redis-server or valkey-server, or the package's extra `demo`.
+    Starts a redis-server on a temporary socket, mounts it, runs a few commands, and removes everything. Requires
+    redis-server or valkey-server, or the package's extra `demo`.
     """
     from redisfuse.cli._demo import session
 
-    session.run_demo(_print_event, keep=keep)
+    session.run_demo(_TerminalTranscript(), keep=keep)

@@ -1,4 +1,4 @@
-"""Show what changes made different."""
+"""Show the difference that changes made."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from redisfuse.cli import _journal_options
+from redisfuse.cli._changes import change_to_json, format_key, format_path
+from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import LinePrinter, escape_text, format_local_time, json_option, print_json
+from redisfuse.cli._params import CHANGE_ID, SESSION_ID
 from redisfuse.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,27 +24,26 @@ MARK_PREFIXES = {"fact": "", "place": "", "-": "-", "+": "+", " ": " "}
 
 
 @click.command
-@click.argument("ids", type=_journal_options.CHANGE_ID, nargs=-1, metavar="ID...")
-@click.option(
-    "--session", type=_journal_options.SESSION_ID, metavar="ID", help="All changes of this session, in their order."
-)
+@click.argument("ids", type=CHANGE_ID, nargs=-1, metavar="ID...")
+@click.option("--session", type=SESSION_ID, metavar="ID", help="All changes of this session, oldest first.")
 @json_option
-@_journal_options.journal_option
+@journal_option
 def command(ids: tuple[int, ...], session: int | None, as_json: bool, journal_file: Path | None) -> None:
-    """Show what changes made different: text line by line, bytes in hex, collections by element.
+    """Show the difference that changes made.
 
-    Changes of type and expiry are said first.
+    Text is compared by line, a collection by element, and other bytes are shown in hex. Differences of type and expiry
+    are shown first.
     """
     if bool(ids) == (session is not None):
         raise UsageError("give the ids of changes, or --session ID")
     from redisfuse.journal.diff import diff_change
 
-    with _journal_options.open_journal(journal_file) as journal:
+    with open_journal(journal_file) as journal:
         printer = None if as_json else LinePrinter()
         for change in _select_changes(journal, ids, session):
             if printer is None:
                 lines = [{"mark": line.marker, "text": line.text} for line in diff_change(change)]
-                print_json({**_journal_options.change_to_json(change), "difference": lines})
+                print_json({**change_to_json(change), "difference": lines})
                 continue
             _print_title(printer, change)
             for line in diff_change(change):
@@ -61,10 +62,8 @@ def _select_changes(journal: Journal, ids: tuple[int, ...], session: int | None)
 
 def _print_title(printer: LinePrinter, change: Change) -> None:
     state = "" if change.outcome == "applied" else f", {change.outcome}"
-    printer.print(
-        f"change {change.id}: {change.op} {_journal_options.format_path(change)} ({format_local_time(change.recorded_at)}{state})",
-        "bold",
-    )
+    recorded = format_local_time(change.recorded_at)
+    printer.print(f"change {change.id}: {change.op} {format_path(change)} ({recorded}{state})", "bold")
     if change.error:
         printer.print(f"  {escape_text(change.error.encode())}")
-    printer.print(f"  key {_journal_options.format_key(change)}", "dim")
+    printer.print(f"  key {format_key(change)}", "dim")

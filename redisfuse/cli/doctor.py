@@ -1,4 +1,4 @@
-"""Say what would keep a mount from working: the server, the user's rights."""
+"""Check whether a mount can work: libfuse, the server, the user's permissions."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli._config import find_password
-from redisfuse.cli._options import BYTES, SectionCommand, parse_server_address, server_options
+from redisfuse.cli._options import SectionCommand, parse_server_address, server_options
 from redisfuse.cli._output import TableColumn, TablePrinter, json_option, print_json
+from redisfuse.cli._params import BYTES
 from redisfuse.text import for_terminal
 
 if TYPE_CHECKING:
@@ -25,33 +26,33 @@ _STATUS_STYLES = {True: "green", False: "bold red", None: "yellow"}
 
 @dataclass(frozen=True, slots=True)
 class DoctorFinding:
-    """One line of the answer; `ok` is None where it could not be told, `is_required` whether trouble makes the status 1."""
+    """The result of one check."""
 
     check: str
-    ok: bool | None
+    ok: bool | None  # None: could not be determined
     message: str
     missing: tuple[str, ...] = ()
     acl_rule: str = ""
-    is_required: bool = True
+    is_required: bool = True  # the exit status is 1 if it is not ok
 
 
 @click.command(cls=SectionCommand)
 @click.argument("source", nargs=-1, metavar="(HOST PORT | URL)")
 @server_options
-@click.option("--prefix", type=BYTES, default=b"", help="Ask about keys that begin with this, not all.")
+@click.option("--prefix", type=BYTES, default=b"", help="Check access to keys with this prefix only.")
 @click.option(
     "--write",
     is_flag=True,
-    help="Write mode must be possible too. If the user may not ask what it may do, writes are queued and thrown away; "
-    "a denial then shows in the server's ACL LOG.",
+    help="Require write mode, too. If the user may not query its own permissions, writes are queued and discarded; "
+    "a denial then appears in the server's ACL LOG.",
 )
 @json_option
 @click.pass_context
 def command(context: click.Context, /, source: tuple[str, ...], **options: Any) -> None:
-    """Say what would keep a mount from working: the server, the user's rights.
+    """Check whether a mount can work: libfuse, the server, the user's permissions.
 
-    Nothing is changed. For each way to mount it says what the user lacks, and prints the least ACL rule that would do.
-    Exit status 1 if something is missing.
+    Changes nothing. For each mode of a mount, shows the permissions that the user lacks and the minimal ACL rule. The
+    exit status is 1 if anything is missing.
     """
     as_json, prefix, write = options.pop("as_json"), options.pop("prefix"), options.pop("write")
     del options["password_file"]
@@ -67,7 +68,7 @@ def command(context: click.Context, /, source: tuple[str, ...], **options: Any) 
 
 
 def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool) -> Iterator[DoctorFinding]:
-    """Everything that is looked at, in the order in which a mount would need it."""
+    """Yield the results of all checks, in the order in which a mount depends on them."""
     from redisfuse.client.acl import check_acl
     from redisfuse.client.client import RedisClient
     from redisfuse.client.limits import Limits
@@ -75,13 +76,13 @@ def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool)
     yield _check_fuse()
     server = RedisClient(address, Limits(timeout=timeout))
     try:
-        facts = server.connect()
-        yield DoctorFinding("server", True, _describe_server(server, facts))
+        info = server.connect()
+        yield DoctorFinding("server", True, _describe_server(server, info))
         report = check_acl(server, prefix=prefix, queue_writes=write)
     finally:
         server.close()
-    for verdict in report.modes:
-        yield _assess_mode(verdict, report, facts, is_required=write or verdict.mode != "write")
+    for access in report.modes:
+        yield _assess_mode(access, report, info, is_required=write or access.mode != "write")
     for note in report.notes:
         yield DoctorFinding("note", None, note, is_required=False)
 
@@ -89,33 +90,31 @@ def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool)
 def _check_fuse() -> DoctorFinding:
     from redisfuse.fuse.backends import list_bindings
 
-    found = list_bindings()
-    usable = [each.name for each in found if not each.reason]
-    return DoctorFinding(
-        "fuse",
-        bool(usable),
-        f"can mount with {' and '.join(usable)}" if usable else "; ".join(each.reason for each in found),
-    )
+    bindings = list_bindings()
+    usable = [binding.name for binding in bindings if not binding.reason]
+    if usable:
+        return DoctorFinding("fuse", True, f"can mount with {' and '.join(usable)}")
+    return DoctorFinding("fuse", False, "; ".join(binding.reason for binding in bindings))
 
 
-def _describe_server(server: RedisClient, facts: ServerInfo) -> str:
-    role = "a replica: it takes no writes" if facts.is_replica else "a master"
-    return f"{server.address.endpoint}: {facts.label}, {role}{', still loading its data' if facts.loading else ''}"
+def _describe_server(server: RedisClient, info: ServerInfo) -> str:
+    role = "a replica, which accepts no writes" if info.is_replica else "a master"
+    return f"{server.address.endpoint}: {info.label}, {role}{', still loading its data' if info.loading else ''}"
 
 
-def _assess_mode(verdict: ModeAccess, report: AclReport, facts: ServerInfo, *, is_required: bool) -> DoctorFinding:
-    if verdict.allowed:
-        says = f"user {report.user} may do all of it"
-    elif verdict.missing_rules:
-        says = f"user {report.user} lacks {' '.join(verdict.missing_rules)}"
-    elif verdict.mode == "write" and not is_required:
-        says = f"user {report.user} may not ask what it may do; --write tries it, harmlessly"
+def _assess_mode(access: ModeAccess, report: AclReport, info: ServerInfo, *, is_required: bool) -> DoctorFinding:
+    if access.mode == "following" and not info.has_tracking:
+        message = f"{info.label} does not support tracking (Redis 6.0 does): a mount checks keys every second"
+    elif access.allowed:
+        message = f"user {report.user} has all permissions"
+    elif access.missing_rules:
+        message = f"user {report.user} lacks {' '.join(access.missing_rules)}"
+    elif access.mode == "write" and not is_required:
+        message = f"user {report.user} may not query its permissions; --write tests them without changing anything"
     else:
-        says = f"what user {report.user} may do could not be found out"
-    if verdict.mode == "following" and not facts.has_tracking:
-        says = f"{facts.label} can't tell of changes (Redis 6.0 can): a mount looks again every second"
+        message = f"the permissions of user {report.user} could not be determined"
     return DoctorFinding(
-        verdict.mode, verdict.allowed, says, verdict.missing_rules, verdict.required_acl, is_required=is_required
+        access.mode, access.allowed, message, access.missing_rules, access.required_acl, is_required=is_required
     )
 
 
@@ -132,5 +131,8 @@ def _print_findings(findings: list[DoctorFinding]) -> None:
         cells = (finding.check, _STATUS_WORDS[finding.ok], for_terminal(finding.message))
         table.print_row(cells, cells, _STATUS_STYLES[finding.ok])
     rules = {finding.check: finding.acl_rule for finding in findings if finding.acl_rule}
-    for mode, use in (("following", "The least rule to read, and follow changes"), ("write", "To write as well")):
-        click.echo(f"\n{use}:\n  ACL SETUSER redisfuse on >PASSWORD {for_terminal(rules[mode])}")
+    for mode, title in (
+        ("following", "Minimal rule for reading and tracking changes"),
+        ("write", "Minimal rule for writing, too"),
+    ):
+        click.echo(f"\n{title}:\n  ACL SETUSER redisfuse on >PASSWORD {for_terminal(rules[mode])}")

@@ -17,8 +17,8 @@ from click.shell_completion import CompletionItem
 from redisfuse.cli._output import is_terminal
 from redisfuse.errors import UsageError
 
-WIDEST = 100  # columns of a page on a terminal
-SUGGESTED = 3  # names that resemble an unknown topic
+MAX_PAGE_WIDTH = 100  # columns on a terminal
+MAX_SUGGESTIONS = 3  # names similar to an unknown topic
 
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?![a-z+]+://)[^)]+\)")
@@ -26,7 +26,7 @@ _RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?![a-z+]+://)[^)]+\)")
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page: its title, the line below the title, and its Markdown, without comments."""
+    """A page: its title, its summary, and its Markdown without comments."""
 
     title: str
     summary: str
@@ -34,7 +34,7 @@ class Page:
 
     @classmethod
     def read(cls, file: Traversable) -> Page:
-        """Read a file that begins with `# TITLE`, a blank line and one line of summary."""
+        """Read a file that begins with `# TITLE`, a blank line and a one-line summary."""
         text = _COMMENT.sub("", file.read_text(encoding="utf-8"))
         title, _, rest = text.partition("\n")
         return cls(title.removeprefix("# "), rest.lstrip("\n").partition("\n")[0], text)
@@ -67,57 +67,60 @@ class Topic(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
 def command(context: click.Context, /, topic: str | None) -> None:
     """Show a page of the documentation, or list the pages.
 
-    TOPIC is the name of a page, or of a command, whose --help is shown then. On a terminal a page is formatted and
-    shown in the pager; piped, it is Markdown.
+    TOPIC is a page, or a command whose --help is shown. On a terminal, a page is formatted and shown in the pager; in a
+    pipe, it is Markdown.
     """
     pages = read_pages()
     if topic is None:
-        _list(pages)
+        _list_pages(pages)
     elif topic in pages:
-        _show(pages[topic])
+        _show_page(pages[topic])
     else:
         _show_command(context, topic, pages)
 
 
-def _list(pages: Mapping[str, Page]) -> None:
+def _list_pages(pages: Mapping[str, Page]) -> None:
     if not is_terminal():
         for topic, page in pages.items():
             click.echo(f"{topic}\t{page.title}\t{page.summary}")
         return
-    formatter = click.HelpFormatter(width=min(shutil.get_terminal_size().columns, WIDEST))
+    formatter = click.HelpFormatter(width=min(shutil.get_terminal_size().columns, MAX_PAGE_WIDTH))
     with formatter.section("Pages"):
         formatter.write_dl([(topic, f"{page.title}: {page.summary}") for topic, page in pages.items()])
     click.echo(formatter.getvalue(), nl=False)
-    click.echo("\n`redisfuse help TOPIC` shows one; `redisfuse help COMMAND` the options of a command.")
+    click.echo("\n`redisfuse help TOPIC` shows a page, `redisfuse help COMMAND` the options of a command.")
 
 
-def _show(page: Page) -> None:
+def _show_page(page: Page) -> None:
     if is_terminal():
-        click.echo_via_pager(_formatted(page.text))
+        click.echo_via_pager(_format_markdown(page.text))
     else:
         click.echo(page.text, nl=False)
 
 
-def _formatted(text: str) -> str:
-    """Return Markdown as text for this terminal; the targets of relative links are dropped."""
+def _format_markdown(text: str) -> str:
+    """Return Markdown as text for this terminal, without targets of relative links."""
     from rich.console import Console
     from rich.markdown import Markdown
 
-    console = Console(width=min(shutil.get_terminal_size().columns, WIDEST))
+    console = Console(width=min(shutil.get_terminal_size().columns, MAX_PAGE_WIDTH))
     with console.capture() as capture:
         console.print(Markdown(_RELATIVE_LINK.sub(r"**\1**", text), code_theme="ansi_dark", hyperlinks=False))
     return capture.get()
 
 
 def _show_command(context: click.Context, name: str, pages: Mapping[str, Page]) -> None:
-    """Print the `--help` of a command. Raises UsageError for a name that is neither a page nor a command."""
+    """Print the `--help` of a command.
+
+    Raises UsageError for a name that is neither a page nor a command.
+    """
     from redisfuse.cli.main import group
 
     root = context.find_root()
-    found: Any = group.get_command(root, name)
-    if found is None:
-        near = difflib.get_close_matches(name, [*pages, *group.list_commands(root)], n=SUGGESTED, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UsageError(f"there is no page or command {name!r}; {hint}`redisfuse help` lists the pages")
-    with click.Context(found, parent=root, info_name=name) as child:
-        click.echo(found.get_help(child))
+    command: Any = group.get_command(root, name)
+    if command is None:
+        similar = difflib.get_close_matches(name, [*pages, *group.list_commands(root)], n=MAX_SUGGESTIONS, cutoff=0.5)
+        hint = f"did you mean {' or '.join(similar)}? " if similar else ""
+        raise UsageError(f"no page or command {name!r}; {hint}`redisfuse help` lists the pages")
+    with click.Context(command, parent=root, info_name=name) as child:
+        click.echo(command.get_help(child))

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from redisfuse.cli import _journal_options
+from redisfuse.cli._changes import STATE_STYLES, change_to_json, format_path
+from redisfuse.cli._journal_options import (
+    build_change_filter,
+    filter_options,
+    journal_option,
+    limit_option,
+    open_journal,
+)
 from redisfuse.cli._output import (
     TableColumn,
     TablePrinter,
@@ -22,23 +29,21 @@ from redisfuse.journal.models import Change
 
 
 @click.command
-@_journal_options.filter_options
-@click.option(
-    "-n", "--limit", type=click.IntRange(0, _journal_options.MAX_SQLITE_INTEGER), metavar="N", help="At most so many."
-)
+@filter_options
+@limit_option
 @json_option
-@_journal_options.journal_option
+@journal_option
 def command(journal_file: Path | None, as_json: bool, limit: int | None, **filters: Any) -> None:
     """List the changes, newest first.
 
-    Piped, a line is: id, time (UTC), session, operation, state, size before, size after, path, key, field, the change
-    that it reverts; between tabs.
+    In a pipe, each line has these fields, separated by tabs: id, time (UTC), session, operation, state, size before,
+    size after, path, key, field, id of the reverted change.
     """
-    with _journal_options.open_journal(journal_file) as journal:
-        changes = journal.find_changes(_journal_options.build_change_filter(limit=limit, **filters))
+    with open_journal(journal_file) as journal:
+        changes = journal.find_changes(build_change_filter(limit=limit, **filters))
         if as_json:
             for change in changes:
-                print_json(_journal_options.change_to_json(change))
+                print_json(change_to_json(change))
             return
         table = None
         for change in changes:
@@ -51,7 +56,7 @@ def _create_table(newest_id: int) -> TablePrinter:
         [
             TableColumn("ID", max(2, len(str(newest_id))), align_right=True),
             TableColumn("TIME", 19),
-            TableColumn("WHAT", 8),
+            TableColumn("CHANGE", 8),
             TableColumn("SIZE", 21, align_right=True),
             TableColumn("STATE", 7),
             TableColumn("PATH", 0),
@@ -60,38 +65,33 @@ def _create_table(newest_id: int) -> TablePrinter:
 
 
 def _print_change(table: TablePrinter, change: Change) -> None:
-    path = _journal_options.format_path(change)
+    path = format_path(change)
     extra = (
         f" (reverts {change.reverts})" if change.reverts else f" (applies {change.applies})" if change.applies else ""
     )
     table.print_row(
         (
-            *(
-                str(change.id),
-                format_local_time(change.recorded_at),
-                change.op,
-                _format_sizes(change.prior.size, change.new.size),
-            ),
-            *(change.outcome, path + extra),
+            str(change.id),
+            format_local_time(change.recorded_at),
+            change.op,
+            _format_sizes(change.prior.size, change.new.size),
+            change.outcome,
+            path + extra,
         ),
         (
-            *(
-                change.id,
-                format_utc(change.recorded_at),
-                change.session_id,
-                change.op,
-                change.outcome,
-                change.prior.size,
-            ),
-            *(
-                change.new.size,
-                path,
-                escape_text(change.key),
-                None if change.field is None else escape_text(change.field),
-            ),
+            change.id,
+            format_utc(change.recorded_at),
+            change.session_id,
+            change.op,
+            change.outcome,
+            change.prior.size,
+            change.new.size,
+            path,
+            escape_text(change.key),
+            None if change.field is None else escape_text(change.field),
             change.reverts,
         ),
-        _journal_options.STATE_STYLES[change.outcome],
+        STATE_STYLES[change.outcome],
     )
 
 

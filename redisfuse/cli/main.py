@@ -1,7 +1,7 @@
-"""The entry point: finds the commands, lets `mount` be the one that need not be named, makes one line of errors.
+"""The entry point: finds the commands, defaults to `mount`, prints errors.
 
-A command's module is imported only when the command is used, so that `redisfuse --version` stays quick. Exit statuses:
-0 done, 1 refused or found trouble, 2 usage, 130 interrupted.
+A command's module is imported only when the command is used, which keeps `redisfuse --version` fast. Exit statuses:
+0 success, 1 failure or problems found, 2 usage error, 130 interrupted. An error is one line.
 """
 
 import contextlib
@@ -28,16 +28,19 @@ DEFAULT_COMMAND = "mount"
 
 
 class CommandGroup(click.Group):
-    """The group of all commands, read from the modules beside this one."""
+    """The group of all commands: the modules of this package."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """Every command, the default one first."""
+        """Return the names of all commands, the default one first."""
         names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
         commands = sorted(name for name in names if not name.startswith("_") and name != "main")
         return sorted(commands, key=lambda name: name != DEFAULT_COMMAND)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module. Its environment variables are REDISFUSE_OPTION, whatever the command."""
+        """Import a command's module.
+
+        The environment variable of an option is REDISFUSE_OPTION in every command.
+        """
         if cmd_name not in self.list_commands(ctx):
             return None
         command = importlib.import_module(f"redisfuse.cli.{cmd_name}").command
@@ -47,16 +50,16 @@ class CommandGroup(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put `mount` in front of the first word that is neither an option of the group nor a command."""
-        first = self._find_command_index(args)
-        if first < len(args) and args[first] not in self.list_commands(ctx):
-            args = [*args[:first], DEFAULT_COMMAND, *args[first:]]
+        """Insert `mount` if the first word after the group's options is no command."""
+        index = self._find_command_index(args)
+        if index < len(args) and args[index] not in self.list_commands(ctx):
+            args = [*args[:index], DEFAULT_COMMAND, *args[index:]]
         return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, and give it the configuration's defaults."""
+        """Find the command and apply the configuration's defaults to it."""
         name, command, rest = super().resolve_command(ctx, args)
         if name and command and not ctx.resilient_parsing:
             from redisfuse.cli import _config
@@ -68,22 +71,22 @@ class CommandGroup(click.Group):
         return name, command, rest
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The first line of each module's docstring, read without importing it."""
+        """Write the first line of each module's docstring, without importing it."""
         rows = [(name, _read_summary(name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Complete commands, and the options of the command that need not be named."""
-        found = super().shell_complete(ctx, incomplete)
+        """Complete commands, and the options of the default command."""
+        completions = super().shell_complete(ctx, incomplete)
         default = self.get_command(ctx, DEFAULT_COMMAND) if incomplete.startswith("-") else None
         if default:
             with click.Context(default, parent=ctx, info_name=DEFAULT_COMMAND) as child:
-                found += default.shell_complete(child, incomplete)
-        return found
+                completions += default.shell_complete(child, incomplete)
+        return completions
 
     def _find_command_index(self, args: Sequence[str]) -> int:
-        """Where the group's own options end."""
+        """Return the index of the first word after the group's own options."""
         options = {name: param for param in self.params if isinstance(param, click.Option) for name in param.opts}
         position = 0
         while position < len(args):
@@ -103,28 +106,31 @@ class CommandGroup(click.Group):
     cls=CommandGroup,
     subcommand_metavar="[COMMAND] ...",
     context_settings={"auto_envvar_prefix": "REDISFUSE", "help_option_names": ["-h", "--help"]},
-    epilog="`redisfuse COMMAND --help` says more; `redisfuse mount --help` has the options of a mount.",
+    epilog="`redisfuse COMMAND --help` describes a command; `redisfuse mount --help` has the options of a mount.",
 )
 @click.version_option(redisfuse.__version__, prog_name="redisfuse", message="%(prog)s %(version)s")
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Read this configuration file, instead of /etc/redisfuse.toml and the user's.",
+    help="Configuration file, instead of /etc/redisfuse.toml and the user's.",
 )
-@click.option("--debug", is_flag=True, help="Show tracebacks, and log what is done.")
+@click.option("--debug", is_flag=True, help="Show tracebacks, and log each step.")
 def group(config: Path | None, debug: bool) -> None:
-    """Mount a Redis server as a folder: read-only by default, every write journaled and reversible.
+    """Mount Redis as a folder: read-only by default, writes journaled and reversible.
 
     \b
-    redisfuse 127.0.0.1 6379 MOUNTPOINT            look, without any way of hurting
+    redisfuse 127.0.0.1 6379 MOUNTPOINT            browse, read-only
     redisfuse redis://host:6379/0 MOUNTPOINT       the same, by URL
     redisfuse --write --journal HOST PORT MOUNTPOINT
-                                                   edit; each change can be taken back
+                                                   edit; each change can be rolled back
     """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; answers the exit status. Nothing but one line ever reaches the user from an error."""
+    """Run a command line and return its exit status.
+
+    An error prints one line.
+    """
     redact_argv()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -139,13 +145,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RedisFuseError as error:
         return _report_error(error, error.exit_status)
     except BrokenPipeError:
-        # The reader went away (`| head`): no error. Python would still try to flush at exit.
+        # The reader closed the pipe (`| head`): not an error. Without this, Python would flush at exit and fail.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except Exception as error:  # the last wall: a bug must not print a traceback
+    except Exception as error:  # a bug must not print a traceback
         return _report_bug(error, debug="--debug" in words)
 
 
@@ -165,17 +171,15 @@ def _report_bug(error: Exception, *, debug: bool) -> int:
 
         for line in redact_passwords("".join(traceback.format_exception(error))).splitlines():
             print_err(line)
-    where = "the traceback is in the log" if logged else "add --debug for the traceback"
-    print_err(
-        redact_passwords(
-            f"a bug: {type(error).__name__}: {error}; {where if logged or not debug else 'please report it'}"
-        )
-    )
+    advice = "please report it" if debug else "add --debug for the traceback"
+    if logged:
+        advice = "the traceback is in the log"
+    print_err(redact_passwords(f"internal error: {type(error).__name__}: {error}; {advice}"))
     return 1
 
 
 def _usage_hint(error: click.ClickException) -> str:
-    """How to find out more about a usage error, on the same line."""
+    """Return a reference to `--help` for a usage error."""
     if not isinstance(error, click.UsageError) or error.ctx is None:
         return ""
     return f" (see {error.ctx.command_path} --help)"
@@ -184,8 +188,8 @@ def _usage_hint(error: click.ClickException) -> str:
 def _read_summary(name: str) -> str:
     spec = importlib.util.find_spec(f"redisfuse.cli.{name}")
     source = spec.loader.get_source(spec.name) if spec and isinstance(spec.loader, InspectLoader) else None
-    first = (source or "").partition("\n")[0]
-    return first.removeprefix("r").strip('"')
+    first_line = (source or "").partition("\n")[0]
+    return first_line.removeprefix("r").strip('"')
 
 
 if __name__ == "__main__":

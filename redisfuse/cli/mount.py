@@ -1,4 +1,4 @@
-"""Mount a Redis server as a folder (what is done when no command is named)."""
+"""Mount a Redis server as a folder (the default command)."""
 
 import difflib
 from pathlib import Path
@@ -8,19 +8,23 @@ import click
 from click.core import ParameterSource
 
 from redisfuse.cli._config import find_password, load_config_files
-from redisfuse.cli._options import BYTES, PATH, SIZE, SectionCommand, SectionOption, config_option, server_options
+from redisfuse.cli._options import SectionCommand, SectionOption, config_option, server_options
+from redisfuse.cli._params import BYTES, PATH, SIZE
 from redisfuse.config import Config, MountOptions, split_mount_options
 from redisfuse.errors import UsageError
 
-WRITE_SECTION = "Changing things"
-TREE_SECTION = "What the tree looks like"
-LIMITS_SECTION = "Being a good guest"
-JUNK_SECTION = "Junk"
-RUN_SECTION = "How it runs"
+WRITE_SECTION = "Writing"
+TREE_SECTION = "File tree"
+LIMITS_SECTION = "Limits"
+JUNK_SECTION = "Junk files"
+RUN_SECTION = "Operation"
 
 
 def _load_config_option(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """`--config` among the options of a mount that was not named: the group could not see it."""
+    """Load `--config` if it is among the options of a mount.
+
+    Without the word `mount` the group does not parse these options.
+    """
     if path:
         config = load_config_files(path)
         config.check_top_level(context.command)
@@ -32,27 +36,27 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
 @click.argument("source", nargs=-1, metavar="(HOST PORT | URL) MOUNTPOINT")
 @server_options
 @config_option(
-    "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits reach Redis, each journaled first."
+    "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits change Redis, each journaled first."
 )
 @click.option(
     "--journal",
     cls=SectionOption,
     section=WRITE_SECTION,
     is_flag=True,
-    help="Journal every change. --write implies it; there is no writing without.",
+    help="Journal every change. Implied by --write, which always journals.",
 )
 @config_option(
     "--journal-file",
     section=WRITE_SECTION,
     type=PATH,
     show_default="journal.db in the platform's state folder",
-    help="The journal's database.",
+    help="Database file of the journal.",
 )
 @config_option(
     "--no-conflict-check",
     section=WRITE_SECTION,
     is_flag=True,
-    help="Save even if the key changed since the file was opened.",
+    help="Save even if the key has changed since the file was opened.",
 )
 @config_option(
     "--allow",
@@ -60,108 +64,122 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     multiple=True,
     type=BYTES,
     metavar="GLOB",
-    help="Only keys that match may be changed; may be repeated.",
+    help="Allow changes only to keys that match; may be repeated.",
 )
 @config_option(
     "--dump-limit",
     section=WRITE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="DUMP collections of up to so many elements.",
+    help="Maximum number of elements of a collection to DUMP.",
 )
-@config_option("--separator", section=TREE_SECTION, type=BYTES, help="What separates directories in a key.")
-@config_option("--prefix", section=TREE_SECTION, type=BYTES, help="Mount only the keys that begin with this.")
+@config_option("--separator", section=TREE_SECTION, type=BYTES, help="Separator of directories in a key.")
+@config_option("--prefix", section=TREE_SECTION, type=BYTES, help="Mount only keys with this prefix.")
 @config_option(
     "--new-files",
     section=TREE_SECTION,
     type=click.Choice(["auto", "string"]),
-    help="What NAME.EXT becomes when it is created: a field of hash NAME (auto), or always a string.",
+    help="Type of a new file NAME.EXT: a field of hash NAME (auto), or always a string.",
 )
 @config_option(
     "--render-limit",
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="A collection of more elements has size 0 and streams.",
+    help="Maximum number of elements of a collection with an exact size; a larger one has size 0 and streams.",
 )
 @config_option(
     "--field-limit",
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="A hash of more fields is listed as one file.",
+    help="Maximum number of fields of a hash to list as files; a larger hash is one file.",
 )
 @config_option(
     "--hash-limit",
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="In a directory of more hashes, each is listed as one file.",
+    help="Maximum number of hashes of a directory to list as fields; with more, each hash is one file.",
 )
-@config_option("--cache-memory", section=LIMITS_SECTION, type=SIZE, help="Memory for attributes and small contents.")
+@config_option("--cache-memory", section=LIMITS_SECTION, type=SIZE, help="Memory for metadata and small contents.")
 @config_option(
     "--index-memory",
     section=LIMITS_SECTION,
     type=SIZE,
-    help="Memory for the names of keys; beyond, they move to a private temporary file.",
+    help="Memory for key names; a larger index moves to a private temporary file.",
 )
 @config_option(
-    "--connections", section=LIMITS_SECTION, type=click.IntRange(1), metavar="N", help="At most so many connections."
+    "--connections", section=LIMITS_SECTION, type=click.IntRange(1), metavar="N", help="Maximum number of connections."
 )
 @config_option(
     "--rate",
     section=LIMITS_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="At most so many commands a second; 0 is no limit.",
+    help="Maximum number of commands per second; 0 is unlimited.",
 )
 @config_option(
     "--scan-count",
     section=LIMITS_SECTION,
     type=click.IntRange(1, 1000),
     metavar="N",
-    help="Keys that one SCAN asks for.",
+    help="Number of keys to request in one SCAN.",
 )
 @config_option(
     "--rescan-seconds",
     section=LIMITS_SECTION,
     type=click.FloatRange(1),
     metavar="SECONDS",
-    help="The keys are read again so often where changes can't be followed.",
+    help="How often to read all key names again where changes can't be tracked.",
 )
 @config_option(
-    "--no-junk-filter", section=JUNK_SECTION, is_flag=True, help="Let editors' and systems' droppings into Redis."
+    "--no-junk-filter",
+    section=JUNK_SECTION,
+    is_flag=True,
+    help="Write the junk files of editors and systems to Redis, too.",
 )
 @config_option(
     "--junk-file",
     section=JUNK_SECTION,
     type=PATH,
-    help="Junk patterns (gitignore syntax) instead of the built-in ones.",
+    help="Junk patterns (gitignore syntax) that replace the built-in ones.",
 )
 @config_option(
-    "--junk", section=JUNK_SECTION, multiple=True, metavar="PATTERN", help="One more junk pattern; may be repeated."
+    "--junk", section=JUNK_SECTION, multiple=True, metavar="PATTERN", help="Additional junk pattern; may be repeated."
 )
-@config_option("--keep", section=JUNK_SECTION, multiple=True, metavar="PATTERN", help="Never junk; may be repeated.")
+@config_option(
+    "--keep",
+    section=JUNK_SECTION,
+    multiple=True,
+    metavar="PATTERN",
+    help="Pattern of files that are never junk; may be repeated.",
+)
 @config_option("--show-junk", section=JUNK_SECTION, is_flag=True, help="List junk that is already in Redis.")
-@config_option("--scratch-memory", section=JUNK_SECTION, type=SIZE, help="Memory for junk made through the mount.")
+@config_option(
+    "--scratch-memory",
+    section=JUNK_SECTION,
+    type=SIZE,
+    help="Memory for junk files that are created in the mount.",
+)
 @config_option(
     "--park-seconds",
     section=JUNK_SECTION,
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="A key renamed to a junk name waits so long for its new content.",
+    help="How long to wait for new content of a key that was renamed to a junk name.",
 )
 @config_option(
     "--binding",
     section=RUN_SECTION,
     type=click.Choice(["auto", "fusepy", "mfusepy"]),
-    help="fusepy is libfuse 2, mfusepy libfuse 3.",
+    help="fusepy uses libfuse 2, mfusepy libfuse 3.",
 )
 @config_option(
     "--ask-on-open",
     section=RUN_SECTION,
     is_flag=True,
-    help="Without --write: a file shows what it held when it was opened, not when it was first read; slower.",
+    help="Without --write: show the content of a file as of its open, not as of its first read; slower.",
 )
 @click.option(
     "-o",
@@ -173,7 +191,10 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     help="Mount options: ro, allow_other, uid=, gid=, umask=, libfuse's own, and every long option above.",
 )
 @config_option(
-    "--daemon", section=RUN_SECTION, is_flag=True, help="Return when the mount answers, and go on in the background."
+    "--daemon",
+    section=RUN_SECTION,
+    is_flag=True,
+    help="Return when the mount is ready, and continue in the background.",
 )
 @click.option(
     "-f",
@@ -181,16 +202,16 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     cls=SectionOption,
     section=RUN_SECTION,
     is_flag=True,
-    help="Stay in the foreground, as it does anyway.",
+    help="Stay in the foreground (the default).",
 )
 @config_option(
     "--log-file",
     section=RUN_SECTION,
     type=PATH,
     show_default="the terminal; a daemon: redisfuse.log in the platform's state folder",
-    help="Where the log goes.",
+    help="File for the log.",
 )
-@config_option("--debug", section=RUN_SECTION, is_flag=True, help="Log what is done, and tracebacks.")
+@config_option("--debug", section=RUN_SECTION, is_flag=True, help="Log each step, and tracebacks.")
 @click.option(
     "--config",
     cls=SectionOption,
@@ -200,13 +221,13 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     expose_value=False,
     allow_from_autoenv=False,
     callback=_load_config_option,
-    help="Read this configuration file, instead of /etc/redisfuse.toml and the user's.",
+    help="Configuration file, instead of /etc/redisfuse.toml and the user's.",
 )
 @click.pass_context
 def command(context: click.Context, /, **_: Any) -> None:
-    """Mount a Redis server as a folder, read-only unless --write is said.
+    """Mount a Redis server as a folder, read-only without --write.
 
-    URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount stays in the foreground until
+    URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount runs in the foreground until
     Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
     """
     settings = build_config(context)
@@ -216,7 +237,10 @@ def command(context: click.Context, /, **_: Any) -> None:
 
 
 def build_config(context: click.Context) -> Config:
-    """What the parsed command line asks for. Raises UsageError."""
+    """Return the settings in a parsed command line.
+
+    Raises UsageError.
+    """
     given = _apply_mount_options(context)
     options: MountOptions = given["options"]
     source = given.pop("source")
@@ -247,49 +271,55 @@ def build_config(context: click.Context) -> Config:
 
 
 def _apply_mount_options(context: click.Context) -> dict[str, Any]:
-    """The parameters, with the long options applied that were said in `-o`, as fstab must: `-o write,prefix=app:`."""
+    """Return the parameters, including long options in `-o`.
+
+    /etc/fstab has only `-o`, so it accepts them all: `-o write,prefix=app:`.
+    """
     given = dict(context.params)
-    named = {param.name: param for param in context.command.params if isinstance(param, click.Option)}
+    long_options = {param.name: param for param in context.command.params if isinstance(param, click.Option)}
     for name in ("options", "config", "foreground", "help"):
-        named.pop(name, None)
-    rest = []
+        long_options.pop(name, None)
+    other_words = []
     for word in split_mount_options(given["options"]):
         name, equals, value = word.partition("=")
-        option = named.get(name.replace("-", "_"))
+        option = long_options.get(name.replace("-", "_"))
         if option is None or (name == "user" and not equals):  # a bare `user` in fstab is mount(8)'s own
-            rest.append(word)
+            other_words.append(word)
             continue
         assert option.name
         if option.is_flag != (not equals):
             raise UsageError(f"-o {name}: " + ("takes no value" if option.is_flag else "needs a value"))
-        found = True if option.is_flag else option.type.convert(value, option, context)
-        given[option.name] = (*given[option.name], found) if option.multiple else found
+        converted = True if option.is_flag else option.type.convert(value, option, context)
+        given[option.name] = (*given[option.name], converted) if option.multiple else converted
         context.set_parameter_source(option.name, ParameterSource.COMMANDLINE)
         context.params[option.name] = given[option.name]
-    given["options"] = MountOptions.parse(rest)
+    given["options"] = MountOptions.parse(other_words)
     return given
 
 
 def _parse_source(arguments: tuple[str, ...]) -> tuple[str, int | None, Path]:
-    """HOST PORT MOUNTPOINT or URL MOUNTPOINT. Raises UsageError, saying the nearest right form."""
+    """Return (target, port, mount point) of HOST PORT MOUNTPOINT or URL MOUNTPOINT.
+
+    Raises UsageError with the nearest valid form.
+    """
     if len(arguments) == 3 and "://" not in arguments[0]:
         host, port, mountpoint = arguments
         if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
-            raise UsageError(f"{port!r} is no port: say HOST PORT MOUNTPOINT, such as 127.0.0.1 6379 /mnt/redis")
+            raise UsageError(f"{port!r} is not a port: write HOST PORT MOUNTPOINT, such as 127.0.0.1 6379 /mnt/redis")
         return host, int(port), PATH.convert(mountpoint, None, None)
     if len(arguments) == 2 and "://" in arguments[0]:
         return arguments[0], None, PATH.convert(arguments[1], None, None)
     if len(arguments) == 1 and "://" in arguments[0]:
-        raise UsageError("the mount point is missing: say URL MOUNTPOINT")
-    raise UsageError(f"{_suggest_correction(arguments)}say HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
+        raise UsageError("the mount point is missing: write URL MOUNTPOINT")
+    raise UsageError(f"{_suggest_correction(arguments)}write HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
 
 
 def _suggest_correction(arguments: tuple[str, ...]) -> str:
     from redisfuse.cli.main import group
 
     if not arguments:
-        return "what is to be mounted? "
+        return "no server given: "
     if arguments[0].startswith("/"):
-        return f"for a Unix socket say unix://{arguments[0]}; else "
-    near = difflib.get_close_matches(arguments[0], group.list_commands(click.Context(group)), n=1)
-    return f"no command {arguments[0]!r}, did you mean {near[0]!r}? To mount, " if near else ""
+        return f"for a Unix socket write unix://{arguments[0]}; otherwise "
+    similar = difflib.get_close_matches(arguments[0], group.list_commands(click.Context(group)), n=1)
+    return f"no command {arguments[0]!r}, did you mean {similar[0]!r}? To mount, " if similar else ""

@@ -1,4 +1,4 @@
-"""Settle changes of which it is not known whether they were made."""
+"""Settle changes whose outcome is unknown, by reading their keys."""
 
 from __future__ import annotations
 
@@ -7,40 +7,38 @@ from typing import Any
 
 import click
 
-from redisfuse.cli import _journal_options, _write_session
+from redisfuse.cli._changes import STATE_STYLES, change_to_json, format_change
+from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import LinePrinter, format_count, json_option, print_json
+from redisfuse.cli._write_session import ServerConnector, connector_options, resolve_pending
 
 OUTCOME_TEXTS = {
     "applied": "was made",
-    "failed": "was not made: what was there before is still there",
-    "unknown": "can't be told: neither what was there before nor what was written is there now",
+    "failed": "was not made: the key still has its old value",
+    "unknown": "can't be determined: the key has neither its old value nor the one that was written",
 }
 
 
 @click.command
 @json_option
-@_write_session.connector_options
-@_journal_options.journal_option
+@connector_options
+@journal_option
 @click.pass_context
 def command(context: click.Context, /, as_json: bool, journal_file: Path | None, **_connector_options: Any) -> int:
-    """Settle changes of which it is not known whether they were made (a crash, a lost answer), by looking.
+    """Settle changes whose outcome is unknown, by reading their keys.
 
-    This is done by itself at the next `--write` mount and before a rollback. What can't be told is marked `unknown` and
-    never guessed at; the exit status is then 1, as it is if a server can't be reached.
+    An outcome is unknown after a crash or a lost reply. The next `--write` mount and every rollback do this
+    automatically. A change whose outcome can't be determined is marked `unknown`. The exit status is 1 if there is such
+    a change, or if a server can't be reached.
     """
-    with _journal_options.open_journal(journal_file, write=True) as journal:
-        settled, complete = _write_session.resolve_pending(
-            journal, _write_session.ServerConnector.from_context(context), quiet=False
-        )
+    with open_journal(journal_file, write=True) as journal:
+        settled, complete = resolve_pending(journal, ServerConnector.from_context(context), quiet=False)
         if as_json:
             for change, _ in settled:
-                print_json(_journal_options.change_to_json(journal.get_change(change.id)))
+                print_json(change_to_json(journal.get_change(change.id)))
         else:
             printer = LinePrinter()
             for change, outcome in settled:
-                printer.print(
-                    f"{_write_session.format_change(change)}: {OUTCOME_TEXTS[outcome]}",
-                    _journal_options.STATE_STYLES[outcome],
-                )
+                printer.print(f"{format_change(change)}: {OUTCOME_TEXTS[outcome]}", STATE_STYLES[outcome])
             printer.print(f"{format_count(len(settled), 'change')} settled")
     return 0 if complete and all(outcome != "unknown" for _, outcome in settled) else 1

@@ -1,11 +1,11 @@
-"""Read all names from the server again."""
+"""Read all key names from the server again."""
 
 import os
 from pathlib import Path
 
 import click
 
-from redisfuse.cli._options import PATH
+from redisfuse.cli._params import PATH
 from redisfuse.errors import MountError
 from redisfuse.fuse import mountpoint as mountpoints
 
@@ -13,9 +13,9 @@ from redisfuse.fuse import mountpoint as mountpoints
 @click.command
 @click.argument("mountpoint", type=PATH)
 def command(mountpoint: Path) -> None:
-    """Read all names from the server again.
+    """Read all key names from the server again.
 
-    The same as touching MOUNTPOINT/.updater.
+    Does the same as touching MOUNTPOINT/.updater.
     """
     mount = mountpoints.find_mount(mountpoint)
     if mount is None or mount.fs_type != mountpoints.FILESYSTEM_TYPE:
@@ -23,4 +23,4 @@ def command(mountpoint: Path) -> None:
     try:
         os.stat(mountpoint / ".updater")
     except OSError as error:
-        raise MountError(f"{mountpoint} could not be refreshed: {error.strerror}") from error
+        raise MountError(f"can't refresh {mountpoint}: {error.strerror}") from error

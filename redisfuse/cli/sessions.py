@@ -1,4 +1,4 @@
-"""List the sessions: who mounted what where, and how much they changed."""
+"""List the sessions: user, server, mount point, number of changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli import _journal_options
+from redisfuse.cli._journal_options import journal_option, limit_option, open_journal
 from redisfuse.cli._output import (
     TableColumn,
     TablePrinter,
@@ -23,18 +23,16 @@ if TYPE_CHECKING:
 
 
 @click.command
-@click.option(
-    "-n", "--limit", type=click.IntRange(0, _journal_options.MAX_SQLITE_INTEGER), metavar="N", help="At most so many."
-)
+@limit_option
 @json_option
-@_journal_options.journal_option
+@journal_option
 def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None:
-    """List the sessions, newest first: who mounted what where, and how much they changed.
+    """List the sessions, newest first: user, server, mount point, number of changes.
 
-    Piped, a line is: id, start and end (UTC; no end: it runs, or died), number of changes, server, mount point, user,
-    host; between tabs.
+    In a pipe, each line has these fields, separated by tabs: id, start and end (UTC; no end: it is running, or it
+    died), number of changes, server, mount point, user, host.
     """
-    with _journal_options.open_journal(journal_file) as journal:
+    with open_journal(journal_file) as journal:
         table = None
         for session, changes in journal.iter_sessions(limit):
             if as_json:
@@ -45,23 +43,23 @@ def command(limit: int | None, as_json: bool, journal_file: Path | None) -> None
 
 
 def _session_to_json(session: JournalSession, change_count: int) -> dict[str, Any]:
-    info = session.metadata
+    metadata = session.metadata
     return {
         "id": session.id,
-        "server": info.server.name,
-        "url": info.server.redacted_url,
-        "version": info.server_version,
-        "maker": info.vendor,
-        "run_id": info.run_id,
-        "mountpoint": info.mountpoint,
-        "user": info.user,
-        "host": info.host,
-        "pid": info.pid,
+        "server": metadata.server.name,
+        "url": metadata.server.redacted_url,
+        "version": metadata.server_version,
+        "maker": metadata.vendor,
+        "run_id": metadata.run_id,
+        "mountpoint": metadata.mountpoint,
+        "user": metadata.user,
+        "host": metadata.host,
+        "pid": metadata.pid,
         "started_at": format_utc(session.started_at),
         "ended_at": format_utc(session.ended_at),
         "died": session.has_died,
         "changes": change_count,
-        "options": dict(info.options),
+        "options": dict(metadata.options),
     }
 
 
@@ -80,33 +78,30 @@ def _create_table(newest_id: int) -> TablePrinter:
 
 
 def _print_session(table: TablePrinter, session: JournalSession, change_count: int) -> None:
-    info = session.metadata
+    metadata = session.metadata
     server, mountpoint, user, host = (
-        escape_text(text.encode()) for text in (info.server.name, info.mountpoint or "", info.user, info.host)
+        escape_text(text.encode())
+        for text in (metadata.server.name, metadata.mountpoint or "", metadata.user, metadata.host)
     )
     ended = format_local_time(session.ended_at) or ("died" if session.has_died else "running")
     table.print_row(
         (
-            *(
-                str(session.id),
-                format_local_time(session.started_at),
-                ended,
-                f"{change_count:,}",
-                server,
-                f"{user}@{host}",
-            ),
+            str(session.id),
+            format_local_time(session.started_at),
+            ended,
+            f"{change_count:,}",
+            server,
+            f"{user}@{host}",
             mountpoint or "(a command)",
         ),
         (
-            *(
-                session.id,
-                format_utc(session.started_at),
-                format_utc(session.ended_at),
-                change_count,
-                server,
-                mountpoint,
-                user,
-            ),
+            session.id,
+            format_utc(session.started_at),
+            format_utc(session.ended_at),
+            change_count,
+            server,
+            mountpoint,
+            user,
             host,
         ),
         "red" if session.has_died else "",

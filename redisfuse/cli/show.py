@@ -1,4 +1,4 @@
-"""Show one change: all its facts, what was there before, and what it wrote."""
+"""Show one change with its old and new content."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli import _journal_options
+from redisfuse.batching import CHUNK_BYTES
+from redisfuse.cli._changes import STATE_STYLES, change_to_json, describe_state, format_path
+from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import (
     LinePrinter,
     bytes_to_json,
@@ -19,6 +21,7 @@ from redisfuse.cli._output import (
     json_option,
     print_json,
 )
+from redisfuse.cli._params import CHANGE_ID
 from redisfuse.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
@@ -27,28 +30,29 @@ if TYPE_CHECKING:
     from redisfuse.journal.journal import Journal
     from redisfuse.journal.models import Blob, Change, State
 
-PREVIEW_BYTES = 2048  # bytes of a content shown between the facts
-PREVIEW_ELEMENTS = 20  # elements of a collection, likewise
-MAX_LATER_CHANGES = 1000  # later changes of the same key that are looked for
-MAX_JSON_CONTENT_BYTES = 1 << 20  # bytes: larger contents are left out of --json
+PREVIEW_BYTES = 2048  # bytes of a content in the preview
+PREVIEW_ELEMENTS = 20  # elements of a collection in the preview
+MAX_LISTED_IDS = 10
+MAX_LATER_CHANGES = 1000  # later changes of the same key to look up
+MAX_JSON_CONTENT_BYTES = CHUNK_BYTES  # larger contents are omitted from --json
 
 
 @click.command
-@click.argument("id", type=_journal_options.CHANGE_ID)
-@click.option("--prior", "which", flag_value="prior", help="Write the bytes that were there before to standard output.")
-@click.option("--new", "which", flag_value="new", help="Write the bytes that it wrote, or was to write.")
-@click.option("--logical", is_flag=True, help="Of a collection, its elements as JSON lines instead of its DUMP.")
+@click.argument("id", type=CHANGE_ID)
+@click.option("--prior", "which", flag_value="prior", help="Write the old content to standard output.")
+@click.option("--new", "which", flag_value="new", help="Write the new content, whether it was written to Redis or not.")
+@click.option("--logical", is_flag=True, help="Write a collection's elements as JSON lines instead of its DUMP.")
 @json_option
-@_journal_options.journal_option
+@journal_option
 def command(id: int, which: str | None, logical: bool, as_json: bool, journal_file: Path | None) -> None:
-    """Show one change: all its facts, what was there before, and what it wrote.
+    """Show one change with its old and new content.
 
-    `redisfuse show 42 --prior > file` exports what change 42 replaced. Of a collection that is its DUMP payload, with
-    --logical its elements. On a terminal control characters are shown, not sent.
+    `redisfuse show 42 --prior > file` exports the content that change 42 replaced. For a collection that is its DUMP
+    payload, or with --logical its elements. On a terminal, control characters are escaped.
     """
     if logical and not which:
-        raise UsageError("--logical goes with --prior or --new")
-    with _journal_options.open_journal(journal_file) as journal:
+        raise UsageError("--logical requires --prior or --new")
+    with open_journal(journal_file) as journal:
         change = journal.get_change(id)
         if which:
             _write_content(change, getattr(change, which), which, logical)
@@ -65,8 +69,8 @@ def _write_content(change: Change, state: State, side: str, logical: bool) -> No
     content = state.portable_copy if logical else state.content or state.portable_copy
     if content is None:
         when = "before" if side == "prior" else "after"
-        what = "there was nothing" if state.kind == "absent" else "no such record of it was made"
-        raise NotFoundError(f"change {change.id}: {what} {when} it")
+        reason = "there was nothing" if state.kind == "absent" else "no such content was recorded"
+        raise NotFoundError(f"change {change.id}: {reason} {when} it")
     if is_terminal():
         for chunk in content.iter_chunks():
             click.echo("\n".join(escape_text(line) for line in chunk.split(b"\n")), nl=False)
@@ -81,7 +85,7 @@ def _write_content(change: Change, state: State, side: str, logical: bool) -> No
 
 def _change_details(journal: Journal, change: Change) -> dict[str, Any]:
     return {
-        **_journal_options.change_to_json(change),
+        **change_to_json(change),
         "prior": _state_to_json(change.prior),
         "new": _state_to_json(change.new),
         "reverted_by": journal.find_reverting_ids(change.id),
@@ -91,7 +95,7 @@ def _change_details(journal: Journal, change: Change) -> dict[str, Any]:
 
 
 def _state_to_json(state: State) -> dict[str, Any]:
-    found: dict[str, Any] = {
+    row: dict[str, Any] = {
         "kind": state.kind,
         "type": bytes_to_json(state.type),
         "expires_at": format_utc(state.expires_at),
@@ -99,25 +103,25 @@ def _state_to_json(state: State) -> dict[str, Any]:
         "note": state.note,
     }
     if state.kind == "slice":
-        found |= {"offset": state.offset, "total": state.total_size}
+        row |= {"offset": state.offset, "total": state.total_size}
     if state.kind == "object":
-        found |= {
+        row |= {
             "version": state.dump_version,
             "dump": _content_to_json(state.content),
             "logical": _content_to_json(state.portable_copy),
         }
     elif state.content is not None:
-        found |= {"content": _content_to_json(state.content)}
-    return found
+        row |= {"content": _content_to_json(state.content)}
+    return row
 
 
 def _content_to_json(content: Blob | None) -> dict[str, Any] | None:
     if content is None:
         return None
-    found: dict[str, Any] = {"size": content.size, "sha256": content.digest.hex()}
+    row: dict[str, Any] = {"size": content.size, "sha256": content.digest.hex()}
     if content.size <= MAX_JSON_CONTENT_BYTES:
-        found["data"] = bytes_to_json(content.read())
-    return found
+        row["data"] = bytes_to_json(content.read())
+    return row
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ def _print_change(journal: Journal, change: Change) -> None:
         "error": escape_text((change.error or "").encode()),
         "time": f"{format_local_time(change.recorded_at)} ({format_utc(change.recorded_at)})",
         "operation": change.op,
-        "path": _journal_options.format_path(change),
+        "path": format_path(change),
         "key": escape_text(change.key),
         "field": "" if change.field is None else escape_text(change.field) or "(empty)",
         "reverts": str(change.reverts or ""),
@@ -145,12 +149,10 @@ def _print_change(journal: Journal, change: Change) -> None:
     }
     for name, value in facts.items():
         if value:
-            printer.print(
-                f"{name:<12} {value}", _journal_options.STATE_STYLES[change.outcome] if name == "change" else ""
-            )
+            printer.print(f"{name:<12} {value}", STATE_STYLES[change.outcome] if name == "change" else "")
     for title, state, style in (("before", change.prior, "red"), ("after", change.new, "green")):
         printer.print()
-        printer.print(f"{title:<12} {_journal_options.describe_state(state)}", "bold")
+        printer.print(f"{title:<12} {describe_state(state)}", "bold")
         for name, at in (("expires", state.expires_at), ("field expires", state.field_expires_at)):
             if at is not None:
                 printer.print(f"{name:<12} {format_local_time(at)} ({format_utc(at)})")
@@ -161,18 +163,18 @@ def _print_change(journal: Journal, change: Change) -> None:
 
 
 def _other_group_ids(journal: Journal, change: Change) -> list[int]:
-    """Ids of the other changes of the same operation."""
+    """Return the ids of the other changes of the same operation."""
     return [other.id for other in journal.get_group(change.group_id) if other.id != change.id]
 
 
 def _format_ids(ids: Iterable[int]) -> str:
-    found = list(ids)
-    more = f" and {len(found) - 10} more" if len(found) > 10 else ""
-    return ", ".join(map(str, found[:10])) + more
+    listed = list(ids)
+    more = f" and {len(listed) - MAX_LISTED_IDS} more" if len(listed) > MAX_LISTED_IDS else ""
+    return ", ".join(map(str, listed[:MAX_LISTED_IDS])) + more
 
 
 def _preview_lines(state: State) -> list[str]:
-    """The beginning of a state's content."""
+    """Return the beginning of a state's content as lines."""
     if state.kind == "object":
         return _element_lines(state)
     if state.content is None:
@@ -193,10 +195,10 @@ def _element_lines(state: State) -> list[str]:
     from redisfuse.journal.diff import format_element
 
     if state.portable_copy is None:
-        return ["(its elements are not recorded one by one, only its DUMP)"]
-    about, records = portable.decode_copy(state.portable_copy.iter_chunks())
+        return ["(only the DUMP is recorded, not the elements)"]
+    header, records = portable.decode_copy(state.portable_copy.iter_chunks())
     lines = [format_element(state.type, record) for record in islice(records, PREVIEW_ELEMENTS)]
-    number = about.get("elements")
-    if isinstance(number, int) and number > len(lines):
-        lines.append(f"… and {number - len(lines)} more elements")
+    total = header.get("elements")
+    if isinstance(total, int) and total > len(lines):
+        lines.append(f"… and {total - len(lines)} more elements")
     return lines

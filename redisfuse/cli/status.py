@@ -1,4 +1,4 @@
-"""What is mounted, and how it is doing."""
+"""Show the mounts and their state."""
 
 import errno
 import json
@@ -10,83 +10,86 @@ from typing import Any
 
 import click
 
-from redisfuse.cli._options import PATH
+from redisfuse.cli._output import format_bytes
+from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_out
-from redisfuse.config import format_size
 from redisfuse.errors import MountError
 from redisfuse.fuse import mountpoint as mountpoints
 from redisfuse.text import for_terminal
 
-STATUS_TIMEOUT_SECONDS = 5.0  # seconds that a mount has to answer
-STATUS_XATTR = "user.redisfuse.status"  # of a mount's root; mount/adapter.py answers it
+STATUS_TIMEOUT_SECONDS = 5.0  # for the reply of a mount
+STATUS_XATTR = "user.redisfuse.status"  # of a mount's root; served by mount/adapter.py
 
 
 @click.command
 @click.argument("mountpoint", type=PATH, required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line for each mount.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line for each mount.")
 def command(mountpoint: Path | None, as_json: bool) -> None:
-    """What is mounted, and how it is doing: of one mount, or of all of them.
+    """Show the state of one mount, or of all mounts.
 
-    Exit status 1 if nothing is mounted, or a mount does not answer.
+    The exit status is 1 if nothing is mounted, or if a mount does not respond.
     """
-    found = mountpoints.list_redisfuse_mounts()
+    mounts = mountpoints.list_redisfuse_mounts()
     if mountpoint is not None:
-        wanted = mountpoints.absolute_path(mountpoint)
-        found = [mount for mount in found if mount.mountpoint == wanted]
-    if not found:
+        path = mountpoints.absolute_path(mountpoint)
+        mounts = [mount for mount in mounts if mount.mountpoint == path]
+    if not mounts:
         raise MountError("nothing is mounted" if mountpoint is None else f"{mountpoint} is not a redisfuse mount")
-    dead = []
-    for mount in found:
+    errors = []
+    for mount in mounts:
         try:
             facts = json.loads(_fetch_status(mount.mountpoint))
         except OSError as error:
-            dead.append(f"{mount.mountpoint} does not answer: {error.strerror}")
+            errors.append(f"{mount.mountpoint} does not respond: {error.strerror}")
             continue
         if as_json:
             click.echo(json.dumps(facts))
         else:
             for line in _format_status(facts):
                 print_out(line)
-    if dead:
-        raise MountError("; ".join(dead))
+    if errors:
+        raise MountError("; ".join(errors))
 
 
 def _fetch_status(mountpoint: Path) -> bytes:
-    """A mount's own words. Raises OSError, also if it says none in time (its process may be stopped)."""
-    answer: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+    """Return a mount's status as JSON.
 
-    def ask() -> None:
+    Raises OSError, also if the mount does not reply in time (its process may be stopped).
+    """
+    replies: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
+
+    def read_xattr() -> None:
         try:
-            answer.put(os.getxattr(mountpoint, STATUS_XATTR))
+            replies.put(os.getxattr(mountpoint, STATUS_XATTR))
         except OSError as error:
-            answer.put(error)
+            replies.put(error)
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=read_xattr, daemon=True).start()
     try:
-        found = answer.get(timeout=STATUS_TIMEOUT_SECONDS)
+        reply = replies.get(timeout=STATUS_TIMEOUT_SECONDS)
     except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"nothing within {STATUS_TIMEOUT_SECONDS:g} s") from None
-    if isinstance(found, OSError):
-        raise found
-    return found
+        raise TimeoutError(errno.ETIMEDOUT, f"no reply within {STATUS_TIMEOUT_SECONDS:g} s") from None
+    if isinstance(reply, OSError):
+        raise reply
+    return reply
 
 
 def _format_status(facts: dict[str, Any]) -> list[str]:
-    """The facts of one mount in words."""
+    """Return the status of one mount as lines."""
     rate = facts["cache_hit_rate"]
     rows = [
         ("mounted", f"{facts['server']} ({facts['server_version']}), {facts['mode']}"),
         ("keys", _format_key_count(facts)),
-        ("changes", "followed as they happen" if facts["live"] else f"not followed: {facts['reason']}"),
-        ("kernel cache", "kept true by pushing changes" if facts["kernel_cache"] else _format_no_cache(facts)),
+        ("changes", "tracked by the server" if facts["live"] else f"not tracked: {facts['reason']}"),
+        ("kernel cache", "invalidated when a key changes" if facts["kernel_cache"] else _format_no_cache(facts)),
         ("sent", f"{facts['commands']} commands in {facts['round_trips']} round trips"),
-        ("cache", "not used yet" if rate is None else f"{rate:.0%} of what was asked cost the server nothing"),
+        ("cache", "not used yet" if rate is None else f"{rate:.0%} hit rate"),
         (
             "memory",
-            f"{format_memory(facts['memory_bytes'])}, of that the index {format_memory(facts['index_bytes'])}"
-            + (" (its keys are on disk)" if facts["index_on_disk"] else ""),
+            f"{format_bytes(facts['memory_bytes'])}, of which {format_bytes(facts['index_bytes'])} for the index"
+            + (" (key names are on disk)" if facts["index_on_disk"] else ""),
         ),
-        ("runs", f"pid {facts['pid']} for {facts['up_seconds']:g} s, {facts['binding']} on {facts['library']}"),
+        ("process", f"pid {facts['pid']} for {facts['up_seconds']:g} s, {facts['binding']} on {facts['library']}"),
     ]
     if facts["journal"]:
         rows.append(("journal", f"{facts['journal']}, session {facts['session']}"))
@@ -96,21 +99,9 @@ def _format_status(facts: dict[str, Any]) -> list[str]:
 def _format_key_count(facts: dict[str, Any]) -> str:
     if not facts["ready"]:
         total = facts["scan_total"]
-        return f"being read: {facts['scanned']} of {total or 'an unknown number'}"
-    return f"{facts['keys']}{' (being read again)' if facts['scanning'] else ''}"
+        return f"scanning: {facts['scanned']} of {total or 'an unknown number'}"
+    return f"{facts['keys']}{' (rescanning)' if facts['scanning'] else ''}"
 
 
 def _format_no_cache(facts: dict[str, Any]) -> str:
-    return f"one second only: {facts['kernel_cache_reason'] or 'changes are not followed yet'}"
-
-
-def format_memory(size: int) -> str:
-    """About so much: `3.4 MiB`."""
-    if size < 1024:
-        return format_size(size) + " B"
-    value = float(size)
-    for unit in ("KiB", "MiB", "GiB"):
-        value /= 1024
-        if value < 1024 or unit == "GiB":
-            break
-    return f"{value:.1f} {unit}"
+    return f"expires after one second: {facts['kernel_cache_reason'] or 'changes are not tracked yet'}"

@@ -1,19 +1,20 @@
-"""End a mount, finishing what is being saved."""
+"""Unmount, after all pending saves are finished."""
 
 from pathlib import Path
 
 import click
 
-from redisfuse.cli._options import PATH
+from redisfuse.cli._params import PATH
 from redisfuse.fuse import mountpoint as mountpoints
 
 
 @click.command
 @click.argument("mountpoint", type=PATH)
-@click.option("-z", "--lazy", is_flag=True, help="Take it away even while programs use it.")
+@click.option("-z", "--lazy", is_flag=True, help="Detach the mount even if programs use it.")
 def command(mountpoint: Path, lazy: bool) -> None:
-    """End a mount, finishing what is being saved.
+    """Unmount, after all pending saves are finished.
 
-    Nothing is said when it is done. A program that is still in MOUNTPOINT (a shell, say) keeps it busy, but for --lazy.
+    Prints nothing on success. A program that is still in MOUNTPOINT (such as a shell) keeps it busy, except with
+    --lazy.
     """
     mountpoints.unmount(mountpoint, lazy=lazy)

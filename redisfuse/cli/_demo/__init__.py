@@ -1,4 +1,5 @@
-"""`redisfuse demo`: a private Redis with a sample data set, mounted, and a session that is really run.
+"""`redisfuse demo`: a sample session in a mount of a private Redis server.
 
-`data` is what the server holds, `server` starts and ends it, `session` mounts it and runs the commands that are shown.
+`data` generates the server's data, `server` starts and stops it, `session` mounts it and runs the commands.
+Only `cli/demo.py` imports this package. It has no threads and no locks.
 """

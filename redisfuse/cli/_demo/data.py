@@ -1,4 +1,4 @@
-"""The sample data: a small shop, as such servers really look, and a corner of names that no filesystem likes. Pure."""
+"""The sample data: a small shop, and key names that no filesystem allows. Pure."""
 
 import base64
 import hashlib
@@ -31,7 +31,7 @@ _FIRST_EVENT_MS = 1_780_308_000_000  # 2026-06-01T10:00:00Z
 
 
 def generate_commands() -> Iterator[DemoCommand]:
-    """The commands that load an empty server."""
+    """Yield the commands that load the data into an empty server."""
     yield from _user_commands()
     yield from _session_commands()
     yield from _activity_commands()

