@@ -193,7 +193,7 @@ def test_usage(tmp_path: Path) -> None:
     """A missing or unreachable server is reported in one line."""
     process = run_redisfuse(tmp_path, "junk", "scan")
     assert process.returncode == 2
-    assert "which server?" in process.stderr
+    assert "no server given" in process.stderr
     process = run_redisfuse(tmp_path, "junk", "scan", "redis://127.0.0.1:1/0")
     assert process.returncode == 1
     assert len(process.stderr.splitlines()) == 1

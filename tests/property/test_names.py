@@ -1,6 +1,6 @@
-"""The one promise of names, held against random keys and random sets of keys, fields and separators.
+"""The guarantee of names, with random keys, fields and separators.
 
-The model is a pure server: keys, each a string or a hash, some hashes listed as one file.
+The model is a server in memory: each key is a string or a hash, and some hashes are listed as one file.
 """
 
 from collections.abc import Iterator
@@ -57,17 +57,17 @@ Model = dict[bytes, frozenset[bytes] | None]
 
 
 def directories(grammar: PathCodec, model: Model) -> set[tuple[bytes, ...]]:
-    """Every directory that is there because a key (that is not long) is below it."""
-    found: set[tuple[bytes, ...]] = {()}
+    """Return the directories that exist because a key (that is not long) is below them."""
+    prefixes: set[tuple[bytes, ...]] = {()}
     for key in model:
         if not grammar.key_needs_digest(key):
             parts = grammar.split_key(key)
-            found.update(parts[:depth] for depth in range(len(parts)))
-    return found
+            prefixes.update(parts[:depth] for depth in range(len(parts)))
+    return prefixes
 
 
 def listed(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> Iterator[tuple[bytes, KeyRef]]:
-    """List every file of the tree: its path, and what it is."""
+    """Yield the path and the target of every file of the tree."""
     folders = directories(grammar, model)
     for key, fields in model.items():
         *above, leaf = grammar.split_key(key)
@@ -87,7 +87,7 @@ def listed(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> Ite
 def resolve(
     grammar: PathCodec, model: Model, folders: set[tuple[bytes, ...]], path: bytes
 ) -> KeyRef | tuple[bytes, ...] | None:
-    """Find what a path opens, as the filesystem does."""
+    """Return the target of a path, resolved as the filesystem does."""
     try:
         meaning = grammar.parse(path)
     except NotFoundError:
@@ -125,7 +125,7 @@ def check(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> None
     assert len(files) == len(paths)
     assert not files & {grammar.directory_path(folder) for folder in folders}
     inner = {path.rsplit(b"/", depth)[0] for path in files for depth in range(1, path.count(b"/") + 1)}
-    assert not files & inner, "a file can't have something below it"
+    assert not files & inner, "a file can't be a directory, too"
     for path, target in paths:
         assert len(path) < 3500
         for name in path.split(b"/"):
@@ -141,7 +141,7 @@ def check(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> None
 @given(separators, models, st.data())
 @settings(deadline=None, max_examples=400)
 def test_sets(separator: bytes, model: Model, draw: st.DataObject) -> None:
-    """In any set of keys and fields, each has exactly one listed path, it is legal, and it leads back to just that."""
+    """In any set of keys and fields, each has exactly one listed path, which is legal and resolves to it."""
     collapsed = draw.draw(st.frozensets(st.sampled_from(sorted(model)))) if model else frozenset()
     check(PathCodec(separator), model, collapsed)
 
@@ -149,7 +149,7 @@ def test_sets(separator: bytes, model: Model, draw: st.DataObject) -> None:
 @given(st.dictionaries(tiny, st.none() | st.frozensets(tiny, min_size=1), max_size=25), st.booleans())
 @settings(deadline=None, max_examples=400)
 def test_colliding_sets(model: Model, collapse: bool) -> None:
-    """The same, where nearly every name wants to be another's."""
+    """The same, with sets in which nearly all names collide."""
     check(PathCodec(), model, frozenset(model) if collapse else frozenset())
 
 
@@ -163,7 +163,7 @@ def test_long_sets(separator: bytes, model: Model, collapse: bool) -> None:
 @given(any_data)
 @settings(deadline=None)
 def test_escapes_round_trip(text: bytes) -> None:
-    """Any bytes are written legally and read back, as a component and as a field."""
+    """Any bytes are encoded legally and decoded again, as a component and as a field."""
     assert decode_component(encode_component(text)) == text
     assert decode_field(encode_field(text)) == text
     assert b"/" not in encode_component(text)
@@ -173,7 +173,7 @@ def test_escapes_round_trip(text: bytes) -> None:
 @given(data)
 @settings(deadline=None, max_examples=400)
 def test_escapes_are_strict(written: bytes) -> None:
-    """What is read was written so by the encoder, but for dots."""
+    """Only the output of the encoder can be decoded, except for escaped dots."""
     component = decode_component(written)
     if component is not None:
         assert encode_component(component).replace(b".", b"%2E") == written.replace(b".", b"%2E")
@@ -185,20 +185,20 @@ def test_escapes_are_strict(written: bytes) -> None:
 @given(any_data)
 @settings(deadline=None)
 def test_cuts_join(text: bytes) -> None:
-    """The pieces of a name join to it, and each is legal."""
+    """The segments of a name join to it, and each is legal."""
     name = encode_component(text)
-    start = b""
-    for piece in split_long_name(name):
-        assert len(piece) <= 255
-        piece.decode("utf-8")
-        start += piece[:-2] if piece != split_long_name(name)[-1] else piece
-    assert start == name
+    joined = b""
+    for segment in split_long_name(name):
+        assert len(segment) <= 255
+        segment.decode("utf-8")
+        joined += segment[:-2] if segment != split_long_name(name)[-1] else segment
+    assert joined == name
 
 
 @given(separators, any_data, any_data)
 @settings(deadline=None, max_examples=300)
 def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
-    """The marked name and the views of any key open that key; the marked name of any field opens that field."""
+    """The marked name and the views of a key parse to that key; the marked name of a field to that field."""
     grammar = PathCodec(separator)
     if grammar.key_needs_digest(key):
         return
@@ -223,7 +223,7 @@ def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
 @given(separators, st.lists(any_data | st.sampled_from([b"x" * 253 + b"%+", b"%long"]), max_size=4).map(b"/".join))
 @settings(deadline=None, max_examples=400)
 def test_any_path(separator: bytes, path: bytes) -> None:
-    """Any path is either read, to a spelling that is its own, or refused with an error of ours."""
+    """Any path is either parsed, to a canonical path, or rejected with a redisfuse error."""
     grammar = PathCodec(separator)
     try:
         meaning = grammar.parse(path)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from redisfuse.cli._journal_options import change_to_json
+from redisfuse.cli._changes import change_to_json
 from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.support.mounts import MountedServer

@@ -1,4 +1,4 @@
-"""The command line: which command is meant, what a mount is asked to be, where defaults and passwords come from."""
+"""The command line: command selection, settings of a mount, defaults, passwords."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ EVERY_OPTION = """
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No setting of whoever runs the tests takes part."""
+    """Remove the settings of the user who runs the tests."""
     for name in os.environ:
         if name.startswith("REDISFUSE_"):
             monkeypatch.delenv(name)
@@ -38,7 +38,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def settings(*words: str) -> Config:
-    """What a command line, which must mean `mount`, asks for."""
+    """Return the settings of a command line that must select `mount`."""
     root = group.make_context("redisfuse", list(words))
     words_left = [*getattr(root, "_protected_args", ()), *root.args]  # click 8 keeps a group's first word apart
     name, command, rest = group.resolve_command(root, words_left)
@@ -48,7 +48,7 @@ def settings(*words: str) -> Config:
 
 
 def config_file(path: Path, text: str, mode: int = 0o600) -> Path:
-    """A configuration file with these contents."""
+    """Create a configuration file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(mode)
@@ -56,7 +56,7 @@ def config_file(path: Path, text: str, mode: int = 0o600) -> Path:
 
 
 def one_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that was printed, on standard error."""
+    """Return the only line that was printed, which must be on standard error."""
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -78,29 +78,29 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     ],
 )
 def test_mount_need_not_be_named(words: list[str]) -> None:
-    """A command line whose first word is no command is a mount, whatever options come first."""
+    """A command line whose first word is not a command is a mount, whatever options come first."""
     assert (settings(*words).target, settings(*words).port) == ("127.0.0.1", 6379)
 
 
 def test_a_url_is_mounted() -> None:
-    """URL MOUNTPOINT is taken as it is, the mount point made absolute."""
-    asked = settings("redis://h:1/2", "here")
-    assert (asked.target, asked.port, asked.mountpoint) == ("redis://h:1/2", None, Path.cwd() / "here")
+    """The URL is used unchanged; the mount point is made absolute."""
+    config = settings("redis://h:1/2", "here")
+    assert (config.target, config.port, config.mountpoint) == ("redis://h:1/2", None, Path.cwd() / "here")
 
 
-def test_defaults_are_those_of_settings() -> None:
-    """A bare mount has exactly the defaults that Settings declares."""
-    asked = settings(*HOST)
-    assert asked == Config(target="127.0.0.1", port=6379, mountpoint=Path("/mnt"))
-    assert {name: getattr(asked, name) for name in DEFAULTS if name != "port"} == {
+def test_defaults_are_those_of_config() -> None:
+    """A mount without options has exactly the defaults of Config."""
+    config = settings(*HOST)
+    assert config == Config(target="127.0.0.1", port=6379, mountpoint=Path("/mnt"))
+    assert {name: getattr(config, name) for name in DEFAULTS if name != "port"} == {
         name: default for name, default in DEFAULTS.items() if name != "port"
     }
 
 
-def test_every_option_arrives() -> None:
-    """Each option of `mount` sets its setting."""
-    asked = settings(*EVERY_OPTION.split(), *HOST)
-    assert asked == Config(
+def test_every_option_sets_its_field() -> None:
+    """Each option of `mount` sets the field of Config."""
+    config = settings(*EVERY_OPTION.split(), *HOST)
+    assert config == Config(
         target="127.0.0.1",
         port=6379,
         mountpoint=Path("/mnt"),
@@ -145,28 +145,28 @@ def test_every_option_arrives() -> None:
 
 
 def test_bytes_survive_the_command_line() -> None:
-    """A prefix that is not UTF-8 arrives byte for byte."""
+    """A prefix that is not UTF-8 is preserved byte for byte."""
     assert settings("--prefix", os.fsdecode(b"\xff\xfe:"), *HOST).prefix == b"\xff\xfe:"
 
 
 def test_long_options_in_o() -> None:
-    """What fstab can only say with -o is understood there: flags, values, and dashes or underscores."""
-    asked = settings(
+    """-o accepts all long options, as fstab needs: flags and values, with dashes or underscores."""
+    config = settings(
         "-o", "write,prefix=app:,render-limit=5,no_conflict_check,allow=a,uid=7,user,rw", "--allow", "b", *HOST
     )
-    assert (asked.write, asked.prefix, asked.render_limit, asked.conflict_check) == (True, b"app:", 5, False)
-    assert asked.allow == (b"b", b"a")
-    assert (asked.options, asked.user) == (MountOptions(uid=7), None)
+    assert (config.write, config.prefix, config.render_limit, config.conflict_check) == (True, b"app:", 5, False)
+    assert config.allow == (b"b", b"a")
+    assert (config.options, config.user) == (MountOptions(uid=7), None)
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "expected"),
     [
         ([], "Usage"),
         (["--write"], "HOST PORT MOUNTPOINT"),
         (["127.0.0.1", "/mnt"], "HOST PORT MOUNTPOINT"),
-        (["127.0.0.1", "port", "/mnt"], "no port"),
-        (["127.0.0.1", "65536", "/mnt"], "no port"),
+        (["127.0.0.1", "port", "/mnt"], "not a port"),
+        (["127.0.0.1", "65536", "/mnt"], "not a port"),
         (["redis://h"], "mount point is missing"),
         (["/run/redis.sock", "/mnt"], "unix:///run/redis.sock"),
         (["umuont", "/mnt"], "did you mean 'umount'"),
@@ -180,19 +180,19 @@ def test_long_options_in_o() -> None:
         (["--separator", "", *HOST], "empty"),
         (["--cache-memory", "lots", *HOST], "512MiB"),
         (["--no-such-option", *HOST], "--no-such-option"),
-        (["--password-file", "/nonexistent", *HOST], "can't be read"),
+        (["--password-file", "/nonexistent", *HOST], "can't read the password file"),
         (["--config", "/nonexistent", *HOST], "no such configuration"),
         (["umount"], "MOUNTPOINT"),
     ],
 )
-def test_usage_errors(words: list[str], what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command line that makes no sense ends with status 2 and says why, in one line but for a bare `redisfuse`."""
+def test_usage_errors(words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid command line exits with 2 and prints the reason, in one line except for a bare `redisfuse`."""
     assert main(words) == 2
-    assert what in (one_line(capsys) if words else capsys.readouterr().err)
+    assert expected in (one_line(capsys) if words else capsys.readouterr().err)
 
 
 def test_environment_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flags win over the environment, the environment over the configuration, a command's table over the file's top."""
+    """Flags override the environment, which overrides the configuration; a table overrides top-level settings."""
     path = config_file(
         tmp_path / "c.toml",
         'render-limit = 1\nfield_limit = 2\nhash_limit = 3\nprefix = "top:"\nallow = "one"\nwrite = true\n'
@@ -201,30 +201,35 @@ def test_environment_and_configuration(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("REDISFUSE_FIELD_LIMIT", "20")
     monkeypatch.setenv("REDISFUSE_HASH_LIMIT", "30")
     for words in (["--config", str(path), *HOST], ["--show-junk", "--config", str(path), *HOST]):
-        asked = (
+        config = (
             settings("--hash-limit", "300", *words)
             if words[0] != "--config"
             else settings(*words, "--hash-limit", "300")
         )
-        assert (asked.render_limit, asked.field_limit, asked.hash_limit) == (1, 20, 300)
-        assert (asked.prefix, asked.cache_memory, asked.junk, asked.allow) == (b"app:", 1024**2, ("a", "b"), (b"one",))
-        assert asked.write
+        assert (config.render_limit, config.field_limit, config.hash_limit) == (1, 20, 300)
+        assert (config.prefix, config.cache_memory, config.junk, config.allow) == (
+            b"app:",
+            1024**2,
+            ("a", "b"),
+            (b"one",),
+        )
+        assert config.write
 
 
 def test_read_only_over_a_writing_configuration(tmp_path: Path) -> None:
-    """`-o ro` makes a mount read-only whatever the configuration says."""
+    """`-o ro` makes a mount read-only, whatever the configuration contains."""
     path = config_file(tmp_path / "c.toml", "write = true\n")
     assert not settings("--config", str(path), "-o", "ro", *HOST).write
 
 
 def test_the_users_configuration(tmp_path: Path) -> None:
-    """The file in the user's configuration folder is read without being named."""
+    """The file in the user's configuration folder is read by default."""
     config_file(tmp_path / "config" / "redisfuse" / "config.toml", "connections = 9\n")
     assert settings(*HOST).connections == 9
 
 
 @pytest.mark.parametrize(
-    ("text", "what"),
+    ("text", "expected"),
     [
         ("sperator = '/'", "'sperator'"),
         ("[mount]\nsperator = '/'", "'sperator'"),
@@ -233,24 +238,24 @@ def test_the_users_configuration(tmp_path: Path) -> None:
         ("password = 5", "string"),
     ],
 )
-def test_bad_configuration(text: str, what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A configuration that can't be understood is a usage error, never ignored."""
+def test_bad_configuration(text: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An invalid configuration is a usage error and is never ignored."""
     path = config_file(tmp_path / "c.toml", text)
     assert main(["--config", str(path), *HOST]) == 2
-    assert what in one_line(capsys)
+    assert expected in one_line(capsys)
 
 
 @pytest.mark.parametrize("text", ["password = 'x'", "[mount]\njunk = 'redis://:x@h'", "[show]\nurl = 'redis://u:x@h'"])
 @pytest.mark.parametrize("mode", [0o640, 0o604])
 def test_a_configuration_with_a_password_is_private(text: str, mode: int, tmp_path: Path) -> None:
-    """A configuration file that holds a password and that others can read is refused."""
+    """A configuration file that contains a password and is readable by others is rejected."""
     path = config_file(tmp_path / "c.toml", text, mode)
     with pytest.raises(UsageError, match="others can read"):
         settings("--config", str(path), *HOST)
 
 
-def test_where_passwords_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flag's file wins over the environment, the environment over the configuration; the file's first line counts."""
+def test_sources_of_passwords(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag's file overrides the environment, which overrides the configuration; only the first line is used."""
     config = config_file(tmp_path / "c.toml", "password = 'of-config'\n")
     file = config_file(tmp_path / "p", "of-file\nsecond\n")
     assert settings(*HOST).password is None
@@ -261,7 +266,7 @@ def test_where_passwords_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_password_file_is_private(tmp_path: Path) -> None:
-    """A password file that others can read is refused, and the way out is said."""
+    """A password file that others can read is rejected, with the remedy."""
     file = config_file(tmp_path / "p", "x\n", 0o644)
     with pytest.raises(UsageError, match="chmod 600"):
         settings("--password-file", str(file), *HOST)
@@ -278,20 +283,20 @@ def test_a_password_file_is_private(tmp_path: Path) -> None:
         "redis://host/0?password=s3cret&x=1",
     ],
 )
-def test_passwords_are_masked(url: str) -> None:
-    """A URL's password is masked wherever in a text it stands."""
+def test_passwords_are_redacted(url: str) -> None:
+    """The password of a URL is redacted at any position in a text."""
     assert "s3cret" not in _redact.redact_passwords(f"can't reach {url} (or {url}): down")
     assert "***" in _redact.redact_passwords(url)
 
 
-def test_masking_leaves_other_urls_alone() -> None:
-    """URLs without a password stay as they are."""
+def test_urls_without_password_are_unchanged() -> None:
+    """URLs without a password are not changed."""
     text = "redis://host:6379/0 and unix:///run/redis.sock, rediss://user@host:1"
     assert _redact.redact_passwords(text) == text
 
 
 def test_ps_shows_no_password() -> None:
-    """The argument list of a running redisfuse does not show the URL's password, and the rest of it stays."""
+    """The argument list of a running redisfuse has no password; the rest of it is unchanged."""
     script = (
         "import sys; from redisfuse.cli._redact import redact_argv; assert redact_argv();"
         "print(open('/proc/self/cmdline').read().replace('\\0', ' '), sys.argv[1])"
@@ -303,35 +308,35 @@ def test_ps_shows_no_password() -> None:
         timeout=20,
         check=True,
     )
-    shown, _, kept = done.stdout.strip().rpartition(" ")
+    shown, _, argument = done.stdout.strip().rpartition(" ")
     assert "s3cret" not in shown
     assert "redis://u:***@h:1 /mnt" in shown
-    assert kept == "redis://u:s3cret@h:1"
+    assert argument == "redis://u:s3cret@h:1"
 
 
-def test_terminal_escapes_are_shown() -> None:
-    """No control character, byte that is no text, or mark that turns writing round reaches a terminal."""
+def test_terminal_escapes_are_escaped() -> None:
+    """Control characters, invalid UTF-8 and marks of writing direction are escaped."""
     assert for_terminal(b"a\x1b[31m\xff\xc2\x9b") == "a\\x1b[31m\\xff\\x9b"
     assert for_terminal(b"a\x1b[31m\xff\x00\n") == "a\\x1b[31m\\xff\\x00\\n"
     assert for_terminal("\x9b1m \u202e ünï ☕") == "\\x9b1m \\u202e ünï ☕"
 
 
 def test_log_lines_are_printable() -> None:
-    """A key's escape sequences don't reach a terminal by way of the log, and each line stays a line."""
+    """Escape sequences of a key are escaped in the log; lines remain separate."""
     record = logging.LogRecord("x", logging.INFO, "x.py", 1, "key %s", ("\x1b[2J\nb",), None)
     assert TerminalFormatter("%(message)s").format(record) == "key \\x1b[2J\nb"
 
 
-def test_errors_are_escaped_and_masked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An error that quotes what the user said shows neither escape sequences nor passwords."""
+def test_errors_are_escaped_and_redacted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An error that quotes the command line contains neither escape sequences nor passwords."""
     assert main(["umount", str(tmp_path / "\x1b[31mred")]) == 1
     assert "\\x1b[31mred" in one_line(capsys)
     assert main(["redis://:s3cret@h:1", "/mnt", "--allow"]) == 2
     assert "s3cret" not in one_line(capsys)
 
 
-def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command that can't be done ends with status 1 and one line."""
+def test_failures_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that fails exits with 1 and prints one line."""
     for command in ("umount", "refresh"):
         assert main([command, str(tmp_path)]) == 1
         assert "mount" in one_line(capsys)
@@ -339,7 +344,7 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("option", ["--version", "--help"])
 def test_a_quick_start(option: str) -> None:
-    """`redisfuse --version` and `--help` take at most 0.15 s of processor time more than Python itself."""
+    """`redisfuse --version` and `--help` use at most 0.15 s more CPU time than Python itself."""
 
     def used() -> float:
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -357,7 +362,7 @@ def test_a_quick_start(option: str) -> None:
 
 
 def test_commands_are_imported_only_when_used() -> None:
-    """Showing the help of all commands imports none of them, and neither redis nor SQLite."""
+    """`--help` imports none of the commands, and neither redis nor SQLite."""
     script = (
         "import sys; from redisfuse.cli.main import main; main(['--help'])\n"
         "heavy = {'redis', 'sqlite3', 'sqlite_utils', 'rich', 'redisfuse.cli.mount', 'redisfuse.config'}\n"
@@ -381,12 +386,12 @@ def test_commands_are_imported_only_when_used() -> None:
     ],
 )
 def test_the_helper_for_fstab(arguments: list[str], words: list[str] | None) -> None:
-    """mount(8)'s way to call a helper becomes a daemon's command line."""
+    """The arguments of a mount helper are translated to the command line of a daemon."""
     assert _mount_helper.translate_arguments(arguments) == words
 
 
 def test_the_helpers_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
-    """The helper answers with mount(8)'s exit statuses: 1 for usage, 0 for a fake mount."""
+    """The helper returns exit statuses of mount(8): 1 for a usage error, 0 for a fake mount."""
     assert _mount_helper.main(["h", "/mnt", "-o", "no_such=\x1b,prefix"]) == 1
     assert _mount_helper.main(["h", "/mnt", "-f"]) == 0
     assert "prefix" in one_line(capsys)

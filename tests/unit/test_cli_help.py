@@ -1,4 +1,4 @@
-"""`redisfuse help`: the pages of the documentation, formatted on a terminal, Markdown in a pipe."""
+"""`redisfuse help`: pages are formatted on a terminal, Markdown in a pipe."""
 
 import os
 import pty
@@ -17,7 +17,7 @@ LIMIT = 30  # seconds
 
 
 def on_terminal(*words: str, pager: str) -> str:
-    """Return what `redisfuse help` writes to a terminal."""
+    """Return the output of `redisfuse help` on a terminal."""
     ours, theirs = pty.openpty()
     environment = os.environ | {"PAGER": pager, "TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "redisfuse.cli.main", "help", *words]
@@ -25,8 +25,8 @@ def on_terminal(*words: str, pager: str) -> str:
         os.close(theirs)
         shown = b""
         try:
-            while piece := os.read(ours, 65536):
-                shown += piece
+            while chunk := os.read(ours, 65536):
+                shown += chunk
         except OSError:  # EIO: the program has ended
             pass
         finally:
@@ -36,7 +36,7 @@ def on_terminal(*words: str, pager: str) -> str:
 
 
 def test_without_a_topic_every_page_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Piped, a line is a topic, the title of its page and its summary, between tabs."""
+    """In a pipe, a line has the topic, the title and the summary, separated by tabs."""
     assert main(["help"]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows] == TOPICS
@@ -47,7 +47,7 @@ def test_without_a_topic_every_page_is_listed(capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_a_piped_page_is_its_markdown(topic: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A page is printed as it is, without the comments that mark its sessions and tables."""
+    """A page is printed unchanged, except for the comments that mark sessions and tables."""
     assert main(["help", topic]) == 0
     shown = capsys.readouterr().out
     page = (DOCS / f"{topic}.md").read_text()
@@ -64,19 +64,19 @@ def test_the_name_of_a_command_shows_its_options(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    ("topic", "near"), [("name", "names"), ("edit", "editing"), ("rolback", "rollback"), ("limit", "limits")]
+    ("topic", "similar"), [("name", "names"), ("edit", "editing"), ("rolback", "rollback"), ("limit", "limits")]
 )
-def test_an_unknown_topic_names_the_nearest(topic: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An unknown topic is a usage error of one line that names similar topics."""
+def test_an_unknown_topic_suggests_similar_ones(topic: str, similar: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unknown topic is a one-line usage error with similar topics."""
     assert main(["help", topic]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err.count("\n") == 1
-    assert near in shown.err.partition("did you mean ")[2].partition("?")[0].split(" or ")
+    assert similar in shown.err.partition("did you mean ")[2].partition("?")[0].split(" or ")
 
 
-def test_a_topic_like_nothing_has_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    """Without a similar name the error says only how to list the pages."""
+def test_a_topic_without_similar_names_has_no_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a similar name the error explains only how to list the pages."""
     assert main(["help", "xyzzy"]) == 2
     shown = capsys.readouterr().err
     assert "did you mean" not in shown
@@ -84,7 +84,7 @@ def test_a_topic_like_nothing_has_no_suggestion(capsys: pytest.CaptureFixture[st
 
 
 def test_on_a_terminal_a_page_is_formatted_in_the_pager() -> None:
-    """Headings, tables and links lose their Markdown, and the text goes through $PAGER."""
+    """Headings, tables and links are formatted, and the text is piped through $PAGER."""
     shown = on_terminal("limits", pager="sed 's/^/PAGED:/'")
     lines = shown.splitlines()
     assert lines
@@ -100,12 +100,12 @@ def test_on_a_terminal_the_list_fits() -> None:
     """The list of pages is wrapped to the terminal's width."""
     shown = on_terminal(pager="false")
     assert "Names: How every key" in shown
-    assert max(len(line) for line in shown.splitlines()) <= 80 + len("`redisfuse help TOPIC` shows one; ")
+    assert max(len(line) for line in shown.splitlines()) <= 80 + len("`redisfuse help TOPIC` shows a page, ")
 
 
 @pytest.mark.parametrize("words", [["--version"], ["help", "undo"]])
 def test_rich_is_not_imported_without_a_terminal(words: list[str]) -> None:
-    """`--version` and a piped page stay quick."""
+    """`--version` and a page in a pipe do not import rich."""
     script = (
         f"import sys; from redisfuse.cli.main import main; main({words!r}); sys.exit('rich' in sys.modules and 'rich')"
     )
@@ -115,7 +115,7 @@ def test_rich_is_not_imported_without_a_terminal(words: list[str]) -> None:
 
 
 def test_every_page_has_a_title_and_a_summary() -> None:
-    """The pages that the command finds are those of the repository, and none is empty."""
+    """The command finds all pages of the repository, and none is empty."""
     pages = read_pages()
     assert list(pages) == TOPICS
     assert all(page.title and page.summary.endswith(".") for page in pages.values())

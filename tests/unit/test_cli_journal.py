@@ -1,4 +1,4 @@
-"""The commands that read and look after the journal, run as their users run them."""
+"""The commands that read and maintain the journal, run as processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from redisfuse.cli._journal_options import parse_timestamp
+from redisfuse.cli._params import parse_timestamp
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from tests.unit.test_journal import INFO, add, intent
@@ -32,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(path: Path, tmp_path: Path) -> Run:
-    """Runs the program on the journal at `path`."""
+    """Return a function that runs the program on the journal at `path`."""
 
     def runner(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
         private = {"REDISFUSE_JOURNAL_FILE": str(path), "XDG_CONFIG_HOME": str(tmp_path), "TZ": "UTC"}
@@ -52,7 +52,10 @@ def run(path: Path, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def filled(path: Path) -> Path:
-    """Seven changes of all kinds: 1 text, 2 bytes under an evil key, 3+4 a rename, 5 a hash, 6 refused, 7 reverts 1."""
+    """Record seven changes.
+
+    1 is text, 2 bytes under a key with escape sequences, 3+4 a rename, 5 a hash, 6 refused, 7 reverts 1.
+    """
     with Journal.open(path, create=True) as journal:
         session = journal.begin_session(INFO)
         add(journal, session, intent(b"cfg:app", b"a\nB\n", State.from_value(b"a\nb\n", expires_at=1_800_000_000_000)))
@@ -83,15 +86,15 @@ def ids(done: subprocess.CompletedProcess[bytes]) -> list[int]:
 
 @pytest.mark.usefixtures("filled")
 def test_log_json(run: Run) -> None:
-    """`log --json` has a line a change, newest first, with at least the promised fields."""
-    found = rows(run("log", "--json"))
-    assert [row["id"] for row in found] == [7, 6, 5, 4, 3, 2, 1]
-    promised = {"id", "session", "at", "op", "path", "key", "field", "state", "prior_size", "new_size", "reverts"}
-    assert all(promised <= row.keys() for row in found)
-    last = found[0]
+    """`log --json` prints a line per change, newest first, with at least the documented fields."""
+    printed = rows(run("log", "--json"))
+    assert [row["id"] for row in printed] == [7, 6, 5, 4, 3, 2, 1]
+    documented = {"id", "session", "at", "op", "path", "key", "field", "state", "prior_size", "new_size", "reverts"}
+    assert all(documented <= row.keys() for row in printed)
+    last = printed[0]
     assert (last["op"], last["path"], last["key"], last["field"]) == ("rollback", "cfg/app", "cfg:app", None)
     assert (last["state"], last["prior_size"], last["new_size"], last["reverts"]) == ("applied", 4, 4, 1)
-    assert found[-1]["prior_expires_at"] == "2027-01-15T08:00:00.000Z"
+    assert printed[-1]["prior_expires_at"] == "2027-01-15T08:00:00.000Z"
     assert datetime.fromisoformat(last["at"]).tzinfo is not None
 
 
@@ -114,13 +117,13 @@ def test_log_json(run: Run) -> None:
     ],
 )
 def test_log_filters(run: Run, words: list[str], expected: list[int]) -> None:
-    """Each filter of `log` leaves what it says."""
+    """Each filter of `log` selects the right changes."""
     assert ids(run("log", "--json", *words)) == expected
 
 
 @pytest.mark.usefixtures("filled")
 def test_log_piped(run: Run) -> None:
-    """Piped, `log` is tab-separated, without titles or colours, and says nothing else."""
+    """In a pipe, `log` prints tab-separated lines only, without titles or colours."""
     done = run("log")
     lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
     assert len(lines) == 7
@@ -135,7 +138,7 @@ def test_log_piped(run: Run) -> None:
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("words", [["log"], ["show", "2"], ["diff", "2"], ["show", "2", "--new"], ["log", "--json"]])
 def test_terminal_gets_no_escapes(path: Path, words: list[str]) -> None:
-    """On a terminal no escape sequence of a key or value gets through."""
+    """On a terminal, escape sequences of keys and values are escaped."""
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "100"}
     child = pexpect.spawn(PROGRAM, words, env=environment, timeout=30)
     out = child.read()
@@ -149,7 +152,7 @@ def test_terminal_gets_no_escapes(path: Path, words: list[str]) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_log_on_a_terminal(path: Path) -> None:
-    """On a terminal `log` is a table with titles, local times and sizes."""
+    """On a terminal, `log` prints a table with titles, local times and sizes."""
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "120", "TZ": "UTC"}
     child = pexpect.spawn(PROGRAM, ["log"], env=environment, timeout=30)
     lines = child.read().decode().splitlines()
@@ -162,7 +165,7 @@ def test_log_on_a_terminal(path: Path) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_show(run: Run) -> None:
-    """`show` says all facts of a change; --prior and --new are the bytes themselves."""
+    """`show` prints all details of a change; --prior and --new print the raw bytes."""
     text = run("show", "1").stdout.decode()
     for expected in (
         "cfg:app",
@@ -185,8 +188,8 @@ def test_show(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("filled")
-def test_show_refuses(run: Run) -> None:
-    """What isn't there is one line and exit status 1; what makes no sense is 2."""
+def test_show_errors(run: Run) -> None:
+    """A missing change or content exits with 1 and one line; a usage error with 2."""
     assert b"no change 99" in run("show", "99", status=1).stderr
     assert b"there was nothing before" in run("show", "4", "--prior", status=1).stderr
     run("show", "1", "--logical", status=2)
@@ -197,14 +200,14 @@ def test_show_refuses(run: Run) -> None:
 @pytest.mark.usefixtures("filled")
 @pytest.mark.parametrize("words", ["show", "diff", "apply", "rollback", "rollback --group", "log --session", "log -n"])
 @pytest.mark.parametrize("number", [1 << 63, 10**30])
-def test_no_such_number(run: Run, words: str, number: int) -> None:
-    """A number that no change can have is a usage error."""
+def test_ids_out_of_range(run: Run, words: str, number: int) -> None:
+    """An id that no change can have is a usage error."""
     run(*words.split(), str(number), status=2)
 
 
 @pytest.mark.usefixtures("filled")
 def test_diff(run: Run) -> None:
-    """`diff` shows text, bytes and elements, of single changes and of a session in its order."""
+    """`diff` shows text, bytes and elements of single changes, and of a session in order."""
     lines = run("diff", "1").stdout.decode().splitlines()
     assert "expiry: 2027-01-15T08:00:00.000Z → none" in lines
     assert lines[-2:] == ["-b", "+B"]
@@ -220,7 +223,7 @@ def test_diff(run: Run) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_sessions(run: Run) -> None:
-    """`sessions` says who mounted what where, and how much was changed."""
+    """`sessions` prints server, mount point, user and number of changes."""
     (row,) = rows(run("sessions", "--json"))
     assert {"id", "server", "mountpoint", "started_at", "ended_at", "changes"} <= row.keys()
     assert (row["server"], row["mountpoint"], row["changes"], row["ended_at"]) == (INFO.server.name, "/mnt/r", 7, None)
@@ -232,12 +235,12 @@ def test_sessions(run: Run) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_prune(run: Run, path: Path) -> None:
-    """`prune` removes old settled changes, says how much, and with --dry-run only says it."""
+    """`prune` removes old settled changes and prints how many; --dry-run only prints."""
     assert b"would remove 6 changes" in run("prune", "--older-than", "now", "-n").stdout
-    assert b"nothing settled is so old" in run("prune", "--older-than", "30d").stdout
+    assert b"no settled change is that old" in run("prune", "--older-than", "30d").stdout
     assert len(ids(run("log", "--json"))) == 7
-    (done,) = rows(run("prune", "--older-than", "0s", "--keep-last", "2", "--json"))
-    assert (done["changes"], done["dry_run"]) == (5, False)
+    (result,) = rows(run("prune", "--older-than", "0s", "--keep-last", "2", "--json"))
+    assert (result["changes"], result["dry_run"]) == (5, False)
     assert ids(run("log", "--json")) == [7, 6]
     run("prune", status=2)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -245,7 +248,7 @@ def test_prune(run: Run, path: Path) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_journal_check_and_path(run: Run, path: Path) -> None:
-    """`journal path` says where it is; `journal check` is silent praise, or a line a problem and exit status 1."""
+    """`journal path` prints the path; `journal check` a summary, or a line per problem and exit status 1."""
     assert run("journal", "path").stdout.decode() == f"{path}\n"
     assert run("journal", "path", "--journal-file", "/x/y.db").stdout == b"/x/y.db\n"
     assert b"sound; 7 changes" in run("journal", "check").stdout
@@ -256,7 +259,7 @@ def test_journal_check_and_path(run: Run, path: Path) -> None:
 
 
 def test_no_journal(run: Run, path: Path) -> None:
-    """Without a journal each command says so in one line, with exit status 1, and makes none."""
+    """Without a journal each command prints one line, exits with 1 and does not create one."""
     for words in (
         ["log"],
         ["show", "1"],
@@ -274,7 +277,7 @@ def test_no_journal(run: Run, path: Path) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_completion(run: Run, tmp_path: Path) -> None:
-    """The shell completes ids of changes and sessions, and paths; without a journal it offers nothing, quietly."""
+    """The shell completes ids and paths; without a journal it offers nothing and prints no error."""
 
     def complete(*words: str, **more: str) -> list[str]:
         environment = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1), **more}
@@ -307,12 +310,12 @@ NOW = datetime(2026, 7, 4, 15, 30, tzinfo=ZONE)
         ("2026-07-04T15:30:00.250+02:00", timedelta(milliseconds=-250)),
     ],
 )
-def test_moments(text: str, ago: timedelta) -> None:
-    """Times can be said as ages and as ISO 8601."""
+def test_timestamps(text: str, ago: timedelta) -> None:
+    """A time is an age or ISO 8601."""
     assert parse_timestamp(text, NOW) == int((NOW - ago).timestamp() * 1000)
 
 
-def test_local_moments() -> None:
+def test_local_timestamps() -> None:
     """Dates, times of day, today and yesterday are local."""
     here = datetime.now().astimezone()
     midnight = datetime(here.year, here.month, here.day).astimezone()
@@ -325,8 +328,8 @@ def test_local_moments() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "2x", "soon", "25:00", "2026-13-01", "h", "999999999w"])
-def test_no_moments(run: Run, text: str) -> None:
-    """What is no time is a usage error that says how to say one."""
+def test_invalid_timestamps(run: Run, text: str) -> None:
+    """Any other text is a usage error with examples of times."""
     with pytest.raises((ValueError, OverflowError)):
         parse_timestamp(text, NOW)
     assert b"yesterday" in run("log", "--since", text, status=2).stderr

@@ -24,25 +24,25 @@ from redisfuse.errors import UsageError
     ],
 )
 def test_sizes(text: str, size: int) -> None:
-    """K, M, G and KiB, MiB, GiB are powers of 1024, kB, MB, GB of 1000; capitals don't matter."""
+    """K, M, G and KiB, MiB, GiB are powers of 1024, kB, MB, GB of 1000; case is ignored."""
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "MiB", "-1", "1e3", "1 TiB", "1,5G", "٣"])
-def test_what_is_no_size(text: str) -> None:
-    """Anything else is a usage error that shows how a size is said."""
+def test_invalid_sizes(text: str) -> None:
+    """Any other text is a usage error with examples of sizes."""
     with pytest.raises(UsageError, match="512MiB"):
         parse_size(text)
 
 
 @given(st.integers(0, 2**50))
-def test_a_size_is_read_back(size: int) -> None:
-    """What format_size writes, parse_size reads as the same number."""
+def test_sizes_round_trip(size: int) -> None:
+    """parse_size is the inverse of format_size."""
     assert parse_size(format_size(size)) == size
 
 
 def test_mount_options() -> None:
-    """Options of redisfuse's own are understood, those for mount(8) and systemd dropped, the rest kept for libfuse."""
+    """redisfuse's own options are parsed, those of mount(8) and systemd dropped, others passed to libfuse."""
     options = MountOptions.parse(
         [
             "ro,allow_other,uid=1000",
@@ -61,7 +61,7 @@ def test_mount_options() -> None:
 
 
 def test_no_mount_options() -> None:
-    """What mount(8) adds by itself (rw, dev, suid) leaves the defaults as they are."""
+    """The options that mount(8) adds (rw, dev, suid) do not change the defaults."""
     assert MountOptions.parse(["rw,dev,suid,exec,async,auto,nouser,relatime,defaults", ""]) == MountOptions()
 
 
@@ -73,19 +73,19 @@ def test_bad_mount_options(word: str) -> None:
 
 
 def test_a_comma_in_an_option() -> None:
-    """A backslash keeps a comma inside a word, as in mount(8)."""
+    """A backslash escapes a comma, as in mount(8)."""
     assert split_mount_options([r"prefix=a\,b,ro", "", "x"]) == ["prefix=a,b", "ro", "x"]
 
 
-def test_settings_hide_secrets() -> None:
-    """Neither the password nor the URL that may hold one shows in the repr of Settings."""
+def test_repr_contains_no_secrets() -> None:
+    """The repr of Config contains neither the password nor the URL."""
     settings = Config(target="redis://:s3cret@h", password="s3cret", mountpoint=Path("/mnt"))
     assert "s3cret" not in repr(settings)
     assert "s3cret" not in str(settings)
 
 
 def test_defaults() -> None:
-    """A mount is read-only, checks conflicts and filters junk unless told otherwise."""
+    """By default a mount is read-only, checks conflicts and filters junk."""
     settings = Config(target="redis://h", mountpoint=Path("/mnt"))
     assert not settings.write
     assert settings.conflict_check

@@ -20,13 +20,13 @@ from redisfuse.paths.grammar import (
 colon = PathCodec()
 
 
-def reading(path: bytes, grammar: PathCodec = colon) -> PathCandidates:
+def parse_candidates(path: bytes, grammar: PathCodec = colon) -> PathCandidates:
     meaning = grammar.parse(path)
     assert isinstance(meaning, PathCandidates)
     return meaning
 
 
-def absent(path: bytes, grammar: PathCodec = colon) -> bool:
+def is_rejected(path: bytes, grammar: PathCodec = colon) -> bool:
     try:
         grammar.parse(path)
     except NotFoundError:
@@ -66,12 +66,12 @@ def absent(path: bytes, grammar: PathCodec = colon) -> bool:
     ],
 )
 def test_key_and_path(key: bytes, path: bytes) -> None:
-    """A key has the path that the rules give, and the path leads back to the key."""
+    """A key has the path that the rules specify, and the path parses to the key."""
     assert colon.key_path(key) == path
-    back = reading(path)
-    assert back.as_key is not None
-    assert colon.join_key((*back.directory, back.as_key)) == key
-    assert reading(b"/" + path) == back
+    parsed = parse_candidates(path)
+    assert parsed.as_key is not None
+    assert colon.join_key((*parsed.directory, parsed.as_key)) == key
+    assert parse_candidates(b"/" + path) == parsed
 
 
 @pytest.mark.parametrize(
@@ -95,19 +95,19 @@ def test_key_and_path(key: bytes, path: bytes) -> None:
     ],
 )
 def test_field_and_path(key: bytes, field: bytes, path: bytes) -> None:
-    """A hash field is an extension of its key, and the path leads back to both."""
+    """A hash field is an extension of its key, and the path parses to both."""
     assert colon.field_path(key, field) == path
-    back = reading(path)
-    assert back.as_field is not None
-    assert back.dotted
-    assert (colon.join_key((*back.directory, back.as_field[0])), back.as_field[1]) == (key, field)
+    parsed = parse_candidates(path)
+    assert parsed.as_field is not None
+    assert parsed.dotted
+    assert (colon.join_key((*parsed.directory, parsed.as_field[0])), parsed.as_field[1]) == (key, field)
 
 
 @pytest.mark.parametrize("name", [b".gitignore", b"hello.", b"a%2Eb", b"..x", b"...", b"README"])
 def test_no_field_dot(name: bytes) -> None:
-    """A leading dot, a last dot and an escaped dot separate no field."""
-    assert reading(name).as_field is None
-    assert not reading(name).dotted
+    """A leading dot, a trailing dot and an escaped dot separate no field."""
+    assert parse_candidates(name).as_field is None
+    assert not parse_candidates(name).dotted
 
 
 @pytest.mark.parametrize(
@@ -120,39 +120,41 @@ def test_no_field_dot(name: bytes) -> None:
     ],
 )  # fmt: skip
 def test_strict(path: bytes) -> None:
-    """A spelling that the encoder never writes does not exist."""
-    assert absent(path)
+    """A path that the encoder never writes does not exist."""
+    assert is_rejected(path)
 
 
 def test_any_dot_may_be_escaped() -> None:
-    """`%2E` says of any dot that it is no field dot, and nothing else is a second spelling."""
-    assert reading(b"a%2Eb").as_key == b"a.b"
-    assert reading(b"%2Egit").as_key == b".git"
-    assert reading(b"a.b%2Ec").as_field == (b"a", b"b.c")
-    assert reading(b"a%2Eb/c").directory == (b"a.b",)
+    """`%2E` is accepted for any dot, which is then no field dot; there is no other second spelling."""
+    assert parse_candidates(b"a%2Eb").as_key == b"a.b"
+    assert parse_candidates(b"%2Egit").as_key == b".git"
+    assert parse_candidates(b"a.b%2Ec").as_field == (b"a", b"b.c")
+    assert parse_candidates(b"a%2Eb/c").directory == (b"a.b",)
 
 
 def test_directory_and_key() -> None:
     """A plain name may be a directory and a key; the marked name is only a file."""
-    assert reading(b"user") == PathCandidates((), b"user", as_directory=b"user", as_key=b"user")
-    assert reading(b"user%") == PathCandidates((), b"user%", as_key=b"user", has_file_mark=True)
+    assert parse_candidates(b"user") == PathCandidates((), b"user", as_directory=b"user", as_key=b"user")
+    assert parse_candidates(b"user%") == PathCandidates((), b"user%", as_key=b"user", has_file_mark=True)
     assert colon.listed_key_name(b"user", is_directory=True) == b"user%"
-    assert reading(b"%%") == PathCandidates((), b"%%", as_key=b"", has_file_mark=True)
-    assert reading(b"a.b%").as_field == (b"a", b"b")
-    assert reading(b"a.b%").as_key == b"a.b"
+    assert parse_candidates(b"%%") == PathCandidates((), b"%%", as_key=b"", has_file_mark=True)
+    assert parse_candidates(b"a.b%").as_field == (b"a", b"b")
+    assert parse_candidates(b"a.b%").as_key == b"a.b"
 
 
 def test_marks_and_empty_fields() -> None:
     """`hello.%` is the empty field, and the key `hello.` is marked `hello%2E%`."""
     assert colon.add_file_mark(b"hello.") == b"hello%2E%"
-    assert reading(b"hello.%") == PathCandidates((), b"hello.%", as_field=(b"hello", b""))
-    assert reading(b"hello%2E%") == PathCandidates((), b"hello%2E%", as_key=b"hello.", has_file_mark=True)
-    assert reading(b"hello.%%") == PathCandidates((), b"hello.%%", as_field=(b"hello", b""), has_file_mark=True)
-    assert reading(b"%.%").as_field == (b"", b"")
+    assert parse_candidates(b"hello.%") == PathCandidates((), b"hello.%", as_field=(b"hello", b""))
+    assert parse_candidates(b"hello%2E%") == PathCandidates((), b"hello%2E%", as_key=b"hello.", has_file_mark=True)
+    assert parse_candidates(b"hello.%%") == PathCandidates(
+        (), b"hello.%%", as_field=(b"hello", b""), has_file_mark=True
+    )
+    assert parse_candidates(b"%.%").as_field == (b"", b"")
 
 
 def test_shadowed_and_hash() -> None:
-    """A key that a field shadows, and a hash, are listed with their dots escaped, but for a leading one."""
+    """A key that a field shadows, and a hash, are listed with all dots escaped except a leading one."""
     assert colon.shadowing_field(b"a.b") == (b"a", b"b")
     assert colon.shadowing_field(b".a") is None
     assert colon.shadowing_field(b"a.") is None
@@ -165,55 +167,57 @@ def test_shadowed_and_hash() -> None:
 
 
 def test_views() -> None:
-    """`NAME%json` and `NAME%dump` are views of a key of that name, marked or not."""
-    assert reading(b"user%json") == PathCandidates((), b"user%json", as_key=b"user", view="json")
-    assert reading(b"a.b%dump") == PathCandidates((), b"a.b%dump", as_key=b"a.b", view="dump")
-    assert reading(b"%%json").as_key == b""
-    assert reading(b"user%%json") == PathCandidates((), b"user%%json", as_key=b"user", has_file_mark=True, view="json")
-    assert reading(b"hello.%json").as_key == b"hello."
+    """`NAME%json` and `NAME%dump` are views of the key of that name, with or without the mark."""
+    assert parse_candidates(b"user%json") == PathCandidates((), b"user%json", as_key=b"user", view="json")
+    assert parse_candidates(b"a.b%dump") == PathCandidates((), b"a.b%dump", as_key=b"a.b", view="dump")
+    assert parse_candidates(b"%%json").as_key == b""
+    assert parse_candidates(b"user%%json") == PathCandidates(
+        (), b"user%%json", as_key=b"user", has_file_mark=True, view="json"
+    )
+    assert parse_candidates(b"hello.%json").as_key == b"hello."
 
 
 def test_root_and_updater() -> None:
-    """The root, `.updater` and `%long` are what they are only at the root."""
+    """`.updater` and `%long` are special only in the root."""
     assert colon.parse(b"") == RootDir()
     assert colon.parse(b"/") == RootDir()
     assert colon.parse(b"/.updater") == RefreshFile()
-    assert reading(b"%2Eupdater").as_key == b".updater"
-    assert reading(b"x/.updater").as_key == b".updater"
+    assert parse_candidates(b"%2Eupdater").as_key == b".updater"
+    assert parse_candidates(b"x/.updater").as_key == b".updater"
     assert colon.parse(b"%long") == DigestRoot()
 
 
 @pytest.mark.parametrize(("length", "count"), [(255, 1), (256, 2), (506, 2), (508, 2), (509, 3), (2000, 8)])
 def test_cuts(length: int, count: int) -> None:
-    """A name of more than 255 bytes is cut into directories, and read by joining them."""
+    """A name of more than 255 bytes is cut into directories, and parsed by joining them."""
     path = colon.key_path(b"x" * length)
-    pieces = path.split(b"/")
-    assert len(pieces) == count
-    assert all(len(piece) <= 255 for piece in pieces)
-    assert all(piece.endswith(b"%+") for piece in pieces[:-1])
-    assert reading(path).as_key == b"x" * length
-    assert reading(path).directory == ()
+    segments = path.split(b"/")
+    assert len(segments) == count
+    assert all(len(segment) <= 255 for segment in segments)
+    assert all(segment.endswith(b"%+") for segment in segments[:-1])
+    assert parse_candidates(path).as_key == b"x" * length
+    assert parse_candidates(path).directory == ()
     if count > 1:
-        assert colon.parse(pieces[0]) == NameSegment((), b"x" * 253)
-        assert absent(pieces[0][1:] + b"/" + b"x" + b"/".join(pieces[1:]))
+        assert colon.parse(segments[0]) == NameSegment((), b"x" * 253)
+        assert is_rejected(segments[0][1:] + b"/" + b"x" + b"/".join(segments[1:]))
 
 
 def test_cuts_respect_escapes_and_characters() -> None:
-    """No cut falls inside an escape or a UTF-8 sequence, whatever stands before."""
+    """No cut falls inside an escape or a UTF-8 sequence, at any offset."""
     for filler in range(8):
         for unit in (b"\xff", "\u00e9".encode(), "\u20ac".encode(), "\U0001f600".encode(), b"%"):
             key = b"d:" + b"x" * filler + unit * 300 + b":leaf"
             path = colon.key_path(key)
-            for piece in path.split(b"/"):
-                assert len(piece) <= 255
-                piece.decode()
-                assert piece.endswith(b"%+") or b"%" not in piece[-2:]
-            back = reading(path)
-            assert colon.join_key((*back.directory, back.as_key or b"")) == key
+            for segment in path.split(b"/"):
+                assert len(segment) <= 255
+                segment.decode()
+                assert segment.endswith(b"%+") or b"%" not in segment[-2:]
+            parsed = parse_candidates(path)
+            assert colon.join_key((*parsed.directory, parsed.as_key or b"")) == key
 
 
 def test_long_keys() -> None:
-    """A key whose path would exceed 3000 bytes is in `%long` by its SHA-256, and has no other spelling."""
+    """A key whose path would exceed 3000 bytes is in `%long` by its SHA-256, and has no other path."""
     key = b"k:" + b"x" * 3000
     name = hashlib.sha256(key).hexdigest()
     assert colon.key_needs_digest(key)
@@ -223,14 +227,14 @@ def test_long_keys() -> None:
     assert colon.parse(colon.key_path(key) + b"%") == DigestEntry(name, has_file_mark=True)
     field = hashlib.sha256(b"f").hexdigest()
     assert colon.parse(colon.field_path(key, b"f")) == DigestEntry(name, field)
-    assert absent(colon.join_path((b"k",), b"x" * 3000))
+    assert is_rejected(colon.join_path((b"k",), b"x" * 3000))
     assert not colon.key_needs_digest(b"x" * 2900)
     assert colon.key_needs_digest(b"\x00" * 1000)
     assert colon.key_needs_digest(b"a." * 800)
 
 
 def test_long_fields() -> None:
-    """A field whose own path would be too long is in its hash's `HASH%long` by its SHA-256."""
+    """A field whose path would be too long is in its hash's `HASH%long` by its SHA-256."""
     field = b"f" * 3000
     name = hashlib.sha256(field).hexdigest()
     assert colon.field_path(b"d:v1.2", field) == b"d/v1%2E2%long/" + name.encode()
@@ -238,28 +242,28 @@ def test_long_fields() -> None:
     assert colon.parse(colon.field_path(b"d:v1.2", field)) == DigestField((b"d",), b"v1.2", name)
     assert colon.parse(colon.field_path(b"", field)) == DigestField((), b"", name)
     assert colon.parse(colon.field_path(b"h" * 255, field)) == DigestField((), b"h" * 255, name)
-    assert absent(colon.join_path((), colon.field_name(b"d", field)))
+    assert is_rejected(colon.join_path((), colon.field_name(b"d", field)))
     assert not colon.field_needs_digest(b"d", b"f" * 2900)
 
 
 def test_separators() -> None:
-    """Any byte string separates, also one that needs escaping, or that overlaps itself."""
+    """Any byte string can be the separator, even one that needs escaping or overlaps itself."""
     assert PathCodec(b"::").key_path(b"a:::b") == b"a/:b"
-    assert reading(b"a/:b", PathCodec(b"::")).as_key == b":b"
-    assert absent(b"a:/b", PathCodec(b"::"))
-    assert reading(b"a:", PathCodec(b"::")) == PathCandidates((), b"a:", as_key=b"a:")
+    assert parse_candidates(b"a/:b", PathCodec(b"::")).as_key == b":b"
+    assert is_rejected(b"a:/b", PathCodec(b"::"))
+    assert parse_candidates(b"a:", PathCodec(b"::")) == PathCandidates((), b"a:", as_key=b"a:")
     assert PathCodec(b"%").key_path(b"a%b:c") == b"a/b:c"
     assert PathCodec(b"/").key_path(b"a/b") == b"a/b"
     assert PathCodec(b".").key_path(b"a.b") == b"a/b"
     assert PathCodec(b".").field_path(b"a", b"b.c") == b"a.b.c"
-    assert reading(b"a.b.c", PathCodec(b".")) == PathCandidates((), b"a.b.c", as_field=(b"a", b"b.c"))
+    assert parse_candidates(b"a.b.c", PathCodec(b".")) == PathCandidates((), b"a.b.c", as_field=(b"a", b"b.c"))
     assert PathCodec(b"\xc3").key_path("\u00e9".encode()) == b"%/%A9"
     with pytest.raises(UsageError):
         PathCodec(b"")
 
 
-def test_creatable() -> None:
-    """What can be made is what has a canonical spelling; the refusal says how to spell it."""
+def test_paths_for_new_files() -> None:
+    """A file can be created at a canonical path only; the error contains the correct one."""
     assert colon.parse_new(b"/a/b.c").as_field == (b"b", b"c")
     assert colon.parse_new(b"/user%").as_key == b"user"
     assert colon.parse_new(b"hello.a:b").as_field == (b"hello", b"a:b")
