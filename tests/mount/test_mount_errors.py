@@ -1,6 +1,6 @@
-"""Mounts that can't be made, or end in unusual ways: the exit status, one clear line, and nothing left behind.
+"""Mounts that fail or end in unusual ways: exit status, message, clean-up.
 
-What everybody meets first (server down, mount point missing, wrong password…) is in test_starting.py.
+The most frequent failures (server down, mount point missing, wrong password…) are in test_starting.py.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="private mount namespa
 
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """A folder to mount at; afterwards nothing is mounted there."""
+    """Create a mount point; unmount it after the test."""
     path = tmp_path / "mnt"
     path.mkdir()
     yield path
@@ -45,21 +45,24 @@ def path(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
 
 
-def processes(path: Path) -> list[psutil.Process]:
-    """Everything that runs because of a mount at a path."""
-    found = []
+def find_processes(path: Path) -> list[psutil.Process]:
+    """Return the processes of a mount at a path."""
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if str(path) in process.cmdline():
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def outcome(
     nursery: MountForkserver, folder: Path, *words: str, seconds: float = MOUNT_TIMEOUT_SECONDS
 ) -> tuple[int, str]:
-    """Exit status and words of a command; one that goes on for longer is terminated."""
-    log = folder / "said"
+    """Return the exit status and the output of a command.
+
+    It is terminated after `seconds`.
+    """
+    log = folder / "output"
     log.unlink(missing_ok=True)
     process = nursery.start_process(list(words), folder, log)
     try:
@@ -70,7 +73,7 @@ def outcome(
 
 
 def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line that a failed command says."""
+    """Return the only line that a failed command prints."""
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("redisfuse: ")
@@ -81,7 +84,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("words", "what"),
+    ("words", "expected"),
     [
         (["HOST"], "HOST PORT MOUNTPOINT"),
         (["127.0.0.1", "6399"], "HOST PORT MOUNTPOINT"),
@@ -101,16 +104,16 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--password-file", "/does/not/exist", "127.0.0.1", "6399", "PATH"], "/does/not/exist"),
     ],
 )
-def test_usage(nursery: MountForkserver, tmp_path: Path, path: Path, words: list[str], what: str) -> None:
-    """A command line that makes no sense is one line that names what is wrong, and status 2; nothing was tried."""
-    status, said = outcome(nursery, tmp_path, *(str(path) if word == "PATH" else word for word in words))
-    assert status == 2, said
-    assert len(said.splitlines()) == 1
-    assert what in said
+def test_usage(nursery: MountForkserver, tmp_path: Path, path: Path, words: list[str], expected: str) -> None:
+    """An invalid command line exits with 2 and one line with the reason; nothing is mounted."""
+    status, output = outcome(nursery, tmp_path, *(str(path) if word == "PATH" else word for word in words))
+    assert status == 2, output
+    assert len(output.splitlines()) == 1
+    assert expected in output
     assert not is_mounted(path)
 
 
-# -- what is missing on this machine ---------------------------------------------------------------------------------
+# -- missing programs and devices ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,9 +122,9 @@ def test_usage(nursery: MountForkserver, tmp_path: Path, path: Path, words: list
 def test_no_libfuse(
     redis_server: RedisServer, tmp_path: Path, path: Path, binding: str, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without libfuse: status 1, one line that says which and how to get it."""
+    """Without libfuse a mount exits with 1 and one line with the library and how to install it."""
     real = mounts.isolated_environment
-    missing = {"FUSE_LIBRARY_PATH": "/does/not/exist/libfuse.so"}  # where fusepy and mfusepy then look
+    missing = {"FUSE_LIBRARY_PATH": "/does/not/exist/libfuse.so"}  # fusepy and mfusepy load this file
     monkeypatch.setattr(mounts, "isolated_environment", lambda folder: real(folder) | missing)
     done = mounts.run_redisfuse(tmp_path, "--binding", binding, redis_server.url(), str(path))
     assert done.returncode == 1
@@ -131,8 +134,8 @@ def test_no_libfuse(
 
 
 @contextlib.contextmanager
-def private(folder: Path, script: str, *arguments: str) -> Iterator[subprocess.CompletedProcess[str]]:
-    """The outcome of a shell script in a mount namespace of its own, of which nothing stays."""
+def run_in_namespace(folder: Path, script: str, *arguments: str) -> Iterator[subprocess.CompletedProcess[str]]:
+    """Run a shell script in a new mount namespace, which disappears afterwards."""
     words = ["unshare", "--mount", "sh", "-ec", script, "sh", *arguments]
     yield subprocess.run(
         words, env=isolated_environment(folder), capture_output=True, text=True, timeout=60, check=False
@@ -141,16 +144,16 @@ def private(folder: Path, script: str, *arguments: str) -> Iterator[subprocess.C
 
 @needs_root
 def test_no_fuse_device(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
-    """Without /dev/fuse: status 1, one line that says how to get it."""
+    """Without /dev/fuse a mount exits with 1 and one line with the remedy."""
     script = 'mount -t tmpfs tmpfs /dev; mknod /dev/null c 1 3; mknod /dev/urandom c 1 9; exec "$@"'
-    with private(tmp_path, script, *redisfuse_command(redis_server.url(), str(path))) as done:
+    with run_in_namespace(tmp_path, script, *redisfuse_command(redis_server.url(), str(path))) as done:
         assert done.returncode == 1
         assert "/dev/fuse" in one_line(done)
         assert "modprobe fuse" in done.stderr
 
 
-# Everything that somebody who is not root can't reach here, or may not open, is put where they can.
-AS_NOBODY = """
+# Makes everything that an unprivileged user can't reach or open available to uid 65534.
+UNPRIVILEGED_SCRIPT = """
 base=$1 python=$2 site=$3 source=$4 programs=$5 url=$6
 mount -t tmpfs tmpfs "$base"
 mknod "$base/fuse" c 10 229; chmod 666 "$base/fuse"; mount --bind "$base/fuse" /dev/fuse
@@ -172,32 +175,32 @@ if grep -q " $HOME/mnt " /proc/self/mountinfo; then exit 14; fi
 """
 
 
-def nobodys(folder: Path, url: str, *, fusermount: bool) -> subprocess.CompletedProcess[str]:
-    """Mount, save and unmount as somebody who is not root."""
+def mount_unprivileged(folder: Path, url: str, *, fusermount: bool) -> subprocess.CompletedProcess[str]:
+    """Mount, save and unmount as an unprivileged user."""
     (folder / "base").mkdir()
     programs = "sh env grep cat" + (" fusermount fusermount3" if fusermount else "")
     places = (folder / "base", sys.base_prefix, sysconfig.get_paths()["purelib"], ROOT)
     for parent in (folder, *folder.parents):
         if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-            parent.chmod(0o755)  # pytest's own are 0700
-    with private(folder, AS_NOBODY, *map(str, places), programs, url) as done:
+            parent.chmod(0o755)  # pytest creates them with 0700
+    with run_in_namespace(folder, UNPRIVILEGED_SCRIPT, *map(str, places), programs, url) as done:
         return done
 
 
 @needs_root
 def test_not_root(own_redis: RedisServer, tmp_path: Path) -> None:
-    """Somebody who is not root mounts, saves and unmounts, with fusermount."""
+    """An unprivileged user mounts, saves and unmounts, with fusermount."""
     client = own_redis.client()
     client.set("k", "old")
-    done = nobodys(tmp_path, own_redis.tcp_url(), fusermount=True)
+    done = mount_unprivileged(tmp_path, own_redis.tcp_url(), fusermount=True)
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"new"
 
 
 @needs_root
 def test_no_fusermount(own_redis: RedisServer, tmp_path: Path) -> None:
-    """Without fusermount, somebody who is not root gets status 1 and one line that says how to get it."""
-    done = nobodys(tmp_path, own_redis.tcp_url(), fusermount=False)
+    """Without fusermount, a mount of an unprivileged user exits with 1 and one line with the remedy."""
+    done = mount_unprivileged(tmp_path, own_redis.tcp_url(), fusermount=False)
     assert done.returncode == 1
     assert "fusermount is missing" in one_line(done)
     assert "apt install fuse3" in done.stderr
@@ -207,8 +210,10 @@ def test_no_fusermount(own_redis: RedisServer, tmp_path: Path) -> None:
 
 
 def test_odd_mount_points(redis_server: RedisServer, tmp_path: Path) -> None:
-    """Blanks, commas, backslashes, quotes and letters of all kinds in a mount point, a link to one, and a relative
-    path are all the same to it."""
+    """Special characters in a mount point, a symbolic link to it and a relative path all work.
+
+    Tested are blanks, commas, backslashes, quotes and letters outside ASCII.
+    """
     redis_server.client().set("k", "value")
     odd = tmp_path / "a b,c\\d'e\"é"
     odd.mkdir()
@@ -223,7 +228,7 @@ def test_odd_mount_points(redis_server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_already_mounted(redis_server: RedisServer, tmp_path: Path) -> None:
-    """A second mount at one place is refused, also with -o nonempty, and the first goes on."""
+    """A second mount at the same path fails, even with -o nonempty, and the first continues."""
     redis_server.client().set("k", "value")
     with mount_server(tmp_path, redis_server.url()) as mount:
         for options in ([], ["-o", "nonempty"], ["--daemon"]):
@@ -233,8 +238,8 @@ def test_already_mounted(redis_server: RedisServer, tmp_path: Path) -> None:
         assert (mount.path / "k").read_bytes() == b"value"
 
 
-def test_a_dead_mount_is_taken_away(redis_server: RedisServer, tmp_path: Path) -> None:
-    """What a killed mount left is taken away by the next mount there, and by `redisfuse umount`."""
+def test_a_dead_mount_is_removed(redis_server: RedisServer, tmp_path: Path) -> None:
+    """The remains of a killed mount are removed by the next mount there, and by `redisfuse umount`."""
     redis_server.client().set("k", "value")
     for next_ in ("umount", "mount"):
         with mount_server(tmp_path, redis_server.url()) as mount:
@@ -252,17 +257,19 @@ def test_a_dead_mount_is_taken_away(redis_server: RedisServer, tmp_path: Path) -
             assert not is_mounted(mount.path)
 
 
-# -- ends ------------------------------------------------------------------------------------------------------------
+# -- unmounting ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("write", [False, True])
 @pytest.mark.parametrize("how", ["SIGINT", "SIGTERM", "SIGHUP", "redisfuse umount", "umount"])
 def test_ends_cleanly(redis_server: RedisServer, tmp_path: Path, how: str, write: bool) -> None:
-    """Ctrl-C, SIGTERM, SIGHUP, `redisfuse umount` and umount(8) end a mount with status 0; no process and no mount
-    stays, nothing is said but the first line."""
+    """Ctrl-C, SIGTERM, SIGHUP, `redisfuse umount` and umount(8) end a mount with status 0.
+
+    No process and no mount remains, and only the first line is printed.
+    """
     with mount_server(tmp_path, redis_server.url(), write=write) as mount:
-        others = processes(mount.path)
-        assert len(others) == 2  # it and its guard
+        processes = find_processes(mount.path)
+        assert len(processes) == 2  # the mount and its AbortWatchdog
         if how == "redisfuse umount":
             assert mounts.run_redisfuse(tmp_path, "umount", str(mount.path)).returncode == 0
         elif how == "umount":
@@ -272,12 +279,12 @@ def test_ends_cleanly(redis_server: RedisServer, tmp_path: Path, how: str, write
             mount.process.send_signal(signal.Signals[how])
         assert mount.process.wait(MOUNT_TIMEOUT_SECONDS) == 0
         assert not is_mounted(mount.path)
-        wait_until(lambda: not any(each.is_running() for each in others), 5)
+        wait_until(lambda: not any(process.is_running() for process in processes), 5)
         assert len(mount.read_log().splitlines()) == 1
 
 
 def test_control_c_at_a_terminal(redis_server: RedisServer, tmp_path: Path, path: Path) -> None:
-    """Ctrl-C at a terminal, which interrupts every process there, ends the mount with status 0."""
+    """Ctrl-C at a terminal, which interrupts the whole process group, ends the mount with status 0."""
     program, *words = redisfuse_command(redis_server.url(), str(path))
     child = pexpect.spawn(program, words, env=isolated_environment(tmp_path), timeout=MOUNT_TIMEOUT_SECONDS)
     try:
@@ -289,41 +296,41 @@ def test_control_c_at_a_terminal(redis_server: RedisServer, tmp_path: Path, path
         child.wait()
         assert child.exitstatus == 0
         assert not is_mounted(path)
-        assert not processes(path)
+        assert not find_processes(path)
     finally:
         child.close(force=True)
 
 
 @pytest.mark.parametrize("case", ["down", "password", "journal", "mount point"])
 def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
-    """With --daemon an error comes back as one line and status 1, and no process stays."""
+    """With --daemon an error is reported as one line and status 1, and no process remains."""
     words: list[str] = []
     where = path
     with RedisServer(tcp=True, password=SECRET) as server:
         url = server.tcp_url().replace("://", f"://:{SECRET}@")
         if case == "down":
-            url, what = f"redis://127.0.0.1:{find_free_port()}/0", "127.0.0.1"
+            url, expected = f"redis://127.0.0.1:{find_free_port()}/0", "127.0.0.1"
         elif case == "password":
-            url, what = server.tcp_url().replace("://", "://:wr0ng@"), "password"
+            url, expected = server.tcp_url().replace("://", "://:wr0ng@"), "password"
         elif case == "journal":
             (tmp_path / "journal").mkdir()
-            words, what = ["--write", "--journal", "--journal-file", str(tmp_path / "journal")], "journal"
+            words, expected = ["--write", "--journal", "--journal-file", str(tmp_path / "journal")], "journal"
         else:
-            where, what = tmp_path / "nowhere", "does not exist"
+            where, expected = tmp_path / "nowhere", "does not exist"
         done = mounts.run_redisfuse(tmp_path, "--daemon", *words, url, str(where))
     assert done.returncode == 1
-    assert what in one_line(done)
+    assert expected in one_line(done)
     assert "wr0ng" not in done.stderr
     assert SECRET not in done.stderr
     assert not is_mounted(path)
-    wait_until(lambda: not processes(where), 5)
+    wait_until(lambda: not find_processes(where), 5)
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_shows_in_failures(nursery: MountForkserver, tmp_path: Path, path: Path) -> None:
-    """However it fails, and with --debug, a password of a URL is in no word that is said or logged."""
+def test_no_secret_is_visible_in_failures(nursery: MountForkserver, tmp_path: Path, path: Path) -> None:
+    """In all failures, even with --debug, the password of a URL is neither printed nor logged."""
     with RedisServer(tcp=True) as server:
         server.client().execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+get", "&*")
         good, bad = f"user:{SECRET}@127.0.0.1:{server.port}", f"user:wr0ng{SECRET}@127.0.0.1:{server.port}"
@@ -342,8 +349,8 @@ def test_no_secret_shows_in_failures(nursery: MountForkserver, tmp_path: Path, p
         for url in cases:
             for options in ([], ["--debug"], ["--daemon", "--log-file", str(tmp_path / "log")]):
                 words = ["--timeout", "0.5", *options, url, str(path)]
-                _, said = outcome(nursery, tmp_path, *words, seconds=2)
-                assert SECRET not in said, (url, options)
+                _, output = outcome(nursery, tmp_path, *words, seconds=2)
+                assert SECRET not in output, (url, options)
                 if is_mounted(path):
                     mounts.run_redisfuse(tmp_path, "umount", str(path))
     for file in tmp_path.rglob("*"):
@@ -351,9 +358,11 @@ def test_no_secret_shows_in_failures(nursery: MountForkserver, tmp_path: Path, p
             assert SECRET.encode() not in file.read_bytes(), file
 
 
-def test_no_secret_shows_in_a_running_mount(tmp_path: Path) -> None:
-    """The password of an ACL user, given in the URL, is nowhere in ps, /proc/mounts, status, logs, errors, or any file
-    that the mount writes: the journal's bytes among them."""
+def test_no_secret_is_visible_in_a_running_mount(tmp_path: Path) -> None:
+    """The password of an ACL user in the URL is not visible anywhere.
+
+    Checked are ps, /proc/mounts, status, logs, errors, and all files that the mount writes, including the journal.
+    """
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.set("k", "old")
@@ -380,7 +389,7 @@ def test_no_secret_shows_in_a_running_mount(tmp_path: Path) -> None:
         assert SECRET.encode() not in text, name
 
 
-def test_the_programs_are_there() -> None:
-    """What these tests drive is installed (.ci/setup): none is skipped for want of it."""
+def test_required_programs_are_installed() -> None:
+    """The programs of these tests are installed (.ci/setup), so that no test is skipped."""
     for program in ("strace", "fusermount", "umount", "unshare", "setpriv", "ps"):
         assert shutil.which(program), program

@@ -1,11 +1,11 @@
-"""How mounts begin and end: in the foreground, as a daemon, from fstab; what is said if it fails; no secret shows."""
+"""Starting and stopping mounts: foreground, daemon, fstab, errors, secrets."""
 
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -16,26 +16,26 @@ from tests.support import mounts
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, is_mounted, mount_server, wait_until
 from tests.support.redis_server import RedisServer, find_free_port
 
-SECRET = "s3cr3t/@:word"  # what a URL must quote
+SECRET = "s3cr3t/@:word"  # contains characters that a URL must quote
 QUOTED = "s3cr3t%2F%40%3Aword"
 HELPER = "import sys; from redisfuse.cli._mount_helper import main; sys.exit(main())"
 
 
 @pytest.fixture
 def locked_redis() -> Iterator[RedisServer]:
-    """A server that wants a password, with one key."""
+    """A server that requires a password, with one key."""
     with RedisServer(tcp=True, password=SECRET) as server:
         server.client().set("app:key", b"value")
         yield server
 
 
 def with_password(url: str) -> str:
-    """The URL of a server with SECRET in it."""
+    """Return the URL of a server with SECRET in it."""
     return url.replace("://", f"://:{QUOTED}@", 1)
 
 
-def fstab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Call mount(8)'s helper, as it would."""
+def run_mount_helper(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the helper of mount(8) as mount(8) does."""
     return subprocess.run(
         [sys.executable, "-c", HELPER, *words],
         env=mounts.isolated_environment(folder),
@@ -46,14 +46,14 @@ def fstab(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def daemons(path: Path) -> list[psutil.Process]:
-    """The processes that serve a mount point."""
+def find_daemons(path: Path) -> list[psutil.Process]:
+    """Return the processes that serve a mount point."""
     return [process for process in psutil.process_iter(["cmdline"]) if str(path) in (process.info["cmdline"] or ())]
 
 
 @contextmanager
 def mountpoint(folder: Path) -> Iterator[Path]:
-    """A folder to mount at; afterwards nothing is mounted there and nobody serves it."""
+    """Yield a mount point; afterwards unmount it and terminate its processes."""
     path = folder / "mnt"
     path.mkdir()
     try:
@@ -61,14 +61,15 @@ def mountpoint(folder: Path) -> Iterator[Path]:
     finally:
         if is_mounted(path):
             subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
-        left = daemons(path)
-        for process in left:
-            process.terminate()
-        psutil.wait_procs(left, timeout=MOUNT_TIMEOUT_SECONDS)
+        remaining = find_daemons(path)
+        for process in remaining:
+            with suppress(psutil.NoSuchProcess):  # it may end by the unmount
+                process.terminate()
+        psutil.wait_procs(remaining, timeout=MOUNT_TIMEOUT_SECONDS)
 
 
 def one_line(text: str) -> str:
-    """The one line that a failed command says."""
+    """Return the only line of a command's output."""
     lines = text.splitlines()
     assert len(lines) == 1, text
     return lines[0]
@@ -76,17 +77,17 @@ def one_line(text: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_mount(redis_server: RedisServer, tmp_path: Path, number: signal.Signals) -> None:
-    """Ctrl-C and SIGTERM unmount; the mount has said in one line what it mounted and how to leave."""
+    """Ctrl-C and SIGTERM unmount; the mount has printed one line with the server and how to unmount."""
     with mount_server(tmp_path, redis_server.url()) as mount:
-        said = one_line(mount.read_log())
-        assert redis_server.socket_path in said
-        assert f"redisfuse umount {mount.path}" in said
+        message = one_line(mount.read_log())
+        assert redis_server.socket_path in message
+        assert f"redisfuse umount {mount.path}" in message
         assert mount.stop(number) in (0, 130)
         assert not is_mounted(mount.path)
 
 
 def test_umount_ends_a_mount(redis_server: RedisServer, tmp_path: Path) -> None:
-    """`redisfuse umount` ends the mount and its process, silently; a second time it says that nothing is mounted."""
+    """`redisfuse umount` ends the mount and its process silently; a second one fails with a message."""
     with mount_server(tmp_path, redis_server.url()) as mount:
         done = mounts.run_redisfuse(tmp_path, "umount", str(mount.path))
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -98,7 +99,7 @@ def test_umount_ends_a_mount(redis_server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_umount_of_a_mount_in_use(redis_server: RedisServer, tmp_path: Path) -> None:
-    """A mount that a program is in is not unmounted, but with --lazy."""
+    """A mount that a program uses is unmounted only with --lazy."""
     with mount_server(tmp_path, redis_server.url()) as mount:
         inside = os.open(mount.path, os.O_RDONLY)
         try:
@@ -111,8 +112,8 @@ def test_umount_of_a_mount_in_use(redis_server: RedisServer, tmp_path: Path) -> 
             os.close(inside)
 
 
-def test_a_daemon_returns_when_it_answers(redis_server: RedisServer, tmp_path: Path) -> None:
-    """With --daemon the command returns when the mount answers, and the mount goes on without it."""
+def test_a_daemon_returns_when_it_is_ready(redis_server: RedisServer, tmp_path: Path) -> None:
+    """With --daemon the command returns when the mount is ready, and the mount continues without it."""
     redis_server.client().set("key", b"value")
     with mountpoint(tmp_path) as path:
         done = mounts.run_redisfuse(tmp_path, "--daemon", redis_server.url(), str(path))
@@ -120,26 +121,26 @@ def test_a_daemon_returns_when_it_answers(redis_server: RedisServer, tmp_path: P
         assert (path / "key").read_bytes() == b"value"
         assert "umount" in one_line(done.stderr)
         assert mounts.run_redisfuse(tmp_path, "umount", str(path)).returncode == 0
-        wait_until(lambda: not daemons(path))
+        wait_until(lambda: not find_daemons(path))
 
 
-def test_a_daemon_that_fails_says_why(tmp_path: Path) -> None:
-    """With --daemon, too, a mount that can't be made ends with status 1 and one line, and leaves nothing."""
+def test_a_failing_daemon_prints_the_reason(tmp_path: Path) -> None:
+    """With --daemon, too, a mount that fails exits with 1 and one line, and leaves no process."""
     with mountpoint(tmp_path) as path:
         done = mounts.run_redisfuse(tmp_path, "--daemon", "127.0.0.1", str(find_free_port()), str(path))
         assert done.returncode == 1
         assert "127.0.0.1" in one_line(done.stderr)
         assert not is_mounted(path)
-        assert not daemons(path)
+        assert not find_daemons(path)
 
 
 def test_fstab(redis_server: RedisServer, tmp_path: Path) -> None:
-    """The helper of mount(8) mounts in the background, with long options among those of fstab."""
+    """The helper of mount(8) mounts in the background, and accepts long options in -o."""
     client = redis_server.client()
     client.set("app:key", b"value")
     client.set("other:key", b"value")
     with mountpoint(tmp_path) as path:
-        done = fstab(
+        done = run_mount_helper(
             tmp_path, redis_server.url(), str(path), "-o", "rw,dev,suid,prefix=app:,_netdev,x-systemd.automount"
         )
         assert done.returncode == 0, done.stderr
@@ -148,51 +149,49 @@ def test_fstab(redis_server: RedisServer, tmp_path: Path) -> None:
 
 
 def test_fstab_failing(tmp_path: Path) -> None:
-    """Where the server is down the helper ends with mount(8)'s status for a failure."""
+    """If the server is down, the helper exits with mount(8)'s status for a failure."""
     with mountpoint(tmp_path) as path:
-        done = fstab(tmp_path, f"redis://127.0.0.1:{find_free_port()}/0", str(path), "-o", "rw")
+        done = run_mount_helper(tmp_path, f"redis://127.0.0.1:{find_free_port()}/0", str(path), "-o", "rw")
         assert done.returncode == 32
         assert one_line(done.stderr).startswith("redisfuse: ")
         assert _mount_helper.main(["redis://h", str(path), "-o", "prefix"]) == 1
 
 
 @pytest.mark.parametrize("case", ["missing", "file", "full", "mounted", "down", "password", "not redis"])
-def test_mounts_that_cant_be_made(
-    case: str, redis_server: RedisServer, locked_redis: RedisServer, tmp_path: Path
-) -> None:
-    """A mount that can't be made ends with status 1 and one line that names what is wrong; nothing is left mounted."""
+def test_mounts_that_fail(case: str, redis_server: RedisServer, locked_redis: RedisServer, tmp_path: Path) -> None:
+    """A mount that fails exits with 1 and one line with the reason; nothing remains mounted."""
     with mountpoint(tmp_path) as path:
-        url, where, what = redis_server.url(), path, str(path)
+        url, where, expected = redis_server.url(), path, str(path)
         if case == "missing":
             where = tmp_path / "nowhere"
-            what = "does not exist"
+            expected = "does not exist"
         elif case == "file":
             where = tmp_path / "file"
             where.touch()
-            what = "not a directory"
+            expected = "not a directory"
         elif case == "full":
             (path / "something").touch()
-            what = "not empty"
+            expected = "not empty"
         elif case == "mounted":
             assert mounts.run_redisfuse(tmp_path, "--daemon", url, str(path)).returncode == 0
-            what = "already mounted"
+            expected = "already mounted"
         elif case == "down":
             url = f"redis://127.0.0.1:{(port := find_free_port())}/0"
-            what = str(port)
+            expected = str(port)
         elif case == "password":
             url = locked_redis.tcp_url()
-            what = "password"
+            expected = "password"
         else:
             url = f"unix://{tmp_path}/nothing.sock"
-            what = "nothing.sock"
+            expected = "nothing.sock"
         done = mounts.run_redisfuse(tmp_path, url, str(where))
         assert done.returncode == 1
-        assert what in one_line(done.stderr)
+        assert expected in one_line(done.stderr)
         assert is_mounted(where) == (case == "mounted")
 
 
-def test_no_secret_shows(locked_redis: RedisServer, tmp_path: Path) -> None:
-    """A password given in the URL is in no argument list, mount table, status, log or journal of a running mount."""
+def test_no_secret_is_visible(locked_redis: RedisServer, tmp_path: Path) -> None:
+    """The password of a URL is in no argument list, mount table, status, log or journal of a running mount."""
     with mount_server(tmp_path, with_password(locked_redis.tcp_url()), "--debug", write=True) as mount:
         (mount.path / "app" / "key").write_bytes(b"new")
         shown = {
@@ -211,10 +210,10 @@ def test_no_secret_shows(locked_redis: RedisServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["environment", "file", "config", "url"])
-def test_ways_to_give_a_password(
+def test_sources_of_the_password(
     how: str, locked_redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The password may come from the environment, a file, the configuration or the URL."""
+    """The password is accepted from the environment, a file, the configuration and the URL."""
     url, options = locked_redis.tcp_url(), []
     file = tmp_path / "secret"
     file.touch(0o600)
@@ -237,7 +236,7 @@ def test_ways_to_give_a_password(
 
 @pytest.mark.parametrize("password", ["wrong-s3cr3t", ""])
 def test_a_wrong_password(password: str, locked_redis: RedisServer, tmp_path: Path) -> None:
-    """A wrong password is one line without the password, status 1, nothing mounted."""
+    """A wrong password exits with 1 and one line without the password; nothing is mounted."""
     with mountpoint(tmp_path) as path:
         done = mounts.run_redisfuse(tmp_path, locked_redis.tcp_url().replace("://", f"://:{password}@"), str(path))
         assert done.returncode == 1
