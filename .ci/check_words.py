@@ -138,7 +138,9 @@ def _exists(document: str, folder: Path) -> bool:
 
 def find_files(arguments: list[str]) -> list[Path]:
     """Return the modules and pages below the arguments, or of the whole repository."""
-    roots = [Path(argument).resolve() for argument in arguments] or [ROOT / room for room in ROOMS] + [*ROOT.glob("*.md")]
+    roots = [Path(argument).resolve() for argument in arguments] or [ROOT / room for room in ROOMS] + [
+        *ROOT.glob("*.md")
+    ]
     files: list[Path] = []
     for root in roots:
         files += [root] if root.is_file() else sorted([*root.rglob("*.py"), *root.rglob("*.md")])

@@ -92,7 +92,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (["127.0.0.1", "99999", "PATH"], "port"),
         (["redis://127.0.0.1:6399/0"], "mount point"),
         (["redis://127.0.0.1:6399/zero", "PATH"], "database"),
-        (["http://127.0.0.1", "PATH"], "no address of a Redis server"),
+        (["http://127.0.0.1", "PATH"], "not an address of a Redis server"),
         (["--journal", "127.0.0.1", "6399", "PATH"], "--write"),
         (["--write", "-o", "ro", "127.0.0.1", "6399", "PATH"], "ro"),
         (["--daemon", "-f", "127.0.0.1", "6399", "PATH"], "--daemon"),

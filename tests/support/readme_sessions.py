@@ -44,9 +44,10 @@ _VARIES = (
     (re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+Z)?"), "2026-06-01 10:00:00"),
     (re.compile(r"\b[A-Z][a-z]{2} [ \d]\d \d\d:\d\d\b"), "Jun  1 10:00"),
     (re.compile(r'(user\.redis\.ttl=|"ttl": )"?\d+"?'), r"\1…"),
-    (re.compile(r"^  (sent|cache|memory|runs) .*$", re.MULTILINE), r"  \1 …"),
+    (re.compile(r"^  (sent|cache|memory|process) .*$", re.MULTILINE), r"  \1 …"),
     (re.compile(r"\bredis \d+\.\d+\.\d+"), "redis …"),
     (re.compile(r"the journal is [\d.]+ \w+ smaller"), "the journal is … smaller"),
+    (re.compile(r"compacting the file freed [\d.]+ \w+"), "compacting the file freed …"),
     (re.compile(r"[ \t]+"), " "),  # columns are as wide as what is in them
 )
 
