@@ -1,4 +1,4 @@
-"""The tree of a mounted database: paths, listings, contents and edits, without FUSE.
+"""The tree of a mounted database without FUSE: paths, listings, contents, edits.
 
 Purpose: everything that a filesystem on Redis is, apart from the kernel's protocol.
 

@@ -19,7 +19,7 @@ class AttachedHandle(Protocol):
         ...
 
     def private_view(self) -> FileContent | None:
-        """Return the content that only this handle reads; None if it reads the current one."""
+        """Return the content that only this handle reads; None: the current one."""
         ...
 
     def mark_conflicted(self, error: ConflictError) -> None:
@@ -28,7 +28,10 @@ class AttachedHandle(Protocol):
 
 
 class AttachedHandles:
-    """A set of handles. Adding and discarding are atomic; callers of the other methods hold the file's lock."""
+    """The handles of one open file.
+
+    Adding and discarding are atomic; callers of the other methods hold the file's lock.
+    """
 
     def __init__(self) -> None:
         self._handles: set[AttachedHandle] = set()
@@ -64,7 +67,7 @@ class AttachedHandles:
 
 
 def _is_same_content(pinned: FileContent | None, current: FileContent | None) -> bool:
-    """Return whether a handle with the private view `pinned` reads the bytes of `current`."""
+    """Return whether a handle with the private view `pinned` reads `current`."""
     if pinned is None or pinned is current:
         return True
     data = inline_bytes(pinned)

@@ -1,4 +1,4 @@
-"""Commits changes that were delayed: pending removals and held files, once their deadlines are past."""
+"""Commits delayed changes, which are pending removals and held files, when due."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ log = logging.getLogger(__name__)
 
 
 class DelayedChanges:
-    """The delayed changes of a mount. Thread-safe; the table of pending removals serializes their commits."""
+    """The delayed changes of a mount.
+
+    Thread-safe; the table of pending removals serializes their commits.
+    """
 
     def __init__(
         self,
@@ -37,9 +40,9 @@ class DelayedChanges:
         self._coherence = coherence
 
     def commit_expired(self, now: float | None, key_prefix: bytes = b"") -> None:
-        """Commit the delayed changes that are due at `now` and whose keys have a prefix. Errors are logged.
+        """Commit the delayed changes that are due and whose keys have a prefix.
 
-        `now` is a time of the clock of the mount; None: all of them.
+        Errors are logged. `now` is a time of the clock of the mount; None: all of them.
         """
         remaining: list[bytes] = []
         with self._overlay.pending_removals.take_expired(now, key_prefix) as due:

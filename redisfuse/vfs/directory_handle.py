@@ -14,10 +14,10 @@ _EntryT = TypeVar("_EntryT")
 
 
 class DirectoryHandle(Generic[_EntryT]):
-    """A listing in progress, of which only the last entries are buffered, so that a long directory costs little memory.
+    """A listing in progress, of which only the last entries are buffered.
 
-    A read from the start (rewinddir), or from before the buffer, starts a new listing. After an error every further
-    read fails, so that a part of a directory is never taken for the whole.
+    So a long directory costs little memory. A read from the start (rewinddir), or from before the buffer, starts a new
+    listing. After an error every further read fails, so that a part of a directory is never taken for the whole.
 
     Lock order: the lock is held while the listing fetches from the server, so it comes before all locks of that path.
     """
@@ -40,7 +40,10 @@ class DirectoryHandle(Generic[_EntryT]):
         self._error: RedisFuseError | None = None
 
     def batches(self, offset: int) -> Iterator[list[_EntryT]]:
-        """Yield the entries after the first `offset`, in batches. Raises what the listing raises."""
+        """Yield the entries after the first `offset`, in batches.
+
+        Raises what the listing raises.
+        """
         if offset == 0:
             with self._lock:
                 if self._first_offset or self._buffered or self._error:

@@ -1,4 +1,7 @@
-"""Keeps directories that lose their last file through this mount, until rmdir (docs/editing.md). Thread-safe."""
+"""Keeps directories that lose their last file through this mount, until rmdir.
+
+See docs/editing.md. Thread-safe.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from redisfuse.vfs.overlay import Overlay
 
 
 class DirectoryRetention:
-    """Records emptied directories, as Redis has no directories without keys. Writes to the journal."""
+    """Records emptied directories, as Redis has no directories without keys.
+
+    They are written to the journal.
+    """
 
     def __init__(self, filesystem: Filesystem, overlay: Overlay, empty_directories: EmptyDirectories) -> None:
         self._filesystem = filesystem
@@ -34,6 +40,6 @@ class DirectoryRetention:
                 self.keep((*parsed_path.directory, parsed_path.as_directory))
 
     def keep_segments(self, path: bytes) -> None:
-        """Keep the directories that hold the segments of a long name whose file was removed."""
+        """Keep the directories of the segments of a long name, whose file was removed."""
         while (path := path.rpartition(b"/")[0]).endswith(CONTINUATION):
             self._overlay.dangling_segments.add(path)

@@ -1,4 +1,7 @@
-"""Open files that libfuse hid: unlinked, or about to be replaced by a rename. Which of them is not known at first."""
+"""Open files that libfuse hid: unlinked, or about to be replaced by a rename.
+
+At first it is not known which of the two.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ class _DisplacedFile(NamedTuple):
 
 
 class DisplacedFiles:
-    """The displaced files of a mount by target. Thread-safe: each access to the table is atomic.
+    """The displaced files of a mount by target.
 
-    Lock order: `displace` and `restore` take the file's lock.
+    Thread-safe: each access to the table is atomic. Lock order: `displace` and `restore` take the file's lock.
     """
 
     def __init__(self, open_files: OpenFileTable) -> None:
@@ -34,7 +37,10 @@ class DisplacedFiles:
         self._by_target: dict[KeyRef, _DisplacedFile] = {}
 
     def displace(self, target: KeyRef, file: OpenFile, *, is_editable: bool) -> None:
-        """Detach a file from its target, so that `restore` can undo it. Raises what reading the file raises."""
+        """Detach a file from its target, so that `restore` can undo it.
+
+        Raises what reading the file raises.
+        """
         now = time.monotonic()
         for other, displaced in list(self._by_target.items()):
             if now - displaced.displaced_at > DISPLACED_TTL_SECONDS:
@@ -60,6 +66,6 @@ class DisplacedFiles:
         self._by_target.pop(target, None)
 
     def include_uneditable(self, targets: Iterable[KeyRef]) -> bool:
-        """Return whether a key that can't be edited was displaced from one of the targets."""
+        """Return whether a key that can't be edited was displaced from a target."""
         displaced = map(self._by_target.get, targets)
         return any(entry is not None and not entry.is_editable for entry in displaced)

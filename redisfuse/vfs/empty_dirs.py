@@ -1,7 +1,8 @@
-"""Directories that exist without a key below them: created by mkdir or emptied through the mount, until rmdir.
+"""Directories without a key below them, which exist until rmdir.
 
-Redis has no such directories; the journal stores them, per server and database (docs/editing.md). `EmptyDirectories` is
-the copy of that table in memory. Thread-safe; its lock is a leaf and is not held while the journal is read.
+They were created by mkdir, or emptied through the mount. Redis has no such directories; the journal stores them, per
+server and database (docs/editing.md). `EmptyDirectories` is the copy of that table in memory. Thread-safe; its lock is
+a leaf and is not held while the journal is read.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class EmptyDirectories:
         return changed
 
     def reload_if_changed(self) -> set[DirectoryComponents]:
-        """Load the directories if the journal was written since the last call (by a rollback or another mount).
+        """Load the directories if the journal was written since the last call.
 
-        Returns those that were added or removed.
+        A rollback or another mount may have written it. Returns those that were added or removed.
         """
         version = self._journal.fetch_data_version()
         if version == self._journal_version:
@@ -54,7 +55,7 @@ class EmptyDirectories:
             return directory in self._directories or directory in self._children
 
     def children(self, directory: DirectoryComponents) -> list[bytes]:
-        """Return the components of the empty directories directly in `directory`, each once."""
+        """Return the components of the empty directories in `directory`, each once."""
         with self._lock:
             return list(self._children.get(directory, ()))
 
@@ -67,7 +68,7 @@ class EmptyDirectories:
     def plan_rename(
         self, old: DirectoryComponents, new: DirectoryComponents, *, include_self: bool
     ) -> list[tuple[DirectoryComponents, DirectoryComponents]]:
-        """Return (old, new) of each empty directory that a rename of `old` moves, in order.
+        """Return (old, new) of each empty directory that a rename moves, in order.
 
         With `include_self`, `old` is one of them even if the journal does not have it.
         """

@@ -1,7 +1,7 @@
-"""Handles of open files: one class for each kind. Every method may be called from any thread.
+"""Handles of open files: one class for each kind.
 
-Lock order: `ReadWriteHandle` takes the lock of its `OpenFile` (see `vfs/open_file.py`); the others have no lock
-of their own.
+Every method may be called from any thread. Lock order: `ReadWriteHandle` takes the lock of its `OpenFile` (see
+`vfs/open_file.py`); the others have no lock of their own.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ReadHandle:
         return inline_bytes(self._content) is not None
 
     def try_read(self, offset: int, size: int) -> bytes | None:
-        """Return what `read` returns, without blocking; None if the bytes are not in memory."""
+        """Return what `read` returns, without blocking; None if it would block."""
         return read_cached(self._content, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -126,11 +126,11 @@ class ReadWriteHandle:
         file.attached_handles.add(self)
 
     def mark_conflicted(self, error: ConflictError) -> None:
-        """Note that writes through this handle, or over the content as of its open, are not saved."""
+        """Refuse writes through this handle, or over the content as of its open."""
         self._conflict = error
 
     def private_view(self) -> FileContent | None:
-        """Return the content that only this handle reads; None if it reads the current one."""
+        """Return the content that only this handle reads; None: the current one."""
         return (
             None if self.file.size is not None or self._content_version != self.file.content_version else self._content
         )
@@ -150,13 +150,19 @@ class ReadWriteHandle:
         return content.read(offset, size)
 
     def _current_content(self) -> FileContent:
-        """Return the content as of its open, or the one with which this mount has replaced it since."""
+        """Return the content as of its open, or the one that replaced it.
+
+        Only replacements by this mount count.
+        """
         if self._content is None or self._content_version != self.file.content_version:
             return self._reload()
         return self._content
 
     def _reload(self) -> FileContent:
-        """Open the content with which this mount has replaced the one as of its open: every handle must see it."""
+        """Open the content by which this mount replaced the one as of its open.
+
+        Every handle must see it.
+        """
         if self.file.target is None:
             raise BadHandleError("the file was unlinked, and its bytes are no longer available")
         old = self._content
@@ -171,7 +177,10 @@ class ReadWriteHandle:
         self.file.write(None if append else offset, data)
 
     def try_write(self, offset: int, data: bytes, *, append: bool) -> bool:
-        """Write without blocking; return False, without effect, if the base must be loaded or a commit is running."""
+        """Write without blocking; return False, without effect, if it would block.
+
+        It would if the base must be loaded or a commit is running.
+        """
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
@@ -193,7 +202,10 @@ class ReadWriteHandle:
         self._has_written = True
 
     def _check_no_conflict(self) -> None:
-        """Raise the conflict again until the file is reopened, so that a later success does not look like a save."""
+        """Raise the conflict again until the file is reopened.
+
+        Otherwise a later success would look like a save.
+        """
         if self._conflict is not None:
             raise self._conflict.with_traceback(None)
 
@@ -211,7 +223,10 @@ class ReadWriteHandle:
             self._check_no_conflict()
 
     def try_release(self) -> bool:
-        """Release without blocking; return False, without effect, if edits must be committed."""
+        """Release without blocking; return False, without effect, if it would block.
+
+        It would if edits must be committed.
+        """
         if not self.file.lock.acquire(blocking=False):
             return False
         try:

@@ -1,7 +1,7 @@
-"""Decides which files are junk: files of systems and editors that are not data (docs/editing.md). Pure.
+"""Decides which files are junk: files of systems and editors, but not data.
 
-The decision is taken when a file or directory is created through the mount, or renamed, from its path and the flags of
-its creation; a name that is a key in Redis is data. The patterns, with their classes, are in
+See docs/editing.md. Pure. The decision is taken when a file or directory is created through the mount, or renamed, from
+its path and the flags of its creation; a name that is a key in Redis is data. The patterns, with their classes, are in
 `junk_patterns.gitignore`. Safe to use from any thread.
 """
 
@@ -105,7 +105,10 @@ class JunkRules:
 
     @classmethod
     def from_config(cls, config: Config) -> JunkRules:
-        """Load the patterns that a configuration names. Raises UsageError if a file or pattern is invalid."""
+        """Load the patterns that a configuration names.
+
+        Raises UsageError if a file or pattern is invalid.
+        """
         return cls.load(config.junk_file, config.junk, config.keep, enabled=config.junk_filter)
 
     @classmethod
@@ -128,7 +131,10 @@ class JunkRules:
         return cls(rules, enabled=enabled)
 
     def decide(self, parent: bytes, name: bytes, context: CreateContext) -> JunkDecision:
-        """Decide what `name` becomes that is created in the directory `parent` (a path from the mount's root)."""
+        """Decide what a name that is created in a directory becomes.
+
+        `parent` is the path of the directory from the mount's root.
+        """
         if not self.enabled:
             return JunkDecision(False, False, None, "the junk filter is off")
         if context.in_memory_fs:
@@ -152,7 +158,7 @@ class JunkRules:
         )
 
     def find_rule(self, parent: bytes, name: bytes, *, is_directory: bool = False) -> JunkRule | None:
-        """Return the first rule that matches a name, whether or not the rule's condition holds."""
+        """Return the first rule that matches a name, even if its condition fails."""
         path = _name_to_text(parent + b"/" + name if parent else name)
         return (
             self._keep_matcher.find_rule(path, is_directory)
@@ -163,7 +169,10 @@ class JunkRules:
         )
 
     def is_hidden(self, name: bytes, *, in_root: bool = False) -> bool:
-        """Return whether listings omit a name: a *safe* pattern matches. `in_root`: it is in the mount's root."""
+        """Return whether listings omit a name, as a *safe* pattern matches.
+
+        `in_root`: it is in the mount's root.
+        """
         if not self.enabled:
             return False
         text = _name_to_text(name)
@@ -177,7 +186,7 @@ class JunkRules:
         return self._safe_matcher.find_rule(path, False) or self._safe_matcher.find_rule(path, True)
 
     def _companion_bases(self, name: bytes) -> Iterable[tuple[JunkRule, bytes]]:
-        """Yield the companion rules that match a name, each with the name that it would belong to."""
+        """Yield the companion rules that match a name, with the name it belongs to."""
         for rule, prefix, suffix in self._companion_affixes:
             base = name[len(prefix) : len(name) - len(suffix)]
             if base and name.startswith(prefix) and name.endswith(suffix):
@@ -199,7 +208,7 @@ def read_rules_file(path: Path) -> list[JunkRule]:
 
 
 def parse_rules(text: str, source: str) -> list[JunkRule]:
-    """Parse patterns in gitignore syntax, with the headings that the built-in file explains."""
+    """Parse patterns in gitignore syntax, with headings as in the built-in file."""
     rules = []
     group, kind = "", JunkKind.SAFE
     for number, line in enumerate(text.split("\n"), 1):
@@ -216,7 +225,10 @@ def parse_rules(text: str, source: str) -> list[JunkRule]:
 
 
 class _RuleMatcher:
-    """The rules of some kinds, matched together. The last match wins, as in a gitignore file."""
+    """The rules of some kinds, matched together.
+
+    The last match wins, as in a gitignore file.
+    """
 
     def __init__(self, rules: Sequence[JunkRule], *kinds: JunkKind) -> None:
         self._rules = [rule for rule in rules if rule.kind in kinds]
@@ -244,7 +256,10 @@ class _RuleMatcher:
 
 
 class _NameMatcher:
-    """The rules of a matcher as one regular expression for single names, which is fast enough for listings."""
+    """The rules of a matcher as one regular expression for single names.
+
+    It is fast enough for listings.
+    """
 
     def __init__(self, rules: _RuleMatcher) -> None:
         anywhere: list[str] = []
@@ -258,7 +273,7 @@ class _NameMatcher:
         self._in_root_re = _compile_alternatives(anywhere + root_only)
 
     def matches(self, name: str, in_root: bool) -> bool:
-        """Return whether a rule matches a name, which is in the mount's root or in another directory."""
+        """Return whether a rule matches a name in the root or another directory."""
         return (self._in_root_re if in_root else self._anywhere_re).match(name) is not None
 
 
@@ -278,7 +293,10 @@ def _check_rule(rule: JunkRule) -> None:
 
 
 def _split_companion_pattern(rule: JunkRule) -> tuple[bytes, bytes]:
-    """Return the parts before and after the one `*` of a companion pattern. Raises UsageError."""
+    """Return the parts before and after the one `*` of a companion pattern.
+
+    Raises UsageError.
+    """
     prefix, star, suffix = rule.pattern.replace("\\", "").partition("*")
     if not star or "*" in suffix or "?" in rule.pattern or "/" in rule.pattern or not prefix + suffix:
         raise UsageError(

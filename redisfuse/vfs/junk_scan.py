@@ -1,4 +1,7 @@
-"""Finds junk that is in Redis: keys and fields that listings omit because of their names (docs/editing.md)."""
+"""Finds junk that is in Redis: keys and fields that listings omit.
+
+They are omitted because of their names (docs/editing.md).
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ class JunkKey:
 
     @property
     def size(self) -> int | None:
-        """Bytes of a string or field; None for another type, which would have to be read to know it."""
+        """Bytes of a string or field; None for another type, which must be read first."""
         return self.length if self.type in (b"string", FIELD_TYPE) else None
 
 
@@ -95,7 +98,10 @@ class JunkScanner:
             yield from self._find_fields({key: data for key, data in metadata_by_key.items() if key not in rules})
 
     def _find_rule(self, key: bytes) -> JunkRule | None:
-        """Return the rule for which listings omit a key: of its own name, or of a directory above it."""
+        """Return the rule for which listings omit a key.
+
+        It matches its own name, or that of a directory above it.
+        """
         grammar, find_hiding_rule = self._grammar, self._junk_rules.find_hiding_rule
         *parents, leaf = grammar.split_key(key)
         directory = tuple(parents)

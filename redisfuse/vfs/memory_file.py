@@ -9,7 +9,10 @@ from redisfuse.vfs.memory_inodes import MemoryFileStat, MemoryInode, MemoryInode
 
 
 class MemoryFile:
-    """An open file; close it. Every other method raises BadHandleError once it is closed."""
+    """An open file.
+
+    Every method but `close` raises BadHandleError once it is closed.
+    """
 
     def __init__(self, inodes: MemoryInodes, inode: MemoryInode) -> None:
         """Count one more handle on `inode`; the caller holds the lock of `inodes`."""

@@ -1,8 +1,8 @@
-"""A filesystem in the memory of this mount that holds junk until the unmount. Knows neither Redis nor FUSE.
+"""A filesystem in the memory of this mount that holds junk until the unmount.
 
-Paths are the mount's, without a leading slash. Only junk is here: the parent of a file may be a directory of Redis, so
-a parent that is not in the table counts as a directory. An unlinked file lives on while it is open, as in any
-filesystem. Users know the area as scratch memory (`--scratch-memory`).
+It knows neither Redis nor FUSE. Paths are the mount's, without a leading slash. Only junk is here: the parent of a file
+may be a directory of Redis, so a parent that is not in the table counts as a directory. An unlinked file lives on while
+it is open, as in any filesystem. Users know the area as scratch memory (`--scratch-memory`).
 
 Threads: every method may be called from any thread. One lock, a leaf, covers the whole area; it is held only to copy
 memory.
@@ -117,13 +117,19 @@ class MemoryFS:
             self._inodes.create(path, is_directory=True, mode=mode)
 
     def unlink(self, path: bytes) -> None:
-        """Remove a file; open handles keep its contents. Raises NotFoundError, IsDirectoryError."""
+        """Remove a file; open handles keep its contents.
+
+        Raises NotFoundError, IsDirectoryError.
+        """
         with self._lock:
             self._inodes.require_file(path)
             self._inodes.remove(path)
 
     def rmdir(self, path: bytes) -> None:
-        """Remove an empty directory. Raises NotFoundError, NotDirectoryError, NotEmptyError."""
+        """Remove an empty directory.
+
+        Raises NotFoundError, NotDirectoryError, NotEmptyError.
+        """
         with self._lock:
             if not self._inodes.require(path).is_directory:
                 raise NotDirectoryError("not a directory")
@@ -173,9 +179,9 @@ class MemoryFS:
                 self._inodes.remove(path)
 
     def unlink_and_seal(self, path: bytes) -> None:
-        """Unlink a file whose contents were saved elsewhere; open handles can't write to it any more.
+        """Unlink a file whose contents were saved elsewhere.
 
-        Raises NotFoundError, IsDirectoryError.
+        Open handles can't write to it any more. Raises NotFoundError, IsDirectoryError.
         """
         with self._lock:
             inode = self._inodes.require_file(path)
@@ -196,7 +202,10 @@ class MemoryFS:
 
     @contextmanager
     def open_copy(self, path: bytes) -> Iterator[BinaryIO]:
-        """Open a copy of a file's current contents as a Python file. Raises NotFoundError, IsDirectoryError."""
+        """Open a copy of a file's current contents as a Python file.
+
+        Raises NotFoundError, IsDirectoryError.
+        """
         with self._lock:
             copy = BytesIO(bytes(self._inodes.require_file(path).data))
         with copy:

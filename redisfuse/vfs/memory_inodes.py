@@ -1,4 +1,4 @@
-"""The inodes and names of the memory filesystem, and the count of the bytes that they use.
+"""The inodes and names of the memory filesystem, and the bytes that they use.
 
 Callers hold `MemoryInodes.lock` around every method; the lock is reentrant and is held only to copy memory.
 """
@@ -76,7 +76,10 @@ class MemoryInodes:
         return value
 
     def reserve(self, delta_bytes: int) -> None:
-        """Add `delta_bytes` (which may be negative) to the bytes in use. Raises NoSpaceError."""
+        """Add `delta_bytes` (which may be negative) to the bytes in use.
+
+        Raises NoSpaceError.
+        """
         if delta_bytes > 0 and self.used_bytes + delta_bytes > self.max_bytes:
             raise NoSpaceError("scratch memory is full; --scratch-memory makes it larger")
         self.used_bytes += delta_bytes
@@ -102,7 +105,7 @@ class MemoryInodes:
         self._update_mtime(directory)
 
     def unlink(self, path: bytes) -> MemoryInode:
-        """Take the inode at a path out of the table, without counting the bytes of its entry."""
+        """Take an inode out of the table, without counting the bytes of its entry."""
         directory, _, name = path.rpartition(b"/")
         names = self.child_names.get(directory)
         if names is not None:
@@ -139,7 +142,7 @@ class MemoryInodes:
         inode.hidden_path = hidden_path
 
     def remove(self, path: bytes) -> None:
-        """Unlink the inode at a path; its contents are freed once no handle is open on it."""
+        """Unlink an inode; its contents are freed once no handle is open on it."""
         inode = self.unlink(path)
         inode.is_linked = False
         inode.hidden_path = None

@@ -1,4 +1,7 @@
-"""Decides where a new name goes: to the memory filesystem as junk, or to a key or field (docs/names.md, editing.md)."""
+"""Decides where a new name goes: to a key, to a field, or as junk to memory.
+
+See docs/names.md and docs/editing.md.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ class NamePlacement:
     def decide_junk(
         self, path: bytes, *, exclusive: bool = False, mode: int = 0o644, is_directory: bool = False
     ) -> JunkDecision:
-        """Decide whether a new path is junk, or held back, by its name and the flags of its creation."""
+        """Decide whether a new path is junk or held back.
+
+        The decision depends on its name and on the flags of its creation.
+        """
         parent, _, name = path.rpartition(b"/")
         context = CreateContext(
             exclusive,
@@ -37,7 +43,7 @@ class NamePlacement:
         return self._junk_rules.decide(parent, name, context)
 
     def is_data(self, path: bytes) -> bool:
-        """Return whether a path is a key, a field or a directory, or a new file that will be in Redis."""
+        """Return whether a path is a key, field, directory, or file that becomes one."""
         try:
             parsed_path = self._filesystem.grammar.parse(path)
         except NotFoundError:
@@ -79,7 +85,7 @@ class NamePlacement:
         return field if self._filesystem.metadata.get_with_content(field.key).type in (b"none", b"hash") else key
 
     def resolve_destination(self, path: bytes, *, require_key: bool = False) -> tuple[KeyRef, Precondition]:
-        """Return the key or field that a rename to `path` writes, and what it must hold then.
+        """Return the key or field that a rename writes, and its precondition.
 
         Raises AccessError if the value there can't be replaced by a file.
         """
@@ -97,10 +103,10 @@ class NamePlacement:
 
 
 def reject_junk_name(decision: JunkDecision) -> None:
-    """Raise CrossDeviceError for a source that the memory filesystem can't hold, so that mv(1) copies it.
+    """Raise CrossDeviceError for a junk name of a source that memory can't hold.
 
-    Such sources are directories of keys and keys that are not editable, for example lists. A companion name is allowed
-    for them, as it is junk only beside the file that it belongs to.
+    After that error mv(1) copies the source. Such sources are directories of keys and keys that are not editable, for
+    example lists. A companion name is allowed for them, as it is junk only beside the file that it belongs to.
     """
     if decision.is_junk and (decision.rule is None or decision.rule.kind is not JunkKind.COMPANION):
         raise CrossDeviceError("the new path is junk, which is not in Redis: the file can only be copied there")

@@ -1,4 +1,4 @@
-"""Changes of a write mount's tree: create, mkdir, unlink, rmdir, rename, truncate.
+"""Changes of the tree: create, mkdir, unlink, rmdir, rename, truncate.
 
 Everything that reaches Redis goes through the key writer; junk stays in the memory filesystem (docs/editing.md). A
 read-only mount has no object of this class.
@@ -56,7 +56,10 @@ class NamespaceOperations:
         removal_delay_seconds: float,
         coherence: Coherence,
     ) -> None:
-        """Prepare for changes. `strings_only`: --new-files string; `removal_delay_seconds`: --park-seconds."""
+        """Prepare for changes.
+
+        `strings_only`: --new-files string; `removal_delay_seconds`: --park-seconds.
+        """
         self._filesystem = filesystem
         self._overlay = overlay
         self._key_writer = key_writer
@@ -81,9 +84,10 @@ class NamespaceOperations:
     # -- creating ----------------------------------------------------------------------------------------------------
 
     def create(self, path: bytes, *, exclusive: bool, mode: int) -> OpenFile | bytes:
-        """Create a file; return an open file with one more handle, or the path of a new junk file.
+        """Create a file.
 
-        Raises ExistsError, BadNameError, NameTooLongError, AccessError (--allow), NoSpaceError (junk).
+        Returns an open file with one more handle, or the path of a new junk file. Raises ExistsError, BadNameError,
+        NameTooLongError, AccessError (--allow), NoSpaceError (junk).
         """
         decision = self._placement.decide_junk(path, exclusive=exclusive, mode=mode)
         if decision.is_junk:
@@ -127,7 +131,10 @@ class NamespaceOperations:
     # -- removing ----------------------------------------------------------------------------------------------------
 
     def unlink(self, path: bytes) -> None:
-        """Remove a file: a key of any type, a field, or junk. Raises what `KeyWriter.remove` raises."""
+        """Remove a file: a key of any type, a field, or junk.
+
+        Raises what `KeyWriter.remove` raises.
+        """
         if self._overlay.open_files.remove_hidden(path):
             return
         node = self._filesystem.resolver.resolve(path)
@@ -146,7 +153,10 @@ class NamespaceOperations:
         self._retention.keep_segments(path)
 
     def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition) -> None:
-        """Remove the target of an open file; its handles keep its bytes. The caller holds the file's lock."""
+        """Remove the target of an open file, whose handles keep its bytes.
+
+        The caller holds the file's lock.
+        """
         contents = file.copy_for_handles()
         if not file.is_new:
             self._key_writer.remove([target], path=path, precondition=precondition)
@@ -155,10 +165,11 @@ class NamespaceOperations:
         self._overlay.open_files.detach(file, contents)
 
     def unlink_open(self, path: bytes, hidden_path: bytes, *, is_removal: bool) -> None:
-        """Unlink an open file, which libfuse calls by `hidden_path` until its last close; its handles keep its bytes.
+        """Unlink an open file, whose handles keep its bytes.
 
-        `is_removal`: the program calls unlink(2). Otherwise it may be about to rename another file over it, which
-        shows in the next moment; until then the removal is pending (`vfs/staged_replace.py`).
+        libfuse calls it by `hidden_path` until its last close. `is_removal`: the program calls unlink(2). Otherwise it
+        may be about to rename another file over it, which shows in the next moment; until then the removal is pending
+        (`vfs/staged_replace.py`).
         """
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
@@ -183,9 +194,9 @@ class NamespaceOperations:
         self._retention.keep_segments(path)
 
     def _precondition_of_removal(self, file: OpenFile, target: KeyRef, *, is_editable: bool) -> Precondition | None:
-        """Return what the target of an open file must hold when it is removed; None if Redis does not have it.
+        """Return the precondition for removing the target of an open file.
 
-        Raises AccessError (--allow), and what reading raises.
+        It is None if Redis does not have the target. Raises AccessError (--allow), and what reading raises.
         """
         if file.is_new:
             return None if file.pending_removal is None else file.pending_removal.precondition
@@ -196,7 +207,10 @@ class NamespaceOperations:
         return precondition
 
     def rmdir(self, path: bytes) -> None:
-        """Remove an empty directory. Raises NotEmptyError, NotDirectoryError, AccessError (the root)."""
+        """Remove an empty directory.
+
+        Raises NotEmptyError, NotDirectoryError, AccessError (the root).
+        """
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.rmdir(path)
@@ -225,17 +239,26 @@ class NamespaceOperations:
     # -- renaming and delayed changes --------------------------------------------------------------------------------
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
-        """Rename a file or a directory. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises."""
+        """Rename a file or a directory.
+
+        Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
+        """
         self._rename_operations.rename(old, new, replace=replace)
 
     def commit_expired(self, now: float | None) -> None:
-        """Commit the pending removals and held files that are due at `now` (a time of the clock; None: all)."""
+        """Commit the pending removals and held files that are due.
+
+        `now` is a time of the mount's clock; None: all of them are due.
+        """
         self._delayed_changes.commit_expired(now)
 
     # -- attributes and size -----------------------------------------------------------------------------------------
 
     def set_expiry(self, path: bytes, ttl_ms: int) -> None:
-        """Set the TTL of a key or field in milliseconds; -1 removes it. Raises AccessError."""
+        """Set the TTL of a key or field in milliseconds; -1 removes it.
+
+        Raises AccessError for other nodes.
+        """
         node = self._filesystem.resolver.resolve(path)
         if not isinstance(node, KeyNode | OpenFileNode):
             raise AccessError("only keys and fields expire")
@@ -243,9 +266,10 @@ class NamespaceOperations:
         self._key_writer.expire(require_target(node), expires_at_ms, path=path)
 
     def truncate(self, path: bytes, size: int) -> None:
-        """Truncate a file by its path. Raises AccessError, TooLargeError and what reading and saving raise.
+        """Truncate a file by its path.
 
-        That is a change of its own, unless a handle is open for writing, whose close commits it.
+        Raises AccessError, TooLargeError and what reading and saving raise. That is a change of its own, unless a
+        handle is open for writing, whose close commits it.
         """
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, OpenFileNode) and (node.file.target is None or node.file.writer_count):

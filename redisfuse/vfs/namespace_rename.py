@@ -1,4 +1,4 @@
-"""Renames in a write mount: between Redis and the memory filesystem in each direction, and within each of them."""
+"""Renames within Redis, within the memory filesystem, and between the two."""
 
 from __future__ import annotations
 
@@ -76,7 +76,10 @@ class RenameOperations:
         self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
 
     def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
-        """Rename a file or a directory. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises."""
+        """Rename a file or a directory.
+
+        Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
+        """
         try:
             targets = self._placement.candidate_targets(self._filesystem.grammar.parse_new(new))
         except RedisFuseError:
@@ -153,7 +156,10 @@ class RenameOperations:
         memory_fs.unlink_and_seal(old)
 
     def _rename_to_memory(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes) -> None:
-        """Rename a file to a junk name: an editor's first half of a save, so that the removal is delayed."""
+        """Rename a file to a junk name, and delay its removal.
+
+        That is the first half of an editor's save.
+        """
         target = require_target(source)
         files, memory_fs = self._overlay.open_files, self._overlay.memory_fs
         file = files.get(target)

@@ -1,4 +1,7 @@
-"""The kinds of nodes that a path of the mount can resolve to: plain values, without a connection to the server."""
+"""The kinds of nodes that a path can resolve to.
+
+They are plain values, without a connection to the server.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class DirectoryNode:
 
 @dataclass(frozen=True, slots=True)
 class SegmentNode:
-    """A directory whose name is the first part of names longer than NAME_MAX (docs/names.md)."""
+    """A directory whose name is the first part of names over NAME_MAX.
+
+    See docs/names.md.
+    """
 
     directory: tuple[bytes, ...]
     name_prefix: bytes  # the segments so far, joined
@@ -37,7 +43,7 @@ class DigestRootNode:
 
 @dataclass(frozen=True, slots=True)
 class DigestFieldsNode:
-    """`HASH%long`: the fields of one hash whose path would be longer than PATH_MAX, by digest."""
+    """`HASH%long`: the fields of a hash with a path over PATH_MAX, by digest."""
 
     directory: tuple[bytes, ...]
     component: bytes
@@ -66,7 +72,10 @@ class KeyNode(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenFileNode:
-    """A file whose bytes this mount holds: open for editing, new and not yet in Redis, or unlinked while open."""
+    """A file whose bytes this mount holds.
+
+    It is open for editing, new and not yet in Redis, or unlinked while open.
+    """
 
     file: OpenFile
 

@@ -1,4 +1,4 @@
-"""A string or field that has open handles in write mode: its uncommitted edits, and their commits.
+"""An open string or field in write mode: its uncommitted edits and commits.
 
 All handles of a target share one `OpenFile`, so that every descriptor sees the writes of all others.
 
@@ -55,7 +55,7 @@ class AttachmentState(NamedTuple):
 
 
 class OpenFile:
-    """The bytes of one target while it is open: the server's, or uncommitted edits over them."""
+    """The bytes of an open target: the server's, or uncommitted edits over them."""
 
     def __init__(self, table: OpenFileTable, target: KeyRef, path: bytes) -> None:
         self._table = table
@@ -142,7 +142,10 @@ class OpenFile:
             return None if self.buffer is None else self.buffer.read(offset, size)
 
     def write(self, offset: int | None, data: bytes) -> None:
-        """Write `data` at `offset` (None: at the end). Raises TooLargeError and what reading raises."""
+        """Write `data` at `offset` (None: at the end).
+
+        Raises TooLargeError and what reading raises.
+        """
         with self.lock:
             self.begin_edit()
             assert self.buffer is not None
@@ -153,7 +156,10 @@ class OpenFile:
             self._mark_modified()
 
     def truncate(self, size: int) -> None:
-        """Make it `size` bytes long; no flush commits this without a write. Raises as `write` does."""
+        """Make it `size` bytes long; no flush commits this without a write.
+
+        Raises as `write` does.
+        """
         with self.lock:
             self.begin_edit()
             assert self.buffer is not None
@@ -167,7 +173,10 @@ class OpenFile:
         self.mtime_ns = time.time_ns()
 
     def flush(self) -> None:
-        """Commit if anything was written since the last commit, or if that failed. Raises what `commit` raises."""
+        """Commit if anything was written since the last commit, or if that failed.
+
+        Raises what `commit` raises.
+        """
         with self.lock:
             if (self._written_since_commit or self._commit_error is not None) and self.hold_deadline is None:
                 self.commit()
@@ -278,7 +287,7 @@ class OpenFile:
             self.mtime_ns = mtime_ns
 
     def commit_as(self, target: KeyRef, path: bytes, precondition: Precondition) -> None:
-        """Commit a new file at another target, because it was renamed before its first commit.
+        """Commit a new file at another target: it was renamed before its first commit.
 
         Raises what `commit` raises; the file is unchanged then.
         """
@@ -320,10 +329,10 @@ class OpenFile:
             self._drop_buffer()
 
     def commit_at_unmount(self, *, busy_at_unmount: bool) -> None:
-        """Commit uncommitted edits at the end of the mount, or preserve them in the journal. Raises no RedisFuseError.
+        """Commit edits at the end of the mount, or preserve them in the journal.
 
-        With `busy_at_unmount` programs still have files open: the edits of a file with writers may be incomplete, so
-        they are not committed but preserved. The log reports preserved edits.
+        Raises no RedisFuseError. With `busy_at_unmount` programs still have files open: the edits of a file with
+        writers may be incomplete, so they are not committed but preserved. The log reports preserved edits.
         """
         with self.lock:
             if not self.is_dirty:
@@ -336,7 +345,10 @@ class OpenFile:
             self._preserve_unsaved_edits()
 
     def _preserve_unsaved_edits(self) -> None:
-        """Record edits whose commit failed in the journal, unless the failed commit did, and discard them."""
+        """Record edits whose commit failed in the journal, and discard them.
+
+        The failed commit may have recorded them already.
+        """
         if self._commit_error is None or not self.is_dirty:
             return
         assert self.buffer is not None
@@ -359,7 +371,10 @@ class OpenFile:
     # -- unlinking and renaming --------------------------------------------------------------------------------------
 
     def copy_for_handles(self) -> WriteBuffer | None:
-        """Copy its bytes for its handles, before it is unlinked; None without handles. Raises what reading raises."""
+        """Copy its bytes for its handles, before it is unlinked; None without handles.
+
+        Raises what reading raises.
+        """
         with self.lock:
             if not self.handle_count or self.target is None:
                 return None
@@ -370,7 +385,10 @@ class OpenFile:
                 return WriteBuffer(content).copy()
 
     def detach(self, contents: WriteBuffer | None) -> None:
-        """End the relation to its target; the handles use `contents` (None: an empty buffer) from now on."""
+        """End the relation to its target; its handles use `contents` from now on.
+
+        None stands for an empty buffer.
+        """
         with self.lock:
             if self.target is None:
                 return

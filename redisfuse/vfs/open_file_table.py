@@ -1,7 +1,8 @@
-"""The table of open files in write mode: by target, and unlinked ones by the name that libfuse hides them under.
+"""The table of open files in write mode: by target, hidden ones by path.
 
-Lock order: `OpenFile.lock` before the lock of the table. The latter is a leaf: it is held only to access the table and
-the handle counts of its files, never while a thread waits for a file's lock or for Redis.
+libfuse hides an unlinked file under another name until its last close. Lock order: `OpenFile.lock` before the lock of
+the table. The latter is a leaf: it is held only to access the table and the handle counts of its files, never while a
+thread waits for a file's lock or for Redis.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class OpenFileTable:
         return self._hidden_by_path.get(hidden_path)
 
     def get_or_unregistered(self, target: KeyRef, path: bytes) -> OpenFile:
-        """Return the open file of a target, or one without handles that is not in the table."""
+        """Return the open file of a target, or a new one that is not in the table."""
         return self._by_target.get(target) or OpenFile(self, target, path)
 
     def iter_files(self) -> Iterator[OpenFile]:
@@ -72,7 +73,10 @@ class OpenFileTable:
     # -- handles -----------------------------------------------------------------------------------------------------
 
     def open_handle(self, target: KeyRef, path: bytes, *, is_writer: bool) -> OpenFile:
-        """Count one more handle on a target and return its file. Pair it with `close_handle`."""
+        """Count one more handle on a target and return its file.
+
+        Pair it with `close_handle`.
+        """
         with self._lock:
             file = self._by_target.get(target)
             if file is None:
@@ -123,7 +127,7 @@ class OpenFileTable:
     # -- unlinking and renaming --------------------------------------------------------------------------------------
 
     def detach(self, file: OpenFile, contents: WriteBuffer | None) -> None:
-        """Remove an unlinked or replaced file from the table; its handles use `contents` from now on.
+        """Remove an unlinked or replaced file; its handles use `contents` from now on.
 
         The caller holds the file's lock and got `contents` from `OpenFile.copy_for_handles`.
         """
@@ -142,7 +146,7 @@ class OpenFileTable:
                     self._by_target.setdefault(state.target, file)
 
     def retarget(self, file: OpenFile, old_target: KeyRef, new_target: KeyRef, new_path: bytes) -> None:
-        """Follow a rename of the target of an open file, so that its handles use the new one."""
+        """Follow a rename of a target, so that the handles of its file use the new one."""
         with self._lock:
             self._remove(old_target, file)
             file.target = new_target
@@ -152,13 +156,16 @@ class OpenFileTable:
         file.reload_after_rename()
 
     def hide(self, file: OpenFile, hidden_path: bytes) -> None:
-        """Let libfuse call an unlinked file by `hidden_path` until its last close (compare `MemoryFS.hide`)."""
+        """Let libfuse call an unlinked file by `hidden_path` until its last close.
+
+        Compare `MemoryFS.hide`.
+        """
         with self._lock:
             if file.handle_count:
                 self._hidden_by_path[hidden_path] = file
 
     def rename_hidden_below(self, old: bytes, new: bytes) -> None:
-        """Follow the rename of a directory: hidden files below `old` are below `new` from now on."""
+        """Follow the rename of a directory: move hidden files from `old` to `new`."""
         with self._lock:
             self._hidden_by_path = {
                 new + path[len(old) :] if path.startswith(old + b"/") else path: file
@@ -166,16 +173,20 @@ class OpenFileTable:
             }
 
     def remove_hidden(self, hidden_path: bytes) -> bool:
-        """Drop the hidden name of an unlinked file after its last close; return False if there is none."""
+        """Drop the hidden name of an unlinked file after its last close.
+
+        Returns False if there is none.
+        """
         with self._lock:
             return self._hidden_by_path.pop(hidden_path, None) is not None
 
     # -- held files --------------------------------------------------------------------------------------------------
 
     def commit_expired_holds(self, now: float | None, key_prefix: bytes = b"") -> None:
-        """Commit the held files without handles whose deadline is past at `now` and whose keys have a prefix.
+        """Commit the held files that are due and whose keys have a prefix.
 
-        `now` is a time of the clock; None: all of them. Errors are logged.
+        A file is due if it has no handles and its deadline is past. `now` is a time of the clock; None: all of them.
+        Errors are logged.
         """
         for file in self.iter_files():
             with file.lock:

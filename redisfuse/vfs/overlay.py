@@ -1,4 +1,7 @@
-"""The differences between this mount's tree and that of Redis: junk, files being edited, pending removals."""
+"""The differences between this mount's tree and that of Redis.
+
+They are junk, files that are being edited, and pending removals.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ from redisfuse.vfs.staged_replace import PendingRemovals
 
 
 class Overlay:
-    """The three tables of write mode as one. Thread-safe, as each of them is; it has no lock of its own."""
+    """The three tables of write mode as one.
+
+    Thread-safe, as each of them is; it has no lock of its own.
+    """
 
     def __init__(self, memory_fs: MemoryFS, open_files: OpenFileTable, pending_removals: PendingRemovals) -> None:
         self.memory_fs = memory_fs
@@ -30,7 +36,7 @@ class Overlay:
         return None
 
     def resolve_hidden_path(self, path: bytes) -> bytes:
-        """Return the real path of a file that libfuse calls by a hidden name; else the path itself."""
+        """Return the real path of a file that libfuse hides; else the path itself."""
         hidden = self.open_files.get_hidden(path)
         return path if hidden is None or hidden.target is None else hidden.path
 
@@ -44,7 +50,10 @@ class Overlay:
         return target in self.pending_removals
 
     def child_directories(self, path: bytes) -> set[bytes]:
-        """Return the names in a directory that lead to an entry of the overlay, even without a key below them."""
+        """Return the names in a directory that lead to an entry of the overlay.
+
+        They need no key below them.
+        """
         start = path + b"/" if path else b""
         names = self.memory_fs.child_directories(path)
         for file in self.open_files.iter_files():
@@ -58,7 +67,7 @@ class Overlay:
         return bool(self.readdir(path) or self.child_directories(path))
 
     def readdir(self, path: bytes) -> list[NamedNode]:
-        """Return the junk in a directory, and the files with edits that are not in Redis yet."""
+        """Return the junk in a directory, and the files with uncommitted edits."""
         base = path + b"/" if path else b""
         entries = {
             name: NamedNode(name, MemoryNode(base + name, self.memory_fs.is_directory(base + name)))

@@ -1,9 +1,9 @@
-"""Keys whose removal is delayed, because it looks like the first half of an editor's save (docs/editing.md).
+"""Keys whose removal is delayed, as it may be the first half of a save.
 
-An editor that saves renames the old file to a backup name, or unlinks it, and creates a new one. A key with a pending
-removal ("parked") is still in Redis, but not in the tree. Either new content is saved at its path, which then is one
-update of the key, or its deadline passes and the removal becomes a change of its own. If the process dies, the key is
-still in Redis.
+See docs/editing.md. An editor that saves renames the old file to a backup name, or unlinks it, and creates a new one. A
+key with a pending removal ("parked") is still in Redis, but not in the tree. Either new content is saved at its path,
+which then is one update of the key, or its deadline passes and the removal becomes a change of its own. If the process
+dies, the key is still in Redis.
 
 A caller that is about to create or rename onto a path claims its targets first: a claimed target is not removed, and a
 claim waits for a removal that has begun. Deadlines are times of a `PausableClock`.
@@ -25,7 +25,10 @@ from redisfuse.transactions.precondition import Precondition
 
 
 class PausableClock:
-    """A clock that does not advance while the process is suspended, so that no deadline passes meanwhile."""
+    """A clock that does not advance while the process is suspended.
+
+    So no deadline passes meanwhile.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0  # seconds
@@ -77,7 +80,10 @@ class PendingRemovals:
 
     @contextmanager
     def claim(self, targets: Collection[KeyRef]) -> Iterator[None]:
-        """Prevent removals of these targets while the body runs; wait for removals that have begun."""
+        """Prevent removals of these targets while the body runs.
+
+        Waits for removals that have begun.
+        """
         with self._condition:
             self._condition.wait_for(lambda: self._removing.isdisjoint(targets))
             self._claims.update(targets)
@@ -100,9 +106,10 @@ class PendingRemovals:
 
     @contextmanager
     def take_expired(self, now: float | None, key_prefix: bytes = b"") -> Iterator[list[PendingRemoval]]:
-        """Take the removals out of the table that are due at `now` (None: all) and whose keys have a prefix.
+        """Take the removals that are due and whose keys have a prefix.
 
-        The body commits them. Until it ends they stay out of the tree, and a claim of them waits.
+        They are due if their deadline is past at `now` (None: all). The body commits them. Until it ends they stay out
+        of the tree, and a claim of them waits.
         """
         with self._condition:
             due = [

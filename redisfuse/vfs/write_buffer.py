@@ -1,8 +1,8 @@
-"""The bytes of one file that is being edited: its base content and what was written over it. Knows no Redis.
+"""The bytes of one file that is being edited: its base and the edits over it.
 
-A base of any length is read only where it was not overwritten, so that a patch to a large string never loads the
-string. Written bytes are held at their own offsets: in memory, and in a sparse temporary file past
-`SPOOL_THRESHOLD_BYTES`.
+It does not know Redis. A base of any length is read only where it was not overwritten, so that a patch to a large
+string never loads the string. Written bytes are held at their own offsets: in memory, and in a sparse temporary file
+past `SPOOL_THRESHOLD_BYTES`.
 
 Threads: not thread-safe. The open file that owns a buffer holds its lock around every call.
 """
@@ -122,11 +122,14 @@ class WriteBuffer:
         return offset, max(ends) - offset
 
     def written_ranges(self) -> list[tuple[int, int]]:
-        """Return (offset, size) of each written range, in order, without truncates and the NULs in gaps."""
+        """Return (offset, size) of each written range, in order.
+
+        Truncates and the NULs in gaps are not in them.
+        """
         return [(start, end - start) for start, end in zip(self._range_starts, self._range_ends, strict=True)]
 
     def rebase(self, base: BaseContent) -> WriteBuffer:
-        """Return the same edits over another base, in which some of them may have been applied already."""
+        """Return the same edits over another base, which may already have some."""
         rebased = WriteBuffer(base)
         if self._was_shortened:  # the base may have bytes that one edit wrote and a later one cut off
             rebased.truncate(min(self._base_end, base.size))
@@ -147,11 +150,14 @@ class WriteBuffer:
             offset += len(chunk)
 
     def size_after_patch(self, end: int) -> int:
-        """Return the length of the base with only what was written up to `end`, and what was truncated."""
+        """Return the length of the base with only the writes up to `end`.
+
+        Truncates count, too.
+        """
         return min(self.size, max(self._base_size, end))
 
     def iter_chunks(self, offset: int = 0, size: int | None = None) -> Iterator[bytes]:
-        """Yield the bytes of a range (default: all of them) in chunks of at most CHUNK_BYTES."""
+        """Yield a range (default: all bytes) in chunks of at most CHUNK_BYTES."""
         end = self.size if size is None else min(offset + size, self.size)
         while offset < end:
             chunk = self.read(offset, min(CHUNK_BYTES, end - offset))

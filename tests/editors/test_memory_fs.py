@@ -170,7 +170,7 @@ def test_junk_in_an_empty_directory(mount: MountedServer, server: RedisServer) -
 
 
 def test_a_probe_beside_a_key(path: Path) -> None:
-    """vim's probe 4913 does not change a key of that name, and creates none elsewhere."""
+    """The probe 4913 of vim does not change a key of that name, and creates none elsewhere."""
     assert_fails(errno.EEXIST, os.open, path / "nums" / "4913", os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     for number in ("d/4913", "nums/5036"):
         os.close(os.open(path / number, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))

@@ -102,7 +102,7 @@ def test_companion_of_a_field() -> None:
 
 @pytest.mark.parametrize("number", ["4913", "5036", "5159"])
 def test_probes(number: str) -> None:
-    """vim's probe is held back only if it is created exclusively, so that data written to it is not lost."""
+    """The probe of vim is held back only if it is created exclusively, so that data written to it is not lost."""
     decision = decide(number, "1", "2", exclusive=True)
     assert decision.is_held
     assert not decision.is_junk
@@ -125,7 +125,7 @@ def test_behaviour(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["index.lock", "tmp_obj_AbC123", "k-journal"])
 def test_never_junk(name: str) -> None:
-    """git's locks and objects and SQLite's journals are data at once, with any flags."""
+    """Locks and objects of git and journals of SQLite are data at once, with any flags."""
     decision = decide(name, exclusive=True, mode=0o600)
     assert not decision.is_junk
     assert not decision.is_held
