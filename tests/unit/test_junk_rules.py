@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pathspec import GitIgnoreSpec
 
@@ -16,6 +16,7 @@ from redisfuse.vfs.junk_rules import (
     CreateContext,
     JunkDecision,
     JunkKind,
+    JunkRule,
     JunkRules,
     _RuleMatcher,
     load_default_rules,
@@ -250,23 +251,29 @@ _PIECES = st.sampled_from(
 )
 
 
+def _build_matcher(*kinds: JunkKind) -> tuple[list[JunkRule], GitIgnoreSpec, _RuleMatcher]:
+    all_rules = [*load_default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")]
+    rules = [rule for rule in all_rules if rule.kind in kinds]
+    return rules, GitIgnoreSpec.from_lines([rule.pattern for rule in rules]), _RuleMatcher(rules, *kinds)
+
+
+_MATCHERS = [
+    _build_matcher(JunkKind.KEEP),
+    _build_matcher(JunkKind.SAFE, JunkKind.NEW),
+    _build_matcher(JunkKind.PROBE),
+    _build_matcher(JunkKind.BEHAVIOUR),
+    _build_matcher(*JunkKind),
+]
+
+
+@settings(deadline=None)
 @given(st.lists(st.lists(_PIECES, min_size=1, max_size=3).map("".join), min_size=1, max_size=3), st.booleans())
 def test_the_shortcut_agrees_with_gitignore(names: list[str], directory: bool) -> None:
     """The combined expression rules out most names; the result is always that of pathspec."""
     path = "/".join(names).lstrip("/")
-    for kinds in (
-        (JunkKind.KEEP,),
-        (JunkKind.SAFE, JunkKind.NEW),
-        (JunkKind.PROBE,),
-        (JunkKind.BEHAVIOUR,),
-        tuple(JunkKind),
-    ):
-        rules = [
-            rule for rule in [*load_default_rules(), *parse_rules("x/\n/a/**/x\n!a", "test")] if rule.kind in kinds
-        ]
-        spec = GitIgnoreSpec.from_lines([rule.pattern for rule in rules])
+    for rules, spec, matcher in _MATCHERS:
         index = spec.check_file(path + "/" if directory else path).index
-        assert _RuleMatcher(rules, *kinds).find_rule(path, directory) == (None if index is None else rules[index])
+        assert matcher.find_rule(path, directory) == (None if index is None else rules[index])
 
 
 def test_is_hidden_is_fast() -> None:
