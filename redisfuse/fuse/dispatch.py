@@ -73,7 +73,7 @@ WRITE_CALLBACKS = {
 }
 WRITE_CALLBACKS |= {"utimens", "write", "create", "setxattr", "removexattr"}
 SYNC_CALLBACKS = {"flush", "fsync"}
-# What `FuseOperations` may answer from memory: it says itself when it has to wait (`Binding.waiting`). The others always may.
+# What `FuseOperations` may answer from memory: it calls `Binding.prepare_to_block` itself. The others may always block.
 INLINE_CALLBACKS = {"getattr", "fgetattr", "open", "read", "write", "flush", "release"}
 
 

@@ -1,4 +1,4 @@
-"""What passes between the kernel's side (a `Binding`) and the tree's side (`FuseOperations`). Pure: imports no FUSE library.
+"""The protocols between the kernel's side (a `Binding`) and the tree's side (`FuseOperations`). Imports no FUSE library.
 
 Threading: a binding calls `FuseOperations` from many threads at once, also for one file; every call may raise a
 `RedisFuseError` or an `OSError`, whose errno the program sees; anything else becomes EIO with a traceback in the log.
@@ -49,7 +49,7 @@ class OpenReply(NamedTuple):
     (The binding sees to it that this never shows anybody what another open file saw: see `known`.)
     `size`: how many bytes this handle reads to, if that is known. If the kernel was last told another length, it would
     cut the content or fill it with zeros: such a file is read past the page cache instead.
-    `shares_pages`: whether all who have the file open now read the same, so that pages can be shared, and mapped, whatever
+    `shares_pages`: whether all open handles read the same bytes now, so that pages can be shared, and mapped, whatever
     changed before; None if that is not known.
     `content_hash`: stands for the bytes that are read: pages that were kept of others are of no use.
     """
@@ -92,7 +92,7 @@ class FuseOperations(Protocol):
     def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
         """As `read`, where files are not opened (`FuseSessionOptions.no_open`): all who read one node read the same.
 
-        `current_node_id`: a path, or what `detach_node` made of one. `told`: the length that the kernel was told last, if it is known;
+        `node`: a path, or what `detach_node` made of one. `kernel_size`: the size that the kernel got last, if it is known;
         `sure`: it was told no other lately. Where the content is longer, `Binding.outdated` makes the kernel ask again
         before it believes to be at the end.
         """
@@ -104,7 +104,7 @@ class FuseOperations(Protocol):
         """
 
     def detach_node(self, node: bytes, stale_node: bytes) -> None:
-        """What was read as `current_node_id` goes on as `retired`; `current_node_id` is another file from now on. Must not wait.
+        """Continue under `stale_node` what was read as `node`, which is another file from now on. Must not block.
 
         No read of the node is under way meanwhile.
         """
@@ -233,7 +233,7 @@ class Binding(Protocol):
 
     @property
     def busy_at_unmount(self) -> bool:
-        """Whether it was unmounted while programs had something open in it; known once `FuseOperations.stopped` is called."""
+        """Whether programs had something open at the unmount; known once `FuseOperations.destroy` is called."""
 
     def run(
         self, operations: FuseOperations, options: FuseSessionOptions, notifier: KernelNotifier | None = None

@@ -1,6 +1,6 @@
 """Mounting, serving and ending, the same for both libraries.
 
-Requests are read here and answered by the library, in a `LeaderFollowerPool` of threads, so that the main thread stays free: it waits
+Requests are read here and answered by the library, in a `LeaderFollowerPool` of threads; the main thread waits
 on a pipe into which signals (`signal.set_wakeup_fd`), `stop()` and the end of a thread are written. A signal unmounts;
 the kernel then ends the threads' loops. Nothing here takes a lock that a callback takes.
 """

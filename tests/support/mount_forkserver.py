@@ -1,6 +1,6 @@
 """Mounts that begin in a fraction of a second: forked from a process that has imported everything already.
 
-For tests that need a mount of their own each. Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
+For tests that each need a mount. Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
 object a line: {"words": [...], "environment": {...}, "log": path}, and answers {"pid": ...}; when a mount has ended
 it says {"ended": pid, "status": exit status}, negative for a signal. It ends its mounts when its input ends.
 """

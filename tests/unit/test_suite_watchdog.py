@@ -16,8 +16,9 @@ def pytest_configure(config):
 
 @pytest.fixture
 def mount(tmp_path):
-    with RedisServer(tcp=True) as server, MountForkserver() as forkserver, forkserver.mount_server(tmp_path, server.url()) as mount:
-        yield mount
+    with RedisServer(tcp=True) as server, MountForkserver() as forkserver:
+        with forkserver.mount_server(tmp_path, server.url()) as mount:
+            yield mount
 """
 HANGING_MOUNT = """
 import os, pytest, signal
