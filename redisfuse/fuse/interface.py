@@ -1,4 +1,4 @@
-"""The protocols between the kernel's side (a `Binding`) and the tree's side (`FuseOperations`). Imports no FUSE library.
+"""The protocols between the kernel's side (a `Binding`) and the tree's side (`FuseOperations`). No FUSE library here.
 
 Threading: a binding calls `FuseOperations` from many threads at once, also for one file; every call may raise a
 `RedisFuseError` or an `OSError`, whose errno the program sees; anything else becomes EIO with a traceback in the log.
@@ -92,7 +92,7 @@ class FuseOperations(Protocol):
     def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
         """As `read`, where files are not opened (`FuseSessionOptions.no_open`): all who read one node read the same.
 
-        `node`: a path, or what `detach_node` made of one. `kernel_size`: the size that the kernel got last, if it is known;
+        `node`: a path, or what `detach_node` made of one. `kernel_size`: the size that the kernel got last, if known;
         `sure`: it was told no other lately. Where the content is longer, `Binding.outdated` makes the kernel ask again
         before it believes to be at the end.
         """
