@@ -26,6 +26,7 @@ def mount(
 def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     client = server.client()
     client.flushall()
+    wait_until(lambda: mount.status()["keys"] == 0 and not os.listdir(mount.path))  # not the keys of the last test
     client.mset({f"d:{number}": "1" for number in range(MANY)})
     wait_until(lambda: mount.status()["kernel_cache"] and mount.status()["keys"] == MANY)
     return client
