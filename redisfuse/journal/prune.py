@@ -89,7 +89,8 @@ def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: 
                 (state = 'refused' OR (state = 'failed' AND op IN ('create', 'write', 'append') AND NOT EXISTS (
                     SELECT 1 FROM changes AS again
                     WHERE again."key" = changes."key" AND again.field IS changes.field AND again.id > changes.id
-                        AND again.state = 'applied' AND again.new_blob IS changes.new_blob
+                        AND again.state = 'applied' AND again.new_kind = changes.new_kind
+                        AND again.new_blob IS changes.new_blob AND again.new_offset IS changes.new_offset
                 )))
                 AND NOT :refused AND id NOT IN (
                     SELECT applied.applies FROM changes AS applied

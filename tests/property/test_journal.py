@@ -73,7 +73,7 @@ class JournalMachine(RuleBasedStateMachine):
             self.model[id] = (intent, "pending", ids[0] if grouped else id)
         return ids[0]
 
-    @rule(id=ids, state=st.sampled_from(["applied", "failed", "unknown"]))
+    @rule(id=ids, state=st.sampled_from(["applied", "failed", "refused", "unknown"]))
     def record_outcome(self, id: int, state: Any) -> None:
         self.journal.record_outcome([id], state)
         if id in self.model:
@@ -85,15 +85,31 @@ class JournalMachine(RuleBasedStateMachine):
         self.journal.close()
         self.journal = Journal.open(self.path)
 
-    @rule(keep=st.integers(0, 5))
-    def prune(self, keep: int) -> None:
+    @rule(keep=st.integers(0, 5), refused=st.booleans())
+    def prune(self, keep: int, refused: bool) -> None:
         remaining = set(sorted(self.model)[max(0, len(self.model) - keep) :])
         remaining |= {id for id, (_, state, _) in self.model.items() if state in ("pending", "unknown")}
+        remaining |= {id for id in self.model if not refused and self.holds_an_unsaved_edit(id)}
         groups = {self.model[id][2] for id in remaining}
         removed = {id for id, (_, _, group) in self.model.items() if group not in groups}
-        assert prune_journal(self.journal, before_ms=now_ms() + 10_000, keep_last=keep).changes == len(removed)
+        before_ms = now_ms() + 10_000
+        pruned = prune_journal(self.journal, before_ms=before_ms, keep_last=keep, include_refused=refused)
+        assert pruned.changes == len(removed)
         for id in removed:
             del self.model[id]
+
+    def holds_an_unsaved_edit(self, id: int) -> bool:
+        """Whether a change is an edit that was refused, or that failed and was not made later."""
+        intent, state, _ = self.model[id]
+        if state != "failed" or intent.op != "write":
+            return state == "refused"
+        new = intent.new
+        return not any(
+            (later.key, later.field, later.new.kind, later.new.content, later.new.offset)
+            == (intent.key, intent.field, new.kind, new.content, new.offset)
+            for other, (later, outcome, _) in self.model.items()
+            if other > id and outcome == "applied"
+        )
 
     @invariant()
     def changes_equal_the_model(self) -> None:

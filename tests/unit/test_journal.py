@@ -624,6 +624,16 @@ def test_prune_keeps_the_last_and_whole_groups(journal: Journal) -> None:
     assert prune_journal(journal, before_ms=now_ms() + 5000, keep_last=9).changes == 0
 
 
+@pytest.mark.parametrize(("offset", "pruned"), [(7, 2), (8, 1)])
+def test_prune_keeps_bytes_that_were_saved_only_elsewhere(journal: Journal, offset: int, pruned: int) -> None:
+    """A failed write of a range counts as made later only if the same bytes were written at the same offset."""
+    session = journal.begin_session(INFO)
+    (failed,) = add(journal, session, replace(intent(), new=State.from_slice(b"abc", 7, 1000)), state="failed")
+    add(journal, session, replace(intent(), new=State.from_slice(b"abc", offset, 1000)))
+    assert prune_journal(journal, before_ms=now_ms() + 5000).changes == pruned
+    assert [change.id for change in journal.find_changes()] == ([] if pruned == 2 else [failed])
+
+
 def test_prune_removes_abandoned_contents(journal: Journal, path: Path) -> None:
     """A content that a dead process staged is removed after a day, not before."""
     with sqlite3.connect(path) as raw:
