@@ -140,17 +140,19 @@ class MemoryFS:
     def rename(self, old: bytes, new: bytes, *, replace: bool = True) -> None:
         """Rename a file over a file, or a directory (with its tree) over an empty one.
 
-        Raises NotFoundError, ExistsError (unless `replace`), IsDirectoryError, NotDirectoryError, NotEmptyError,
-        InvalidArgumentError (a directory into itself).
+        Raises NotFoundError, ExistsError (unless `replace`), InvalidArgumentError (a directory into itself),
+        NotEmptyError, IsDirectoryError, NotDirectoryError, checked in this order, as Linux does.
         """
         inodes = self._inodes
         with self._lock:
             inode = inodes.require(old)
-            if inode.is_directory and new.startswith(old + b"/"):
-                raise InvalidArgumentError("a directory can't be moved into itself")
             existing = inodes.by_path.get(new)
             if existing is not None and not replace:
                 raise ExistsError("file exists")
+            if inode.is_directory and new.startswith(old + b"/"):
+                raise InvalidArgumentError("a directory can't be moved into itself")
+            if existing is not None and old.startswith(new + b"/"):
+                raise NotEmptyError("the directory of that name holds what is to be moved")
             if old == new:
                 return
             inodes.check_parent(new)

@@ -421,6 +421,7 @@ def renames_of_files(root: Path) -> Iterator[Any]:
     )
     yield call_outcome(os.rename, root / "f", root / "g"), read_tree(root)
     yield call_outcome(os.rename, root / "g", root / "d" / "e" / "g"), read_tree(root)
+    yield [call_outcome(os.rename, root / "d" / "e" / "g", root / above) for above in ("d", "d/e")]
     yield call_outcome(os.rename, root / "d" / "e" / "g", root / "h"), read_tree(root)
     yield (
         call_outcome(os.rename, root / "h", f"{root}/h/"),

@@ -22,6 +22,7 @@ from redisfuse.errors import (
     IsDirectoryError,
     NoAttributeError,
     NoSpaceError,
+    NotEmptyError,
     NotFoundError,
     RedisFuseError,
 )
@@ -248,6 +249,19 @@ def test_rename_below(memory_fs: MemoryFS) -> None:
     assert content(memory_fs, b"c/d/b/.Trash-1/x") == b"1"
     assert memory_fs.listdir(b"a") == memory_fs.listdir(b"a/b") == ()
     assert memory_fs.exists(b"ab")
+
+
+def test_rename_over_a_parent(memory_fs: MemoryFS) -> None:
+    """A file or directory can't be renamed over the directory that it is in, as the directory is not empty."""
+    memory_fs.mkdir(b"a", 0o700)
+    memory_fs.mkdir(b"a/d", 0o700)
+    memory_fs.create(b"a/x", 0o600)
+    for old in (b"a/x", b"a/d"):
+        with pytest.raises(NotEmptyError):
+            memory_fs.rename(old, b"a")
+        with pytest.raises(ExistsError):
+            memory_fs.rename(old, b"a", replace=False)
+    assert memory_fs.listdir(b"a") == (b"d", b"x")
 
 
 def test_concurrent_threads(memory_fs: MemoryFS) -> None:
