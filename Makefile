@@ -17,7 +17,7 @@ test: ## Run everything: check, then all tests
 	@bash .ci/setup test
 	@$(MAKE) --no-print-directory check
 	timeout --foreground --signal=INT --kill-after=60 45m \
-		$(BIN)/pytest -n $(JOBS) --dist loadfile --reruns 2 --reruns-delay 1
+		$(BIN)/pytest -n $(JOBS) --dist loadfile
 
 check: ## Lint, format, types, and who may import whom
 	@bash .ci/setup dev

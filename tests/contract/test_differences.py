@@ -1,4 +1,4 @@
-"""Where a mount deliberately answers otherwise than an ordinary filesystem: the one list of it, each held by a test.
+"""The complete list of deliberate differences between a mount and an ordinary filesystem, each held by a test.
 
 What is not in here, and is tried in the other modules of this folder, is the same.
 """

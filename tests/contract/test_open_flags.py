@@ -1,4 +1,4 @@
-"""Every combination of open flags, on what there is and what there is not, as an ordinary filesystem answers it."""
+"""Every combination of open flags, on existing and missing paths, compared with an ordinary filesystem."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several calls together do: a program sees the same on a mount and on an ordinary filesystem.
+"""Sequences of calls: a program sees the same on a mount and on an ordinary filesystem.
 
 A scenario is a generator of everything that the program sees. What differs deliberately is in `test_differences.py`.
 """

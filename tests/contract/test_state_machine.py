@@ -1,7 +1,7 @@
-"""A long life of one write mount: random operations, by programs on the mount and by others on the server.
+"""A long life of one write mount: random operations by programs on the mount and by other clients of the server.
 
-After each one the mount, Redis and the journal are what a plain model says; at the end the journal, replayed backwards,
-gives every earlier state in turn, down to the first, byte for byte, times to live included.
+After each one, the mount, Redis and the journal equal a plain model. At the end the journal, replayed backwards, gives
+every earlier state in turn, down to the first, byte for byte, times to live included.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""SIGKILL at every system call of one change that matters: the journal's, the server's and the kernel's.
+"""SIGKILL at every system call of one change: the journal's, the server's and the kernel's.
 
-Whatever the moment: the data is as before or as meant, never part of it; if not as before, the journal has what was
-before; the next write mount settles every row rightly, on the mount point that the dead one left.
+At every moment the data is either as before or as intended, never a part of it. If it changed, the journal has the
+state before. The next write mount settles every row correctly, on the mount point that the dead one left.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, State
 from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, wait_until
+from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, flush_and_wait, wait_until
 from tests.support.redis_server import RedisServer
 from tests.support.strace import kill_at_syscall
 
@@ -124,7 +124,7 @@ def test_killed_at_every_call(name: str, nursery: MountForkserver, server: Redis
         for number in range(1, MOST):
             mount = mount_again()
             try:
-                client.flushall()
+                flush_and_wait(server, mount)
                 client.mset(operation.before)
                 wait_until(lambda: mount.status()["keys"] == len(operation.before))  # noqa: B023
                 crash = Crash(operation, journal, client)

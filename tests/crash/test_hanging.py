@@ -1,4 +1,4 @@
-"""Deaths that would leave programs hanging in the kernel for good, but for the guard beside each mount."""
+"""Deaths of a mount that would leave programs hanging in the kernel without the abort watchdog."""
 
 from __future__ import annotations
 

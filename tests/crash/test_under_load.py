@@ -1,4 +1,4 @@
-"""SIGKILL at random moments under load: what was acknowledged is in Redis, and in the journal."""
+"""SIGKILL at random moments under load: every acknowledged save is in Redis and in the journal."""
 
 from __future__ import annotations
 

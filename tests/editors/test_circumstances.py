@@ -10,7 +10,7 @@ import pytest
 
 from tests.editors.programs import NEW, OLD, PROGRAMS, vim_new
 from tests.support.changes import journal_rows, last_change_id, monitor_writes, watch_presence
-from tests.support.mounts import MountedServer, mount_server, wait_until
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
@@ -50,8 +50,8 @@ def test_a_slow_server(name: str, server: RedisServer, tmp_path: Path) -> None:
 )
 def test_a_marked_name(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
     """A key beside a directory of its name is edited as NAME%; neither it nor its backup creates another key."""
+    flush_and_wait(server, mount)
     client = server.client()
-    client.flushall()
     client.set("user", OLD, px=TTL_MS)
     client.set("user:1", "x")
     path = mount.path / "user%"
@@ -79,8 +79,8 @@ CREATORS = {
 @pytest.mark.parametrize("name", CREATORS)
 def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_path: Path) -> None:
     """A new file is created by one command, as one change; its temporary files do not reach Redis."""
+    flush_and_wait(server, mount)
     client = server.client()
-    client.flushall()
     client.set("dir:other", "x")
     path = mount.path / "dir" / "new"
     wait_until((mount.path / "dir" / "other").exists)

@@ -1,7 +1,6 @@
-"""Servers that fail under a write mount: what the program sees, what the journal says, and what Redis holds.
+"""A write mount on a failing server: the program's errno, the journal's rows and the data in Redis.
 
-Every fault is a real one, on a real server, or on the wire to it (FAULTS.md has the matrix). That the mount lives on
-is shown by using it again without mounting anew.
+Every fault is real, on a real server or on the wire to it. Each test uses the same mount again afterwards.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import redis
 from tests.faults.conftest import TIMEOUT, MakeMount
 from tests.support.changes import monitor_writes
 from tests.support.errno_of import change_states, errno_name, journal_changes, save_file, time_call
+from tests.support.mount_logs import INTERRUPTED, KEPT
 from tests.support.mounts import MountedServer, run_redisfuse, wait_until
 from tests.support.proxy import FaultKind, Proxy
 from tests.support.redis_server import RedisServer, find_free_port
@@ -60,6 +60,7 @@ def works(mount: MountedServer, client: redis.Redis) -> None:
 # -- servers that are gone -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
     """Reads, saves and listings of a server that is down are EIO in time; when it is back with its data an edit that
     was open goes through, and nothing has to be mounted anew."""
@@ -84,6 +85,7 @@ def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
         works(mount, server.client())
 
 
+@pytest.mark.expected_log(INTERRUPTED, KEPT)
 def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
     """A save that failed as the server was down, and was given up, is in the journal."""
     with RedisServer(tcp=True, persist=True) as server:
@@ -102,6 +104,7 @@ def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
         works(mount, server.client())
 
 
+@pytest.mark.expected_log(INTERRUPTED, KEPT)
 def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path) -> None:
     """The same of a value the rest of which only the server has: what was written is kept, and can be applied."""
     large = bytes(range(256)) * 8192
@@ -122,6 +125,7 @@ def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path)
         assert server.client().get("k") == large[:100] + b"first" + large[105:] + b"second"
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """On a server that came back empty a file is ENOENT, and an edit of what is gone is a conflict: not made anew."""
     descriptor = os.open(mount.path / "k", os.O_RDWR)
@@ -136,6 +140,7 @@ def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: M
     works(mount, client)
 
 
+@pytest.mark.expected_log(f"did not answer in time.*{KEPT}")
 def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """A server that hangs (SIGSTOP) is an error within the time-out, for every call; when it goes on all is well, the
     edit is applied or not, and its row says which."""
@@ -156,6 +161,7 @@ def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: Mounted
     assert client.get("k") == (b"new" if "applied" in change_states(mount, b"k") else b"old")
 
 
+@pytest.mark.expected_log(f"the server did not say whether change 2 was made.*{KEPT}")
 def test_server_hangs_after_the_write(
     own_redis: RedisServer, client: redis.Redis, proxy: Proxy, behind: MountedServer
 ) -> None:
@@ -204,7 +210,9 @@ def test_fsync_once_more_after_a_lost_answer(
     settled(behind, b"other", *["applied"] * (1 + bool(more)))
 
 
-@pytest.mark.parametrize("call", ["STRLEN", "EXEC"])
+@pytest.mark.parametrize(
+    "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.expected_log(f"did not answer in time.*{KEPT}"))]
+)
 def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: MountedServer, call: str) -> None:
     """While one file's request hangs, other files are read at once, in its directory and elsewhere."""
     client.mset({name: "x" for number in range(8) for name in (f"other{number}", f"d:{number}")})
@@ -240,6 +248,7 @@ def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: M
     works(behind, client)
 
 
+@pytest.mark.expected_log(f"(was lost|did not answer in time).*{KEPT}")
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
 def test_write_lost_on_its_way(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
     """A write that never came to the server is EIO; it is not sent again, its row has failed, the old value stays."""
@@ -272,6 +281,7 @@ def test_slow_server(client: redis.Redis, proxy: Proxy, behind: MountedServer) -
 # -- servers that refuse ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.expected_log(f"out of memory.*{KEPT}")
 def test_out_of_memory(client: redis.Redis, mount: MountedServer) -> None:
     """OOM is ENOSPC, the row failed, the old value is there; removing works and is journaled."""
     client.config_set("maxmemory", "1")
@@ -285,6 +295,7 @@ def test_out_of_memory(client: redis.Redis, mount: MountedServer) -> None:
     works(mount, client)
 
 
+@pytest.mark.expected_log(f"read-only replica.*{KEPT}")
 def test_replica(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """READONLY is EROFS, the row failed, without a storm of retries; after the promotion saving works."""
     client.replicaof("127.0.0.1", str(find_free_port()))
@@ -324,6 +335,8 @@ def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -
     assert client.get("k") == b"old"
 
 
+@pytest.mark.expected_log(f"(NOREPLICAS|MISCONF).*{KEPT}")
+@pytest.mark.possible_log(INTERRUPTED)  # the server ends before the mount
 @pytest.mark.parametrize(
     ("setting", "errors"),
     [(("min-replicas-to-write", "3"), GONE), (("save", "1 1"), ("EROFS", "ENOSPC"))],
@@ -344,6 +357,7 @@ def test_writes_are_refused(make_mount: MakeMount, setting: tuple[str, str], err
         assert change_states(mount, b"k") == ["failed"]
 
 
+@pytest.mark.expected_log(f"ACL.*{KEPT}")
 @pytest.mark.parametrize("rules", [["+@all", "-set", "~*", "&*"], ["+@all", "%R~*", "&*"]])
 def test_denied_by_the_acl(
     own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, rules: list[str]
@@ -371,6 +385,7 @@ def test_keys_that_may_not_be_read(own_redis: RedisServer, client: redis.Redis, 
     assert client.mget("app:a", "secret:b") == [b"new", b"2"]
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_password_changed(client: redis.Redis, mount: MountedServer) -> None:
     """A server that now wants another password is EACCES; when it lets us in again all works."""
     client.config_set("requirepass", "s3cr3t")
@@ -386,6 +401,7 @@ def test_password_changed(client: redis.Redis, mount: MountedServer) -> None:
     assert "s3cr3t" not in mount.read_log()
 
 
+@pytest.mark.expected_log(INTERRUPTED, "reading the keys failed: the server is still loading its data")
 def test_loading(make_mount: MakeMount) -> None:
     """While the server loads its data, files and listings are EAGAIN or EIO after the time-out, never empty."""
     with RedisServer(tcp=True, persist=True) as server:
@@ -437,6 +453,7 @@ def _is_busy(client: redis.Redis) -> bool:
     return False
 
 
+@pytest.mark.expected_log(f"was lost.*{KEPT}")
 def test_maxclients(client: redis.Redis, mount: MountedServer) -> None:
     """On a server that is full, what is connected goes on, and new connections are EIO with the reason in the log."""
     (mount.path / "k").read_bytes()
@@ -448,6 +465,7 @@ def test_maxclients(client: redis.Redis, mount: MountedServer) -> None:
     works(mount, client)
 
 
+@pytest.mark.expected_log(f"takes no value of this size.*{KEPT}")
 def test_value_over_the_servers_limit(client: redis.Redis, mount: MountedServer) -> None:
     """A value over proto-max-bulk-len is EFBIG; the old value is there, the row failed."""
     client.config_set("proto-max-bulk-len", str(1024 * 1024))

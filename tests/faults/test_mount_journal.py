@@ -25,6 +25,7 @@ from redisfuse.journal.journal import Journal
 from tests.faults.conftest import MakeMount, small_disk_at
 from tests.support.changes import monitor_writes
 from tests.support.errno_of import change_states, errno_name, journal_changes, save_file
+from tests.support.mount_logs import ENDED, KEPT, NOT_KEPT
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, is_mounted, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 from tests.support.strace import trace_process
@@ -65,8 +66,9 @@ def check_saving_works(mount: MountedServer, client: redis.Redis) -> None:
 # -- disks -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.expected_log(f"{NOT_KEPT}: the disk of the journal .* is full")
 @needs_root
-def test_full_disk(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, disk: Path) -> None:
+def test_full_disk(own_redis: RedisServer, client: redis.Redis, disk: Path, make_mount: MakeMount) -> None:
     """On a full disk every change fails with ENOSPC and Redis is unchanged.
 
     With free space saving works again.
@@ -114,6 +116,7 @@ def check_mount_refused(folder: Path, url: str, journal: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.expected_log(f"{NOT_KEPT}.*read-only")
 def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """Changes fail with EROFS while the journal's system calls do."""
     calls = "pwrite64,access,faccessat,faccessat2"
@@ -123,6 +126,7 @@ def test_read_only_later(own_redis: RedisServer, client: redis.Redis, mount: Mou
     check_saving_works(mount, client)
 
 
+@pytest.mark.expected_log(f"{NOT_KEPT}.*disk I/O error")
 def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """Changes fail with EIO while fsync fails.
 
@@ -136,6 +140,7 @@ def test_fsync_fails(own_redis: RedisServer, client: redis.Redis, mount: Mounted
     assert "pending" not in change_states(mount, b"k")[:-1]
 
 
+@pytest.mark.expected_log(f"disk I/O error.*{KEPT}")
 def test_one_failed_fsync_is_not_forgotten(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
     """After a failed fsync the next save first syncs the database.
 
@@ -264,6 +269,7 @@ def test_not_a_journal(
     assert client.get("k") == b"old"
 
 
+@pytest.mark.expected_log(f"{NOT_KEPT}.*was removed or replaced while in use")
 @pytest.mark.parametrize("how", ["unlinked", "swapped"])
 def test_a_journal_removed_under_the_mount(
     own_redis: RedisServer, client: redis.Redis, mount: MountedServer, how: str
@@ -294,6 +300,7 @@ def test_a_journal_removed_under_the_mount(
 # -- limits of the process -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.expected_log(f"Too many open files.*{KEPT}")
 def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
     """A mount without free descriptors fails single requests, and recovers."""
     pid = mount.process.pid
@@ -308,6 +315,7 @@ def test_no_descriptors_left(client: redis.Redis, mount: MountedServer) -> None:
     check_saving_works(mount, client)
 
 
+@pytest.mark.expected_log(f"the disk of the journal .* is full.*{KEPT}")
 def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """Past RLIMIT_FSIZE a save fails with ENOSPC, and the mount survives.
 
@@ -327,6 +335,7 @@ def test_file_size_limit(own_redis: RedisServer, client: redis.Redis, mount: Mou
 # -- unmounting with unsaved data ------------------------------------------------------------------------------------
 
 
+@pytest.mark.expected_log(f"{ENDED}.*{KEPT}")
 def test_terminated_with_a_file_open(client: redis.Redis, mount: MountedServer) -> None:
     """SIGTERM does not save a file that is being written.
 
@@ -376,6 +385,7 @@ def test_lazily_unmounted_with_a_file_open(client: redis.Redis, mount: MountedSe
     assert change_states(mount, b"k") == ["applied"]
 
 
+@pytest.mark.expected_log(f"{ENDED}.*{KEPT}")
 def test_terminated_while_the_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """After SIGTERM with a hanging server, the mount exits in time.
 

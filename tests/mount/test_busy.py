@@ -1,4 +1,4 @@
-"""Many programs at once: they are served side by side, on one processor, and all that they save arrives."""
+"""Many programs at once are served side by side, on one processor, and every save of theirs arrives."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way of editing keeps when a key expires, to the millisecond; and a field, where the server's fields can."""
+"""Every way of editing keeps the expiry of a key to the millisecond, and a field's where the server's fields expire."""
 
 from __future__ import annotations
 

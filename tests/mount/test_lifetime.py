@@ -1,4 +1,4 @@
-"""The server changes under the mount: what programs see is never older than a second, and a quiet mount is silent."""
+"""Changes by other clients show within a second, and a quiet mount sends nothing."""
 
 import contextlib
 import errno
@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pytest
 import redis
 
+from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
@@ -258,6 +259,7 @@ def test_many_programs_read_at_once(client: redis.Redis, mount: MountedServer) -
     assert not wrong
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_a_killed_follower_comes_back(client: redis.Redis, mount: MountedServer) -> None:
     """CLIENT KILL of every connection: what changes meanwhile shows within a second of the mount's return."""
     client.set("k", "1")
@@ -279,6 +281,7 @@ def listing_error(mount: MountedServer) -> int:
     return 0
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_a_server_that_comes_back_with_other_data(tmp_path: Path) -> None:
     """After a restart nothing of what was before is shown: a listing is an error or the new truth."""
     with RedisServer(tcp=True) as server:
@@ -298,6 +301,7 @@ def test_a_server_that_comes_back_with_other_data(tmp_path: Path) -> None:
             assert read(mount.path / "old" / "1") is None
 
 
+@pytest.mark.expected_log("changes by others show after up to 30 s: .*tracking")
 def test_a_user_that_may_not_track_is_told_so(tmp_path: Path) -> None:
     """Without the right to track, keys are read again by the clock, attributes live a second, and status says why."""
     with RedisServer(tcp=True) as server:
@@ -336,6 +340,7 @@ def test_tail_follows(client: redis.Redis, mount: MountedServer) -> None:
             tail.wait(10)
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_who_began_to_read_goes_on_with_that(client: redis.Redis, mount: MountedServer) -> None:
     """A program that has read a part reads the rest of the same, also when the follower was lost meanwhile; of a string
     over 1 MiB, which is not held in memory, that or ESTALE. Who opens it afterwards reads what it is then."""

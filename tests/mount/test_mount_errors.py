@@ -21,6 +21,7 @@ import pytest
 
 from tests.support import mounts
 from tests.support.mount_forkserver import ROOT, MountForkserver
+from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import (
     MOUNT_TIMEOUT_SECONDS,
     is_mounted,
@@ -301,7 +302,15 @@ def test_control_c_at_a_terminal(redis_server: RedisServer, tmp_path: Path, path
         child.close(force=True)
 
 
-@pytest.mark.parametrize("case", ["down", "password", "journal", "mount point"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param("down", marks=pytest.mark.expected_log("ERROR no connection to")),
+        pytest.param("password", marks=pytest.mark.expected_log("ERROR .*the user name or password")),
+        pytest.param("journal", marks=pytest.mark.expected_log("ERROR the journal .* is a directory")),
+        "mount point",
+    ],
+)
 def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
     """With --daemon an error is reported as one line and status 1, and no process remains."""
     words: list[str] = []
@@ -358,6 +367,7 @@ def test_no_secret_is_visible_in_failures(nursery: MountForkserver, tmp_path: Pa
             assert SECRET.encode() not in file.read_bytes(), file
 
 
+@pytest.mark.expected_log(INTERRUPTED)
 def test_no_secret_is_visible_in_a_running_mount(tmp_path: Path) -> None:
     """The password of an ACL user in the URL is not visible anywhere.
 

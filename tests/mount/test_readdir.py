@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.mounts import MountedServer, mount_server, wait_until
+from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 SECOND = 1.0
@@ -24,9 +24,8 @@ def mount(
 
 @pytest.fixture
 def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
+    flush_and_wait(server, mount)
     client = server.client()
-    client.flushall()
-    wait_until(lambda: mount.status()["keys"] == 0 and not os.listdir(mount.path))  # not the keys of the last test
     client.mset({f"d:{number}": "1" for number in range(MANY)})
     wait_until(lambda: mount.status()["kernel_cache"] and mount.status()["keys"] == MANY)
     return client

@@ -1,4 +1,4 @@
-"""The sessions in the README and in redisfuse/docs show what really happens."""
+"""The sessions in the README and in redisfuse/docs show real output."""
 
 from pathlib import Path
 

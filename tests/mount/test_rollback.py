@@ -1,4 +1,4 @@
-"""Review and rollback of what was done through a real mount, while it is mounted."""
+"""Review and rollback of changes made through a real mount, while it is mounted."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Writing through a real mount: each save is one change, in Redis and in the journal, and takes nothing else along."""
+"""Writing through a real mount: each save is one change, in Redis and in the journal, and touches no other key."""
 
 import mmap
 import os

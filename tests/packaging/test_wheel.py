@@ -1,4 +1,4 @@
-"""What is released: a wheel that runs in a clean environment, and an sdist from which the same wheel can be built."""
+"""The release: a wheel that runs in a clean environment, and an sdist from which the same wheel can be built."""
 
 import contextlib
 import sqlite3

@@ -1,1 +1,1 @@
-"""What the tests share: private servers, a proxy that makes faults, waiting with a limit."""
+"""Support of the tests; tests/README.md lists the modules."""

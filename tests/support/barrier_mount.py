@@ -1,9 +1,9 @@
-"""A mount with one of the three read-only barriers (DESIGN.md 6) and the two others taken away.
+"""A mount with one of the three read-only barriers and the two others removed.
 
 Run as a process of its own: python -m tests.support.barrier_mount BARRIER BINDING URL MOUNTPOINT JOURNAL
-  kernel       everything that writes is there, and the server's connections may write; only the kernel mounts `ro`
-  changer      the kernel mounts `rw`, the connections may write; only the objects that change things are missing
-  connection   the kernel mounts `rw`, everything that writes is there; only the connections are for reading
+  kernel       only the kernel's `ro` is left: all objects that write exist, and the connections may write
+  changer      only the missing objects that write are left: the kernel mounts `rw`, and the connections may write
+  connection   only the reading connections are left: the kernel mounts `rw`, and all objects that write exist
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a mount changed: in the journal, and on the wire as MONITOR shows it."""
+"""The changes that a mount made: in the journal, and on the wire as MONITOR shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server, a journal and edits, wired for a test."""
+"""A server, a journal and a key writer, wired for a test."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a program sees of a failure, and what it left: errno, the journal's rows, Redis."""
+"""The effects of a failure: the errno that a program gets, the journal's rows, the data in Redis."""
 
 from __future__ import annotations
 

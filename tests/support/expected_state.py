@@ -1,4 +1,4 @@
-"""Running the same file operations on an ordinary filesystem and on a mount, and comparing what a program sees."""
+"""The same file operations on an ordinary filesystem and on a mount, and the comparison of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A mount of `memory_calls` in a process of its own, with a time-out on everything."""
+"""A mount of `memory_calls` in a process of its own, with a time-out on every step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from redisfuse.fuse import mountpoint as mountpoints
+from tests.support import mount_logs
 
 ROOT = Path(__file__).parents[2]
 _MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
@@ -32,6 +33,7 @@ class MemoryMount:
         self.path.mkdir(exist_ok=True)
         self._control = str(self._folder / "control")
         self.log = self._folder / "log"
+        mount_logs.watch(self.log)
         self.process: subprocess.Popen[bytes]
         self._socket: socket.socket | None = None
         self._kill_timer: threading.Timer

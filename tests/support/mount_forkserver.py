@@ -1,4 +1,4 @@
-"""Mounts that begin in a fraction of a second: forked from a process that has imported everything already.
+"""Mounts that start in a fraction of a second: forked from a process that has imported all modules.
 
 For tests that each need a mount. Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
 object a line: {"words": [...], "environment": {...}, "log": path}, and answers {"pid": ...}; when a mount has ended
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support import mount_logs
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, is_mounted, isolated_environment
 
 ROOT = Path(__file__).parents[2]
@@ -107,6 +108,7 @@ class MountForkserver:
         if not is_mounted(path):
             path.mkdir(exist_ok=True)
         log = folder / "mount.log"
+        mount_logs.watch(log)
         words = ["--write", "--journal"] if write else []
         process = self.start_process([*words, *options, url, str(path)], folder, log)
         mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support import mount_logs
 from tests.support.redis_server import RedisServer
 
 MOUNT_TIMEOUT_SECONDS = 20.0  # seconds for a mount to appear or go
@@ -88,6 +89,7 @@ def isolated_environment(folder: Path) -> dict[str, str]:
 
 def run_redisfuse(folder: Path, *words: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a `redisfuse` command to its end."""
+    mount_logs.watch(folder / "state" / "redisfuse" / "redisfuse.log")  # of --daemon
     return subprocess.run(
         redisfuse_command(*words),
         env=isolated_environment(folder),
@@ -106,6 +108,7 @@ def mount_server(
     path = folder / "mnt"
     path.mkdir(exist_ok=True)
     log = folder / "mount.log"
+    mount_logs.watch(log)
     words = ["--write", "--journal"] if write else []
     with log.open("ab") as errors:
         process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Running programs on a mount as somebody would: a script in a shell, with nothing of this machine's configuration."""
+"""Shell scripts on a mount, without this machine's configuration of git and the locale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The inverse of `redisfuse.text.escape_line`: what a reader of a rendering does."""
+"""The inverse of `redisfuse.text.escape_line`, as a reader of a rendering needs it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Ends what hangs where a test's own time-out (pytest-timeout) does not reach, and says what it hung at.
+"""The end of tests that hang beyond the reach of pytest-timeout, with a report of the place.
 
 A program that waits for a mount's answer can't be interrupted any more once the mount has read the question: a mount
 that hangs would hold the whole suite. And the time-out comes once for each test: what hangs while that is cleaned up

@@ -1,4 +1,4 @@
-"""Sizes, mount options and the defaults of a mount."""
+"""config.py: sizes, mount options and the defaults of a mount."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Keeping to one processor while requests are found waiting, and leaving it when they are not."""
+"""fuse/cpu_affinity.py: staying on one processor while requests are queued, and leaving it when none are."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""The examples of the naming rules, one by one."""
+"""paths/grammar.py: the examples of the naming rules, one by one."""
 
 import hashlib
 

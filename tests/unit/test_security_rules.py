@@ -1,6 +1,6 @@
-"""The Redis users that SECURITY.md gives are those of `redisfuse doctor`, and the reader's can't hurt.
+"""The Redis users in SECURITY.md are those of `redisfuse doctor`, and the reader's can't change data.
 
-That the rules are enough for all that redisfuse sends is in tests/faults/test_permissions.py.
+tests/faults/test_permissions.py tests that the rules suffice for all that redisfuse sends.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""What the suite does with a test that hangs: it ends it, says where it hung, and goes on."""
+"""tests/support/watchdog.py: a test that hangs is ended and its place reported, and the run continues."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Notifications that a callback has written."""
+"""fuse/wire.py: notifications that a request handler writes."""
 
 import os
 import threading
