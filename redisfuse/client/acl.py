@@ -1,7 +1,7 @@
 """The ACL rules of each access mode, and a check of the current user's.
 
 The rules are in Redis's ACL syntax (https://redis.io/docs/latest/operate/oss_and_stack/management/security/acl/). They
-allow what the allow-lists name; `tests/faults/test_permissions.py` compares the two on a real server.
+allow what the allow-lists name; `tests/faults/test_acl.py` compares the two on a real server.
 """
 
 from abc import ABC, abstractmethod

@@ -1,6 +1,6 @@
 """The Redis users in SECURITY.md are those of `redisfuse doctor`, and the reader's can't change data.
 
-tests/faults/test_permissions.py tests that the rules suffice for all that redisfuse sends.
+tests/faults/test_acl.py tests that the rules suffice for all that redisfuse sends.
 """
 
 import re
