@@ -25,7 +25,7 @@ from redisfuse.mount.run import build_address, build_limits, build_session_optio
 
 
 class UnguardedClient(RedisClient):
-    """A server for reading only, that gives its reading connections to those who want to write."""
+    """A read-only client that uses its reading connections for writes, too."""
 
     @contextlib.contextmanager
     def write_channel(self) -> Iterator[Channel]:

@@ -21,11 +21,11 @@ WRITE_COMMANDS = frozenset(
         *("RESTORE", "RPUSH", "SADD", "SET", "SETRANGE", "UNLINK", "XADD", "ZADD"),
     }
 )
-POLL_INTERVAL_SECONDS = 0.0005  # seconds between two looks at whether a key exists
+POLL_INTERVAL_SECONDS = 0.0005  # between two EXISTS
 
 
 def journal_rows(mount: MountedServer, after: int = 0) -> list[dict[str, Any]]:
-    """The journal's rows after an id, oldest first, as `redisfuse log --json` gives them."""
+    """Return the journal's rows after an id, oldest first, as `redisfuse log --json` prints them."""
     with Journal.open(mount.journal) as journal:
         return [
             change_to_json(change)
@@ -35,14 +35,14 @@ def journal_rows(mount: MountedServer, after: int = 0) -> list[dict[str, Any]]:
 
 
 def last_change_id(mount: MountedServer) -> int:
-    """The id of the newest row, 0 if there is none."""
+    """Return the id of the newest row, 0 if there is none."""
     rows = journal_rows(mount)
     return rows[-1]["id"] if rows else 0
 
 
 @contextmanager
 def monitor_writes(server: RedisServer, key: bytes | None = None) -> Iterator[list[list[str]]]:
-    """The write commands (that name `key`, or all) while the body runs, as MONITOR shows them."""
+    """Collect the write commands (that name `key`, or all) while the body runs, as MONITOR shows them."""
     seen: list[list[str]] = []
     done = threading.Event()
     with server.client().monitor() as monitor:
@@ -64,7 +64,7 @@ def monitor_writes(server: RedisServer, key: bytes | None = None) -> Iterator[li
 
 @dataclass
 class PresenceCounts:
-    """How often a key or field was looked for, and how often it was not there."""
+    """How often a key or field was looked up, and how often it was missing."""
 
     checks: int = 0
     missing: int = 0
@@ -73,7 +73,7 @@ class PresenceCounts:
 
 @contextmanager
 def watch_presence(server: RedisServer, key: bytes, hash_field: bytes | None = None) -> Iterator[PresenceCounts]:
-    """A thread that looks all the time whether a key, or a field of it, exists, while the body runs."""
+    """Look up a key, or a field of it, in a thread, again and again while the body runs."""
     presence = PresenceCounts()
     ended = threading.Event()
     client = server.client()

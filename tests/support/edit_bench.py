@@ -22,7 +22,7 @@ from tests.support.redis_server import RedisServer
 
 @dataclass(repr=False)
 class EditBench:
-    """Everything that a test of edits needs. `redis` is the test's own client, as somebody else's would be."""
+    """All that a test of edits needs. `redis` is the test's own client, which redisfuse sees as another client."""
 
     redis: redis.Redis
     server: RedisClient
@@ -35,7 +35,7 @@ class EditBench:
     def create(
         cls, folder: Path, redis_server: RedisServer, *, url: str | None = None, **options: object
     ) -> "EditBench":
-        """Wire one; its journal is in `folder`. `url`: another way to the same server, such as a proxy."""
+        """Wire a bench with a journal in `folder`. `url`: another way to the same server, such as a proxy."""
         folder.mkdir(mode=0o700, exist_ok=True)
         timeout = options.pop("timeout", 5.0)
         connections = options.pop("connections", 4)
@@ -51,17 +51,17 @@ class EditBench:
         return "<Bench>"
 
     def close(self) -> None:
-        """End it all."""
+        """Close the journal and the client."""
         self.journal.close()
         self.server.close()
 
     def save(self, key: bytes, data: bytes, field: bytes | None = None, **options: object) -> None:
-        """Save, over whatever is there unless a `basis` is given."""
+        """Save over any state, unless a `basis` is given."""
         options.setdefault("precondition", Precondition.unconditional())
         self.key_writer.save(KeyRef(key, field), Blob.from_bytes(data), path=key, **options)  # type: ignore[arg-type]
 
     def changes(self) -> list[Change]:
-        """All changes, oldest first."""
+        """Return all changes, oldest first."""
         return list(self.journal.find_changes(ChangeFilter(oldest_first=True)))
 
     @property
@@ -70,12 +70,12 @@ class EditBench:
         return self.changes()[-1]
 
     def roll_back(self, *ids: int, force: bool = False, **wanted: object) -> RollbackReport:
-        """Take changes back, as the command does."""
+        """Roll changes back, as the command does."""
         groups = select_groups(self.journal, RollbackSelection(ids=ids, **wanted))  # type: ignore[arg-type]
         return self.create_rollback(force=force).run(groups)
 
     def create_rollback(self, *, force: bool = False) -> Rollback:
-        """What the command runs."""
+        """Return the rollback that the command runs."""
         name = self.journal.get_session(self.session).metadata.server.name
         return Rollback(self.key_writer.executor, name, force=force)
 

@@ -15,7 +15,7 @@ from tests.support.mounts import MountedServer
 
 
 def errno_name(call: Callable[..., object], *arguments: object) -> str:
-    """The name of the errno that a call fails with; empty if it does not."""
+    """Return the name of the errno that a call fails with; empty if it succeeds."""
     try:
         call(*arguments)
     except OSError as error:
@@ -24,7 +24,7 @@ def errno_name(call: Callable[..., object], *arguments: object) -> str:
 
 
 def save_file(path: Path, data: bytes) -> str:
-    """Save as a program does (open, write, close); the name of the first errno, empty if it went well."""
+    """Save as a program does (open, write, close); return the name of the first errno, empty if all succeeded."""
     return errno_name(_save, path, data)
 
 
@@ -42,18 +42,18 @@ def _save(path: Path, data: bytes) -> None:
 
 
 def time_call(call: Callable[..., str], *arguments: object) -> tuple[str, float]:
-    """What it gives, and the seconds that it took."""
+    """Return the result of a call and its duration in seconds."""
     began = time.monotonic()
     return call(*arguments), time.monotonic() - began
 
 
 def journal_changes(mount: MountedServer, key: bytes | None = None) -> list[Change]:
-    """The journal's rows (of one key), oldest first."""
+    """Return the journal's rows (of one key), oldest first."""
     with Journal.open(mount.journal, writable=False) as journal:
         found = list(journal.find_changes(ChangeFilter(oldest_first=True)))
         return [change for change in found if key is None or change.key == key]
 
 
 def change_states(mount: MountedServer, key: bytes | None = None) -> list[str]:
-    """Their states."""
+    """Return the states of the journal's rows (of one key), oldest first."""
     return [change.outcome for change in journal_changes(mount, key)]

@@ -18,14 +18,14 @@ _AT_FDCWD = -100
 
 
 def renameat2(old: Path, new: Path, flags: int) -> None:
-    """renameat2(2), which Python does not have."""
+    """Call renameat2(2), which Python does not have."""
     if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def call_outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """What a call gives, or the name of its errno."""
+    """Return the result of a call, or the name of its errno."""
     try:
         return call(*arguments, **named)
     except OSError as error:
@@ -34,7 +34,7 @@ def call_outcome(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any
 
 @contextmanager
 def tmpfs_folder() -> Iterator[Path]:
-    """An empty folder of a tmpfs where there is one: the oracle."""
+    """Make an empty folder, on a tmpfs if there is one, for the expected results."""
     memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(prefix="redisfuse-oracle-", dir=memory if memory.is_dir() else None))
     try:
@@ -44,7 +44,7 @@ def tmpfs_folder() -> Iterator[Path]:
 
 
 def comparable_stat(result: os.stat_result | str) -> Any:
-    """What of a stat(2) must be the same everywhere: the type, and a file's size and links."""
+    """Return the part of a stat(2) that must be equal on each filesystem: the type, and a file's size and links."""
     if isinstance(result, str):
         return result
     if stat.S_ISREG(result.st_mode):
@@ -53,7 +53,7 @@ def comparable_stat(result: os.stat_result | str) -> Any:
 
 
 def read_tree(folder: Path) -> dict[str, Any]:
-    """Everything below a folder: contents of files, None for directories."""
+    """Return all paths below a folder, with the contents of files and None for directories."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         found[str(path.relative_to(folder))] = None if path.is_dir() else path.read_bytes()

@@ -4,14 +4,14 @@ Run as a process of its own:  python -m tests.support.memory_calls BINDING MOUNT
 The JSON object has fields of MountOptions, and `notify` (use a Notifier; "old": as on an old kernel), `keep_cache`,
 `fail_start`, and `tree` (directory name → number of files in it, to begin with).
 CONTROL is a Unix socket on which one JSON request a line is answered by one JSON line:
-  {"do": "put", "path": …, "data": …}     make or replace a file, without telling the kernel
-  {"do": "drop", "path": …}               remove a file or directory, without telling the kernel
-  {"do": "mkdir", "path": …}              make a directory, without telling the kernel
+  {"do": "put", "path": …, "data": …}     make or replace a file, without notifying the kernel
+  {"do": "drop", "path": …}               remove a file or directory, without notifying the kernel
+  {"do": "mkdir", "path": …}              make a directory, without notifying the kernel
   {"do": "invalidate", "paths": […], "ancestors": bool, "keep_dentry": bool}
   {"do": "invalidate_all"} / {"do": "drain"}
   {"do": "timeouts", "value": seconds}
   {"do": "counts"}                        how often each callback ran, and the notifier's counters
-Paths are latin-1 text in JSON. Names decide: `raise-…` fails in the way that it says; `hang` hangs until
+Paths are latin-1 text in JSON. Names decide: `raise-…` fails with the error of that name; `hang` hangs until
 {"do": "unhang"}; `wait` waits until it is interrupted; `direct…` is opened with direct I/O and shows no size;
 `direct-stream…` can't be sought in; `snap…` reads what it was when it was opened.
 """

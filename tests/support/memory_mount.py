@@ -19,11 +19,11 @@ from redisfuse.fuse import mountpoint as mountpoints
 from tests.support import mount_logs
 
 ROOT = Path(__file__).parents[2]
-_MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
+_MAX_LIFETIME_SECONDS = 60.0  # then the process is killed, so that no bug can hang a test
 
 
 class MemoryMount:
-    """Mounted while in the `with` block, at `path`; afterwards nothing is left. `settings` as in memory_calls."""
+    """A mount at `path` for the body of `with`; afterwards nothing is left. `settings` as in memory_calls."""
 
     def __init__(self, binding: str, *, mountpoint: Path | None = None, **settings: Any) -> None:
         self._binding = binding
@@ -50,7 +50,7 @@ class MemoryMount:
         return self
 
     def start(self) -> None:
-        """Begin without waiting for the mount."""
+        """Start without waiting for the mount."""
         command = [sys.executable, "-m", "tests.support.memory_calls", self._binding, str(self.path), self._control]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -81,11 +81,11 @@ class MemoryMount:
         return mountpoints.find_mount(self.path) is not None
 
     def wait_for_exit(self, timeout: float = 20) -> int:
-        """Wait for the process to end by itself; its exit status."""
+        """Wait until the process ends, and return its exit status."""
         return self.process.wait(timeout)
 
     def send_request(self, action: str, **arguments: Any) -> Any:
-        """One request to memory_calls' control socket."""
+        """Send a request to memory_calls' control socket and return the reply."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(20)
@@ -96,15 +96,15 @@ class MemoryMount:
         return json.loads(self._stream.readline())
 
     def put_file(self, path: str, data: str) -> None:
-        """Make or change a file behind the kernel's back."""
+        """Make or change a file without notifying the kernel."""
         self.send_request("put", path=path, data=data)
 
     def take_counts(self) -> dict[str, int]:
-        """How often each callback ran since this was last asked; those that did not are 0."""
+        """Return how often each callback ran since the last call; 0 for those that did not."""
         return _CallCounts(self.send_request("counts")["calls"])
 
     def take_calls(self) -> list[str]:
-        """The logged callbacks since this was last asked."""
+        """Return the logged callbacks since the last call."""
         found: list[str] = self.send_request("counts")["log"]
         return found
 

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class ForkedProcess:
-    """One mount's process; what of Popen the tests use."""
+    """One mount's process, with those methods of Popen that the tests use."""
 
     def __init__(self, pid: int, exit_statuses: dict[int, int]) -> None:
         self.pid = pid
@@ -58,7 +58,7 @@ class ForkedProcess:
 
 
 class MountForkserver:
-    """Where mounts come from. Use it in a `with` block."""
+    """A process from which mounts are forked, while in the `with` block."""
 
     def __init__(self) -> None:
         self._exit_statuses: dict[int, int] = {}
@@ -93,7 +93,7 @@ class MountForkserver:
                 self._exit_statuses[said["ended"]] = said["status"]
 
     def start_process(self, words: list[str], folder: Path, log: Path) -> ForkedProcess:
-        """Begin `redisfuse WORDS`."""
+        """Start `redisfuse WORDS`."""
         assert self._forkserver.stdin is not None
         request = {"words": words, "environment": isolated_environment(folder), "log": str(log)}
         self._forkserver.stdin.write(json.dumps(request).encode() + b"\n")
@@ -103,7 +103,7 @@ class MountForkserver:
     def start_mount(
         self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
     ) -> MountedServer:
-        """Mount `url` below `folder`; `wait` until the index is whole. End it with `mounts.sweep`, however it is."""
+        """Mount `url` below `folder`; `wait` until the index is complete. End it with `mounts.clean_up_mount`."""
         path = folder / "mnt"
         if not is_mounted(path):
             path.mkdir(exist_ok=True)
@@ -114,7 +114,7 @@ class MountForkserver:
         mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]
         try:
             deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
-            # A dead mount may still be there: what counts is that somebody answers.
+            # A dead mount may still be in the table of mounts, so a process must answer.
             while not _answers_status(path):
                 assert process.poll() is None, f"the mount ended: {mount.read_log()}"
                 assert time.monotonic() < deadline, f"no mount after {MOUNT_TIMEOUT_SECONDS} s: {mount.read_log()}"

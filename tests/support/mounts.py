@@ -17,7 +17,7 @@ from typing import Any
 from tests.support import mount_logs
 from tests.support.redis_server import RedisServer
 
-MOUNT_TIMEOUT_SECONDS = 20.0  # seconds for a mount to appear or go
+MOUNT_TIMEOUT_SECONDS = 20.0  # for a mount to start or end
 
 
 @dataclass
@@ -30,16 +30,16 @@ class MountedServer:
     journal: Path
 
     def status(self) -> dict[str, Any]:
-        """What `redisfuse status` tells."""
+        """Return what `redisfuse status` reports."""
         found: dict[str, Any] = json.loads(os.getxattr(self.path, "user.redisfuse.status"))
         return found
 
     def read_log(self) -> str:
-        """Its standard error so far."""
+        """Return its standard error so far."""
         return self.log.read_text(errors="replace")
 
     def wait_ready(self) -> None:
-        """Wait until the index is whole."""
+        """Wait until the index is complete."""
         wait_until(lambda: self.status()["ready"])
 
     def wait_coherent(self) -> None:
@@ -47,7 +47,7 @@ class MountedServer:
         wait_until(lambda: self.status()["kernel_cache"])
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int:
-        """End it with a signal; returns its exit status."""
+        """Send it a signal and return its exit status."""
         self.process.send_signal(signal_number)
         return self.process.wait(MOUNT_TIMEOUT_SECONDS)
 
@@ -64,24 +64,24 @@ def wait_until(condition: Callable[[], Any], seconds: float = MOUNT_TIMEOUT_SECO
 
 
 def flush_and_wait(server: RedisServer, mount: MountedServer) -> None:
-    """Remove every key, and wait until the mount knows."""
+    """Remove every key, and wait until the mount shows none."""
     server.client().flushall()
     wait_until(lambda: mount.status()["ready"] and not mount.status()["keys"])
 
 
 def is_mounted(path: Path) -> bool:
-    """Whether something is mounted at a path, without touching it."""
+    """Return whether a path is in the table of mounts, without accessing the path."""
     wanted = f" {path} "
     return any(wanted in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def redisfuse_command(*words: str) -> list[str]:
-    """How the tests run `redisfuse`."""
+    """Return the command line that runs `redisfuse`."""
     return [sys.executable, "-m", "redisfuse.cli.main", *words]
 
 
 def isolated_environment(folder: Path) -> dict[str, str]:
-    """An environment whose state and config folders are in `folder`."""
+    """Return an environment whose state and config folders are in `folder`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
     own = {"XDG_STATE_HOME": str(folder / "state"), "XDG_CONFIG_HOME": str(folder / "config"), "NO_COLOR": "1"}
     return {**kept, **own, "PYTHONFAULTHANDLER": "1"}
@@ -133,7 +133,7 @@ def mount_server(
 
 
 def clean_up_mount(mount: MountedServer) -> None:
-    """End a mount however it is."""
+    """End a mount in any state: running, hung or dead."""
     if mount.process.poll() is None:
         mount.process.terminate()
         try:

@@ -20,16 +20,16 @@ from types import TracebackType
 from typing import Literal, Self
 
 FaultKind = Literal[
-    "delay",  # wait `seconds`, then go on as if nothing was
+    "delay",  # wait `seconds`, then send it on as usual
     "drop",  # hang up; the server never sees the command
     "reset",  # the same, with a TCP reset
-    "hang",  # the server never sees it, and nothing is answered any more on this connection
-    "error",  # the server never sees it; answer `text` as an error reply
-    "garbage",  # it runs; answer bytes that are no RESP
-    "lost_reply",  # it runs; hang up in place of answering
+    "hang",  # the server never sees it, and this connection gets no further replies
+    "error",  # the server never sees it; reply with the error `text`
+    "garbage",  # it runs; reply with bytes that are no RESP
+    "lost_reply",  # it runs; hang up in place of replying
     "lost_reset",  # the same, with a TCP reset
-    "partial",  # it runs; send half of the answer, then hang up
-    "hang_reply",  # it runs; and nothing is answered any more on this connection
+    "partial",  # it runs; send half of the reply, then hang up
+    "hang_reply",  # it runs; and this connection gets no further replies
 ]
 
 _BLOCKING_KINDS = {"drop", "reset", "hang", "error"}
@@ -38,7 +38,7 @@ _RECV_BYTES = 262144
 
 @dataclass
 class Fault:
-    """What to do to commands named `command` (None: to all): not to the first `skip`, then to `times` (None: all)."""
+    """A fault of commands named `command` (None: of all): after the first `skip`, of the next `times` (None: all)."""
 
     kind: FaultKind
     command: str | None = None
@@ -49,7 +49,7 @@ class Fault:
     hits: int = 0
 
     def take_hit(self, name: str) -> bool:
-        """Whether this command is hit; counts."""
+        """Return whether this command is hit, and count it."""
         if self.command is not None and self.command.upper() != name:
             return False
         if self.skip:
@@ -62,7 +62,7 @@ class Fault:
 
 
 class Proxy:
-    """Listens on a Unix socket of its own (`socket_path`), or with `tcp=True` on a loopback port (`port`)."""
+    """A proxy on a Unix socket of its own (`socket_path`), or with `tcp=True` on a loopback port (`port`)."""
 
     def __init__(self, upstream: str, *, tcp: bool = False) -> None:
         self._upstream = upstream
@@ -81,7 +81,7 @@ class Proxy:
         self._thread = threading.Thread(target=self._accept_connections, name="proxy", daemon=True)
 
     def url(self, db: int = 0) -> str:
-        """The URL to reach the server through this proxy."""
+        """Return the URL of the server through this proxy."""
         return f"redis://127.0.0.1:{self.port}/{db}" if self.port else f"unix://{self.socket_path}?db={db}"
 
     # -- faults -------------------------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class Proxy:
         return fault
 
     def clear(self) -> None:
-        """End all faults. A connection that hangs goes on hanging."""
+        """End all faults. A connection that hangs keeps hanging."""
         with self._lock:
             self._faults.clear()
         self.is_refusing = False
@@ -104,7 +104,7 @@ class Proxy:
         self.is_refusing = True
 
     def disconnect_all(self) -> None:
-        """Hang up on every connection that there is now."""
+        """Hang up on every current connection."""
         with self._lock:
             connections = list(self._connections)
         for connection in connections:
@@ -115,15 +115,15 @@ class Proxy:
             self.commands.append(name)
             return next((fault for fault in self._faults if fault.take_hit(name)), None)
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Begin to listen."""
+        """Start to listen."""
         self._thread.start()
         return self
 
     def close(self) -> None:
-        """Hang up on all, and wait for the threads to end."""
+        """Hang up on all clients, and wait for the threads to end."""
         self._stopping.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -170,7 +170,7 @@ class Proxy:
 
 
 class _HangUpError(Exception):
-    """This connection is to be closed now."""
+    """The end of this connection."""
 
     def __init__(self, *, reset: bool = False) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _HangUpError(Exception):
 
 
 class _ProxyConnection(threading.Thread):
-    """One client: commands are taken apart, sent on one by one, and their answers passed back."""
+    """One client: its commands are sent on one by one, and their replies passed back."""
 
     def __init__(self, proxy: Proxy, client: socket.socket, server: socket.socket) -> None:
         super().__init__(name="proxy connection", daemon=True)
@@ -186,10 +186,10 @@ class _ProxyConnection(threading.Thread):
         self._client = client
         self._server = server
         self._request_buffer = bytearray()  # from the client, not yet a whole command
-        self._reply_buffer = bytearray()  # from the server, not yet a whole answer
+        self._reply_buffer = bytearray()  # from the server, not yet a whole reply
         self._client_output = bytearray()
         self._server_output = bytearray()
-        self._pending_commands: list[tuple[str, Fault | None]] = []  # commands that the server owes an answer
+        self._pending_commands: list[tuple[str, Fault | None]] = []  # sent, without a reply yet
         self._is_hung = False
 
     def disconnect(self) -> None:
@@ -266,14 +266,14 @@ class _ProxyConnection(threading.Thread):
         if fault.kind == "hang":
             self._is_hung = True
         elif fault.kind == "error":
-            if self._pending_commands:  # the answers to earlier commands come first
+            if self._pending_commands:  # the replies to earlier commands come first
                 self._drain_server()
             self._client_output += b"-" + fault.text.encode() + b"\r\n"
         else:
             raise _HangUpError(reset=fault.kind == "reset")
 
     def _drain_server(self) -> None:
-        """Send on what is to be sent, and pass back all answers that are due."""
+        """Send all pending commands, and pass back all their replies."""
         self._server.setblocking(True)
         self._server.settimeout(10)
         self._server.sendall(self._server_output)
@@ -306,11 +306,11 @@ class _ProxyConnection(threading.Thread):
         self._client.setblocking(True)
         self._client.settimeout(5)
         self._client.sendall(data)
-        time.sleep(0.01)  # let it be read before a reset throws it away
+        time.sleep(0.01)  # let the client read it before a reset discards it
 
 
 def _command_name(packed: bytes) -> str:
-    """The command's first word, in capitals; of an inline command its first word as it stands."""
+    """Return the command's first word, in capitals."""
     if packed[:1] != b"*":
         return packed.split()[0].decode("ascii", "replace").upper() if packed.strip() else ""
     _, size, rest = packed.split(b"\r\n", 2)
@@ -318,7 +318,7 @@ def _command_name(packed: bytes) -> str:
 
 
 def _take_complete_values(buffer: bytearray) -> list[bytes]:
-    """Take every whole RESP value off the front of the buffer."""
+    """Remove every whole RESP value from the front of the buffer and return them."""
     values: list[bytes] = []
     start = 0
     while (end := _find_value_end(buffer, start)) is not None:
@@ -329,7 +329,7 @@ def _take_complete_values(buffer: bytearray) -> list[bytes]:
 
 
 def _find_value_end(buffer: bytearray, start: int) -> int | None:
-    """Where the RESP2 or RESP3 value (or line) that begins at `start` ends; None if it is not all there."""
+    """Return the end of the RESP2 or RESP3 value (or line) that begins at `start`; None if it is incomplete."""
     open_values = 1
     while open_values:
         line_end = buffer.find(b"\r\n", start)

@@ -15,15 +15,15 @@ from typing import Self
 
 import redis
 
-START_TIMEOUT_SECONDS = 20.0  # seconds; two shared cores
+START_TIMEOUT_SECONDS = 20.0  # on two shared cores
 
 
 MAX_PORT = 55_535
-"""A cluster's node listens on its port + 10 000 as well, and a server does not start if that is beyond 65 535."""
+"""A cluster's node also listens on its port + 10 000, and does not start if that is above 65 535."""
 
 
 def find_free_port() -> int:
-    """A loopback TCP port, at most HIGHEST_PORT, that nobody listened on a moment ago."""
+    """Return a loopback TCP port, at most HIGHEST_PORT, that was free a moment ago."""
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ def find_free_port() -> int:
 
 
 class RedisServer:
-    """One redis-server process, ended by its own pid.
+    """One redis-server process.
 
     `tcp=True` makes it listen on a free loopback port too (`port`; else 0); the Unix socket is always there.
     `arguments` go to the command line (`["--maxmemory", "5mb"]`). With `keep=True` the data outlives stop() and
@@ -65,18 +65,18 @@ class RedisServer:
     # -- addresses ----------------------------------------------------------------------------------------------------
 
     def url(self, db: int = 0) -> str:
-        """The redis-py URL of the Unix socket (without the password)."""
+        """Return the redis-py URL of the Unix socket (without the password)."""
         return f"unix://{self.socket_path}?db={db}"
 
     def tcp_url(self, db: int = 0) -> str:
-        """The redis-py URL of the loopback port."""
-        assert self.port, "RedisServer(tcp=True) was not asked for"
+        """Return the redis-py URL of the loopback port."""
+        assert self.port, "the server was made without tcp=True"
         return f"redis://127.0.0.1:{self.port}/{db}"
 
-    # -- life ---------------------------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------------------
 
     def command_line(self) -> list[str]:
-        """The command line that starts the server."""
+        """Return the command line that starts the server."""
         return [
             str(self.program or shutil.which("redis-server") or "redis-server"),
             *([str(self.config)] if self.config else []),
@@ -88,7 +88,7 @@ class RedisServer:
         ]
 
     def start(self, *, wait: bool = True) -> Self:
-        """Start the server; returns when it answers (unless `wait` is false)."""
+        """Start the server and wait until it answers (unless `wait` is false)."""
         assert self.process is None, "already started"
         self.process = subprocess.Popen(self.command_line(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         if wait:
@@ -96,7 +96,7 @@ class RedisServer:
         return self
 
     def wait_until_answering(self, limit: float = START_TIMEOUT_SECONDS) -> None:
-        """Wait until PING is answered; AssertionError after `limit` seconds or if the process ended."""
+        """Wait until the server answers PING; AssertionError after `limit` seconds or if the process ended."""
         deadline = time.monotonic() + limit
         while True:
             try:
@@ -110,7 +110,7 @@ class RedisServer:
                 time.sleep(0.01)
 
     def wait_until_saved(self, limit: float = START_TIMEOUT_SECONDS) -> None:
-        """Wait until the rewriting of the append-only file that was asked for is done."""
+        """Wait until the requested rewrite of the append-only file is done."""
         client = self.client()
         deadline = time.monotonic() + limit
         while any(client.info("persistence")[f"aof_rewrite_{state}"] for state in ("in_progress", "scheduled")):
@@ -118,7 +118,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def stop(self) -> None:
-        """End the server in the orderly way (SIGTERM); nothing happens if it is not running."""
+        """End the server (SIGTERM), if it is running."""
         self._terminate(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -131,12 +131,12 @@ class RedisServer:
         self.start()
 
     def pause(self) -> None:
-        """Stop the process (SIGSTOP): it keeps its connections and answers nothing."""
+        """Stop the process (SIGSTOP): it keeps its connections and does not reply."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a paused process go on (SIGCONT)."""
+        """Resume a paused process (SIGCONT)."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
@@ -170,23 +170,23 @@ class RedisServer:
     ) -> None:
         self.close()
 
-    # -- looking inside -----------------------------------------------------------------------------------------------
+    # -- inspection -----------------------------------------------------------------------------------------------
 
     def client(self, db: int = 0, **options: object) -> redis.Redis:
-        """A redis.Redis for the test itself (answers bytes); closed with the server. Not what redisfuse uses."""
+        """Return a client for the test itself (replies are bytes); it is closed with the server."""
         settings: dict[str, object] = {"password": self.password, "socket_timeout": 10.0, **options}
         client: redis.Redis = redis.Redis(unix_socket_path=self.socket_path, db=db, **settings)  # type: ignore[arg-type]
         self._clients.append(client)
         return client
 
     def read_log(self) -> str:
-        """What the server has logged (warnings)."""
+        """Return the server's log (warnings)."""
         path = self.directory / "server.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
 
 def fetch_error_stats(client: redis.Redis) -> dict[str, object]:
-    """The server's `errorstats`: every error reply it ever gave, by kind."""
+    """Return the server's `errorstats`: the number of its error replies, by kind."""
     answer = client.info("errorstats")
     assert isinstance(answer, dict)
     return answer

@@ -18,9 +18,9 @@ GIT_ENVIRONMENT = {
 
 
 def run_script(folder: Path, script: str, *, timeout: float = 60) -> str:
-    """Run a bash script in a folder, stopping at the first command that fails; returns what it printed.
+    """Run a bash script in a folder up to the first command that fails, and return its output.
 
-    Fails with all that it printed if it does not end well within `timeout` seconds.
+    Fail with its output unless it ends with status 0 within `timeout` seconds.
     """
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],

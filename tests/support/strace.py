@@ -8,14 +8,14 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-DETACH_TIMEOUT_SECONDS = 20.0  # seconds
+DETACH_TIMEOUT_SECONDS = 20.0
 
 
 @contextlib.contextmanager
 def trace_process(pid: int, log: Path, *expressions: str) -> Iterator[subprocess.Popen[str]]:
     """Attach to a process and all its threads for the body of `with`. `expressions` are strace's -e options.
 
-    Counts (`when=N`) are for each thread and each call of its own (strace(1), "Tampering").
+    Each thread and each call has a count (`when=N`) of its own (strace(1), "Tampering").
     """
     program = shutil.which("strace")
     assert program, "strace is missing"
@@ -36,12 +36,12 @@ def trace_process(pid: int, log: Path, *expressions: str) -> Iterator[subprocess
 
 
 def kill_at_syscall(pid: int, log: Path, syscall: str, number: int) -> contextlib.AbstractContextManager[object]:
-    """SIGKILL as a thread of the process is about to make its `number`-th `call`."""
+    """Kill the process as one of its threads is about to make its `number`-th `call`."""
     return trace_process(pid, log, syscall, f"{syscall}:signal=SIGKILL:when={number}")
 
 
 def fail_syscalls(
     pid: int, log: Path, syscalls: str, error: str, when: str = "1+"
 ) -> contextlib.AbstractContextManager[object]:
-    """These calls fail with an error (a name), without being made."""
+    """Let these calls fail with an error (a name), without being made."""
     return trace_process(pid, log, syscalls, f"{syscalls}:error={error}:when={when}")

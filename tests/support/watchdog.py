@@ -1,10 +1,10 @@
 """The end of tests that hang beyond the reach of pytest-timeout, with a report of the place.
 
-A program that waits for a mount's answer can't be interrupted any more once the mount has read the question: a mount
-that hangs would hold the whole suite. And the time-out comes once for each test: what hangs while that is cleaned up
-would hang for good. So a thread watches over each phase of each test. Past its time it prints where all threads are,
-here and in the mounts, and ends the mounts; if that doesn't help, all that this process started and it itself, for
-which xdist begins another one.
+A program that waits for a mount can't be interrupted once the mount has read its request: a mount that hangs would
+block the whole suite. pytest-timeout fires once for each test, so a hanging teardown would never end. Therefore a
+thread watches each phase of each test. When a phase is overdue, the thread prints the stacks of all threads, here and
+in the mounts, and kills the mounts. If the phase still does not end, the thread kills all processes that this one
+started, and this process itself, which xdist replaces.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-LEEWAY_SECONDS = 60.0  # seconds past a test's time-out, for each of its phases
-SHRINK_SECONDS = 300.0  # seconds that Hypothesis at most looks for a simpler example of a failure
-TRACEBACK_DUMP_SECONDS = 1.0  # seconds that a mount has to print where its threads are
-EXIT_STATUS = 70  # of a process that could not be helped (EX_SOFTWARE of sysexits.h)
-MAX_LOG_CHARACTERS = 20_000  # characters of what a mount said
+LEEWAY_SECONDS = 60.0  # past a test's time-out, for each of its phases
+SHRINK_SECONDS = 300.0  # Hypothesis' limit for shrinking a failing example
+TRACEBACK_DUMP_SECONDS = 1.0  # for a mount to print the stacks of its threads
+EXIT_STATUS = 70  # of a process that still hangs (EX_SOFTWARE of sysexits.h)
+MAX_LOG_CHARACTERS = 20_000  # at the end of a mount's log
 _MNT_FORCE, _MNT_DETACH = 1, 2  # flags of umount2(2)
 
 
 class SuiteWatchdog:
-    """A plugin of pytest, to be registered in `pytest_configure`, when descriptor 2 is not captured."""
+    """A plugin of pytest, to be registered in `pytest_configure`, before pytest captures descriptor 2."""
 
     def __init__(self, config: pytest.Config, leeway: float = LEEWAY_SECONDS) -> None:
         self._limit = float(config.getini("timeout") or 0)
         self._leeway = leeway
         self._stderr_fd = os.dup(2)
-        self._folder = ""  # where the tests of this process have their files
+        self._folder = ""  # of the files of this process's tests
         self._phase_changed = threading.Condition()
-        self._phase = ""  # what is under way
-        self._phase_number = 0  # the how manieth that is
+        self._phase = ""  # the phase that runs now
+        self._phase_number = 0  # counts the phases
         self._deadline = 0.0
         self._thread: threading.Thread | None = None
 
@@ -114,22 +114,22 @@ class SuiteWatchdog:
         for pid in mounts:
             with contextlib.suppress(OSError):
                 log = os.readlink(f"/proc/{pid}/fd/2")
-                os.kill(pid, signal.SIGABRT)  # faulthandler then prints where its threads are
+                os.kill(pid, signal.SIGABRT)  # faulthandler prints the stacks
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(TRACEBACK_DUMP_SECONDS)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 self._write(
-                    f"--- the mount {pid} said\n{Path(log).read_text(errors='replace')[-MAX_LOG_CHARACTERS:]}\n"
+                    f"--- the log of mount {pid}\n{Path(log).read_text(errors='replace')[-MAX_LOG_CHARACTERS:]}\n"
                 )
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             path, rest = line.split()[4], line.partition(" - ")[2]
             if rest.startswith("fuse") and path.startswith(self._folder):
-                ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_FORCE)  # ends all that waits for it
+                ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_FORCE)  # aborts all requests
                 ctypes.CDLL(None).umount2(os.fsencode(path), _MNT_DETACH)
 
     def _is_test_process(self, process: psutil.Process) -> bool:
-        """Whether a process is one that this one started, or (a mount in the background) one in the tests' folder."""
+        """Return whether a process is a descendant, or names the tests' folder (a mount in the background)."""
         with contextlib.suppress(psutil.Error):
             above = {parent.pid for parent in process.parents()}
             return os.getpid() in above or any(self._folder in word for word in process.cmdline())
@@ -150,7 +150,7 @@ def _is_fuse_server(pid: int) -> bool:
 
 
 def _describe_process(process: psutil.Process) -> str:
-    """A process, and what each of its threads is at in the kernel (proc(5))."""
+    """Describe a process and the kernel stack of each of its threads (proc(5))."""
     said = f"--- {process.pid}: "
     with contextlib.suppress(psutil.Error):
         said += " ".join(process.cmdline())
