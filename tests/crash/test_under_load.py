@@ -11,10 +11,13 @@ import time
 from hashlib import sha256
 from pathlib import Path
 
+import pytest
+
 from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from tests.support.mount_forkserver import MountForkserver
+from tests.support.mount_logs import ENDED
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, clean_up_mount, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
@@ -126,6 +129,7 @@ def check_history(rows: list[Change], value: bytes | None) -> None:
         assert before == sha256(value).digest()
 
 
+@pytest.mark.possible_log(ENDED)
 def test_terminated_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
     """SIGTERM instead: what was acknowledged is there, nothing is half written, and no row is left open."""
     client = own_redis.client()

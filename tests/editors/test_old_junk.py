@@ -54,7 +54,7 @@ def list_files(path: Path) -> set[str]:
 DATA_FILES = {"app/main", "app/main~", "app/x.tmp", "app/4913", "k.lock", "._app", "user.bio"}
 
 
-@pytest.mark.expected_log("5 names are not listed, as they are junk by their names")
+@pytest.mark.expected_log("5 names are not listed, because they match junk patterns")
 @pytest.mark.parametrize("write", [False, True])
 def test_listings_omit_it(server: RedisServer, tmp_path: Path, write: bool) -> None:
     """Listings omit it and the log reports that once; an exact path opens it; --show-junk lists it."""

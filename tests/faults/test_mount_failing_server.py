@@ -140,7 +140,7 @@ def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: M
     works(mount, client)
 
 
-@pytest.mark.expected_log(f"did not answer in time.*{KEPT}")
+@pytest.mark.expected_log(f"did not reply in time.*{KEPT}")
 def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """A server that hangs (SIGSTOP) is an error within the time-out, for every call; when it goes on all is well, the
     edit is applied or not, and its row says which."""
@@ -161,7 +161,7 @@ def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: Mounted
     assert client.get("k") == (b"new" if "applied" in change_states(mount, b"k") else b"old")
 
 
-@pytest.mark.expected_log(f"the server did not say whether change 2 was made.*{KEPT}")
+@pytest.mark.expected_log(f"change 2.*{KEPT}")
 def test_server_hangs_after_the_write(
     own_redis: RedisServer, client: redis.Redis, proxy: Proxy, behind: MountedServer
 ) -> None:
@@ -211,7 +211,7 @@ def test_fsync_once_more_after_a_lost_answer(
 
 
 @pytest.mark.parametrize(
-    "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.expected_log(f"did not answer in time.*{KEPT}"))]
+    "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.expected_log(f"did not reply in time.*{KEPT}"))]
 )
 def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: MountedServer, call: str) -> None:
     """While one file's request hangs, other files are read at once, in its directory and elsewhere."""
@@ -248,7 +248,7 @@ def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: M
     works(behind, client)
 
 
-@pytest.mark.expected_log(f"(was lost|did not answer in time).*{KEPT}")
+@pytest.mark.expected_log(f"(was lost|did not reply in time).*{KEPT}")
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
 def test_write_lost_on_its_way(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
     """A write that never came to the server is EIO; it is not sent again, its row has failed, the old value stays."""
@@ -465,7 +465,7 @@ def test_maxclients(client: redis.Redis, mount: MountedServer) -> None:
     works(mount, client)
 
 
-@pytest.mark.expected_log(f"takes no value of this size.*{KEPT}")
+@pytest.mark.expected_log(f"value of this size.*{KEPT}")
 def test_value_over_the_servers_limit(client: redis.Redis, mount: MountedServer) -> None:
     """A value over proto-max-bulk-len is EFBIG; the old value is there, the row failed."""
     client.config_set("proto-max-bulk-len", str(1024 * 1024))

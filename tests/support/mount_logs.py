@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 NORMAL = re.compile(
-    r".* is mounted at .*; leave with Ctrl-C or `redisfuse umount .*"
+    r".* is mounted at .*; unmount with .*"
     r"|redisfuse: the database has \d+ keys, the index \d+: it is read again"
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
     r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py

@@ -24,7 +24,7 @@ def pytest_configure(config):
 def log(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "mount.log"
     mount_logs.watch(log)
-    log.write_text("redis://h is mounted at /mnt (read-only); leave with Ctrl-C or `redisfuse umount /mnt`\\n")
+    log.write_text("redis://h is mounted at /mnt (read-only); unmount with Ctrl-C or `redisfuse umount /mnt`\\n")
     return log
 
 @pytest.fixture
