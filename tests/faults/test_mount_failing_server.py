@@ -401,7 +401,7 @@ def test_password_changed(client: redis.Redis, mount: MountedServer) -> None:
     assert "s3cr3t" not in mount.read_log()
 
 
-@pytest.mark.expected_log(INTERRUPTED, "reading the keys failed: the server is still loading its data")
+@pytest.mark.expected_log(INTERRUPTED, "scanning the keys failed")
 def test_loading(make_mount: MakeMount) -> None:
     """While the server loads its data, files and listings are EAGAIN or EIO after the time-out, never empty."""
     with RedisServer(tcp=True, persist=True) as server:

@@ -301,7 +301,7 @@ def test_a_server_that_comes_back_with_other_data(tmp_path: Path) -> None:
             assert read(mount.path / "old" / "1") is None
 
 
-@pytest.mark.expected_log("changes by others show after up to 30 s: .*tracking")
+@pytest.mark.expected_log("changes by other clients appear after up to 30 s: .*tracking")
 def test_a_user_that_may_not_track_is_told_so(tmp_path: Path) -> None:
     """Without the right to track, keys are read again by the clock, attributes live a second, and status says why."""
     with RedisServer(tcp=True) as server:

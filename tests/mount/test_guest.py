@@ -156,7 +156,7 @@ def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
             wait_until(lambda: (mount.path / "many" / "new").exists(), 1)
 
 
-@pytest.mark.possible_log("following the server was interrupted: .* did not reply in time")
+@pytest.mark.possible_log("tracking the server's changes was interrupted: .* did not reply in time")
 def test_others_go_on_while_one_waits(tmp_path: Path) -> None:
     """A request that hangs (the server is stopped) does not stop what needs no answer of the server."""
     with RedisServer(tcp=True) as server:

@@ -4,7 +4,7 @@ After each test all logs that `watch` was given are read. A mount that works log
 other warning, error, traceback or line of a library fails the test during which it was written, unless a marker
 declares it. Patterns are regular expressions, searched for in a whole entry with its traceback:
 
-    @pytest.mark.expected_log("following the server was interrupted")   an entry must match each of these patterns
+    @pytest.mark.expected_log("tracking the server's changes was interrupted")   an entry must match each of these patterns
     @pytest.mark.possible_log("the connection to .* was lost")          entries may match these
 
 A mount of a module's fixture can still log when the test has ended, and the next test would fail: where that can be,
@@ -21,12 +21,12 @@ import pytest
 
 NORMAL = re.compile(
     r".* is mounted at .*; unmount with .*"
-    r"|redisfuse: the database has \d+ keys, the index \d+: it is read again"
+    r"|redisfuse: the database has \d+ keys, the index \d+; the keys are scanned again"
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
     r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py
 )
 # What several tests expect.
-INTERRUPTED = "following the server was interrupted"
+INTERRUPTED = "tracking the server's changes was interrupted"
 KEPT = r"its bytes are kept as change \d+"
 NOT_KEPT = "its bytes could not be kept either"
 ENDED = "the mount ended while it was open for writing"

@@ -41,10 +41,10 @@ def say(log, text):
         file.write(text)
 
 def test_quiet(log): pass
-def test_loud(log): say(log, "redisfuse: following the server was interrupted\\n")
+def test_loud(log): say(log, "redisfuse: tracking the server's changes was interrupted\\n")
 def test_later(log): pass
 @pytest.mark.expected_log("was interrupted")
-def test_expected(log): say(log, "redisfuse: following the server was interrupted\\n")
+def test_expected(log): say(log, "redisfuse: tracking the server's changes was interrupted\\n")
 @pytest.mark.expected_log("ValueError: a bug")
 def test_traceback(log):
     say(log, "redisfuse: read failed\\nTraceback (most recent call last):\\n  File\\nValueError: a bug\\n")
