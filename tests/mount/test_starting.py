@@ -124,7 +124,7 @@ def test_a_daemon_returns_when_it_is_ready(redis_server: RedisServer, tmp_path: 
         wait_until(lambda: not find_daemons(path))
 
 
-@pytest.mark.expected_log("ERROR no connection to 127.0.0.1")
+@pytest.mark.expected_log("ERROR connecting to 127.0.0.1")
 def test_a_failing_daemon_prints_the_reason(tmp_path: Path) -> None:
     """With --daemon, too, a mount that fails exits with 1 and one line, and leaves no process."""
     with mountpoint(tmp_path) as path:

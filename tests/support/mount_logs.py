@@ -4,8 +4,8 @@ After each test all logs that `watch` was given are read. A mount that works log
 other warning, error, traceback or line of a library fails the test during which it was written, unless a marker
 declares it. Patterns are regular expressions, searched for in a whole entry with its traceback:
 
-    @pytest.mark.expected_log("tracking the server's changes was interrupted")   an entry must match each of these patterns
-    @pytest.mark.possible_log("the connection to .* was lost")          entries may match these
+    @pytest.mark.expected_log("out of memory", "was interrupted")   an entry must match each of these patterns
+    @pytest.mark.possible_log("the connection to .* was lost")      entries may match these patterns
 
 A mount of a module's fixture can still log when the test has ended, and the next test would fail: where that can be,
 the test waits until the entry is in `mount.read_log()`.
