@@ -64,10 +64,14 @@ class RedisClient:
 
     def execute(self, *command: CommandArgument) -> Any:
         """Return the reply to one read command; an error reply is raised."""
-        (reply,) = self._run_read(_PipelinedRead((command,)))
-        if isinstance(reply, RedisFuseError):
-            raise reply
-        return reply
+
+        def attempt(channel: Channel) -> Any:
+            reply = channel.execute((command,))[0]
+            if isinstance(reply, RedisFuseError):
+                raise reply
+            return reply
+
+        return self._run_read(attempt)
 
     def execute_many(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """Return the replies to read commands, in order.

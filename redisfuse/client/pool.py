@@ -52,7 +52,7 @@ class PoolGroup:
 
     @property
     def max_reading(self) -> int:
-        """Most connections for reading: all but one.
+        """Most connections for reading: all, or all but one if the client is writable.
 
         That one is left for writing, so that hung reads do not block writes.
         """

@@ -31,10 +31,9 @@ _RETRY_DELAY_SECONDS = 0.25  # after a failed look-up
 
 
 class KeyVerifier:
-    """The work of the verifying thread.
+    """The work of the verifying thread; `verify_next` is called by that thread only.
 
-    Two locks, never held together with another one except that `_condition` is held while the expiry queue's next
-    deadline is read: `_condition` → `ExpiryQueue._lock`.
+    Lock order: `_condition` before `ExpiryQueue._lock`.
     """
 
     def __init__(
