@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Tests that run side by side; each has servers and mounts of its own.
 JOBS ?= 2
 
-.PHONY: help demo test check docs bench clean
+.PHONY: help demo test check words docs bench clean
 
 help: ## Show what can be made
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
@@ -25,6 +25,10 @@ check: ## Lint, format, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+words: ## Check the English of names, comments, messages and documents
+	@bash .ci/setup dev
+	$(BIN)/python .ci/check_words.py
 
 docs: ## Bring the sessions, tables and manual pages of the documents up to date
 	@bash .ci/setup test

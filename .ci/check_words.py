@@ -1,11 +1,11 @@
 """Check the English of names, docstrings, comments, messages and Markdown.
 
-Prints `file:line: "word": what to write instead` for each word of words.toml, and for each citation of a document that
-the repository does not have. Exits with 1 if there is any.
-
     .ci/check_words.py [--count] [PATH...]
 
-Not read: code spans and code blocks, in Markdown and between backticks in docstrings; strings of tests.
+Prints `FILE:LINE: "WORD": ADVICE` for each word in words.toml, each citation of a document that is not in the
+repository, and each docstring of the program whose first line is too long. Exits with 1 if there is any.
+
+Ignores code spans and code blocks, strings in tests, and strings in migrations, which are part of users' schemas.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("redisfuse", "migrations", "tests", ".ci")
+
+MAX_SUMMARY = 79  # characters of the first line of a docstring
 
 _CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 _CODE_BLOCK = re.compile(r"^( *)(```|~~~).*?^\1\2[^\n]*$", re.DOTALL | re.MULTILINE)
@@ -73,8 +75,8 @@ class Rules:
                 yield passage.line + text.count("\n", 0, match.start()), " ".join(match[0].split()), rule.advice
         if passage.kind == "prose":
             for rule in self.start:
-                if match := rule.expression.match(text.lstrip(" #\n")):
-                    yield passage.line, match[0], rule.advice
+                if first_word := rule.expression.match(text.lstrip(" #\n")):
+                    yield passage.line, first_word[0], rule.advice
             for rule in self.documents:
                 for match in rule.expression.finditer(passage.text):
                     yield passage.line + passage.text.count("\n", 0, match.start()), match[0], rule.advice
@@ -101,6 +103,15 @@ def read_python(source: str) -> Iterator[Passage]:
         else:
             for name in _defined_names(node):
                 yield Passage(getattr(node, "lineno", 1), "name", name)
+
+
+def find_long_summaries(source: str) -> Iterator[tuple[int, str, str]]:
+    """Yield (line, text, advice) for each docstring whose first line is too long."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            summary = (ast.get_docstring(node) or "").partition("\n")[0]
+            if len(summary) > MAX_SUMMARY:
+                yield getattr(node, "lineno", 1), f"{summary[:40]}…", f"summary of more than {MAX_SUMMARY} characters"
 
 
 def read_markdown(source: str) -> Iterator[Passage]:
@@ -136,6 +147,17 @@ def _exists(document: str, folder: Path) -> bool:
     return any((place / document).exists() for place in places)
 
 
+def find_problems(path: Path, source: str, rules: Rules, *, is_product: bool) -> set[tuple[int, str, str]]:
+    """Return (line, word, advice) for each problem of a file."""
+    problems: set[tuple[int, str, str]] = set()
+    for passage in read_markdown(source) if path.suffix == ".md" else read_python(source):
+        if is_product or passage.kind != "message":
+            problems |= set(rules.find_problems(passage, path.parent))
+    if is_product and path.suffix == ".py":
+        problems |= set(find_long_summaries(source))
+    return problems
+
+
 def find_files(arguments: list[str]) -> list[Path]:
     """Return the modules and pages below the arguments, or of the whole repository."""
     roots = [Path(argument).resolve() for argument in arguments] or [ROOT / room for room in ROOMS] + [
@@ -154,15 +176,11 @@ def main(arguments: list[str]) -> int:
     counts: Counter[str] = Counter()
     for path in find_files([argument for argument in arguments if argument != "--count"]):
         source = path.read_text(encoding="utf-8")
-        passages = read_markdown(source) if path.suffix == ".md" else read_python(source)
         shown = path.relative_to(ROOT)
-        for passage in passages:
-            if passage.kind == "message" and shown.parts[0] not in ("redisfuse", "migrations"):
-                continue
-            for line, word, advice in sorted(set(rules.find_problems(passage, path.parent))):
-                counts["/".join(shown.parts[:2])] += 1
-                if not counting:
-                    print(f'{shown}:{line}: "{word}": {advice}')
+        for line, word, advice in sorted(find_problems(path, source, rules, is_product=shown.parts[0] == "redisfuse")):
+            counts["/".join(shown.parts[:2])] += 1
+            if not counting:
+                print(f'{shown}:{line}: "{word}": {advice}')
     if counting:
         for room, number in sorted(counts.items()):
             print(f"{number:6} {room}")

@@ -125,7 +125,7 @@ class InvalidArgumentError(RedisFuseError):
 
 
 class NotPermittedError(RedisFuseError):
-    """This filesystem has no such operation (links, devices)."""
+    """No such operation in this filesystem (links, devices)."""
 
     errno = _errno.EPERM
 

@@ -123,7 +123,7 @@ def group(config: Path | None, debug: bool) -> None:
     redisfuse redis://host:6379/0 MOUNTPOINT       the same, by URL
     redisfuse --write --journal HOST PORT MOUNTPOINT
                                                    edit; each change can be rolled back
-    """
+    """  # noqa: D301 - click reads the control character \b
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
