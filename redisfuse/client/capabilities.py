@@ -13,7 +13,7 @@ ServerVersion = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What INFO reported on the first connection.
+    """The values that INFO reported on the first connection.
 
     Fields that are unknown are empty or 0.
     """

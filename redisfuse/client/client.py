@@ -57,7 +57,7 @@ class RedisClient:
 
     @property
     def server_info(self) -> ServerInfo:
-        """What the server reported on the first connection; connects if there was none."""
+        """The server's properties as of the first connection; connects if necessary."""
         return self._connector.server_info or self.connect()
 
     # -- reading ------------------------------------------------------------------------------------------------------

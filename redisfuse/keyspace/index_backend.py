@@ -1,4 +1,4 @@
-"""What both forms of the index share: the layout of keys, and children."""
+"""Shared by both forms of the index: the layout of keys, and children."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class KeyLayout(Protocol):
 
     @property
     def separator(self) -> bytes:
-        """What splits a key into components."""
+        """The bytes that split a key into components."""
 
     def key_needs_digest(self, key: bytes) -> bool:
         """Return whether the key's path would be too long.

@@ -19,7 +19,7 @@ class OwnWriteFilter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._expected: dict[bytes, tuple[int, float]] = {}  # how many messages, and until when (time.monotonic())
+        self._expected: dict[bytes, tuple[int, float]] = {}  # number of messages, deadline (time.monotonic())
 
     def expect_writes(self, keys: Iterable[bytes]) -> None:
         """Expect one message about each of these keys, which are about to be written."""

@@ -32,7 +32,7 @@ def pack_tails(tails: Iterable[bytes], *, is_key: bool) -> bytes:
 
 
 class TransitionCache:
-    """What packed directories become when a tail is appended.
+    """The results of appending tails to packed directories.
 
     In `user:1:name`, `user:2:name` the same transitions recur: looking one up is faster than building the result, and
     equal results share their memory. `table` is public for the trie's innermost loop.

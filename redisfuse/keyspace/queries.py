@@ -21,7 +21,7 @@ class MetadataQuery:
 
     key: bytes
     type: bytes | RedisFuseError
-    head_bytes: int  # how many first bytes of a string to fetch
+    head_bytes: int  # number of leading bytes of a string to fetch
     includes_ttl: bool  # whether PTTL is sent
     commands: list[RedisCommand]
 

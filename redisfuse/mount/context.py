@@ -149,7 +149,7 @@ class MountContext:
             show_progress(self.keyspace)
 
     def format_banner(self) -> str:
-        """Return the line that tells the user what is mounted and how to unmount it."""
+        """Return the line that names the server, the mount point and how to unmount."""
         how = "read and write, journaled" if self._config.write else "read-only"
         shortcut = "" if self._config.daemon else "Ctrl-C or "
         return (

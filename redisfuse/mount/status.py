@@ -1,4 +1,7 @@
-"""What `redisfuse status` shows of a mount: plain values, ready for JSON. Sizes in bytes, times in seconds."""
+"""The status of a mount for `redisfuse status`, as plain values for JSON.
+
+Sizes are in bytes, times in seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each collection type defines: how to iterate over its elements, and how one element reads.
+"""The interface of a collection type: iterate over elements, render one.
 
 An element is a tuple of its raw parts: `(element,)` of a list, `(member,)` of a set, `(score, member)` of a sorted
 set, `(field, value)` of a hash, `(id, field, value, field, value…)` of a stream.

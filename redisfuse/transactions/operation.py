@@ -18,7 +18,7 @@ from redisfuse.transactions.state_reader import CurrentState, ReadRequest, fetch
 
 @dataclass(frozen=True, slots=True)
 class WatchedState:
-    """What the targets of an operation hold under the WATCH, and their server."""
+    """The states of an operation's targets under the WATCH, and their server."""
 
     states: Mapping[KeyRef, CurrentState]
     client: RedisClient

@@ -23,7 +23,7 @@ from redisfuse.transactions.state_reader import ReadRequest
 
 @dataclass(slots=True)
 class RevertDecision:
-    """What one call of `Revert.plan` decided.
+    """The decision of one call of `Revert.plan`.
 
     Each change of a group without conflict has an inverse.
     """

@@ -46,7 +46,7 @@ class ReadRequest:
 
 @dataclass(frozen=True, slots=True)
 class CurrentState:
-    """What a target holds now.
+    """The current state of a target.
 
     `key_type` is the type of its key as TYPE returns it, b"none" if the key is absent.
     """

@@ -39,7 +39,10 @@ INCOHERENT_SECONDS = 1.0
 
 
 class KernelCache(Protocol):
-    """What the kernel has cached of this mount, and how to invalidate it. Every method returns at once."""
+    """The kernel's cache of this mount: how to invalidate it.
+
+    Every method returns immediately.
+    """
 
     @property
     def is_supported(self) -> bool:

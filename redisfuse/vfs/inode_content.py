@@ -55,7 +55,7 @@ class PinnedContent:
 
     @property
     def is_expired(self) -> bool:
-        """Whether it has been stale for so long that no detach can be on its way."""
+        """Whether it has been stale longer than any detach can be on its way."""
         return bool(self.stale_since) and time.monotonic() - self.stale_since > MAX_STALE_SECONDS
 
 

@@ -151,7 +151,7 @@ class PathResolver:
     def _resolve_digest_path(self, parsed_path: DigestRoot | DigestEntry | DigestFieldsDir | DigestField) -> TreeNode:
         if isinstance(parsed_path, DigestRoot):
             if next(self._keyspace.index.iter_long_keys(), None) is None:
-                raise NotFoundError("no key is so long")
+                raise NotFoundError("no key has a path that is too long")
             return DigestRootNode()
         if isinstance(parsed_path, DigestEntry):
             return self._resolve_digest_entry(parsed_path)
