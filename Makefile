@@ -19,7 +19,7 @@ test: ## Run everything: check, then all tests
 	timeout --foreground --signal=INT --kill-after=60 45m \
 		$(BIN)/pytest -n $(JOBS) --dist loadfile
 
-check: ## Lint, format, types, and who may import whom
+check: ## Lint, format, types and import layers
 	@bash .ci/setup dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

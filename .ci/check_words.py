@@ -28,7 +28,7 @@ MAX_SUMMARY = 79  # characters of the first line of a docstring
 
 _CODE_SPAN = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
 _CODE_BLOCK = re.compile(r"^( *)(```|~~~).*?^\1\2[^\n]*$", re.DOTALL | re.MULTILINE)
-_DOCUMENT = re.compile(r"(?<![\w*{])[\w./-]*\w\.md\b")
+_DOCUMENT = re.compile(r"(?<![\w*{./:-])[\w./-]*\w\.md\b")
 _NAME_PARTS = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
 
 
@@ -72,7 +72,7 @@ class Rules:
         text = _blank_out(passage.text)
         for rule in self.prose:
             for match in rule.expression.finditer(text):
-                yield passage.line + text.count("\n", 0, match.start()), " ".join(match[0].split()), rule.advice
+                yield passage.line + text.count("\n", 0, match.start()), " ".join(match[0].replace("#", " ").split()), rule.advice
         if passage.kind == "prose":
             for rule in self.start:
                 if first_word := rule.expression.match(text.lstrip(" #\n")):
@@ -88,9 +88,7 @@ class Rules:
 
 def read_python(source: str) -> Iterator[Passage]:
     """Yield the names, docstrings, comments and messages of a module."""
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield Passage(token.start[0], "prose", token.string)
+    yield from _read_comments(source)
     tree = ast.parse(source)
     docstrings = set()
     for node in ast.walk(tree):
@@ -99,10 +97,28 @@ def read_python(source: str) -> Iterator[Passage]:
             yield Passage(node.lineno, "prose", node.value.value)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
             if " " in node.value:
-                yield Passage(node.lineno, "message", node.value)
+                yield Passage(node.lineno, "message", node.value.replace("\n", " "))
         else:
             for name in _defined_names(node):
                 yield Passage(getattr(node, "lineno", 1), "name", name)
+
+
+def _read_comments(source: str) -> Iterator[Passage]:
+    """Yield each comment; whole-line comments on consecutive lines are one."""
+    block: list[str] = []
+    block_line = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type != tokenize.COMMENT:
+            continue
+        continues = bool(block) and token.line.lstrip().startswith("#") and token.start[0] == block_line + len(block)
+        if block and not continues:
+            yield Passage(block_line, "prose", "\n".join(block))
+            block = []
+        if not block:
+            block_line = token.start[0]
+        block.append(token.string)
+    if block:
+        yield Passage(block_line, "prose", "\n".join(block))
 
 
 def find_long_summaries(source: str) -> Iterator[tuple[int, str, str]]:
@@ -135,7 +151,7 @@ def _whole_words(words: str) -> re.Pattern[str]:
 
 
 def _blank_out(text: str) -> str:
-    return _CODE_SPAN.sub(_keep_newlines, text)
+    return _CODE_SPAN.sub(lambda match: "`" + _keep_newlines(match), text)
 
 
 def _keep_newlines(match: re.Match[str]) -> str:
