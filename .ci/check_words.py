@@ -72,7 +72,8 @@ class Rules:
         text = _blank_out(passage.text)
         for rule in self.prose:
             for match in rule.expression.finditer(text):
-                yield passage.line + text.count("\n", 0, match.start()), " ".join(match[0].replace("#", " ").split()), rule.advice
+                word = " ".join(match[0].replace("#", " ").split())
+                yield passage.line + text.count("\n", 0, match.start()), word, rule.advice
         if passage.kind == "prose":
             for rule in self.start:
                 if first_word := rule.expression.match(text.lstrip(" #\n")):

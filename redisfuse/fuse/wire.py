@@ -2,9 +2,9 @@
 sees them, and notifications to the kernel.
 
 Parsing a request never blocks, nor does replying to `GIL_HOLDING_OPCODES`: they keep the GIL. (Releasing it lets
-another thread take it for longer than the call lasts, at the cost of two thread switches, a dozen times for each file that is
-saved.) All other requests may block in libfuse, on a path that another thread's callback has locked: a thread that
-held the GIL meanwhile would deadlock.
+another thread take it for longer than the call lasts, at the cost of two thread switches, a dozen times for each file
+that is saved.) All other requests may block in libfuse, on a path that another thread's callback has locked: a thread
+that held the GIL meanwhile would deadlock.
 """
 
 from __future__ import annotations
