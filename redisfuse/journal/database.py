@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import redisfuse
 from redisfuse.errors import JournalError, JournalFullError, JournalLockedError, JournalReadOnlyError
-from redisfuse.journal import files
+from redisfuse.journal import file_guard, files
 
 BUSY_TIMEOUT_SECONDS = 5.0  # that a write waits for another process's transaction
 APPLICATION_ID = 0x72667573  # "rfus", in the file's header: identifies a journal to redisfuse and to file(1)
@@ -58,12 +58,16 @@ def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SE
             if writable:
                 connection.execute("PRAGMA synchronous = FULL")
                 connection.execute("PRAGMA wal_autocheckpoint = 0")  # the writer does it when no caller waits
-                connection.execute("PRAGMA journal_size_limit = 16777216")
+                connection.execute(f"PRAGMA journal_size_limit = {file_guard.LOG_SIZE_LIMIT_BYTES}")
                 # SQLite silently opens read-only a file that it can't write: try a write that changes nothing.
                 connection.execute("DELETE FROM blobs WHERE id < 0")
             else:
                 connection.execute("PRAGMA query_only = ON")
             connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if file_guard.has_missing_pages(connection, path):
+                raise JournalError(
+                    f"the journal {path} is damaged: its file was truncated; restore it from a backup, or move it away"
+                )
         except sqlite3.OperationalError as error:
             connection.close()
             if writable or not _needs_immutable(error, path):
@@ -166,7 +170,7 @@ def _needs_immutable(error: sqlite3.OperationalError, path: Path) -> bool:
 
     That is a journal in a directory that can't be written (a backup, a read-only disk) and that no process has open.
     """
-    wal = path.with_name(path.name + "-wal")
+    wal = files.get_log_path(path)
     return (
         error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
         and not (wal.exists() and wal.stat().st_size)
@@ -195,7 +199,7 @@ def translate_error(error: sqlite3.Error, path: Path) -> JournalError:
     ):
         return JournalFullError(f"the disk of the journal {path} is full; free some space, or run redisfuse prune")
     if code == sqlite3.SQLITE_READONLY_DBMOVED:
-        return build_moved_error(path)
+        return file_guard.build_moved_error(path)
     if primary in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return JournalReadOnlyError(f"the journal {path} can't be written: {error}")
     if primary == sqlite3.SQLITE_IOERR and _is_read_only(path):
@@ -216,14 +220,6 @@ def translate_error(error: sqlite3.Error, path: Path) -> JournalError:
     return JournalError(f"the journal {path}: {error}")
 
 
-def build_moved_error(path: Path) -> JournalError:
-    """Return the error for a journal that is no longer the file that was opened."""
-    return JournalError(
-        f"the journal {path} was removed or replaced while in use; changes are refused until it is back: "
-        f"put it back, or mount again"
-    )
-
-
 def _is_disk_full(path: Path) -> bool:
     """Return whether there is no room for a write past the end of the files.
 
@@ -232,7 +228,7 @@ def _is_disk_full(path: Path) -> bool:
     import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
-    wal = path.with_name(path.name + "-wal")
+    wal = files.get_log_path(path)
     with contextlib.suppress(OSError):
         if limit != resource.RLIM_INFINITY and max(file.stat().st_size for file in (path, wal)) + 65536 > limit:
             return True

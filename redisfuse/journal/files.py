@@ -30,16 +30,27 @@ def default_path() -> Path:
     return user_state_path("redisfuse", appauthor=False) / JOURNAL_FILE_NAME
 
 
+def get_log_path(path: Path) -> Path:
+    """Return the path of the write-ahead log of the journal at `path`."""
+    return path.with_name(path.name + "-wal")
+
+
+def get_index_path(path: Path) -> Path:
+    """Return the path of the index of the write-ahead log, which SQLite maps into memory."""
+    return path.with_name(path.name + "-shm")
+
+
 @dataclass(frozen=True, slots=True)
-class FileIdentity:
-    """The device and inode of a file, which change when the file is replaced."""
+class FileStatus:
+    """The device and inode of a file, which change when the file is replaced, and its size in bytes."""
 
     device: int
     inode: int
+    size: int
 
     @classmethod
-    def from_path(cls, path: Path) -> FileIdentity | None:
-        """Return the identity of the file at `path`; None if there is none.
+    def from_path(cls, path: Path) -> FileStatus | None:
+        """Return the status of the file at `path`; None if there is none.
 
         Symbolic links are not followed.
         """
@@ -47,7 +58,11 @@ class FileIdentity:
             status = os.lstat(path)
         except OSError:
             return None
-        return cls(status.st_dev, status.st_ino)
+        return cls(status.st_dev, status.st_ino, status.st_size)
+
+    def is_same_file(self, other: FileStatus) -> bool:
+        """Return whether both are of one file."""
+        return (self.device, self.inode) == (other.device, other.inode)
 
 
 def check_file(path: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Generic, TypeVar
 
 from redisfuse.errors import JournalError
 from redisfuse.journal import database
-from redisfuse.journal.files import FileIdentity
+from redisfuse.journal.file_guard import FileGuard
 
 T = TypeVar("T")
 WriteTask = Callable[[sqlite3.Connection], T]
@@ -92,7 +92,7 @@ class JournalWriter:
         self._synchronous = "FULL"
         self._bytes_since_checkpoint = 0
         self._connection: sqlite3.Connection | None = None
-        self._file_identities: dict[Path, FileIdentity | None] = {}
+        self._guard: FileGuard
         self._open_connection()
         self._thread = threading.Thread(target=self._run_loop, name="journal", daemon=True)
         self._thread.start()
@@ -136,9 +136,10 @@ class JournalWriter:
         finally:
             self._is_stopping = True
             self._queue.put(None)
-            self._thread.join()
-            if self._connection is not None:
-                self._connection.close()
+            if not self._guard.is_truncated:
+                self._thread.join()
+                if self._connection is not None:
+                    self._connection.close()
 
     # -- the thread --------------------------------------------------------------------------------------------------
 
@@ -147,7 +148,13 @@ class JournalWriter:
             jobs = self._collect_jobs()
             if jobs or self._piggybacked_rows:
                 self._run_jobs(jobs)
-                self._checkpoint_if_due()
+                if self._connection is not None:
+                    self._guard.record(self._connection)
+                    self._checkpoint_if_due(self._connection)
+        if self._guard.is_truncated:
+            # To close the connection would copy what is left of the log into the database, and damage it more. So this
+            # (daemon) thread keeps it until the process exits.
+            threading.Event().wait()
 
     def _collect_jobs(self) -> list[_WriteJob[Any]]:
         """Wait for jobs and return them.
@@ -239,30 +246,30 @@ class JournalWriter:
     def _get_trusted_connection(self) -> sqlite3.Connection:
         """Return a connection to the file at the path, reopened after an I/O error.
 
-        Raises JournalError if the file or its log was removed or replaced.
+        Raises JournalError if a file of the journal was truncated, removed or replaced.
         """
-        for path, identity in self._file_identities.items():
-            if FileIdentity.from_path(path) != identity:
-                raise database.build_moved_error(self._path)
+        if self._connection is None:
+            self._guard.check_identity()
+        else:
+            self._guard.check(self._connection)
         if self._is_wal_suspect or self._connection is None:
             self._reopen_connection()
         assert self._connection is not None
         return self._connection
 
-    def _open_connection(self) -> None:
-        connection = database.connect(self._path, writable=True, busy_timeout=self._busy_timeout)
+    def _open_connection(self) -> sqlite3.Connection:
+        self._connection = database.connect(self._path, writable=True, busy_timeout=self._busy_timeout)
         self._synchronous = "FULL"
-        self._connection = connection
-        wal = self._path.with_name(self._path.name + "-wal")
-        self._file_identities = {path: FileIdentity.from_path(path) for path in (self._path, wal)}
+        self._guard = FileGuard(self._path, self._connection)
+        return self._connection
 
     def _reopen_connection(self) -> None:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        self._open_connection()
-        assert self._connection is not None
-        busy, _, _ = self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        connection = self._open_connection()
+        busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._guard = FileGuard(self._path, connection)
         if busy:
             raise JournalError(
                 f"the journal {self._path} can't be checked after an I/O error while another process uses it; try again"
@@ -274,16 +281,17 @@ class JournalWriter:
             connection.execute(f"PRAGMA synchronous = {level}")
             self._synchronous = level
 
-    def _checkpoint_if_due(self) -> None:
+    def _checkpoint_if_due(self, connection: sqlite3.Connection) -> None:
         """Copy the log into the database once it is long enough.
 
         No caller waits for this.
         """
-        if self._bytes_since_checkpoint < CHECKPOINT_BYTES or self._connection is None:
+        if self._bytes_since_checkpoint < CHECKPOINT_BYTES or self._guard.is_truncated:
             return
         self._bytes_since_checkpoint = 0
         try:
-            self._set_synchronous(self._connection, "FULL")
-            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._set_synchronous(connection, "FULL")
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._guard.record(connection)
         except sqlite3.Error as error:
             self._is_wal_suspect = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _SAFE_ERROR_CODES

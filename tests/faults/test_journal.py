@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -330,7 +331,7 @@ def test_damage_found_later(made: Path) -> None:
         assert any("damaged" in problem for problem in find_problems(journal))
 
 
-@pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "folder moved"])
+@pytest.mark.parametrize("what", ["unlinked", "swapped", "log unlinked", "index unlinked", "folder moved"])
 def test_a_journal_removed_while_open(made: Path, what: str) -> None:
     """A journal that was removed or replaced while open refuses changes.
 
@@ -347,6 +348,8 @@ def test_a_journal_removed_while_open(made: Path, what: str) -> None:
         before = made.read_bytes()
     elif what == "log unlinked":
         made.with_name("journal.db-wal").unlink()
+    elif what == "index unlinked":
+        made.with_name("journal.db-shm").unlink()
     else:
         made.parent.rename(made.parent.with_name("moved"))
     with pytest.raises(JournalError, match="removed or replaced"):
@@ -358,6 +361,122 @@ def test_a_journal_removed_while_open(made: Path, what: str) -> None:
         add(journal, session, intent(b"back"))
     with contextlib.suppress(JournalError):
         journal.close()
+
+
+FILL_AND_TRUNCATE = """
+journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)
+for n in range(50): add(journal, session, intent(b"n%d" % n, os.urandom(2000)))
+other = Journal.open(Path(sys.argv[1]))
+if sys.argv[4] == "used": add(other, other.begin_session(INFO), intent(b"other"))
+file = sys.argv[1] + sys.argv[2]
+size = int(os.stat(file).st_size * float(sys.argv[3]))
+os.truncate(file, size)
+for n in range(3):
+    try: add(journal, session, intent(b"lost")); print("recorded")
+    except JournalError as error: print("refused" if "truncated" in str(error) else error)
+try: journal.close()
+except JournalError: print("refused")
+try: other.close()
+except JournalError: print("refused")
+assert sys.argv[4] == "used" or os.stat(file).st_size == size, "the journal's end altered the file"
+"""
+
+
+@pytest.mark.parametrize("used", ["used", "unused"])
+@pytest.mark.parametrize("part", ["0", "0.5", "0.98"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+def test_a_journal_truncated_while_open(made: Path, suffix: str, part: str, used: str) -> None:
+    """A journal whose database, log or index lost its end refuses changes, whether or not another process uses it.
+
+    Opening it again is refused, or finds the changes before the damage.
+    """
+    out = finish(run(FILL_AND_TRUNCATE, str(made), suffix, part, used))
+    assert out.split() == ["refused"] * 5
+    if used == "used":
+        return
+    if not suffix:
+        with pytest.raises(JournalError, match=r"damaged|empty"):
+            Journal.open(made)
+        return
+    with Journal.open(made) as journal:
+        assert [problem for problem in find_problems(journal) if "pending" not in problem] == []
+        keys = [change.key for change in journal.find_changes()]
+        assert {b"k0", b"k1", b"k2"} <= set(keys)
+        assert b"lost" not in keys
+        if suffix == "-wal" and part == "0.98":
+            assert b"n40" in keys
+
+
+def test_a_truncated_journal_with_a_log(made: Path) -> None:
+    """A database that lacks pages which its log does not have is refused, also if a crash left the log."""
+    script = (
+        "journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)\n"
+        "for n in range(50): add(journal, session, intent(b'n%d' % n, os.urandom(2000)))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    run(script, str(made)).communicate(timeout=60)
+    assert made.with_name("journal.db-wal").stat().st_size > 100_000
+    shutil.copytree(made.parent, made.parent.with_name("whole"))
+    with Journal.open(made.parent.with_name("whole") / made.name) as journal:
+        assert len(list(journal.find_changes())) == 53
+    os.truncate(made, made.stat().st_size - 8192)
+    for write in (True, False):
+        with pytest.raises(JournalError, match="damaged"):
+            Journal.open(made, writable=write)
+
+
+PRUNE = """
+from redisfuse.journal.prune import prune_journal
+with Journal.open(Path(sys.argv[1])) as journal:
+    if sys.argv[2] == "prune": print(prune_journal(journal, before_ms=1 << 50).freed)
+    else: journal.query("SELECT 1")
+    add(journal, journal.begin_session(INFO), intent(b"other"))
+with contextlib.closing(sqlite3.connect(sys.argv[1])) as raw:
+    print(raw.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone())
+"""
+
+
+@pytest.mark.parametrize("reading", [True, False])
+@pytest.mark.parametrize("what", ["prune", "checkpoint"])
+def test_another_process_shortens_the_files(made: Path, what: str, reading: bool) -> None:
+    """A journal that another process prunes, or whose log it truncates, records changes as before."""
+    with Journal.open(made) as journal:
+        for turn in range(3):
+            session = journal.begin_session(INFO)
+            for number in range(100):
+                add(journal, session, intent(b"n%d" % number, os.urandom(3000)))
+            journal.end_session(session)
+            before = made.stat().st_size + made.with_name("journal.db-wal").stat().st_size
+            with contextlib.closing(sqlite3.connect(made, isolation_level=None)) as reader:
+                if reading:  # its snapshot keeps the other process from truncating the log
+                    reader.execute("BEGIN")
+                    reader.execute("SELECT count(*) FROM changes").fetchone()
+                finish(run("import contextlib, sqlite3\n" + PRUNE, str(made), what))
+                session = journal.begin_session(INFO)
+                add(journal, session, intent(b"after %d" % turn))
+            if not reading:
+                assert made.stat().st_size + made.with_name("journal.db-wal").stat().st_size < before
+            add(journal, session, intent(b"later %d" % turn))
+        assert [problem for problem in find_problems(journal) if "pending" not in problem] == []
+        keys = [change.key for change in journal.find_changes()]
+        assert b"after 2" in keys
+        assert b"later 2" in keys
+
+
+def test_a_long_log_is_begun_again(made: Path) -> None:
+    """A log over its limit, which the journal's own commits shorten, is no damage."""
+    with Journal.open(made) as journal:
+        session = journal.begin_session(INFO)
+        sizes: list[int] = []
+        for turn in range(2):
+            add(journal, session, intent(b"large", os.urandom(24 << 20)))
+            for number in range(12):
+                add(journal, session, *(intent(b"%d %d" % (turn, number), b"%d" % each) for each in range(100)))
+                time.sleep(0.05)  # a checkpoint follows the commit
+                sizes.append(made.with_name("journal.db-wal").stat().st_size)
+        assert max(sizes) > 20 << 20
+        assert any(after < before for before, after in pairwise(sizes)), sizes
+        assert [problem for problem in find_problems(journal) if "pending" not in problem] == []
 
 
 # -- deaths ----------------------------------------------------------------------------------------------------------

@@ -297,6 +297,45 @@ def test_a_journal_removed_under_the_mount(
     check_saving_works(mount, client)
 
 
+@pytest.mark.parametrize(("suffix", "part"), [("", 0.5), ("", 0.98), ("-wal", 0), ("-wal", 0.5), ("-wal", 0.98)])
+def test_a_journal_truncated_under_the_mount(
+    own_redis: RedisServer, mount: MountedServer, suffix: str, part: float
+) -> None:
+    """After the journal or its log lost its end, saving fails with EIO, Redis is unchanged, and the log says why.
+
+    A further mount is refused, or its journal is sound.
+    """
+    for number in range(40):
+        assert save_file(mount.path / f"n{number}", os.urandom(2000)) == ""
+    file = mount.journal.with_name(mount.journal.name + suffix)
+    os.truncate(file, int(file.stat().st_size * part))
+    check_changes_fail(own_redis, mount, ("EIO",))
+    wait_until(lambda: f"{mount.journal} or its log was truncated" in mount.read_log(), 3)
+    assert mount.stop() == 0
+    if not suffix:
+        assert "damaged" in check_mount_refused(mount.path.parent, own_redis.tcp_url(), mount.journal)
+        return
+    done = run_redisfuse(mount.path.parent, "journal", "check", "--journal-file", str(mount.journal))
+    problems = [line for line in done.stdout.splitlines() if "session has ended" not in line]
+    assert problems in ([], [line for line in problems if "sound" in line]), done.stdout
+
+
+def test_pages_overwritten_under_the_mount(mount: MountedServer) -> None:
+    """Pages that another program overwrote are found by `journal check`, also while the mount continues."""
+    for number in range(40):
+        assert save_file(mount.path / f"n{number}", os.urandom(2000)) == ""
+    with contextlib.closing(sqlite3.connect(mount.journal)) as raw:
+        raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    words = ("journal", "check", "--journal-file", str(mount.journal))
+    assert run_redisfuse(mount.path.parent, *words).returncode == 0
+    with mount.journal.open("r+b", buffering=0) as file:
+        file.seek(mount.journal.stat().st_size // 2)
+        file.write(os.urandom(8192))
+    done = run_redisfuse(mount.path.parent, *words)
+    assert done.returncode == 1
+    assert "damaged" in done.stdout + done.stderr
+
+
 # -- limits of the process -------------------------------------------------------------------------------------------
 
 
