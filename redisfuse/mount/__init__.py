@@ -1,4 +1,6 @@
-"""One mount: its composition, the kernel's requests, the write half, the background process and the status.
+"""One mount: its objects, and their life from start to unmount.
+
+It has the composition, the kernel's requests, the write half, the background process and the status.
 
 Purpose: build the objects of the lower rooms from the configuration, wire them and serve until unmounted. `run` is the
 composition root; `context` holds the objects of one mount; `adapter` is the only place where `fuse` and `vfs` meet.

@@ -1,7 +1,8 @@
-"""The kernel's requests, served from the tree: paths, flags and handles in, attributes and bytes out.
+"""The kernel's requests, served from the tree.
 
-The only module that knows both `fuse` and `vfs`. Every method may run in many threads at once. The lock guards the
-table of handles; nothing blocks and nothing is called while it is held.
+Paths, flags and handles in, attributes and bytes out. The only module that knows both `fuse` and `vfs`. Every method
+may run in many threads at once. The lock guards the table of handles; nothing blocks and nothing is called while it is
+held.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Owner and permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
+    """Owner and permission bits.
+
+    Files have 0400 and directories 0500, in write mode 0600 and 0700, widened by `-o umask=`.
+    """
 
     uid: int
     gid: int
@@ -121,7 +125,10 @@ class OpenFileEntry:
 
 
 class FuseAdapter:
-    """Serves the kernel's requests from the tree. Implements `fuse.interface.FuseOperations`."""
+    """Serves the kernel's requests from the tree.
+
+    Implements `fuse.interface.FuseOperations`.
+    """
 
     def __init__(
         self,
@@ -136,7 +143,10 @@ class FuseAdapter:
         dentry_tracker: DentryTracker,
         statfs: StatfsProvider,
     ) -> None:
-        """`namespace` is None in a read-only mount: every request that would change something raises ReadOnlyError."""
+        """`namespace` is None in a read-only mount.
+
+        Every request that would change something raises ReadOnlyError.
+        """
         self._filesystem = filesystem
         self._namespace = namespace
         self._permissions = permissions
@@ -195,7 +205,10 @@ class FuseAdapter:
         return self._reply_attr(path, self._filesystem.stat(node))
 
     def _is_hot_value(self, node: KeyNode) -> bool:
-        """Return whether a value changes so often that it may differ when it is read; only without OPEN requests."""
+        """Return whether a value changes so often that it may differ when it is read.
+
+        Applies only to mounts without OPEN requests.
+        """
         if not self._filesystem.keyspace.is_hot(node.target.key) or not self._binding.uses_no_open:
             return False
         return node.is_editable and node.length <= MAX_HOT_VALUE_BYTES
@@ -222,13 +235,19 @@ class FuseAdapter:
         return self._pinned_attr(path, pinned, for_read=for_read)
 
     def _reply_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
-        """Return the attributes; the kernel must not cache the size of a streamed file that it doesn't open."""
+        """Return the attributes.
+
+        The kernel must not cache the size of a streamed file that it doesn't open.
+        """
         if not file_stat.has_exact_size and self._binding.uses_no_open:
             self._binding.disable_attr_cache()
         return self._build_attr(path, file_stat)
 
     def _pinned_attr(self, path: bytes, pinned: PinnedContent, *, for_read: bool) -> FileAttributes:
-        """Return the attributes of a file with pinned content: its size when it was read, plus what was appended."""
+        """Return the attributes of a file with pinned content.
+
+        The size is that of the pinned content plus the appended bytes.
+        """
         if pinned.stale_since or pinned.is_streamed or is_stale(pinned.node_path):
             self._binding.disable_attr_cache()
         if pinned.is_streamed:
@@ -247,7 +266,9 @@ class FuseAdapter:
         return self._build_attr(path, Stat(False, pinned.content.size, mtime, True))
 
     def _open_file_attr(self, handle: int, *, has_path: bool) -> FileAttributes | None:
-        """Return the attributes of an edited, new or unlinked file, whatever its path leads to now.
+        """Return the attributes of an edited, new or unlinked file.
+
+        Whatever its path leads to now.
 
         Without `has_path` (libfuse no longer has one), also those of any other open file; else None for these.
         """
@@ -334,7 +355,10 @@ class FuseAdapter:
                 yield Dirent(name, mode, None if node is None else self._readdirplus_attr(inode, node), inode)
 
     def _readdirplus_attr(self, inode: int, node: KeyNode) -> FileAttributes | None:
-        """Return the attributes of a listed string; None if it may have changed since the listing was built."""
+        """Return the attributes of a listed string.
+
+        Returns None if it may have changed since the listing was built.
+        """
         owner, tree = self._permissions, self._filesystem
         key = node.target.key
         if tree.keyspace.get_version(key) != node.version:
@@ -443,7 +467,10 @@ class FuseAdapter:
         )
 
     def _reply_open(self, handle: Handle, path: bytes, content: FileContent | None, *, shares_pages: bool) -> OpenReply:
-        """Open a handle in write mode. It reads `content`, or (None) the file being edited."""
+        """Open a handle in write mode.
+
+        It reads `content`, or (None) the file being edited.
+        """
         size = None if content is None else content.size
         number, keep = self._register_handle(handle, path), self._coherence.is_coherent
         return OpenReply(
@@ -466,7 +493,10 @@ class FuseAdapter:
         return entry
 
     def _retarget_open_files(self, old: bytes, new: bytes | None) -> None:
-        """Update the paths of files open at or below a renamed path; None: it was unlinked."""
+        """Update the paths of files open at or below a renamed path.
+
+        A new path of None means that the file was unlinked.
+        """
         below = old + b"/"
         with self._lock:
             for entry in self._file_handles.values():
@@ -697,5 +727,8 @@ def _hash_content(content: FileContent | None) -> int | None:
 
 
 def inode_number(path: bytes) -> int:
-    """Return the inode number of a path, the same in every mount. Two paths share one with probability 2^-63."""
+    """Return the inode number of a path, the same in every mount.
+
+    Two paths share one with probability 2^-63.
+    """
     return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

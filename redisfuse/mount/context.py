@@ -34,7 +34,10 @@ DEFAULT_UMASK = 0o077
 
 
 class MountContext:
-    """Everything that serves one mount. Created in the process that serves it; threads start in `start`."""
+    """Everything that serves one mount.
+
+    Created in the process that serves it; threads start in `start`.
+    """
 
     def __init__(
         self, config: Config, client: RedisClient, binding: Binding, mountpoint: Path, report: StartupReport

@@ -1,4 +1,7 @@
-"""`--daemon`: fork into the background, and return in the foreground only when the mount answers, or with its error."""
+"""`--daemon`: fork into the background.
+
+The process in the foreground returns when the mount is ready, or with the mount's error.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,10 @@ class TerminalReport:
 
 
 class _PipeReport:
-    """The report of a mount in the background: one pickled (outcome, value) through a pipe; later ones are dropped."""
+    """The report of a mount in the background.
+
+    One pickled (outcome, value) through a pipe; later ones are dropped.
+    """
 
     def __init__(self, pipe_fd: int) -> None:
         self._pipe_fd: int | None = pipe_fd
@@ -112,7 +118,10 @@ def _redirect_stdio(config: Config) -> None:
 
 
 def configure_logging(config: Config) -> None:
-    """Log to standard error, or to the file that was chosen; escaped, because messages can contain keys."""
+    """Log to standard error, or to the file that was chosen.
+
+    Lines are escaped, because messages can contain keys.
+    """
     to_file = config.log_file is not None and not config.daemon  # a daemon's standard error is its log file
     handler = logging.FileHandler(config.log_file) if to_file and config.log_file else logging.StreamHandler()
     is_dated = config.daemon or to_file

@@ -14,7 +14,7 @@ REFRESH_INTERVAL_SECONDS = 0.1
 
 
 def show_progress(keyspace: KeyspaceMonitor) -> None:
-    """Draw a bar on standard error, from a thread of its own, until the first scan ends."""
+    """Draw a bar on standard error, in a new thread, until the first scan ends."""
     threading.Thread(target=_draw_bar, args=(keyspace,), name="redisfuse-progress", daemon=True).start()
 
 

@@ -59,7 +59,10 @@ def build_status(context: MountContext) -> dict[str, object]:
 
 
 def _read_resident_bytes() -> int:
-    """Return the resident memory of this process in bytes (proc(5), statm); 0 if it can't be read."""
+    """Return the resident memory of this process in bytes (proc(5), statm).
+
+    Returns 0 if it can't be read.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

@@ -1,6 +1,7 @@
-"""The write half of a mount: journal, key writer, open files, memory filesystem, and a timer for delayed changes.
+"""The write half of a mount.
 
-Created only for `--write`: a read-only mount has no object of this class.
+It has the journal, key writer, open files, memory filesystem, and a timer for delayed changes. Created only for
+`--write`: a read-only mount has no object of this class.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ class WriteSupport:
                 self._commit_due(self._clock.now)
 
     def _poll_journal(self) -> None:
-        """Reload the empty directories, which a rollback or another mount may have changed in the journal."""
+        """Reload the empty directories from the journal.
+
+        A rollback or another mount may have changed them there.
+        """
         try:
             changed = self.empty_directories.reload_if_changed()
         except RedisFuseError as error:
@@ -145,7 +149,9 @@ class WriteSupport:
             log.exception("a delayed change could not be committed")
 
     def close(self, *, busy_at_unmount: bool = False) -> None:
-        """Commit what is left and end the session; log what could not be committed. Never raises.
+        """Commit what is left and end the session; log what could not be committed.
+
+        Never raises.
 
         `busy_at_unmount`: programs still have files open.
         """

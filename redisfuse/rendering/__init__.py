@@ -1,8 +1,8 @@
-"""How each Redis type reads as a file: one small module a type, the registry of types, JSON documents and dumps.
+"""How each Redis type reads as a file.
 
-Purpose: `registry.render_text` yields the text of a key's file, `json_document.render_json_document` that of
-`NAME%json`, and `dump.fetch_dump` returns the bytes of `NAME%dump`. Texts stream: a generator holds one batch of
-elements at a time.
+One small module per type, the registry of types, JSON documents and dumps. `registry.render_text` yields the
+text of a key's file, `json_document.render_json_document` that of `NAME%json`, and `dump.fetch_dump` returns the bytes
+of `NAME%dump`. Texts stream: a generator holds one batch of elements at a time.
 
 Imported by: `vfs`, and `keyspace` for the length commands of the types.
 

@@ -1,4 +1,7 @@
-"""`NAME%dump`: the payload of DUMP, byte for byte, if the key is small enough: DUMP blocks the server."""
+"""`NAME%dump`: the payload of DUMP, byte for byte, if the key is small enough.
+
+DUMP blocks the server.
+"""
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError, TooLargeError

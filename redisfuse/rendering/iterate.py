@@ -1,8 +1,9 @@
-"""Iterating over a collection in batches: at most 1000 elements and, as far as can be predicted, about 1 MiB each.
+"""Iterating over a collection in batches.
 
-None of these iterations is a snapshot: no Redis command gives one at a bounded cost. An element that exists throughout
-is yielded; one that is added, removed or moved meanwhile may be yielded or not. A key that vanishes on the way, or
-changes its type, is an error and never just the end: NotFoundError, WrongTypeError.
+A batch has at most 1000 elements and, as far as can be predicted, about 1 MiB. None of these iterations is a snapshot:
+no Redis command gives one at a bounded cost. An element that exists throughout is yielded; one that is added, removed
+or moved meanwhile may be yielded or not. A key that vanishes on the way, or changes its type, is an error and never
+just the end: NotFoundError, WrongTypeError.
 """
 
 import hashlib
@@ -19,7 +20,10 @@ DEDUP_WINDOW_ELEMENTS = 1 << 16  # elements among which a repetition is recognis
 
 
 class BatchSizer:
-    """The number of elements to request next: few at first, then by the size of the previous ones."""
+    """The number of elements to request next.
+
+    It is small at first, then follows the size of the previous ones.
+    """
 
     def __init__(self) -> None:
         self.count = 16
@@ -38,7 +42,9 @@ def key_vanished_error(key: bytes) -> NotFoundError:
 
 
 def require_key_type(client: RedisClient, key: bytes, type: bytes) -> None:
-    """Check that the key still exists with its type, so that an empty reply is the end of it.
+    """Check that the key still exists with its type.
+
+    Then an empty reply is the end of the collection.
 
     Raises NotFoundError, WrongTypeError.
     """
@@ -52,7 +58,9 @@ def require_key_type(client: RedisClient, key: bytes, type: bytes) -> None:
 
 
 class Deduplicator:
-    """Recognises elements that *SCAN returns twice, among at least the last 65 536 elements, in at most about 15 MB.
+    """Recognises elements that *SCAN returns twice.
+
+    Remembers at least the last 65 536 elements, in at most about 15 MB.
 
     That is enough in practice: *SCAN repeats an element only when the table shrinks on the way, and then only elements
     of the current bucket, whose old buckets came just before. A longer distance would need a table that shrinks to a
@@ -64,7 +72,10 @@ class Deduplicator:
         self._previous: set[bytes] = set()
 
     def filter_new(self, batch: list[Element]) -> list[Element]:
-        """Return the elements of `batch` that did not occur before, identified by their first parts."""
+        """Return the elements of `batch` that did not occur before.
+
+        Elements are identified by their first parts.
+        """
         new_elements = []
         for element in batch:
             name = element[0]
@@ -86,7 +97,10 @@ def count_bytes(batch: list[Element]) -> int:
 def iter_scan(
     client: RedisClient, key: bytes, type: bytes, command: bytes, parts_per_element: int
 ) -> Iterator[list[Element]]:
-    """Yield the elements that SSCAN (1 part each) or HSCAN (2 parts each) returns, without repetitions."""
+    """Yield the elements that SSCAN or HSCAN returns, without repetitions.
+
+    An element has 1 part with SSCAN, 2 parts with HSCAN.
+    """
     sizer = BatchSizer()
     deduplicator = Deduplicator()
     cursor = b"0"
@@ -110,7 +124,10 @@ def iter_scan(
 def iter_range(
     client: RedisClient, key: bytes, type: bytes, command: bytes, *extra_args: bytes
 ) -> Iterator[list[Element]]:
-    """Yield the elements of LRANGE, or the (member, score) pairs of ZRANGE … WITHSCORES, by rank."""
+    """Yield the elements of LRANGE, or the pairs of ZRANGE, by rank.
+
+    A pair is (member, score), from ZRANGE … WITHSCORES.
+    """
     sizer = BatchSizer()
     deduplicator = Deduplicator() if extra_args else None  # a member whose score grows meanwhile would be repeated
     start = empty_reads = 0

@@ -1,4 +1,6 @@
-"""`NAME%json`: a key of any type as one JSON document, an element a line, streamed as the key is iterated.
+"""`NAME%json`: a key of any type as one JSON document.
+
+One element per line, streamed as the key is iterated.
 
 `{"key": …, "type": …, "ttl": milliseconds or -1, "value": …}`. The value is a string, an array (list, set; of
 `{"member", "score"}` for a zset; of `{"id", "fields"}` for a stream), an object (hash), the document itself (JSON

@@ -25,7 +25,9 @@ _DELIMITERS = (b"\t", b"\n", b"=")
 
 
 def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]:
-    """Yield the text of a key's file, in chunks of about 1 MiB or 1000 elements, each fetched when it is needed.
+    """Yield the text of a key's file, in chunks.
+
+    A chunk has about 1 MiB or 1000 elements, and is fetched when it is needed.
 
     `type` is the reply of TYPE. Raises NotFoundError or WrongTypeError, also midway, if the key vanished or changed
     its type; ConflictError if a string changed its length.
@@ -45,7 +47,10 @@ def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]
 
 
 def join_within(chunks: Iterable[bytes], max_bytes: int) -> bytes | None:
-    """Return all chunks joined, or None if they have more than `max_bytes` bytes. Stops at the first excess chunk."""
+    """Return all chunks joined, or None if they have more than `max_bytes` bytes.
+
+    Stops at the first excess chunk.
+    """
     joined: list[bytes] = []
     size = 0
     for chunk in chunks:
@@ -57,7 +62,10 @@ def join_within(chunks: Iterable[bytes], max_bytes: int) -> bytes | None:
 
 
 def format_lines(renderer: TypeRenderer, batch: list[Element]) -> Iterator[bytes]:
-    """Yield the lines of these elements: in one chunk, unless the elements are large. Pure."""
+    """Yield the lines of these elements: in one chunk, unless the elements are large.
+
+    Pure.
+    """
     if count_bytes(batch) <= 4 * CHUNK_BYTES:
         yield _format_small_lines(renderer, batch)
         return

@@ -24,9 +24,9 @@ LENGTH_COMMANDS = {
 
 
 def length_command(type: bytes) -> bytes | None:
-    """Return the command for a key's length: bytes of a string, elements of a collection.
+    """Return the command for a key's length.
 
-    None for a module's type.
+    Bytes of a string, elements of a collection. None for a module's type.
     """
     return LENGTH_COMMANDS.get(type)
 

@@ -1,6 +1,7 @@
-r"""Streams: `id<TAB>field=value<TAB>field=value…` a line, by ID. In JSON, an array of `{"id", "fields"}`.
+r"""Streams: `id<TAB>field=value<TAB>field=value…` a line, by ID.
 
-In a field's name `=` is written `\x3d`, so the first `=` ends the name. Consumer groups are not shown.
+JSON is an array of `{"id", "fields"}`. In a field's name `=` is written `\x3d`, so the first `=` ends the name.
+Consumer groups are not shown.
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,10 @@ class StreamRenderer(TypeRenderer):
                 return
 
     def element_to_json(self, element: Element) -> Iterator[bytes]:
-        """Yield `{"id": "1-0", "fields": [["field", "value"]]}`; pairs, since an entry may have a field twice."""
+        """Yield `{"id": "1-0", "fields": [["field", "value"]]}`.
+
+        The fields are pairs, because an entry may have a field twice.
+        """
         yield b'{"id": "%b", "fields": [' % element[0]
         for number in range(1, len(element), 2):
             yield b"[" if number == 1 else b", ["
@@ -48,7 +52,10 @@ class StreamRenderer(TypeRenderer):
 
 
 def next_entry_id(entry_id: bytes) -> bytes:
-    """Return the smallest ID greater than `entry_id`, which servers from 6.2 on take as `(ID`."""
+    """Return the smallest ID greater than `entry_id`.
+
+    Servers from 6.2 on accept `(ID` for it.
+    """
     milliseconds, sequence = map(int, entry_id.split(b"-"))
     if sequence == (1 << 64) - 1:
         return b"%d-0" % (milliseconds + 1)

@@ -1,4 +1,7 @@
-"""Strings: their bytes, by GETRANGE in chunks of at most 1 MiB. A change of the length on the way is an error."""
+"""Strings: their bytes, by GETRANGE in chunks of at most 1 MiB.
+
+A change of the length on the way is an error.
+"""
 
 from collections.abc import Iterator, Sequence
 

@@ -1,4 +1,7 @@
-"""Types of modules that have no renderer: the file names the type, and the view that has the bytes."""
+"""Types of modules that have no renderer.
+
+The file names the type, and the view that has the bytes.
+"""
 
 from redisfuse.text import escape_line
 

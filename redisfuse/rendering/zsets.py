@@ -1,6 +1,7 @@
-"""Sorted sets: `score<TAB>member` a line, by score. In JSON, an array of `{"member": …, "score": …}`.
+"""Sorted sets: `score<TAB>member` a line, by score.
 
-The score is written as the server writes it, and so as redis-cli shows it: `3`, `1.5`, `inf`.
+JSON is an array of `{"member": …, "score": …}`. The score is written as the server writes it, and so as redis-cli
+shows it: `3`, `1.5`, `inf`.
 """
 
 from collections.abc import Iterator
@@ -18,12 +19,18 @@ class SortedSetRenderer(TypeRenderer):
     line_format = b"%b\t%b\n"
 
     def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
-        """Yield the members, from the lowest score up; by rank, which costs the server 1/20 of ZSCAN."""
+        """Yield the members, from the lowest score up.
+
+        They are read by rank, which costs the server 1/20 of ZSCAN.
+        """
         for batch in iter_range(client, key, self.type, b"ZRANGE", b"WITHSCORES"):
             yield [(score, member) for member, score in batch]
 
     def element_to_json(self, element: Element) -> Iterator[bytes]:
-        """Yield `{"member": "one", "score": 1}`; an infinite score is a string, since JSON has no such number."""
+        """Yield `{"member": "one", "score": 1}`.
+
+        An infinite score is a string, since JSON has no such number.
+        """
         score, member = element
         yield b'{"member": '
         yield from encode_json(member)
