@@ -116,7 +116,10 @@ def has_missing_pages(connection: sqlite3.Connection, path: Path) -> bool:
 
 
 def _read_logged_pages(log: Path, page_size: int) -> set[int]:
-    """Return the numbers of the pages in the log. (SQLite has no locks on that file; see the module `files`.)"""
+    """Return the numbers of the pages in the log.
+
+    SQLite has no locks on that file; see the module `files`.
+    """
     pages: set[int] = set()
     try:
         descriptor = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
