@@ -1,4 +1,6 @@
-"""Notices that the journal's files were truncated, replaced or removed while they are open.
+"""Detects that the journal's files were truncated, replaced or removed.
+
+The files are open meanwhile.
 
 SQLite itself does not notice: it has pages in memory and continues to append to its log, so that its commits succeed
 although earlier changes are lost. Looking at the identities and sizes of the files costs three lstat(2) before a commit
@@ -27,7 +29,10 @@ _FRAME_HEADER = struct.Struct(">I4x8s8x")  # number of the page, salt
 
 
 class FileGuard:
-    """The files of one writing connection, as they were after its last commit. Used by one thread."""
+    """The files of one writing connection, as they were after its last commit.
+
+    Used by one thread.
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
@@ -39,7 +44,10 @@ class FileGuard:
         self.record(connection)
 
     def check(self, connection: sqlite3.Connection) -> None:
-        """Raise JournalError if a file is not the one that was opened, or lacks bytes that it had."""
+        """Raise JournalError if a file was replaced or truncated.
+
+        It is not the one that was opened, or lacks bytes that it had.
+        """
         if self.is_truncated:
             raise build_truncated_error(self._path)
         shortened: list[tuple[Path, FileStatus]] = []
@@ -60,13 +68,18 @@ class FileGuard:
             self._statuses[file] = status
 
     def check_identity(self) -> None:
-        """Raise JournalError if the database is not the file that was opened: for a guard without a connection."""
+        """Raise JournalError if the database is not the file that was opened.
+
+        For a guard without a connection.
+        """
         status, before = FileStatus.from_path(self._path), self._statuses[self._path]
         if status is None or before is None or not status.is_same_file(before):
             raise build_moved_error(self._path)
 
     def record(self, connection: sqlite3.Connection) -> None:
-        """Note the sizes that the files have after a commit or a checkpoint of the connection.
+        """Record the sizes of the files after a commit or a checkpoint.
+
+        The commit or checkpoint is the connection's own.
 
         A file that is shorter than before keeps its size here, and is examined by the next `check`.
         """
@@ -97,9 +110,9 @@ class FileGuard:
 
 
 def has_missing_pages(connection: sqlite3.Connection, path: Path) -> bool:
-    """Return whether the database lacks pages at its end: those that are neither in the file nor in its log.
+    """Return whether the database lacks pages at its end.
 
-    SQLite would read them as zeros.
+    Those that are neither in the file nor in its log. SQLite would read them as zeros.
     """
     connection.execute("BEGIN")  # a snapshot: no other process can begin the log again, or shrink the file
     try:

@@ -36,13 +36,16 @@ def get_log_path(path: Path) -> Path:
 
 
 def get_index_path(path: Path) -> Path:
-    """Return the path of the index of the write-ahead log, which SQLite maps into memory."""
+    """Return the path of the write-ahead log's index, which SQLite maps."""
     return path.with_name(path.name + "-shm")
 
 
 @dataclass(frozen=True, slots=True)
 class FileStatus:
-    """The device and inode of a file, which change when the file is replaced, and its size in bytes."""
+    """The device, inode and size in bytes of a file.
+
+    Device and inode change when the file is replaced.
+    """
 
     device: int
     inode: int

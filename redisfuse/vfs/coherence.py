@@ -1,8 +1,8 @@
-"""The one fan-out of changes: process caches first, then the index, then the kernel.
+"""The one fan-out of changes.
 
-Three sources announce changes here: the keyspace monitor (what other clients did), the transactions (what this mount
-did) and the journal (empty directories). The order is always the same, so that no later step can cache again what an
-earlier one still held:
+Process caches first, then the index, then the kernel. Three sources announce changes here: the keyspace monitor (what
+other clients did), the transactions (what this mount did) and the journal (empty directories). The order is always the
+same, so that no later step can cache again what an earlier one still held:
 
 1. `keys_touched` drops the keys' metadata, cached listings and pinned contents;
 2. the index follows (the monitor verified the keys already; after a write of our own, `keys_written` updates it);
@@ -49,7 +49,10 @@ class KernelCache(Protocol):
         """Whether the kernel accepts invalidations."""
 
     def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
-        """Invalidate paths: their names too unless `keep_dentry`; with `ancestors`, all directories above as well."""
+        """Invalidate paths: their names too unless `keep_dentry`.
+
+        With `ancestors`, all directories above as well.
+        """
 
     def invalidate_all(self) -> None:
         """Invalidate everything."""
@@ -63,7 +66,10 @@ class KernelTimeouts(Protocol):
 
 
 class Coherence:
-    """Announces each change to everything that caches. Implements ChangeListener, Freshness and WriteListener."""
+    """Announces each change to everything that caches.
+
+    Implements ChangeListener, Freshness and WriteListener.
+    """
 
     def __init__(
         self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache, timeouts: KernelTimeouts
@@ -113,7 +119,10 @@ class Coherence:
         return self._monitor.may_expire
 
     def expires_at(self, key: bytes, deadline: float) -> None:
-        """Schedule the expiry of a key; where the queue is full, treat the key as changed now."""
+        """Schedule the expiry of a key.
+
+        Where the queue is full, treat the key as changed now.
+        """
         if not self._monitor.schedule_expiry(key, deadline):
             self.keys_changed([key])
 
@@ -126,7 +135,10 @@ class Coherence:
         self._content_cache.mark_keys_stale(keys)
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
-        """Drop what this process and the kernel cache of these keys; the index has them right."""
+        """Drop what this process and the kernel cache of these keys.
+
+        The index has them right.
+        """
         self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
 
@@ -137,7 +149,10 @@ class Coherence:
         self.state_changed()
 
     def state_changed(self) -> None:
-        """Set the kernel's time-outs by the present state, and invalidate what was cached under the former one."""
+        """Set the kernel's time-outs for the current state.
+
+        Invalidates what was cached under the previous one.
+        """
         if self.is_coherent:
             self._timeouts.set_timeouts(COHERENT_SECONDS, COHERENT_SECONDS, COHERENT_SECONDS)
         else:
@@ -178,11 +193,17 @@ class Coherence:
     # -- the tree ----------------------------------------------------------------------------------------------------
 
     def file_saved(self, target: KeyRef, mtime_ns: int) -> None:
-        """Record when the file of a committed key or field was last written, in ns since the epoch."""
+        """Record when a committed key's or field's file was last written.
+
+        The time is in ns since the epoch.
+        """
         self._monitor.record_save(target, mtime_ns)
 
     def keys_reappeared(self, keys: Collection[bytes]) -> None:
-        """Invalidate keys that the tree shows again as Redis holds them, after an edit was discarded."""
+        """Invalidate keys after an edit was discarded.
+
+        The tree shows them again as Redis holds them.
+        """
         self._dentry_tracker.invalidate_keys(keys)
 
     def directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:

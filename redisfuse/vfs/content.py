@@ -1,8 +1,8 @@
-"""Opening and measuring files: whole and cached if small, in chunks if large, rendered for collections and views.
+"""Opening and measuring files.
 
-The size of a string or field is its length. The size of a collection or view is the length of its rendering, if it has
-at most `render_limit` elements and its rendering at most `MAX_RENDERED_BYTES`; otherwise the size is 0, and the file
-streams (docs/limits.md).
+Files are whole and cached if small, in chunks if large, rendered for collections and views. The size of a string or
+field is its length. The size of a collection or view is the length of its rendering, if it has at most `render_limit`
+elements and its rendering at most `MAX_RENDERED_BYTES`; otherwise the size is 0, and the file streams (docs/limits.md).
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ class ContentLoader:
         return GrowingContent(self.reload(target), version, target, self)
 
     def open_cached(self, target: KeyRef) -> FileContent | None:
-        """Return the same as `open_growing` for a string whose content is cached; else None. Doesn't block."""
+        """Return the same as `open_growing` for a string whose content is cached.
+
+        Returns None otherwise. Doesn't block.
+        """
         version = self._keyspace.get_version(target.key)
         data = self._metadata.get_cached_content(target.key)
         return None if data is None else GrowingContent(InlineContent(data), version, target, self)
@@ -88,7 +91,10 @@ class ContentLoader:
         return self._keyspace.get_version(target.key)
 
     def reload(self, target: KeyRef) -> FileContent:
-        """Return the current content of a string or field. Raises NotFoundError, WrongTypeError."""
+        """Return the current content of a string or field.
+
+        Raises NotFoundError, WrongTypeError.
+        """
         data = self._metadata.get_content(target)
         return self._open_large(target) if data is None else InlineContent(data)
 
@@ -103,7 +109,9 @@ class ContentLoader:
     # -- files of any type -------------------------------------------------------------------------------------------
 
     def open_content(self, node: KeyNode, expected_size: int | None = None) -> tuple[FileContent, bool]:
-        """Return a file's content, and whether it streams: then it is read to its end, whatever its size is.
+        """Return a file's content, and whether it streams.
+
+        Then it is read to its end, whatever its size is.
 
         `expected_size`: the size reported to the program a moment ago; a cached rendering of that size is used, even an
         outdated one. Raises NotFoundError, WrongTypeError, AccessError, TooLargeError (`%dump`).
@@ -132,7 +140,10 @@ class ContentLoader:
     # -- renderings --------------------------------------------------------------------------------------------------
 
     def _get_rendering(self, node: KeyNode) -> bytes | None:
-        """Return the text of a collection or view, cached or rendered now; None if it streams."""
+        """Return the text of a collection or view, cached or rendered now.
+
+        Returns None if it streams.
+        """
         key, view = node.target.key, node.view
         if node.length > self._render_limit and view != "dump":
             return None
@@ -181,7 +192,10 @@ class _Rendering:
 
 
 class _KeyUnchanged:
-    """Whether a key was not announced as changed since a large value of it was opened."""
+    """Whether a key has not changed since a large value of it was opened.
+
+    A change counts when it is announced.
+    """
 
     def __init__(self, keyspace: KeyspaceMonitor, key: bytes, version: int) -> None:
         self._keyspace = keyspace

@@ -1,8 +1,9 @@
-"""The content of an open file, one class for each way to fetch it: inline, by ranges, spooled, streamed.
+"""The content of an open file, one class for each way to fetch it.
 
-Each class has `size` in bytes, `read(offset, size)` and `close()`, all safe from any thread. A read past the end is
-empty. A read within the content returns all the bytes requested or raises: it is never short because of a failure. The
-lock of a content is held while the server is queried, so two readers of one content wait for each other.
+Inline, by ranges, spooled, streamed. Each class has `size` in bytes, `read(offset, size)` and `close()`, all safe from
+any thread. A read past the end is empty. A read within the content returns all the bytes requested or raises: it is
+never short because of a failure. The lock of a content is held while the server is queried, so two readers of one
+content wait for each other.
 """
 
 from __future__ import annotations
@@ -51,10 +52,11 @@ class InlineContent:
 
 
 class RangedContent:
-    """A string of any length, fetched in chunks of 1 MiB; at most 7 of them in memory, those in flight included.
+    """A string of any length, fetched in chunks of 1 MiB.
 
-    For a sequential reader a thread fetches the next chunks while the reader consumes the last ones: one chunk more
-    each time, up to three. A read elsewhere fetches the requested bytes only, until a second read is close to it.
+    At most 7 of them are in memory, including those in flight. For a sequential reader a thread fetches the next chunks
+    while the reader consumes the last ones: one chunk more each time, up to three. A read elsewhere fetches the
+    requested bytes only, until a second read is close to it.
     """
 
     MAX_CACHED_CHUNKS = 4
@@ -71,7 +73,10 @@ class RangedContent:
         self._last_chunk = 0  # the number of the chunk in which the last read ended
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return the bytes. Raises WrongTypeError; ConflictError if the string has another length now."""
+        """Return the bytes. Raises WrongTypeError.
+
+        Raises ConflictError if the string has another length now.
+        """
         end = min(offset + size, self.size)
         if offset >= end:
             return b""
@@ -107,7 +112,10 @@ class RangedContent:
             self._chunks.popitem(last=False)
 
     def _start_read_ahead(self, chunk_number: int) -> None:
-        """Start fetching the chunks from `chunk_number` on, unless they are cached or in flight."""
+        """Start fetching the chunks from `chunk_number` on.
+
+        Chunks that are cached or in flight are skipped.
+        """
         chunk_number += chunk_number in self._chunks
         is_in_flight = self._read_ahead is not None and chunk_number in self._read_ahead.chunk_numbers
         if chunk_number not in self._chunks and not is_in_flight and chunk_number * CHUNK_BYTES < self.size:
@@ -154,7 +162,9 @@ class _ReadAhead:
             self._error = error
 
     def result(self) -> dict[int, bytes]:
-        """Wait for the chunks; if they could not be fetched, raise the error or return none.
+        """Wait for the chunks.
+
+        If they could not be fetched, raise the error or return none.
 
         An error that happened before the call is not raised: the caller fetches the chunks again.
         """
@@ -183,7 +193,10 @@ class SpooledContent:
         self._is_closed = False
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return the bytes. Raises NotFoundError, WrongTypeError; ConflictError if the field has another length now."""
+        """Return the bytes. Raises NotFoundError, WrongTypeError.
+
+        Raises ConflictError if the field has another length now.
+        """
         with self._lock:
             if self._is_closed:
                 raise BadHandleError("the file is closed")
@@ -221,7 +234,10 @@ class StreamedContent:
     """
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
-        """`chunks` can be iterated over again and again; each iteration renders the text again."""
+        """`chunks` can be iterated over again and again.
+
+        Each iteration renders the text again.
+        """
         self.size = 0
         self._source = chunks
         self._lock = Lock()  # guards all below; held while the server is queried
@@ -235,7 +251,10 @@ class StreamedContent:
         self._is_exhausted = False
 
     def read(self, offset: int, size: int) -> bytes:
-        """Return the bytes; fewer than `size` only at the end. Raises the errors of rendering, each time again."""
+        """Return the bytes; fewer than `size` only at the end.
+
+        Raises the errors of rendering, each time again.
+        """
         with self._lock:
             if offset < (self._buffer[0][0] if self._buffer else self._buffer_end):
                 self._restart()

@@ -1,4 +1,6 @@
-"""The names that the kernel may have cached with long time-outs, and their invalidation when keys change.
+"""Names that the kernel may have cached with long time-outs.
+
+They are invalidated when keys change.
 
 Only names that were looked up or listed are tracked, in bounded memory; beyond the bound, everything is invalidated at
 once. A name is tracked *before* the server is queried about it: a change in between causes an invalidation too many,
@@ -28,7 +30,7 @@ _LONG_COMPONENT_BYTES = 80  # a longer component may be written as segments: an 
 
 
 class DentryTracker:
-    """Tracks the names that the kernel may have cached, and invalidates those of changed keys."""
+    """Tracks cached names of the kernel, and invalidates those of changed keys."""
 
     def __init__(self, grammar: PathCodec, keyspace: KeyspaceMonitor, kernel_cache: KernelCache) -> None:
         self._grammar = grammar
@@ -43,7 +45,10 @@ class DentryTracker:
         self._tracked_count = 0
 
     def track_path(self, path: bytes) -> None:
-        """Track a path (without its leading slash) that is being looked up: the kernel will cache the reply."""
+        """Track a path (without its leading slash) that is being looked up.
+
+        The kernel will cache the reply.
+        """
         try:
             parsed_path = self._grammar.parse(path)
         except NotFoundError:
@@ -59,7 +64,7 @@ class DentryTracker:
                 self._key_hashes.add(_SPLIT_OR_DIGEST_NAMES)
 
     def track_keys(self, keys: Iterable[bytes]) -> None:
-        """Track keys that are about to be listed, with attributes that the kernel may cache."""
+        """Track keys that are about to be listed with cacheable attributes."""
         with self._lock:
             count_before = len(self._key_hashes)
             self._key_hashes.update(map(hash, keys))
@@ -105,7 +110,10 @@ class DentryTracker:
             self._kernel_cache.invalidate(paths)
 
     def _collect_key(self, key: bytes, paths: set[bytes], listing_paths: set[bytes]) -> bool:
-        """Add the paths and listings to invalidate for one key; return False if everything must be invalidated."""
+        """Add the paths and listings to invalidate for one key.
+
+        Return False if everything must be invalidated.
+        """
         grammar = self._grammar
         *directory, leaf = grammar.split_key(key)
         key_hash = hash(key)
@@ -129,7 +137,10 @@ class DentryTracker:
         return True
 
     def _collect_directories(self, directory: list[bytes], paths: set[bytes], listing_paths: set[bytes]) -> None:
-        """Add the directory that lists a key, and the directories that appeared or vanished with the key."""
+        """Add the directories that a change of a key affects.
+
+        They are the directory that lists the key, and those that appeared or vanished with it.
+        """
         grammar, index = self._grammar, self._keyspace.index
         if not directory or hash(grammar.key_prefix(directory)) in self._directory_existence:
             listing_paths.add(grammar.directory_path(directory))

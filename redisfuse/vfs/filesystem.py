@@ -1,7 +1,7 @@
-"""The tree as programs see it: directory listings, sizes and times of what `vfs/resolver.py` resolves.
+"""The tree as programs see it.
 
-Knows neither FUSE nor a Redis command. Read-only: `vfs/namespace.py` changes the tree. Every method may be called from
-any thread; there is no lock here.
+Directory listings, sizes and times of what `vfs/resolver.py` resolves. Knows neither FUSE nor a Redis command.
+Read-only: `vfs/namespace.py` changes the tree. Every method may be called from any thread; there is no lock here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ log = logging.getLogger(__name__)
 
 
 class Stat(NamedTuple):
-    """The attributes of a file or directory: size in bytes, mtime in ns since the epoch (UTC)."""
+    """The attributes of a file or directory.
+
+    Size in bytes, mtime in ns since the epoch (UTC).
+    """
 
     is_directory: bool
     size: int
@@ -93,9 +96,10 @@ class Filesystem:
     # -- listing -----------------------------------------------------------------------------------------------------
 
     def readdir(self, path: bytes, node: TreeNode) -> Iterator[NamedNode]:
-        """Yield the names in a directory, querying the server on the way. Waits for the first index.
+        """Yield the names in a directory, querying the server on the way.
 
-        Raises NotDirectoryError, NotFoundError (the directory no longer exists), UnavailableError (no index).
+        Waits for the first index. Raises NotDirectoryError, NotFoundError (the directory no longer exists),
+        UnavailableError (no index).
         """
         if isinstance(node, MemoryNode) and node.is_directory:
             assert self.overlay is not None
@@ -121,7 +125,10 @@ class Filesystem:
     def _read_key_directory(
         self, path: bytes, directory: tuple[bytes, ...], reader: DirectoryReader
     ) -> Iterator[NamedNode]:
-        """Yield the overlay's files, then empty directories, then the overlay's directories, then the keys."""
+        """Yield the names in a directory.
+
+        In this order: the overlay's files, empty directories, the overlay's directories, the keys.
+        """
         overlay_files = self.overlay.readdir(path) if self.overlay is not None else []
         empty_children = self._empty_directories.children(directory) if self._empty_directories is not None else []
         overlay_names = {entry.name for entry in overlay_files}
@@ -140,7 +147,10 @@ class Filesystem:
     def _visible_entries(
         self, path: bytes, directory: tuple[bytes, ...], overlay_names: Collection[bytes], reader: DirectoryReader
     ) -> Iterator[NamedNode]:
-        """Yield the keys of a directory, without junk, pending removals and names that the overlay has."""
+        """Yield the keys of a directory.
+
+        Without junk, pending removals and names that the overlay has.
+        """
         hidden_count = 0
         for entry in reader.entries(directory):
             name, node = entry
@@ -162,7 +172,7 @@ class Filesystem:
     def _overlay_directories(
         self, path: bytes, listed_names: Collection[bytes], reader: DirectoryReader
     ) -> Sequence[NamedNode]:
-        """Return the subdirectories that hold only junk, or only files that are being edited."""
+        """Return the subdirectories with nothing but junk or files being edited."""
         entries = []
         for name in self.overlay.child_directories(path) if self.overlay is not None else ():
             if name in listed_names:
@@ -180,7 +190,10 @@ class Filesystem:
     # -- files -------------------------------------------------------------------------------------------------------
 
     def open_cached(self, path: bytes) -> FileContent | None:
-        """Return the content of the string that a path leads to, if it is cached; else None. For read-only mounts."""
+        """Return the content of the string that a path leads to, if it is cached.
+
+        Returns None otherwise. For read-only mounts.
+        """
         node = self.resolver.resolve_cached(path)
         return self.content_loader.open_cached(node.target) if isinstance(node, KeyNode) else None
 
@@ -207,5 +220,8 @@ class Filesystem:
         return Stat(True, 0, self.mount_time_ns, False)
 
     def get_mtime_ns(self, target: KeyRef) -> int:
-        """Return a file's mtime in ns since the epoch: its last change that was seen, else the start of the mount."""
+        """Return a file's mtime in ns since the epoch.
+
+        Its last change that was seen, else the start of the mount.
+        """
         return max(self.keyspace.mtime_ns(target), self.mount_time_ns)

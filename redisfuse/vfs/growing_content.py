@@ -1,7 +1,8 @@
-"""Content for a reader that keeps its file open while the value in Redis grows: `tail -F`, or a pager in follow mode.
+"""Content for a reader that keeps its file open while the value in Redis grows.
 
-A reader keeps seeing the content as of its open, whatever happens to the value. Bytes that were appended since are
-returned too, as in any filesystem. A replaced value is visible only to a new open.
+Such a reader is `tail -F`, or a pager in follow mode. A reader keeps seeing the content as of its open, whatever
+happens to the value. Bytes that were appended since are returned too, as in any filesystem. A replaced value is visible
+only to a new open.
 """
 
 from __future__ import annotations
@@ -110,7 +111,10 @@ def inline_bytes(content: FileContent | None) -> bytes | None:
 
 
 def read_cached(content: FileContent, offset: int, size: int) -> bytes | None:
-    """Return the same as `content.read`, if that needs no query: the bytes are in memory and current; else None."""
+    """Return the same as `content.read`, if that needs no query.
+
+    The bytes are in memory and current; else None.
+    """
     if isinstance(content, GrowingContent):
         current = content.current_content
         if not isinstance(current, InlineContent) or not (offset + size <= current.size or content.is_current):

@@ -1,8 +1,9 @@
-"""Contents of files that are read without being opened: all readers of one node read the same content.
+"""Contents of files that are read without being opened.
 
-The first read of a node pins the content that it loads, as an open would. When the key changes, the kernel is made to
-look up the path again and gets a new node. The old node is detached: it continues under a stale name
-(paths/stale_names.py), so that programs that have it open keep reading what they began to read.
+All readers of one node read the same content. The first read of a node pins the content that it loads, as an open
+would. When the key changes, the kernel is made to look up the path again and gets a new node. The old node is detached:
+it continues under a stale name (paths/stale_names.py), so that programs that have it open keep reading what they began
+to read.
 
 A pinned content whose key has changed is *stale* until its node is detached, a moment later; until then it stays as it
 was.
@@ -63,7 +64,10 @@ class InodeContentSource(Protocol):
     """The source of contents and their versions."""
 
     def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
-        """Return the content at a path. `expected_size`: the size last reported to the kernel, if it is known."""
+        """Return the content at a path.
+
+        `expected_size`: the size last reported to the kernel, if it is known.
+        """
 
     def load_cached_content(self, path: bytes) -> PinnedContent | None:
         """Return the same if it is cached, without blocking; else None."""
@@ -88,7 +92,10 @@ class KernelInodes(Protocol):
         """Return the size that the kernel has cached for this inode, if it can be found."""
 
     def invalidate_size(self) -> None:
-        """Make the kernel fetch the size of the inode being read again before it assumes the end of the file."""
+        """Make the kernel fetch the inode's size again.
+
+        It does so before it assumes the end of the file that is being read.
+        """
 
     def notify_store(self, offset: int, data: bytes) -> None:
         """Put bytes into the kernel's page cache of the inode being read."""
@@ -126,7 +133,10 @@ class InodeContentCache:
     def read_cached(
         self, node_path: bytes, node_id: int, size: int, offset: int, kernel_size: int | None, size_is_exact: bool
     ) -> bytes | None:
-        """Return the same as `read` if the content is in memory and has the kernel's size; else None."""
+        """Return the same as `read`, or None.
+
+        None if the content is not in memory or has another size than the kernel's.
+        """
         pinned = self._inline.get(node_path)
         if pinned is None:
             if is_stale(node_path) or node_path in self._large:
@@ -248,7 +258,10 @@ class InodeContentCache:
         self._read_path_hashes.add(hash(node_path))
 
     def preload(self, node_path: bytes, pinned: PinnedContent) -> PinnedContent:
-        """Pin a content for the first read of a node; return the content that is pinned now."""
+        """Pin a content for the first read of a node.
+
+        Return the content that is pinned now.
+        """
         return self._insert(node_path, 0, pinned)
 
     def get_or_load(self, node_path: bytes, node_id: int) -> PinnedContent:
@@ -258,7 +271,9 @@ class InodeContentCache:
         )
 
     def stream_more(self, pinned: PinnedContent, kernel: KernelInodes, *, until_end: bool = False) -> None:
-        """Read the next chunk of a file of unknown length, or all to the end, and store it in the kernel's page cache.
+        """Read the next chunk of a file of unknown length, or all to the end.
+
+        The chunk is stored in the kernel's page cache.
 
         The kernel discards a reply to a GETATTR from before the store that has a smaller size; a reply to a later
         GETATTR must not have one.
@@ -273,7 +288,10 @@ class InodeContentCache:
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def get_pinned(self, node_path: bytes) -> PinnedContent | None:
-        """Return the content pinned for a node, if any: its size is the node's, so that size and content agree."""
+        """Return the content pinned for a node, if any.
+
+        Its size is the node's, so that size and content agree.
+        """
         pinned = self._peek(node_path)
         return None if pinned is None or pinned.is_expired else pinned
 
@@ -281,7 +299,10 @@ class InodeContentCache:
         return self._inline.get(node_path) or self._large.get(node_path)
 
     def has_stale_content(self, key: bytes) -> bool:
-        """Return whether the kernel may still have a key's old content: its new size must not be reported yet."""
+        """Return whether the kernel may still have a key's old content.
+
+        Its new size must not be reported yet.
+        """
         return bool(self._stale) and key in self._paths_by_key
 
     def was_read(self, node_path: bytes) -> bool:
@@ -336,7 +357,10 @@ class InodeContentCache:
                 self._record_evicted(stale_path)
 
     def drop_forgotten(self, node_ids: Iterable[int], kernel: KernelInodes) -> None:
-        """Drop the contents of those nodes that the kernel no longer has: no program has them open."""
+        """Drop the contents of those nodes that the kernel no longer has.
+
+        No program has them open.
+        """
         for node_id in node_ids:
             if node_id in self._by_node_id and not kernel.is_inode_cached(node_id):
                 with self._lock:
@@ -379,7 +403,10 @@ class InodeContentCache:
             self._evicted.clear()
 
     def _release_idle(self) -> None:
-        """Free the memory of unused long strings and the files of unused fields, which are fetched again if needed."""
+        """Free the memory of unused long strings and the files of unused fields.
+
+        They are fetched again if needed.
+        """
         now = time.monotonic()
         idle: list[FileContent] = []
         with self._lock:

@@ -13,14 +13,20 @@ from redisfuse.vfs.nodes import KeyNode, RefreshNode
 
 
 class TreeContentSource:
-    """Loads contents by path. Implements InodeContentSource; paths begin with a slash."""
+    """Loads contents by path.
+
+    Implements InodeContentSource; paths begin with a slash.
+    """
 
     def __init__(self, filesystem: Filesystem, coherence: Coherence) -> None:
         self._filesystem = filesystem
         self._coherence = coherence
 
     def load_content(self, path: bytes, expected_size: int | None) -> PinnedContent:
-        """Return the content at a path. Raises NotFoundError, IsDirectoryError, and the errors of fetching it."""
+        """Return the content at a path.
+
+        Raises NotFoundError, IsDirectoryError, and the errors of fetching it.
+        """
         node = self._filesystem.resolver.resolve(path[1:])
         if isinstance(node, RefreshNode):
             return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 0)

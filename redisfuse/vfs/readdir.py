@@ -44,9 +44,9 @@ class DirectoryReader:
     hash_limit: int
 
     def entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
-        """Yield the names in a directory of keys, each once; of a long name its first segment.
+        """Yield the names in a directory of keys, each once.
 
-        Raises NotFoundError.
+        A long name is yielded as its first segment. Raises NotFoundError.
         """
         segments: set[bytes] = set()
         if not directory and next(self.index.iter_long_keys(), None) is not None:
@@ -77,7 +77,10 @@ class DirectoryReader:
             raise NotFoundError("no name begins with this segment")
 
     def _next_segment(self, entry: NamedNode, node: SegmentNode) -> NamedNode | None:
-        """Return the segment of a name that follows those in `node`; None if its segments end at other places."""
+        """Return the segment of a name that follows those in `node`.
+
+        None if its segments end at other places.
+        """
         segments = self.grammar.split_name(entry.name)
         prefix = b""
         for number, segment in enumerate(segments[:-1], start=1):
@@ -149,7 +152,10 @@ class DirectoryReader:
     def field_entries(
         self, directory: tuple[bytes, ...], component: bytes, key: bytes, lengths: dict[bytes, int]
     ) -> Iterator[NamedNode]:
-        """Yield the fields of a hash, given with their lengths, as names in the directory of the hash."""
+        """Yield the fields of a hash as names in the directory of the hash.
+
+        The fields are given with their lengths.
+        """
         has_digests = False
         for field, length in lengths.items():
             if self.grammar.field_needs_digest(key, field):
@@ -164,7 +170,10 @@ class DirectoryReader:
             yield NamedNode(self.grammar.digest_fields_name(component), DigestFieldsNode(directory, component, key))
 
     def digest_root_entries(self) -> Iterator[NamedNode]:
-        """Yield the entries of `%long`: keys whose paths are too long, and the fields of such hashes."""
+        """Yield the entries of `%long`.
+
+        They are the keys whose paths are too long, and the fields of such hashes.
+        """
         for keys in batched(self.index.iter_long_keys(), METADATA_BATCH_KEYS):
             for key, metadata in zip(keys, self.metadata.get_many(keys), strict=True):
                 name = sha256_hex(key).encode()
@@ -178,7 +187,10 @@ class DirectoryReader:
                     yield NamedNode(name, KeyNode(KeyRef(key), metadata.type, metadata.length))
 
     def digest_field_entries(self, node: DigestFieldsNode) -> Iterator[NamedNode]:
-        """Yield the entries of `HASH%long`: the fields of one hash whose own paths are too long."""
+        """Yield the entries of `HASH%long`.
+
+        They are the fields of one hash whose own paths are too long.
+        """
         [lengths] = self.fetch_field_lengths([node.key])
         for field, length in (lengths or {}).items():
             if self.grammar.field_needs_digest(node.key, field):
@@ -201,7 +213,10 @@ class DirectoryReader:
 
 
 class _HashExpansion:
-    """The hashes of one directory, held back until it is known whether there are few enough to list their fields."""
+    """The hashes of one directory whose names are not yet decided.
+
+    They are held back until it is known whether there are few enough to list their fields.
+    """
 
     def __init__(self, reader: DirectoryReader, directory: tuple[bytes, ...]) -> None:
         self._reader = reader
@@ -225,7 +240,10 @@ class _HashExpansion:
         return self._reader.hash_file_entry(self._directory, child, key, length)
 
     def flush(self) -> Iterator[NamedNode]:
-        """Yield the hashes still held back at the end of the directory: they are few, so as their fields."""
+        """Yield the hashes still held back at the end of the directory.
+
+        They are few, so their fields are listed.
+        """
         for batch in batched(self._pending, FIELD_BATCH_HASHES):
             small_keys = [key for _, key, length in batch if length <= self._reader.field_limit]
             lengths_by_key = dict(zip(small_keys, self._reader.fetch_field_lengths(small_keys), strict=True))

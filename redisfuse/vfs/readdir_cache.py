@@ -36,7 +36,10 @@ class ReaddirCache(Generic[_T]):
         self._fill_tokens: dict[DirectoryComponents, set[object]] = {}
 
     def get_or_build(self, directory: DirectoryComponents, build: Callable[[], Iterable[_T]]) -> Iterator[_T]:
-        """Return the cached listing, or yield from `build` and cache the listing if it is iterated to its end."""
+        """Return the cached listing, or yield from `build`.
+
+        The new listing is cached if it is iterated to its end.
+        """
         with self._lock:
             cached = self._listings.get(directory)
             if cached is not None:
@@ -79,7 +82,10 @@ class ReaddirCache(Generic[_T]):
         self._name_count -= len(self._listings.pop(directory, ()))
 
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
-        """Drop the listings of all directories above keys that were created, changed or deleted."""
+        """Drop the listings of all directories above changed keys.
+
+        The keys were created, changed or deleted.
+        """
         if not self._listings and not self._fill_tokens:
             return
         directories = {directory for key in keys for directory in self._ancestors(key)}

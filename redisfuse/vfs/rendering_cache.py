@@ -1,4 +1,7 @@
-"""Renderings of collections and views, cached so that the size and the content of a file agree."""
+"""Cached renderings of collections and views.
+
+With the cache, the size and the content of a file agree.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ class CachedRendering(NamedTuple):
 
 
 class RenderingCache:
-    """The most recently used renderings, by key and view. Thread-safe: nothing is called under its lock."""
+    """The most recently used renderings, by key and view.
+
+    Thread-safe: nothing is called under its lock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,7 +47,10 @@ class RenderingCache:
             return rendering
 
     def put(self, key: bytes, view: str | None, rendering: CachedRendering) -> None:
-        """Cache a rendering, and evict the least recently used ones beyond `MAX_CACHED_BYTES`."""
+        """Cache a rendering.
+
+        Evicts the least recently used ones beyond `MAX_CACHED_BYTES`.
+        """
         with self._lock:
             replaced = self._renderings.pop((key, view), None)
             self._cached_bytes += rendering.cost_bytes - (0 if replaced is None else replaced.cost_bytes)

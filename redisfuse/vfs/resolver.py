@@ -53,7 +53,10 @@ class InterruptSource(Protocol):
 
 
 class PathResolver:
-    """The paths of one mounted database, relative to the mount's root and without a leading slash."""
+    """The paths of one mounted database.
+
+    They are relative to the mount's root, without a leading slash.
+    """
 
     def __init__(
         self,
@@ -68,7 +71,10 @@ class PathResolver:
         hash_limit: int,
         interrupts: InterruptSource,
     ) -> None:
-        """`overlay` and `empty_directories` exist in write mode only. `prefix`: of the keys that are mounted."""
+        """`overlay` and `empty_directories` exist in write mode only.
+
+        `prefix` is that of the keys that are mounted.
+        """
         self._grammar = grammar
         self._keyspace = keyspace
         self._metadata = metadata
@@ -101,9 +107,9 @@ class PathResolver:
         return self._resolve_digest_path(parsed_path)
 
     def resolve_cached(self, path: bytes) -> DirectoryNode | KeyNode | None:
-        """Return the same as `resolve` for a directory or string that is cached; else None. Doesn't block.
+        """Return the same as `resolve` for a directory or string that is cached.
 
-        For read-only mounts.
+        Returns None otherwise. Doesn't block. For read-only mounts.
         """
         if self._prefix or len(path) > NAME_MAX:
             return None  # rare: `resolve` checks --prefix and the length of each name
@@ -145,7 +151,10 @@ class PathResolver:
         return node
 
     def is_dangling_segment(self, path: bytes) -> bool:
-        """Return whether a segment of long names exists only because its last file was removed here."""
+        """Return whether a segment of long names has lost its last file here.
+
+        It then exists only for that reason.
+        """
         return self._overlay is not None and path in self._overlay.dangling_segments
 
     def _resolve_digest_path(self, parsed_path: DigestRoot | DigestEntry | DigestFieldsDir | DigestField) -> TreeNode:
@@ -210,9 +219,9 @@ class PathResolver:
     # -- keys and fields ---------------------------------------------------------------------------------------------
 
     def resolve_file(self, candidates: PathCandidates) -> KeyNode | OpenFileNode | None:
-        """Return the field, or else the key, that a parsed path names; None if neither exists.
+        """Return the field, or else the key, that a parsed path names.
 
-        A file that is being edited here takes precedence over the value in Redis.
+        Returns None if neither exists. A file that is being edited here takes precedence over the value in Redis.
         """
         field, key = self.candidate_targets(candidates)
         for target in (field, key):
@@ -226,7 +235,10 @@ class PathResolver:
         return None
 
     def resolve_stored(self, target: KeyRef) -> KeyNode | None:
-        """Return what Redis holds at a target now, whatever is open here; None if nothing."""
+        """Return what Redis holds at a target now, whatever is open here.
+
+        Returns None if there is nothing.
+        """
         if target.field is not None:
             _metadata, length = self._fetch_metadata(None, target)
             return None if length is None else KeyNode(target, FIELD_TYPE, length)
@@ -234,7 +246,10 @@ class PathResolver:
         return None if metadata is None else KeyNode(target, metadata.type, metadata.length)
 
     def candidate_targets(self, candidates: PathCandidates) -> tuple[KeyRef | None, KeyRef | None]:
-        """Return the field and the key that a parsed path may name; None for what is not mounted (--prefix)."""
+        """Return the field and the key that a parsed path may name.
+
+        Returns None for what is not mounted (--prefix).
+        """
         field = key = None
         if candidates.as_field is not None:
             component, name = candidates.as_field
@@ -251,7 +266,9 @@ class PathResolver:
         return self._overlay is not None and self._overlay.is_pending_removal(target)
 
     def _fetch_metadata(self, key: KeyRef | None, field: KeyRef | None) -> tuple[KeyMetadata | None, int | None]:
-        """Return the key's metadata and the field's length in bytes, None for what doesn't exist.
+        """Return the key's metadata and the field's length in bytes.
+
+        None for what doesn't exist.
 
         At most two round trips.
         """
@@ -283,7 +300,10 @@ class PathResolver:
                     raise InterruptedWaitError("interrupted while the keys are being read") from None
 
     def _wait_briefly_for_index(self) -> bool:
-        """Return whether the index is ready, after a short wait; in write mode, where names are created, a full one."""
+        """Return whether the index is ready, after a short wait.
+
+        The wait is a full one in write mode, where names are created.
+        """
         if self._overlay is not None:
             self.wait_for_index()
         else:

@@ -14,9 +14,9 @@ MAX_CACHE_AGE_SECONDS = 5.0
 
 
 class StatfsProvider:
-    """statvfs(3) from `INFO memory` and DBSIZE: of maxmemory, or else of the machine's memory. Thread-safe.
+    """statvfs(3) from `INFO memory` and DBSIZE.
 
-    Its lock is not held while the server is queried.
+    The total is maxmemory, or else the machine's memory. Thread-safe. Its lock is not held while the server is queried.
     """
 
     def __init__(self, client: RedisClient) -> None:

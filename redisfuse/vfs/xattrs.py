@@ -22,7 +22,10 @@ LENGTH_XATTR = b"user.redis.length"
 
 
 class XattrReader:
-    """Reads the attributes of files and directories. Values are bytes. Thread-safe; it has no lock."""
+    """Reads the attributes of files and directories. Values are bytes.
+
+    Thread-safe; it has no lock.
+    """
 
     def __init__(
         self, client: RedisClient, grammar: PathCodec, metadata: MetadataStore, resolver: PathResolver
@@ -42,7 +45,10 @@ class XattrReader:
         return ()
 
     def get(self, node: TreeNode, name: bytes) -> bytes:
-        """Return one attribute, as it is on the server now. Raises NoAttributeError, NotFoundError, AccessError."""
+        """Return one attribute, as it is on the server now.
+
+        Raises NoAttributeError, NotFoundError, AccessError.
+        """
         value = self._fetch_all(node).get(name)
         if value is None:
             raise NoAttributeError("no such attribute")
@@ -66,7 +72,10 @@ class XattrReader:
         return values | {TTL_XATTR: b"%d" % ttl, LENGTH_XATTR: b"%d" % length}
 
     def _fetch_field_ttl(self, target: KeyRef, key_ttl: int) -> int:
-        """Return a hash field's TTL in ms: its own if it has one, else its key's; -1 for none."""
+        """Return a hash field's TTL in ms: its own if it has one, else its key's.
+
+        -1 for none.
+        """
         if not self._client.server_info.has_hash_field_ttl:
             return key_ttl
         assert target.field is not None
@@ -75,7 +84,10 @@ class XattrReader:
 
 
 def parse_ttl(value: bytes) -> int:
-    """Return the milliseconds of a written `user.redis.ttl`; -1 for none. Raises InvalidArgumentError."""
+    """Return the milliseconds of a written `user.redis.ttl`; -1 for none.
+
+    Raises InvalidArgumentError.
+    """
     try:
         milliseconds = int(value)
     except ValueError:
