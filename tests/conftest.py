@@ -31,7 +31,10 @@ def shared_redis() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def redis_server(shared_redis: RedisServer) -> RedisServer:
-    """A running, empty server, shared: a test that stops, kills, pauses or configures it uses `own_redis`."""
+    """Return the shared server, emptied.
+
+    A test that stops, kills, pauses or configures its server uses `own_redis`.
+    """
     client = shared_redis.client()
     client.flushall()
     client.config_resetstat()
@@ -41,14 +44,17 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
-    """A server of a module's own, for mounts that its tests share."""
+    """Run a server for one module, whose tests share mounts."""
     with RedisServer(tcp=True) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def newer_redis() -> Iterator[RedisServer]:
-    """A server of this day (Valkey 9), shared: Debian's has no expiries of hash fields and no NO-TOUCH."""
+    """Run a current server (Valkey 9), shared.
+
+    Debian's has no expiry of hash fields and no NO-TOUCH.
+    """
     with RedisServer(tcp=True, program=get_binary_path()) as server:
         yield server
 
@@ -62,6 +68,9 @@ def nursery() -> Iterator[MountForkserver]:
 
 @pytest.fixture
 def own_redis() -> Iterator[RedisServer]:
-    """A server of the test's own (on a socket and a port), which it may kill, pause or configure."""
+    """Run a server for one test, on a socket and a port.
+
+    The test may kill, pause or configure it.
+    """
     with RedisServer(tcp=True) as server:
         yield server

@@ -36,7 +36,7 @@ def notifier_hangs(pid: int) -> bool:
 def test_killed_while_a_notification_waits_for_a_request(
     own_redis: RedisServer, proxy: Proxy, tmp_path: Path, binding: str
 ) -> None:
-    """A mount killed with an unlink under way and a change in the same directory to tell lets go of the program."""
+    """A mount that is killed during an unlink, with a pending notification for the directory, unblocks the program."""
     client = own_redis.client()
     client.mset({f"k{number}": "v" for number in range(8)})
     errors: list[OSError] = []

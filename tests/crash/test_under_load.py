@@ -31,7 +31,7 @@ class Writer(threading.Thread):
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
-        self._folder = os.open(path.parent, os.O_RDONLY)  # what is mounted, whatever is at the path later
+        self._folder = os.open(path.parent, os.O_RDONLY)  # the mounted directory, whatever is at the path later
         self._name = path.name
         self.acknowledged = 0
         self.begun = 0

@@ -25,7 +25,7 @@ def build(source: Path, target: Path, *formats: str) -> None:
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The wheel and the sdist of this tree."""
+    """Build the wheel and the sdist of this tree."""
     target = tmp_path_factory.mktemp("dist")
     build(ROOT, target, "--wheel", "--sdist")
     (wheel,) = target.glob("*.whl")
@@ -35,7 +35,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def installed(released: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` of a clean environment with nothing but the wheel and its dependencies."""
+    """Install the wheel in a clean environment and return its `bin`."""
     folder = tmp_path_factory.mktemp("venv")
     venv.create(folder, with_pip=True)
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", str(released[0])]
@@ -45,7 +45,7 @@ def installed(released: tuple[Path, Path], tmp_path_factory: pytest.TempPathFact
 
 
 def run(folder: Path, *command: str) -> str:
-    """What a program says, run far from this tree."""
+    """Return the output of a program that runs outside this tree."""
     done = subprocess.run(
         list(command),
         cwd=folder,
@@ -60,7 +60,7 @@ def run(folder: Path, *command: str) -> str:
 
 
 def contents(wheel: Path) -> dict[str, bytes]:
-    """The files of a wheel but for the list of their digests."""
+    """Return the files of a wheel except the list of their digests."""
     with zipfile.ZipFile(wheel) as archive:
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("RECORD")}
 

@@ -86,11 +86,11 @@ class MountForkserver:
     def _read_messages(self) -> None:
         assert self._forkserver.stdout is not None
         for line in self._forkserver.stdout:
-            said = json.loads(line)
-            if "pid" in said:
-                self._started_pids.put(said["pid"])
+            message = json.loads(line)
+            if "pid" in message:
+                self._started_pids.put(message["pid"])
             else:
-                self._exit_statuses[said["ended"]] = said["status"]
+                self._exit_statuses[message["ended"]] = message["status"]
 
     def start_process(self, words: list[str], folder: Path, log: Path) -> ForkedProcess:
         """Start `redisfuse WORDS`."""

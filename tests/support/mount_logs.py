@@ -25,7 +25,7 @@ NORMAL = re.compile(
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
     r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py
 )
-# What several tests expect.
+# Entries that several tests expect.
 INTERRUPTED = "tracking the server's changes was interrupted"
 KEPT = r"its bytes are kept as change \d+"
 NOT_KEPT = "its bytes could not be kept either"

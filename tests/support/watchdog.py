@@ -151,13 +151,13 @@ def _is_fuse_server(pid: int) -> bool:
 
 def _describe_process(process: psutil.Process) -> str:
     """Describe a process and the kernel stack of each of its threads (proc(5))."""
-    said = f"--- {process.pid}: "
+    description = f"--- {process.pid}: "
     with contextlib.suppress(psutil.Error):
-        said += " ".join(process.cmdline())
+        description += " ".join(process.cmdline())
     for task in sorted(Path(f"/proc/{process.pid}/task").glob("*")):
         with contextlib.suppress(OSError):
             name, _, rest = (task / "stat").read_text().partition("(")[2].rpartition(")")
             stack = (task / "stack").read_text().split("\n") if os.geteuid() == 0 else []
             calls = " < ".join(line.partition(" ")[2] for line in stack if line)
-            said += f"\n    {task.name} {name} {rest.split()[0]} {calls}"
-    return said + "\n"
+            description += f"\n    {task.name} {name} {rest.split()[0]} {calls}"
+    return description + "\n"

@@ -40,7 +40,7 @@ def check(room: str, name: str, text: str, tmp_path: Path) -> list[str]:
         ("# who owns it\n", ["1: who"]),
         ("def told(seen):\n    pass\n", ["1: told"]),
         ("class TellTale:\n    pass\n", ["1: TellTale"]),
-        ("self.who = tell()\n", ["1: who"]),
+        ("self.said = tell()\n", ["1: said"]),
         ('"""Return `told`, or ``somebody``."""\n', []),
         ("told_by_another_module()\n", []),
         ("untold = standings = 1\n", []),

@@ -34,7 +34,7 @@ def allow(processors: set[int]) -> None:
 
 
 def allowed() -> set[frozenset[int]]:
-    """The sets of processors on which threads of this process may run."""
+    """Return the sets of processors on which threads of this process may run."""
     found: set[frozenset[int]] = set()
     for task in os.listdir("/proc/self/task"):
         with suppress(ProcessLookupError):
@@ -67,7 +67,7 @@ def test_it_keeps_to_one_while_requests_wait() -> None:
 
 
 def test_what_was_allowed_comes_back() -> None:
-    """Not more processors than those to which somebody (taskset) has bound this process."""
+    """The process keeps to the processors that taskset has bound it to."""
     some = set(sorted(ALL)[-1:])
     allow(some)
     affinity = CpuPinning()

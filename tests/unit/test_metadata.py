@@ -32,13 +32,13 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> redis.Redis:
-    """A client of the test, which may write."""
+    """Return a client that may write."""
     return redis_server.client()
 
 
 @pytest.fixture
 def store(server: RedisClient) -> MetadataStore:
-    """A store whose entries are valid until they are invalidated; no key expires."""
+    """Return a store whose entries are valid until they are invalidated; no key expires."""
     return MetadataStore(server, freshness=FixedFreshness())
 
 
@@ -371,7 +371,7 @@ def test_max_age_bounds_the_age(server: RedisClient, client: redis.Redis) -> Non
     assert store.get(b"k").length == 1
     client.set("k", "xx")
     assert store.get(b"k").length == 1
-    freshness.age = math.inf  # what was fetched with a short max_age does not become eternal
+    freshness.age = math.inf  # an entry that was fetched with a short max_age still expires
     time.sleep(0.2)
     assert store.get(b"k").length == 2
     client.set("k", "xxx")

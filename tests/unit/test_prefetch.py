@@ -26,7 +26,7 @@ KEYS = [b"k:%d" % number for number in range(1000)]
 
 @pytest.fixture
 def client(redis_server: RedisServer) -> redis.Redis:
-    """A client of the test, which may write; the strings exist."""
+    """Create the strings and return a client that may write."""
     client = redis_server.client()
     client.mset({key: b"content of " + key for key in KEYS})
     return client
@@ -43,7 +43,7 @@ def server(redis_server: RedisServer) -> Iterator[RedisClient]:
 
 @pytest.fixture
 def store(server: RedisClient, client: redis.Redis) -> MetadataStore:
-    """A store that has listed the strings."""
+    """Return a store that has listed the strings."""
     assert client.exists(*KEYS) == len(KEYS)
     store = MetadataStore(server, freshness=FixedFreshness(), sort_key=lambda key: key[::-1])
     store.get_many(KEYS)

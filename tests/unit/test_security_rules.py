@@ -17,7 +17,7 @@ UNBOUNDED = {"KEYS", "SORT", "FLUSHALL", "FLUSHDB", "SWAPDB", "MIGRATE", "EVAL",
 
 
 def words(user: str) -> str:
-    """What follows the password in the user's line in SECURITY.md."""
+    """Return the rules after the password in the user's line in SECURITY.md."""
     (line,) = re.findall(rf"^ACL SETUSER {user} on >PASSWORD (.*)$", SECURITY, re.MULTILINE)
     assert isinstance(line, str)
     return line

@@ -48,7 +48,7 @@ def test_another():
 
 
 def run(folder: Path, test: str, *options: str) -> str:
-    """What pytest says of a module of tests, whose end is not waited for for ever."""
+    """Return pytest's output for a test module; the run has a time-out."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_hanging.py").write_text(test)
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout_func_only=true"]
@@ -58,15 +58,15 @@ def run(folder: Path, test: str, *options: str) -> str:
 
 
 def test_a_mount_that_hangs(tmp_path: Path) -> None:
-    """It is ended, the test that waits for it fails, and the next one has its own."""
-    said = run(tmp_path, HANGING_MOUNT)
-    assert "1 failed, 1 passed" in said
-    assert "hangs: test_hanging.py::test_it, the test" in said
-    assert "in test_it" in said, "where this process was"
-    assert "fuse/worker_pool.py" in said, "where the mount was"
+    """The mount is terminated, the test that waits for it fails, and the next one has its own."""
+    output = run(tmp_path, HANGING_MOUNT)
+    assert "1 failed, 1 passed" in output
+    assert "hangs: test_hanging.py::test_it, the test" in output
+    assert "in test_it" in output, "where this process was"
+    assert "fuse/worker_pool.py" in output, "where the mount was"
 
 
 def test_a_test_that_does_not_end(tmp_path: Path) -> None:
-    """Its process is ended, and another goes on."""
-    said = run(tmp_path, NOT_TO_BE_ENDED, "-n", "1")
-    assert "1 failed, 1 passed" in said
+    """The worker process is terminated, and another continues."""
+    output = run(tmp_path, NOT_TO_BE_ENDED, "-n", "1")
+    assert "1 failed, 1 passed" in output

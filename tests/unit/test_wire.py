@@ -8,7 +8,7 @@ from redisfuse.fuse.wire import inval_attributes, write_in_thread
 
 
 def test_it_is_written_when_that_returns() -> None:
-    """What the kernel asks after the callback's answer, it asks after the notification."""
+    """The notification is written before the callback replies, so the kernel's next request comes after it."""
     read, write = os.pipe()
     try:
         write_in_thread(write, inval_attributes(7))
@@ -20,7 +20,7 @@ def test_it_is_written_when_that_returns() -> None:
 
 
 def test_one_that_has_to_wait() -> None:
-    """The callback goes on, so that what it waits for can happen, and it is written then."""
+    """The callback continues, which unblocks the notification; it is written then."""
     read, write = os.pipe()
     try:
         os.set_blocking(write, False)
@@ -44,7 +44,7 @@ def test_one_that_has_to_wait() -> None:
 
 
 def test_a_connection_that_has_ended() -> None:
-    """Nobody need be told any more."""
+    """Without a kernel at the other end, a notification is dropped."""
     read, write = os.pipe()
     os.close(read)
     write_in_thread(write, b"notice")
