@@ -364,6 +364,7 @@ def test_a_journal_removed_while_open(made: Path, what: str) -> None:
 
 
 FILL_AND_TRUNCATE = """
+import time
 journal = Journal.open(Path(sys.argv[1])); session = journal.begin_session(INFO)
 for n in range(50): add(journal, session, intent(b"n%d" % n, os.urandom(2000)))
 other = Journal.open(Path(sys.argv[1]))
