@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import stat
 from pathlib import Path
 
 _UNLINK_SYSCALLS = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
@@ -46,16 +48,18 @@ def _read_syscall_number(thread_id: int) -> bytes:
         return b""
 
 
-def has_file_open(process_id: int, path: bytes) -> bool:
-    """Whether a process has a file open under an absolute path. False too if we may not look."""
+def has_file_open(process_id: int, path: bytes) -> bool | None:
+    """Whether a process has a file open for writing, by its absolute path; None if we may not look."""
     directory = f"/proc/{process_id}/fd"
     try:
         for name in os.listdir(directory):
-            try:
-                if os.fsencode(os.readlink(f"{directory}/{name}")) == path:
+            link = f"{directory}/{name}"
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                # The owner's write bit of the link is that of the descriptor (proc(5)).
+                if os.fsencode(os.readlink(link)) == path and os.lstat(link).st_mode & stat.S_IWUSR:
                     return True
-            except OSError:
-                continue  # closed meanwhile
+    except PermissionError:
+        return None
     except OSError:
-        pass
+        return False  # the process has ended
     return False

@@ -569,22 +569,24 @@ class FuseAdapter:
         self._binding.prepare_to_block()
         is_final = True
         if isinstance(opened, ReadWriteHandle) and opened.file.is_dirty:
-            is_final = self._is_final_close(opened.opener_tid, entry.path)
+            is_final = self._is_final_close(opened.opener_tid, entry.path, has_writes=opened.file.has_unsaved_writes)
         opened.flush(is_final)
 
-    def _is_final_close(self, opener: int, path: bytes) -> bool:
+    def _is_final_close(self, opener: int, path: bytes, *, has_writes: bool) -> bool:
         """Return whether a close(2) ends the writing.
 
         It doesn't when a child closes what it inherited while the process that opened the file still has it open:
-        `sh -c 'a; b' > file` closes once for each command.
+        `sh -c 'a; b' > file` closes once for each command. A file to which nothing was written yet is still to be
+        written if the program that closes it has another descriptor: a shell duplicates the descriptor of `> file`,
+        and closes the first one before it writes.
         """
-        caller = self._caller_tid()
-        if caller == opener:
-            return True
-        process = procfs.find_process_id(opener)
-        if process == procfs.find_process_id(caller):
-            return True
-        return not procfs.has_file_open(process, self._mountpoint + b"/" + path)
+        caller, absolute_path = self._caller_tid(), self._mountpoint + b"/" + path
+        if caller != opener:
+            process = procfs.find_process_id(opener)
+            if process != procfs.find_process_id(caller) and procfs.has_file_open(process, absolute_path):
+                return False
+        # False, not None: if /proc may not be read, the last close is known only at its release.
+        return has_writes or procfs.has_file_open(caller, absolute_path) is False
 
     def fsync(self, handle: int, datasync: bool) -> None:
         self._get_handle(handle).fsync()

@@ -43,7 +43,7 @@ class Handle(Protocol):
     def flush(self, is_final: bool) -> None:
         """Handle the close of a descriptor.
 
-        `is_final`: the program that opened the file closed it, or no other process has it open.
+        `is_final`: it ends the writing, so that all edits are committed.
         """
         ...
 
@@ -212,11 +212,11 @@ class ReadWriteHandle:
     def flush(self, is_final: bool) -> None:
         if self.is_writer and is_final:
             self._check_own_writes()
-            self.file.flush()
+            self.file.sync()
 
     def fsync(self) -> None:
         self._check_own_writes()
-        self.file.fsync()
+        self.file.sync()
 
     def _check_own_writes(self) -> None:
         if self._has_written:

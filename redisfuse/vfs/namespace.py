@@ -281,6 +281,6 @@ class NamespaceOperations:
         file = files.open_handle(require_target(node), path, is_writer=True)
         try:
             file.truncate(size)
-            file.fsync()
+            file.sync()
         finally:
             files.close_handle(file, is_writer=True)

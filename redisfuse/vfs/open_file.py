@@ -2,7 +2,7 @@
 
 All handles of a target share one `OpenFile`, so that every descriptor sees the writes of all others.
 
-Edits are committed at flush if anything was written since the last commit, at fsync, and at the last close of a writer
+Edits are committed at the flush of a close that ends the writing, at fsync, and at the last close of a writer
 (docs/editing.md). A *held* file (created like a temporary file) is not committed before it is renamed or its deadline
 is past.
 
@@ -156,10 +156,7 @@ class OpenFile:
             self._mark_modified()
 
     def truncate(self, size: int) -> None:
-        """Make it `size` bytes long; no flush commits this without a write.
-
-        Raises as `write` does.
-        """
+        """Make it `size` bytes long. Raises as `write` does."""
         with self.lock:
             self.begin_edit()
             assert self.buffer is not None
@@ -172,16 +169,12 @@ class OpenFile:
         self._modified_since_in_doubt = True
         self.mtime_ns = time.time_ns()
 
-    def flush(self) -> None:
-        """Commit if anything was written since the last commit, or if that failed.
+    @property
+    def has_unsaved_writes(self) -> bool:
+        """Whether anything was written since the last commit, or that commit failed."""
+        return self._written_since_commit or self._commit_error is not None
 
-        Raises what `commit` raises.
-        """
-        with self.lock:
-            if (self._written_since_commit or self._commit_error is not None) and self.hold_deadline is None:
-                self.commit()
-
-    def fsync(self) -> None:
+    def sync(self) -> None:
         """Commit all edits, unless the file is held back. Raises what `commit` raises."""
         with self.lock:
             if self.hold_deadline is None:
