@@ -5,6 +5,7 @@ all others. A message is one line: what happened, why, and what to do next.
 
     RedisFuseError                    EIO           1
      ├─ UsageError                    EINVAL        2
+     │   └─ UntrustedFileError        EINVAL        2
      ├─ MountError                    EIO           1
      │  the file tree
      ├─ NotFoundError                 ENOENT        1
@@ -61,6 +62,10 @@ class UsageError(RedisFuseError):
 
     errno = _errno.EINVAL
     exit_status = 2
+
+
+class UntrustedFileError(UsageError):
+    """A file that another user could have prepared (`redisfuse.trusted_files`)."""
 
 
 class MountError(RedisFuseError):

@@ -6,7 +6,6 @@ settings apply to every command that has an option of that name; a table such as
 
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +15,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from redisfuse.errors import UsageError
+from redisfuse.errors import UntrustedFileError, UsageError
+from redisfuse.trusted_files import is_readable_by_others, open_trusted
 
 SYSTEM_CONFIG_PATH = Path("/etc/redisfuse.toml")
 
@@ -63,8 +63,8 @@ class ConfigFiles:
 def load_config_files(explicit_path: Path | None) -> ConfigFiles:
     """Read `explicit_path`, or else /etc/redisfuse.toml and the user's own file.
 
-    The user's settings override those in /etc. Raises UsageError for a file that is not TOML, or that contains a
-    password and is readable by other users.
+    The user's settings override those in /etc. Raises UsageError for a file that is not TOML, that another user could
+    have written, or that contains a password and is readable by other users.
     """
     top_level: dict[str, Any] = {}
     tables: dict[str, dict[str, Any]] = {}
@@ -90,7 +90,7 @@ def find_password(context: click.Context) -> str | None:
     """Return the password that is given outside the URL, or None.
 
     The order is: --password-file, REDISFUSE_PASSWORD, the configuration. Raises UsageError for a password file that
-    other users can read.
+    other users can read or could have written.
     """
     path: Path | None = context.params.get("password_file")
     source = context.get_parameter_source("password_file")
@@ -110,19 +110,21 @@ def read_password(path: Path) -> str:
     Raises UsageError.
     """
     try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-                raise UsageError(f"{path}: others can read this password file; run: chmod 600 {path}")
+        with open_trusted(path, private=True) as file:
             return file.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
+    except UntrustedFileError as error:
+        raise UsageError(f"the password file {error}") from None
     except OSError as error:
         raise UsageError(f"{path}: can't read the password file: {error.strerror}") from error
 
 
 def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+        with open_trusted(path) as file:
+            is_readable = is_readable_by_others(os.fstat(file.fileno()))
             content = tomllib.load(file)
+    except UntrustedFileError as error:
+        raise UsageError(f"the configuration file {error}") from None
     except FileNotFoundError as error:
         if must_exist:
             raise UsageError(f"{path}: no such configuration file") from error
@@ -131,7 +133,7 @@ def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise UsageError(f"{path}: can't read the configuration file: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: not TOML: {error}") from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO) and _holds_password(content):
+    if is_readable and _holds_password(content):
         raise UsageError(f"{path}: contains a password and others can read it; run: chmod 600 {path}")
     return _normalize_keys(content)
 

@@ -41,7 +41,7 @@ def _create_database(path: Path) -> None:
             _migrate_file(temporary, is_new=True)
         files.publish_file(temporary, path)
     finally:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", *files.COMPANION_SUFFIXES):
             with contextlib.suppress(OSError):
                 os.unlink(f"{temporary}{suffix}")
 

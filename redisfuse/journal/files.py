@@ -1,7 +1,8 @@
 """The journal's file: its place, permissions and creation.
 
 It contains production values. The calls that create the directory and the file set their modes, 0700 and 0600, so that
-at no moment another user can open them. (SQLite gives its -wal and -shm files the mode of the database.) This module
+at no moment another user can open them. SQLite gives the files that it creates beside it (-wal, -shm) the mode of the
+database, but takes any that are there: another user must not be able to create files in the directory. This module
 never opens a file that may be in use: closing any descriptor of it would drop SQLite's locks ("How To Corrupt An SQLite
 Database File", 2.2).
 """
@@ -15,9 +16,12 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from redisfuse.errors import JournalError, JournalFullError, JournalReadOnlyError
+from redisfuse.errors import JournalError, JournalFullError, JournalReadOnlyError, UntrustedFileError
+from redisfuse.trusted_files import check_location, create_folder, is_readable_by_others
 
 JOURNAL_FILE_NAME = "journal.db"
+COMPANION_SUFFIXES = ("-wal", "-shm", "-journal")
+"""What SQLite appends to a database's name for the files beside it."""
 
 
 def default_path() -> Path:
@@ -71,7 +75,8 @@ class FileStatus:
 def check_file(path: Path) -> None:
     """Raise JournalError unless `path` is a file that only this user can read.
 
-    Other users must not be able to write to its directory either, where they could replace it.
+    The same holds for SQLite's files beside it. Other users must not be able to create files in its directory either,
+    where they could replace it, or plant those.
     """
     try:
         status = os.lstat(path)
@@ -79,23 +84,31 @@ def check_file(path: Path) -> None:
         raise JournalError(f"there is no journal at {path}; a mount with --write --journal creates one") from None
     except OSError as error:
         raise JournalError(f"the journal {path} can't be examined: {error.strerror}") from None
-    if stat.S_ISLNK(status.st_mode):
-        raise JournalError(f"the journal {path} is a symbolic link; give the path of the file itself")
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise JournalError(f"the journal {path} is {kind}; give the path of a file with --journal-file")
-    if status.st_uid != os.geteuid():
-        raise JournalError(f"the journal {path} belongs to another user (uid {status.st_uid}); it was not opened")
-    if status.st_mode & 0o077:
-        raise JournalError(
-            f"other users can read the journal {path}, which contains values; make it private: chmod 600 {path}"
-        )
+    _check_private(path, status, "journal")
     if status.st_size == 0:
         raise JournalError(
             f"the journal {path} is an empty file, not a database; "
             f"remove it if it never contained a change, otherwise restore it from a backup"
         )
-    _check_folder(path.parent)
+    _check_location(path)
+    for suffix in COMPANION_SUFFIXES:
+        companion = path.with_name(path.name + suffix)
+        with contextlib.suppress(FileNotFoundError):  # also if it was removed just now
+            _check_private(companion, os.lstat(companion), "journal's file")
+
+
+def _check_private(path: Path, status: os.stat_result, name: str) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise JournalError(f"the {name} {path} is a symbolic link; give the path of the file itself")
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise JournalError(f"the {name} {path} is {kind}; give the path of a file with --journal-file")
+    if status.st_uid != os.geteuid():
+        raise JournalError(f"the {name} {path} belongs to another user (uid {status.st_uid}); it was not opened")
+    if is_readable_by_others(status):
+        raise JournalError(
+            f"other users can read the {name} {path}, which contains values; make it private: chmod 600 {path}"
+        )
 
 
 def create_temporary_file(path: Path) -> Path:
@@ -106,8 +119,8 @@ def create_temporary_file(path: Path) -> Path:
     Raises JournalError, JournalReadOnlyError or JournalFullError.
     """
     try:
-        _create_folder(path.parent)
-        _check_folder(path.parent)
+        create_folder(path.parent)
+        _check_location(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}")
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -142,25 +155,12 @@ def publish_file(temporary: Path, path: Path) -> None:
         raise _translate_error(error, path) from None
 
 
-def _create_folder(folder: Path) -> None:
-    if folder.is_dir():
-        return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(0o700)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise JournalError if another user could replace a file of the directory."""
-    status = os.stat(folder)
-    if status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX:
-        raise JournalError(
-            f"other users can write to {folder}, the journal's directory; make it private: chmod 700 {folder}"
-        )
-    if status.st_uid not in (os.geteuid(), 0):
-        raise JournalError(
-            f"{folder}, the journal's directory, belongs to another user (uid {status.st_uid}); it was not opened"
-        )
+def _check_location(path: Path) -> None:
+    """Raise JournalError if another user could create or replace files in the journal's directory."""
+    try:
+        check_location(path, remedy="chmod 700")
+    except UntrustedFileError as error:
+        raise JournalError(f"the journal {error}") from None
 
 
 def _translate_error(error: OSError, path: Path) -> JournalError:

@@ -18,8 +18,9 @@ from pathspec import GitIgnoreSpec
 from pathspec.util import normalize_file
 
 from redisfuse.config import Config
-from redisfuse.errors import UsageError
+from redisfuse.errors import UntrustedFileError, UsageError
 from redisfuse.text import for_terminal
+from redisfuse.trusted_files import open_trusted
 
 # With O_EXCL: the mode with which mkstemp(3), and so nearly every program, creates temporary files; 0700 is rsync's for
 # executables.
@@ -200,9 +201,15 @@ def load_default_rules() -> list[JunkRule]:
 
 
 def read_rules_file(path: Path) -> list[JunkRule]:
-    """Return the patterns of a file. Raises UsageError if it can't be read."""
+    """Return the patterns of a file.
+
+    Raises UsageError if it can't be read, or if another user could have written it.
+    """
     try:
-        return parse_rules(path.read_text("utf-8"), str(path))
+        with open_trusted(path) as file:
+            return parse_rules(file.read().decode("utf-8"), str(path))
+    except UntrustedFileError as error:
+        raise UsageError(f"the file of junk patterns {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the junk patterns in {path} can't be read: {error}") from error
 
