@@ -18,7 +18,7 @@ def command(mountpoint: Path) -> None:
     Does the same as touching MOUNTPOINT/.updater.
     """
     mount = mountpoints.find_mount(mountpoint)
-    if mount is None or mount.fs_type != mountpoints.FILESYSTEM_TYPE:
+    if mount is None or not mount.is_redisfuse:
         raise MountError(f"{mountpoint} is not a redisfuse mount")
     try:
         os.stat(mountpoint / ".updater")

@@ -81,7 +81,7 @@ def _watch_process(watched_pid: int, mountpoint: Path) -> None:
 def _find_device(mountpoint: Path) -> str:
     """Of our mount; empty while there is none."""
     mount = mountpoints.find_mount(mountpoint)
-    return mount.device if mount is not None and mount.fs_type == mountpoints.FILESYSTEM_TYPE else ""
+    return mount.device if mount is not None and mount.is_redisfuse else ""
 
 
 def _read_thread_states(pid: int) -> dict[int, bytes]:

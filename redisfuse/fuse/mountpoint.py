@@ -17,9 +17,12 @@ from typing import NamedTuple
 from redisfuse.errors import MountError
 
 FILESYSTEM_TYPE = "fuse.redisfuse"
+_SOURCE_PREFIXES = ("redis://", "rediss://", "unix://", "redis+sentinel://")  # of a mount with `-o subtype=`
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
+_USER_ID = re.compile(r"(?:^|,)user_id=(\d+)")
+_CAP_SYS_ADMIN = 1 << 21  # capabilities(7), linux/capability.h
 _OCTAL_ESCAPE = re.compile(rb"\\([0-7]{3})")
 _FUSERMOUNT_TIMEOUT_SECONDS = 30.0  # seconds for fusermount, which does no more than a system call
 
@@ -32,6 +35,19 @@ class MountInfo(NamedTuple):
     source: str
     device: str
     options: str
+
+    @property
+    def is_redisfuse(self) -> bool:
+        """Whether it is a mount of redisfuse, also one with a subtype of its own (`-o subtype=`)."""
+        return self.fs_type == FILESYSTEM_TYPE or (
+            self.fs_type.startswith("fuse.") and self.source.startswith(_SOURCE_PREFIXES)
+        )
+
+    @property
+    def owner_uid(self) -> int | None:
+        """The user who mounted a FUSE filesystem; None for other filesystems."""
+        match = _USER_ID.search(self.options)
+        return int(match[1]) if match else None
 
 
 def _unescape(field: bytes) -> str:
@@ -50,7 +66,7 @@ def iter_mounts() -> Iterator[MountInfo]:
 
 def list_redisfuse_mounts() -> list[MountInfo]:
     """The redisfuse mounts of this namespace."""
-    return [mount for mount in iter_mounts() if mount.fs_type == FILESYSTEM_TYPE]
+    return [mount for mount in iter_mounts() if mount.is_redisfuse]
 
 
 def find_mount(path: Path) -> MountInfo | None:
@@ -133,7 +149,7 @@ def unmount(path: Path, *, lazy: bool = False, retry_seconds: float = 1.0) -> No
     mount = find_mount(path)
     if mount is None:
         raise MountError(f"{path} is not mounted")
-    if mount.fs_type != FILESYSTEM_TYPE:
+    if not mount.is_redisfuse:
         raise MountError(f"{path} is not a redisfuse mount but {mount.fs_type}")
     deadline = time.monotonic() + retry_seconds
     while True:
@@ -152,10 +168,65 @@ def clean_stale_mount(path: Path) -> bool:
     """If a dead redisfuse mount is left at `path`, take it away. True if there was one."""
     path = absolute_path(path)
     mount = find_mount(path)
-    if mount is None or mount.fs_type != FILESYSTEM_TYPE or not is_stale(path):
+    if mount is None or not mount.is_redisfuse or not is_stale(path):
         return False
     unmount(path, lazy=True)
     return True
+
+
+def check_mount_permission() -> str:
+    """Try what a mount needs: to open /dev/fuse, and the capability or fusermount.
+
+    Returns how this process can mount, for a message. Raises MountError, one line.
+    """
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise MountError(_explain_device_error(error)) from None
+    status = Path("/proc/self/status").read_text()
+    if _read_capabilities(status, "CapEff") & _CAP_SYS_ADMIN:
+        return "with CAP_SYS_ADMIN"
+    if os.geteuid() == 0:
+        raise MountError("this process lacks CAP_SYS_ADMIN, which mounting needs (in a container: --cap-add SYS_ADMIN)")
+    program = find_fusermount()
+    if program is None:
+        raise MountError("fusermount is missing: install it with `apt install fuse3`")
+    if reason := _explain_unprivileged(program, status):
+        raise MountError(f"{program} can't mount: {reason}")
+    return f"through {program}"
+
+
+def _explain_device_error(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return "/dev/fuse is missing: `modprobe fuse` loads the module (in a container: --device /dev/fuse)"
+    if error.errno == errno.EACCES:
+        return "/dev/fuse may not be opened by this user: it usually has mode 0666, or belongs to a group `fuse`"
+    if error.errno == errno.EPERM:
+        return "/dev/fuse may not be opened in this container: start it with --device /dev/fuse"
+    if error.errno in (errno.ENODEV, errno.ENXIO):
+        return "the kernel has no FUSE behind /dev/fuse: `modprobe fuse` loads the module"
+    return f"/dev/fuse can't be opened: {error.strerror}"
+
+
+def _read_capabilities(status: str, name: str) -> int:
+    """Return a set of capabilities in /proc/PID/status (proc_pid_status(5))."""
+    match = re.search(rf"^{name}:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    return int(match[1], 16) if match else 0
+
+
+def _explain_unprivileged(program: str, status: str) -> str:
+    """Return why fusermount would run without root's permissions; empty if it would not."""
+    state = os.stat(program)
+    has_capabilities = "security.capability" in os.listxattr(program)
+    if not (state.st_mode & stat.S_ISUID and state.st_uid == 0) and not has_capabilities:
+        return f"it is not setuid root; install it again, or run: chmod u+s {program}"
+    if os.statvfs(program).f_flag & os.ST_NOSUID:
+        return "its filesystem is mounted with nosuid"
+    if re.search(r"^NoNewPrivs:\s*1$", status, re.MULTILINE):
+        return "this process runs with no_new_privs (in systemd: NoNewPrivileges=no)"
+    if not _read_capabilities(status, "CapBnd") & _CAP_SYS_ADMIN:
+        return "this process and its children can't get CAP_SYS_ADMIN (in a container: --cap-add SYS_ADMIN)"
+    return ""
 
 
 def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
@@ -163,14 +234,7 @@ def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
 
     Raises MountError, one line: missing, not a directory, not empty, already mounted, no /dev/fuse, no fusermount.
     """
-    if not Path("/dev/fuse").exists():
-        raise MountError("/dev/fuse is missing: `modprobe fuse` loads the module (in a container: --device /dev/fuse)")
-    if not os.access("/dev/fuse", os.R_OK | os.W_OK, effective_ids=True):
-        raise MountError(
-            "/dev/fuse may not be opened by this user: it usually has mode 0666, or belongs to a group `fuse`"
-        )
-    if os.geteuid() != 0 and find_fusermount() is None:
-        raise MountError("fusermount is missing: install it with `apt install fuse3`")
+    check_mount_permission()
     clean_stale_mount(path)
     try:
         state = os.stat(path)
@@ -184,7 +248,7 @@ def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
         raise MountError(f"mount point {path} is not a directory")
     path = _resolve_path(path)
     mount = find_mount(path)
-    if mount is not None and (mount.fs_type == FILESYSTEM_TYPE or not nonempty):
+    if mount is not None and (mount.is_redisfuse or not nonempty):
         what = f"{mount.source} ({mount.fs_type})"
         raise MountError(f"{what} is already mounted at {path}: unmount it first, with `redisfuse umount {path}`")
     try:

@@ -11,12 +11,11 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol
 
 from redisfuse.config import Config
 from redisfuse.errors import MountError, RedisFuseError
-from redisfuse.text import TerminalFormatter
+from redisfuse.mount.log_file import configure_logging, open_daemon_log
 
 
 class StartupReport(Protocol):
@@ -60,9 +59,10 @@ class _PipeReport:
 def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
     """Run `serve(report)` in a process with a session of its own.
 
-    Returns when that process reports that it is ready. Raises what `serve` raised before. Must be called before any
-    thread or connection exists.
+    Returns when that process reports that it is ready. Raises what `serve` raised before, and UsageError if the log
+    can't be opened. Must be called before any thread or connection exists.
     """
+    log_fd = open_daemon_log(config)
     read_fd, write_fd = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -72,8 +72,9 @@ def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
         os.setsid()
         if os.fork():
             os._exit(0)  # the mount is reparented to init, and can't acquire a controlling terminal
-        os._exit(_run_daemon(config, serve, write_fd))
+        os._exit(_run_daemon(config, serve, write_fd, log_fd))
     os.close(write_fd)
+    os.close(log_fd)
     os.waitpid(child, 0)
     with open(read_fd, "rb") as pipe:
         reply = pipe.read()
@@ -85,12 +86,13 @@ def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
     print(value, file=sys.stderr, flush=True)
 
 
-def _run_daemon(config: Config, serve: Callable[[StartupReport], None], pipe_fd: int) -> int:
+def _run_daemon(config: Config, serve: Callable[[StartupReport], None], pipe_fd: int, log_fd: int) -> int:
     """Return the exit status of the background process."""
     log = logging.getLogger(__name__)
     report = _PipeReport(pipe_fd)
     try:
-        _redirect_stdio(config)
+        _redirect_stdio(log_fd)
+        configure_logging(config)
         serve(report)
     except RedisFuseError as error:
         report.fail(error)
@@ -103,10 +105,7 @@ def _run_daemon(config: Config, serve: Callable[[StartupReport], None], pipe_fd:
     return 0
 
 
-def _redirect_stdio(config: Config) -> None:
-    path = config.log_file or default_log_path()
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    log_fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+def _redirect_stdio(log_fd: int) -> None:
     null_fd = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null_fd, 0)
     os.dup2(log_fd, 1)
@@ -114,25 +113,3 @@ def _redirect_stdio(config: Config) -> None:
     os.close(null_fd)
     os.close(log_fd)
     os.chdir("/")
-    configure_logging(config)
-
-
-def configure_logging(config: Config) -> None:
-    """Log to standard error, or to the file that was chosen.
-
-    Lines are escaped, because messages can contain keys.
-    """
-    to_file = config.log_file is not None and not config.daemon  # a daemon's standard error is its log file
-    handler = logging.FileHandler(config.log_file) if to_file and config.log_file else logging.StreamHandler()
-    is_dated = config.daemon or to_file
-    handler.setFormatter(
-        TerminalFormatter("%(asctime)s %(levelname)s %(message)s" if is_dated else "redisfuse: %(message)s")
-    )
-    logging.basicConfig(level=logging.DEBUG if config.debug else logging.INFO, handlers=[handler])
-
-
-def default_log_path() -> Path:
-    """Return `redisfuse.log` in the platform's state folder."""
-    from platformdirs import user_state_path
-
-    return user_state_path("redisfuse", appauthor=False) / "redisfuse.log"

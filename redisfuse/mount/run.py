@@ -15,12 +15,14 @@ from redisfuse.client.address import Address, TlsOptions
 from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.config import Config
+from redisfuse.errors import UsageError
 from redisfuse.fuse.abort_watchdog import AbortWatchdog
 from redisfuse.fuse.backends import select_binding
 from redisfuse.fuse.interface import Binding, FuseSessionOptions
 from redisfuse.fuse.mountpoint import validate_mountpoint
 from redisfuse.mount.context import MountContext
-from redisfuse.mount.daemonize import StartupReport, TerminalReport, configure_logging, daemonize
+from redisfuse.mount.daemonize import StartupReport, TerminalReport, daemonize
+from redisfuse.mount.log_file import configure_logging
 
 READ_AHEAD_KIB = 1024
 """The kernel's read-ahead, set where the mount may set it (root). Measured: tests/benchmarks/RESULTS.md."""
@@ -114,6 +116,10 @@ def build_limits(config: Config) -> Limits:
 def build_session_options(config: Config, address: Address, mountpoint: Path) -> FuseSessionOptions:
     """Return the options of the FUSE session."""
     options = config.options
+    if {"fsname", "subtype"} <= {name for name, _value in options.passthrough}:
+        raise UsageError(
+            "-o fsname= and subtype= together would leave nothing that identifies the mount; give one of them"
+        )
     extra = tuple(
         name if value is None else f"{name}={value}" for name, value in options.passthrough if name != "nonempty"
     )
