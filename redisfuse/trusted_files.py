@@ -1,4 +1,4 @@
-"""Files that only this user or root could have prepared: opened, created and checked.
+"""Files that only this user or root could have prepared.
 
 A configuration, a password, a journal or a log that another user can write, replace or plant decides what a mount does
 or discloses what it contains. A path is trusted if
@@ -47,9 +47,9 @@ def open_trusted(path: Path, *, private: bool = False) -> BinaryIO:
 
 
 def open_log(path: Path) -> int:
-    """Open a file for appending and return its descriptor; create it with mode 0600 if there is none.
+    """Open a file for appending and return its descriptor.
 
-    A missing folder is created with mode 0700. Raises UntrustedFileError or OSError.
+    A missing file is created with mode 0600, a missing folder with mode 0700. Raises UntrustedFileError or OSError.
     """
     create_folder(path.parent)
     check_location(path)
@@ -74,15 +74,15 @@ def create_folder(folder: Path) -> None:
 
 
 def is_readable_by_others(status: os.stat_result) -> bool:
-    """Return whether the mode of a file gives any permission to other users, or to its group."""
+    """Return whether the group of a file, or all users, have any permission."""
     return bool(status.st_mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
 def check_location(path: Path, *, remedy: str = "chmod go-w") -> None:
-    """Raise UntrustedFileError if another user could plant or replace the file at `path`.
+    """Raise UntrustedFileError if another user could plant or replace a file.
 
-    The file itself need not exist. `remedy` is the command that makes its folder private. Raises OSError for a folder
-    that can't be examined.
+    The file at `path` itself need not exist. `remedy` is the command that makes its folder private. Raises OSError for
+    a folder that can't be examined.
     """
     pending = list(reversed(Path(os.path.abspath(path)).parts))
     folder = pending.pop()
@@ -116,7 +116,10 @@ def check_location(path: Path, *, remedy: str = "chmod go-w") -> None:
 
 
 def _check_folder(folder: str, status: os.stat_result, path: Path, *, is_last: bool, remedy: str) -> None:
-    """Raise UntrustedFileError for a folder of `path`; in the last one, others must not even create files."""
+    """Raise UntrustedFileError unless a folder on the way to `path` is trusted.
+
+    In the last one, others must not even create files.
+    """
     _check_owner(folder, status, path)
     is_sticky = bool(status.st_mode & stat.S_ISVTX)
     if (is_sticky and not is_last) or not _is_writable_by_others(folder, status):
@@ -159,7 +162,10 @@ def _is_writable_by_others(name: str, status: os.stat_result) -> bool:
 
 @functools.cache
 def _is_private_group(gid: int) -> bool:
-    """Return whether a group consists of this user only, as systems with umask 0002 create one for each user."""
+    """Return whether a group consists of this user only.
+
+    Systems whose umask is 0002 create such a group for each user.
+    """
     import grp
     import pwd
 
@@ -172,7 +178,10 @@ def _is_private_group(gid: int) -> bool:
 
 
 def _has_acl(name: str) -> bool:
-    """Return whether a file has a POSIX ACL, whose mask is what the mode shows as the group's permissions."""
+    """Return whether a file has a POSIX ACL.
+
+    Then the mode shows the ACL's mask as the permissions of the group.
+    """
     try:
         os.getxattr(name, "system.posix_acl_access")
     except OSError:

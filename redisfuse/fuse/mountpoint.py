@@ -1,4 +1,7 @@
-"""Mount points: what is mounted, whether one can be used, and how to unmount. Needs no FUSE library."""
+"""Mount points: listing, checking and unmounting them.
+
+Needs no FUSE library.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ _FUSERMOUNT_TIMEOUT_SECONDS = 30.0  # seconds for fusermount, which does no more
 
 
 class MountInfo(NamedTuple):
-    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)). `device` is "major:minor"."""
+    """One line of /proc/self/mountinfo (proc_pid_mountinfo(5)).
+
+    `device` is "major:minor".
+    """
 
     mountpoint: Path
     fs_type: str
@@ -38,7 +44,7 @@ class MountInfo(NamedTuple):
 
     @property
     def is_redisfuse(self) -> bool:
-        """Whether it is a mount of redisfuse, also one with a subtype of its own (`-o subtype=`)."""
+        """Whether it is a mount of redisfuse, with any subtype (`-o subtype=`)."""
         return self.fs_type == FILESYSTEM_TYPE or (
             self.fs_type.startswith("fuse.") and self.source.startswith(_SOURCE_PREFIXES)
         )
@@ -55,7 +61,7 @@ def _unescape(field: bytes) -> str:
 
 
 def iter_mounts() -> Iterator[MountInfo]:
-    """Everything mounted in this namespace, in the order of mounting."""
+    """Yield all mounts of this namespace, in the order of mounting."""
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
         rest = fields[fields.index(b"-") + 1 :]
@@ -65,12 +71,15 @@ def iter_mounts() -> Iterator[MountInfo]:
 
 
 def list_redisfuse_mounts() -> list[MountInfo]:
-    """The redisfuse mounts of this namespace."""
+    """Return the redisfuse mounts of this namespace."""
     return [mount for mount in iter_mounts() if mount.is_redisfuse]
 
 
 def find_mount(path: Path) -> MountInfo | None:
-    """The mount, of any type, whose mount point is `path`; the topmost if there are several."""
+    """Return the mount, of any type, whose mount point is `path`.
+
+    The topmost if there are several; None if there is none.
+    """
     found = None
     wanted = absolute_path(path)
     for mount in iter_mounts():
@@ -80,19 +89,25 @@ def find_mount(path: Path) -> MountInfo | None:
 
 
 def absolute_path(path: Path) -> Path:
-    """`path` without symbolic links in its parents, never touching `path` itself (it may be a dead or hung mount)."""
+    """Return `path` without symbolic links in its parents.
+
+    Does not access `path` itself, which may be a dead or hung mount.
+    """
     path = Path(os.path.abspath(path))
     return Path(os.path.realpath(path.parent)) / path.name if path.name else path
 
 
 def _resolve_path(path: Path) -> Path:
-    """As `absolute_path`, also following `path` itself where it is a symbolic link, which what is mounted can't be."""
+    """Return `absolute_path`, following `path` itself if it is a symbolic link.
+
+    A mount point is none, and is not accessed.
+    """
     path = absolute_path(path)
     return Path(os.path.realpath(path)) if find_mount(path) is None and os.path.islink(path) else path
 
 
 def is_stale(path: Path) -> bool:
-    """Whether a FUSE mount is there whose process is gone (ENOTCONN)."""
+    """Return whether `path` is a FUSE mount whose process has ended (ENOTCONN)."""
     try:
         os.statvfs(path)  # unlike stat, it is never answered from a cache
     except OSError as error:
@@ -101,7 +116,7 @@ def is_stale(path: Path) -> bool:
 
 
 def find_fusermount() -> str | None:
-    """The program that unmounts for those who are not root."""
+    """Return the program that mounts and unmounts for ordinary users, if any."""
     return shutil.which("fusermount3") or shutil.which("fusermount")
 
 
@@ -113,7 +128,10 @@ def _umount2(path: Path, flags: int) -> None:
 
 
 def try_unmount(path: Path, lazy: bool) -> None:
-    """Raises OSError (EBUSY) if in use, MountError for anything else."""
+    """Unmount once.
+
+    Raises OSError (EBUSY) if the mount is in use, MountError for any other failure.
+    """
     if os.geteuid() == 0:
         try:
             _umount2(path, _MNT_DETACH if lazy else 0)
@@ -141,9 +159,10 @@ def try_unmount(path: Path, lazy: bool) -> None:
 
 
 def unmount(path: Path, *, lazy: bool = False, retry_seconds: float = 1.0) -> None:
-    """Unmount the redisfuse mount at `path`. `lazy` takes it away also while programs use it.
+    """Unmount the redisfuse mount at `path`.
 
-    Seen busy, it is tried again for `patience` seconds. Raises MountError: not mounted, not ours, in use, not allowed.
+    `lazy` detaches it even if programs use it. A busy mount is tried again for `retry_seconds`. Raises MountError: not
+    mounted, not a redisfuse mount, in use, not permitted.
     """
     path = _resolve_path(path)
     mount = find_mount(path)
@@ -165,7 +184,7 @@ def unmount(path: Path, *, lazy: bool = False, retry_seconds: float = 1.0) -> No
 
 
 def clean_stale_mount(path: Path) -> bool:
-    """If a dead redisfuse mount is left at `path`, take it away. True if there was one."""
+    """Unmount a dead redisfuse mount at `path`; return whether there was one."""
     path = absolute_path(path)
     mount = find_mount(path)
     if mount is None or not mount.is_redisfuse or not is_stale(path):
@@ -215,7 +234,7 @@ def _read_capabilities(status: str, name: str) -> int:
 
 
 def _explain_unprivileged(program: str, status: str) -> str:
-    """Return why fusermount would run without root's permissions; empty if it would not."""
+    """Return why fusermount could not mount; empty if it could."""
     state = os.stat(program)
     has_capabilities = "security.capability" in os.listxattr(program)
     if not (state.st_mode & stat.S_ISUID and state.st_uid == 0) and not has_capabilities:
@@ -230,9 +249,10 @@ def _explain_unprivileged(program: str, status: str) -> str:
 
 
 def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
-    """The absolute path of a mount point that can be used; a stale mount of ours is cleaned away first.
+    """Return the absolute path of a mount point, if it can be used.
 
-    Raises MountError, one line: missing, not a directory, not empty, already mounted, no /dev/fuse, no fusermount.
+    A dead mount of redisfuse is unmounted first. Raises MountError, one line: missing, not a directory, not empty,
+    already mounted, no /dev/fuse, no fusermount.
     """
     check_mount_permission()
     clean_stale_mount(path)
@@ -262,7 +282,10 @@ def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
 
 
 def set_read_ahead(path: Path, kib: int) -> bool:
-    """Let the kernel read ahead so many KiB in this mount. Needs root; True if it was done."""
+    """Set the kernel's read-ahead of this mount, in KiB.
+
+    Needs root; returns whether it was set.
+    """
     mount = find_mount(path)
     if mount is None:
         return False

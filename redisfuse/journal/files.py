@@ -21,7 +21,7 @@ from redisfuse.trusted_files import check_location, create_folder, is_readable_b
 
 JOURNAL_FILE_NAME = "journal.db"
 COMPANION_SUFFIXES = ("-wal", "-shm", "-journal")
-"""What SQLite appends to a database's name for the files beside it."""
+"""The endings of the names of SQLite's files beside a database."""
 
 
 def default_path() -> Path:
@@ -156,7 +156,10 @@ def publish_file(temporary: Path, path: Path) -> None:
 
 
 def _check_location(path: Path) -> None:
-    """Raise JournalError if another user could create or replace files in the journal's directory."""
+    """Raise JournalError if the journal's directory is open to other users.
+
+    They could create or replace files in it.
+    """
     try:
         check_location(path, remedy="chmod 700")
     except UntrustedFileError as error:

@@ -1,4 +1,4 @@
-"""The log of a mount: its file, which only its owner can read, and the format of its lines."""
+"""The log of a mount: its file, which is its owner's alone, and its format."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redisfuse.trusted_files import open_log
 
 
 class PrivateFileHandler(logging.FileHandler):
-    """A handler whose file is created with mode 0600, and in a folder of which only this user can create files."""
+    """A handler of a trusted file, which is created with mode 0600."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, encoding="utf-8")
@@ -35,7 +35,7 @@ def open_log_file(path: Path) -> int:
 
 
 def open_daemon_log(config: Config) -> int:
-    """Open the log of a mount in the background and return its descriptor. Raises UsageError."""
+    """Open the log of a daemon and return its descriptor. Raises UsageError."""
     return open_log_file(config.log_file or default_log_path())
 
 

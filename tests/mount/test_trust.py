@@ -1,4 +1,4 @@
-"""What another user could have prepared is refused with a line that says why, and what a mount creates is private.
+"""Files that another user could have prepared are refused, and a mount creates private ones.
 
 tests/unit/test_trusted_files.py has the rule itself.
 """
@@ -18,7 +18,7 @@ from tests.support import mounts
 from tests.support.mounts import is_mounted, mount_server, run_redisfuse
 from tests.support.redis_server import RedisServer
 
-NOBODY = 65534
+OTHER_UID = 65534
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
 
@@ -49,7 +49,7 @@ def refused(folder: Path, url: str, *options: str) -> str:
 
 
 @needs_root
-@pytest.mark.parametrize("owner", [NOBODY, 0])
+@pytest.mark.parametrize("owner", [OTHER_UID, 0])
 @pytest.mark.parametrize("name", ["config.toml", "junk", "password"])
 def test_prepared_settings(redis_server: RedisServer, tmp_path: Path, name: str, owner: int) -> None:
     """A configuration, junk patterns or a password that another user owns or can write decide nothing."""
@@ -57,11 +57,11 @@ def test_prepared_settings(redis_server: RedisServer, tmp_path: Path, name: str,
     file.parent.mkdir(parents=True)
     file.write_text("[mount]\nwrite = true\n" if name == "config.toml" else "text")
     os.chown(file, owner, -1)
-    file.chmod(0o600 if owner == NOBODY else 0o622)
+    file.chmod(0o600 if owner == OTHER_UID else 0o622)
     options = {"config.toml": [], "junk": ["--junk-file", str(file)], "password": ["--password-file", str(file)]}
     message = refused(tmp_path, redis_server.url(), *options[name])
     assert str(file) in message
-    assert ("belongs to another user" if owner == NOBODY else "chmod") in message
+    assert ("belongs to another user" if owner == OTHER_UID else "chmod") in message
 
 
 @pytest.mark.parametrize("mode", [0o1777, 0o777, 0o770])
@@ -100,7 +100,7 @@ def test_planted_files_of_a_journal(redis_server: RedisServer, tmp_path: Path, s
         os.mkfifo(path, 0o600)
     else:
         path.touch(0o600)
-        os.chown(path, NOBODY if planted == "file" else 0, -1)
+        os.chown(path, OTHER_UID if planted == "file" else 0, -1)
         path.chmod(0o600 if planted == "file" else 0o644)
     message = refused(tmp_path, redis_server.url(), "--write")
     assert str(path) in message
@@ -142,7 +142,7 @@ def test_planted_logs(redis_server: RedisServer, tmp_path: Path, daemon: list[st
     log, target = folder / "log", tmp_path / "target"
     options = [*daemon, "--log-file", str(log)]
     log.touch(0o600)
-    os.chown(log, NOBODY, -1)
+    os.chown(log, OTHER_UID, -1)
     assert "belongs to another user" in refused(tmp_path, redis_server.url(), *options)
     os.chown(log, 0, -1)
     log.chmod(0o606)

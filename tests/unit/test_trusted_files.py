@@ -14,10 +14,10 @@ import pytest
 from redisfuse.errors import UntrustedFileError
 from redisfuse.trusted_files import check_location, create_folder, open_log, open_trusted
 
-NOBODY = 65534
+OTHER_UID = 65534
 
-ACL = struct.pack("<I" + "HHi" * 5, 2, *(1, 6, -1), *(2, 6, NOBODY), *(4, 4, -1), *(16, 6, -1), *(32, 4, -1))
-"""An ACL (version 2, linux/posix_acl_xattr.h): the owner, user nobody, the group, the mask and all others."""
+ACL = struct.pack("<I" + "HHi" * 5, 2, *(1, 6, -1), *(2, 6, OTHER_UID), *(4, 4, -1), *(16, 6, -1), *(32, 4, -1))
+"""An ACL (version 2, linux/posix_acl_xattr.h): the owner, another user, the group, the mask and all others."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
 
@@ -57,7 +57,7 @@ def test_a_file_that_others_can_write(file: Path, mode: int) -> None:
 @needs_root
 def test_the_file_of_another_user(file: Path) -> None:
     """A file of another user is refused, whatever its mode."""
-    os.chown(file, NOBODY, -1)
+    os.chown(file, OTHER_UID, -1)
     for function in (open_trusted, open_log):
         with pytest.raises(UntrustedFileError, match="it belongs to another user"):
             function(file)
@@ -77,7 +77,7 @@ def test_a_file_of_root_is_trusted_by_other_users() -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's folders can be entered by root only
         os.chmod(folder, 0o755)
         names = []
-        for uid in (0, 12345, NOBODY):
+        for uid in (0, 12345, OTHER_UID):
             path = Path(folder, str(uid))
             path.write_text(f"of {uid}")
             os.chown(path, uid, -1)
@@ -118,7 +118,7 @@ def test_folders_on_the_way(file: Path, mode: int, is_trusted: bool) -> None:
 @needs_root
 def test_a_folder_of_another_user(file: Path) -> None:
     """The owner of a folder can replace everything in it."""
-    os.chown(file.parent, NOBODY, -1)
+    os.chown(file.parent, OTHER_UID, -1)
     with pytest.raises(UntrustedFileError, match=f"{file.parent} belongs to another user"):
         open_trusted(file)
 
@@ -154,7 +154,7 @@ def test_the_symbolic_link_of_another_user(file: Path, tmp_path: Path) -> None:
     (place / "folder").symlink_to(file.parent)
     place.chmod(0o1777)
     open_trusted(place / "folder" / "file").close()
-    os.lchown(place / "folder", NOBODY, -1)
+    os.lchown(place / "folder", OTHER_UID, -1)
     with pytest.raises(UntrustedFileError, match="belongs to another user"):
         open_trusted(place / "folder" / "file")
 
