@@ -1,6 +1,6 @@
-"""The three barriers of a read-only mount, each with the two others removed, and all together.
+"""The three barriers of a read-only mount: each alone, with the two others removed, and all together.
 
-Every attempt to write is EROFS, no writing command reaches the server (MONITOR), and the data is unchanged.
+Every attempt to write is EROFS, no write command reaches the server (MONITOR), and the data is unchanged.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def client(own_redis: RedisServer) -> redis.Redis:
     return client
 
 
-def data_of(client: redis.Redis) -> Data:
-    """Every key with its payload, and when it expires."""
+def read_data(client: redis.Redis) -> Data:
+    """Return the DUMP payload of every key, and when it expires (Unix time in ms)."""
     return {key: (client.dump(key), client.pexpiretime(key)) for key in client.scan_iter()}
 
 
 def mutations(path: Path) -> dict[str, Callable[[], str]]:
-    """Everything by which a program could change data; each gives the name of the errno."""
+    """Return all ways to change data, by name; each returns the name of the errno."""
     return {
         "overwrite": lambda: save_file(path / "k", b"new"),
         "append": lambda: errno_name(_append, path / "k"),
@@ -63,10 +63,10 @@ def mutations(path: Path) -> dict[str, Callable[[], str]]:
     }
 
 
-def others(path: Path) -> dict[str, Callable[[], str]]:
-    """What changes no data, but the tree."""
+def tree_changes(path: Path) -> dict[str, Callable[[], str]]:
+    """Return all ways to change the tree but no data, by name."""
     return {
-        "mkdir": lambda: errno_name(os.mkdir, path / "made"),
+        "mkdir": lambda: errno_name(os.mkdir, path / "new"),
         "rmdir": lambda: errno_name(os.rmdir, path / "dir"),
         "mknod": lambda: errno_name(os.mknod, path / "node"),
         "symlink": lambda: errno_name(os.symlink, "k", path / "link"),
@@ -83,8 +83,11 @@ def _append(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def recorded(server: RedisServer) -> Iterator[list[str]]:
-    """First words, and first two words, of all commands that reach the server meanwhile, as MONITOR shows them."""
+def monitor_commands(server: RedisServer) -> Iterator[list[str]]:
+    """Yield a list of the commands that reach the server, in capitals, from MONITOR.
+
+    It has the first word, and the first two words, of each command.
+    """
     names: list[str] = []
     done = threading.Event()
     with server.client().monitor() as monitor:
@@ -103,14 +106,14 @@ def recorded(server: RedisServer) -> Iterator[list[str]]:
         assert done.wait(20)
 
 
-def writes(client: redis.Redis) -> set[str]:
-    """The commands that write (of one word or two), by the server's own word."""
+def write_commands(client: redis.Redis) -> set[str]:
+    """Return the names of the server's write commands, of one word or two, from ACL CAT."""
     return {name.upper().replace("|", " ") for name in client.acl_cat("write")}
 
 
 @contextlib.contextmanager
 def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterator[Path]:
-    """A mount of which only one barrier is left."""
+    """Run a mount that has only one of the barriers, and yield its mount point."""
     path = folder / "mnt"
     path.mkdir()
     (folder / "state").mkdir(mode=0o700)
@@ -144,57 +147,62 @@ def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterato
 def test_one_barrier_is_enough(
     own_redis: RedisServer, client: redis.Redis, tmp_path: Path, barrier: str, binding: str
 ) -> None:
-    """With any two of the barriers taken away, the third alone refuses every change with EROFS."""
-    before = data_of(client)
+    """With two of the barriers removed, the third alone refuses every change with EROFS."""
+    before = read_data(client)
     with barrier_mount(tmp_path, barrier, binding, own_redis.tcp_url()) as path:
         options = next(line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(path) in line)
         assert options.split()[5].startswith("ro") == (barrier == "kernel")
         assert sorted(os.listdir(path)) == ["dir", "h.f", "k", "list", "ttl"]
-        with recorded(own_redis) as names:
+        with monitor_commands(own_redis) as names:
             errors = {name: act() for name, act in mutations(path).items()}
             if barrier != "connection":
-                errors |= {name: act() for name, act in others(path).items()}
+                errors |= {name: act() for name, act in tree_changes(path).items()}
             assert (path / "k").read_bytes() == b"value"
-    if barrier == "changer":  # there are no links on any mount: that comes before the question whether it may
+    if barrier == "changer":  # no mount supports links: that check comes before the one for writing
         assert {errors.pop("symlink"), errors.pop("link")} == {"EPERM"}
     assert set(errors.values()) == {"EROFS"}, errors
-    assert not writes(client) & set(names), names
-    assert data_of(client) == before
+    assert not write_commands(client) & set(names), names
+    assert read_data(client) == before
 
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_all_barriers(own_redis: RedisServer, client: redis.Redis, tmp_path: Path, binding: str) -> None:
-    """A read-only mount, as everybody makes it, refuses every change with EROFS; its files are 0400."""
-    before = data_of(client)
-    with mount_server(tmp_path, own_redis.tcp_url(), "--binding", binding) as mount, recorded(own_redis) as names:
-        errors = {name: act() for name, act in (mutations(mount.path) | others(mount.path)).items()}
+    """An ordinary read-only mount refuses every change with EROFS; its files are 0400."""
+    before = read_data(client)
+    with (
+        mount_server(tmp_path, own_redis.tcp_url(), "--binding", binding) as mount,
+        monitor_commands(own_redis) as names,
+    ):
+        errors = {name: act() for name, act in (mutations(mount.path) | tree_changes(mount.path)).items()}
         assert set(errors.values()) == {"EROFS"}, errors
         assert os.stat(mount.path / "k").st_mode & 0o777 == 0o400
         assert os.stat(mount.path / "dir").st_mode & 0o777 == 0o500
-    assert not writes(client) & set(names), names
-    assert data_of(client) == before
+    assert not write_commands(client) & set(names), names
+    assert read_data(client) == before
 
 
 def test_the_connection_refuses_every_write(own_redis: RedisServer, client: redis.Redis) -> None:
-    """Every command that the server calls a write, sent straight on a read-only Server's connections, is refused
-    before it is sent; and there is no connection that could write."""
-    before = data_of(client)
-    server = RedisClient(Address.parse(own_redis.url()))
+    """The connections of a read-only RedisClient refuse each write command before they send it.
+
+    The write commands are those of the server's ACL category. A read-only client has no write channel.
+    """
+    before = read_data(client)
+    reader = RedisClient(Address.parse(own_redis.url()))
     try:
-        server.connect()
-        with recorded(own_redis) as names:
-            for name in sorted(writes(client)):
+        reader.connect()
+        with monitor_commands(own_redis) as names:
+            for name in sorted(write_commands(client)):
                 for words in ((*name.split(), "k"), (*name.lower().split(), "k"), (*name.split(), "k", "1", "2")):
                     with pytest.raises(ForbiddenCommandError):
-                        server.execute(*words)
+                        reader.execute(*words)
                     with pytest.raises(ForbiddenCommandError):
-                        server.execute_many([("GETRANGE", "k", 0, 1), words])
-                    with server.dedicated_channel() as dialogue, pytest.raises(ForbiddenCommandError):
-                        dialogue.send([("MULTI",), words, ("EXEC",)])
-            with pytest.raises(ReadOnlyError), server.write_channel():
+                        reader.execute_many([("GETRANGE", "k", 0, 1), words])
+                    with reader.dedicated_channel() as channel, pytest.raises(ForbiddenCommandError):
+                        channel.send([("MULTI",), words, ("EXEC",)])
+            with pytest.raises(ReadOnlyError), reader.write_channel():
                 pass
-            assert server.execute("GETRANGE", "k", 0, -1) == b"value"
+            assert reader.execute("GETRANGE", "k", 0, -1) == b"value"
     finally:
-        server.close()
-    assert not writes(client) & set(names), names
-    assert data_of(client) == before
+        reader.close()
+    assert not write_commands(client) & set(names), names
+    assert read_data(client) == before

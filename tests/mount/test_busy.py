@@ -1,4 +1,4 @@
-"""Many programs at once are served side by side, on one processor, and every save of theirs arrives."""
+"""Many concurrent programs are served on one processor, and each of their saves reaches the server."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     return server.client()
 
 
-def processors(mount: MountedServer) -> set[int]:
-    """Those on which some thread of the mount may run."""
+def allowed_processors(mount: MountedServer) -> set[int]:
+    """Return the processors on which any thread of the mount may run."""
     allowed: set[int] = set()
     for task in Path(f"/proc/{mount.process.pid}/task").iterdir():
         with suppress(ProcessLookupError):
@@ -53,29 +53,29 @@ def processors(mount: MountedServer) -> set[int]:
     return allowed
 
 
-def test_many_programs_save_at_once(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """Each save is its key; the mount keeps to one processor meanwhile, and only meanwhile."""
-    assert processors(mount) == PROCESSORS
+def test_many_programs_save_concurrently(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
+    """Each save is in its key; the mount uses one processor while the programs save, and only then."""
+    assert allowed_processors(mount) == PROCESSORS
     end = tmp_path / "end"
-    saving = [
+    programs = [
         subprocess.Popen([sys.executable, "-c", SAVE, mount.path / f"p{number}", str(EACH), end])
         for number in range(PROGRAMS)
     ]
     try:
-        wait_until(lambda: len(processors(mount)) == 1, 20)
+        wait_until(lambda: len(allowed_processors(mount)) == 1, 20)
     finally:
         end.touch()
-        ended = [program.wait(60) for program in saving]
-    assert not any(ended)
+        statuses = [program.wait(60) for program in programs]
+    assert not any(statuses)
     expected = {b"p%d-%d" % (program, number): b"%d" % number for program in range(PROGRAMS) for number in range(EACH)}
     names = list(expected)
     assert client.mget(names) == [expected[name] for name in names]
     assert client.dbsize() == len(expected)
     assert len(mount.path.joinpath("p0-1").read_bytes()) == 1
 
-    def one_program_asks() -> bool:
+    def look_up_from_one_program() -> bool:
         for number in range(200):
             mount.path.joinpath(f"absent{number}-{os.urandom(4).hex()}").exists()
-        return processors(mount) == PROCESSORS
+        return allowed_processors(mount) == PROCESSORS
 
-    wait_until(one_program_asks, 20)
+    wait_until(look_up_from_one_program, 20)

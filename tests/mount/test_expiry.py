@@ -1,4 +1,4 @@
-"""Every way of editing keeps the expiry of a key to the millisecond, and a field's where the server's fields expire."""
+"""Edits keep the expiry of a key to the millisecond, and that of a field where the server's fields expire."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def replaced_by_a_temporary(path: Path) -> None:
 
 
 def replaced_by_a_public_file(path: Path) -> None:
-    """As git and patch do: the new file is a key of its own for a moment."""
+    """Replace the file as git and patch do: the new file is a key for a moment."""
     other = path.with_name("public")
     other.write_bytes(b"replacing")
     os.replace(other, path)
@@ -130,14 +130,14 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 
 def has_field_expiry(client: redis.Redis) -> bool:
-    """Redis 7.4, Valkey 9."""
+    """Return whether the server's fields can expire: Redis 7.4 and Valkey 9."""
     return b"hpexpireat" in client.execute_command("COMMAND LIST")
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 @pytest.mark.parametrize("size", ["small", "large"])
 def test_a_key_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit: Edit, size: str) -> None:
-    """However a string is edited, it expires when it would have."""
+    """Each edit of a string keeps its expiry."""
     before = b"0123456789" if size == "small" else LARGE
     client.set("k", before, pxat=AT)
     path = mount.path / "k"
@@ -151,11 +151,11 @@ def test_a_key_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit:
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 def test_a_field_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit: Edit) -> None:
-    """However a field is edited, its hash, the other fields and, where fields can expire, it itself do so as before."""
+    """Each edit of a field keeps the expiry of its hash and, where fields can expire, of all fields."""
     client.hset("h", mapping={"f": "0123456789", "g": "other"})
     client.pexpireat("h", AT)
-    own = has_field_expiry(client)
-    if own:
+    fields_expire = has_field_expiry(client)
+    if fields_expire:
         client.execute_command("HPEXPIREAT", "h", AT - 1000, "FIELDS", 1, "f")
         client.execute_command("HPEXPIREAT", "h", AT - 2000, "FIELDS", 1, "g")
     path = mount.path / "h.f"
@@ -165,13 +165,12 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edi
     wait_until(lambda: path.read_bytes() == client.hget("h", "f"))
     assert client.pexpiretime("h") == AT
     assert client.hget("h", "g") == b"other"
-    if own:
-        found = client.execute_command("HPEXPIRETIME", "h", "FIELDS", 2, "f", "g")
-        assert found == [AT - 1000, AT - 2000]
+    if fields_expire:
+        assert client.execute_command("HPEXPIRETIME", "h", "FIELDS", 2, "f", "g") == [AT - 1000, AT - 2000]
 
 
 def test_a_fields_own_expiry(client: redis.Redis, mount: MountedServer) -> None:
-    """A field's own time to live is shown and can be set; when it is over the field is gone within a second."""
+    """The time to live of a field is shown and can be set; an expired field is gone within a second."""
     if not has_field_expiry(client):
         pytest.skip("fields of this server do not expire: user.redis.ttl is their hash's")
     client.hset("h", mapping={"f": "1", "g": "2"})
@@ -183,14 +182,14 @@ def test_a_fields_own_expiry(client: redis.Redis, mount: MountedServer) -> None:
     os.setxattr(mount.path / "h.g", "user.redis.ttl", b"300")
     assert path.read_bytes() + (mount.path / "h.g").read_bytes() == b"12"
     wait_until(lambda: not client.hexists("h", "g"))
-    gone = time.monotonic()
+    expired = time.monotonic()
     wait_until(lambda: not (mount.path / "h.g").exists() and "h.g" not in os.listdir(mount.path))
-    assert time.monotonic() - gone < 1.5
+    assert time.monotonic() - expired < 1.5
     assert path.read_bytes() == b"1"
 
 
 def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: MountedServer) -> None:
-    """A renamed key, of any type and in any directory, expires when it would have; a new one does not."""
+    """A renamed key, of any type and in any directory, keeps its expiry; a new key has none."""
     client.set("s", "1", pxat=AT)
     client.rpush("list", "1")
     client.set("d:x", "1", pxat=AT)
@@ -209,7 +208,7 @@ def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: MountedServer)
 
 
 def test_a_key_that_expires_while_it_is_edited(client: redis.Redis, mount: MountedServer) -> None:
-    """An edit of a key that has expired meanwhile is a conflict: the key does not come back without its expiry."""
+    """An edit of a key that has expired is a conflict: the save does not create the key again without its expiry."""
     client.set("k", "short-lived", px=400)
     path = mount.path / "k"
     wait_until(path.exists)

@@ -1,4 +1,4 @@
-"""A mount's load on the server: no blocking command, no growing backlog, and large directories in little memory."""
+"""The load of a mount on the server: no slow command, bounded connections and rate, and bounded memory."""
 
 import contextlib
 import os
@@ -20,7 +20,10 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def test_no_command_takes_long(tmp_path: Path) -> None:
-    """find and grep -r over collections of a million elements and a 500 MB string leave SLOWLOG at 10 ms empty."""
+    """`find` and `grep -r` leave the SLOWLOG for 10 ms empty.
+
+    They read collections of a million elements and a string of 500 MB.
+    """
     with RedisServer(tcp=True) as server:
         client = server.client()
         for start in range(0, MILLION, 100_000):
@@ -33,11 +36,11 @@ def test_no_command_takes_long(tmp_path: Path) -> None:
             client.append("c:text", bytes(MIB))
         client.config_set("slowlog-log-slower-than", 10_000)
         assert server.process is not None
-        with contextlib.suppress(PermissionError):  # other tests run beside: they must not take its core away
+        with contextlib.suppress(PermissionError):  # concurrent tests must not take its core
             os.setpriority(os.PRIO_PROCESS, server.process.pid, -15)
         with mount_server(tmp_path, server.tcp_url()) as mount:
             slow: list[object] = []
-            for _attempt in range(3):  # this machine may take a core from the server in the middle of a command
+            for _attempt in range(3):  # this machine may preempt the server during a command
                 client.slowlog_reset()
                 subprocess.run(["find", mount.path, "-size", "+1k", "-ls"], check=True, timeout=60, capture_output=True)
                 subprocess.run(["grep", "-rc", "999999", mount.path], check=True, timeout=120, capture_output=True)
@@ -47,8 +50,8 @@ def test_no_command_takes_long(tmp_path: Path) -> None:
             assert not slow, slow
 
 
-def test_a_directory_of_a_million(tmp_path: Path) -> None:
-    """Its first name comes at once, all of it is listed, and the process does not double."""
+def test_a_directory_of_a_million_keys(tmp_path: Path) -> None:
+    """The first name is returned early, all names are listed, and memory grows by less than 200 MiB."""
     with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
         client = server.client()
         client.execute_command("DEBUG", "POPULATE", MILLION, "big", 10)
@@ -65,12 +68,12 @@ def test_a_directory_of_a_million(tmp_path: Path) -> None:
             whole = time.monotonic() - began
             assert int(count.stdout) == MILLION + 2
             assert first < whole / 10
-            # What it asked is cached (--cache-memory, 64 MiB), and the names that the kernel was told are remembered.
+            # The mount caches metadata (--cache-memory, 64 MiB) and remembers the names that the kernel caches.
             assert process.memory_info().rss < before + 200 * MIB
 
 
-def test_at_most_so_many_connections(tmp_path: Path) -> None:
-    """However many programs read, at most --connections connections, all of them named."""
+def test_the_number_of_connections_is_limited(tmp_path: Path) -> None:
+    """With 16 concurrent readers the mount opens at most --connections connections, all of them named."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({f"k{number}": "x" * 100 for number in range(200)})
@@ -88,8 +91,7 @@ def test_at_most_so_many_connections(tmp_path: Path) -> None:
                 thread.start()
             deadline = time.monotonic() + 3
             while time.monotonic() < deadline:
-                found = client.client_list()
-                names = [each["name"] for each in found]
+                names = [connection["name"] for connection in client.client_list()]
                 most = max(most, names.count("redisfuse"))
                 time.sleep(0.02)
             done.set()
@@ -98,8 +100,8 @@ def test_at_most_so_many_connections(tmp_path: Path) -> None:
             assert 2 <= most <= 3
 
 
-def test_the_rate_is_kept(tmp_path: Path) -> None:
-    """--rate 200 sends at most about 200 commands a second, whatever is asked."""
+def test_the_rate_is_limited(tmp_path: Path) -> None:
+    """With --rate 200, `ls -l` of 300 keys sends at most about 200 commands a second."""
     with RedisServer(tcp=True) as server:
         server.client().mset({f"k{number}": "x" for number in range(300)})
         with mount_server(tmp_path, server.tcp_url(), "--rate", "200") as mount:
@@ -112,8 +114,8 @@ def test_the_rate_is_kept(tmp_path: Path) -> None:
             assert sent / took < 300
 
 
-def test_a_prefix_is_a_part(tmp_path: Path) -> None:
-    """--prefix shows only the keys that begin with it, and follows them."""
+def test_a_prefix_limits_the_tree(tmp_path: Path) -> None:
+    """With --prefix the mount shows only the keys that begin with it, and their changes."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({"app:a": "1", "app:b": "2", "other:c": "3", "ap": "4"})
@@ -126,8 +128,8 @@ def test_a_prefix_is_a_part(tmp_path: Path) -> None:
             assert os.listdir(mount.path) == ["app"]
 
 
-def test_a_prefix_bounds_writes(tmp_path: Path) -> None:
-    """Nothing outside of --prefix is opened, made, or renamed to, by its exact path either."""
+def test_a_prefix_limits_writes(tmp_path: Path) -> None:
+    """A path outside of --prefix can't be opened, created, or be the target of a rename."""
     with RedisServer(tcp=True) as server:
         client = server.client()
         client.mset({"app:a": "1", "other:c": "3"})
@@ -145,7 +147,7 @@ def test_a_prefix_bounds_writes(tmp_path: Path) -> None:
 
 
 def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
-    """Beyond --index-memory the names move to a private file that nobody else sees; everything works on."""
+    """Beyond --index-memory the key names move to a private file, and reads continue to work."""
     with RedisServer(tcp=True, arguments=["--enable-debug-command", "local"]) as server:
         client = server.client()
         client.execute_command("DEBUG", "POPULATE", 100_000, "many:key", 10)
@@ -157,17 +159,17 @@ def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.possible_log("tracking the server's changes was interrupted: .* did not reply in time")
-def test_others_go_on_while_one_waits(tmp_path: Path) -> None:
-    """A request that hangs (the server is stopped) does not stop what needs no answer of the server."""
+def test_a_blocked_request_does_not_block_others(tmp_path: Path) -> None:
+    """A request that waits for a stopped server does not block a read of cached content."""
     with RedisServer(tcp=True) as server:
         client = server.client()
-        client.mset({"cached": "1", "asked": "2"})
+        client.mset({"cached": "1", "uncached": "2"})
         with mount_server(tmp_path, server.tcp_url(), "--timeout", "3") as mount:
             mount.wait_coherent()
             assert (mount.path / "cached").read_text() == "1"
             server.pause()
             try:
-                hanging = threading.Thread(target=lambda: os.access(mount.path / "asked", os.F_OK))
+                hanging = threading.Thread(target=lambda: os.access(mount.path / "uncached", os.F_OK))
                 hanging.start()
                 began = time.monotonic()
                 assert (mount.path / "cached").read_text() == "1"

@@ -21,7 +21,7 @@ from tests.support.shell import run_script
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
-    """A mount on which every new file is a string, as source trees want it."""
+    """Mount a server so that every new file is a string, as source trees need it."""
     folder = tmp_path_factory.mktemp("programs")
     words = ("--binding", request.param, "--new-files", "string")
     with mount_server(folder, server.tcp_url(), *words, write=True) as mount:
@@ -37,7 +37,10 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of 300 files as source trees have them: nested, empty, binary, hidden, README beside README.md."""
+    """Create a folder of 300 files like a source tree.
+
+    They are nested, empty, binary or hidden, and README is beside README.md.
+    """
     folder = tmp_path_factory.mktemp("sources")
     for number in range(290):
         path = folder / f"lib{number % 7}" / f"part{number % 3}" / f"module{number}.py"
@@ -60,12 +63,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# -- the original's three tests ----------------------------------------------------------------------------------------
+# -- the three tests of the original project ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
-    """A repository made on the mount is whole after a remount: a clean status, all of its history, nothing for fsck."""
+    """A repository made on the mount is intact after a remount: clean status, full history, no error from fsck."""
     words = (redis_server.tcp_url(), "--binding", binding)
     with mount_server(tmp_path, *words, write=True) as mount:
         run_script(
@@ -98,7 +101,7 @@ def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
-    """`echo > hash.field` makes a field, `cat` and `ls` show it, `rm` removes it, and with the last one the hash."""
+    """`echo > hash.field` makes a field, `cat` and `ls` show it, and `rm` removes it; without fields there is no hash."""
     client = redis_server.client()
     with mount_server(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
         assert run_script(mount.path, "echo world > hello.howdy; echo 2 > hello.two; cat hello.howdy; ls") == (
@@ -114,7 +117,7 @@ def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_directories(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
-    """mkdir, nested files, mv and rm -r do what they do anywhere, and Redis has keys with colons and nothing else."""
+    """mkdir, nested files, mv and rm -r work as in any filesystem, and Redis has only the files' keys, with colons."""
     client = redis_server.client()
     with mount_server(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
         run_script(mount.path, "mkdir -p a/b/c; echo 1 > a/b/c/one; echo 2 > a/two; mkdir a/empty")
@@ -128,17 +131,17 @@ def test_directories(redis_server: RedisServer, tmp_path: Path, binding: str) ->
         assert client.dbsize() == 0
 
 
-# -- what the original failed ------------------------------------------------------------------------------------------
+# -- programs that the original failed with ----------------------------------------------------------------------------
 
 
 def test_git_clone_into_the_mount(client: redis.Redis, mount: MountedServer, sources: Path, tmp_path: Path) -> None:
-    """A repository of 300 files is cloned into the mount, collected (git gc), and is whole; every file is a string."""
+    """A repository of 300 files is cloned into the mount and is intact after `git gc`; every file is a string."""
     run_script(
         tmp_path, f"cp -r {sources}/. origin && cd origin && git init -q -b main && git add -A && git commit -qm all"
     )
     run_script(tmp_path / "origin", "for n in 1 2 3; do echo $n >> README; git commit -qam $n; done")
     (tmp_path / "origin" / "percent%20.txt").unlink()
-    run_script(tmp_path / "origin", "git commit -qam 'without a name that is spelled otherwise here'")
+    run_script(tmp_path / "origin", "git commit -qam 'without a name that has another spelling here'")
     run_script(mount.path, f"git clone -q file://{tmp_path}/origin clone")
     clone = mount.path / "clone"
     run_script(clone, "git fsck --strict --full && git diff --exit-code HEAD")
@@ -156,13 +159,16 @@ def test_git_clone_into_the_mount(client: redis.Redis, mount: MountedServer, sou
 
 
 def files(folder: Path) -> dict[str, object]:
-    """The contents of a working tree."""
-    found = {name: content for name, content in read_tree(folder).items() if not name.startswith(".git/")}
-    return {name: content for name, content in found.items() if content is not None}
+    """Return the contents of the files of a working tree, by path."""
+    return {
+        name: content
+        for name, content in read_tree(folder).items()
+        if content is not None and not name.startswith(".git/")
+    }
 
 
 def test_rsync_in_and_out(client: redis.Redis, mount: MountedServer, sources: Path, tmp_path: Path) -> None:
-    """`rsync -a` into the mount, again with changes, and out of it leaves the same bytes, and no temporary files."""
+    """`rsync -a` copies all bytes into the mount, again with changes, and out of it; no temporary files remain."""
     copy = tmp_path / "copy"
     run_script(tmp_path, f"rsync -a {sources}/ copy/ && rm copy/percent* && rsync -a copy/ {mount.path}/in/")
     assert read_tree(mount.path / "in") == read_tree(copy)
@@ -209,18 +215,18 @@ def test_cp_and_tar(client: redis.Redis, mount: MountedServer, sources: Path, tm
     assert client.dbsize() == 0
 
 
-def test_names_that_are_spelled_otherwise(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """A name that is no spelling of a key is EINVAL, and what a copying program says names it; the rest is copied."""
+def test_names_that_encode_no_key(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
+    """A name that encodes no key is EINVAL; `cp` names it in its message and copies the rest."""
     run_script(tmp_path, "mkdir s && echo 1 > s/fine && echo 2 > 's/50%' && echo 3 > s/a:b")
-    said = run_script(tmp_path, f"cp -r s {mount.path}/ 2>&1 || echo status $?")
-    assert "a:b" in said
-    assert "status 1" in said
+    output = run_script(tmp_path, f"cp -r s {mount.path}/ 2>&1 || echo status $?")
+    assert "a:b" in output
+    assert "status 1" in output
     assert client.get("s:fine") == b"1\n"
     assert client.keys("s:a*") == []
 
 
 def test_sqlite(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """A database file that is a value is read from the mount; one can be made, written and rolled back there, too."""
+    """A database in a value is read, changed, rolled back and vacuumed through the mount."""
     path = tmp_path / "made.db"
     with sqlite3.connect(path) as made:
         made.execute("CREATE TABLE numbers (n INTEGER PRIMARY KEY, text)")
@@ -243,7 +249,7 @@ def test_sqlite(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> No
 
 
 def test_find_and_grep(client: redis.Redis, mount: MountedServer) -> None:
-    """`find`, `grep -r`, `du`, `wc` and `sort` see what is in Redis."""
+    """`find`, `grep -r`, `wc` and `sort` read the keys of the server."""
     client.mset({f"user:{number}:name": f"name{number}\n" for number in range(200)})
     client.rpush("queue", *range(10))
     wait_until(lambda: mount.status()["keys"] == 201)

@@ -33,7 +33,7 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 
 def prepare(client: redis.Redis, mount: MountedServer) -> dict[bytes, tuple[object, int]]:
-    """Keys of all types, some of which expire; returns what is there."""
+    """Create keys of all types, some of which expire, and return all contents."""
     for key in create_one_of_each(client, "d:"):
         client.pexpireat(key, AT)
     client.mset({"a": "1", "b": "2", "e:f:g": "deep"})
@@ -43,13 +43,16 @@ def prepare(client: redis.Redis, mount: MountedServer) -> dict[bytes, tuple[obje
 
 
 def roll_back(mount: MountedServer, *words: str) -> tuple[int, str]:
-    """Run the command on the mount's journal."""
+    """Run `rollback` on the mount's journal, and return its exit status and output."""
     done = run_redisfuse(mount.path.parent, "rollback", *words, "--yes", "--journal-file", str(mount.journal))
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount: MountedServer) -> None:
-    """Every kind of edit is taken back at once, TTLs included, and the mount shows it within a second; then redone."""
+def test_a_session_is_rolled_back_while_it_is_mounted(client: redis.Redis, mount: MountedServer) -> None:
+    """Edits of every kind are rolled back at once, TTLs included, and then redone.
+
+    The mount shows the rollback within a second.
+    """
     root = mount.path
     before = prepare(client, mount)
     first = last_change_id(mount)
@@ -65,20 +68,20 @@ def test_a_session_is_taken_back_while_it_is_mounted(client: redis.Redis, mount:
     (root / "new").write_text("fresh")
     after = contents(client)
     ids = [row["id"] for row in journal_rows(mount, first)]
-    status, said = roll_back(mount, *map(str, ids))
-    assert status == 0, said
+    status, output = roll_back(mount, *map(str, ids))
+    assert status == 0, output
     assert contents(client) == before
     wait_until(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists(), 1)
     wait_until(lambda: (root / "a").read_text() == "1", 1)
     assert (root / "d" / "list").exists()
     redone = [row["id"] for row in journal_rows(mount, ids[-1])]
-    status, said = roll_back(mount, *map(str, redone))
-    assert status == 0, said
+    status, output = roll_back(mount, *map(str, redone))
+    assert status == 0, output
     assert contents(client) == after
 
 
-def test_a_directory_with_empty_ones_is_renamed(client: redis.Redis, mount: MountedServer) -> None:
-    """That is one operation: `--last` takes all of it back, and once more brings it back."""
+def test_a_directory_with_an_empty_one_is_renamed(client: redis.Redis, mount: MountedServer) -> None:
+    """The rename is one operation: `--last` rolls all of it back, and a second rollback redoes it."""
     client.set("d:x", "1")
     root = mount.path
     wait_until(lambda: (root / "d" / "x").exists())
@@ -88,19 +91,19 @@ def test_a_directory_with_empty_ones_is_renamed(client: redis.Redis, mount: Moun
     rows = journal_rows(mount, before)
     assert len(rows) == 4
     assert len({row["group"] for row in rows}) == 1
-    status, printed = roll_back(mount, "--last")
-    assert status == 0, printed
+    status, output = roll_back(mount, "--last")
+    assert status == 0, output
     assert client.keys("*") == [b"d:x"]
     wait_until(lambda: sorted(os.listdir(root / "d")) == ["empty", "x"])
     wait_until(lambda: not (root / "renamed").exists())
-    status, printed = roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, rows[-1]["id"])))
-    assert status == 0, printed
+    status, output = roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, rows[-1]["id"])))
+    assert status == 0, output
     assert client.keys("*") == [b"renamed:x"]
     wait_until(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
 
 
 def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: MountedServer) -> None:
-    """What a conflict refused is listed, shown beside what is there, and written by apply."""
+    """A change refused for a conflict is listed by `log`, shown by `diff` and written by `apply`."""
     client.set("k", "old", pxat=AT)
     wait_until(lambda: (mount.path / "k").exists())
     descriptor = os.open(mount.path / "k", os.O_RDWR)
@@ -122,7 +125,7 @@ def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: Mounted
 
 
 def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]]:
-    """Edits as programs make them; not each is possible at each time."""
+    """Return edits as programs make them; not each is possible at each time."""
     names = ["a", "b", "c", "d/string", "d/hash.f", "d/new", "d/hash.g", "e/f/g"]
     any_name = lambda: root / random.choice([*names, "d/list", "d/set", "d/zset", "d/stream"])  # noqa: E731
     file = lambda: root / random.choice(names)  # noqa: E731
@@ -150,8 +153,8 @@ def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mount: MountedServer, seed: int) -> None:
-    """After random edits through the mount, rolling back the newest of them gives the state before these, exactly."""
+def test_a_rollback_restores_each_earlier_state(client: redis.Redis, mount: MountedServer, seed: int) -> None:
+    """A rollback of the newest of several random edits restores the exact state before them."""
     generator = random.Random(seed)
     states = [(last_change_id(mount), prepare(client, mount))]
     edits = random_edits(mount.path, generator)
@@ -167,8 +170,8 @@ def test_the_journal_backwards_gives_every_earlier_state(client: redis.Redis, mo
         rows = [
             row for row in journal_rows(mount, id) if row["state"] in ("applied", "pending") and row["reverts"] is None
         ]
-        status, said = roll_back(mount, *(str(row["id"]) for row in rows)) if rows else (0, "")
-        assert status == 0, said
+        status, output = roll_back(mount, *(str(row["id"]) for row in rows)) if rows else (0, "")
+        assert status == 0, output
         assert contents(client) == before
     roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, states[0][0]) if row["reverts"] is None))
     assert contents(client) == states[0][1]

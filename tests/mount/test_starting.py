@@ -23,7 +23,7 @@ HELPER = "import sys; from redisfuse.cli._mount_helper import main; sys.exit(mai
 
 @pytest.fixture
 def locked_redis() -> Iterator[RedisServer]:
-    """A server that requires a password, with one key."""
+    """Start a server that requires a password, with one key."""
     with RedisServer(tcp=True, password=SECRET) as server:
         server.client().set("app:key", b"value")
         yield server
