@@ -1,4 +1,4 @@
-"""A mount that the tests of a module share."""
+"""The mount that the tests of a module share."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from tests.support.redis_server import RedisServer
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
-    """In write mode, by each binding."""
+    """Mount a server in write mode, with each binding."""
     folder = tmp_path_factory.mktemp("contract")
     with mount_server(folder, server.tcp_url(), "--binding", request.param, write=True) as mount:
         yield mount

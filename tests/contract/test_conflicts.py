@@ -1,4 +1,4 @@
-"""A change by another client during an edit is never overwritten, whatever is edited and at whatever moment."""
+"""A save never overwrites a change that another client made during the edit."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 @pytest.mark.parametrize("before", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("synced", [0, 1, 2])
 @pytest.mark.parametrize("theirs", ["same length", "longer", "gone", "another type"])
-def test_others_changes_stay(
+def test_changes_of_other_clients_are_kept(
     client: redis.Redis, mount: MountedServer, where: str, before: bytes, synced: int, theirs: str
 ) -> None:
-    """ESTALE at close, after none or some saves of that descriptor; the server has their bytes, the journal ours."""
+    """A close is ESTALE after a change by another client, also after earlier saves of the descriptor.
+
+    The server keeps the other client's bytes, and the journal has the refused ones.
+    """
     if where == "string":
         client.set("k", before)
     else:
@@ -58,7 +61,7 @@ def test_others_changes_stay(
 
 
 def change(client: redis.Redis, where: str, before: bytes, how: str) -> None:
-    """Somebody else changes the key or field."""
+    """Change the key or field as another client."""
     if how == "gone":
         client.delete("k")
     elif how == "another type":
@@ -73,8 +76,8 @@ def change(client: redis.Redis, where: str, before: bytes, how: str) -> None:
 
 
 @pytest.mark.parametrize("content", [SMALL, LARGE], ids=["small", "large"])
-def test_ones_own_saves_are_no_conflict(client: redis.Redis, mount: MountedServer, content: bytes) -> None:
-    """Saving, and opening again at once, and saving again through the same descriptor, as often as one likes."""
+def test_saves_through_the_mount_do_not_conflict(client: redis.Redis, mount: MountedServer, content: bytes) -> None:
+    """Repeated saves, through new descriptors and through the same one, all succeed."""
     path = mount.path / "k"
     path.write_bytes(content)
     for number in range(10):

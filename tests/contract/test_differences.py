@@ -1,6 +1,6 @@
-"""The complete list of deliberate differences between a mount and an ordinary filesystem, each held by a test.
+"""The complete list of deliberate differences between a mount and an ordinary filesystem, each with a test.
 
-What is not in here, and is tried in the other modules of this folder, is the same.
+All other behaviour that this folder tests is the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 @dataclass(frozen=True)
 class Difference:
-    """`do` gets a folder with a file `f` (b"0123456789"), an empty directory `d` and a file `g`."""
+    """A difference, and a function that shows it.
 
-    what: str
-    why: str
+    `do` is called with a folder that has the files `f` (b"0123456789") and `g`, and an empty directory `d`.
+    """
+
+    subject: str
+    reason: str
     do: Callable[[Path], Any]
     ordinary: Any
-    here: Any
-    binding: str | None = None  # only with this one
+    on_mount: Any
+    binding: str | None = None  # only with this binding
 
 
 def on_descriptor(path: Path, flags: int, call: Callable[[int], Any]) -> Any:
@@ -71,15 +74,17 @@ def a_file_beside_its_field(root: Path) -> Any:
 
 DIFFERENCES = (
     Difference("link(2)", "Redis has no hard links", lambda r: call_outcome(os.link, r / "f", r / "l"), None, "EPERM"),
-    Difference("symlink(2)", "nor symbolic ones", lambda r: call_outcome(os.symlink, "f", r / "l"), None, "EPERM"),
-    Difference("mkfifo(3)", "nor pipes", lambda r: call_outcome(os.mkfifo, r / "p"), None, "EPERM"),
+    Difference(
+        "symlink(2)", "Redis has no symbolic links", lambda r: call_outcome(os.symlink, "f", r / "l"), None, "EPERM"
+    ),
+    Difference("mkfifo(3)", "Redis has no pipes", lambda r: call_outcome(os.mkfifo, r / "p"), None, "EPERM"),
     Difference("chmod(2)", "modes are the mount's", mode_after_chmod, "0o751", "0o600"),
     Difference("the mode of a new file", "modes are the mount's", mode_of_new, "0o444", "0o600"),
-    Difference("utime(2)", "mtime is when the mount last saw the key change", age_after_utime, "old", "new"),
+    Difference("utime(2)", "mtime is the last change that the mount noticed", age_after_utime, "old", "new"),
     Difference("execution", "no file is executable", execution, True, False),
     Difference(
         "setxattr(2)",
-        "user.redis.ttl is the one attribute that can be set",
+        "only user.redis.ttl can be set",
         lambda r: call_outcome(os.setxattr, r / "f", "user.mine", b"1"),
         None,
         "ENOTSUP",
@@ -94,7 +99,7 @@ DIFFERENCES = (
     Difference("RENAME_EXCHANGE", "two keys can't swap names", exchange, (None, b"g"), ("EINVAL", b"0123456789")),
     Difference(
         "RENAME_NOREPLACE",
-        "libfuse 2 has no flags of rename; what exists is refused all the same",
+        "libfuse 2 has no flags of rename; an existing target is refused, too",
         lambda r: call_outcome(renameat2, r / "f", r / "new", RENAME_NOREPLACE),
         None,
         "EINVAL",
@@ -102,7 +107,7 @@ DIFFERENCES = (
     ),
     Difference(
         "`readme` beside `readme.md`",
-        "the second is a field of the hash `readme` (NAMES.md; not so with --new-files string)",
+        "the second is a field of the hash `readme` (see docs/names.md; not with --new-files string)",
         a_file_beside_its_field,
         1,
         "EACCES",
@@ -111,26 +116,26 @@ DIFFERENCES = (
 
 
 def test_differences(server: RedisServer, mount: MountedServer) -> None:
-    """Each deliberate difference is as listed, on an ordinary filesystem and on the mount."""
+    """Each deliberate difference has the listed results on an ordinary filesystem and on the mount."""
     flush_and_wait(server, mount)
     binding = mount.status()["binding"]
     for number, difference in enumerate(DIFFERENCES):
         with tmpfs_folder() as ordinary:
-            for root, expected in ((ordinary, difference.ordinary), (mount.path / f"t{number}", difference.here)):
+            for root, expected in ((ordinary, difference.ordinary), (mount.path / f"t{number}", difference.on_mount)):
                 root.mkdir(exist_ok=True)
                 (root / "f").write_bytes(b"0123456789")
                 (root / "g").write_bytes(b"g")
                 (root / "d").mkdir()
                 if root is not ordinary and difference.binding not in (None, binding):
                     expected = difference.ordinary
-                assert difference.do(root) == expected, f"{difference.what} in {root}"
+                assert difference.do(root) == expected, f"{difference.subject} in {root}"
 
 
 def test_space_is_the_servers_memory(server: RedisServer, mount: MountedServer) -> None:
-    """statfs(2) tells of the server's memory: all of maxmemory, or of the machine's, and what of it is free."""
+    """statfs(2) returns the size of the server's memory (maxmemory, or the machine's), and its free part."""
     memory = server.client().info("memory")
-    found = os.statvfs(mount.path)
-    assert found.f_namemax == 255
-    total = found.f_blocks * found.f_frsize
-    assert abs(total - memory["total_system_memory"]) <= found.f_frsize
-    assert abs(total - found.f_bfree * found.f_frsize - memory["used_memory"]) < 64 * 1024 * 1024
+    statistics = os.statvfs(mount.path)
+    assert statistics.f_namemax == 255
+    total = statistics.f_blocks * statistics.f_frsize
+    assert abs(total - memory["total_system_memory"]) <= statistics.f_frsize
+    assert abs(total - statistics.f_bfree * statistics.f_frsize - memory["used_memory"]) < 64 * 1024 * 1024

@@ -50,7 +50,7 @@ def at_the_end(fd: int, _path: Path) -> Iterator[Any]:
     yield call_outcome(os.read, fd, 100)
 
 
-def placed(fd: int, _path: Path) -> Iterator[Any]:
+def writing_at_offsets(fd: int, _path: Path) -> Iterator[Any]:
     yield call_outcome(os.pwrite, fd, b"far", 20)
     yield call_outcome(os.pwrite, fd, b"near", 1)
     yield call_outcome(os.pread, fd, 100, 0)
@@ -66,7 +66,7 @@ def truncating(fd: int, path: Path) -> Iterator[Any]:
     yield call_outcome(os.write, fd, b"end")
 
 
-def asking(fd: int, path: Path) -> Iterator[Any]:
+def querying(fd: int, path: Path) -> Iterator[Any]:
     yield comparable_stat(call_outcome(os.fstat, fd))
     yield comparable_stat(call_outcome(os.stat, path))
     yield call_outcome(os.lseek, fd, 0, os.SEEK_CUR)
@@ -104,7 +104,17 @@ def duplicated(fd: int, _path: Path) -> Iterator[Any]:
 
 
 Script = Callable[[int, Path], Iterator[Any]]
-SCRIPTS: tuple[Script, ...] = (reading, writing, seeking, at_the_end, placed, truncating, asking, twice, duplicated)
+SCRIPTS: tuple[Script, ...] = (
+    reading,
+    writing,
+    seeking,
+    at_the_end,
+    writing_at_offsets,
+    truncating,
+    querying,
+    twice,
+    duplicated,
+)
 
 ACCESS = {"O_RDONLY": os.O_RDONLY, "O_WRONLY": os.O_WRONLY, "O_RDWR": os.O_RDWR}
 OTHERS = {"O_CREAT": os.O_CREAT, "O_EXCL": os.O_EXCL, "O_TRUNC": os.O_TRUNC, "O_APPEND": os.O_APPEND}
@@ -114,7 +124,7 @@ SKIPPED = {("directory", at_the_end)}  # one of the differences
 
 
 def combinations() -> Iterator[tuple[str, int]]:
-    """Every combination of flags, with a name."""
+    """Yield a name and the flags of each combination of flags."""
     for access, mode in ACCESS.items():
         for count in range(len(OTHERS) + 1):
             for names in itertools.combinations(OTHERS, count):
@@ -122,7 +132,10 @@ def combinations() -> Iterator[tuple[str, int]]:
 
 
 def cases(folder: Path) -> Iterator[tuple[str, int, str, Script]]:
-    """All of them; where the open fails anyway (as tried in `folder`), once instead of with every script."""
+    """Yield the name, flags, target and script of each case.
+
+    An open that fails, as tried in `folder`, is one case instead of one for each script.
+    """
     for name, flags in combinations():
         for target in TARGETS:
             prepare(folder)
@@ -137,27 +150,27 @@ def cases(folder: Path) -> Iterator[tuple[str, int, str, Script]]:
 
 
 def prepare(folder: Path) -> None:
-    """What is there before."""
+    """Create the files that exist before a case."""
     (folder / "directory").mkdir(parents=True)
     for name, content in EXISTING.items():
         (folder / name).write_bytes(content)
 
 
 def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]:
-    """Everything that a program sees of one case, and what is there afterwards."""
+    """Run a case and return all its results, and the tree afterwards."""
     path = folder / target
     fd = call_outcome(os.open, path, flags, 0o644)
     if isinstance(fd, str):
         return [fd, read_tree(folder)]
     try:
-        seen = list(script(fd, path))
+        results = list(script(fd, path))
     finally:
-        seen.append(call_outcome(os.close, fd))
-    return [*seen, comparable_stat(call_outcome(os.stat, path)), read_tree(folder)]
+        results.append(call_outcome(os.close, fd))
+    return [*results, comparable_stat(call_outcome(os.stat, path)), read_tree(folder)]
 
 
 def test_every_combination(server: RedisServer, mount: MountedServer) -> None:
-    """Each combination of flags, target and what is done then gives the same results, errnos and files as tmpfs."""
+    """Each combination of flags, target and script has the same results, errnos and files as on tmpfs."""
     client = server.client()
     flush_and_wait(server, mount)
     different = []
@@ -173,28 +186,28 @@ def test_every_combination(server: RedisServer, mount: MountedServer) -> None:
             folder = ordinary / f"c{number}"
             prepare(folder)
             expected = run_case(folder, flags, target, script)
-            seen = run_case(mount.path / f"c{number}", flags, target, script)
-            if seen != expected:
-                different.append(f"{name}\n  expected {expected}\n  but saw  {seen}")
+            results = run_case(mount.path / f"c{number}", flags, target, script)
+            if results != expected:
+                different.append(f"{name}\n  expected {expected}\n  but got  {results}")
         for number, (name, *_) in enumerate(todo):
             folder = ordinary / f"c{number}"
-            wanted = {each: (folder / each).read_bytes() for each in ("file", "missing") if (folder / each).exists()}
-            wanted |= {each.name: each.read_bytes() for each in folder.glob("hash.*")}
-            patience = 2 if len(different) < 5 else 0
-            if not settled(lambda n=number, wanted=wanted: stored(client, n) == wanted, patience):
-                different.append(f"{name}\n  left {wanted}\n  but Redis has {stored(client, number)}")
+            files = [folder / "file", folder / "missing", *folder.glob("hash.*")]
+            contents = {path.name: path.read_bytes() for path in files if path.exists()}
+            seconds = 2 if len(different) < 5 else 0
+            if not holds_within(seconds, lambda n=number, contents=contents: read_values(client, n) == contents):
+                different.append(f"{name}\n  tmpfs has {contents}\n  but Redis has {read_values(client, number)}")
     assert not different, f"{len(different)} of {len(todo)} cases:\n" + "\n".join(different[:20])
 
 
-def stored(client: redis.Redis, number: int) -> dict[str, bytes]:
-    """What Redis has of one case, by the names of its files."""
+def read_values(client: redis.Redis, number: int) -> dict[str, bytes]:
+    """Return the values that Redis has for one case, by the names of their files."""
     files = {name: client.get(f"c{number}:{name}") for name in ("file", "missing")}
     fields = {f"hash.{name.decode()}": value for name, value in client.hgetall(f"c{number}:hash").items()}
     return {name: value for name, value in files.items() if value is not None} | fields
 
 
-def settled(condition: Callable[[], bool], seconds: float) -> bool:
-    """Whether it comes true in time: what a release saves comes a moment after the close."""
+def holds_within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Return whether a condition is true within a time, for a release saves shortly after the close."""
     try:
         wait_until(condition, seconds)
     except AssertionError:

@@ -1,6 +1,6 @@
-"""Sequences of calls: a program sees the same on a mount and on an ordinary filesystem.
+"""Sequences of calls, which return the same on a mount and on an ordinary filesystem.
 
-A scenario is a generator of everything that the program sees. What differs deliberately is in `test_differences.py`.
+A scenario is a generator of all results that the program gets. Deliberate differences are in `test_differences.py`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def scenario(function: Scenario) -> Scenario:
     return function
 
 
-def opened(path: Path, flags: int = os.O_RDWR, mode: int = 0o644) -> int:
+def open_file(path: Path, flags: int = os.O_RDWR, mode: int = 0o644) -> int:
     return os.open(path, flags, mode)
 
 
-def whole(fd: int) -> bytes:
+def read_all(fd: int) -> bytes:
     return os.pread(fd, 1 << 20, 0)
 
 
@@ -44,24 +44,24 @@ def whole(fd: int) -> bytes:
 
 @scenario
 def unlinked_while_open(root: Path) -> Iterator[Any]:
-    """The bytes stay for who has the file open; the name is free at once."""
+    """Read an unlinked file through its descriptors; its name is free at once."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    one, two = opened(path), opened(path, os.O_RDONLY)
+    one, two = open_file(path), open_file(path, os.O_RDONLY)
     os.unlink(path)
     yield call_outcome(os.stat, path), comparable_stat(os.fstat(one)), comparable_stat(os.fstat(two))
     yield os.listdir(root)
-    yield whole(one), whole(two)
-    yield call_outcome(os.write, one, b"new"), whole(two)
+    yield read_all(one), read_all(two)
+    yield call_outcome(os.write, one, b"new"), read_all(two)
     yield call_outcome(os.ftruncate, one, 5), os.fstat(two).st_size
     yield call_outcome(os.fchmod, one, 0o600), call_outcome(os.utime, one), call_outcome(os.fsync, one)
-    yield call_outcome(os.write, one, b"more"), whole(two), comparable_stat(os.fstat(one))
+    yield call_outcome(os.write, one, b"more"), read_all(two), comparable_stat(os.fstat(one))
     path.write_bytes(b"another")
-    yield path.read_bytes(), whole(two)
-    third = opened(path)
-    yield call_outcome(os.write, third, b"A"), whole(third), whole(one)
+    yield path.read_bytes(), read_all(two)
+    third = open_file(path)
+    yield call_outcome(os.write, third, b"A"), read_all(third), read_all(one)
     os.unlink(path)
-    yield whole(third), whole(one), os.listdir(root)
+    yield read_all(third), read_all(one), os.listdir(root)
     for fd in (one, two, third):
         yield call_outcome(os.close, fd)
     yield os.listdir(root)
@@ -69,78 +69,78 @@ def unlinked_while_open(root: Path) -> Iterator[Any]:
 
 @scenario
 def unlinked_with_unsaved_bytes(root: Path) -> Iterator[Any]:
-    """What was written and not saved when the file was unlinked stays with the descriptor."""
+    """Keep bytes that were written but not saved before the unlink, in the descriptor."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    fd = opened(path)
+    fd = open_file(path)
     os.pwrite(fd, b"xx", 4)
     os.unlink(path)
-    yield whole(fd), call_outcome(os.stat, path)
+    yield read_all(fd), call_outcome(os.stat, path)
     os.pwrite(fd, b"end", 12)
-    yield whole(fd), call_outcome(os.fsync, fd)
+    yield read_all(fd), call_outcome(os.fsync, fd)
     yield call_outcome(os.close, fd), os.listdir(root)
 
 
 @scenario
 def unlinked_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
-    """A new file that is unlinked while it is open."""
+    """Unlink a new file while it is open."""
     path = root / "f"
-    fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     os.write(fd, b"abc")
     os.unlink(path)
-    yield whole(fd), call_outcome(os.stat, path), os.listdir(root)
-    again = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    yield read_all(fd), call_outcome(os.stat, path), os.listdir(root)
+    again = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     os.write(again, b"other")
-    yield whole(fd), whole(again), call_outcome(os.close, fd), call_outcome(os.close, again)
+    yield read_all(fd), read_all(again), call_outcome(os.close, fd), call_outcome(os.close, again)
     yield read_tree(root)
 
 
 @scenario
-def created_anew_while_the_old_one_is_open(root: Path) -> Iterator[Any]:
-    """A file of the same name that is made after an unlink is another file."""
+def created_again_while_the_old_one_is_open(root: Path) -> Iterator[Any]:
+    """Create another file with the name of an unlinked one."""
     path = root / "f"
     path.write_bytes(b"old")
-    old = opened(path)
+    old = open_file(path)
     os.unlink(path)
-    new = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    new = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     os.write(new, b"new!")
     os.write(old, b"OLD-and-longer")
-    yield whole(old), whole(new), path.read_bytes()
+    yield read_all(old), read_all(new), path.read_bytes()
     yield call_outcome(os.close, old), path.read_bytes()
     yield call_outcome(os.close, new), read_tree(root)
 
 
 @scenario
 def replaced_while_open(root: Path) -> Iterator[Any]:
-    """A rename over an open file: descriptors keep the old file, the name has the new one."""
+    """Rename over an open file: descriptors keep the old file, the name has the new one."""
     path, other = root / "f", root / "g"
     path.write_bytes(b"old")
     other.write_bytes(b"new!")
-    reader, writer = opened(path, os.O_RDONLY), opened(path)
+    reader, writer = open_file(path, os.O_RDONLY), open_file(path)
     os.write(writer, b"unsaved")
     os.rename(other, path)
-    yield whole(reader), whole(writer), path.read_bytes(), os.listdir(root)
+    yield read_all(reader), read_all(writer), path.read_bytes(), os.listdir(root)
     os.write(writer, b" more")
-    yield whole(reader), path.read_bytes(), os.fstat(reader).st_size, os.stat(path).st_size
+    yield read_all(reader), path.read_bytes(), os.fstat(reader).st_size, os.stat(path).st_size
     yield call_outcome(os.close, writer), path.read_bytes()
     yield call_outcome(os.close, reader), read_tree(root)
 
 
 @scenario
 def replaced_several_times(root: Path) -> Iterator[Any]:
-    """Each descriptor stays with the file that it opened."""
+    """Replace a file four times; each descriptor keeps the file that it opened."""
     path = root / "f"
     path.write_bytes(b"0")
     descriptors = []
     for number in range(1, 5):
-        descriptors.append(opened(path))
+        descriptors.append(open_file(path))
         other = root / "new"
         other.write_bytes(b"%d" % number)
         os.replace(other, path)
-    yield [whole(fd) for fd in descriptors], path.read_bytes()
+    yield [read_all(fd) for fd in descriptors], path.read_bytes()
     for fd in descriptors:
         os.pwrite(fd, b"x", 1)
-    yield [whole(fd) for fd in descriptors], path.read_bytes()
+    yield [read_all(fd) for fd in descriptors], path.read_bytes()
     for fd in descriptors:
         os.close(fd)
     yield read_tree(root)
@@ -148,10 +148,10 @@ def replaced_several_times(root: Path) -> Iterator[Any]:
 
 @scenario
 def renamed_while_open(root: Path) -> Iterator[Any]:
-    """A descriptor follows its file to another name, saved or not."""
+    """Rename an open file, saved or not; its descriptor follows it."""
     path, other = root / "f", root / "g"
     path.write_bytes(b"0123456789")
-    fd = opened(path)
+    fd = open_file(path)
     os.write(fd, b"ab")
     os.rename(path, other)
     yield other.read_bytes(), call_outcome(os.stat, path)
@@ -164,12 +164,12 @@ def renamed_while_open(root: Path) -> Iterator[Any]:
 
 @scenario
 def renamed_while_it_is_read(root: Path) -> Iterator[Any]:
-    """A descriptor stays with its file when another one, or a directory, takes the name at once."""
+    """Rename an open file, and give its name to another file or a directory at once."""
     for number, flags in enumerate((os.O_RDONLY, os.O_RDWR)):
         for make in (Path.mkdir, lambda path: path.write_bytes(b"another")):
             path, other = root / f"f{number}{make is Path.mkdir}", root / f"g{number}{make is Path.mkdir}"
             path.write_bytes(b"0123456789")
-            fd = opened(path, flags)
+            fd = open_file(path, flags)
             os.rename(path, other)
             call_outcome(make, path)
             yield call_outcome(os.read, fd, 20), comparable_stat(call_outcome(os.fstat, fd)), call_outcome(os.close, fd)
@@ -178,12 +178,12 @@ def renamed_while_it_is_read(root: Path) -> Iterator[Any]:
 
 @scenario
 def renamed_while_it_is_large(root: Path) -> Iterator[Any]:
-    """The same of a value that isn't read whole, by its own name and by that of its directory."""
+    """Rename an open file too large to be cached whole, and its directory, and reuse the name."""
     (root / "d").mkdir()
     for old, new in (("big", "big2"), ("d/big", "e/big")):
         size = 1_200_000
         (root / old).write_bytes(b"a" * size)
-        reader, writer = opened(root / old, os.O_RDONLY), opened(root / old)
+        reader, writer = open_file(root / old, os.O_RDONLY), open_file(root / old)
         os.pwrite(writer, b"before", size // 2)
         if "/" in old:
             os.rename(root / "d", root / "e")
@@ -205,23 +205,23 @@ def renamed_while_it_is_large(root: Path) -> Iterator[Any]:
 
 @scenario
 def replaced_where_a_directory_is_renamed(root: Path) -> Iterator[Any]:
-    """Descriptors of a file that is not there any more don't lose it when its directory is renamed."""
+    """Rename the directory of a replaced file that is still open."""
     (root / "d").mkdir()
     path, other = root / "d" / "f", root / "d" / "g"
     path.write_bytes(b"old")
     other.write_bytes(b"new!")
-    fd, third = opened(path), opened(other)
+    fd, third = open_file(path), open_file(other)
     os.rename(other, path)
     os.rename(root / "d", root / "e")
-    yield call_outcome(os.fstat, fd).st_size, whole(fd), call_outcome(os.fstat, third).st_size, whole(third)
+    yield call_outcome(os.fstat, fd).st_size, read_all(fd), call_outcome(os.fstat, third).st_size, read_all(third)
     os.write(third, b"N")
     yield call_outcome(os.close, fd), call_outcome(os.close, third), read_tree(root)
 
 
 @scenario
 def renamed_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
-    """A new file can be renamed while it is being written."""
-    fd = opened(root / "f", os.O_RDWR | os.O_CREAT)
+    """Rename a new file while it is being written."""
+    fd = open_file(root / "f", os.O_RDWR | os.O_CREAT)
     os.write(fd, b"one")
     os.rename(root / "f", root / "g")
     os.write(fd, b" two")
@@ -229,10 +229,10 @@ def renamed_before_it_was_ever_saved(root: Path) -> Iterator[Any]:
 
 
 @scenario
-def renamed_over_what_is_being_written(root: Path) -> Iterator[Any]:
-    """A rename over a file that somebody writes to: his bytes go nowhere, without an error."""
+def renamed_over_a_file_being_written(root: Path) -> Iterator[Any]:
+    """Rename over a file that is being written: the written bytes are lost without an error."""
     path, other = root / "f", root / "g"
-    fd = opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    fd = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.write(fd, b"lost")
     other.write_bytes(b"kept")
     os.rename(other, path)
@@ -242,15 +242,15 @@ def renamed_over_what_is_being_written(root: Path) -> Iterator[Any]:
 
 @scenario
 def renamed_while_both_are_open(root: Path) -> Iterator[Any]:
-    """A rename of an open file over an open file."""
+    """Rename an open file over an open file."""
     path, other = root / "f", root / "g"
     path.write_bytes(b"old f")
     other.write_bytes(b"old g")
-    f, g = opened(path), opened(other)
+    f, g = open_file(path), open_file(other)
     os.write(f, b"NEW")
     os.write(g, b"LOST")
     os.rename(path, other)
-    yield whole(f), whole(g), read_tree(root)
+    yield read_all(f), read_all(g), read_tree(root)
     os.write(f, b"!")
     os.write(g, b"?")
     yield read_tree(root), call_outcome(os.close, g), call_outcome(os.close, f), read_tree(root)
@@ -261,10 +261,10 @@ def renamed_while_both_are_open(root: Path) -> Iterator[Any]:
 
 @scenario
 def appending_from_two_descriptors(root: Path) -> Iterator[Any]:
-    """O_APPEND writes go to the end, wherever that is by now."""
+    """Append from two descriptors; each write goes to the current end."""
     path = root / "log"
-    one = opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    two = opened(path, os.O_WRONLY | os.O_APPEND)
+    one = open_file(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    two = open_file(path, os.O_WRONLY | os.O_APPEND)
     for number in range(5):
         os.write(one, b"a%d " % number)
         os.write(two, b"b%d " % number)
@@ -278,60 +278,60 @@ def appending_from_two_descriptors(root: Path) -> Iterator[Any]:
 
 @scenario
 def appending_beside_plain_writing(root: Path) -> Iterator[Any]:
-    """A descriptor without O_APPEND overwrites what one with it appended."""
+    """Overwrite appended bytes through a descriptor without O_APPEND."""
     path = root / "f"
     path.write_bytes(b"base")
-    plain, append = opened(path), opened(path, os.O_RDWR | os.O_APPEND)
+    plain, append = open_file(path), open_file(path, os.O_RDWR | os.O_APPEND)
     os.write(append, b"++")
     os.write(plain, b"PLAINLY")
     os.write(append, b"**")
-    yield whole(plain), whole(append), os.lseek(append, 0, os.SEEK_CUR)
+    yield read_all(plain), read_all(append), os.lseek(append, 0, os.SEEK_CUR)
     os.lseek(append, 0, os.SEEK_SET)
-    yield os.read(append, 4), os.write(append, b"z"), whole(plain)
+    yield os.read(append, 4), os.write(append, b"z"), read_all(plain)
     yield call_outcome(os.close, plain), call_outcome(os.close, append), read_tree(root)
 
 
 @scenario
 def appending_begins_and_ends(root: Path) -> Iterator[Any]:
-    """fcntl(2) takes O_APPEND from a descriptor, and gives it."""
+    """Remove and add O_APPEND with fcntl(2)."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    fd = opened(path, os.O_RDWR | os.O_APPEND)
+    fd = open_file(path, os.O_RDWR | os.O_APPEND)
     os.write(fd, b"end")
     fcntl.fcntl(fd, fcntl.F_SETFL, 0)
     os.pwrite(fd, b"XX", 0)
-    yield whole(fd)
+    yield read_all(fd)
     fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
     os.lseek(fd, 0, os.SEEK_SET)
-    yield os.write(fd, b"more"), whole(fd), call_outcome(os.close, fd), read_tree(root)
+    yield os.write(fd, b"more"), read_all(fd), call_outcome(os.close, fd), read_tree(root)
 
 
 @scenario
 def a_reader_beside_a_writer(root: Path) -> Iterator[Any]:
-    """A reader sees each write at once, saved or not, and the new size."""
+    """Read each write at once, saved or not, and the new size."""
     path = root / "f"
     path.write_bytes(b"start")
-    reader = opened(path, os.O_RDONLY)
-    writer = opened(path, os.O_WRONLY | os.O_APPEND)
+    reader = open_file(path, os.O_RDONLY)
+    writer = open_file(path, os.O_WRONLY | os.O_APPEND)
     for number in range(4):
         os.write(writer, b" %d" % number)
-        yield whole(reader), os.fstat(reader).st_size, os.stat(path).st_size, path.read_bytes()
+        yield read_all(reader), os.fstat(reader).st_size, os.stat(path).st_size, path.read_bytes()
         os.fsync(writer)
-        yield whole(reader)
+        yield read_all(reader)
     os.close(writer)
-    yield whole(reader), os.fstat(reader).st_size
+    yield read_all(reader), os.fstat(reader).st_size
     path.write_bytes(b"anew")
-    yield whole(reader), os.fstat(reader).st_size
+    yield read_all(reader), os.fstat(reader).st_size
     os.truncate(path, 2)
-    yield whole(reader), os.fstat(reader).st_size
+    yield read_all(reader), os.fstat(reader).st_size
     os.close(reader)
 
 
 @scenario
 def duplicated_and_closed_one_by_one(root: Path) -> Iterator[Any]:
-    """Each close of a duplicate saves, and the others go on."""
+    """Close duplicates; each close saves, and the others remain usable."""
     path = root / "f"
-    fd = opened(path, os.O_RDWR | os.O_CREAT)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     copies = [os.dup(fd) for _ in range(3)]
     for number, copy in enumerate(copies):
         os.write(copy, b"%d" % number)
@@ -342,9 +342,9 @@ def duplicated_and_closed_one_by_one(root: Path) -> Iterator[Any]:
 
 @scenario
 def a_child_inherits(root: Path) -> Iterator[Any]:
-    """What a child writes to an inherited descriptor is in the file."""
+    """Write to a descriptor that a child process inherited."""
     path = root / "f"
-    fd = opened(path, os.O_RDWR | os.O_CREAT)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     os.write(fd, b"parent ")
     child = os.fork()
     if not child:
@@ -360,19 +360,19 @@ def a_child_inherits(root: Path) -> Iterator[Any]:
 
 @scenario
 def truncate_by_path(root: Path) -> Iterator[Any]:
-    """truncate(2) with nobody, a reader or a writer having the file open."""
+    """Call truncate(2) on a file that is closed, open for reading, or open for writing."""
     path = root / "f"
     path.write_bytes(b"0123456789")
     yield call_outcome(os.truncate, path, 7), path.read_bytes()
     yield call_outcome(os.truncate, path, 7), path.read_bytes()
     yield call_outcome(os.truncate, path, 9), path.read_bytes()
-    reader = opened(path, os.O_RDONLY)
-    yield whole(reader), call_outcome(os.truncate, path, 3), whole(reader), os.fstat(reader).st_size
-    writer = opened(path, os.O_RDWR)
+    reader = open_file(path, os.O_RDONLY)
+    yield read_all(reader), call_outcome(os.truncate, path, 3), read_all(reader), os.fstat(reader).st_size
+    writer = open_file(path, os.O_RDWR)
     os.pwrite(writer, b"unsaved", 2)
-    yield call_outcome(os.truncate, path, 5), whole(writer), whole(reader)
+    yield call_outcome(os.truncate, path, 5), read_all(writer), read_all(reader)
     os.close(writer)
-    yield whole(reader), call_outcome(os.truncate, path, 0), whole(reader), os.stat(path).st_size
+    yield read_all(reader), call_outcome(os.truncate, path, 0), read_all(reader), os.stat(path).st_size
     os.close(reader)
     yield (
         call_outcome(os.truncate, root / "none", 1),
@@ -384,23 +384,23 @@ def truncate_by_path(root: Path) -> Iterator[Any]:
 
 @scenario
 def truncate_and_write(root: Path) -> Iterator[Any]:
-    """Shorter, longer and in between, the bytes that come back are NULs."""
+    """Truncate, extend and write; an extension contains NULs."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    fd = opened(path)
+    fd = open_file(path)
     os.ftruncate(fd, 4)
     os.ftruncate(fd, 8)
-    yield whole(fd)
+    yield read_all(fd)
     os.pwrite(fd, b"Z", 6)
     os.ftruncate(fd, 7)
     os.ftruncate(fd, 9)
-    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
-    fd = opened(path)
+    yield read_all(fd), call_outcome(os.close, fd), read_tree(root)
+    fd = open_file(path)
     os.pwrite(fd, b"far", 10_000)
     os.ftruncate(fd, 5)
-    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
-    fd = opened(path, os.O_RDWR | os.O_TRUNC)
-    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
+    yield read_all(fd), call_outcome(os.close, fd), read_tree(root)
+    fd = open_file(path, os.O_RDWR | os.O_TRUNC)
+    yield read_all(fd), call_outcome(os.close, fd), read_tree(root)
 
 
 # -- renaming ----------------------------------------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def truncate_and_write(root: Path) -> Iterator[Any]:
 
 @scenario
 def renames_of_files(root: Path) -> Iterator[Any]:
-    """Onto nothing, onto itself, over a file, a directory, out of and into directories, of what is not there."""
+    """Rename to a free name, itself, a file and a directory, across directories, and a missing file."""
     (root / "d" / "e").mkdir(parents=True)
     (root / "f").write_bytes(b"f")
     (root / "g").write_bytes(b"g")
@@ -432,7 +432,7 @@ def renames_of_files(root: Path) -> Iterator[Any]:
 
 @scenario
 def renames_of_directories(root: Path) -> Iterator[Any]:
-    """Into itself, over files, empty and full directories; what is below goes along."""
+    """Rename directories into themselves, and over files, empty and full directories."""
     for name in ("a/b/c", "full", "empty"):
         (root / name).mkdir(parents=True)
     (root / "a" / "b" / "f").write_bytes(b"f")
@@ -451,11 +451,11 @@ def renames_of_directories(root: Path) -> Iterator[Any]:
 
 @scenario
 def an_open_file_in_a_renamed_directory(root: Path) -> Iterator[Any]:
-    """Descriptors follow when a directory above them is renamed, new files too."""
+    """Rename the directory of open files, also of a new one; descriptors follow."""
     (root / "d").mkdir()
     (root / "d" / "f").write_bytes(b"0123")
-    old = opened(root / "d" / "f")
-    new = opened(root / "d" / "new", os.O_RDWR | os.O_CREAT)
+    old = open_file(root / "d" / "f")
+    new = open_file(root / "d" / "new", os.O_RDWR | os.O_CREAT)
     os.write(old, b"ab")
     os.write(new, b"one ")
     os.rename(root / "d", root / "e")
@@ -467,14 +467,14 @@ def an_open_file_in_a_renamed_directory(root: Path) -> Iterator[Any]:
 
 @scenario
 def without_replacing(root: Path) -> Iterator[Any]:
-    """RENAME_NOREPLACE is EEXIST over anything."""
+    """Get EEXIST from RENAME_NOREPLACE over any target."""
     (root / "d").mkdir()
     (root / "f").write_bytes(b"f")
     (root / "g").write_bytes(b"g")
     yield call_outcome(renameat2, root / "f", root / "g", RENAME_NOREPLACE), read_tree(root)
     yield call_outcome(renameat2, root / "f", root / "d", RENAME_NOREPLACE)
     yield call_outcome(renameat2, root / "d", root / "f", RENAME_NOREPLACE)
-    fd = opened(root / "new", os.O_RDWR | os.O_CREAT)
+    fd = open_file(root / "new", os.O_RDWR | os.O_CREAT)
     yield (
         call_outcome(renameat2, root / "f", root / "new", RENAME_NOREPLACE),
         call_outcome(os.close, fd),
@@ -484,7 +484,7 @@ def without_replacing(root: Path) -> Iterator[Any]:
 
 @scenario
 def moving_without_replacing(root: Path) -> Iterator[Any]:
-    """RENAME_NOREPLACE moves to a name that is free."""
+    """Move to a free name with RENAME_NOREPLACE."""
     (root / "d").mkdir()
     (root / "d" / "x").write_bytes(b"x")
     (root / "f").write_bytes(b"f")
@@ -492,12 +492,12 @@ def moving_without_replacing(root: Path) -> Iterator[Any]:
     yield call_outcome(renameat2, root / "d", root / "e", RENAME_NOREPLACE), read_tree(root)
 
 
-LIBFUSE_3 = {moving_without_replacing}  # with libfuse 2 it is one of the differences
+LIBFUSE_3 = {moving_without_replacing}  # one of the differences with libfuse 2
 
 
 @scenario
 def swapping_by_way_of_a_third_name(root: Path) -> Iterator[Any]:
-    """Three renames swap two files, and two directories."""
+    """Swap two files, and two directories, with three renames."""
     for name in ("a", "b"):
         (root / f"d{name}").mkdir()
         (root / f"d{name}" / "f").write_bytes(name.encode())
@@ -514,7 +514,7 @@ def swapping_by_way_of_a_third_name(root: Path) -> Iterator[Any]:
 
 @scenario
 def making_and_removing(root: Path) -> Iterator[Any]:
-    """mkdir, rmdir and unlink of what is there, what is not, and what is something else."""
+    """Call mkdir, rmdir and unlink on existing and missing paths, and on the wrong type."""
     d, f = root / "d", root / "f"
     f.write_bytes(b"f")
     yield (
@@ -525,7 +525,7 @@ def making_and_removing(root: Path) -> Iterator[Any]:
     )
     yield (
         call_outcome(os.mkdir, f / "d"),
-        call_outcome(opened, f / "x", os.O_CREAT | os.O_RDWR),
+        call_outcome(open_file, f / "x", os.O_CREAT | os.O_RDWR),
         call_outcome(os.stat, f / "x"),
     )
     yield (
@@ -544,8 +544,8 @@ def making_and_removing(root: Path) -> Iterator[Any]:
     )
     yield (
         call_outcome(os.mkdir, d),
-        call_outcome(opened, d, os.O_RDWR),
-        call_outcome(opened, f, os.O_RDONLY | os.O_DIRECTORY),
+        call_outcome(open_file, d, os.O_RDWR),
+        call_outcome(open_file, f, os.O_RDONLY | os.O_DIRECTORY),
     )
     (d / "sub").mkdir()
     yield call_outcome(os.rmdir, d), call_outcome(os.rmdir, d / "sub"), call_outcome(os.rmdir, d), os.listdir(root)
@@ -553,7 +553,7 @@ def making_and_removing(root: Path) -> Iterator[Any]:
 
 @scenario
 def dots(root: Path) -> Iterator[Any]:
-    """`.` and `..` are where they should be, and can't be made, removed or renamed."""
+    """Resolve `.` and `..`, and fail to create, remove or rename them."""
     d = root / "d"
     d.mkdir()
     (root / "f").write_bytes(b"f")
@@ -568,37 +568,37 @@ def dots(root: Path) -> Iterator[Any]:
         call_outcome(os.unlink, f"{d}/.."),
         call_outcome(os.rename, f"{d}/.", root / "e"),
     )
-    yield call_outcome(os.rename, f"{root}/f", f"{d}/.."), call_outcome(opened, f"{d}/..", os.O_CREAT | os.O_RDWR)
+    yield call_outcome(os.rename, f"{root}/f", f"{d}/.."), call_outcome(open_file, f"{d}/..", os.O_CREAT | os.O_RDWR)
     yield os.path.samefile(f"{d}/..", root), read_tree(root)
 
 
 @scenario
 def emptied_while_it_is_read(root: Path) -> Iterator[Any]:
-    """Names that stay are given once each, however many of the others are removed while the directory is read."""
+    """List each name that is kept exactly once, while other names are removed."""
     d = root / "d"
     d.mkdir()
     for number in range(300):
         (d / f"n{number:03}").touch()
-    seen = []
+    listed = []
     with os.scandir(d) as entries:
         for entry in entries:
-            seen.append(entry.name)
-            victim = d / f"n{299 - len(seen):03}"
-            if len(seen) % 2 and len(seen) < 300 and victim.exists() and victim.name not in seen:
+            listed.append(entry.name)
+            victim = d / f"n{299 - len(listed):03}"
+            if len(listed) % 2 and len(listed) < 300 and victim.exists() and victim.name not in listed:
                 victim.unlink()
-    left = sorted(os.listdir(d))
-    yield [name for name in left if seen.count(name) != 1]
-    yield len(seen) == len(set(seen)), set(left) <= set(seen)
+    remaining = sorted(os.listdir(d))
+    yield [name for name in remaining if listed.count(name) != 1]
+    yield len(listed) == len(set(listed)), set(remaining) <= set(listed)
     shutil.rmtree(d)
     yield os.listdir(root)
 
 
 @scenario
 def removed_while_it_is_read(root: Path) -> Iterator[Any]:
-    """A directory that is open can be removed; reading and making files in it then fail as they should."""
+    """Remove an open directory; creating a file in it then fails."""
     d = root / "d"
     d.mkdir()
-    fd = opened(d, os.O_RDONLY | os.O_DIRECTORY)
+    fd = open_file(d, os.O_RDONLY | os.O_DIRECTORY)
     os.rmdir(d)
     yield call_outcome(os.stat, d), call_outcome(os.open, "f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
     yield os.listdir(root), call_outcome(os.close, fd)
@@ -608,13 +608,13 @@ def removed_while_it_is_read(root: Path) -> Iterator[Any]:
 
 @scenario
 def by_directory_descriptor(root: Path) -> Iterator[Any]:
-    """The *at calls work from a directory that was renamed meanwhile."""
+    """Use the *at calls with a directory that was renamed after it was opened."""
     (root / "d").mkdir()
-    fd = opened(root / "d", os.O_RDONLY | os.O_DIRECTORY)
+    fd = open_file(root / "d", os.O_RDONLY | os.O_DIRECTORY)
     os.rename(root / "d", root / "e")
-    made = os.open("f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
-    os.write(made, b"at")
-    yield call_outcome(os.close, made), call_outcome(os.fsync, fd)
+    new = os.open("f", os.O_CREAT | os.O_RDWR, 0o644, dir_fd=fd)
+    os.write(new, b"at")
+    yield call_outcome(os.close, new), call_outcome(os.fsync, fd)
     yield comparable_stat(os.stat("f", dir_fd=fd)), read_tree(root)
     yield (
         call_outcome(os.rename, "f", "g", src_dir_fd=fd, dst_dir_fd=fd),
@@ -626,7 +626,7 @@ def by_directory_descriptor(root: Path) -> Iterator[Any]:
 
 @scenario
 def many_levels(root: Path) -> Iterator[Any]:
-    """Deep trees are made, walked, copied, moved and removed."""
+    """Create, walk, copy, move and remove a deep tree."""
     deep = root / "a" / "b" / "c" / "d" / "e"
     deep.mkdir(parents=True)
     (deep / "f").write_bytes(b"deep")
@@ -644,13 +644,13 @@ def many_levels(root: Path) -> Iterator[Any]:
 
 @scenario
 def long_names(root: Path) -> Iterator[Any]:
-    """255 bytes are a name, 256 are too long, for every call."""
+    """Accept names of 255 bytes in every call, and refuse names of 256."""
     fits, over = root / ("n" * 255), root / ("n" * 256)
     fits.write_bytes(b"long")
     yield fits.read_bytes(), os.listdir(root)
     yield call_outcome(os.rename, fits, root / ("d" * 255)), call_outcome(os.mkdir, fits), sorted(read_tree(root))
     yield (
-        call_outcome(opened, over, os.O_CREAT | os.O_RDWR),
+        call_outcome(open_file, over, os.O_CREAT | os.O_RDWR),
         call_outcome(os.mkdir, over),
         call_outcome(os.rename, fits, over),
     )
@@ -661,15 +661,15 @@ def long_names(root: Path) -> Iterator[Any]:
         call_outcome(os.rmdir, over),
     )
     yield (
-        call_outcome(opened, over, os.O_RDONLY),
-        call_outcome(opened, over / "x", os.O_RDONLY),
+        call_outcome(open_file, over, os.O_RDONLY),
+        call_outcome(open_file, over / "x", os.O_RDONLY),
         call_outcome(os.listdir, over),
     )
 
 
 @scenario
 def odd_names(root: Path) -> Iterator[Any]:
-    """Spaces, quotes, UTF-8, dots in front and behind, and a single dot field are names as any."""
+    """Use names with spaces, quotes, UTF-8, dots in front and behind, and of a field."""
     names = [
         " ",
         "a b",
@@ -701,22 +701,22 @@ def odd_names(root: Path) -> Iterator[Any]:
 
 @scenario
 def mapped_beside_appending(root: Path) -> Iterator[Any]:
-    """What is written through a mapping goes where it is mapped, though a descriptor was opened to append."""
+    """Write through a mapping of a descriptor with O_APPEND at the mapped offset."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    plain, append = opened(path), opened(path, os.O_RDWR | os.O_APPEND)
-    for fd, place in ((append, 2), (plain, 5)):
+    plain, append = open_file(path), open_file(path, os.O_RDWR | os.O_APPEND)
+    for fd, offset in ((append, 2), (plain, 5)):
         with mmap.mmap(fd, 0) as mapping:
-            mapping[place : place + 1] = b"X"
+            mapping[offset : offset + 1] = b"X"
             mapping.flush()
         yield path.read_bytes(), os.fstat(fd).st_size
     os.write(append, b"end")
-    yield whole(plain), call_outcome(os.close, plain), call_outcome(os.close, append), read_tree(root)
+    yield read_all(plain), call_outcome(os.close, plain), call_outcome(os.close, append), read_tree(root)
 
 
 @scenario
 def mapped(root: Path) -> Iterator[Any]:
-    """Shared mappings read, write and see what write(2) did; private ones change nothing."""
+    """Read and write through a shared mapping, which shows write(2); a private one changes nothing."""
     path = root / "f"
     path.write_bytes(b"x" * 10_000)
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as shared:
@@ -736,10 +736,10 @@ def mapped(root: Path) -> Iterator[Any]:
 
 @scenario
 def mapped_after_the_close(root: Path) -> Iterator[Any]:
-    """A mapping outlives the descriptor that it was made from."""
+    """Write through a mapping after its descriptor is closed."""
     path = root / "f"
     path.write_bytes(b"0123456789")
-    fd = opened(path)
+    fd = open_file(path)
     mapping = mmap.mmap(fd, 0)
     os.close(fd)
     mapping[2:4] = b"XY"
@@ -752,12 +752,12 @@ def mapped_after_the_close(root: Path) -> Iterator[Any]:
 
 @scenario
 def positions(root: Path) -> Iterator[Any]:
-    """Holes, sparse writes, reads past the end, vectors."""
+    """Write with holes, read past the end, and use vectors."""
     path = root / "f"
-    fd = opened(path, os.O_RDWR | os.O_CREAT)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT)
     yield os.pwrite(fd, b"end", 70_000), os.fstat(fd).st_size, os.pread(fd, 10, 69_995), os.pread(fd, 10, 70_003)
     yield os.pwritev(fd, [b"a", b"bb", b"ccc"], 1), os.preadv(fd, [bytearray(3), bytearray(9)], 0), os.pread(fd, 8, 0)
-    yield call_outcome(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED), whole(fd)[:8]
+    yield call_outcome(os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED), read_all(fd)[:8]
     yield call_outcome(os.lseek, fd, 10**6, os.SEEK_SET), call_outcome(os.read, fd, 1)
     yield call_outcome(os.posix_fallocate, fd, 0, 80_000), os.fstat(fd).st_size
     yield call_outcome(os.close, fd), len(path.read_bytes())
@@ -765,22 +765,22 @@ def positions(root: Path) -> Iterator[Any]:
 
 @scenario
 def copied_in_the_kernel(root: Path) -> Iterator[Any]:
-    """sendfile(2), copy_file_range(2) and splice through a pipe copy bytes."""
+    """Copy with sendfile(2) and copy_file_range(2)."""
     source, target = root / "s", root / "t"
     source.write_bytes(bytes(range(256)) * 64)
-    a, b = opened(source), opened(target, os.O_RDWR | os.O_CREAT)
-    yield os.sendfile(b, a, 0, 5000), whole(b) == whole(a)[:5000]
+    a, b = open_file(source), open_file(target, os.O_RDWR | os.O_CREAT)
+    yield os.sendfile(b, a, 0, 5000), read_all(b) == read_all(a)[:5000]
     copied = call_outcome(os.copy_file_range, a, b, 1000, 0, 6000)
-    yield copied, whole(b)[6000:7000] == whole(a)[:1000]
+    yield copied, read_all(b)[6000:7000] == read_all(a)[:1000]
     yield call_outcome(os.close, a), call_outcome(os.close, b), read_tree(root)
 
 
 @scenario
 def locked(root: Path) -> Iterator[Any]:
-    """flock(2) and fcntl(2) locks hold between descriptors."""
+    """Lock one file with flock(2) and fcntl(2) through two descriptors."""
     path = root / "f"
     path.write_bytes(b"x")
-    one, two = opened(path), opened(path)
+    one, two = open_file(path), open_file(path)
     exclusive = fcntl.LOCK_EX | fcntl.LOCK_NB
     yield call_outcome(fcntl.flock, one, exclusive), call_outcome(fcntl.flock, two, exclusive)
     yield call_outcome(fcntl.flock, one, fcntl.LOCK_UN), call_outcome(fcntl.flock, two, exclusive)
@@ -788,18 +788,18 @@ def locked(root: Path) -> Iterator[Any]:
 
 
 @scenario
-def permissions_asked(root: Path) -> Iterator[Any]:
-    """access(2) of files and directories for reading and writing."""
+def permissions(root: Path) -> Iterator[Any]:
+    """Call access(2) for files and directories, for reading and writing."""
     path = root / "f"
     path.write_bytes(b"x")
-    for wanted in (os.F_OK, os.R_OK, os.W_OK, os.R_OK | os.W_OK):
-        yield os.access(path, wanted), os.access(root, wanted), os.access(root / "none", wanted)
+    for mode in (os.F_OK, os.R_OK, os.W_OK, os.R_OK | os.W_OK):
+        yield os.access(path, mode), os.access(root, mode), os.access(root / "none", mode)
     yield os.access(root, os.X_OK)
 
 
 @scenario
 def temporary_files(root: Path) -> Iterator[Any]:
-    """mkstemp and rename, while it is open and after; unlinked temporaries; temporary directories."""
+    """Rename temporary files, open and closed; use unlinked ones and temporary directories."""
     fd, name = tempfile.mkstemp(dir=root)
     os.write(fd, b"one ")
     os.rename(name, root / "f")
@@ -827,10 +827,10 @@ def temporary_files(root: Path) -> Iterator[Any]:
 
 @scenario
 def a_private_new_file(root: Path) -> Iterator[Any]:
-    """A file made O_EXCL and 0600 is a file as any for the program: written, read, truncated, appended, renamed."""
+    """Write, read, truncate, append to and rename a file created with O_EXCL and mode 0600."""
     path = root / "f"
-    fd = opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    yield call_outcome(opened, path, os.O_CREAT | os.O_EXCL, 0o600), comparable_stat(os.fstat(fd)), os.listdir(root)
+    fd = open_file(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    yield call_outcome(open_file, path, os.O_CREAT | os.O_EXCL, 0o600), comparable_stat(os.fstat(fd)), os.listdir(root)
     os.write(fd, b"abc")
     yield call_outcome(os.close, fd), path.read_bytes(), comparable_stat(os.stat(path))
     with path.open("ab") as file:
@@ -842,15 +842,15 @@ def a_private_new_file(root: Path) -> Iterator[Any]:
 
 @scenario
 def fields(root: Path) -> Iterator[Any]:
-    """Files that are fields of hashes behave as files do."""
+    """Rename, unlink, append to and truncate files that are fields of hashes."""
     for name in ("h.a", "h.b", "i.a"):
         (root / name).write_bytes(name.encode())
     yield read_tree(root)
     os.rename(root / "h.a", root / "h.c")
     os.rename(root / "i.a", root / "h.b")
-    fd = opened(root / "h.c")
+    fd = open_file(root / "h.c")
     os.unlink(root / "h.c")
-    yield whole(fd), call_outcome(os.close, fd), read_tree(root)
+    yield read_all(fd), call_outcome(os.close, fd), read_tree(root)
     with (root / "h.b").open("ab") as file:
         file.write(b"+")
     os.truncate(root / "h.b", 2)
@@ -859,10 +859,10 @@ def fields(root: Path) -> Iterator[Any]:
 
 @scenario
 def large_files(root: Path) -> Iterator[Any]:
-    """Files that are edited in pieces: patched, appended, truncated, read back."""
+    """Patch, append to, truncate and read a file that is edited in pieces."""
     path = root / "big"
     path.write_bytes(bytes(range(256)) * 12_000)
-    fd = opened(path)
+    fd = open_file(path)
     os.pwrite(fd, b"patch", 1_500_000)
     yield os.pread(fd, 9, 1_499_998), os.fstat(fd).st_size, call_outcome(os.fsync, fd)
     os.pwrite(fd, b"again", 1_500_003)
@@ -870,7 +870,7 @@ def large_files(root: Path) -> Iterator[Any]:
     with path.open("ab") as file:
         file.write(b"appended")
     yield os.stat(path).st_size, path.read_bytes()[-10:]
-    reader = opened(path, os.O_RDONLY)
+    reader = open_file(path, os.O_RDONLY)
     os.truncate(path, 2_000_000)
     yield os.stat(path).st_size, os.fstat(reader).st_size, os.pread(reader, 10, 1_999_995)
     os.truncate(path, 2_000_010)
@@ -885,7 +885,7 @@ def large_files(root: Path) -> Iterator[Any]:
 
 @pytest.mark.parametrize("script", SCENARIOS, ids=lambda script: script.__name__)
 def test_scenario(server: RedisServer, mount: MountedServer, script: Scenario) -> None:
-    """A program sees on the mount what it sees on tmpfs, and what it leaves there is the same."""
+    """A scenario has the same results on the mount and on tmpfs, and leaves the same tree."""
     flush_and_wait(server, mount)
     if script in LIBFUSE_3 and mount.status()["binding"] != "mfusepy":
         return
@@ -893,18 +893,18 @@ def test_scenario(server: RedisServer, mount: MountedServer, script: Scenario) -
     root.mkdir()
     with tmpfs_folder() as ordinary:
         expected = list(script(ordinary))
-        left = read_tree(ordinary)
-    seen = list(script(root))
-    for step, (wanted, got) in enumerate(zip(expected, seen, strict=True)):
-        assert got == wanted, f"step {step}"
-    assert read_tree(root) == left
+        expected_tree = read_tree(ordinary)
+    results = list(script(root))
+    for step, (expected_result, result) in enumerate(zip(expected, results, strict=True)):
+        assert result == expected_result, f"step {step}"
+    assert read_tree(root) == expected_tree
     assert server.client().keys("*fuse_hidden*") == []
 
 
-def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: MountedServer) -> None:
-    """A key that somebody else changes while it is open: old descriptors read the old bytes, new ones the new.
+def test_descriptors_do_not_mix_versions(server: RedisServer, mount: MountedServer) -> None:
+    """When another client changes an open key, old descriptors read the old bytes, new ones the new bytes.
 
-    As soon as it is edited here, all of them share that edit.
+    After an edit through the mount all of them read the edited file.
     """
     client = server.client()
     flush_and_wait(server, mount)
@@ -912,15 +912,15 @@ def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: M
     client.set("k", old)
     path = mount.path / "k"
     wait_until(path.exists)
-    reader = opened(path, os.O_RDONLY)
+    reader = open_file(path, os.O_RDONLY)
     assert os.pread(reader, 10_000, 0) == old[:10_000]
     client.set("k", new)
     wait_until(lambda: path.read_bytes() == new)
     assert os.pread(reader, 20_000, 0) == old
-    second = opened(path, os.O_RDONLY)
+    second = open_file(path, os.O_RDONLY)
     assert (os.pread(second, 20_000, 0), os.pread(reader, 20_000, 0)) == (new, old)
     os.close(second)
-    writer = opened(path, os.O_RDWR)
+    writer = open_file(path, os.O_RDWR)
     assert os.pread(writer, 20_000, 0) == new
     os.pwrite(writer, b"mine", 10_000)
     assert os.pread(reader, 20_000, 0) == os.pread(writer, 20_000, 0) == new[:10_000] + b"mine" + new[10_004:]
@@ -929,8 +929,8 @@ def test_descriptors_never_mix_what_others_changed(server: RedisServer, mount: M
     os.close(reader)
 
 
-def test_a_file_just_written_can_be_mapped(mount: MountedServer) -> None:
-    """A shared mapping of a file that was closed a moment ago, whose release is still on its way."""
+def test_a_file_is_mapped_right_after_its_close(mount: MountedServer) -> None:
+    """A file that was just closed, and is not yet released by the kernel, can be mapped (shared)."""
     path = mount.path / "just_written"
     for number in range(40):
         with path.open("w+b") as file:

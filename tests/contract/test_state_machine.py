@@ -1,7 +1,7 @@
-"""A long life of one write mount: random operations by programs on the mount and by other clients of the server.
+"""Random operations on one write mount, by programs on the mount and by other clients of the server.
 
-After each one, the mount, Redis and the journal equal a plain model. At the end the journal, replayed backwards, gives
-every earlier state in turn, down to the first, byte for byte, times to live included.
+After each operation, the mount, Redis and the journal equal a plain model. At the end the journal is rolled back, and
+restores each earlier state in turn, up to the first, byte for byte, times to live included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.support.expected_state import call_outcome
 from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
-PATIENCE = 5.0  # seconds for what one operation changes to be everywhere
+PATIENCE = 5.0  # seconds until an operation's change is in Redis, in the journal and on the mount
 HOUR = 3_600_000  # milliseconds
 
 Directory = tuple[str, ...]
@@ -55,7 +55,7 @@ numbers = count()
 
 @dataclass(frozen=True)
 class Place:
-    """What a path means: a key, or a field of one."""
+    """A key, or a field of a key, to which a path leads."""
 
     key: str
     field: bytes | None = None
@@ -63,15 +63,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that changed Redis: what it was before, and how that comes back."""
+    """A change of Redis: the state before it, and how to restore that state."""
 
     before: Model
-    groups: tuple[int, ...]  # of the journal; none: it was somebody else
-    give_back: Callable[[], None]
+    groups: tuple[int, ...]  # of the journal; empty for a change by another client
+    restore: Callable[[], None]
 
 
 class Life(RuleBasedStateMachine):
-    """Everything happens in a folder of its own, which nobody else uses."""
+    """The operations, in a folder that only this machine uses."""
 
     def __init__(self, mount: MountedServer, server: RedisServer, client: redis.Redis) -> None:
         super().__init__()
@@ -81,13 +81,13 @@ class Life(RuleBasedStateMachine):
         self.top = f"life{next(numbers)}"
         self.root = mount.path / self.top
         self.model: Model = {}
-        self.made: set[Directory] = set()
-        self.whole = False
+        self.made_directories: set[Directory] = set()
+        self.succeeded = False
         self.events: list[Event] = []
         with self.journal() as journal:
             self.last = max((change.id for change in journal.find_changes()), default=0)
         os.mkdir(self.root)
-        self.made.add(())
+        self.made_directories.add(())
         self.last += 1
         self.first = self.last
 
@@ -106,16 +106,16 @@ class Life(RuleBasedStateMachine):
         return self.model[key][0] if key in self.model else None
 
     def find(self, directory: Directory, leaf: str) -> Place | None:
-        """What a name leads to: a field, or else a key."""
+        """Return the field, or else the key, that a name leads to."""
         owner, dot, field = leaf.partition(".")
-        held = self.value(self.key(directory, owner))
-        if dot and isinstance(held, dict) and field.encode() in held:
+        value = self.value(self.key(directory, owner))
+        if dot and isinstance(value, dict) and field.encode() in value:
             return Place(self.key(directory, owner), field.encode())
         key = self.key(directory, leaf)
         return Place(key) if key in self.model else None
 
-    def made_new(self, directory: Directory, leaf: str) -> Place:
-        """What a new file becomes (NAMES.md)."""
+    def place_of_new_file(self, directory: Directory, leaf: str) -> Place:
+        """Return the key or field that a new file is (docs/names.md)."""
         owner, dot, field = leaf.partition(".")
         if dot and isinstance(self.value(self.key(directory, owner)), dict | None):
             return Place(self.key(directory, owner), field.encode())
@@ -127,11 +127,11 @@ class Life(RuleBasedStateMachine):
 
     def put(self, place: Place, value: bytes) -> None:
         """Give a place new bytes; the key keeps its expiry."""
-        held, expires = self.model.get(place.key, (None, -1))
-        self.model[place.key] = (value if place.field is None else {**(held or {}), place.field: value}, expires)
+        old, expires = self.model.get(place.key, (None, -1))
+        self.model[place.key] = (value if place.field is None else {**(old or {}), place.field: value}, expires)
 
     def remove(self, place: Place) -> None:
-        """Through the mount: the directory stays."""
+        """Remove a file through the mount, which keeps its directory."""
         self.forget(place)
         self.keep(tuple(place.key.split(":")[1:-1]))
 
@@ -142,15 +142,15 @@ class Life(RuleBasedStateMachine):
 
     def keep(self, directory: Directory) -> None:
         if directory not in self.existing():
-            self.made.add(directory)
+            self.made_directories.add(directory)
 
     def below(self, directory: Directory) -> list[str]:
         prefix = self.key(directory, "")
         return [key for key in self.model if key.startswith(prefix)]
 
     def existing(self) -> set[Directory]:
-        """Directories that are there."""
-        leaves = {tuple(key.split(":")[1:-1]) for key in self.model} | self.made
+        """Return the directories that exist."""
+        leaves = {tuple(key.split(":")[1:-1]) for key in self.model} | self.made_directories
         return {directory[:depth] for directory in leaves for depth in range(len(directory) + 1)}
 
     def in_use(self, directory: Directory) -> bool:
@@ -159,62 +159,65 @@ class Life(RuleBasedStateMachine):
         )
 
     def tree(self) -> dict[str, bytes | None]:
-        """What the mount must show: contents of files (a list's rendering too), None for directories."""
-        found: dict[str, bytes | None] = {"/".join(each): None for each in self.existing() if each}
+        """Return the expected tree of the mount.
+
+        Its values are contents of files (of a list, its rendering), and None for directories.
+        """
+        tree: dict[str, bytes | None] = {"/".join(directory): None for directory in self.existing() if directory}
         for key, (value, _expires) in self.model.items():
             name = "/".join(key.split(":")[1:])
             if isinstance(value, dict):
-                found |= {f"{name}.{field.decode()}": content for field, content in value.items()}
+                tree |= {f"{name}.{field.decode()}": content for field, content in value.items()}
             else:
-                found[name] = value if isinstance(value, bytes) else b"".join(each + b"\n" for each in value)
-        return found
+                tree[name] = value if isinstance(value, bytes) else b"".join(element + b"\n" for element in value)
+        return tree
 
-    # -- what is there -----------------------------------------------------------------------------------------------
+    # -- the actual state --------------------------------------------------------------------------------------------
 
     def stored(self) -> Model:
-        found: Model = {}
+        stored: Model = {}
         for key in self.client.keys(f"{self.top}:*"):
             kind = self.client.type(key)
             if kind == b"string":
                 value: Any = self.client.get(key)
             else:
                 value = self.client.hgetall(key) if kind == b"hash" else self.client.lrange(key, 0, -1)
-            found[key.decode()] = (value, self.client.pexpiretime(key))
-        return found
+            stored[key.decode()] = (value, self.client.pexpiretime(key))
+        return stored
 
     def shown(self) -> dict[str, bytes | None]:
-        found: dict[str, bytes | None] = {}
+        shown: dict[str, bytes | None] = {}
         for path in sorted(self.root.rglob("*")):
-            found[str(path.relative_to(self.root))] = None if path.is_dir() else path.read_bytes()
-        return found
+            shown[str(path.relative_to(self.root))] = None if path.is_dir() else path.read_bytes()
+        return shown
 
     def new_rows(self) -> list[Change]:
         with self.journal() as journal:
             rows = [row for row in journal.find_changes(ChangeFilter(limit=100)) if row.id > self.last]
         return rows[::-1]
 
-    def happened(self, before: Model, groups: int, give_back: Callable[[], None] = lambda: None) -> None:
-        """An operation is over: wait until everything is as the model says, and the journal has so many operations."""
-        same(self.stored, self.model)
-        same(lambda: len({row.group_id for row in self.new_rows()}), groups)
-        same(lambda: call_outcome(self.shown), self.tree())
+    def end(self, before: Model, groups: int, restore: Callable[[], None] = lambda: None) -> None:
+        """End an operation: wait until all is as in the model and the journal has `groups` more operations."""
+        wait_until_equal(self.stored, self.model)
+        wait_until_equal(lambda: len({row.group_id for row in self.new_rows()}), groups)
+        wait_until_equal(lambda: call_outcome(self.shown), self.tree())
         rows = self.new_rows()
         self.last = max((row.id for row in rows), default=self.last)
-        self.events.append(Event(before, tuple(sorted({row.group_id for row in rows})), give_back))
+        self.events.append(Event(before, tuple(sorted({row.group_id for row in rows})), restore))
 
-    def changed(self, groups: int = 1) -> None:
-        """The mount has changed what the model says by now."""
-        self.happened(self.was, groups)
+    def end_change(self, groups: int = 1) -> None:
+        """End an operation of a program on the mount, for which the model is already changed."""
+        self.end(self.before, groups)
 
     def begin(self) -> None:
-        self.whole = False
-        self.was = deepcopy(self.model)
+        self.succeeded = False
+        self.before = deepcopy(self.model)
 
     @invariant()
-    def it_went_well(self) -> None:
-        self.whole = True
+    def record_success(self) -> None:
+        self.succeeded = True
 
-    # -- the beginning -----------------------------------------------------------------------------------------------
+    # -- the initial keys --------------------------------------------------------------------------------------------
 
     @initialize(
         strings=st.dictionaries(paths.filter(lambda path: "." not in path[1]), small, max_size=4),
@@ -224,7 +227,7 @@ class Life(RuleBasedStateMachine):
         lists=st.sets(directories, max_size=2),
         expiring=st.booleans(),
     )
-    def others_made_keys(
+    def create_keys_as_another_client(
         self,
         strings: dict[tuple[Directory, str], bytes],
         fields: dict[Directory, dict[bytes, bytes]],
@@ -242,20 +245,20 @@ class Life(RuleBasedStateMachine):
             for key in self.client.keys(f"{self.top}:*"):
                 self.client.pexpireat(key, int(time.time() * 1000) + HOUR)
         self.model = self.stored()
-        self.was = deepcopy(self.model)
-        self.begun = deepcopy(self.model)
-        self.happened(self.was, 0)
+        self.before = deepcopy(self.model)
+        self.initial = deepcopy(self.model)
+        self.end(self.before, 0)
         self.events.clear()
 
-    # -- what programs do --------------------------------------------------------------------------------------------
+    # -- operations of programs on the mount -------------------------------------------------------------------------
 
     def expected_to_write(self, directory: Directory, leaf: str, *, create: bool) -> str | Place:
-        """The errno of opening a file for writing, or what is written to."""
+        """Return the key or field that an open for writing leads to, or the name of its errno."""
         if directory not in self.existing():
             return "ENOENT"
         place = self.find(directory, leaf)
         if place is None:
-            return self.made_new(directory, leaf) if create else "ENOENT"
+            return self.place_of_new_file(directory, leaf) if create else "ENOENT"
         return place if isinstance(self.get(place), bytes) else "EACCES"
 
     def write(self, directory: Directory, leaf: str, flags: int, write: Callable[[int], Any]) -> Any:
@@ -270,70 +273,68 @@ class Life(RuleBasedStateMachine):
         """Open with O_CREAT and O_TRUNC, write, close."""
         self.begin()
         place = self.expected_to_write(*path, create=True)
-        found = self.find(*path)
-        if isinstance(place, Place) and also and found is not None:
-            place = "EEXIST"
-        if also and found is not None:
+        existing = self.find(*path)
+        if also and existing is not None:
             place = "EEXIST"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | also
-        got = self.write(*path, flags, lambda fd: os.write(fd, value))
+        outcome = self.write(*path, flags, lambda fd: os.write(fd, value))
         if isinstance(place, str):
-            assert got == place
-            self.changed(0)
+            assert outcome == place
+            self.end_change(0)
             return
-        assert got is None
-        before = self.get(place) if found is not None else None
+        assert outcome is None
+        before = self.get(place) if existing is not None else None
         self.put(place, value)
-        self.changed(0 if before == value == b"" else 1)
+        self.end_change(0 if before == value == b"" else 1)
 
     @rule(path=paths, offset=offsets, value=data)
     def patch(self, path: tuple[Directory, str], offset: int, value: bytes) -> None:
         self.begin()
         place = self.expected_to_write(*path, create=False)
-        got = self.write(*path, os.O_RDWR, lambda fd: os.pwrite(fd, value, offset))
+        outcome = self.write(*path, os.O_RDWR, lambda fd: os.pwrite(fd, value, offset))
         if isinstance(place, str):
-            assert got == place
-            self.changed(0)
+            assert outcome == place
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         old = self.get(place)
         if value:
             self.put(place, old[:offset].ljust(offset, b"\0") + value + old[offset + len(value) :])
-        self.changed(1 if value else 0)
+        self.end_change(1 if value else 0)
 
     @rule(path=paths, values=st.lists(small, min_size=1, max_size=3))
     def append(self, path: tuple[Directory, str], values: list[bytes]) -> None:
         self.begin()
         place = self.expected_to_write(*path, create=True)
-        found = self.find(*path)
+        existing = self.find(*path)
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        got = self.write(*path, flags, lambda fd: [os.write(fd, value) for value in values])
+        outcome = self.write(*path, flags, lambda fd: [os.write(fd, value) for value in values])
         if isinstance(place, str):
-            assert got == place
-            self.changed(0)
+            assert outcome == place
+            self.end_change(0)
             return
-        assert got is None
-        before = self.get(place) if found is not None else b""
+        assert outcome is None
+        before = self.get(place) if existing is not None else b""
         self.put(place, before + b"".join(values))
-        self.changed(1 if found is None or any(values) else 0)
+        self.end_change(1 if existing is None or any(values) else 0)
 
     @rule(path=paths, size=offsets)
     def truncate(self, path: tuple[Directory, str], size: int) -> None:
         self.begin()
         place = self.expected_to_write(*path, create=False)
-        got = call_outcome(os.truncate, self.path(*path), size)
+        outcome = call_outcome(os.truncate, self.path(*path), size)
         if isinstance(place, str):
-            assert got == place
-            self.changed(0)
+            assert outcome == place
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         old = self.get(place)
         self.put(place, old[:size].ljust(size, b"\0"))
-        self.changed(0 if len(old) == size else 1)
+        self.end_change(0 if len(old) == size else 1)
 
     @rule(path=paths, value=small, fsync=st.booleans())
     def save_by_temporary(self, path: tuple[Directory, str], value: bytes, fsync: bool) -> None:
-        """mkstemp, write, rename over the file: one change of it, and its expiry stays."""
+        """Write a temporary file (mkstemp) and rename it over the file: one change, which keeps the expiry."""
         self.begin()
         if path[0] not in self.existing():
             return
@@ -343,19 +344,19 @@ class Life(RuleBasedStateMachine):
         if fsync:
             os.fsync(fd)
         os.close(fd)
-        got = call_outcome(os.rename, name, self.path(*path))
+        outcome = call_outcome(os.rename, name, self.path(*path))
         if isinstance(place, str):
-            assert got == place
+            assert outcome == place
             os.unlink(name)
-            self.changed(0)
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         self.put(place, value)
-        self.changed()
+        self.end_change()
 
     @rule(path=paths, value=small, how=st.sampled_from(["unlink", "written", "replaced"]), other=small)
     def remove_while_open(self, path: tuple[Directory, str], value: bytes, how: str, other: bytes) -> None:
-        """An open file is unlinked, or replaced: its descriptor keeps its bytes, and they go nowhere else."""
+        """Unlink or replace an open file: its descriptor keeps its bytes, which are saved nowhere."""
         self.begin()
         place = self.expected_to_write(*path, create=False)
         if isinstance(place, str):
@@ -377,20 +378,20 @@ class Life(RuleBasedStateMachine):
         assert os.pread(fd, len(expected) + 10, 0) == expected
         os.write(fd, b"lost")
         assert call_outcome(os.close, fd) is None
-        self.changed()
+        self.end_change()
 
     @rule(path=paths)
     def unlink(self, path: tuple[Directory, str]) -> None:
         self.begin()
         place = self.find(*path)
-        got = call_outcome(os.unlink, self.path(*path))
+        outcome = call_outcome(os.unlink, self.path(*path))
         if place is None:
-            assert got == "ENOENT"
-            self.changed(0)
+            assert outcome == "ENOENT"
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         self.remove(place)
-        self.changed()
+        self.end_change()
 
     @rule(old=paths, new=paths)
     def rename(self, old: tuple[Directory, str], new: tuple[Directory, str]) -> None:
@@ -399,24 +400,27 @@ class Life(RuleBasedStateMachine):
         if source is not None and not isinstance(self.get(source), bytes):
             return
         place = self.expected_to_write(*new, create=True)
-        got = call_outcome(os.rename, self.path(*old), self.path(*new))
+        outcome = call_outcome(os.rename, self.path(*old), self.path(*new))
         if source is None:
-            assert got == "ENOENT"
-            self.changed(0)
+            assert outcome == "ENOENT"
+            self.end_change(0)
             return
         if isinstance(place, str):
-            assert got == place
-            self.changed(0)
+            assert outcome == place
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         if place == source:
-            self.changed(0)
+            self.end_change(0)
             return
         self.move(source, place)
-        self.changed()
+        self.end_change()
 
     def move(self, source: Place, place: Place) -> None:
-        """What is replaced leaves its expiry; else a key takes its own along. A hash has its own in any case."""
+        """Move a value in the model.
+
+        A replaced key keeps its expiry, otherwise a key takes its own with it. A hash always keeps its own.
+        """
         value, expires = self.get(source), self.model[source.key][1]
         replaced = place.key in self.model
         self.put(place, value)
@@ -426,7 +430,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(old=directories, new=directories, leaf=st.sampled_from(["list", "other"]))
     def move_list(self, old: Directory, new: Directory, leaf: str) -> None:
-        """A whole collection gets another name, over another collection too."""
+        """Rename a whole collection, also over another collection."""
         self.begin()
         source, target = self.key(old, "list"), self.key(new, leaf)
         if source not in self.model or new not in self.existing() or source == target:
@@ -435,7 +439,7 @@ class Life(RuleBasedStateMachine):
         value, expires = self.model[source]
         self.model[target] = (value, self.model[target][1] if target in self.model else expires)
         self.remove(Place(source))
-        self.changed()
+        self.end_change()
 
     @rule(directory=directories, leaf=st.sampled_from(["list", "other"]))
     def remove_list(self, directory: Directory, leaf: str) -> None:
@@ -443,94 +447,98 @@ class Life(RuleBasedStateMachine):
         if self.key(directory, leaf) in self.model:
             assert call_outcome(os.unlink, self.path(directory, leaf)) is None
             self.remove(Place(self.key(directory, leaf)))
-            self.changed()
+            self.end_change()
 
     @rule(directory=directories)
     def make_directory(self, directory: Directory) -> None:
         self.begin()
-        there = self.existing()
-        got = call_outcome(os.mkdir, self.path(directory))
-        if directory in there:
-            assert got == "EEXIST"
-        elif directory[:-1] not in there:
-            assert got == "ENOENT"
+        existing = self.existing()
+        outcome = call_outcome(os.mkdir, self.path(directory))
+        if directory in existing:
+            assert outcome == "EEXIST"
+        elif directory[:-1] not in existing:
+            assert outcome == "ENOENT"
         else:
-            assert got is None
-            self.made.add(directory)
-        self.changed(1 if got is None else 0)
+            assert outcome is None
+            self.made_directories.add(directory)
+        self.end_change(1 if outcome is None else 0)
 
     @rule(directory=directories.filter(bool))
     def remove_directory(self, directory: Directory) -> None:
         self.begin()
-        there, used = self.existing(), self.in_use(directory)
-        got = call_outcome(os.rmdir, self.path(directory))
-        if directory not in there:
-            assert got == "ENOENT"
+        existing, used = self.existing(), self.in_use(directory)
+        outcome = call_outcome(os.rmdir, self.path(directory))
+        if directory not in existing:
+            assert outcome == "ENOENT"
         elif used:
-            assert got == "ENOTEMPTY"
+            assert outcome == "ENOTEMPTY"
         else:
-            assert got is None
-            self.made.discard(directory)
+            assert outcome is None
+            self.made_directories.discard(directory)
             self.keep(directory[:-1])
-        self.changed(1 if got is None else 0)
+        self.end_change(1 if outcome is None else 0)
 
     @rule(old=directories.filter(bool), new=directories.filter(bool))
     def rename_directory(self, old: Directory, new: Directory) -> None:
-        """Every key below it moves, as one operation."""
+        """Rename a directory: every key below it moves, as one operation."""
         self.begin()
-        there = self.existing()
-        got = call_outcome(os.rename, self.path(old), self.path(new))
-        if old not in there or new[:-1] not in there:
-            assert got == "ENOENT"
+        existing = self.existing()
+        outcome = call_outcome(os.rename, self.path(old), self.path(new))
+        if old not in existing or new[:-1] not in existing:
+            assert outcome == "ENOENT"
         elif old == new:
-            assert got is None
+            assert outcome is None
         elif new[: len(old)] == old:
-            assert got == "EINVAL"
-        elif old[: len(new)] == new or (new in there and self.in_use(new)):
-            assert got == "ENOTEMPTY"
+            assert outcome == "EINVAL"
+        elif old[: len(new)] == new or (new in existing and self.in_use(new)):
+            assert outcome == "ENOTEMPTY"
         else:
-            assert got is None
+            assert outcome is None
             keys = self.below(old)
-            moved = {directory for directory in self.made if directory[: len(old)] == old} | (set() if keys else {old})
+            moved = {directory for directory in self.made_directories if directory[: len(old)] == old} | (
+                set() if keys else {old}
+            )
             before, after = self.key(old, ""), self.key(new, "")
             for key in keys:
                 self.model[after + key[len(before) :]] = self.model.pop(key)
-            self.made = (self.made - moved) | {new + directory[len(old) :] for directory in moved}
+            self.made_directories = (self.made_directories - moved) | {
+                new + directory[len(old) :] for directory in moved
+            }
             self.keep(old[:-1])
-            self.changed(bool(keys) + bool(moved))
+            self.end_change(bool(keys) + bool(moved))
             return
-        self.changed(0)
+        self.end_change(0)
 
     @rule(path=paths, milliseconds=st.one_of(st.just(-1), times))
     def expire(self, path: tuple[Directory, str], milliseconds: int) -> None:
-        """user.redis.ttl of a key; this server's fields have none."""
+        """Set user.redis.ttl of a key; the fields of this server have none."""
         self.begin()
         place = self.find(*path)
         earliest = int(time.time() * 1000) + milliseconds
-        got = call_outcome(os.setxattr, self.path(*path), "user.redis.ttl", b"%d" % milliseconds)
+        outcome = call_outcome(os.setxattr, self.path(*path), "user.redis.ttl", b"%d" % milliseconds)
         if place is None:
-            assert got == "ENOENT"
-            self.changed(0)
+            assert outcome == "ENOENT"
+            self.end_change(0)
             return
         if place.field is not None:
-            assert got == "ENOTSUP" or milliseconds == -1
-            self.changed(0)
+            assert outcome == "ENOTSUP" or milliseconds == -1
+            self.end_change(0)
             return
-        assert got is None
+        assert outcome is None
         value, before = self.model[place.key]
         expires = self.client.pexpiretime(place.key)
         assert (expires == -1) if milliseconds == -1 else earliest <= expires < earliest + 5000
         self.model[place.key] = (value, expires)
-        self.changed(0 if expires == before else 1)
+        self.end_change(0 if expires == before else 1)
 
-    # -- what others do ----------------------------------------------------------------------------------------------
+    # -- operations of other clients ---------------------------------------------------------------------------------
 
-    def by_others(self, key: str, change: Callable[[], Any]) -> None:
-        """Somebody else changes a key; at the end the test itself gives back what was there."""
-        self.whole = False
+    def change_as_another_client(self, key: str, change: Callable[[], Any]) -> None:
+        """Change a key as another client; at the end the test itself restores the key."""
+        self.succeeded = False
         payload, expires = self.client.dump(key), self.client.pexpiretime(key)
 
-        def give_back() -> None:
+        def restore() -> None:
             self.client.delete(key)
             if payload is not None:
                 self.client.restore(key, max(expires, 0), payload, absttl=expires > 0)
@@ -538,39 +546,42 @@ class Life(RuleBasedStateMachine):
         before = deepcopy(self.model)
         change()
         self.model = self.stored()
-        self.was = deepcopy(self.model)
-        # A directory stays when its last file goes through the mount; whether one is its last, the index must know.
-        same(lambda: self.mount.status()["keys"], self.client.dbsize())
-        self.happened(before, 0, give_back)
+        self.before = deepcopy(self.model)
+        # The mount keeps the directory of a removed file if the file was its last; for that the index must be complete.
+        wait_until_equal(lambda: self.mount.status()["keys"], self.client.dbsize())
+        self.end(before, 0, restore)
 
     @rule(path=paths, value=small)
-    def others_set(self, path: tuple[Directory, str], value: bytes) -> None:
-        place = self.find(*path) or self.made_new(*path)
+    def set_as_another_client(self, path: tuple[Directory, str], value: bytes) -> None:
+        place = self.find(*path) or self.place_of_new_file(*path)
         if place.field is not None:
-            self.by_others(place.key, lambda: self.client.hset(place.key, place.field, value))  # type: ignore[arg-type]
+            self.change_as_another_client(place.key, lambda: self.client.hset(place.key, place.field, value))  # type: ignore[arg-type]
         elif isinstance(self.value(place.key), bytes | None):
-            self.by_others(place.key, lambda: self.client.set(place.key, value, keepttl=True))
+            self.change_as_another_client(place.key, lambda: self.client.set(place.key, value, keepttl=True))
 
     @rule(directory=directories, values=st.lists(small.filter(bytes.isalnum), min_size=1, max_size=3))
-    def others_push(self, directory: Directory, values: list[bytes]) -> None:
+    def push_as_another_client(self, directory: Directory, values: list[bytes]) -> None:
         key = self.key(directory, "list")
-        self.by_others(key, lambda: self.client.rpush(key, *values))
+        self.change_as_another_client(key, lambda: self.client.rpush(key, *values))
 
     @rule(path=paths, milliseconds=times)
-    def others_expire(self, path: tuple[Directory, str], milliseconds: int) -> None:
+    def expire_as_another_client(self, path: tuple[Directory, str], milliseconds: int) -> None:
         place = self.find(*path)
         if place is not None:
-            self.by_others(place.key, lambda: self.client.pexpire(place.key, milliseconds))
+            self.change_as_another_client(place.key, lambda: self.client.pexpire(place.key, milliseconds))
 
     @rule(path=paths)
-    def others_delete(self, path: tuple[Directory, str]) -> None:
+    def delete_as_another_client(self, path: tuple[Directory, str]) -> None:
         place = self.find(*path)
         if place is not None:
-            self.by_others(place.key, lambda: self.client.delete(place.key))
+            self.change_as_another_client(place.key, lambda: self.client.delete(place.key))
 
     @rule(path=paths, value=small.filter(bool), theirs=small.filter(bool), new=st.booleans())
     def conflict(self, path: tuple[Directory, str], value: bytes, theirs: bytes, new: bool) -> None:
-        """Somebody changes what a program is editing: ESTALE at its close, their bytes stay, its are journaled."""
+        """Change a key or field that a program is editing.
+
+        The program's close is ESTALE, the other client's bytes are kept, and the program's are journaled.
+        """
         place = self.expected_to_write(*path, create=True)
         if isinstance(place, str) or (self.find(*path) is None) != new:
             return
@@ -585,39 +596,39 @@ class Life(RuleBasedStateMachine):
             else:
                 self.client.set(place.key, theirs, keepttl=True)
             assert call_outcome(os.close, fd) == "ESTALE"
-            same(lambda: [row.outcome for row in self.new_rows()], ["refused"])
+            wait_until_equal(lambda: [row.outcome for row in self.new_rows()], ["refused"])
             [row] = self.new_rows()
             assert row.new.content is not None
             assert row.new.content.read()[: len(value)] == value
             self.last = row.id
 
-        self.by_others(place.key, change)
+        self.change_as_another_client(place.key, change)
 
-    # -- the end -----------------------------------------------------------------------------------------------------
+    # -- rollback ----------------------------------------------------------------------------------------------------
 
     def teardown(self) -> None:
-        """Take everything back, newest first: each state on the way is what it was."""
-        if not self.whole or not self.events:
+        """Roll all operations back, newest first, and compare each state with the one before the operation."""
+        if not self.succeeded or not self.events:
             return
         address = Address.parse(self.server.tcp_url())
-        server = RedisClient(address, writable=True)
+        client = RedisClient(address, writable=True)
         with self.journal() as journal:
-            mine = journal.iter_sessions(1).__next__()[0]
-        same(lambda: [row for row in self.rows() if row.outcome == "pending"], [])
+            mount_session = next(journal.iter_sessions(1))[0]
+        wait_until_equal(lambda: [row for row in self.rows() if row.outcome == "pending"], [])
         with Journal.open(self.mount.journal) as journal:
-            session = journal.begin_session(mine.metadata)
-            steps = KeyWriter(server, journal, session).executor
+            session = journal.begin_session(mount_session.metadata)
+            executor = KeyWriter(client, journal, session).executor
             for event in reversed(self.events):
                 if event.groups:
-                    with_directories = select_groups(journal, RollbackSelection(ids=event.groups))
-                    report = Rollback(steps, mine.metadata.server.name).run(with_directories)
+                    selected = select_groups(journal, RollbackSelection(ids=event.groups))
+                    report = Rollback(executor, mount_session.metadata.server.name).run(selected)
                     assert report.is_clean, report
                 else:
-                    event.give_back()
+                    event.restore()
                 assert self.stored() == event.before
-            assert self.stored() == self.begun
+            assert self.stored() == self.initial
             journal.end_session(session)
-        server.close()
+        client.close()
         self.client.delete(*(self.client.keys(f"{self.top}:*") or ["none"]))
 
     def rows(self) -> list[Change]:
@@ -625,30 +636,30 @@ class Life(RuleBasedStateMachine):
             return [row for row in journal.find_changes(ChangeFilter(oldest_first=True)) if row.id > self.first]
 
 
-def same(look: Callable[[], Any], expected: Any) -> None:
-    """Wait until something is as expected; else show both."""
+def wait_until_equal(read: Callable[[], Any], expected: Any) -> None:
+    """Wait until `read` returns the expected value; otherwise fail and show both."""
     deadline = time.monotonic() + PATIENCE
-    while (found := look()) != expected:
+    while (actual := read()) != expected:
         if time.monotonic() > deadline:
-            assert brief(found) == brief(expected)
-            assert found == expected
+            assert brief(actual) == brief(expected)
+            assert actual == expected
         time.sleep(0.005)
 
 
-def brief(found: Any) -> Any:
-    """Without the bytes of large values."""
-    if isinstance(found, bytes) and len(found) > 100:
-        return found[:40], len(found), hash(found)
-    if isinstance(found, dict):
-        return {name: brief(value) for name, value in found.items()}
-    return tuple(map(brief, found)) if isinstance(found, tuple) else found
+def brief(value: Any) -> Any:
+    """Return a value with each large byte string replaced by its beginning, size and hash."""
+    if isinstance(value, bytes) and len(value) > 100:
+        return value[:40], len(value), hash(value)
+    if isinstance(value, dict):
+        return {name: brief(part) for name, part in value.items()}
+    return tuple(map(brief, value)) if isinstance(value, tuple) else value
 
 
-LIVES = int(os.environ.get("REDISFUSE_TEST_LIVES", "0"))  # for a long search by hand: other lives each time, shrunk
+LIVES = int(os.environ.get("REDISFUSE_TEST_LIVES", "0"))  # for a long manual search: new random lives, shrunk
 
 
 def test_lives(server: RedisServer, mount: MountedServer) -> None:
-    """Whatever is done, the mount, Redis and the journal agree, and the journal leads back to the first state."""
+    """The mount, Redis and the journal agree after each random operation, and a rollback restores the first state."""
     client = server.client()
     run_state_machine_as_test(
         lambda: Life(mount, server, client),

@@ -101,7 +101,7 @@ def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
-    """`echo > hash.field` makes a field, `cat` and `ls` show it, and `rm` removes it; without fields there is no hash."""
+    """`echo > hash.field` makes a field, `cat` and `ls` show it, and `rm` removes it, at last the hash too."""
     client = redis_server.client()
     with mount_server(tmp_path, redis_server.tcp_url(), "--binding", binding, write=True) as mount:
         assert run_script(mount.path, "echo world > hello.howdy; echo 2 > hello.two; cat hello.howdy; ls") == (
