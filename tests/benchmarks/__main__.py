@@ -1,10 +1,9 @@
-"""The benchmarks: this mount beside the direct way and beside tmpfs, in one run.
+"""The benchmarks: a mount compared with the direct way and with tmpfs, in one run.
 
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
-Topics: reading, writing, undo, following; all unless named. `--write` puts the tables and the machine they were
-measured on into tests/benchmarks/RESULTS.md. Also by hand, in more detail: tests.benchmarks.bench_index,
-bench_journal and bench_rollback.
+Topics: reading, writing, undo and following; the default is all. `--write` writes the tables and the machine of the run
+to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and bench_rollback measure in more detail.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 
 
 def main() -> int:
-    """Measure, print, and write."""
+    """Measure, print and, with `--write`, write the results."""
     options = _parse_options()
     topics: Sequence[str] = options.topics or TOPICS
     load, began = host_info.format_load(), time.time()
@@ -66,9 +65,9 @@ def main() -> int:
 def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help=", ".join(TOPICS))
-    much = parser.add_mutually_exclusive_group()
-    much.add_argument("--quick", dest="size", action="store_const", const="quick", help="small sizes: does it all run?")
-    much.add_argument("--large", dest="size", action="store_const", const="large", help="5 M keys, 1 M journal rows")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", dest="size", action="store_const", const="quick", help="small sizes: does it all run?")
+    size.add_argument("--large", dest="size", action="store_const", const="large", help="5 M keys, 1 M journal rows")
     parser.add_argument("--binding", help="this one only")
     parser.add_argument("--write", action="store_true", help="write tests/benchmarks/RESULTS.md")
     parser.set_defaults(size="normal")
@@ -80,14 +79,14 @@ def _parse_options() -> argparse.Namespace:
 
 
 def _write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[tuple[str, str]]) -> None:
-    """Replace the sections of the topics that were measured; keep the others, each with the machine of its run."""
-    found = dict(_split_sections(RESULTS_FILE.read_text())) if RESULTS_FILE.exists() else {}
+    """Replace the sections of the measured topics; the others keep the machine of their run."""
+    bodies = dict(_split_sections(RESULTS_FILE.read_text())) if RESULTS_FILE.exists() else {}
     machine_text = "\n".join(f"- {name}: {value}" for name, value in run_facts)
     for topic, tables in sections.items():
-        found[topic] = "\n".join(
+        bodies[topic] = "\n".join(
             [*(table.to_markdown() for table in tables), f"### Machine of this run\n\n{machine_text}\n"]
         )
-    ordered = [(topic, found[topic]) for topic in TOPICS if topic in found]
+    ordered = [(topic, bodies[topic]) for topic in TOPICS if topic in bodies]
     text = "# Results of the benchmarks\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
     text += "Trust the ratios, not the absolute figures.\n\n"
     RESULTS_FILE.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))

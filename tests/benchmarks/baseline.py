@@ -1,4 +1,4 @@
-"""What every topic stands on: how much is measured, servers and mounts, a clock, and what a mount spent meanwhile."""
+"""The basis of all topics: sizes, servers, mounts, times, and the cost to a mount."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkSizes:
-    """How much is measured."""
+    """The sizes of the data that is measured."""
 
     name: str
     first_ls_keys: tuple[int, ...]  # keys
     directory_files: int  # files of the directory that is listed
-    opened_files: int  # of those, how many are opened and read
+    opened_files: int  # of those, the ones that are opened and read
     grep_directories: int
     files_per_grep_directory: int  # files in each
     large_bytes: int  # bytes of the long string
@@ -42,7 +42,7 @@ class BenchmarkSizes:
     cloned_files: int  # files of the repository
     rolled_back_changes: int  # changes
     journal_rows: int  # rows
-    following_seconds: float  # seconds of writing as fast as can be
+    following_seconds: float  # seconds of writing at full speed
 
     @property
     def grep_files(self) -> int:
@@ -90,12 +90,12 @@ class BenchmarkRun:
     memory_folder: Path  # temporary, in memory if there is a tmpfs
 
     def new_folder(self) -> Path:
-        """An empty one, for a mount and its state."""
+        """Create an empty folder for a mount and its state."""
         return Path(tempfile.mkdtemp(dir=self.folder))
 
     @contextlib.contextmanager
     def mount(self, server: RedisServer, binding: str, *options: str, write: bool = False) -> Iterator[MountedServer]:
-        """A mount whose caches may be believed."""
+        """Mount a server, and yield the mount when its caches are coherent."""
         with mount_server(self.new_folder(), server.url(), "--binding", binding, *options, write=write) as mount:
             mount.wait_coherent()
             yield mount
@@ -103,7 +103,7 @@ class BenchmarkRun:
 
 @contextlib.contextmanager
 def temporary_folders() -> Iterator[tuple[Path, Path, str]]:
-    """A temporary folder on disk, one in memory, and what that one is."""
+    """Yield a temporary folder on disk, one in memory, and a description of the latter."""
     in_memory = Path("/dev/shm")
     if any(part.mountpoint == str(in_memory) and part.fstype == "tmpfs" for part in psutil.disk_partitions(all=True)):
         parent, kind = in_memory, "tmpfs"
@@ -118,30 +118,30 @@ def temporary_folders() -> Iterator[tuple[Path, Path, str]]:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCost:
-    """What something took. `mount_cpu`: processor seconds of the mount's process; `sent`: bytes to the server."""
+    """The time that some work took, and its cost to the mount."""
 
     seconds: float
-    mount_cpu: float
+    mount_cpu: float  # processor seconds of the mount's process
     commands: int
     round_trips: int
-    sent: int
-    received: int
+    sent: int  # bytes to the server
+    received: int  # bytes from the server
 
 
 def measure_seconds(work: Callable[[], object]) -> float:
-    """Seconds that something takes."""
+    """Return the seconds that some work takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def best_seconds(work: Callable[[], object], times: int = 3) -> float:
-    """The least of several."""
+    """Return the fewest seconds that some work takes in several runs."""
     return min(measure_seconds(work) for _ in range(times))
 
 
 def measure_cost(mount: MountedServer, work: Callable[[], object]) -> MeasuredCost:
-    """What something takes, and what the mount spent meanwhile."""
+    """Return the time that some work takes, and its cost to the mount."""
     process = psutil.Process(mount.process.pid)
     before, cpu = mount.status(), process.cpu_times()
     seconds = measure_seconds(work)
@@ -157,7 +157,7 @@ def measure_cost(mount: MountedServer, work: Callable[[], object]) -> MeasuredCo
 
 
 def run_in_processes(processes: int, work: Callable[[int], None]) -> None:
-    """Each in a process of its own; `work` is told which it is."""
+    """Run `work` in several processes, each with its own number."""
     children = []
     for number in range(processes):
         child = os.fork()
@@ -182,20 +182,23 @@ def read_files(names: Iterable[str]) -> None:
 
 
 def run_program(*words: object) -> None:
-    """A program to its end, unseen; CalledProcessError unless its status is 0 (or 1, as grep's that finds nothing)."""
+    """Run a program and discard its output.
+
+    Raises CalledProcessError unless its status is 0, or 1 as that of a grep without matches.
+    """
     done = subprocess.run([str(word) for word in words], capture_output=True, check=False, timeout=600)
     if done.returncode not in (0, 1):
         raise subprocess.CalledProcessError(done.returncode, done.args, done.stdout, done.stderr)
 
 
 def fill_strings(client: redis.Redis, count: int, item: Callable[[int], tuple[str, bytes]]) -> None:
-    """Set so many strings."""
+    """Set `count` strings."""
     for start in range(0, count, KEYS_PER_MSET):
         client.mset(dict(item(number) for number in range(start, min(start + KEYS_PER_MSET, count))))
 
 
 class PeakMemory:
-    """The most memory that a process had while in the `with` block, in bytes beyond what it had before."""
+    """The peak memory of a process in the `with` block, in bytes above its memory before."""
 
     def __init__(self, pid: int) -> None:
         self._status_path = Path(f"/proc/{pid}/status")
@@ -203,7 +206,7 @@ class PeakMemory:
         self.bytes_above_idle = 0
 
     def __enter__(self) -> PeakMemory:
-        self._clear_refs_path.write_text("5")  # the peak begins anew (proc(5))
+        self._clear_refs_path.write_text("5")  # resets the peak (proc(5))
         self._idle_bytes = self._read_bytes("VmRSS")
         return self
 
@@ -211,9 +214,9 @@ class PeakMemory:
         self.bytes_above_idle = self._read_bytes("VmHWM") - self._idle_bytes
 
     def _read_bytes(self, name: str) -> int:
-        found = re.search(rf"^{name}:\s+(\d+) kB", self._status_path.read_text(), re.MULTILINE)
-        assert found is not None
-        return int(found[1]) * 1024
+        match = re.search(rf"^{name}:\s+(\d+) kB", self._status_path.read_text(), re.MULTILINE)
+        assert match is not None
+        return int(match[1]) * 1024
 
 
 OPCODE_NAMES = {1: "LOOKUP", 3: "GETATTR", 14: "OPEN", 15: "READ", 16: "WRITE", 18: "RELEASE", 28: "READDIR"}
@@ -223,13 +226,13 @@ _READ_PATTERN = re.compile(r'"((?:\\x[0-9a-f]{2}){8})"\.*, \d+\)\s+= (\d+)')
 
 @contextlib.contextmanager
 def _trace_mount(mount: MountedServer, log: Path, *options: str) -> Iterator[None]:
-    """strace on the mount's process and all its threads."""
+    """Run strace on the mount's process and all its threads."""
     words = ["strace", "-f", "-o", str(log), *options, "-p", str(mount.process.pid)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert "attached" in line, line
-        time.sleep(0.2)  # it says so before it has attached to all threads
+        time.sleep(0.2)  # the message appears before strace has attached to all threads
         try:
             yield
         finally:
@@ -238,31 +241,37 @@ def _trace_mount(mount: MountedServer, log: Path, *options: str) -> Iterator[Non
 
 
 def count_requests(mount: MountedServer, folder: Path, work: Callable[[], object]) -> Mapping[str, int] | None:
-    """How often the kernel asked the mount for what, seen by strace in what it reads; None without strace."""
+    """Count the kernel's requests to the mount by opcode.
+
+    strace shows them in the mount's reads. Returns None without strace.
+    """
     if not shutil.which("strace"):
         return None
     log = folder / "requests"
     with _trace_mount(mount, log, "-e", "trace=read", "-xx", "-s", "8"):
         work()
-    found: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for digits, length in _READ_PATTERN.findall(log.read_text(errors="replace")):
         size, opcode = struct.unpack("<II", bytes.fromhex(digits.replace("\\x", "")))
         if size == int(length):
-            found[OPCODE_NAMES.get(opcode, str(opcode))] += 1
-    return found
+            counts[OPCODE_NAMES.get(opcode, str(opcode))] += 1
+    return counts
 
 
 def count_fsyncs(mount: MountedServer, folder: Path, work: Callable[[], object]) -> tuple[int, float] | None:
-    """How many fsyncs the mount made, and the seconds in them; None without strace (which slows all this down)."""
+    """Return the number of fsyncs of the mount, and the seconds in them.
+
+    Returns None without strace, which slows the work down.
+    """
     if not shutil.which("strace"):
         return None
     log = folder / "fsyncs"
     with _trace_mount(mount, log, "-e", "trace=fsync,fdatasync", "-T"):
         work()
-    found = re.findall(r"(?:fsync|fdatasync)(?:\(| resumed).*= 0 <([\d.]+)>", log.read_text(errors="replace"))
-    return len(found), sum(map(float, found))
+    seconds = re.findall(r"(?:fsync|fdatasync)(?:\(| resumed).*= 0 <([\d.]+)>", log.read_text(errors="replace"))
+    return len(seconds), sum(map(float, seconds))
 
 
 def database_bytes(path: Path) -> int:
-    """The size of a database and what SQLite keeps beside it."""
-    return sum(os.path.getsize(each) for each in (path, path.with_name(path.name + "-wal")) if each.exists())
+    """Return the size of a database and its write-ahead log."""
+    return sum(os.path.getsize(file) for file in (path, path.with_name(path.name + "-wal")) if file.exists())

@@ -1,8 +1,8 @@
-"""The index beside a bare SCAN loop: memory a key, and how long the first index takes.
+"""The index beside a bare SCAN loop: memory per key, and the time of the first index.
 
-Run by hand: `python -m tests.benchmarks.bench_index [KEYS...]` (default 100 000 and 1 000 000; the goals of issue 3 are
-at 5 000 000). Each measurement is made in a process of its own, so that resident memory means something. Prints the
-ratio to redis-py's `SCAN COUNT 1000` loop on the same server in the same run: goal 1.4 for the index.
+Run it manually: `python -m tests.benchmarks.bench_index [KEYS...]` (default 100 000 and 1 000 000; the goals of issue 3
+are for 5 000 000). Each measurement has its own process, so that resident memory is comparable. Prints the ratio to
+redis-py's `SCAN COUNT 1000` loop on the same server in the same run: the goal is 1.4 for the index.
 """
 
 import gc
@@ -24,7 +24,7 @@ LAYOUTS = ("sessions", "users", "mixed")
 
 
 def layout_key(layout: str, number: int) -> bytes:
-    """The n-th key of a layout, about 26 bytes."""
+    """Return the n-th key of a layout, about 26 bytes."""
     if layout == "sessions":
         return b"session:%018d" % number
     if layout == "users":
@@ -38,58 +38,58 @@ def layout_key(layout: str, number: int) -> bytes:
 
 
 def resident_bytes() -> int:
-    """This process's resident memory, in bytes."""
+    """Return the resident memory of this process, in bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
 def fill_layout(client: redis.Redis, layout: str, keys: int) -> None:
-    """Put the keys into the server."""
+    """Set the keys on the server."""
     for start in range(0, keys, 20_000):
         client.mset({layout_key(layout, number): b"" for number in range(start, min(start + 20_000, keys))})
 
 
 def measure_bare_scan(path: str) -> dict[str, float]:
-    """A redis-py loop that reads every key and keeps none."""
+    """Measure a redis-py loop that scans all keys and keeps none."""
     client = redis.Redis(unix_socket_path=path)
     began = time.perf_counter()
-    cursor, count = client.scan(0, count=1000)
-    found = len(count)
+    cursor, names = client.scan(0, count=1000)
+    keys = len(names)
     while cursor:
         cursor, names = client.scan(cursor, count=1000)
-        found += len(names)
-    return {"seconds": time.perf_counter() - began, "keys": found}
+        keys += len(names)
+    return {"seconds": time.perf_counter() - began, "keys": keys}
 
 
 def measure_first_index(path: str, *, memory: int, listing: bool) -> dict[str, float]:
-    """A Keyspace from its start until its index is whole, and the root is listed."""
-    server = RedisClient(Address.parse(f"unix://{path}"), Limits(timeout=30))
-    server.connect()
+    """Measure a KeyspaceMonitor from its start until its index is complete and the root is listed."""
+    client = RedisClient(Address.parse(f"unix://{path}"), Limits(timeout=30))
+    client.connect()
     gc.collect()
     before = resident_bytes()
-    commands = server.stats.commands
+    commands = client.stats.commands
     began = time.perf_counter()
-    keyspace = KeyspaceMonitor(server, index_memory=memory)
-    keyspace.start()
-    keyspace.wait_until_ready(600)
+    monitor = KeyspaceMonitor(client, index_memory=memory)
+    monitor.start()
+    monitor.wait_until_ready(600)
     if listing:
-        sum(1 for _ in keyspace.index.iter_children(()))
+        sum(1 for _ in monitor.index.iter_children(()))
     seconds = time.perf_counter() - began
     result = {
         "seconds": seconds,
-        "keys": len(keyspace.index),
-        "commands": server.stats.commands - commands,
+        "keys": len(monitor.index),
+        "commands": client.stats.commands - commands,
         "resident": resident_bytes() - before,
-        "estimate": keyspace.index.memory_bytes,
-        "disk": keyspace.index.on_disk,
+        "estimate": monitor.index.memory_bytes,
+        "disk": monitor.index.on_disk,
     }
-    keyspace.close()
-    server.close()
+    monitor.close()
+    client.close()
     return result
 
 
 def measure_index_alone(layout: str, keys: int, *, on_disk: bool) -> dict[str, float]:
-    """The index without a server: adds a second, and the time of common questions."""
+    """Measure the index without a server: adds per second, and the time of common queries."""
     index = Index(on_disk=on_disk)
     spent = 0.0
     for start in range(0, keys, 1000):
@@ -100,20 +100,26 @@ def measure_index_alone(layout: str, keys: int, *, on_disk: bool) -> dict[str, f
     began = time.perf_counter()
     below = (b"session",) if layout != "users" else (b"user",)
     children = sum(1 for _ in index.iter_children(below))
-    listed = time.perf_counter() - began
+    list_seconds = time.perf_counter() - began
     began = time.perf_counter()
     for number in range(10_000):
         index.get_child((b"user",), b"%010d" % number)
-    asked = (time.perf_counter() - began) / 10_000
-    return {"seconds": spent, "keys": len(index), "children": children, "listed": listed, "asked": asked}
+    lookup_seconds = (time.perf_counter() - began) / 10_000
+    return {
+        "seconds": spent,
+        "keys": len(index),
+        "children": children,
+        "list_seconds": list_seconds,
+        "lookup_seconds": lookup_seconds,
+    }
 
 
 def run_in_subprocess(work: str, *arguments: object) -> dict[str, float]:
-    """The result of one of the above, made in a fresh process."""
+    """Return the result of one of the functions above, run in a new process."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_index", "--work", work, *map(str, arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=1200)
-    answer: dict[str, float] = json.loads(done.stdout)
-    return answer
+    result: dict[str, float] = json.loads(done.stdout)
+    return result
 
 
 def main() -> None:
@@ -124,7 +130,7 @@ def main() -> None:
             with RedisServer() as server:
                 fill_layout(server.client(), layout, keys)
                 bare, runs = float("inf"), []
-                for _turn in range(5):  # in turns, so that a busy moment of the machine hits both
+                for _turn in range(5):  # alternately, so that other load on the machine affects both
                     bare = min(bare, run_in_subprocess("bare", server.socket_path)["seconds"])
                     runs.append(run_in_subprocess("index", server.socket_path, 1 << 40))
                 best = min(runs, key=lambda run: run["seconds"])
@@ -138,8 +144,8 @@ def main() -> None:
             alone = run_in_subprocess("alone", "mixed", keys, int(on_disk))
             print(
                 f"{keys:>9} {'disk' if on_disk else 'memory':<9} {keys / alone['seconds'] / 1000:6.0f} k adds/s |"
-                f" {alone['children']:.0f} children listed in {alone['listed']:.2f} s |"
-                f" child {alone['asked'] * 1e6:.1f} us",
+                f" {alone['children']:.0f} children listed in {alone['list_seconds']:.2f} s |"
+                f" child {alone['lookup_seconds'] * 1e6:.1f} us",
                 flush=True,
             )
 

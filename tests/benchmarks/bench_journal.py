@@ -1,8 +1,8 @@
-"""How fast the journal is: changes a second, fsyncs, and what a million rows cost those who read it.
+"""The speed of the journal: changes per second, fsyncs, and the cost of reading a million rows.
 
     python -m tests.benchmarks.bench_journal [--rows 1000000] [--folder DIR]
 
-Writes a line a number. Beside each rate stands the plain way on the same disk in the same run.
+Prints one line per figure. The first rate is that of a bare append and fsync on the same disk, for comparison.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_EXTRA_SECONDS = 0.3  # seconds that a reading command may take longer than `
 
 
 def save(journal: Journal, session: int, number: int) -> None:
-    """One change of a small string, as an edit makes it."""
+    """Record one change of a small string, as a save does."""
     prior, new = State.from_value(b"value before %d" % number), State.from_value(b"value after %d" % number)
     path = b"user/%d/name" % (number % 5000)
     ids = journal.record_intents(session, [ChangeIntent(path, "write", path.replace(b"/", b":"), None, prior, new)])
@@ -37,7 +37,7 @@ def save(journal: Journal, session: int, number: int) -> None:
 
 
 def fill_journal(journal: Journal, rows: int, sessions: int = 50) -> None:
-    """Rows as a busy production would leave them: many sessions, keys and operations, few failures."""
+    """Fill a journal with rows like those of a busy production: many sessions and keys, few failures."""
     for part in range(sessions):
         session = journal.begin_session(INFO)
         first, last = rows * part // sessions, rows * (part + 1) // sessions
@@ -68,7 +68,7 @@ def _build_change(number: int) -> ChangeIntent:
 
 
 def measure_writes(folder: Path) -> None:
-    """Changes a second, by one and by many threads, beside a bare fsync."""
+    """Print the changes per second of one and of several threads, beside a bare fsync."""
     with (folder / "plain").open("wb", buffering=0) as file:
         began = time.perf_counter()
         for _ in range(300):
@@ -96,7 +96,7 @@ def measure_writes(folder: Path) -> None:
 
 
 def _save_rate(journal: Journal, session: int, writers: int) -> float:
-    """Changes a second."""
+    """Return the changes per second of some threads."""
     each = 1600 // writers
 
     def work(first: int) -> None:
@@ -113,7 +113,7 @@ def _save_rate(journal: Journal, session: int, writers: int) -> float:
 
 
 def print_fsync_counts(folder: Path) -> None:
-    """fsyncs a change, counted by strace."""
+    """Print the fsyncs of 400 changes, counted by strace."""
     if not shutil.which("strace"):
         return
     for writers in (1, 8):
@@ -133,7 +133,7 @@ def print_fsync_counts(folder: Path) -> None:
 
 
 def measure_commands(folder: Path, rows: int) -> None:
-    """What the commands take at many rows, beside `redisfuse --version`. First line and whole answer."""
+    """Print the time to the first output of each command with many rows, beside `redisfuse --version`."""
     path = folder / "reading.db"
     with Journal.open(path, create=True) as journal:
         began = time.perf_counter()
@@ -172,7 +172,7 @@ def measure_commands(folder: Path, rows: int) -> None:
 
 
 def measure_prune(folder: Path, rows: int) -> None:
-    """Removing the older half of the rows."""
+    """Prune the older half of the rows, and print the time and the space that it saves."""
     path = folder / "reading.db"
     size = path.stat().st_size
     with Journal.open(path) as journal:
@@ -184,7 +184,7 @@ def measure_prune(folder: Path, rows: int) -> None:
 
 
 def first_byte_seconds(words: list[str], path: Path) -> float:
-    """Seconds until the first byte of the answer, or its end."""
+    """Return the seconds until the first byte of the output, or its end (median of 5)."""
     command = [str(Path(sys.executable).with_name("redisfuse")), *(words or ["--version"])]
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path)}
     times = []
@@ -199,7 +199,7 @@ def first_byte_seconds(words: list[str], path: Path) -> float:
 
 
 def main() -> None:
-    """Run all of it in a temporary folder."""
+    """Run all measurements in a temporary folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk to be measured")

@@ -1,6 +1,6 @@
-"""Rolling back a session of 10 000 small changes, beside a bare loop of the same Redis commands; and parallel saves.
+"""Rollback of a session of 10 000 small changes, beside a bare loop of the same commands, and parallel saves.
 
-Run: python -m tests.benchmarks.bench_rollback [CHANGES]. Prints one line a measurement.
+Run it manually: `python -m tests.benchmarks.bench_rollback [CHANGES]`. Prints one line per measurement.
 """
 
 import sys
@@ -19,12 +19,12 @@ from tests.support.redis_server import RedisServer
 
 
 def print_rate(label: str, count: int, seconds: float) -> None:
-    """One measurement."""
+    """Print one measurement."""
     print(f"{label:<46} {count / seconds:>9.0f}/s  {seconds:8.3f} s")
 
 
 def make_changes(bench: EditBench, changes: int, *, keys: int) -> None:
-    """Small saves, each key as often as it takes, by eight threads."""
+    """Save small strings with eight threads, `changes` in all, to `keys` keys in turn."""
     for number in range(keys):
         bench.redis.set(f"key:{number}", "before")
 
@@ -44,7 +44,7 @@ def make_changes(bench: EditBench, changes: int, *, keys: int) -> None:
 
 
 def measure_bare_sets(bench: EditBench, changes: int, keys: int) -> float:
-    """Seconds for the writes alone, one after the other, by redis-py."""
+    """Return the seconds of the writes alone, one after the other, by redis-py."""
     started = time.perf_counter()
     for number in range(changes):
         bench.redis.execute_command("SET", f"bare:{number % keys}", "before", "KEEPTTL")
@@ -52,7 +52,7 @@ def measure_bare_sets(bench: EditBench, changes: int, keys: int) -> float:
 
 
 def measure_rollback(changes: int, keys: int) -> None:
-    """Measure planning and rolling back."""
+    """Print the speed of selecting, planning and rolling back."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
         bench = EditBench.create(Path(folder) / "state", server)
         try:
@@ -75,7 +75,7 @@ def measure_rollback(changes: int, keys: int) -> None:
 
 
 def measure_parallel_saves(saves: int) -> None:
-    """Measure what going together gives."""
+    """Print the speed of saves by one and by eight threads, which share transactions."""
     with RedisServer() as server, tempfile.TemporaryDirectory() as folder:
         bench = EditBench.create(Path(folder) / "state", server)
         try:

@@ -11,7 +11,10 @@ PROGRAM_COUNT = 8
 
 
 def measure_concurrent_reads(bench: BenchmarkRun) -> ResultTable:
-    """Small strings, never read before (cold), and again where each open is told to the mount (write mode)."""
+    """Measure reads of small strings by one program and by several.
+
+    The first reads are cold. In write mode, where the kernel requests each open from the mount, warm ones follow.
+    """
     table = ResultTable(
         "Reading: several programs at once",
         (
@@ -40,19 +43,19 @@ def measure_concurrent_reads(bench: BenchmarkRun) -> ResultTable:
 
 
 def _add_row(bench: BenchmarkRun, table: ResultTable, name: str, mount: MountedServer) -> None:
-    each = bench.sizes.opened_files
+    files_per_program = bench.sizes.opened_files
 
     def read(folder: int) -> None:
-        read_files(f"{mount.path}/d{folder}/f{number}" for number in range(each))
+        read_files(f"{mount.path}/d{folder}/f{number}" for number in range(files_per_program))
 
     alone = measure_cost(mount, lambda: run_in_processes(1, lambda _: read(PROGRAM_COUNT)))
     many = measure_cost(mount, lambda: run_in_processes(PROGRAM_COUNT, read))
-    files = PROGRAM_COUNT * each
+    files = PROGRAM_COUNT * files_per_program
     table.add_row(
         name,
-        format_rate(each / alone.seconds, "files"),
+        format_rate(files_per_program / alone.seconds, "files"),
         format_rate(files / many.seconds, "files"),
-        f"{files / many.seconds / (each / alone.seconds):.1f} times one",
-        format_seconds(alone.mount_cpu / each),
+        f"{files / many.seconds / (files_per_program / alone.seconds):.1f} times one",
+        format_seconds(alone.mount_cpu / files_per_program),
         format_seconds(many.mount_cpu / files),
     )

@@ -1,4 +1,4 @@
-"""Following: a server that is written to as fast as can be; what the mount and the server make of it."""
+"""Following: a server under a full load of writes, and the cost to the mount and the server."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tests.benchmarks.report import ResultTable, format_goal, format_rate, forma
 from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
 
-POLL_INTERVAL_SECONDS = 0.1  # seconds between two looks
-MAX_RECOVERY_SECONDS = 60.0  # seconds that it may take to be live again
+POLL_INTERVAL_SECONDS = 0.1  # seconds
+MAX_RECOVERY_SECONDS = 60.0  # seconds until the mount must be live again
 
 
 def measure(bench: BenchmarkRun) -> list[ResultTable]:
-    """All of it."""
+    """Run all measurements of this topic."""
     table = ResultTable(
         "Following: a server written to as fast as redis-benchmark does",
         (
@@ -36,7 +36,7 @@ def measure(bench: BenchmarkRun) -> list[ResultTable]:
         notes=[
             "mount CPU: cores in use, on average; server's buffers: the most memory that the server held for the "
             "mount's connections (`CLIENT LIST`, tot-mem).",
-            "was live: the part of the time in which every change was followed; else it says so in `status`.",
+            "was live: the part of the time in which every change was followed; `status` gives the reason otherwise.",
         ],
     )
     if not shutil.which("redis-benchmark"):
@@ -69,7 +69,7 @@ def _add_row(bench: BenchmarkRun, table: ResultTable, name: str, words: list[str
                 time.sleep(POLL_INTERVAL_SECONDS)
             again = time.monotonic() - ended if mount.status()["live"] else None
         if reason:
-            table.notes.append(f"{name}: while not live it said: {reason}")
+            table.notes.append(f"{name}: reason while not live: {reason}")
         table.add_row(
             name,
             format_rate(written),
@@ -86,9 +86,13 @@ def _add_row(bench: BenchmarkRun, table: ResultTable, name: str, words: list[str
 def _run_load(
     server: RedisServer, client: redis.Redis, words: list[str], seconds: float, mount: MountedServer | None
 ) -> tuple[float, float, int, str]:
-    """Writes a second; the part of the looks that found the mount live; the server's most memory for it; its reason."""
+    """Write as fast as redis-benchmark does, and watch the mount.
+
+    Returns the writes per second, the fraction of polls in which the mount was live, the most memory that the server
+    held for its connections, and the first reason for not being live.
+    """
     command = ["redis-benchmark", "-s", server.socket_path, "-q", "-c", "16", "-n", "1000000000", *words]
-    looks, live, buffers, reason = 0, 0, 0, ""
+    polls, live, buffers, reason = 0, 0, 0, ""
     before = _count_sets(client)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         began = time.monotonic()
@@ -97,21 +101,23 @@ def _run_load(
                 time.sleep(POLL_INTERVAL_SECONDS)
                 if mount is not None:
                     status = mount.status()
-                    looks += 1
+                    polls += 1
                     live += status["live"]
                     reason = reason or ("" if status["live"] else str(status["reason"]))
                     buffers = max(buffers, _mount_buffer_bytes(client))
             written = (_count_sets(client) - before) / (time.monotonic() - began)
         finally:
             process.kill()
-    return written, live / looks if looks else 1.0, buffers, reason
+    return written, live / polls if polls else 1.0, buffers, reason
 
 
 def _count_sets(client: redis.Redis) -> int:
-    found = client.info("commandstats").get("cmdstat_set", {"calls": 0})
-    return int(found["calls"])
+    statistics = client.info("commandstats").get("cmdstat_set", {"calls": 0})
+    return int(statistics["calls"])
 
 
 def _mount_buffer_bytes(client: redis.Redis) -> int:
-    """Bytes that the server holds for the connections named redisfuse."""
-    return sum(int(each["tot-mem"]) for each in client.client_list() if each.get("name") == "redisfuse")
+    """Return the bytes that the server holds for the connections named redisfuse."""
+    return sum(
+        int(connection["tot-mem"]) for connection in client.client_list() if connection.get("name") == "redisfuse"
+    )

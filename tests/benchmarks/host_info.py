@@ -1,4 +1,4 @@
-"""What the figures were measured on: without it they mean nothing."""
+"""The machine and software of a run."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from redisfuse.fuse.backends import BINDING_NAMES, select_binding
 
 
 def list_bindings() -> list[str]:
-    """The bindings that can be used here, the preferred one first."""
-    found = []
+    """Return the bindings that work on this machine, the preferred one first."""
+    bindings = []
     for name in reversed(BINDING_NAMES):
         try:
             select_binding(name)
         except RedisFuseError:
             continue
-        found.append(name)
-    return found
+        bindings.append(name)
+    return bindings
 
 
 def format_load() -> str:
-    """The load averages of the last 1, 5 and 15 minutes."""
+    """Return the load averages of the last 1, 5 and 15 minutes."""
     return " ".join(f"{number:.2f}" for number in os.getloadavg())
 
 
 def describe_host() -> list[tuple[str, str]]:
-    """Name and value of all that matters."""
+    """Return the name and value of each relevant fact."""
     return [
         ("Processor", f"{_processor_model()}, {len(os.sched_getaffinity(0))} cores"),
         ("Memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"),
@@ -59,11 +59,11 @@ def _server_version() -> str:
 
 
 def _git_commit() -> str:
-    asked = subprocess.run(
+    done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
     )
-    return asked.stdout.strip() or "unknown"
+    return done.stdout.strip() or "unknown"

@@ -1,4 +1,4 @@
-"""Reading: first listing, listings, stats, opens, `cat`, `grep -r`, and a long string; warm and cold, both bindings."""
+"""Reading: listings, stats, opens, `cat`, `grep -r` and a long string; warm and cold, with both bindings."""
 
 from __future__ import annotations
 
@@ -43,15 +43,15 @@ COLUMNS = (
     "mount CPU",
     "goal",
 )
-RANGE_BYTES = MIB  # bytes that the direct way asks for at once
+RANGE_BYTES = MIB  # bytes of one command of the direct way
 MAX_SMALL_BYTES = 100  # bytes of the longest small string
 LAYOUTS = {"sessions": "session:N", "mixed": "half of them user:N:profile.json, cache:page:M:N"}
-RANDOM_READS = 2_000  # at random places of the long string
-BINDING_DIRECTORIES = 20  # of as many files as grep_each, in memory
+RANDOM_READS = 2_000  # at random offsets of the long string
+BINDING_DIRECTORIES = 20  # of files_per_grep_directory files each, in memory
 
 
 def measure(bench: BenchmarkRun) -> list[ResultTable]:
-    """All of it."""
+    """Run all measurements of this topic."""
     tables = [_measure_first_listings(bench)]
     for binding in bench.bindings:
         tables.append(_measure_small_strings(bench, binding))
@@ -83,7 +83,7 @@ def _measure_first_listings(bench: BenchmarkRun) -> ResultTable:
 
 
 def _add_first_listing(bench: BenchmarkRun, table: ResultTable, keys: int, layout: str, idle: int) -> None:
-    """One row; `idle`: the memory of a mount without keys."""
+    """Add a row. `idle` is the memory of a mount without keys."""
     bare, listed, alone = float("inf"), float("inf"), float("inf")
     resident = commands = index = memory = 0.0
     with RedisServer() as server:
@@ -97,11 +97,11 @@ def _add_first_listing(bench: BenchmarkRun, table: ResultTable, keys: int, layou
             built = run_in_subprocess("index", server.socket_path, 1 << 40)
             if built["seconds"] < alone:
                 alone, resident = built["seconds"], built["resident"]
-    aim = ""
+    goal = ""
     if keys <= 100_000:
-        aim = format_goal("≤ 1.5x", listed <= 1.5 * bare)
+        goal = format_goal("≤ 1.5x", listed <= 1.5 * bare)
     elif keys >= 5_000_000:
-        aim = format_goal("index alone ≤ 1.4x, ≤ 130 B", alone <= 1.4 * bare and resident <= 130 * keys)
+        goal = format_goal("index alone ≤ 1.4x, ≤ 130 B", alone <= 1.4 * bare and resident <= 130 * keys)
     table.add_row(
         f"{format_number(keys)}, {LAYOUTS[layout]}",
         format_seconds(listed),
@@ -111,7 +111,7 @@ def _add_first_listing(bench: BenchmarkRun, table: ResultTable, keys: int, layou
         f"{index / keys:.0f} B",
         f"{memory / keys:.0f} B",
         f"{alone / bare:.2f}x, {resident / keys:.0f} B",
-        aim,
+        goal,
     )
 
 
@@ -181,7 +181,7 @@ def _small_value(number: int) -> bytes:
 
 
 def _copy_to_memory(bench: BenchmarkRun, folder: Path) -> None:
-    """The same files in memory."""
+    """Write the same files to memory."""
     sizes = bench.sizes
     (folder / "many").mkdir(parents=True)
     for number in range(sizes.directory_files):
@@ -197,8 +197,8 @@ def _add_listing_rows(
     bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
 ) -> None:
     files = bench.sizes.directory_files
-    there = mount.path / "many"
-    cold = measure_cost(mount, lambda: run_program("ls", "-l", there))
+    directory = mount.path / "many"
+    cold = measure_cost(mount, lambda: run_program("ls", "-l", directory))
     direct = best_seconds(lambda: _scan_types_and_sizes(client, "many:*"))
     tmpfs = best_seconds(lambda: run_program("ls", "-l", memory))
     table.add_row(
@@ -214,7 +214,8 @@ def _add_listing_rows(
         format_goal("≤ 2 commands a key", cold.commands <= 2 * files + 20),
     )
     warm = min(
-        (measure_cost(mount, lambda: run_program("ls", "-l", there)) for _ in range(5)), key=lambda each: each.seconds
+        (measure_cost(mount, lambda: run_program("ls", "-l", directory)) for _ in range(5)),
+        key=lambda cost: cost.seconds,
     )
     table.add_row(
         f"`ls -l` of {format_number(files)}, warm",
@@ -235,9 +236,9 @@ def _scan_types_and_sizes(client: redis.Redis, pattern: str) -> None:
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=1000)
         pipeline = client.pipeline(transaction=False)
-        for each in keys:
-            pipeline.type(each)
-            pipeline.strlen(each)
+        for key in keys:
+            pipeline.type(key)
+            pipeline.strlen(key)
         pipeline.execute()
         if not cursor:
             return
@@ -246,15 +247,15 @@ def _scan_types_and_sizes(client: redis.Redis, pattern: str) -> None:
 def _add_open_rows(
     bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
 ) -> None:
-    number = bench.sizes.opened_files
-    names = [f"{mount.path}/many/{each}" for each in range(number)]
-    plain = [f"{memory}/{each}" for each in range(number)]
+    count = bench.sizes.opened_files
+    names = [f"{mount.path}/many/{number}" for number in range(count)]
+    plain = [f"{memory}/{number}" for number in range(count)]
     _stat_all(names)
     warm = min(
-        (measure_cost(mount, lambda: _run_ten_times(_stat_all, names)) for _ in range(3)), key=lambda each: each.seconds
+        (measure_cost(mount, lambda: _run_ten_times(_stat_all, names)) for _ in range(3)), key=lambda cost: cost.seconds
     )
     tmpfs = best_seconds(lambda: _run_ten_times(_stat_all, plain))
-    work = 10 * number
+    work = 10 * count
     table.add_row(
         "`stat`, warm",
         format_rate(work / warm.seconds),
@@ -269,14 +270,14 @@ def _add_open_rows(
         read_files(names)
     warm = min(
         (measure_cost(mount, lambda: _run_ten_times(read_files, names)) for _ in range(3)),
-        key=lambda each: each.seconds,
+        key=lambda cost: cost.seconds,
     )
     tmpfs = best_seconds(lambda: _run_ten_times(read_files, plain))
-    direct = best_seconds(lambda: [client.get(f"many:{each}") for each in range(number)])
+    direct = best_seconds(lambda: [client.get(f"many:{number}") for number in range(count)])
     table.add_row(
         "open + read + close, warm",
         format_rate(work / warm.seconds),
-        format_rate(number / direct, "GET"),
+        format_rate(count / direct, "GET"),
         format_rate(work / tmpfs),
         f"{tmpfs / warm.seconds:.2f} of tmpfs",
         format_number(warm.commands),
@@ -299,7 +300,7 @@ def _add_cat_rows(
     bench: BenchmarkRun, table: ResultTable, mount: MountedServer, client: redis.Redis, memory: Path
 ) -> None:
     first = bench.sizes.directory_files - min(1000, bench.sizes.directory_files // 2)
-    numbers = range(first, bench.sizes.directory_files)  # none that was opened before
+    numbers = range(first, bench.sizes.directory_files)  # of files that were not opened before
     words = [f"{mount.path}/many/{number}" for number in numbers]
     direct = best_seconds(lambda: [client.get(f"many:{number}") for number in numbers])
     tmpfs = best_seconds(lambda: run_program("cat", *[f"{memory}/{number}" for number in numbers]))
@@ -343,17 +344,17 @@ def _add_grep_rows(
         )
 
 
-def _scan_and_search(client: redis.Redis, pattern: str, wanted: bytes) -> int:
-    cursor, found = 0, 0
+def _scan_and_search(client: redis.Redis, pattern: str, text: bytes) -> int:
+    cursor, matches = 0, 0
     while True:
         cursor, keys = client.scan(cursor, match=pattern, count=1000)
-        found += sum(wanted in (value or b"") for value in (client.mget(keys) if keys else ()))
+        matches += sum(text in (value or b"") for value in (client.mget(keys) if keys else ()))
         if not cursor:
-            return found
+            return matches
 
 
 def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> None:
-    """What the binding delivers when the answers cost nothing; the row of `grep -r` has its goal from this."""
+    """Measure the binding with immediate replies; the goal in the row of `grep -r` is based on it."""
     each = bench.sizes.files_per_grep_directory
     tree = {f"d{number}": each for number in range(min(BINDING_DIRECTORIES, bench.sizes.grep_directories))}
     files = each * len(tree)
@@ -366,7 +367,7 @@ def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> 
         opened = best_seconds(lambda: _run_ten_times(read_files, names))
     floor = files / took
     table.add_row(f"binding alone: `grep -r` over {format_number(files)}, cold", format_rate(floor, "files"))
-    table.add_row("binding alone: open + read + close, warm, each open told", format_rate(10 * each / opened))
+    table.add_row("binding alone: open + read + close, warm, each open requested", format_rate(10 * each / opened))
     for row in table.rows:
         if row[0].startswith("`grep -r`") and row[0].endswith("cold"):
             reached = float(row[1].partition("files")[0].replace(" ", ""))
@@ -377,22 +378,22 @@ def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> 
 
 
 def _add_request_row(bench: BenchmarkRun, table: ResultTable, server: RedisServer, binding: str) -> None:
-    """What the kernel asks for in one cold `ls -l`."""
+    """Count the kernel's requests in one cold `ls -l`."""
     with bench.mount(server, binding) as mount:
         mount.status()
-        found = count_requests(mount, bench.new_folder(), lambda: run_program("ls", "-l", mount.path / "many"))
-    if found is None:
+        counts = count_requests(mount, bench.new_folder(), lambda: run_program("ls", "-l", mount.path / "many"))
+    if counts is None:
         table.notes.append("strace is missing: the kernel's requests were not counted.")
         return
-    asked = found.get("GETATTR", 0) + found.get("LOOKUP", 0)
-    named = ", ".join(f"{format_number(number)} {name}" for name, number in sorted(found.items()))
+    attribute_requests = counts.get("GETATTR", 0) + counts.get("LOOKUP", 0)
+    all_requests = ", ".join(f"{format_number(number)} {name}" for name, number in sorted(counts.items()))
     table.add_row(
         "requests of the kernel in a cold `ls -l`",
-        f"{format_number(asked)} for attributes",
-        goal=format_goal("≤ 10", asked <= 10) if binding == "mfusepy" else "",
+        f"{format_number(attribute_requests)} for attributes",
+        goal=format_goal("≤ 10", attribute_requests <= 10) if binding == "mfusepy" else "",
     )
     table.notes.append(
-        f"The kernel's requests in a cold `ls -l` of {format_number(bench.sizes.directory_files)}: {named}."
+        f"The kernel's requests in a cold `ls -l` of {format_number(bench.sizes.directory_files)}: {all_requests}."
     )
 
 
@@ -464,7 +465,7 @@ def _read_offsets(path: Path, offsets: Sequence[int]) -> None:
 
 
 def _drop_page_cache(path: Path) -> None:
-    """Let the kernel forget what it has of a file."""
+    """Drop the kernel's cached pages of a file."""
     file = os.open(path, os.O_RDONLY)
     os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(file)

@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 @dataclass(slots=True)
 class ResultTable:
-    """One topic's figures. Columns that stay empty in every row are left out."""
+    """The figures of one topic. Columns that are empty in every row are left out."""
 
     title: str
     columns: Sequence[str]
@@ -19,7 +19,7 @@ class ResultTable:
     notes: list[str] = field(default_factory=list)
 
     def add_row(self, *cells: str, **named: str) -> None:
-        """One more row: the first cells in order, others by column (`_` for a space)."""
+        """Add a row: the first cells in order, others by column (`_` for a space)."""
         row = [*cells, *[""] * (len(self.columns) - len(cells))]
         for name, cell in named.items():
             row[self.columns.index(name.replace("_", " "))] = cell
@@ -30,7 +30,7 @@ class ResultTable:
         return [number for number in range(len(self.columns)) if any(row[number] for row in self.rows)]
 
     def print(self, console: Console) -> None:
-        """Print it."""
+        """Print the table and its notes."""
         table = RichTable(title=self.title, title_justify="left", title_style="bold")
         used = self._used_columns()
         for number in used:
@@ -42,7 +42,7 @@ class ResultTable:
             console.print(f"  {note}", highlight=False)
 
     def to_markdown(self) -> str:
-        """As a section of a Markdown file."""
+        """Return the table as a section of a Markdown file."""
         used = self._used_columns()
         lines = [f"## {self.title}", ""]
         lines.append("| " + " | ".join(self.columns[number] for number in used) + " |")
@@ -53,24 +53,24 @@ class ResultTable:
 
 
 def format_seconds(value: float) -> str:
-    """A duration."""
+    """Return a duration as text."""
     if value >= 1:
         return f"{value:.2f} s"
     return f"{value * 1000:.1f} ms" if value >= 0.001 else f"{value * 1e6:.0f} µs"
 
 
 def format_rate(value: float, unit: str = "") -> str:
-    """So many a second."""
+    """Return a rate per second as text."""
     return f"{format_number(value)}{' ' + unit if unit else ''}/s"
 
 
 def format_number(value: float) -> str:
-    """A number, its thousands apart."""
+    """Return a number as text, with its thousands separated."""
     return f"{value:,.0f}".replace(",", " ") if abs(value) >= 10 else f"{value:.3g}"
 
 
 def format_size(value: float) -> str:
-    """A number of bytes."""
+    """Return a number of bytes as text."""
     for unit in ("B", "KiB", "MiB"):
         if abs(value) < 10_000:
             return f"{value:.0f} {unit}" if unit == "B" or abs(value) >= 100 else f"{value:.1f} {unit}"
@@ -79,5 +79,5 @@ def format_size(value: float) -> str:
 
 
 def format_goal(target: str, is_met: bool) -> str:
-    """A goal, and whether it was reached in this run."""
+    """Return a goal, and whether it was met in this run, as text."""
     return f"{target}: {'met' if is_met else 'MISSED'}"

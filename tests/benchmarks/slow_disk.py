@@ -1,4 +1,4 @@
-"""A disk whose fsync takes longer: every fsync(2) and fdatasync(2) of a program sleeps first, by way of LD_PRELOAD."""
+"""A slow disk, simulated with LD_PRELOAD: each fsync(2) and fdatasync(2) of a program sleeps first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LATER(fdatasync)
 
 @contextlib.contextmanager
 def slow_disk(folder: Path, milliseconds: int) -> Iterator[bool]:
-    """For programs started in the body of `with`; False if there is no C compiler to make it with."""
+    """Delay the fsyncs of programs that are started in the body of `with`; yield False without a C compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
         yield False

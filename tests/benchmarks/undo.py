@@ -1,4 +1,4 @@
-"""Undo: rolling a session back beside a bare loop of the same commands, and what a long journal costs its readers."""
+"""Undo: a rollback of a session beside a bare loop of the same commands, and commands on a long journal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.redis_server import RedisServer
 
 
 def measure(bench: BenchmarkRun) -> list[ResultTable]:
-    """All of it."""
+    """Run all measurements of this topic."""
     return [_measure_rollbacks(bench), _measure_long_journal(bench)]
 
 
@@ -24,25 +24,25 @@ def _measure_rollbacks(bench: BenchmarkRun) -> ResultTable:
         f"Undo: rolling back a session of {format_number(changes)} small changes",
         ("work", "redisfuse", "direct", "ratio", "selected in", "planned in", "rolled back in", "goal"),
         notes=[
-            "direct: a bare redis-py loop of the SETs that the rollback comes down to: nothing journaled or checked.",
+            "direct: a bare redis-py loop of the rollback's SETs: nothing journaled or checked.",
             "redisfuse: selecting, planning (which reads every key) and rolling back, each change journaled itself.",
         ],
     )
     for keys in (changes, max(1, changes // 100)):
         with RedisServer() as server:
-            ground = EditBench.create(bench.new_folder() / "state", server)
+            edit_bench = EditBench.create(bench.new_folder() / "state", server)
             try:
-                make_changes(ground, changes, keys=keys)
-                direct = measure_bare_sets(ground, changes, keys)
-                selection = RollbackSelection(session=ground.session)
-                selecting = measure_seconds(lambda: select_groups(ground.journal, selection))  # noqa: B023
-                groups = select_groups(ground.journal, selection)
-                planning = measure_seconds(lambda: plan_rollback(ground.journal, ground.server, groups))  # noqa: B023
-                plan = plan_rollback(ground.journal, ground.server, groups)
-                rolling = measure_seconds(lambda: ground.create_rollback().run(plan.groups))  # noqa: B023
-                assert ground.redis.get("key:0") == b"before"
+                make_changes(edit_bench, changes, keys=keys)
+                direct = measure_bare_sets(edit_bench, changes, keys)
+                selection = RollbackSelection(session=edit_bench.session)
+                selecting = measure_seconds(lambda: select_groups(edit_bench.journal, selection))  # noqa: B023
+                groups = select_groups(edit_bench.journal, selection)
+                planning = measure_seconds(lambda: plan_rollback(edit_bench.journal, edit_bench.server, groups))  # noqa: B023
+                plan = plan_rollback(edit_bench.journal, edit_bench.server, groups)
+                rolling = measure_seconds(lambda: edit_bench.create_rollback().run(plan.groups))  # noqa: B023
+                assert edit_bench.redis.get("key:0") == b"before"
             finally:
-                ground.close()
+                edit_bench.close()
         took = selecting + planning + rolling
         table.add_row(
             f"{format_number(changes)} changes of {format_number(keys)} keys",

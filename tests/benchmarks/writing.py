@@ -1,4 +1,4 @@
-"""Writing: saves of small strings, alone and in parallel; appending to and writing long strings; `git clone` in."""
+"""Writing: saves of small strings, alone and in parallel, appends to and writes of long strings, and `git clone`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TRACED_SAVES = 100  # saves that are made once more under strace
 
 
 def measure(bench: BenchmarkRun) -> list[ResultTable]:
-    """All of it."""
+    """Run all measurements of this topic."""
     return [_measure_saves(bench), _measure_long_strings(bench), _measure_clone(bench)]
 
 
@@ -61,7 +61,7 @@ def _measure_saves(bench: BenchmarkRun) -> ResultTable:
             f"or {REUSED_FILES} in turn.",
             "direct: redis-py, SET KEEPTTL one after the other: nothing journaled, no conflict check.",
             "disk, fsync: plain files on the disk of the journal, with one fsync a save.",
-            "each fsync longer: what sharing one is worth on a slower disk (LD_PRELOAD in the mount's process).",
+            "each fsync longer: the gain of sharing one on a slower disk (LD_PRELOAD in the mount's process).",
             "commands, round trips, fsyncs (by strace): of one save, its look-ups and its conflict check included.",
         ],
     )
@@ -80,7 +80,7 @@ def _measure_saves(bench: BenchmarkRun) -> ResultTable:
 
 
 def _add_slow_disk_rows(bench: BenchmarkRun, table: ResultTable, milliseconds: int) -> None:
-    """What sharing an fsync is worth where one takes longer."""
+    """Measure the gain of sharing an fsync on a disk where one takes longer."""
     names, alone = bench.sizes.save_count, 0.0
     with RedisServer() as server, slow_disk(bench.folder, milliseconds) as slow:
         if not slow:
@@ -119,7 +119,7 @@ def _add_save_row(
     writers: int,
     alone: float,
 ) -> float:
-    """One row; returns the saves a second. `alone`: those of one writer."""
+    """Add a row, and return the saves per second. `alone` is that of one writer."""
     each = bench.sizes.save_count // writers
     saves = each * writers
     prefix = f"{kind[0]}{writers}-"
@@ -147,20 +147,20 @@ def _add_save_row(
 
 
 def _fsyncs_per_save(bench: BenchmarkRun, mount: MountedServer, names: int, writers: int) -> float:
-    """By strace; 0 without it."""
+    """Return the fsyncs per save, counted by strace; 0 without strace."""
     each = TRACED_SAVES // writers
-    found = count_fsyncs(
+    fsyncs = count_fsyncs(
         mount,
         bench.new_folder(),
         lambda: run_in_processes(
             writers, lambda writer: _save_files(mount.path / f"w{writer}", each, names, f"traced{names}-{writers}-")
         ),
     )
-    return 0.0 if found is None else found[0] / (each * writers)
+    return 0.0 if fsyncs is None else fsyncs[0] / (each * writers)
 
 
 def _plain_save_rate(folder: Path, writers: int, times: int, names: int, *, fsync: bool = False) -> float:
-    """Saves a second on another filesystem."""
+    """Return the saves per second on another filesystem."""
     parent = folder / f"saves{names}-{writers}"
     parent.mkdir()
     return (
@@ -175,7 +175,7 @@ def _plain_save_rate(folder: Path, writers: int, times: int, names: int, *, fsyn
 
 
 def _save_files(folder: Path, times: int, names: int, prefix: str = "key", *, fsync: bool = False) -> None:
-    """Save so many files in turn."""
+    """Save files in turn, `times` in all."""
     folder.mkdir(exist_ok=True)
     data = b"v" * 99
     for number in range(times):
@@ -222,7 +222,7 @@ def _measure_long_strings(bench: BenchmarkRun) -> ResultTable:
             before = database_bytes(mount.journal)
             with PeakMemory(mount.process.pid) as peak:
                 took = measure_cost(mount, lambda: _append_to_file(mount.path / "long", piece[:1024]))
-            time.sleep(1.5)  # its end is written with the next change, or after a second
+            time.sleep(1.5)  # the outcome is written with the next change, or after a second
             grew = database_bytes(mount.journal) - before
             whole = bench.sizes.appended_bytes + 1024
             assert client.strlen("long") == whole
@@ -305,7 +305,7 @@ def _measure_clone(bench: BenchmarkRun) -> ResultTable:
             nonlocal traced
             traced = measure_seconds(lambda: _run_git("clone", "-q", repository, mount.path / "again"))
 
-        found = count_fsyncs(mount, bench.new_folder(), once_more)
+        fsyncs = count_fsyncs(mount, bench.new_folder(), once_more)
     table.add_row(
         "this mount",
         format_seconds(took.seconds),
@@ -313,8 +313,8 @@ def _measure_clone(bench: BenchmarkRun) -> ResultTable:
         format_number(changes),
         format_number(took.commands),
         format_number(took.round_trips),
-        "" if found is None else format_number(found[0]),
-        "" if found is None else f"{found[1]:.2f} of {traced:.2f} s",
+        "" if fsyncs is None else format_number(fsyncs[0]),
+        "" if fsyncs is None else f"{fsyncs[1]:.2f} of {traced:.2f} s",
     )
     table.add_row("tmpfs", format_seconds(memory))
     table.add_row("disk", format_seconds(disk))
