@@ -1,4 +1,4 @@
-"""Deaths of a mount that would leave programs hanging in the kernel without the abort watchdog."""
+"""Kills of a mount after which programs would hang in the kernel without the abort watchdog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
-HUNG = 30.0  # seconds that the server hangs in the test: longer than it lasts
+HUNG = 30.0  # seconds of the time-out: longer than the test takes
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
 
 
 def notifier_hangs(pid: int) -> bool:
-    """Whether a thread of a process waits in the kernel for a request to end."""
-    found = []
+    """Return whether a thread of a process waits in the kernel for a request to end."""
+    states = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):
-            found.append((task / "stat").read_bytes().rpartition(b")")[2].split()[0])
-    return b"D" in found
+            states.append((task / "stat").read_bytes().rpartition(b")")[2].split()[0])
+    return b"D" in states
 
 
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
@@ -44,7 +44,7 @@ def test_killed_while_a_notification_waits_for_a_request(
         mount.wait_coherent()
         for number in range(8):
             os.stat(mount.path / f"k{number}")
-        proxy.inject("hang", "EXEC", skip=1)  # the first only proves that there may be one
+        proxy.inject("hang", "EXEC", skip=1)  # the first one comes from the test of the permission
 
         def remove() -> None:
             try:

@@ -23,11 +23,14 @@ from tests.support.redis_server import RedisServer
 
 WRITERS = 4
 ROUNDS = 5
-LONGEST = 0.6  # seconds that writers write before the mount is killed
+MAX_WRITING_SECONDS = 0.6  # until the mount is killed
 
 
 class Writer(threading.Thread):
-    """Saves 1, 2, 3… to one file, in turn by close and by fsync, until an error; knows what was acknowledged."""
+    """A thread that saves 1, 2, 3… to one file, by close or by fsync, until an error.
+
+    `acknowledged` is the last number that was saved successfully.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -70,11 +73,13 @@ def changes(path: Path) -> list[Change]:
 
 
 def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
-    """Four writers, one SIGKILL: each key holds what was last acknowledged or what came right after, and the journal
-    has each of a key's values in their order, each with the one before it, and says `applied` of those that were."""
+    """After a SIGKILL, each key of four writers has the last acknowledged value, or the one after it.
+
+    The journal has each value of a key in order, with the value before it. The rows of applied values are `applied`.
+    """
     client = own_redis.client()
     journal = tmp_path / "state" / "redisfuse" / "journal.db"
-    chosen = random.Random(4)
+    generator = random.Random(4)
     total = 0
     for round_ in range(ROUNDS):
         mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
@@ -83,7 +88,7 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
             (mount.path / f"d{round_}").mkdir()
             for writer in writers:
                 writer.start()
-            time.sleep(chosen.uniform(0.05, LONGEST))
+            time.sleep(generator.uniform(0.05, MAX_WRITING_SECONDS))
             mount.process.kill()
             mount.process.wait(MOUNT_TIMEOUT_SECONDS)
             for writer in writers:
@@ -91,15 +96,14 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
                 assert not writer.is_alive()
         finally:
             mount.process.kill()
-        found = {number: client.get(f"r{round_}w{number}") for number in range(WRITERS)}
         for number, writer in enumerate(writers):
-            value = int(found[number] or 0)
+            value = int(client.get(f"r{round_}w{number}") or 0)
             assert writer.acknowledged <= value <= writer.begun
             total += writer.acknowledged
-        if round_ == 0:  # by the command; else by the next mount
+        if round_ == 0:  # recovery by the command; later by the next mount
             done = run_redisfuse(tmp_path, "recover")
             assert done.returncode == 0, done.stderr
-    assert total > WRITERS * ROUNDS, "they hardly wrote"
+    assert total > WRITERS * ROUNDS, "too few saves"
     mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
     try:
         for round_ in range(ROUNDS):
@@ -115,7 +119,7 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
 
 
 def check_history(rows: list[Change], value: bytes | None) -> None:
-    """The applied rows lead from nothing to what is there, one from the other; the rest was not done."""
+    """Check that each applied row begins with the state after the one before it, up to the current value."""
     before: bytes | None = None
     for row in rows:
         prior = None if row.prior.content is None else row.prior.content.digest
@@ -131,7 +135,7 @@ def check_history(rows: list[Change], value: bytes | None) -> None:
 
 @pytest.mark.possible_log(ENDED)
 def test_terminated_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
-    """SIGTERM instead: what was acknowledged is there, nothing is half written, and no row is left open."""
+    """After a SIGTERM each acknowledged save is in Redis, no value is partial, and no row is pending."""
     client = own_redis.client()
     mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
     try:
@@ -147,14 +151,16 @@ def test_terminated_under_load(nursery: MountForkserver, own_redis: RedisServer,
         mount.process.kill()
     for number, writer in enumerate(writers):
         assert writer.acknowledged <= int(client.get(f"w{number}") or 0) <= writer.begun
-    # Refused is what was open for writing in that moment: kept, not half saved.
+    # The edits of files that were open for writing are refused: journaled, and not saved partially.
     states = {row.outcome for row in changes(tmp_path / "state" / "redisfuse" / "journal.db")}
     assert states <= {"applied", "refused"}
 
 
-def test_dead_and_not_noticed(own_redis: RedisServer, tmp_path: Path) -> None:
-    """A mount that died is dead though its parent took no notice (as in a container without an init): its open change
-    is settled at once."""
+def test_a_killed_mount_is_a_zombie(own_redis: RedisServer, tmp_path: Path) -> None:
+    """The pending change of a killed mount is recovered at once, although the process is a zombie.
+
+    It is one if its parent does not wait for it, as in a container without an init.
+    """
     with mount_server(tmp_path, own_redis.tcp_url(), write=True) as mount:
         (mount.path / "k").write_bytes(b"new")
         os.kill(mount.process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Fixtures of the tests that make a mount's surroundings fail."""
+"""Fixtures of the tests with faults of servers, networks and disks."""
 
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ MakeMount = Callable[..., MountedServer]
 
 @contextmanager
 def small_disk_at(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """A disk of so many MiB, mounted at a new folder; needs root."""
+    """Mount a disk of some MiB at a new folder, and yield the folder; needs root."""
     folder.mkdir()
     options = f"size={mebibytes}m,mode=700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, timeout=10)
@@ -31,11 +31,11 @@ def small_disk_at(folder: Path, mebibytes: int) -> Iterator[Path]:
 
 @pytest.fixture
 def make_mount(nursery: MountForkserver, tmp_path: Path) -> Iterator[MakeMount]:
-    """Mounts a URL in write mode, with a short time-out; afterwards nothing is left mounted."""
+    """Return a function that mounts a URL in write mode with a short time-out; unmount all afterwards."""
     with ExitStack() as stack:
 
-        def make(url: str, *options: str, folder: Path = tmp_path, **others: bool) -> MountedServer:
-            mounted = nursery.mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **others)
+        def make(url: str, *options: str, folder: Path = tmp_path, **arguments: bool) -> MountedServer:
+            mounted = nursery.mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **arguments)
             return stack.enter_context(mounted)
 
         yield make
@@ -43,7 +43,7 @@ def make_mount(nursery: MountForkserver, tmp_path: Path) -> Iterator[MakeMount]:
 
 @pytest.fixture
 def client(own_redis: RedisServer) -> redis.Redis:
-    """Of a server of the test's own, which holds `k`."""
+    """Connect to a server of the test's own, which has the key `k`."""
     client = own_redis.client()
     client.set("k", "old")
     return client
@@ -51,5 +51,5 @@ def client(own_redis: RedisServer) -> redis.Redis:
 
 @pytest.fixture
 def mount(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> MountedServer:  # noqa: ARG001 - `k` first
-    """A mount of that server."""
+    """Mount the test's own server."""
     return make_mount(own_redis.tcp_url())

@@ -33,7 +33,7 @@ def denials(client: redis.Redis) -> int:
 
 @pytest.fixture
 def server_info(own_redis: RedisServer) -> ServerInfo:
-    """The server's capabilities."""
+    """Return the server's capabilities."""
     with contextlib.closing(RedisClient(Address.parse(own_redis.url()))) as server:
         return server.server_info
 

@@ -45,21 +45,21 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 def server(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """A read-only client."""
+    """Create a read-only client."""
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()))) as server:
         yield server
 
 
 @pytest.fixture
 def writing(redis_server: RedisServer) -> Iterator[RedisClient]:
-    """A writable client."""
+    """Create a writable client."""
     with contextlib.closing(RedisClient(Address.parse(redis_server.url()), writable=True)) as server:
         yield server
 
 
 @pytest.fixture
 def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
-    """A proxy in front of the shared server."""
+    """Start a proxy in front of the shared server."""
     with Proxy(redis_server.socket_path) as proxy:
         yield proxy
 

@@ -22,8 +22,8 @@ from tests.support.mounts import MountedServer, run_redisfuse, wait_until
 from tests.support.proxy import FaultKind, Proxy
 from tests.support.redis_server import RedisServer, find_free_port
 
-PATIENT = 3 * TIMEOUT  # what a call may take at most: an attempt, looking what became of it, and a slow machine
-GONE = ("EIO", "ETIMEDOUT")
+MOST_SECONDS = 3 * TIMEOUT  # of a call: an attempt, the check of its result, and a slow machine
+UNAVAILABLE = ("EIO", "ETIMEDOUT")
 
 
 @pytest.fixture
@@ -33,8 +33,8 @@ def proxy(own_redis: RedisServer) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def behind(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> MountedServer:
-    """The same through the proxy, with its connections made."""
+def proxied(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> MountedServer:
+    """Mount the server through the proxy, and let the mount connect."""
     mount = make_mount(proxy.url())
     assert save_file(mount.path / "warm", b"up") == ""
     client.delete("warm")
@@ -42,28 +42,33 @@ def behind(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> MountedS
     return mount
 
 
-def settled(mount: MountedServer, key: bytes, *expected: str) -> None:
-    """The rows of a key, oldest first, are in these states, `applied` being noted within a second."""
+def assert_states(mount: MountedServer, key: bytes, *expected: str) -> None:
+    """Check the states of a key's rows, oldest first.
+
+    The state `applied` is recorded within a second.
+    """
     wait_until(lambda: change_states(mount, key) == list(expected), 3)
     assert change_states(mount, key) == list(expected)
 
 
-def works(mount: MountedServer, client: redis.Redis) -> None:
-    """The mount reads and saves, within a moment after the fault."""
-    wait_until(lambda: save_file(mount.path / "again", b"works") == "", 10)
-    assert client.get("again") == b"works"
-    wait_until(lambda: (mount.path / "again").read_bytes() == b"works", 5)
+def assert_works(mount: MountedServer, client: redis.Redis) -> None:
+    """Check that the mount reads and saves shortly after the fault."""
+    wait_until(lambda: save_file(mount.path / "again", b"value") == "", 10)
+    assert client.get("again") == b"value"
+    wait_until(lambda: (mount.path / "again").read_bytes() == b"value", 5)
     wait_until(lambda: "again" in os.listdir(mount.path), 10)
     client.delete("again")
 
 
-# -- servers that are gone -------------------------------------------------------------------------------------------
+# -- servers that are down -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.expected_log(INTERRUPTED)
-def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
-    """Reads, saves and listings of a server that is down are EIO in time; when it is back with its data an edit that
-    was open goes through, and nothing has to be mounted anew."""
+def test_a_server_restarts_with_its_data(make_mount: MakeMount) -> None:
+    """Reads, saves and listings fail in time while the server is down, and succeed after it restarts with its data.
+
+    An edit that was open is saved after the restart, and the mount need not be mounted again.
+    """
     with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", "old")
         mount = make_mount(server.tcp_url())
@@ -73,40 +78,43 @@ def test_server_killed_and_back_with_its_data(make_mount: MakeMount) -> None:
             wait_until(lambda: not mount.status()["live"], 5)
             for act in (lambda: (mount.path / "other").read_bytes(), lambda: os.listdir(mount.path)):
                 error, took = time_call(errno_name, act)
-                assert error in GONE
-                assert took < PATIENT
+                assert error in UNAVAILABLE
+                assert took < MOST_SECONDS
             error, took = time_call(errno_name, os.fsync, file.fileno())
-            assert error in GONE
-            assert took < PATIENT
+            assert error in UNAVAILABLE
+            assert took < MOST_SECONDS
             server.start()
             wait_until(lambda: errno_name(os.fsync, file.fileno()) == "", 10)
         assert server.client().get("k") == b"new"
-        settled(mount, b"k", "applied")
-        works(mount, server.client())
+        assert_states(mount, b"k", "applied")
+        assert_works(mount, server.client())
 
 
 @pytest.mark.expected_log(INTERRUPTED, KEPT)
-def test_a_save_to_a_server_that_is_gone_is_kept(make_mount: MakeMount) -> None:
-    """A save that failed as the server was down, and was given up, is in the journal."""
+def test_a_save_to_a_server_that_is_down_is_journaled(make_mount: MakeMount) -> None:
+    """A save that failed because the server was down is in the journal."""
     with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", "old")
         mount = make_mount(server.tcp_url())
         descriptor = os.open(mount.path / "k", os.O_WRONLY)
         os.write(descriptor, b"new")
         server.kill()
-        assert errno_name(os.close, descriptor) in GONE
+        assert errno_name(os.close, descriptor) in UNAVAILABLE
         wait_until(lambda: change_states(mount, b"k") == ["refused"], 5)
-        [kept] = journal_changes(mount, b"k")
-        assert kept.new.content is not None
-        assert kept.new.content.size == 3
+        [change] = journal_changes(mount, b"k")
+        assert change.new.content is not None
+        assert change.new.content.size == 3
         server.start()
         assert server.client().get("k") == b"old"
-        works(mount, server.client())
+        assert_works(mount, server.client())
 
 
 @pytest.mark.expected_log(INTERRUPTED, KEPT)
-def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path) -> None:
-    """The same of a value the rest of which only the server has: what was written is kept, and can be applied."""
+def test_an_edit_of_a_large_value_is_journaled(make_mount: MakeMount, tmp_path: Path) -> None:
+    """The journal keeps the written parts of a large value, and `apply` writes them later.
+
+    The other parts are only on the server.
+    """
     large = bytes(range(256)) * 8192
     with RedisServer(tcp=True, persist=True) as server:
         server.client().set("k", large)
@@ -115,7 +123,7 @@ def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path)
         os.pwrite(descriptor, b"first", 100)
         os.pwrite(descriptor, b"second", len(large))
         server.kill()
-        assert errno_name(os.close, descriptor) in GONE
+        assert errno_name(os.close, descriptor) in UNAVAILABLE
         wait_until(lambda: change_states(mount, b"k") == ["refused", "refused"], 10)
         server.start()
         assert server.client().get("k") == large
@@ -126,8 +134,8 @@ def test_an_edit_of_a_large_value_is_kept(make_mount: MakeMount, tmp_path: Path)
 
 
 @pytest.mark.expected_log(INTERRUPTED)
-def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """On a server that came back empty a file is ENOENT, and an edit of what is gone is a conflict: not made anew."""
+def test_a_server_restarts_empty(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
+    """After the server restarts empty, a file is ENOENT, and an edit of a missing key is a conflict."""
     descriptor = os.open(mount.path / "k", os.O_RDWR)
     os.write(descriptor, b"new")
     own_redis.restart()
@@ -137,144 +145,152 @@ def test_server_back_empty(own_redis: RedisServer, client: redis.Redis, mount: M
     assert errno_name(lambda: (mount.path / "k").read_bytes()) == "ENOENT"
     assert client.dbsize() == 0
     assert change_states(mount, b"k") == ["refused"]
-    works(mount, client)
+    assert_works(mount, client)
 
 
 @pytest.mark.expected_log(f"did not reply in time.*{KEPT}")
-def test_hung_server(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """A server that hangs (SIGSTOP) is an error within the time-out, for every call; when it goes on all is well, the
-    edit is applied or not, and its row says which."""
+def test_a_server_hangs(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
+    """Each call fails within the time-out while the server hangs (SIGSTOP), and succeeds when it continues.
+
+    The edit is then applied or not, as its row records.
+    """
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     own_redis.pause()
     try:
         error, took = time_call(errno_name, os.close, descriptor)
-        assert error in GONE
-        assert took < PATIENT
+        assert error in UNAVAILABLE
+        assert took < MOST_SECONDS
         error, took = time_call(errno_name, (mount.path / "other").read_bytes)
-        assert error in (*GONE, "EAGAIN")
-        assert took < PATIENT
+        assert error in (*UNAVAILABLE, "EAGAIN")
+        assert took < MOST_SECONDS
     finally:
         own_redis.resume()
-    works(mount, client)
+    assert_works(mount, client)
     wait_until(lambda: "pending" not in change_states(mount, b"k"), 5)
     assert client.get("k") == (b"new" if "applied" in change_states(mount, b"k") else b"old")
 
 
 @pytest.mark.expected_log(f"change 2.*{KEPT}")
-def test_server_hangs_after_the_write(
-    own_redis: RedisServer, client: redis.Redis, proxy: Proxy, behind: MountedServer
+def test_a_server_hangs_after_a_write(
+    own_redis: RedisServer, client: redis.Redis, proxy: Proxy, proxied: MountedServer
 ) -> None:
-    """When the answer to a write is lost and the server then hangs, the save is an error and its row pending; when it
-    goes on, the row tells the truth, and nothing is kept twice."""
+    """When the reply to a write is lost and the server hangs, the save fails and its row is pending.
+
+    When the server continues, the row becomes `applied`, and there is no second row.
+    """
     fault = proxy.inject("hang_reply", "EXEC", times=1)
     result: list[str] = []
-    saver = threading.Thread(target=lambda: result.append(save_file(behind.path / "k", b"new")))
+    saver = threading.Thread(target=lambda: result.append(save_file(proxied.path / "k", b"new")))
     saver.start()
     wait_until(lambda: fault.hits and client.get("k") == b"new")
     own_redis.pause()
     try:
-        saver.join(3 * PATIENT)
-        assert result[0] in GONE
-        assert change_states(behind, b"k") == ["pending"]
+        saver.join(3 * MOST_SECONDS)
+        assert result[0] in UNAVAILABLE
+        assert change_states(proxied, b"k") == ["pending"]
     finally:
         own_redis.resume()
-    works(behind, client)
-    settled(behind, b"k", "applied")
+    assert_works(proxied, client)
+    assert_states(proxied, b"k", "applied")
     assert client.get("k") == b"new"
 
 
 @pytest.mark.parametrize("size", [3, 3_000_000])
 @pytest.mark.parametrize("more", [b"", b" and more"])
 @pytest.mark.parametrize("flags", [os.O_TRUNC, os.O_APPEND])
-def test_fsync_once_more_after_a_lost_answer(
-    client: redis.Redis, proxy: Proxy, behind: MountedServer, size: int, more: bytes, flags: int
+def test_a_second_fsync_after_a_lost_reply(
+    client: redis.Redis, proxy: Proxy, proxied: MountedServer, size: int, more: bytes, flags: int
 ) -> None:
-    """A save that was made, though nobody knew for a while, is no conflict for the program that saves once more."""
+    """A save that the server applied without a reply does not conflict with the program's next save."""
     client.set("other", b"o" * size)
-    wait_until(lambda: (behind.path / "other").exists())
-    descriptor = os.open(behind.path / "other", os.O_WRONLY | flags)
+    wait_until(lambda: (proxied.path / "other").exists())
+    descriptor = os.open(proxied.path / "other", os.O_WRONLY | flags)
     written = b"n" * size
     os.write(descriptor, written)
     proxy.inject("lost_reply", "EXEC", times=1)
     proxy.refuse_connections()
-    assert errno_name(os.fsync, descriptor) in GONE
-    assert change_states(behind, b"other") == ["pending"]
+    assert errno_name(os.fsync, descriptor) in UNAVAILABLE
+    assert change_states(proxied, b"other") == ["pending"]
     proxy.clear()
     if more:
         os.write(descriptor, more)
-    wait_until(lambda: errno_name(os.fsync, descriptor) not in GONE, 10)
+    wait_until(lambda: errno_name(os.fsync, descriptor) not in UNAVAILABLE, 10)
     assert errno_name(os.close, descriptor) == ""
     expected = (b"" if flags & os.O_TRUNC else b"o" * size) + written + more
     assert client.get("other") == expected
-    settled(behind, b"other", *["applied"] * (1 + bool(more)))
+    assert_states(proxied, b"other", *["applied"] * (1 + bool(more)))
 
 
 @pytest.mark.parametrize(
     "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.expected_log(f"did not reply in time.*{KEPT}"))]
 )
-def test_others_go_on_while_one_hangs(client: redis.Redis, proxy: Proxy, behind: MountedServer, call: str) -> None:
+def test_a_hanging_request_does_not_block_others(
+    client: redis.Redis, proxy: Proxy, proxied: MountedServer, call: str
+) -> None:
     """While one file's request hangs, other files are read at once, in its directory and elsewhere."""
     client.mset({name: "x" for number in range(8) for name in (f"other{number}", f"d:{number}")})
-    wait_until(lambda: behind.status()["keys"] == 17)
+    wait_until(lambda: proxied.status()["keys"] == 17)
     fault = proxy.inject("hang", call, times=1)
-    act = (behind.path / "k").read_bytes if call == "STRLEN" else lambda: save_file(behind.path / "k", b"new")
-    hung = threading.Thread(target=errno_name, args=(act,))
-    hung.start()
+    act = (proxied.path / "k").read_bytes if call == "STRLEN" else lambda: save_file(proxied.path / "k", b"new")
+    hanging = threading.Thread(target=errno_name, args=(act,))
+    hanging.start()
     wait_until(lambda: fault.hits)
     began = time.monotonic()
     for number in range(8):
-        assert (behind.path / f"other{number}").read_bytes() == b"x"
-    assert len(os.listdir(behind.path / "d")) == 8
+        assert (proxied.path / f"other{number}").read_bytes() == b"x"
+    assert len(os.listdir(proxied.path / "d")) == 8
     took = time.monotonic() - began
-    assert hung.is_alive()
-    hung.join(20)
+    assert hanging.is_alive()
+    hanging.join(20)
     assert took < TIMEOUT / 2
 
 
-# -- answers that are lost -------------------------------------------------------------------------------------------
+# -- replies that are lost -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["lost_reply", "lost_reset", "partial", "garbage", "hang_reply"])
-def test_reply_lost_after_the_write(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
-    """A write that was made and whose answer was lost is found by looking: it succeeds, was made once, has one row."""
+def test_the_reply_to_a_write_is_lost(
+    client: redis.Redis, proxy: Proxy, proxied: MountedServer, kind: FaultKind
+) -> None:
+    """A write whose reply was lost succeeds, because the mount reads the key: it was made once and has one row."""
     client.set("log", "a")
-    wait_until(lambda: (behind.path / "log").exists())
+    wait_until(lambda: (proxied.path / "log").exists())
     proxy.inject(kind, "EXEC", times=1)
-    with (behind.path / "log").open("ab", buffering=0) as file:
+    with (proxied.path / "log").open("ab", buffering=0) as file:
         file.write(b"b")
     assert client.get("log") == b"ab"
-    settled(behind, b"log", "applied")
-    works(behind, client)
+    assert_states(proxied, b"log", "applied")
+    assert_works(proxied, client)
 
 
 @pytest.mark.expected_log(f"(was lost|did not reply in time).*{KEPT}")
 @pytest.mark.parametrize("kind", ["drop", "reset", "hang"])
-def test_write_lost_on_its_way(client: redis.Redis, proxy: Proxy, behind: MountedServer, kind: FaultKind) -> None:
-    """A write that never came to the server is EIO; it is not sent again, its row has failed, the old value stays."""
+def test_a_write_is_lost(client: redis.Redis, proxy: Proxy, proxied: MountedServer, kind: FaultKind) -> None:
+    """A write that did not reach the server fails and is not sent again; its row is `failed`, the old value is kept."""
     proxy.inject(kind, "EXEC", times=1)
-    error, took = time_call(save_file, behind.path / "k", b"new")
-    assert error in GONE
-    assert took < PATIENT
+    error, took = time_call(save_file, proxied.path / "k", b"new")
+    assert error in UNAVAILABLE
+    assert took < MOST_SECONDS
     assert client.get("k") == b"old"
-    assert change_states(behind, b"k") == ["failed"]
-    works(behind, client)
+    assert change_states(proxied, b"k") == ["failed"]
+    assert_works(proxied, client)
     assert client.get("k") == b"old"
 
 
-def test_garbage_for_a_read(client: redis.Redis, proxy: Proxy, behind: MountedServer) -> None:
-    """Bytes that are no answer are EIO, drop the connection, and are never cached."""
+def test_garbage_for_a_read(client: redis.Redis, proxy: Proxy, proxied: MountedServer) -> None:
+    """Bytes that are no reply are EIO, close the connection, and are never cached."""
     client.set("fresh", "value")
-    wait_until(lambda: behind.status()["keys"] == 2)
+    wait_until(lambda: proxied.status()["keys"] == 2)
     proxy.inject("garbage", "GETRANGE", times=1)
-    assert errno_name((behind.path / "fresh").read_bytes) == "EIO"
-    assert (behind.path / "fresh").read_bytes() == b"value"
+    assert errno_name((proxied.path / "fresh").read_bytes) == "EIO"
+    assert (proxied.path / "fresh").read_bytes() == b"value"
 
 
-def test_slow_server(client: redis.Redis, proxy: Proxy, behind: MountedServer) -> None:
-    """Answers that take half the time-out are waited for."""
+def test_slow_server(client: redis.Redis, proxy: Proxy, proxied: MountedServer) -> None:
+    """A save waits for a reply that takes half the time-out."""
     proxy.inject("delay", "EXEC", times=1, seconds=TIMEOUT / 2)
-    assert save_file(behind.path / "k", b"new") == ""
+    assert save_file(proxied.path / "k", b"new") == ""
     assert client.get("k") == b"new"
 
 
@@ -283,33 +299,33 @@ def test_slow_server(client: redis.Redis, proxy: Proxy, behind: MountedServer) -
 
 @pytest.mark.expected_log(f"out of memory.*{KEPT}")
 def test_out_of_memory(client: redis.Redis, mount: MountedServer) -> None:
-    """OOM is ENOSPC, the row failed, the old value is there; removing works and is journaled."""
+    """OOM is ENOSPC, with a failed row and the old value kept; a removal succeeds and is journaled."""
     client.config_set("maxmemory", "1")
     assert save_file(mount.path / "k", b"new") == "ENOSPC"
     assert client.get("k") == b"old"
-    settled(mount, b"k", "failed")
+    assert_states(mount, b"k", "failed")
     (mount.path / "k").unlink()
     assert not client.exists("k")
-    settled(mount, b"k", "failed", "applied")
+    assert_states(mount, b"k", "failed", "applied")
     client.config_set("maxmemory", "0")
-    works(mount, client)
+    assert_works(mount, client)
 
 
 @pytest.mark.expected_log(f"read-only replica.*{KEPT}")
 def test_replica(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """READONLY is EROFS, the row failed, without a storm of retries; after the promotion saving works."""
+    """READONLY is EROFS, with a failed row and without retries; after the promotion a save succeeds."""
     client.replicaof("127.0.0.1", str(find_free_port()))
-    with monitor_writes(own_redis, b"k") as seen:
+    with monitor_writes(own_redis, b"k") as commands:
         assert save_file(mount.path / "k", b"new") == "EROFS"
-    assert len(seen) <= 1
+    assert len(commands) <= 1
     assert change_states(mount, b"k") == ["failed"]
     assert (mount.path / "k").read_bytes() == b"old"
     client.replicaof("no", "one")
-    works(mount, client)
+    assert_works(mount, client)
 
 
-def test_an_open_file_that_may_not_be_removed(client: redis.Redis, mount: MountedServer) -> None:
-    """An unlink that the server refuses has its error, and who has the file open goes on as before."""
+def test_a_refused_removal_of_an_open_file(client: redis.Redis, mount: MountedServer) -> None:
+    """An unlink fails if the server refuses it, and a descriptor of the file remains usable."""
     with (mount.path / "k").open("r+b", buffering=0) as file:
         client.replicaof("127.0.0.1", str(find_free_port()))
         assert errno_name((mount.path / "k").unlink) == "EROFS"
@@ -322,16 +338,16 @@ def test_an_open_file_that_may_not_be_removed(client: redis.Redis, mount: Mounte
 
 
 def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -> None:
-    """MASTERDOWN is an error for reading, saving and listing: never an empty directory."""
+    """MASTERDOWN is an error of reads, saves and listings: a listing is never empty."""
     client.config_set("replica-serve-stale-data", "no")
     client.replicaof("127.0.0.1", str(find_free_port()))
     try:
-        assert errno_name((mount.path / "other").read_bytes) in (*GONE, "EAGAIN")
-        assert save_file(mount.path / "k", b"new") in (*GONE, "EAGAIN")
-        wait_until(lambda: errno_name(os.listdir, mount.path) in (*GONE, "EAGAIN"), 10)
+        assert errno_name((mount.path / "other").read_bytes) in (*UNAVAILABLE, "EAGAIN")
+        assert save_file(mount.path / "k", b"new") in (*UNAVAILABLE, "EAGAIN")
+        wait_until(lambda: errno_name(os.listdir, mount.path) in (*UNAVAILABLE, "EAGAIN"), 10)
     finally:
         client.replicaof("no", "one")
-    works(mount, client)
+    assert_works(mount, client)
     assert client.get("k") == b"old"
 
 
@@ -339,10 +355,10 @@ def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -
 @pytest.mark.possible_log(INTERRUPTED)  # the server ends before the mount
 @pytest.mark.parametrize(
     ("setting", "errors"),
-    [(("min-replicas-to-write", "3"), GONE), (("save", "1 1"), ("EROFS", "ENOSPC"))],
+    [(("min-replicas-to-write", "3"), UNAVAILABLE), (("save", "1 1"), ("EROFS", "ENOSPC"))],
 )
 def test_writes_are_refused(make_mount: MakeMount, setting: tuple[str, str], errors: tuple[str, ...]) -> None:
-    """NOREPLICAS and MISCONF change nothing, and the row says so."""
+    """NOREPLICAS and MISCONF change nothing, and the row is `failed`."""
     with RedisServer(tcp=True, arguments=["--enable-protected-configs", "yes"]) as server:
         client = server.client()
         client.set("k", "old")
@@ -362,7 +378,7 @@ def test_writes_are_refused(make_mount: MakeMount, setting: tuple[str, str], err
 def test_denied_by_the_acl(
     own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount, rules: list[str]
 ) -> None:
-    """NOPERM for a command or a key is EACCES; nothing is written, the row failed or there is none."""
+    """NOPERM for a command or a key is EACCES; nothing is written, and there is a failed row or none."""
     client.execute_command("ACL", "SETUSER", "writer", "on", ">s3cr3t", *rules)
     mount = make_mount(f"redis://writer:s3cr3t@127.0.0.1:{own_redis.port}/0")
     assert save_file(mount.path / "k", b"new") == "EACCES"
@@ -371,8 +387,8 @@ def test_denied_by_the_acl(
     assert "s3cr3t" not in mount.read_log()
 
 
-def test_keys_that_may_not_be_read(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> None:
-    """Keys that the ACL hides are listed, with mode 000, and are EACCES to read, save and remove; others work."""
+def test_keys_that_the_acl_hides(own_redis: RedisServer, client: redis.Redis, make_mount: MakeMount) -> None:
+    """Keys that the ACL hides are listed with mode 000; to read, save or remove them is EACCES. Others work."""
     client.mset({"app:a": "1", "secret:b": "2"})
     client.execute_command("ACL", "SETUSER", "app", "on", ">x", "+@all", "~app:*", "&*")
     mount = make_mount(f"redis://app:x@127.0.0.1:{own_redis.port}/0")
@@ -387,23 +403,23 @@ def test_keys_that_may_not_be_read(own_redis: RedisServer, client: redis.Redis, 
 
 @pytest.mark.expected_log(INTERRUPTED)
 def test_password_changed(client: redis.Redis, mount: MountedServer) -> None:
-    """A server that now wants another password is EACCES; when it lets us in again all works."""
+    """Calls are EACCES after the password was changed, and succeed when it is changed back."""
     client.config_set("requirepass", "s3cr3t")
-    for each in client.client_list():
-        if each["name"] == "redisfuse":
-            client.client_kill_filter(_id=each["id"])
+    for connection in client.client_list():
+        if connection["name"] == "redisfuse":
+            client.client_kill_filter(_id=connection["id"])
     assert errno_name((mount.path / "other").read_bytes) == "EACCES"
     assert save_file(mount.path / "k", b"new") == "EACCES"
     assert errno_name(os.listdir, mount.path) == "EACCES"
     client.config_set("requirepass", "")
-    works(mount, client)
+    assert_works(mount, client)
     assert client.get("k") == b"old"
     assert "s3cr3t" not in mount.read_log()
 
 
 @pytest.mark.expected_log(INTERRUPTED, "scanning the keys failed")
 def test_loading(make_mount: MakeMount) -> None:
-    """While the server loads its data, files and listings are EAGAIN or EIO after the time-out, never empty."""
+    """While the server loads its data, reads and listings are EAGAIN or EIO after the time-out, never empty."""
     with RedisServer(tcp=True, persist=True) as server:
         server.client().mset({f"k{number}": os.urandom(1500) for number in range(150)})
         server.client().bgrewriteaof()
@@ -416,29 +432,29 @@ def test_loading(make_mount: MakeMount) -> None:
         assert errno_name(os.listdir, mount.path) in ("EAGAIN", "EIO")
         assert save_file(mount.path / "k1", b"new") in ("EAGAIN", "EIO")
         server.wait_until_answering()
-        works(mount, server.client())
+        assert_works(mount, server.client())
         assert len(os.listdir(mount.path)) == 150
 
 
 def test_busy_with_a_script(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
-    """While a script runs for long, files are EAGAIN or EIO after the time-out; when it is killed all works."""
+    """While a long script runs, calls are EAGAIN or EIO after the time-out; after SCRIPT KILL they succeed."""
     client.config_set("busy-reply-threshold", "10")
-    script = threading.Thread(target=errno_name, args=(_run_for_ever, own_redis.client()))
+    script = threading.Thread(target=errno_name, args=(_run_forever, own_redis.client()))
     script.start()
     try:
         wait_until(lambda: _is_busy(client))
         error, took = time_call(errno_name, (mount.path / "other").read_bytes)
-        assert error in ("EAGAIN", *GONE)
-        assert took < PATIENT
-        assert save_file(mount.path / "k", b"new") in ("EAGAIN", *GONE)
+        assert error in ("EAGAIN", *UNAVAILABLE)
+        assert took < MOST_SECONDS
+        assert save_file(mount.path / "k", b"new") in ("EAGAIN", *UNAVAILABLE)
     finally:
         client.script_kill()
         script.join(10)
-    works(mount, client)
+    assert_works(mount, client)
     assert client.get("k") == b"old"
 
 
-def _run_for_ever(client: redis.Redis) -> None:
+def _run_forever(client: redis.Redis) -> None:
     try:
         client.eval("while true do end", 0)
     except redis.RedisError:
@@ -455,40 +471,43 @@ def _is_busy(client: redis.Redis) -> bool:
 
 @pytest.mark.expected_log(f"was lost.*{KEPT}")
 def test_maxclients(client: redis.Redis, mount: MountedServer) -> None:
-    """On a server that is full, what is connected goes on, and new connections are EIO with the reason in the log."""
+    """At the server's limit of clients, open connections remain usable, and a save is applied or fails.
+
+    A refused connection is EIO, with the reason in the log.
+    """
     (mount.path / "k").read_bytes()
     client.config_set("maxclients", str(len(client.client_list())))
     client.set("fresh", "1")
     wait_until(lambda: errno_name((mount.path / "fresh").read_bytes) == "", 5)
-    assert save_file(mount.path / "k", b"new") in ("", *GONE)
+    assert save_file(mount.path / "k", b"new") in ("", *UNAVAILABLE)
     client.config_set("maxclients", "100")
-    works(mount, client)
+    assert_works(mount, client)
 
 
 @pytest.mark.expected_log(f"value of this size.*{KEPT}")
-def test_value_over_the_servers_limit(client: redis.Redis, mount: MountedServer) -> None:
-    """A value over proto-max-bulk-len is EFBIG; the old value is there, the row failed."""
+def test_a_value_over_the_servers_limit(client: redis.Redis, mount: MountedServer) -> None:
+    """A value over proto-max-bulk-len is EFBIG, with a failed row and the old value kept."""
     client.config_set("proto-max-bulk-len", str(1024 * 1024))
     assert save_file(mount.path / "k", os.urandom(3 * 1024 * 1024)) == "EFBIG"
     assert client.get("k") == b"old"
     assert change_states(mount, b"k") == ["failed"]
-    works(mount, client)
+    assert_works(mount, client)
 
 
-def test_answer_over_the_output_limit(client: redis.Redis, mount: MountedServer) -> None:
-    """A reply that the server cuts off is EIO; other files work."""
+def test_a_reply_over_the_output_limit(client: redis.Redis, mount: MountedServer) -> None:
+    """A reply that the server aborts is EIO; other files work."""
     client.hset("h", "f", os.urandom(20 * 1024 * 1024))
     wait_until(lambda: mount.status()["keys"] == 2)
     client.config_set("client-output-buffer-limit", "normal 1000000 1000000 1")
     assert errno_name((mount.path / "h.f").read_bytes) == "EIO"
-    works(mount, client)
+    assert_works(mount, client)
 
 
-# -- others ----------------------------------------------------------------------------------------------------------
+# -- other clients ---------------------------------------------------------------------------------------------------
 
 
 def test_type_changed_under_an_open_file(client: redis.Redis, mount: MountedServer) -> None:
-    """A key that became a hash while its file was open is not destroyed: ESTALE at close, the edit kept."""
+    """A key that became a hash while its file was open is kept: ESTALE at close, and the edit is journaled."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.delete("k")
@@ -499,8 +518,8 @@ def test_type_changed_under_an_open_file(client: redis.Redis, mount: MountedServ
 
 
 @pytest.mark.parametrize("how", ["expired", "evicted"])
-def test_gone_in_mid_edit(client: redis.Redis, mount: MountedServer, how: str) -> None:
-    """A key that expired or was evicted while its file was open is not made anew for ever: ESTALE, the edit kept."""
+def test_a_key_is_removed_during_an_edit(client: redis.Redis, mount: MountedServer, how: str) -> None:
+    """A key that expired or was evicted during an edit is not created again: ESTALE, and the edit is journaled."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     if how == "expired":
@@ -518,7 +537,7 @@ def test_gone_in_mid_edit(client: redis.Redis, mount: MountedServer, how: str) -
 
 
 def test_a_refused_save_stays_refused(client: redis.Redis, mount: MountedServer) -> None:
-    """After fsync said ESTALE, close says it again: no later success seems to have saved what was not."""
+    """After an fsync was ESTALE, fsync and close are ESTALE too: no later success hides the refused save."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.set("k", "theirs")
@@ -529,8 +548,8 @@ def test_a_refused_save_stays_refused(client: redis.Redis, mount: MountedServer)
     assert change_states(mount, b"k") == ["refused"]
 
 
-def test_a_refused_descriptor_writes_no_more(client: redis.Redis, mount: MountedServer) -> None:
-    """After a save was refused, only who opens the file anew can write over what somebody else put there."""
+def test_a_refused_descriptor_does_not_write(client: redis.Redis, mount: MountedServer) -> None:
+    """After a save was refused, only a descriptor of a later open can overwrite the other client's value."""
     first, second, idle = (os.open(mount.path / "k", os.O_RDWR) for _ in range(3))
     os.write(first, b"one")
     os.pwrite(second, b"two", 3)
@@ -544,13 +563,15 @@ def test_a_refused_descriptor_writes_no_more(client: redis.Redis, mount: Mounted
     assert errno_name(os.close, first) == errno_name(os.close, second) == "ESTALE"
     assert errno_name(os.close, idle) == ""
     assert client.get("k") == b"theirs!"
-    settled(mount, b"k", "refused", "applied")
+    assert_states(mount, b"k", "refused", "applied")
 
 
 @pytest.mark.parametrize("place", ["k2", "e/k", "k~"])
 def test_a_refused_file_is_renamed(client: redis.Redis, mount: MountedServer, place: str) -> None:
-    """A rename that would save what others have changed says so, and so do fsync and close; the kernel doesn't hide it
-    by trying once more."""
+    """A rename of a file with a conflicting edit is EBUSY, and its fsync and close are ESTALE.
+
+    EBUSY is no errno on which the kernel retries the rename, which would hide the error.
+    """
     client.set("d:k", "old")
     wait_until(lambda: (mount.path / "d" / "k").exists())
     descriptor = os.open(mount.path / "d" / "k", os.O_RDWR)
@@ -564,11 +585,11 @@ def test_a_refused_file_is_renamed(client: redis.Redis, mount: MountedServer, pl
     assert errno_name(os.close, descriptor) == "ESTALE"
     assert client.keys("d:*") == [b"d:k"]
     assert client.get("d:k") == b"theirs"
-    settled(mount, b"d:k", "refused")
+    assert_states(mount, b"d:k", "refused")
 
 
 def test_another_field_is_no_conflict(client: redis.Redis, mount: MountedServer) -> None:
-    """A large field is saved though another one of its hash was changed, here and by somebody else."""
+    """A large field is saved although other fields of its hash were changed, on the mount and by another client."""
     client.hset("h", mapping={"f": "a" * 1_200_000, "g": "x"})
     wait_until(lambda: (mount.path / "h.f").exists())
     descriptor = os.open(mount.path / "h.f", os.O_RDWR)
@@ -583,7 +604,7 @@ def test_another_field_is_no_conflict(client: redis.Redis, mount: MountedServer)
 
 
 def test_close_after_a_failed_fsync(client: redis.Redis, mount: MountedServer) -> None:
-    """After fsync failed for the server, close tries once more: it is saved then, or an error again."""
+    """After an fsync that the server refused, each close saves again: it succeeds, or fails again."""
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.config_set("maxmemory", "1")
@@ -593,25 +614,25 @@ def test_close_after_a_failed_fsync(client: redis.Redis, mount: MountedServer) -
     client.config_set("maxmemory", "0")
     assert errno_name(os.close, descriptor) == ""
     assert client.get("k") == b"new"
-    settled(mount, b"k", "failed", "failed", "applied")
+    assert_states(mount, b"k", "failed", "failed", "applied")
 
 
-def test_no_writers_bytes_are_lost(client: redis.Redis, own_redis: RedisServer, make_mount: MakeMount) -> None:
-    """Without the conflict check, the prior value in the journal is the one that was really replaced."""
+def test_the_journal_has_the_replaced_value(client: redis.Redis, own_redis: RedisServer, make_mount: MakeMount) -> None:
+    """Without the conflict check, the prior value in the journal is the one that the save replaced."""
     mount = make_mount(own_redis.tcp_url(), "--no-conflict-check")
     descriptor = os.open(mount.path / "k", os.O_WRONLY)
     os.write(descriptor, b"new")
     client.set("k", "theirs")
     os.close(descriptor)
     assert client.get("k") == b"new"
-    settled(mount, b"k", "applied")
+    assert_states(mount, b"k", "applied")
     [change] = journal_changes(mount, b"k")
     assert change.prior.content is not None
     assert change.prior.content.size == len(b"theirs")
 
 
 def test_databases_swapped(client: redis.Redis, mount: MountedServer) -> None:
-    """After SWAPDB, of which no message comes, the other database's keys show within seconds."""
+    """After SWAPDB, which the server does not announce, the other database's keys show within seconds."""
     client.set("k2", "2")
     client.execute_command("SWAPDB", "0", "1")
     client.set("other", "1")

@@ -19,7 +19,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a self-signed certificate for localhost."""
+    """Create a directory with a self-signed certificate for localhost."""
     directory = tmp_path_factory.mktemp("tls")
     subprocess.run(
         [
@@ -36,7 +36,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tls_port(certificate: Path) -> Iterator[int]:
-    """The TLS port of a server with that certificate."""
+    """Start a server with that certificate, and yield its TLS port."""
     port = find_free_port()
     arguments = ["--tls-port", str(port), "--tls-auth-clients", "no"]
     arguments += ["--tls-cert-file", f"{certificate}/cert.pem", "--tls-key-file", f"{certificate}/key.pem"]

@@ -18,7 +18,7 @@ _AT_FDCWD = -100
 
 
 def renameat2(old: Path, new: Path, flags: int) -> None:
-    """Call renameat2(2), which Python does not have."""
+    """Rename with flags, by the system call that Python does not have."""
     if _libc.renameat2(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), flags):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))

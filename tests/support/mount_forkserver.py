@@ -130,7 +130,7 @@ class MountForkserver:
     def mount_server(
         self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
     ) -> Iterator[MountedServer]:
-        """The same for the body of `with`; afterwards nothing is left mounted or running."""
+        """Mount `url` for the body of `with`, as start_mount does; end the mount afterwards."""
         mount = self.start_mount(folder, url, *options, write=write, wait=wait)
         try:
             yield mount
