@@ -146,7 +146,7 @@ def test_a_child_does_not_save_what_its_parent_is_about_to_write(client: redis.R
 
 
 def test_a_truncation_outlives_the_mount(own_redis: RedisServer, tmp_path: Path) -> None:
-    """What close(2) acknowledged is in Redis, whatever becomes of the mount."""
+    """A truncation that close(2) acknowledged is in Redis, also if the mount is killed then."""
     client = own_redis.client()
     for number in range(10):
         client.set(f"k{number}", OLD)
