@@ -19,14 +19,15 @@ test: ## Run everything: check, then all tests
 	timeout --foreground --signal=INT --kill-after=60 45m \
 		$(BIN)/pytest -n $(JOBS) --dist loadfile
 
-check: ## Lint, format, types and import layers
+check: ## Lint, format, types, import layers and words
 	@bash .ci/setup dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python .ci/check_words.py
 
-words: ## Check the English of names, comments, messages and documents
+words: ## Check only the English of names, comments, messages and documents
 	@bash .ci/setup dev
 	$(BIN)/python .ci/check_words.py
 

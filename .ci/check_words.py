@@ -5,7 +5,8 @@
 Prints `FILE:LINE: "WORD": ADVICE` for each word in words.toml, each citation of a document that is not in the
 repository, and each docstring of the program whose first line is too long. Exits with 1 if there is any.
 
-Ignores code spans and code blocks, strings in tests, and strings in migrations, which are part of users' schemas.
+Ignores code spans and code blocks, strings in tests, strings in migrations, which are part of users' schemas, and the
+files in the section `exempt` unless they are named as PATH.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Rules:
         self.documents = [
             Rule(re.compile(rf"\b(?:{words})\b"), advice) for words, advice in sections["documents"].items()
         ]
+        self.exempt = list(sections.get("exempt", ()))
+        self.planned = set(sections.get("planned", ()))
 
     def find_problems(self, passage: Passage, folder: Path) -> Iterator[tuple[int, str, str]]:
         """Yield (line, word, advice) for each problem of a passage in a file of `folder`."""
@@ -82,7 +85,7 @@ class Rules:
                 for match in rule.expression.finditer(passage.text):
                     yield passage.line + passage.text.count("\n", 0, match.start()), match[0], rule.advice
         for match in _DOCUMENT.finditer(passage.text):
-            if not _exists(match[0], folder):
+            if match[0] not in self.planned and not _exists(match[0], folder):
                 line = passage.line + passage.text.count("\n", 0, match.start())
                 yield line, match[0], "no such document in the repository"
 
@@ -175,15 +178,17 @@ def find_problems(path: Path, source: str, rules: Rules, *, is_product: bool) ->
     return problems
 
 
-def find_files(arguments: list[str]) -> list[Path]:
-    """Return the modules and pages below the arguments, or of the whole repository."""
+def find_files(arguments: list[str], exempt: list[str]) -> list[Path]:
+    """Return the modules and pages below the arguments, or the whole repository's that are not exempt."""
     roots = [Path(argument).resolve() for argument in arguments] or [ROOT / room for room in ROOMS] + [
         *ROOT.glob("*.md")
     ]
     files: list[Path] = []
     for root in roots:
         files += [root] if root.is_file() else sorted([*root.rglob("*.py"), *root.rglob("*.md")])
-    return files
+    if arguments:
+        return files
+    return [file for file in files if not any(file.relative_to(ROOT).match(pattern) for pattern in exempt)]
 
 
 def main(arguments: list[str]) -> int:
@@ -191,7 +196,7 @@ def main(arguments: list[str]) -> int:
     counting = "--count" in arguments
     rules = Rules(ROOT / ".ci/words.toml")
     counts: Counter[str] = Counter()
-    for path in find_files([argument for argument in arguments if argument != "--count"]):
+    for path in find_files([argument for argument in arguments if argument != "--count"], rules.exempt):
         source = path.read_text(encoding="utf-8")
         shown = path.relative_to(ROOT)
         for line, word, advice in sorted(find_problems(path, source, rules, is_product=shown.parts[0] == "redisfuse")):
