@@ -18,6 +18,7 @@ from redisfuse.client.address import Address
 from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.reply_errors import map_error_line
 from redisfuse.errors import ConnectionLostError, ForbiddenCommandError, NotFoundError, RedisFuseError, UnavailableError
 
@@ -41,6 +42,7 @@ class Channel:
         self._socket = connection.deadline_socket
         self._address = address
         self.timeout = timeout  # seconds; may be changed between commands
+        self.connection_id: ConnectionId | None = None  # known of channels that may write
         self._resp3 = resp3
         self._reader = hiredis.Reader(
             replyError=map_error_line,

@@ -10,6 +10,7 @@ from redisfuse.client.allowlist import SENTINEL_ALLOWLIST, CommandFilter
 from redisfuse.client.capabilities import ServerInfo, parse_hello, parse_info
 from redisfuse.client.channel import Channel, RedisCommand
 from redisfuse.client.connection import CLIENT_NAME, open_connection
+from redisfuse.client.connection_id import identity_commands, parse_identity
 from redisfuse.client.limits import Limits
 from redisfuse.client.rate_limit import TokenBucket
 from redisfuse.client.reply_errors import PASSWORD_REQUIRED_MESSAGE
@@ -36,8 +37,10 @@ class Connector:
         self._token_bucket = TokenBucket(limits.rate)
         self._may_set_name = True
 
-    def open_channel(self, command_filter: CommandFilter, timeout: float, *, resp3: bool = False) -> Channel:
-        """Open a channel within `timeout` seconds, with a name and NO-TOUCH set.
+    def open_channel(
+        self, command_filter: CommandFilter, timeout: float, *, resp3: bool = False, identify: bool = False
+    ) -> Channel:
+        """Open a channel within `timeout` seconds, with a name and NO-TOUCH set, and its ID fetched if `identify`.
 
         Raises UnavailableError, AccessError, TryAgainError, and UsageError if there is no such database.
         """
@@ -53,7 +56,10 @@ class Connector:
                 server_info = self._detect_server(channel)
             if server_info.has_no_touch:
                 setup.append((b"CLIENT", b"NO-TOUCH", b"ON"))
-            for command, reply in zip(setup, channel.execute(setup) if setup else (), strict=True):
+            identity: list[RedisCommand] = [*identity_commands(server_info)] if identify else []
+            replies = channel.execute([*setup, *identity]) if setup or identity else []
+            channel.connection_id = parse_identity(replies[len(setup) :])
+            for command, reply in zip(setup, replies, strict=False):
                 if isinstance(reply, AccessError) and command[1] == b"SETNAME":
                     self._may_set_name = False  # the name is optional; further attempts would fill the ACL LOG
                 elif isinstance(reply, TryAgainError):

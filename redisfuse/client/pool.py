@@ -148,7 +148,9 @@ class ConnectionPool:
                 self._evict_idle()
             self._in_use_count += 1
         try:
-            return self._connector.open_channel(self._command_filter, max(0.001, deadline - time.monotonic()))
+            return self._connector.open_channel(
+                self._command_filter, max(0.001, deadline - time.monotonic()), identify=self._kind == "write"
+            )
         except BaseException:
             with self._condition:
                 self._in_use_count -= 1
