@@ -51,6 +51,7 @@ class RedisFuseError(Exception):
 
     errno: int = _errno.EIO
     exit_status: int = 1
+    reply_code: str = ""  # the code of the error reply that this is, such as EXECABORT
     change_id: int | None = None  # the journal row with the data that could not be written
 
 

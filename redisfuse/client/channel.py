@@ -63,13 +63,17 @@ class Channel:
 
         Raises ForbiddenCommandError (nothing was sent), UnavailableError.
         """
-        tuples = [tuple(command) for command in commands]
-        self._send_packed(pack_commands(tuples))
-        if _STATEFUL_COMMANDS.isdisjoint({_normalize_name(command[0]) for command in tuples}):
-            self._pending_reply_count += len(tuples)
-        else:
-            for command in tuples:
-                self._track_command(command[0])
+        self._send_tracked([tuple(command) for command in commands])
+
+    def _send_tracked(self, commands: Sequence[tuple[CommandArgument, ...]]) -> bool:
+        """Send commands; return whether any of them affects the state of the connection."""
+        self._send_packed(pack_commands(commands))
+        if _STATEFUL_COMMANDS.isdisjoint({_normalize_name(command[0]) for command in commands}):
+            self._pending_reply_count += len(commands)
+            return False
+        for command in commands:
+            self._track_command(command[0])
+        return True
 
     def send_streamed(self, head: RedisCommand, size: int, chunks: Iterable[bytes]) -> None:
         """Send one command whose last argument is given in chunks.
@@ -145,19 +149,31 @@ class Channel:
         return self._buffered_replies.popleft()
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """Send commands and return all of their replies."""
-        self.send(commands)
+        """Send commands and return all of their replies.
+
+        Closes the channel if a reply to EXEC or DISCARD does not say that the server has left MULTI.
+        """
+        is_stateful = self._send_tracked([tuple(command) for command in commands])
+        replies = self._receive_replies(len(commands))
+        if is_stateful and any(
+            _normalize_name(command[0]) in _MULTI_END_COMMANDS and _may_be_in_multi(reply)
+            for command, reply in zip(commands, replies, strict=True)
+        ):
+            self.close()
+        return replies
+
+    def _receive_replies(self, count: int) -> list[Any]:
         replies: list[Any] = []
         if not (self._resp3 or self._buffered_replies):  # without push messages, take all complete replies at once
-            while len(replies) < len(commands):
+            while len(replies) < count:
                 self._socket.set_deadline(self.timeout)
                 replies.append(self._read_message())
                 replies += self._pop_complete_messages()
-            self._pending_reply_count -= len(commands)
-            if len(replies) > len(commands):
+            self._pending_reply_count -= count
+            if len(replies) > count:
                 self._fail(hiredis.ProtocolError("more replies than commands"))
             return replies
-        return [self.receive() for _ in commands]
+        return [self.receive() for _ in range(count)]
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next RESP3 push message; None after `timeout` seconds without one.
@@ -281,8 +297,7 @@ class Channel:
             self.close()
             return
         with contextlib.suppress(UnavailableError):
-            reply = self.execute([(self._reset_command,)])[0]
-            if isinstance(reply, RedisFuseError):
+            if self.execute([(self._reset_command,)])[0] != b"OK":  # QUEUED: the connection is inside MULTI
                 self.close()
 
     def is_healthy(self) -> bool:
@@ -324,3 +339,17 @@ _STATE_RESET_COMMANDS = {b"WATCH": b"UNWATCH", b"MULTI": b"DISCARD", b"EXEC": b"
 """Commands that begin or end a connection state, each with the command that then resets the state."""
 
 _STATEFUL_COMMANDS = frozenset({b"SUBSCRIBE", *_STATE_RESET_COMMANDS})
+
+_MULTI_END_COMMANDS = {b"EXEC", b"DISCARD"}
+_DISCARDING_CODES = {"EXECABORT", "MOVED", "ASK"}
+
+
+def _may_be_in_multi(reply: Any) -> bool:
+    """Return whether the connection may still be inside MULTI after this reply to EXEC or DISCARD.
+
+    The server discards the transaction with each of its errors. Any other error may be that of a proxy, which did not
+    pass the command on.
+    """
+    if not isinstance(reply, RedisFuseError):
+        return False
+    return reply.reply_code not in _DISCARDING_CODES and "without MULTI" not in str(reply)

@@ -7,7 +7,7 @@ is lost. Writes use `write_channel` and are never repeated.
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,13 +15,15 @@ from redisfuse.client.address import Address
 from redisfuse.client.allowlist import READ_ALLOWLIST, WRITE_ALLOWLIST, CommandFilter
 from redisfuse.client.capabilities import ServerInfo
 from redisfuse.client.channel import Channel, CommandArgument, RedisCommand
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.connector import Connector
 from redisfuse.client.limits import Limits
 from redisfuse.client.pool import CLOSED_MESSAGE, ConnectionPool, PoolGroup
 from redisfuse.client.stats import ClientStats
+from redisfuse.client.termination import TerminationFilter, terminate_connections
 from redisfuse.errors import ConnectionLostError, ReadOnlyError, RedisFuseError, TryAgainError, UnavailableError
 
-__all__ = ["Channel", "CommandArgument", "Limits", "RedisClient", "RedisCommand", "ServerInfo"]
+__all__ = ["Channel", "CommandArgument", "ConnectionId", "Limits", "RedisClient", "RedisCommand", "ServerInfo"]
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ class RedisClient:
         self._read_pool = ConnectionPool(self._pool_group, "read", self._connector, READ_ALLOWLIST)
         self._write_pool = ConnectionPool(self._pool_group, "write", self._connector, WRITE_ALLOWLIST)
         self._closed = False
+        self._may_kill = True  # whether the ACL lets this user close connections, as far as was tried
 
         self._lock = threading.Lock()  # guards what is below
         self._dedicated_channels: set[Channel] = set()
@@ -136,8 +139,8 @@ class RedisClient:
         """Open a channel for the body of `with` alone.
 
         It may be used for any length of time (scans, tracking). The channel counts towards `limits.connections`, but
-        the pool keeps at least one. `close` ends a wait in the channel. Only `acl.check_acl` passes another
-        `command_filter`.
+        the pool keeps at least one. `close` ends a wait in the channel. Only `acl.check_acl` and
+        `terminate_connections` pass another `command_filter`.
         """
         with self._pool_group.reserve_dedicated():
             channel = self._connector.open_channel(command_filter, self.limits.timeout, resp3=resp3)
@@ -166,6 +169,20 @@ class RedisClient:
             except ConnectionLostError:
                 self._write_pool.close_idle()
                 raise
+
+    def terminate_connections(self, connections: Collection[ConnectionId]) -> set[ConnectionId]:
+        """Make the server close connections that no process uses any more.
+
+        Returns those that the server does not have any more, so that nothing sent on them is executed from now on; the
+        others are missing because the ACL forbids CLIENT KILL. Raises UnavailableError.
+        """
+        if not self.writable:
+            raise ReadOnlyError("only a client that may write closes connections")
+        if not connections:
+            return set()
+        with self.dedicated_channel(command_filter=TerminationFilter()) as channel:
+            gone, self._may_kill = terminate_connections(channel, connections, may_kill=self._may_kill)
+        return gone
 
     def close(self) -> None:
         """Close all connections; waits in other threads end with UnavailableError."""

@@ -104,6 +104,13 @@ def map_redis_exception(error: Exception) -> RedisFuseError:
 
 
 def map_error_code(code: str, text: str) -> RedisFuseError:
+    """Map an error reply, given as its code and text, as `_map_reply` does."""
+    error = _map_reply(code, text)
+    error.reply_code = code
+    return error
+
+
+def _map_reply(code: str, text: str) -> RedisFuseError:
     """Map an error reply, given as its code and text.
 
     The message is one line; that of a `ServerReplyError` is the server's own text.

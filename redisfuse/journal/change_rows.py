@@ -28,7 +28,7 @@ _STATE_COLUMNS = (
 )
 _COLUMNS = (
     *("id", "group_id", "session", "at", "op", "path", "path_text", "new_path", '"key"', "key_text", "field"),
-    *("field_text", "state", "error", "reverts", "applies"),
+    *("field_text", "state", "error", "reverts", "applies", "connection"),
     *(f"prior_{column}" for column in _STATE_COLUMNS),
     *(f"new_{column}" for column in _STATE_COLUMNS),
 )
@@ -45,7 +45,7 @@ _STATE_SELECTION = (
 _STATE_SELECTION_WIDTH = 14
 _SELECT = f"""
 SELECT c.id, c.session, c.group_id, c.at, c.path, c.op, c."key", c.field, c.state, c.error, c.reverts, c.applies,
-       c.new_path, c.settled_at, s.server, {_STATE_SELECTION.format("prior")}, {_STATE_SELECTION.format("new")}
+       c.new_path, c.settled_at, c.connection, s.server, {_STATE_SELECTION.format("prior")}, {_STATE_SELECTION.format("new")}
 FROM changes AS c
 LEFT JOIN sessions AS s ON s.id = c.session
 LEFT JOIN blobs AS priorb ON priorb.id = c.prior_blob
@@ -53,7 +53,7 @@ LEFT JOIN blobs AS priorl ON priorl.id = c.prior_logical
 LEFT JOIN blobs AS newb ON newb.id = c.new_blob
 LEFT JOIN blobs AS newl ON newl.id = c.new_logical
 """
-_CHANGE_SELECTION_WIDTH = 15  # columns before the states
+_CHANGE_SELECTION_WIDTH = 16  # columns before the states
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +86,11 @@ def insert_changes(
     error: str | None,
     recorded_at: int,
     grouping: bool | Sequence[int],
+    connection_id: str | None = None,
 ) -> list[int]:
     """Insert one row for each intent, with consecutive ids, and return the ids.
 
-    `blob_ids`: blobs.id by digest. `grouping`: whether all are one operation, or the sizes of several operations.
+    `blob_ids`: blobs.id by digest. `connection_id`: the connection that is to execute the changes. `grouping`: whether all are one operation, or the sizes of several operations.
     """
     if not intents:
         return []
@@ -97,7 +98,7 @@ def insert_changes(
         (
             *(session_id, recorded_at, intent.op, intent.path, escape_text_if_needed(intent.path), intent.new_path),
             *(intent.key, escape_text_if_needed(intent.key), intent.field, escape_text_if_needed(intent.field)),
-            *(outcome, error, intent.reverts, intent.applies),
+            *(outcome, error, intent.reverts, intent.applies, connection_id),
             *_encode_state(intent.prior, blob_ids),
             *_encode_state(intent.new, blob_ids),
         )
@@ -154,6 +155,9 @@ def _encode_state(state: State, blob_ids: dict[bytes, int]) -> tuple[Any, ...]:
 
 UPDATE_OUTCOME_SQL = "UPDATE changes SET state = ?, error = ?, settled_at = ? WHERE id = ?"
 """Statement that records the outcome of a change: state, error, time in ms, id."""
+
+UPDATE_CONNECTION_SQL = "UPDATE changes SET connection = ? WHERE id = ?"
+"""Statement that records the connection that is to execute a change: its identity, id."""
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
@@ -326,7 +330,7 @@ def _prefix_upper_bound(prefix: bytes) -> bytes:
 
 
 def _decode_change(reader: JournalReader, row: tuple[Any, ...]) -> Change:
-    (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, settled, server) = row[
+    (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, settled, connection, server) = row[
         :_CHANGE_SELECTION_WIDTH
     ]
     return Change(
@@ -346,6 +350,7 @@ def _decode_change(reader: JournalReader, row: tuple[Any, ...]) -> Change:
         applies=applies,
         new_path=new_path,
         settled_at=settled,
+        connection_id=connection,
         server_name=server or "",
     )
 

@@ -86,12 +86,14 @@ class Journal:
         outcome: Outcome = "pending",
         error: str | None = None,
         grouping: bool | Sequence[int] = True,
+        connection_id: str | None = None,
     ) -> list[int]:
         """Record changes that are about to be made, and return their ids.
 
         With outcome `refused`, they are changes that were not made. `grouping`: whether all are one operation, or the
-        sizes of several operations. The ids are in the order of the intents. The rows are on the disk on return. Raises
-        JournalError or one of its subclasses: then none of them is recorded, and the caller must not make the changes.
+        sizes of several operations. `connection_id`: the connection that is to execute them. The ids are in the order
+        of the intents. The rows are on the disk on return. Raises JournalError or one of its subclasses: then none of
+        them is recorded, and the caller must not make the changes.
         """
         writer = self._require_writer()
         if not intents:
@@ -117,6 +119,7 @@ class Journal:
                         error=error,
                         recorded_at=recorded_at,
                         grouping=grouping,
+                        connection_id=connection_id,
                     )
 
                 return writer.submit(insert)
@@ -127,6 +130,13 @@ class Journal:
         raise JournalError(
             f"a value was pruned from the journal {self.path} while a change of it was recorded; try again"
         )
+
+    def record_connection(self, change_ids: Sequence[int], connection_id: str | None) -> None:
+        """Record which connection is to execute pending changes; a crash of this process does not undo that."""
+        writer = self._require_writer()
+        for id in change_ids:
+            writer.enqueue(change_rows.UPDATE_CONNECTION_SQL, (connection_id, id))
+        writer.submit(no_op, durable=False)
 
     def record_outcome(self, change_ids: Sequence[int], outcome: Outcome, error: str | None = None) -> None:
         """Record the outcome of changes.

@@ -268,6 +268,7 @@ class Change:
     applies: int | None
     new_path: bytes | None
     settled_at: int | None  # when the outcome was last recorded, ms; None: never
+    connection_id: str | None  # of the connection that was to execute it (client/connection_id.py); None: unknown
     server_name: str  # ServerIdentity.name
 
 
