@@ -127,7 +127,7 @@ def resolve_pending(
     complete = True
     for name, changes in pending.items():
         try:
-            server = connector.connect(journal.get_session(changes[-1].session_id), writable=False)
+            server = connector.connect(journal.get_session(changes[-1].session_id), writable=True)
             try:
                 settled += resolve_changes(journal, server, changes)
             finally:

@@ -45,7 +45,8 @@ _STATE_SELECTION = (
 _STATE_SELECTION_WIDTH = 14
 _SELECT = f"""
 SELECT c.id, c.session, c.group_id, c.at, c.path, c.op, c."key", c.field, c.state, c.error, c.reverts, c.applies,
-       c.new_path, c.settled_at, c.connection, s.server, {_STATE_SELECTION.format("prior")}, {_STATE_SELECTION.format("new")}
+       c.new_path, c.settled_at, c.connection, s.server,
+       {_STATE_SELECTION.format("prior")}, {_STATE_SELECTION.format("new")}
 FROM changes AS c
 LEFT JOIN sessions AS s ON s.id = c.session
 LEFT JOIN blobs AS priorb ON priorb.id = c.prior_blob
@@ -90,7 +91,8 @@ def insert_changes(
 ) -> list[int]:
     """Insert one row for each intent, with consecutive ids, and return the ids.
 
-    `blob_ids`: blobs.id by digest. `connection_id`: the connection that is to execute the changes. `grouping`: whether all are one operation, or the sizes of several operations.
+    `blob_ids`: blobs.id by digest. `connection_id`: the connection that is to execute the changes. `grouping`: whether
+    all are one operation, or the sizes of several operations.
     """
     if not intents:
         return []
@@ -330,9 +332,10 @@ def _prefix_upper_bound(prefix: bytes) -> bytes:
 
 
 def _decode_change(reader: JournalReader, row: tuple[Any, ...]) -> Change:
-    (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, settled, connection, server) = row[
+    (id, session, group, at, path, op, key, field, state, error, reverts, applies, new_path, *rest) = row[
         :_CHANGE_SELECTION_WIDTH
     ]
+    settled, connection, server = rest
     return Change(
         id=id,
         session_id=session,

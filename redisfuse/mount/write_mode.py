@@ -121,14 +121,15 @@ class WriteSupport:
                 self._commit_due(self._clock.now)
 
     def _poll_journal(self) -> None:
-        """Reload the empty directories from the journal.
+        """Reload the empty directories, which another process may have changed in the journal.
 
-        A rollback or another mount may have changed them there.
+        Also finds out the outcomes of changes whose replies were lost.
         """
         try:
+            self.key_writer.resolve_in_doubt()
             changed = self.empty_directories.reload_if_changed()
         except RedisFuseError as error:
-            log.debug("empty directories could not be read from the journal: %s", error)
+            log.debug("the journal could not be polled: %s", error)
             return
         if changed:
             self._coherence.directories_changed(changed)

@@ -7,8 +7,8 @@ Journaling takes one fsync. Everything that changes Redis passes through `Transa
 import contextlib
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from redisfuse.batching import batched
@@ -112,14 +112,14 @@ class TransactionExecutor:
             with contextlib.suppress(JournalError):
                 self.journal.publish_outcomes()
 
-    def resolve_in_doubt(self) -> None:
-        """Find out the outcomes of changes whose replies were lost.
+    def resolve_in_doubt(self, keys: Collection[bytes] = ()) -> None:
+        """Find out the outcomes of changes whose replies were lost, first of all those of `keys`.
 
         Raises UnavailableError.
         """
         changed_keys: ChangedKeys = {}
         try:
-            self._resolver.resolve_in_doubt(changed_keys)
+            self._resolver.resolve_in_doubt(changed_keys, keys)
         finally:
             if changed_keys:
                 self._listener.keys_written(changed_keys)
@@ -139,7 +139,8 @@ class TransactionExecutor:
         """Run several in one transaction, then each that has no outcome from it alone."""
         if len(requests) > 1:
             try:
-                self._resolver.resolve_in_doubt(requests[0].changed_keys)
+                keys = {key for request in requests for key in request.keys}
+                self._resolver.resolve_in_doubt(requests[0].changed_keys, keys)
                 self._attempt_transaction(requests)
             except NotStartedError as lost:
                 if not isinstance(lost.error, ConnectionLostError | TryAgainError):
@@ -162,7 +163,7 @@ class TransactionExecutor:
         attempts = 0
         while attempts < MAX_ATTEMPTS:
             try:
-                self._resolver.resolve_in_doubt(request.changed_keys)
+                self._resolver.resolve_in_doubt(request.changed_keys, request.keys)
                 if len(request.reads) > MAX_MUTATIONS_PER_TRANSACTION or not self._attempt_transaction([request]):
                     self._run_chunked(request)
             except NotStartedError as lost:
@@ -196,7 +197,7 @@ class TransactionExecutor:
             all_mutations = [mutation for _, mutations in plans for mutation in mutations]
             if len(all_mutations) > 1 and sum(each.approximate_bytes for each in all_mutations) > MAX_TRANSACTION_BYTES:
                 return False
-            all_journaled, planned = self._record_intents(plans)
+            all_journaled, planned = self._record_intents(plans, channel)
             result = self._send_transaction(channel, all_journaled, states)
         if isinstance(result, TransactionRejectedError):
             if len(planned) == 1:
@@ -231,12 +232,12 @@ class TransactionExecutor:
         return mutations
 
     def _record_intents(
-        self, plans: Sequence[tuple[CommitRequest, list[Mutation]]]
+        self, plans: Sequence[tuple[CommitRequest, list[Mutation]]], channel: Channel | None
     ) -> tuple[JournaledMutations, list[_Planned]]:
         """Journal the mutations of all requests with one fsync.
 
-        Returns them together, and for each request. Successive mutations of a request with the same group index form
-        one group of the journal.
+        `channel` is to execute them; None: that is recorded later. Returns them together, and for each request.
+        Successive mutations of a request with the same group index form one group of the journal.
         """
         group_sizes = [
             len(collect_intents(list(group)))
@@ -244,8 +245,14 @@ class TransactionExecutor:
             for _, group in groupby(mutations, key=lambda mutation: mutation.group_index)
         ]
         all_mutations = [mutation for _, mutations in plans for mutation in mutations]
-        change_ids = self.journal.record_intents(self.session_id, collect_intents(all_mutations), grouping=group_sizes)
-        all_journaled = JournaledMutations(all_mutations, change_ids)
+        connection_id = None if channel is None else channel.connection_id
+        change_ids = self.journal.record_intents(
+            self.session_id,
+            collect_intents(all_mutations),
+            grouping=group_sizes,
+            connection_id=None if connection_id is None else connection_id.text,
+        )
+        all_journaled = JournaledMutations(all_mutations, change_ids, connection_id)
         parts = all_journaled.split([mutations for _, mutations in plans])
         planned = [_Planned(request, part) for (request, _), part in zip(plans, parts, strict=True)]
         for each in planned:
@@ -317,9 +324,7 @@ class TransactionExecutor:
         """Find out the outcomes of several requests, whose one reply was lost."""
         first = planned[0].request
         try:
-            outcomes = self._resolver.resolve(
-                all_journaled.change_ids, all_journaled.intents, cause, first.changed_keys
-            )
+            outcomes = self._resolver.resolve(all_journaled, cause, first.changed_keys)
         except RedisFuseError as error:
             _fail_requests([each.request for each in planned], error)
             return
@@ -348,7 +353,7 @@ class TransactionExecutor:
         mutations = self._plan_request(request, states)
         if not mutations:
             return
-        all_journaled, _ = self._record_intents([(request, mutations)])
+        all_journaled, _ = self._record_intents([(request, mutations)], None)
         reads = {read.target: read for read in request.reads}
         started = 0
         try:
@@ -359,6 +364,7 @@ class TransactionExecutor:
                     if not _are_unchanged(states, current):
                         raise ConflictError(CHUNK_CONFLICT_MESSAGE)
                     started += len(chunk.change_ids)
+                    chunk = self._assign_connection(chunk, channel)
                     result = self._send_transaction(channel, chunk, current)
                 if isinstance(result, TransactionRejectedError):
                     raise result.reason
@@ -370,6 +376,13 @@ class TransactionExecutor:
                 self.journal.record_outcome(all_journaled.change_ids[started:], "failed", f"not started: {error}")
             raise error from None
         request.change_ids = all_journaled.change_ids
+
+    def _assign_connection(self, chunk: JournaledMutations, channel: Channel) -> JournaledMutations:
+        """Record that this channel is to execute a chunk."""
+        if channel.connection_id is None:
+            return chunk
+        self.journal.record_connection(chunk.change_ids, channel.connection_id.text)
+        return replace(chunk, connection_id=channel.connection_id)
 
 
 def _fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> None:

@@ -218,8 +218,10 @@ class KeyWriter:
 
         Raises UnavailableError.
         """
-        self.executor.resolve_in_doubt()
         change = self.journal.get_change(change_id)
+        if change.outcome == "pending":
+            self.executor.resolve_in_doubt({change.key})
+            change = self.journal.get_change(change_id)
         return change.new if change.outcome == "applied" else None
 
     def check_allowed(self, key: bytes) -> None:

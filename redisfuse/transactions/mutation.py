@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from redisfuse.batching import CHUNK_BYTES, batched
+from redisfuse.client.client import ConnectionId
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.paths.grammar import KeyRef
@@ -41,6 +42,7 @@ class JournaledMutations:
 
     mutations: Sequence[Mutation]
     change_ids: list[int]
+    connection_id: ConnectionId | None = None  # of the connection that executes them; None: unknown
 
     @property
     def intents(self) -> list[ChangeIntent]:
@@ -56,7 +58,8 @@ class JournaledMutations:
         """Yield the same mutations, grouped as in `groups`, each group with its IDs."""
         ids = iter(self.change_ids)
         for mutations in groups:
-            yield JournaledMutations(mutations, list(islice(ids, len(collect_intents(mutations)))))
+            change_ids = list(islice(ids, len(collect_intents(mutations))))
+            yield JournaledMutations(mutations, change_ids, self.connection_id)
 
 
 class PartiallyAppliedError(RedisFuseError):

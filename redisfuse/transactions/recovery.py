@@ -1,12 +1,13 @@
 """Resolves changes that a crash or an unreachable server left pending.
 
-They are compared with what the keys hold now.
+The connections that were to execute them are closed at the server, so that none is executed later. Then they are
+compared with what the keys hold.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from redisfuse.client.client import RedisClient
+from redisfuse.client.client import ConnectionId, RedisClient
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import Change, Outcome, State
 from redisfuse.paths.grammar import KeyRef
@@ -35,10 +36,11 @@ class ProgressCallback(Protocol):
 def recover_pending(
     journal: Journal, client: RedisClient, session_id: int, *, progress: ProgressCallback = lambda _count: None
 ) -> list[tuple[Change, Outcome]]:
-    """Resolve the pending changes of the session's server.
+    """Resolve the pending changes of the session's server, with a client that may write.
 
-    Returns each that was resolved, with its outcome. Changes in flight of other running sessions are resolved only if
-    they were applied. Raises UnavailableError; what was resolved until then stays so.
+    Returns each that was resolved, with its outcome. A change stays pending if it has not been applied and may still
+    be: a change in flight of another running session, or one whose connection the server still has (and the ACL forbids
+    CLIENT KILL). Raises UnavailableError; what was resolved until then stays so.
     """
     pending = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
     return resolve_changes(journal, client, pending, session_id=session_id, progress=progress)
@@ -54,16 +56,32 @@ def resolve_changes(
 ) -> list[tuple[Change, Outcome]]:
     """Resolve these changes, all of one server, as `recover_pending` does."""
     resolved: list[tuple[Change, Outcome]] = []
+    in_flight_ids = {change.id for change in pending if _is_in_flight(journal, change, session_id)}
+    undeliverable = _end_connections(client, [change for change in pending if change.id not in in_flight_ids])
     for batch in _batch_chains(_group_into_chains(pending)):
         for chain, outcomes in zip(batch, _determine_outcomes(journal, client, batch), strict=True):
             for change, outcome in zip(chain, outcomes, strict=True):
-                if outcome == "applied" or not _is_in_flight(journal, change, session_id):
+                may_be_applied = change.id in in_flight_ids or (
+                    outcome == "failed" and change.connection_id not in undeliverable
+                )
+                if outcome == "applied" or not may_be_applied:
                     journal.record_outcome([change.id], outcome, OUTCOME_MESSAGES[outcome])
                     resolved.append((change, outcome))
         progress(sum(len(chain) for chain in batch))
     if resolved:
         journal.flush()
     return resolved
+
+
+def _end_connections(client: RedisClient, changes: Sequence[Change]) -> set[str | None]:
+    """Close the connections of these changes at the server.
+
+    Returns the identities of those that can execute nothing any more, with None, which is that of a connection that was
+    not recorded (by an older redisfuse, or of a server before Redis 6).
+    """
+    identities = {change.connection_id for change in changes if change.connection_id is not None}
+    gone = client.terminate_connections([ConnectionId.parse(identity) for identity in identities])
+    return {None, *(connection.text for connection in gone)}
 
 
 def _group_into_chains(changes: Sequence[Change]) -> list[ChangeChain]:
