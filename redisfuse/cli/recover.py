@@ -41,4 +41,9 @@ def command(context: click.Context, /, as_json: bool, journal_file: Path | None,
             for change, outcome in settled:
                 printer.print(f"{format_change(change)}: {OUTCOME_TEXTS[outcome]}", STATE_STYLES[outcome])
             printer.print(f"{format_count(len(settled), 'change')} settled")
+            if pending := len(journal.find_pending_changes()):
+                printer.print(
+                    f"{format_count(pending, 'change')} not settled yet: the mount still runs, or the server may still "
+                    "execute the command"
+                )
     return 0 if complete and all(outcome != "unknown" for _, outcome in settled) else 1

@@ -176,10 +176,10 @@ class RedisClient:
         Returns those that the server does not have any more, so that nothing sent on them is executed from now on; the
         others are missing because the ACL forbids CLIENT KILL. Raises UnavailableError.
         """
-        if not self.writable:
-            raise ReadOnlyError("only a client that may write closes connections")
         if not connections:
             return set()
+        if not self.writable:
+            raise ReadOnlyError("only a client that may write closes connections")
         with self.dedicated_channel(command_filter=TerminationFilter()) as channel:
             gone, self._may_kill = terminate_connections(channel, connections, may_kill=self._may_kill)
         return gone

@@ -24,6 +24,7 @@ FaultKind = Literal[
     "drop",  # hang up; the server never sees the command
     "reset",  # the same, with a TCP reset
     "hang",  # the server never sees it, and this connection gets no further replies
+    "late",  # send it on after `seconds`, whether the client is still there or not; pass back no further replies
     "error",  # the server never sees it; reply with the error `text`
     "garbage",  # it runs; reply with bytes that are no RESP
     "lost_reply",  # it runs; hang up in place of replying
@@ -32,7 +33,7 @@ FaultKind = Literal[
     "hang_reply",  # it runs; and this connection gets no further replies
 ]
 
-_BLOCKING_KINDS = {"drop", "reset", "hang", "error"}
+_BLOCKING_KINDS = {"drop", "reset", "hang", "late", "error"}
 _RECV_BYTES = 262144
 
 
@@ -257,14 +258,21 @@ class _ProxyConnection(threading.Thread):
                 self._proxy._stopping.wait(fault.seconds)
                 fault = None
             elif fault.kind in _BLOCKING_KINDS:
-                self._apply_fault(fault)
+                self._apply_fault(fault, packed)
                 return
         self._pending_commands.append((name, fault))
         self._server_output += packed
 
-    def _apply_fault(self, fault: Fault) -> None:
+    def _apply_fault(self, fault: Fault, packed: bytes) -> None:
         if fault.kind == "hang":
             self._is_hung = True
+        elif fault.kind == "late":
+            self._drain_server()
+            self._proxy._stopping.wait(fault.seconds)
+            self._server.setblocking(True)
+            self._server.sendall(packed)
+            self._server.recv(_RECV_BYTES)
+            raise _HangUpError
         elif fault.kind == "error":
             if self._pending_commands:  # the replies to earlier commands come first
                 self._drain_server()
