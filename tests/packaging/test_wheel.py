@@ -102,7 +102,7 @@ def test_the_sdist_builds_the_same_wheel(released: tuple[Path, Path], tmp_path: 
 
 @pytest.mark.timeout(INSTALL_LIMIT + BUILD_LIMIT)
 def test_the_installed_program_runs(installed: Path, tmp_path: Path) -> None:
-    """In a clean environment the installed commands start and say what they are."""
+    """In a clean environment the installed commands start and print their name and version."""
     import redisfuse
 
     assert run(tmp_path, str(installed / "redisfuse"), "--version") == f"redisfuse {redisfuse.__version__}\n"

@@ -131,14 +131,14 @@ def apply_to_model(model: Model, op: Op) -> None:
 def take_field(model: Model, key: bytes, field: bytes) -> bytes:
     value, at = model[key]
     require(isinstance(value, dict) and field in value)
-    left = {name: data for name, data in value.items() if name != field}
-    if left:
-        model[key] = (left, at)
+    rest = {name: data for name, data in value.items() if name != field}
+    if rest:
+        model[key] = (rest, at)
     else:
         del model[key]
-    taken = value[field]
-    assert isinstance(taken, bytes)
-    return taken
+    data = value[field]
+    assert isinstance(data, bytes)
+    return data
 
 
 def require(possible: bool) -> None:

@@ -43,7 +43,7 @@ def last_change_id(mount: MountedServer) -> int:
 @contextmanager
 def monitor_writes(server: RedisServer, key: bytes | None = None) -> Iterator[list[list[str]]]:
     """Collect the write commands (that name `key`, or all) while the body runs, as MONITOR shows them."""
-    seen: list[list[str]] = []
+    commands: list[list[str]] = []
     done = threading.Event()
     with server.client().monitor() as monitor:
 
@@ -54,10 +54,10 @@ def monitor_writes(server: RedisServer, key: bytes | None = None) -> Iterator[li
                     done.set()
                     return
                 if words[0].upper() in WRITE_COMMANDS and (key is None or key.decode() in words):
-                    seen.append(words)
+                    commands.append(words)
 
         threading.Thread(target=listen, daemon=True).start()
-        yield seen
+        yield commands
         server.client().execute_command("ECHO", "end")
         assert done.wait(20)
 
@@ -73,7 +73,7 @@ class PresenceCounts:
 
 @contextmanager
 def watch_presence(server: RedisServer, key: bytes, hash_field: bytes | None = None) -> Iterator[PresenceCounts]:
-    """Look up a key, or a field of it, in a thread, again and again while the body runs."""
+    """Look up a key, or a field of it, repeatedly in a thread while the body runs."""
     presence = PresenceCounts()
     ended = threading.Event()
     client = server.client()
@@ -81,9 +81,9 @@ def watch_presence(server: RedisServer, key: bytes, hash_field: bytes | None = N
     def poll() -> None:
         try:
             while not ended.is_set():
-                there = client.exists(key) if hash_field is None else client.hexists(key, hash_field.decode())
+                exists = client.exists(key) if hash_field is None else client.hexists(key, hash_field.decode())
                 presence.checks += 1
-                presence.missing += not there
+                presence.missing += not exists
                 time.sleep(POLL_INTERVAL_SECONDS)
         except Exception as error:
             presence.errors.append(error)

@@ -50,8 +50,8 @@ def time_call(call: Callable[..., str], *arguments: object) -> tuple[str, float]
 def journal_changes(mount: MountedServer, key: bytes | None = None) -> list[Change]:
     """Return the journal's rows (of one key), oldest first."""
     with Journal.open(mount.journal, writable=False) as journal:
-        found = list(journal.find_changes(ChangeFilter(oldest_first=True)))
-        return [change for change in found if key is None or change.key == key]
+        changes = list(journal.find_changes(ChangeFilter(oldest_first=True)))
+        return [change for change in changes if key is None or change.key == key]
 
 
 def change_states(mount: MountedServer, key: bytes | None = None) -> list[str]:

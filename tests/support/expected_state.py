@@ -54,7 +54,7 @@ def comparable_stat(result: os.stat_result | str) -> Any:
 
 def read_tree(folder: Path) -> dict[str, Any]:
     """Return all paths below a folder, with the contents of files and None for directories."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
-        found[str(path.relative_to(folder))] = None if path.is_dir() else path.read_bytes()
-    return found
+        contents[str(path.relative_to(folder))] = None if path.is_dir() else path.read_bytes()
+    return contents

@@ -31,8 +31,8 @@ class MountedServer:
 
     def status(self) -> dict[str, Any]:
         """Return what `redisfuse status` reports."""
-        found: dict[str, Any] = json.loads(os.getxattr(self.path, "user.redisfuse.status"))
-        return found
+        status: dict[str, Any] = json.loads(os.getxattr(self.path, "user.redisfuse.status"))
+        return status
 
     def read_log(self) -> str:
         """Return its standard error so far."""
@@ -56,10 +56,10 @@ def wait_until(condition: Callable[[], Any], seconds: float = MOUNT_TIMEOUT_SECO
     """Wait until `condition()` is true and return it; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
-        found = condition()
-        if found:
-            return found
-        assert time.monotonic() < deadline, "it did not happen in time"
+        result = condition()
+        if result:
+            return result
+        assert time.monotonic() < deadline, f"the condition is not true after {seconds} s"
         time.sleep(0.01)
 
 
@@ -71,8 +71,8 @@ def flush_and_wait(server: RedisServer, mount: MountedServer) -> None:
 
 def is_mounted(path: Path) -> bool:
     """Return whether a path is in the table of mounts, without accessing the path."""
-    wanted = f" {path} "
-    return any(wanted in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
+    field = f" {path} "
+    return any(field in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 
 def redisfuse_command(*words: str) -> list[str]:

@@ -17,14 +17,14 @@ PAGE = Path(__file__).parents[2] / "redisfuse" / "docs" / "commands.md"
 def all_commands() -> dict[str, click.Command]:
     """Return every command by name; those of a group as `junk list`."""
     context = click.Context(group)
-    found: dict[str, click.Command] = {}
+    commands: dict[str, click.Command] = {}
     for name in group.list_commands(context):
         command = group.get_command(context, name)
         assert command is not None
-        found[name] = command
+        commands[name] = command
         if isinstance(command, click.Group):
-            found |= {f"{name} {child}": command.commands[child] for child in command.commands}
-    return found
+            commands |= {f"{name} {child}": command.commands[child] for child in command.commands}
+    return commands
 
 
 def rewritten(page: str) -> str:

@@ -37,25 +37,27 @@ def test_the_reader_can_change_nothing(redis_server: RedisServer) -> None:
     client = redis_server.client()
     client.execute_command("ACL", "SETUSER", "redisfuse-reader", "on", "nopass", *words("redisfuse-reader").split())
     client.response_callbacks.clear()
-    known = {name: (arity, flags) for name, arity, flags in all_commands(client.execute_command("COMMAND"))}
-    risky = {name for name, (_, flags) in known.items() if re.search(r"write|admin", flags)} | UNBOUNDED & known.keys()
+    commands = {name: (arity, flags) for name, arity, flags in all_commands(client.execute_command("COMMAND"))}
+    risky = {
+        name for name, (_, flags) in commands.items() if re.search(r"write|admin", flags)
+    } | UNBOUNDED & commands.keys()
     assert len(risky) > 100
     allowed = set()
     for name in risky:
         parts = name.split("|")
-        filler = ["1"] * max(abs(known[name][0]) - len(parts), 0)
+        filler = ["1"] * max(abs(commands[name][0]) - len(parts), 0)
         if client.execute_command("ACL", "DRYRUN", "redisfuse-reader", *parts, *filler) == b"OK":
             allowed.add(name)
     client.execute_command("ACL", "DELUSER", "redisfuse-reader")
     assert allowed == set()
 
 
-def all_commands(answer: list[list[object]]) -> list[tuple[str, int, str]]:
-    """Name, arity and flags of each command in a COMMAND answer; container commands as `CLIENT|SETNAME`."""
-    found = []
-    for name, arity, flags, *rest in answer:
+def all_commands(reply: list[list[object]]) -> list[tuple[str, int, str]]:
+    """Return name, arity and flags of each command in a reply to COMMAND; subcommands as `CLIENT|SETNAME`."""
+    commands = []
+    for name, arity, flags, *rest in reply:
         assert isinstance(name, bytes)
         assert isinstance(arity, int)
         assert isinstance(rest[-1], list)
-        found += [(name.decode().upper(), arity, str(flags)), *all_commands(rest[-1])]
-    return found
+        commands += [(name.decode().upper(), arity, str(flags)), *all_commands(rest[-1])]
+    return commands
