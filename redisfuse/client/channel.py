@@ -345,10 +345,10 @@ _DISCARDING_CODES = {"EXECABORT", "MOVED", "ASK"}
 
 
 def _may_be_in_multi(reply: Any) -> bool:
-    """Return whether the connection may still be inside MULTI after this reply to EXEC or DISCARD.
+    """Return whether the connection may still be inside MULTI.
 
-    The server discards the transaction with each of its errors. Any other error may be that of a proxy, which did not
-    pass the command on.
+    `reply` is that to EXEC or DISCARD. The server discards the transaction with each of its errors. Any other error may
+    be that of a proxy, which did not pass the command on.
     """
     if not isinstance(reply, RedisFuseError):
         return False

@@ -1,4 +1,7 @@
-"""The identity of a connection at its server, by which another connection can close it or find out that it is gone."""
+"""The identity of a connection at its server.
+
+By it another connection can close the connection, or find out that the server does not have it any more.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ class ConnectionId:
 
 
 def identity_commands(server_info: ServerInfo) -> list[tuple[bytes, ...]]:
-    """Return the commands whose replies `parse_identity` takes; none for a server before Redis 6."""
+    """Return the commands whose replies `parse_identity` takes.
+
+    There are none for a server before Redis 6.
+    """
     if not server_info.version_at_least((6, 0)):
         return []
     # HELLO, which no ACL can forbid, returns the CLIENT ID. The run_id is empty if the ACL forbids INFO.
@@ -37,7 +43,10 @@ def identity_commands(server_info: ServerInfo) -> list[tuple[bytes, ...]]:
 
 
 def parse_identity(replies: Sequence[Any]) -> ConnectionId | None:
-    """Return the identity of the connection that received these replies; None if they have none."""
+    """Return the identity of the connection that received these replies.
+
+    None if they have none.
+    """
     hello, *info = replies or (None,)
     pairs = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else hello
     client_id = pairs.get(b"id") if isinstance(pairs, Mapping) else None

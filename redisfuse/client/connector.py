@@ -40,9 +40,10 @@ class Connector:
     def open_channel(
         self, command_filter: CommandFilter, timeout: float, *, resp3: bool = False, identify: bool = False
     ) -> Channel:
-        """Open a channel within `timeout` seconds, with a name and NO-TOUCH set, and its ID fetched if `identify`.
+        """Open a channel within `timeout` seconds, with a name and NO-TOUCH set.
 
-        Raises UnavailableError, AccessError, TryAgainError, and UsageError if there is no such database.
+        With `identify` its ID is fetched, too. Raises UnavailableError, AccessError, TryAgainError, and UsageError if
+        there is no such database.
         """
         address = self._resolve_address(timeout)
         connection = open_connection(

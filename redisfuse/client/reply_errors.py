@@ -1,7 +1,8 @@
 """Error replies of a server as errors of redisfuse.
 
-The first word of an error reply is its code (https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors).
-redis-py strips the codes that it knows; both forms are understood here.
+The first word of an error reply is its code
+(https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors). redis-py strips the codes that it knows;
+both forms are understood here.
 """
 
 import redis

@@ -1,7 +1,8 @@
-"""Closes other connections of this user at the server, so that nothing sent on them is executed any more.
+"""Closes other connections of this user at the server.
 
-A command may reach the server long after its sender stopped waiting for the reply: a slow network, a paused server.
-Once the server no longer has the connection, the command can't be executed.
+Afterwards nothing that was sent on them is executed any more. A command may reach the server long after its sender
+stopped waiting for the reply: a slow network, a paused server. Once the server no longer has the connection, the
+command can't be executed.
 """
 
 from __future__ import annotations

@@ -132,7 +132,10 @@ class Journal:
         )
 
     def record_connection(self, change_ids: Sequence[int], connection_id: str | None) -> None:
-        """Record which connection is to execute pending changes; a crash of this process does not undo that."""
+        """Record which connection is to execute pending changes.
+
+        A crash of this process does not undo that; a power failure may.
+        """
         writer = self._require_writer()
         for id in change_ids:
             writer.enqueue(change_rows.UPDATE_CONNECTION_SQL, (connection_id, id))

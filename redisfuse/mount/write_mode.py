@@ -121,9 +121,9 @@ class WriteSupport:
                 self._commit_due(self._clock.now)
 
     def _poll_journal(self) -> None:
-        """Reload the empty directories, which another process may have changed in the journal.
+        """Reload the empty directories from the journal, and settle changes in doubt.
 
-        Also finds out the outcomes of changes whose replies were lost.
+        Another process may have changed the directories there.
         """
         try:
             self.key_writer.resolve_in_doubt()

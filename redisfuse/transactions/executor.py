@@ -113,9 +113,9 @@ class TransactionExecutor:
                 self.journal.publish_outcomes()
 
     def resolve_in_doubt(self, keys: Collection[bytes] = ()) -> None:
-        """Find out the outcomes of changes whose replies were lost, first of all those of `keys`.
+        """Find out the outcomes of changes whose replies were lost.
 
-        Raises UnavailableError.
+        `keys`: those whose outcomes are required now. Raises UnavailableError.
         """
         changed_keys: ChangedKeys = {}
         try:

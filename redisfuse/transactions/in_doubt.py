@@ -44,7 +44,10 @@ ExecResult = list[Any] | UnavailableError | None
 
 
 class MayStillArriveError(UnavailableError):
-    """The key holds its prior state, but the server still has the connection that sent the write."""
+    """The key holds its prior state, but the write may still be executed.
+
+    The server still has the connection that sent it.
+    """
 
 
 @dataclass(slots=True, eq=False)
@@ -68,9 +71,10 @@ class _UnconfirmedWrite:
         self.check_delay = min(2 * self.check_delay, MAX_DELIVERY_CHECK_SECONDS)
 
     def merge_by_target(self) -> dict[KeyRef, ChangeIntent]:
-        """Return one intent for each target, from the state before the first change to that after the last.
+        """Return one intent for each target.
 
-        Several changes of one target in one transaction were all executed or none of them.
+        It leads from the state before the target's first change to that after its last. Several changes of one target
+        in one transaction were all executed or none of them.
         """
         merged: dict[KeyRef, ChangeIntent] = {}
         for intent in self.intents:
@@ -230,9 +234,10 @@ class InDoubtResolver:
                 self._settle(write, [outcome] * len(write.intents), SUPERSEDED_MESSAGE, {})
 
     def _determine_outcomes(self, write: _UnconfirmedWrite) -> list[Outcome]:
-        """Infer the outcomes of a write; where its key holds the prior state, once it can't arrive any more.
+        """Infer the outcomes of a write.
 
-        Raises MayStillArriveError, UnavailableError.
+        Where its key holds the prior state, that is repeated once the write can't arrive any more. Raises
+        MayStillArriveError, UnavailableError.
         """
         outcomes = self._infer_outcomes(write)
         if "failed" not in outcomes or write.is_superseded:
@@ -272,7 +277,10 @@ class InDoubtResolver:
 
 
 def _infer_from_later_states(write: _UnconfirmedWrite, later: Mapping[KeyRef, State]) -> Outcome | None:
-    """Return the outcome of a write as later states of its targets show it; None if they show nothing."""
+    """Return the outcome of a write as later states of its targets show it.
+
+    None if they do not show it.
+    """
     for target, intent in write.merge_by_target().items():
         if target in later:
             matches = [state for state in (intent.prior, intent.new) if may_be_same_state(later[target], state)]

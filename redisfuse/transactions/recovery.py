@@ -36,11 +36,11 @@ class ProgressCallback(Protocol):
 def recover_pending(
     journal: Journal, client: RedisClient, session_id: int, *, progress: ProgressCallback = lambda _count: None
 ) -> list[tuple[Change, Outcome]]:
-    """Resolve the pending changes of the session's server, with a client that may write.
+    """Resolve the pending changes of the session's server.
 
-    Returns each that was resolved, with its outcome. A change stays pending if it has not been applied and may still
-    be: a change in flight of another running session, or one whose connection the server still has (and the ACL forbids
-    CLIENT KILL). Raises UnavailableError; what was resolved until then stays so.
+    `client` may write. Returns each that was resolved, with its outcome. A change stays pending if it has not been
+    applied and may still be: a change in flight of another running session, or one whose connection the server still
+    has (and the ACL forbids CLIENT KILL). Raises UnavailableError; what was resolved until then stays so.
     """
     pending = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
     return resolve_changes(journal, client, pending, session_id=session_id, progress=progress)
