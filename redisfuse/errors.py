@@ -31,6 +31,7 @@ all others. A message is one line: what happened, why, and what to do next.
      │  the server
      ├─ UnavailableError              EIO           1
      │   ├─ ConnectionLostError       EIO           1
+     │   ├─ ReplyTooLargeError        EIO           1
      │   ├─ TryAgainError             EAGAIN        1
      │   └─ OutcomeUnknownError       EIO           1
      ├─ WrongTypeError                ESTALE        1
@@ -213,6 +214,13 @@ class ConnectionLostError(UnavailableError):
     """The connection broke before the reply arrived, other than by time-out.
 
     A read may be repeated on another connection.
+    """
+
+
+class ReplyTooLargeError(UnavailableError):
+    """A reply had more bytes than was requested, or than one reply may have.
+
+    The connection was closed. Fewer elements may fit.
     """
 
 

@@ -8,7 +8,7 @@ called from another thread, and ends its wait.
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, BinaryIO, NoReturn
 
 import hiredis
@@ -19,8 +19,16 @@ from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error
 from redisfuse.client.connection_id import ConnectionId
+from redisfuse.client.reply_bounds import MAX_ELEMENT_BYTES, MAX_PUSH_BYTES, are_valid, max_reply_bytes
 from redisfuse.client.reply_errors import map_error_line
-from redisfuse.errors import ConnectionLostError, ForbiddenCommandError, NotFoundError, RedisFuseError, UnavailableError
+from redisfuse.errors import (
+    ConnectionLostError,
+    ForbiddenCommandError,
+    NotFoundError,
+    RedisFuseError,
+    ReplyTooLargeError,
+    UnavailableError,
+)
 
 CommandArgument = bytes | str | int
 RedisCommand = Sequence[CommandArgument]
@@ -44,15 +52,14 @@ class Channel:
         self.timeout = timeout  # seconds; may be changed between commands
         self.connection_id: ConnectionId | None = None  # known of channels that may write
         self._resp3 = resp3
-        self._reader = hiredis.Reader(
-            replyError=map_error_line,
-            notEnoughData=Ellipsis,
-            errors="backslashreplace",
-        )
+        self._reader = _create_reader()
         self._receive_buffer = bytearray(_RECEIVE_BUFFER_BYTES)
         self._buffered_pushes: deque[list[Any]] = deque()
         self._buffered_replies: deque[Any] = deque()
-        self._pending_reply_count = 0
+        # Of the commands whose replies were not returned yet; QUEUED for those in a transaction.
+        self._pending_names: deque[bytes] = deque()
+        self._max_message_bytes = self._min_message_limit = MAX_PUSH_BYTES if resp3 else 0  # of the next messages
+        self._incomplete_bytes = 0  # received of a message that is not complete
         self._reset_command = b""
         self.closed = False
 
@@ -68,12 +75,8 @@ class Channel:
     def _send_tracked(self, commands: Sequence[tuple[CommandArgument, ...]]) -> bool:
         """Send commands; return whether any of them affects the state of the connection."""
         self._send_packed(pack_commands(commands))
-        if _STATEFUL_COMMANDS.isdisjoint({_normalize_name(command[0]) for command in commands}):
-            self._pending_reply_count += len(commands)
-            return False
-        for command in commands:
-            self._track_command(command[0])
-        return True
+        names = [_normalize_name(command[0]) for command in commands]
+        return self._expect_replies(names, max_reply_bytes(names, commands))
 
     def send_streamed(self, head: RedisCommand, size: int, chunks: Iterable[bytes]) -> None:
         """Send one command whose last argument is given in chunks.
@@ -97,7 +100,7 @@ class Channel:
         except BaseException:
             self.close()
             raise
-        self._track_command(words[0])
+        self._expect_replies([_normalize_name(words[0])], MAX_ELEMENT_BYTES)
 
     def _read_final_error(self) -> RedisFuseError | None:
         """Return the error reply that the server sent before it closed the connection.
@@ -122,13 +125,24 @@ class Channel:
             self._fail(error)
         self._connection.stats.add(round_trips=1)
 
-    def _track_command(self, command_name: CommandArgument) -> None:
-        name = _normalize_name(command_name)
-        if name == b"SUBSCRIBE" and self._resp3:
-            return  # its only reply is a push message
-        self._pending_reply_count += 1
-        if name in _STATE_RESET_COMMANDS:
-            self._reset_command = _STATE_RESET_COMMANDS[name]
+    def _expect_replies(self, names: list[bytes], max_bytes: int) -> bool:
+        """Expect the replies to commands that were sent, none of them with more than `max_bytes` bytes.
+
+        Returns whether any of the commands affects the state of the connection.
+        """
+        if not self._pending_names:
+            self._max_message_bytes = self._min_message_limit
+        self._max_message_bytes = max(self._max_message_bytes, max_bytes)
+        if self._reset_command != b"DISCARD" and _STATEFUL_COMMANDS.isdisjoint(names):
+            self._pending_names.extend(names)
+            return False
+        for name in names:
+            if name == b"SUBSCRIBE" and self._resp3:
+                continue  # its only reply is a push message
+            is_queued = self._reset_command == b"DISCARD" and name not in _STATE_RESET_COMMANDS
+            self._pending_names.append(b"QUEUED" if is_queued else name)
+            self._reset_command = _STATE_RESET_COMMANDS.get(name, self._reset_command)
+        return True
 
     # -- receiving ----------------------------------------------------------------------------------------------------
 
@@ -145,8 +159,12 @@ class Channel:
                 self._buffered_pushes.append(reply)
             else:
                 self._buffered_replies.append(reply)
-        self._pending_reply_count -= 1
-        return self._buffered_replies.popleft()
+        reply = self._buffered_replies.popleft()
+        if self._pending_names:
+            self._check_replies([self._pending_names.popleft()], [reply])
+        elif not isinstance(reply, RedisFuseError):
+            self._fail(hiredis.ProtocolError("a reply without a command"))
+        return reply
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """Send commands and return all of their replies.
@@ -164,16 +182,22 @@ class Channel:
 
     def _receive_replies(self, count: int) -> list[Any]:
         replies: list[Any] = []
-        if not (self._resp3 or self._buffered_replies):  # without push messages, take all complete replies at once
-            while len(replies) < count:
+        names = self._pending_names
+        if not (self._resp3 or self._buffered_replies) and len(names) == count:
+            while len(replies) < count:  # without push messages, take all complete replies at once
                 self._socket.set_deadline(self.timeout)
                 replies.append(self._read_message())
                 replies += self._pop_complete_messages()
-            self._pending_reply_count -= count
             if len(replies) > count:
                 self._fail(hiredis.ProtocolError("more replies than commands"))
+            self._check_replies(names, replies)
+            names.clear()
             return replies
         return [self.receive() for _ in range(count)]
+
+    def _check_replies(self, names: Collection[bytes], replies: Sequence[Any]) -> None:
+        if not are_valid(names, replies):
+            self._fail(hiredis.ProtocolError("a reply that its command never returns"))
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next RESP3 push message; None after `timeout` seconds without one.
@@ -203,39 +227,55 @@ class Channel:
 
         `keep_open_on_timeout`: raise TimeoutError, and stay usable.
         """
-        reader = self._reader
         try:
-            while (reply := reader.gets()) is Ellipsis:
-                count = self._socket.recv_into(self._receive_buffer)
-                if not count:
-                    raise ConnectionResetError("Connection closed by server.")
-                reader.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
+            while (reply := self._reader.gets()) is Ellipsis:
+                self._feed_reader()
         except TimeoutError as error:
             if keep_open_on_timeout:
                 raise
             self._fail(error)
-        except (OSError, hiredis.ProtocolError) as error:
+        except _INVALID_REPLY_ERRORS as error:
             self._fail(error)
+        self._incomplete_bytes = 0
         return reply
+
+    def _feed_reader(self) -> None:
+        """Receive bytes of a message that is not complete, within its limit."""
+        count = self._socket.recv_into(self._receive_buffer)
+        if not count:
+            raise ConnectionResetError("Connection closed by server.")
+        self._incomplete_bytes += count
+        if self._incomplete_bytes > self._max_message_bytes:
+            raise ReplyTooLargeError(
+                f"{self._address.endpoint} sent a longer reply than was requested; the connection was closed"
+            )
+        self._reader.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
 
     def _pop_complete_messages(self) -> list[Any]:
         """Return the replies that have been received completely."""
         try:
             return list(iter(self._reader.gets, Ellipsis))
-        except hiredis.ProtocolError as error:
+        except _INVALID_REPLY_ERRORS as error:
             self._fail(error)
 
-    def download(self, file: BinaryIO, command: RedisCommand) -> int:
+    def download(self, file: BinaryIO, command: RedisCommand, max_bytes: int | None = None) -> int:
         """Write the bulk string that a command returns to `file`, as it arrives.
 
-        Returns its length in bytes. Memory use is constant. Raises NotFoundError if the reply is nil, and the mapped
-        error of an error reply. If writing the file fails, closes the channel and raises the file's error.
+        Returns its length in bytes. Memory use is constant. Raises NotFoundError if the reply is nil, the mapped error
+        of an error reply, and ReplyTooLargeError if it has more than `max_bytes` bytes. If writing the file fails,
+        closes the channel and raises the file's error.
         """
         self.send([command])
         try:
             received, size = self._read_bulk_header()
+            if max_bytes is not None and isinstance(size, int) and size > max_bytes:
+                self.close()
+                raise ReplyTooLargeError(
+                    f"{self._address.endpoint} sent {size} bytes where at most {max_bytes} were expected; "
+                    "the connection was closed"
+                )
             if isinstance(size, RedisFuseError):
-                self._pending_reply_count -= 1
+                self._pending_names.clear()
                 raise size
             remaining = size
             while remaining:
@@ -254,7 +294,7 @@ class Channel:
         except BaseException:
             self.close()
             raise
-        self._pending_reply_count -= 1
+        self._pending_names.clear()
         return size
 
     def _read_bulk_header(self) -> tuple[bytes, "int | RedisFuseError"]:
@@ -284,7 +324,7 @@ class Channel:
     @property
     def is_idle(self) -> bool:
         """Whether the channel is open, without a pending reply, WATCH or MULTI."""
-        return not (self.closed or self._pending_reply_count or self._buffered_replies or self._reset_command)
+        return not (self.closed or self._pending_names or self._buffered_replies or self._reset_command)
 
     def reset(self) -> None:
         """Cancel a WATCH or an open MULTI, so that the channel can be reused.
@@ -293,7 +333,7 @@ class Channel:
         """
         if self.closed or self.is_idle:
             return
-        if self._pending_reply_count or self._buffered_replies:
+        if self._pending_names or self._buffered_replies:
             self.close()
             return
         with contextlib.suppress(UnavailableError):
@@ -319,9 +359,10 @@ class Channel:
     def _fail(self, error: Exception) -> NoReturn:
         closed = self.closed
         self.close()
+        self._reader = _create_reader()  # releases the memory of an incomplete message
         if isinstance(error, RedisFuseError):
             raise error
-        if isinstance(error, hiredis.ProtocolError):
+        if isinstance(error, _PARSER_ERRORS):
             raise UnavailableError(
                 f"{self._address.endpoint} sent an invalid reply; the connection was closed"
             ) from None
@@ -330,10 +371,19 @@ class Channel:
         raise map_connection_error(error, self._address) from None
 
 
+def _create_reader() -> hiredis.Reader:
+    return hiredis.Reader(replyError=map_error_line, notEnoughData=Ellipsis, errors="backslashreplace")
+
+
 @functools.lru_cache(1024)
 def _normalize_name(name: CommandArgument) -> bytes:
     return (name if isinstance(name, bytes) else str(name).encode()).upper()
 
+
+_PARSER_ERRORS = (hiredis.ProtocolError, MemoryError, TypeError, ValueError)
+"""What hiredis raises for an invalid message: also for a length that no memory holds, and a map with a list as key."""
+
+_INVALID_REPLY_ERRORS = (OSError, ReplyTooLargeError, *_PARSER_ERRORS)
 
 _STATE_RESET_COMMANDS = {b"WATCH": b"UNWATCH", b"MULTI": b"DISCARD", b"EXEC": b"", b"DISCARD": b"", b"UNWATCH": b""}
 """Commands that begin or end a connection state, each with the command that then resets the state."""

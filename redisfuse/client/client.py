@@ -89,18 +89,18 @@ class RedisClient:
             replies += self._run_read(_PipelinedRead(commands[start : start + size]))
         return replies
 
-    def download(self, file: BinaryIO, *command: CommandArgument) -> int:
+    def download(self, file: BinaryIO, *command: CommandArgument, max_bytes: int | None = None) -> int:
         """Write the bulk string that a read command returns to a file, as it arrives.
 
         The file is seekable, and written at its position. Returns the length in bytes. Raises NotFoundError for nil,
-        the error of an error reply, or the file's OSError.
+        ReplyTooLargeError above `max_bytes`, the error of an error reply, or the file's OSError.
         """
         start = file.tell()
 
         def attempt(channel: Channel) -> int:
             file.seek(start)
             file.truncate()
-            return channel.download(file, command)
+            return channel.download(file, command, max_bytes)
 
         return self._run_read(attempt)
 

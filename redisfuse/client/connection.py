@@ -16,6 +16,7 @@ from redisfuse.client.allowlist import CommandFilter, pack_commands, parse_comma
 from redisfuse.client.connection_errors import map_handshake_error
 from redisfuse.client.deadline_socket import DeadlineSocket
 from redisfuse.client.rate_limit import TokenBucket
+from redisfuse.client.reply_bounds import MAX_SCALAR_BYTES
 from redisfuse.client.reply_errors import map_error_line
 from redisfuse.client.stats import ClientStats
 from redisfuse.errors import RedisFuseError
@@ -42,6 +43,7 @@ class FilteredConnection(AbstractConnection):
     def _connect(self) -> Any:
         inner = super()._connect()  # type: ignore[no-untyped-call, safe-super]  # the next class in the MRO has it
         self.deadline_socket = DeadlineSocket(inner, self.stats, self.handshake_timeout)
+        self.deadline_socket.receive_allowance = MAX_SCALAR_BYTES
         return self.deadline_socket
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ARG002  # redis-py's
@@ -165,6 +167,7 @@ def open_connection(
             error = _read_final_error(connection) or error
         connection.disconnect()  # type: ignore[no-untyped-call]
         raise map_handshake_error(error, address) from None  # its traceback could show the password
+    connection.deadline_socket.receive_allowance = None  # from now on, `Channel` bounds each reply
     stats.add(connects=1)
     return connection
 

@@ -25,6 +25,7 @@ class DeadlineSocket:
         self.is_encrypted = isinstance(inner_socket, ssl.SSLSocket)
         self._stats = stats
         self._kernel_timeout_seconds = 0.0  # the value of the socket option
+        self.receive_allowance: int | None = None  # bytes that may still be received; None: any number
         if not self.is_encrypted:
             inner_socket.settimeout(None)
         self.set_deadline(timeout)
@@ -53,7 +54,7 @@ class DeadlineSocket:
             count = self._socket.recv_into(buffer, *arguments)
         except OSError as error:
             raise _normalize_socket_error(error) from None
-        self._stats.add(bytes_received=count)
+        self._record_received(count)
         return count
 
     def recv(self, size: int, *arguments: Any) -> bytes:
@@ -63,8 +64,15 @@ class DeadlineSocket:
             data = self._socket.recv(size, *arguments)
         except OSError as error:
             raise _normalize_socket_error(error) from None
-        self._stats.add(bytes_received=len(data))
+        self._record_received(len(data))
         return data
+
+    def _record_received(self, count: int) -> None:
+        self._stats.add(bytes_received=count)
+        if self.receive_allowance is not None:
+            self.receive_allowance -= count
+            if self.receive_allowance < 0:
+                raise ConnectionAbortedError("the server sent more than a reply may have")
 
     def sendall(self, data: Any, *arguments: Any) -> None:
         """Call socket.sendall, within the deadline."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from redisfuse.batching import CHUNK_BYTES, batched
 from redisfuse.client.client import RedisClient, RedisCommand
+from redisfuse.client.scan_guard import ScanGuard
 from redisfuse.errors import AccessError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.metadata_cache import FetchToken, FieldValue, MetadataCache, UnknownField
 
@@ -149,7 +150,8 @@ class HashFields:
         names_by_key: dict[bytes, list[bytes] | None] = {key: self._cache.get_field_names(key) for key in field_counts}
         unknown = [key for key, names in names_by_key.items() if names is None]
         if unknown:
-            scans = [_FieldScan(key, field_counts[key], max_fields) for key in unknown]
+            timeout = self._client.limits.timeout
+            scans = [_FieldScan(key, field_counts[key], max_fields, ScanGuard("HSCAN", timeout)) for key in unknown]
             with self._cache.begin_fetch() as token:
                 self._choose_commands(scans)
                 for group in batched(
@@ -195,6 +197,7 @@ class _FieldScan:
     key: bytes
     field_count: int  # by HLEN
     max_fields: int
+    guard: ScanGuard
     compact: bool = False
     use_hrandfield: bool = False
     use_novalues: bool = False
@@ -232,7 +235,9 @@ class _FieldScan:
             return
         items = reply
         if not self.use_hrandfield:
-            self.cursor, items = reply
+            sent, (self.cursor, items) = self.cursor, reply
+            self.guard.check(sent, self.cursor)
+        old_count = len(self.values)
         if self.use_hrandfield or self.use_novalues:
             self.values.update(dict.fromkeys(items, -1))
         else:
@@ -240,7 +245,9 @@ class _FieldScan:
             if items and not self.compact:
                 per_chunk = CHUNK_BYTES * len(items) // (2 * size)
                 self.scan_count = max(1, min(_MAX_FIELDS_PER_COMMAND, self.scan_count * 8, per_chunk))
-            for name, value in zip(items[::2], items[1::2], strict=True):
+            for name, value in zip(items[::2], items[1::2], strict=False):
                 self.values[name] = value if len(value) <= _MAX_CACHED_VALUE_BYTES else len(value)
+        if len(self.values) > old_count:
+            self.guard.record_progress()
         self.failed = len(self.values) > self.max_fields
         self.finished = self.failed or self.cursor == b"0"

@@ -411,7 +411,7 @@ class KeyspaceMonitor:
 
     def _lose_coherence(self, error: RedisFuseError) -> None:
         """Drop everything: changes are missed from now on."""
-        self._state.lose_coherence(str(error))
+        self._state.lose_coherence(error)
         self._reset_state()
         self._listener.reset()
 

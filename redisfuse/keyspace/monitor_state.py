@@ -44,6 +44,7 @@ class MonitorState:
         self._degraded_reason = "not started"
         self._scan_error: RedisFuseError | None = None  # why the index is not complete
         self._failing_since: float | None = None
+        self._lost_since: float | None = None  # since when connections are lost before the index is complete
         self._is_polling = False
         self._resume_tracking_at: float | None = None  # when to try tracking again, while polling
         self._next_scan_at = 0.0
@@ -71,11 +72,21 @@ class MonitorState:
             self._failing_since = None
             self._request_scan()
 
-    def lose_coherence(self, reason: str) -> None:
-        """Leave the coherent phase."""
+    def lose_coherence(self, error: RedisFuseError) -> None:
+        """Leave the coherent phase.
+
+        Waiting threads wait for the next connection. If connections are lost for as long as the time-out before the
+        index is complete, the error is raised in them.
+        """
         with self._condition:
             self.is_coherent = False
-            self._degraded_reason = reason
+            self._degraded_reason = str(error)
+            now = time.monotonic()
+            if self._reconciler.is_ready or self._lost_since is None:
+                self._lost_since = now
+            elif now - self._lost_since >= self._timeout:
+                self._scan_error = error
+                self._condition.notify_all()
 
     def enter_polling(self, reason: str) -> None:
         """Enter the polling phase and request a scan."""
@@ -139,7 +150,7 @@ class MonitorState:
         """Note that a scan succeeded, after `duration` seconds."""
         with self._condition:
             self._scan_error = None
-            self._failing_since = None
+            self._failing_since = self._lost_since = None
             self._next_scan_at = time.monotonic() + max(self._rescan_interval, _SCAN_INTERVAL_FACTOR * duration)
             self._condition.notify_all()
 

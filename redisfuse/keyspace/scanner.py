@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from redisfuse.client.client import RedisClient, RedisCommand
-from redisfuse.errors import RedisFuseError, ServerReplyError
+from redisfuse.client.scan_guard import ScanGuard
+from redisfuse.errors import RedisFuseError
 
 _GLOB_METACHARACTERS = b"*?[]\\^"  # bytes with a special meaning in a Redis glob
+
+
+MAX_UNCOUNTED_KEYS = 1 << 40
+"""Assumed where the ACL denies DBSIZE and only keys with a prefix are returned."""
 
 
 class ScanObserver:
@@ -34,12 +39,14 @@ def scan_keys(
 
     A key may be yielded twice; one that is created or deleted during the scan may be yielded or not. The next SCAN is
     sent before a batch is yielded, so that the server works while the caller processes the batch. Raises
-    UnavailableError, AccessError.
+    UnavailableError, also for a scan that has far more replies than DBSIZE explains, and AccessError.
     """
     observer = observer or ScanObserver()
-    options: list[bytes | str | int] = [b"COUNT", client.limits.scan_count]
+    count = client.limits.scan_count
+    options: list[bytes | str | int] = [b"COUNT", count]
     if prefix:
         options += [b"MATCH", build_match_pattern(prefix)]
+    guard = ScanGuard("SCAN", client.limits.timeout)
     with client.dedicated_channel() as channel:
         observer.before_scan_command()
         first: list[RedisCommand] = [(b"DBSIZE",), (b"SCAN", b"0", *options)]
@@ -47,13 +54,20 @@ def scan_keys(
         total = channel.receive()
         if isinstance(total, int):
             observer.set_total(total)
+            guard.expect_elements(total, count)
+        cursor = b"0"
+        key_count = 0
         while True:
             reply = channel.receive()
             if isinstance(reply, RedisFuseError):
                 raise reply
-            if not (isinstance(reply, list) and len(reply) == 2 and isinstance(reply[1], list)):
-                raise ServerReplyError("the server sent an invalid reply to SCAN")
-            cursor, keys = reply
+            sent, (cursor, keys) = cursor, reply
+            key_count += len(keys)
+            if guard.is_exhausted:  # the database may have grown
+                total = channel.execute([(b"DBSIZE",)])[0]
+                expected = total if isinstance(total, int) else MAX_UNCOUNTED_KEYS if prefix else key_count
+                guard.expect_elements(expected, count)
+            guard.check(sent, cursor)
             if cursor != b"0":
                 observer.before_scan_command()
                 channel.send([(b"SCAN", cursor, *options)])

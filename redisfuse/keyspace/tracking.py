@@ -126,11 +126,14 @@ class FlushProbe:
 def _parse_invalidation(push: list[Any]) -> list[bytes] | None:
     """Return the keys of a push message; None for a flush.
 
-    Returns an empty list for a message of another kind.
+    Returns an empty list for a message of another kind. Raises UnavailableError for an invalid one.
     """
     if len(push) < 2 or push[0] != b"invalidate":
         return []
-    return push[1] if isinstance(push[1], list) else None
+    keys = push[1]
+    if keys is not None and not (isinstance(keys, list) and set(map(type, keys)) <= {bytes}):
+        raise UnavailableError("the server sent an invalid message about changed keys")
+    return keys
 
 
 class TrackingClient:

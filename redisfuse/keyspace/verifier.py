@@ -104,7 +104,8 @@ class KeyVerifier:
                 remaining = None if deadline is None else deadline + _EXPIRY_GRACE_SECONDS - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     return
-                self._condition.wait(remaining)
+                # A key may expire later than Python can wait.
+                self._condition.wait(None if remaining is None else min(remaining, threading.TIMEOUT_MAX))
 
     def _verify_batch(self, batch: VerifyBatch) -> None:
         try:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import NotFoundError, WrongTypeError
+from redisfuse.client.scan_guard import ScanGuard
+from redisfuse.errors import NotFoundError, ReplyTooLargeError, WrongTypeError
 from redisfuse.rendering.renderer import Element
 
 MAX_BATCH_ELEMENTS = 1000
@@ -34,6 +35,12 @@ class BatchSizer:
             self.count = max(
                 1, min(MAX_BATCH_ELEMENTS, self.count * 8, CHUNK_BYTES * len(batch) // max(1, count_bytes(batch)))
             )
+
+    def request_less(self, error: ReplyTooLargeError) -> None:
+        """Request a single element next: the last batch was too large. Raises its error if it was a single one."""
+        if self.count == 1:
+            raise error
+        self.count = 1
 
 
 def key_vanished_error(key: bytes) -> NotFoundError:
@@ -103,16 +110,26 @@ def iter_scan(
     """
     sizer = BatchSizer()
     deduplicator = Deduplicator()
+    guard = ScanGuard(command.decode(), client.limits.timeout)
     cursor = b"0"
     empty_scans = 0
     has_elements = False
     while True:
-        cursor, parts = client.execute(command, key, cursor, b"COUNT", sizer.count)
-        batch: list[Element] = list(zip(*[iter(parts)] * parts_per_element, strict=True))
+        sent = cursor
+        try:
+            cursor, parts = client.execute(command, key, cursor, b"COUNT", sizer.count)
+        except ReplyTooLargeError as error:
+            sizer.request_less(error)
+            continue
+        guard.check(sent, cursor)
+        batch: list[Element] = list(zip(*[iter(parts)] * parts_per_element, strict=False))
         sizer.record_batch(batch)
         if batch:
             has_elements = True
-            yield deduplicator.filter_new(batch)
+            new_elements = deduplicator.filter_new(batch)
+            if new_elements:
+                guard.record_progress()
+            yield new_elements
         if cursor == b"0":
             if not batch:  # *SCAN replies so for a key that doesn't exist, too
                 require_key_type(client, key, type)
@@ -133,8 +150,12 @@ def iter_range(
     start = empty_reads = 0
     while True:
         count = sizer.count
-        parts = client.execute(command, key, start, start + count - 1, *extra_args)
-        batch: list[Element] = list(zip(*[iter(parts)] * (2 if extra_args else 1), strict=True))
+        try:
+            parts = client.execute(command, key, start, start + count - 1, *extra_args)
+        except ReplyTooLargeError as error:
+            sizer.request_less(error)
+            continue
+        batch: list[Element] = list(zip(*[iter(parts)] * (2 if extra_args else 1), strict=False))
         sizer.record_batch(batch)
         if batch:
             yield deduplicator.filter_new(batch) if deduplicator else batch

@@ -10,6 +10,7 @@ from typing import BinaryIO, cast
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.client.reply_bounds import MAX_ELEMENT_BYTES
 from redisfuse.errors import ServerReplyError
 from redisfuse.rendering.iterate import require_key_type
 
@@ -20,7 +21,7 @@ def fetch_json(client: RedisClient, key: bytes) -> Iterator[bytes]:
     """Yield the document's text, in chunks. Raises NotFoundError, WrongTypeError."""
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         try:
-            client.download(cast(BinaryIO, file), b"JSON.GET", key)
+            client.download(cast(BinaryIO, file), b"JSON.GET", key, max_bytes=MAX_ELEMENT_BYTES)
         except ServerReplyError:  # the module's reply for a key that no longer is a document
             require_key_type(client, key, JSON_TYPE)
             raise

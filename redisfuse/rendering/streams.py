@@ -7,6 +7,7 @@ Consumer groups are not shown.
 from collections.abc import Iterator
 
 from redisfuse.client.client import RedisClient
+from redisfuse.errors import ReplyTooLargeError
 from redisfuse.rendering.iterate import BatchSizer, require_key_type
 from redisfuse.rendering.json_encoding import encode_json
 from redisfuse.rendering.renderer import Element, TypeRenderer
@@ -25,7 +26,11 @@ class StreamRenderer(TypeRenderer):
         start = b"-"
         while True:
             count = sizer.count
-            entries = client.execute(b"XRANGE", key, start, b"+", b"COUNT", count)
+            try:
+                entries = client.execute(b"XRANGE", key, start, b"+", b"COUNT", count)
+            except ReplyTooLargeError as error:
+                sizer.request_less(error)
+                continue
             batch: list[Element] = [(entry_id, *parts) for entry_id, parts in entries]
             sizer.record_batch(batch)
             if batch:

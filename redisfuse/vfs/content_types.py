@@ -18,7 +18,7 @@ from typing import BinaryIO, Protocol
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError
+from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError, ReplyTooLargeError
 from redisfuse.rendering.strings import fetch_ranges
 
 
@@ -207,7 +207,10 @@ class SpooledContent:
     def _fetch_to_file(self) -> BinaryIO:
         file = TemporaryFile()  # noqa: SIM115  # close() closes it
         try:
-            length = self._client.download(file, b"HGET", self._key, self._field)
+            try:
+                length = self._client.download(file, b"HGET", self._key, self._field, max_bytes=self.size)
+            except ReplyTooLargeError:
+                length = -1
             file.flush()
             if length != self.size:
                 raise ConflictError(f"field {self._field!r} of {self._key!r} was changed since it was opened")
