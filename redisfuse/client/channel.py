@@ -19,7 +19,13 @@ from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error
 from redisfuse.client.connection_id import ConnectionId
-from redisfuse.client.reply_bounds import MAX_ELEMENT_BYTES, MAX_PUSH_BYTES, are_valid, max_reply_bytes
+from redisfuse.client.reply_bounds import (
+    MAX_ELEMENT_BYTES,
+    MAX_PUSH_BYTES,
+    MAX_SCALAR_BYTES,
+    are_valid,
+    max_reply_bytes,
+)
 from redisfuse.client.reply_errors import map_error_line
 from redisfuse.errors import (
     ConnectionLostError,
@@ -58,7 +64,10 @@ class Channel:
         self._buffered_replies: deque[Any] = deque()
         # Of the commands whose replies were not returned yet; QUEUED for those in a transaction.
         self._pending_names: deque[bytes] = deque()
-        self._max_message_bytes = self._min_message_limit = MAX_PUSH_BYTES if resp3 else 0  # of the next messages
+        self._min_message_limit = (
+            MAX_PUSH_BYTES if resp3 else MAX_SCALAR_BYTES
+        )  # of a message that no command requested
+        self._max_message_bytes = self._min_message_limit
         self._incomplete_bytes = 0  # received of a message that is not complete
         self._reset_command = b""
         self.closed = False

@@ -20,13 +20,13 @@ MAX_NAMES_BYTES = 64 << 20
 MAX_BATCH_BYTES = 128 << 20
 """Of a batch of elements or values."""
 
-MAX_ELEMENT_BYTES = 513 << 20
-"""Of a single element: Redis stores at most 512 MiB in a string, unless proto-max-bulk-len says otherwise."""
+MAX_ELEMENT_BYTES = 512 << 20
+"""Of a single element: by default (proto-max-bulk-len), Redis stores no longer string."""
 
 MAX_PUSH_BYTES = 64 << 20
 """Of a push message. By default, the server closes a connection with more than 32 MiB of unsent messages."""
 
-_OVERHEAD_BYTES = 256 << 10  # the length headers, and what one read from the socket may contain of later replies
+_OVERHEAD_BYTES = 1 << 20  # headers, short parts, and what one read from the socket contains of later replies
 _ENTRY_ID = re.compile(rb"\d{1,20}-\d{1,20}")
 
 ReplyForm = Callable[[Any], bool]
@@ -136,7 +136,9 @@ def are_valid(names: Collection[bytes], replies: Sequence[Any]) -> bool:
     """
     classes = set(map(type, replies))
     if classes == {int} and _INTEGER_COMMANDS.issuperset(names):  # the usual cases, without a call for each reply
-        return not any([reply < 0 and name in _COUNT_COMMANDS for name, reply in zip(names, replies, strict=True)])
+        return min(replies) >= 0 or all(
+            reply >= 0 or name not in _COUNT_COMMANDS for name, reply in zip(names, replies, strict=True)
+        )
     if classes == {bytes} and {_FORMS.get(name) for name in set(names)} == {_is_bulk}:
         return True
     return all(

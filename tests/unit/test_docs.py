@@ -11,6 +11,7 @@ import pytest
 
 from redisfuse import errors
 from redisfuse.cli.main import group
+from redisfuse.client import reply_bounds, scan_guard
 from redisfuse.client.limits import Limits
 from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
 from redisfuse.journal import database
@@ -35,6 +36,13 @@ FIXED_LIMITS = {
     "a value that is read at once": SERVER_LIMITS.chunk_bytes,
     "elements that one command reads": SERVER_LIMITS.scan_count,
     "commands that are sent at once": SERVER_LIMITS.pipeline_size,
+    "a number, a status or `INFO`": reply_bounds.MAX_SCALAR_BYTES,
+    "a piece of a string": 0,
+    "a batch of names": reply_bounds.MAX_NAMES_BYTES,
+    "a batch of elements": reply_bounds.MAX_BATCH_BYTES,
+    "a single element": reply_bounds.MAX_ELEMENT_BYTES,
+    "a message about changed keys": reply_bounds.MAX_PUSH_BYTES,
+    "replies to `SCAN` without anything new": scan_guard.MAX_FRUITLESS_REPLIES,
     "values kept for programs that are reading them": inode_content.MAX_INLINE_BYTES,
     "larger values kept for programs that are reading them": inode_content.MAX_LARGE_NODES,
     "an edit that is kept in memory": write_buffer.SPOOL_THRESHOLD_BYTES,
@@ -57,8 +65,8 @@ def table_rows(page: Path, columns: int) -> list[list[str]]:
 
 
 def number(text: str) -> float:
-    """Return a limit as limits.md writes it: `1,000`, `4 MiB`, `30 s`, `no limit`."""
-    if text == "no limit":
+    """Return a limit as limits.md writes it: `1,000`, `4 MiB`, `30 s`, `no limit`, `as requested`."""
+    if text in ("no limit", "as requested"):
         return 0
     if text.endswith(" s"):
         return float(text.removesuffix(" s"))
