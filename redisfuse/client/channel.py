@@ -19,6 +19,7 @@ from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error
 from redisfuse.client.connection_id import ConnectionId
+from redisfuse.client.connection_state import STATE_RESET_COMMANDS, STATEFUL_COMMANDS, is_left_in_multi
 from redisfuse.client.reply_bounds import (
     MAX_ELEMENT_BYTES,
     MAX_PUSH_BYTES,
@@ -135,22 +136,22 @@ class Channel:
         self._connection.stats.add(round_trips=1)
 
     def _expect_replies(self, names: list[bytes], max_bytes: int) -> bool:
-        """Expect the replies to commands that were sent, none of them with more than `max_bytes` bytes.
+        """Expect the replies to commands that were sent.
 
-        Returns whether any of the commands affects the state of the connection.
+        None of them has more than `max_bytes` bytes. Returns whether any of the commands affects the state of the connection.
         """
         if not self._pending_names:
             self._max_message_bytes = self._min_message_limit
         self._max_message_bytes = max(self._max_message_bytes, max_bytes)
-        if self._reset_command != b"DISCARD" and _STATEFUL_COMMANDS.isdisjoint(names):
+        if self._reset_command != b"DISCARD" and STATEFUL_COMMANDS.isdisjoint(names):
             self._pending_names.extend(names)
             return False
         for name in names:
             if name == b"SUBSCRIBE" and self._resp3:
                 continue  # its only reply is a push message
-            is_queued = self._reset_command == b"DISCARD" and name not in _STATE_RESET_COMMANDS
+            is_queued = self._reset_command == b"DISCARD" and name not in STATE_RESET_COMMANDS
             self._pending_names.append(b"QUEUED" if is_queued else name)
-            self._reset_command = _STATE_RESET_COMMANDS.get(name, self._reset_command)
+            self._reset_command = STATE_RESET_COMMANDS.get(name, self._reset_command)
         return True
 
     # -- receiving ----------------------------------------------------------------------------------------------------
@@ -182,10 +183,7 @@ class Channel:
         """
         is_stateful = self._send_tracked([tuple(command) for command in commands])
         replies = self._receive_replies(len(commands))
-        if is_stateful and any(
-            _normalize_name(command[0]) in _MULTI_END_COMMANDS and _may_be_in_multi(reply)
-            for command, reply in zip(commands, replies, strict=True)
-        ):
+        if is_stateful and is_left_in_multi([_normalize_name(command[0]) for command in commands], replies):
             self.close()
         return replies
 
@@ -205,7 +203,7 @@ class Channel:
         return [self.receive() for _ in range(count)]
 
     def _check_replies(self, names: Collection[bytes], replies: Sequence[Any]) -> None:
-        if not are_valid(names, replies):
+        if not are_valid(names, replies) and not is_left_in_multi(names, replies):
             self._fail(hiredis.ProtocolError("a reply that its command never returns"))
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
@@ -390,25 +388,6 @@ def _normalize_name(name: CommandArgument) -> bytes:
 
 
 _PARSER_ERRORS = (hiredis.ProtocolError, MemoryError, TypeError, ValueError)
-"""What hiredis raises for an invalid message: also for a length that no memory holds, and a map with a list as key."""
+"""Errors of hiredis for an invalid message: also for a length that no memory holds, and a list as key of a map."""
 
 _INVALID_REPLY_ERRORS = (OSError, ReplyTooLargeError, *_PARSER_ERRORS)
-
-_STATE_RESET_COMMANDS = {b"WATCH": b"UNWATCH", b"MULTI": b"DISCARD", b"EXEC": b"", b"DISCARD": b"", b"UNWATCH": b""}
-"""Commands that begin or end a connection state, each with the command that then resets the state."""
-
-_STATEFUL_COMMANDS = frozenset({b"SUBSCRIBE", *_STATE_RESET_COMMANDS})
-
-_MULTI_END_COMMANDS = {b"EXEC", b"DISCARD"}
-_DISCARDING_CODES = {"EXECABORT", "MOVED", "ASK"}
-
-
-def _may_be_in_multi(reply: Any) -> bool:
-    """Return whether the connection may still be inside MULTI.
-
-    `reply` is that to EXEC or DISCARD. The server discards the transaction with each of its errors. Any other error may
-    be that of a proxy, which did not pass the command on.
-    """
-    if not isinstance(reply, RedisFuseError):
-        return False
-    return reply.reply_code not in _DISCARDING_CODES and "without MULTI" not in str(reply)

@@ -1,4 +1,7 @@
-"""Ends iterations by cursor (SCAN, HSCAN, SSCAN) that a broken or hostile server never finishes. Pure."""
+"""Ends iterations by cursor that a broken or hostile server never finishes.
+
+That is SCAN, HSCAN and SSCAN. Pure.
+"""
 
 import time
 

@@ -37,7 +37,10 @@ class BatchSizer:
             )
 
     def request_less(self, error: ReplyTooLargeError) -> None:
-        """Request a single element next: the last batch was too large. Raises its error if it was a single one."""
+        """Request a single element next, because the last batch was too large.
+
+        Raises its error if it was a single element.
+        """
         if self.count == 1:
             raise error
         self.count = 1
