@@ -138,7 +138,8 @@ class Channel:
     def _expect_replies(self, names: list[bytes], max_bytes: int) -> bool:
         """Expect the replies to commands that were sent.
 
-        None of them has more than `max_bytes` bytes. Returns whether any of the commands affects the state of the connection.
+        None of them has more than `max_bytes` bytes. Returns whether any of the commands affects the state of the
+        connection.
         """
         if not self._pending_names:
             self._max_message_bytes = self._min_message_limit
