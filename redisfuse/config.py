@@ -86,6 +86,7 @@ class Config:
     mountpoint: Path
     user: str | None = None  # ACL user if the URL has none
     password: str | None = field(default=None, repr=False)  # if the URL has none
+    password_file: Path | None = None  # the file of `password`, read again when the server refuses it
     db: int | None = None  # overrides the URL's; None: the URL's, or 0
     tls: bool = False
     tls_ca: Path | None = None  # certificate authorities, PEM; None: the system's

@@ -15,6 +15,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from redisfuse.client.password_file import read_password
 from redisfuse.errors import UntrustedFileError, UsageError
 from redisfuse.trusted_files import is_readable_by_others, open_trusted
 
@@ -86,8 +87,24 @@ def user_config_path() -> Path:
     return platformdirs.user_config_path("redisfuse") / "config.toml"
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPassword:
+    """A password that is given outside the URL."""
+
+    password: str | None = field(default=None, repr=False)
+    file: Path | None = None  # that it was read from
+
+
 def find_password(context: click.Context) -> str | None:
     """Return the password that is given outside the URL, or None.
+
+    Raises UsageError.
+    """
+    return locate_password(context).password
+
+
+def locate_password(context: click.Context) -> FoundPassword:
+    """Find the password that is given outside the URL.
 
     The order is: --password-file, REDISFUSE_PASSWORD, the configuration. Raises UsageError for a password file that
     other users can read or could have written.
@@ -95,27 +112,13 @@ def find_password(context: click.Context) -> str | None:
     path: Path | None = context.params.get("password_file")
     source = context.get_parameter_source("password_file")
     if path and source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
-        return read_password(path)
+        return FoundPassword(read_password(path), path)
     if (password := os.environ.get("REDISFUSE_PASSWORD")) is not None:
-        return password
+        return FoundPassword(password)
     config = context.find_root().obj
     if isinstance(config, ConfigFiles) and config.password is not None:
-        return config.password
-    return read_password(path) if path else None
-
-
-def read_password(path: Path) -> str:
-    """Return the first line of a file that only its owner can read.
-
-    Raises UsageError.
-    """
-    try:
-        with open_trusted(path, private=True) as file:
-            return file.readline().rstrip(b"\r\n").decode("utf-8", "surrogateescape")
-    except UntrustedFileError as error:
-        raise UsageError(f"the password file {error}") from None
-    except OSError as error:
-        raise UsageError(f"{path}: can't read the password file: {error.strerror}") from error
+        return FoundPassword(config.password)
+    return FoundPassword(read_password(path), path) if path else FoundPassword()
 
 
 def _read_toml(path: Path, *, must_exist: bool) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from redisfuse.cli._config import find_password, load_config_files
+from redisfuse.cli._config import load_config_files, locate_password
 from redisfuse.cli._options import SectionCommand, SectionOption, config_option, server_options
 from redisfuse.cli._params import BYTES, PATH, SIZE
 from redisfuse.config import Config, MountOptions, split_mount_options
@@ -254,17 +254,18 @@ def build_config(context: click.Context) -> Config:
         given["write"] = False
     target, port, mountpoint = _parse_source(source)
     root = context.find_root()
+    password = locate_password(context)
     given |= {
         "target": target,
         "port": port,
         "mountpoint": mountpoint,
-        "password": find_password(context),
+        "password": password.password,
+        "password_file": password.file,
         "conflict_check": not given.pop("no_conflict_check"),
         "junk_filter": not given.pop("no_junk_filter"),
         "debug": given["debug"] or bool(root.params.get("debug")),
     }
-    for name in ("foreground", "password_file"):
-        del given[name]
+    del given["foreground"]
     if not given["separator"]:
         raise UsageError("--separator can't be empty")
     return Config(**given)

@@ -17,7 +17,7 @@ import redis
 from redisfuse.client.address import Address
 from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
-from redisfuse.client.connection_errors import map_connection_error
+from redisfuse.client.connection_errors import map_connection_error, map_lost_connection
 from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.connection_state import STATE_RESET_COMMANDS, STATEFUL_COMMANDS, is_left_in_multi
 from redisfuse.client.reply_bounds import (
@@ -374,8 +374,10 @@ class Channel:
             raise UnavailableError(
                 f"{self._address.endpoint} sent an invalid reply; the connection was closed"
             ) from None
-        if closed or not isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
-            raise ConnectionLostError(f"the connection to {self._address.endpoint} was lost") from None
+        if closed:
+            raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed") from None
+        if not isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+            raise map_lost_connection(error, self._address) from None
         raise map_connection_error(error, self._address) from None
 
 

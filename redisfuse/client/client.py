@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from redisfuse.client.address import Address
@@ -34,12 +35,23 @@ _MAX_RETRY_DELAY_SECONDS = 0.25
 class RedisClient:
     """One server and database. Connects in `connect` or with the first command."""
 
-    def __init__(self, address: Address, limits: Limits | None = None, *, writable: bool = False) -> None:
+    def __init__(
+        self,
+        address: Address,
+        limits: Limits | None = None,
+        *,
+        writable: bool = False,
+        password_file: Path | None = None,
+    ) -> None:
+        """Create a client.
+
+        `password_file`: the file of the address's password, which is read again when the server refuses the password.
+        """
         self.address = address
         self.limits = limits or Limits()
         self.writable = writable
         self.stats = ClientStats()
-        self._connector = Connector(address, self.limits, self.stats)
+        self._connector = Connector(address, self.limits, self.stats, password_file=password_file)
         self._pool_group = PoolGroup(self.limits.connections, writable=writable)
         self._read_pool = ConnectionPool(self._pool_group, "read", self._connector, READ_ALLOWLIST)
         self._write_pool = ConnectionPool(self._pool_group, "write", self._connector, WRITE_ALLOWLIST)

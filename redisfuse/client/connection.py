@@ -13,7 +13,7 @@ from redis.connection import AbstractConnection, Connection, SSLConnection, Unix
 
 from redisfuse.client.address import Address
 from redisfuse.client.allowlist import CommandFilter, pack_commands, parse_commands
-from redisfuse.client.connection_errors import map_handshake_error
+from redisfuse.client.connection_errors import check_tls_files, map_handshake_error
 from redisfuse.client.deadline_socket import DeadlineSocket
 from redisfuse.client.rate_limit import TokenBucket
 from redisfuse.client.reply_bounds import MAX_SCALAR_BYTES
@@ -152,6 +152,7 @@ def open_connection(
     if address.kind == "unix":
         connection = _UnixConnection(path=address.unix_path, **options)  # type: ignore[no-untyped-call]
     elif address.tls is not None:
+        check_tls_files(address.tls)
         tls = {f"ssl_{name}": getattr(address.tls, name) for name in type(address.tls).__slots__}
         connection = _TlsConnection(host=address.host, port=address.port, **tls, **options)
     else:

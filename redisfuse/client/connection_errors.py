@@ -1,13 +1,22 @@
-"""Maps errors of sockets and of redis-py to errors of redisfuse.
+"""Maps errors of sockets, of TLS and of redis-py to errors of redisfuse.
 
 No message contains a password.
 """
 
+import re
+
 import redis
 
-from redisfuse.client.address import Address
+from redisfuse.client.address import Address, TlsOptions
 from redisfuse.client.reply_errors import map_redis_exception
-from redisfuse.errors import AccessError, RedisFuseError, ServerReplyError, UnavailableError, UsageError
+from redisfuse.errors import (
+    AccessError,
+    ConnectionLostError,
+    RedisFuseError,
+    ServerReplyError,
+    UnavailableError,
+    UsageError,
+)
 
 _REPLY_ERRORS = (
     redis.exceptions.ResponseError,
@@ -15,17 +24,33 @@ _REPLY_ERRORS = (
     redis.exceptions.BusyLoadingError,
 )
 
+_CLOSED = "the server closed the connection"
+_RESET = "the server reset the connection"
+_REJECTED = "the server rejected the TLS handshake"
+_ENDED_BY_SERVER = (_CLOSED, _RESET, _REJECTED)
+
 _REASONS = (
     ("Connection refused", "nothing listens there; check that the server is running, and the port"),
     ("No such file", "there is no such socket; check that the server is running, and the path"),
     ("Permission denied", "you have no permission to use that socket"),
-    ("Name or service not known", "there is no such host name"),
     ("not known", "there is no such host name"),
-    ("CERTIFICATE_VERIFY_FAILED", "the server's certificate was not accepted (see --tls-ca)"),
+    ("CERTIFICATE_REQUIRED", "the server demands a client certificate; use --tls-cert and --tls-key"),
+    ("HANDSHAKE_FAILURE", _REJECTED),
+    ("PROTOCOL_VERSION", "the server and this system have no common version of TLS"),
     ("WRONG_VERSION_NUMBER", "the server does not use TLS on this port; try redis:// instead of rediss://"),
-    ("closed by server", "the server closed the connection; if it requires TLS, use rediss://"),
+    ("NO_CERTIFICATE_OR_CRL_FOUND", "the file of --tls-ca contains no certificate in PEM form"),
+    ("KEY_VALUES_MISMATCH", "the key of --tls-key does not belong to the certificate of --tls-cert"),
+    ("PEM lib", "--tls-cert needs a certificate in PEM form, and --tls-key its private key"),
+    ("EOF occurred", _CLOSED),
+    ("closed by server", _CLOSED),
+    ("Broken pipe", _CLOSED),
+    ("reset by peer", _RESET),
 )
 """Part of an operating system's, OpenSSL's or redis-py's message, and the reason that is reported in its place."""
+
+_UNVERIFIED = re.compile(r"certificate verify failed: (.+?)\.? \(_ssl")
+_CERTIFICATE_ALERT = re.compile(r"_ALERT_\w*(?:CERTIFICATE|_CA)\w*\] \S+ alert (.+?) \(_ssl")
+_CONNECTING = re.compile(r"^Error \S+ (?:connecting to|while \w+ (?:to|from)) \S+?(?:\.| ?:) (?=\S)")
 
 
 def map_handshake_error(error: Exception, address: Address) -> RedisFuseError:
@@ -41,7 +66,9 @@ def map_handshake_error(error: Exception, address: Address) -> RedisFuseError:
     if isinstance(failure, AccessError):
         action = "authentication with" if isinstance(error, redis.exceptions.AuthenticationError) else "access to"
         return AccessError(f"{action} {address.endpoint} failed: {failure}")
-    return failure
+    if address.tls is not None and isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
+        return UnavailableError(f"{failure}; or its port does not use TLS")
+    return add_probable_cause(failure, address)
 
 
 def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
@@ -60,11 +87,60 @@ def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
         return type(mapped)(address.redact(str(mapped)))
     if "max number of clients" in message:
         return UnavailableError(f"{address.endpoint} has reached its limit of clients (maxclients)")
-    return UnavailableError(f"connecting to {address.endpoint} failed: {_explain_failure(message)}")
+    return UnavailableError(f"connecting to {address.endpoint} failed: {_explain_failure(message, address)}")
 
 
-def _explain_failure(message: str) -> str:
+def map_lost_connection(error: Exception, address: Address) -> ConnectionLostError:
+    """Map the error with which an open connection ended."""
+    reason = _explain_failure(" ".join(str(error).split()), address)
+    return ConnectionLostError(f"the connection to {address.endpoint} was lost: {reason}")
+
+
+def add_probable_cause(error: RedisFuseError, address: Address) -> RedisFuseError:
+    """Add what probably ended a connection before the server's first reply.
+
+    Returns errors of other kinds unchanged.
+    """
+    if address.kind == "unix" or not str(error).endswith(_ENDED_BY_SERVER):
+        return error
+    if address.tls is None:
+        cause = "it may require TLS: try rediss:// or --tls"
+    elif address.tls.certfile is None:
+        cause = "it may demand a client certificate: use --tls-cert and --tls-key"
+    else:
+        return error
+    return type(error)(f"{error} before its first reply; {cause}")
+
+
+def _explain_failure(message: str, address: Address) -> str:
+    """Return the reason in a message of the system, of OpenSSL or of redis-py."""
+    if unverified := _UNVERIFIED.search(message):
+        return _explain_certificate(unverified[1], address)
+    alert = _CERTIFICATE_ALERT.search(message)
+    if alert and address.tls is not None and address.tls.certfile:
+        return f"the server did not accept the client certificate of --tls-cert ({alert[1]})"
     for part, reason in _REASONS:
         if part.lower() in message.lower():
             return reason
-    return message
+    return _CONNECTING.sub("", message)
+
+
+def _explain_certificate(reason: str, address: Address) -> str:
+    """Return why the server's certificate was not accepted, for OpenSSL's reason."""
+    if "certificate is not valid for" in reason:
+        return f"the server's certificate is not valid for the name {address.host}; connect to a name that it contains"
+    remedy = "" if "expired" in reason or "not yet valid" in reason else " (see --tls-ca)"
+    return f"the server's certificate was not accepted: {reason}{remedy}"
+
+
+def check_tls_files(tls: TlsOptions) -> None:
+    """Raise UnavailableError if a file that TLS needs can't be read.
+
+    OpenSSL's error does not name the file.
+    """
+    for option, path in (("--tls-ca", tls.ca_certs), ("--tls-cert", tls.certfile), ("--tls-key", tls.keyfile)):
+        if path is not None:
+            try:
+                open(path, "rb").close()
+            except OSError as error:
+                raise UnavailableError(f"{path}, the file of {option}, can't be read: {error.strerror}") from None

@@ -30,6 +30,7 @@ from redisfuse.keyspace.drift import DriftDetector
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.index_backend import KeyLayout
 from redisfuse.keyspace.index_builder import IndexBuilder
+from redisfuse.keyspace.interruption_log import InterruptionLog
 from redisfuse.keyspace.listener import ChangeListener, NullListener
 from redisfuse.keyspace.monitor_state import MonitorState
 from redisfuse.keyspace.overload import OverloadDetector
@@ -85,6 +86,7 @@ class KeyspaceMonitor:
         self._own_writes = OwnWriteFilter()
         self._overload_detector = OverloadDetector()
         self._drift_detector = DriftDetector()
+        self._interruption_log = InterruptionLog()
         self._verifier = KeyVerifier(
             client, self._state, self._reconciler, self._change_clock, self._listener, self._separator
         )
@@ -328,6 +330,7 @@ class KeyspaceMonitor:
         self._overload_detector.record_connect(time.monotonic())
         self._state.become_coherent()
         self._listener.state_changed()
+        self._interruption_log.record_connect()
 
     def on_invalidate(self, keys: list[bytes]) -> None:
         """Drop what is cached of these keys, and have them verified."""
@@ -376,6 +379,7 @@ class KeyspaceMonitor:
     def on_unsupported(self, reason: str) -> None:
         """Scan periodically: there is no tracking."""
         log.warning("changes by other clients appear after up to %g s: %s", self._rescan_interval, reason)
+        self._interruption_log.begin()
         self._state.enter_polling(reason)
         self._listener.state_changed()
 
@@ -384,13 +388,14 @@ class KeyspaceMonitor:
 
         Callers that wait keep waiting for the next attempt to connect.
         """
-        log.warning("tracking the server's changes was interrupted: %s", error)
+        self._interruption_log.record_disconnect(error)
         self._lose_coherence(error)
         if self._overload_detector.record_disconnect(time.monotonic()):
             self._suspend_tracking(f"{_OVERLOAD_REASON}, and repeatedly closes its connection")
 
     def on_connect_failed(self, error: RedisFuseError) -> None:
         """Report the error to callers that wait for the index."""
+        self._interruption_log.record_connect_failure(error)
         self._state.record_connect_error(error)
 
     # -- transitions --------------------------------------------------------------------------------------------------
@@ -426,5 +431,6 @@ class KeyspaceMonitor:
         self._reconciler.clear_dirty()
         self._listener.reset()
         log.warning("%s", self._state.degraded_reason)
+        self._interruption_log.begin()
         if self._tracking_client is not None:
             self._tracking_client.close()

@@ -49,7 +49,13 @@ def _serve(config: Config, address: Address, binding: Binding, mountpoint: Path,
     """Open connections, start threads and serve, all in the serving process."""
     with AbortWatchdog(mountpoint):  # first, because it forks
         _limit_malloc_arenas()
-        client = RedisClient(address, build_limits(config), writable=config.write)
+        client = RedisClient(
+            address,
+            build_limits(config),
+            writable=config.write,
+            # A password in the URL has priority, and is not the file's.
+            password_file=config.password_file if address.password == config.password else None,
+        )
         try:
             client.connect()
             context = MountContext(config, client, binding, mountpoint, report)
