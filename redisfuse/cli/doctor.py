@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from redisfuse.cli._config import find_password
 from redisfuse.cli._options import SectionCommand, parse_server_address, server_options
 from redisfuse.cli._output import TableColumn, TablePrinter, json_option, print_json
 from redisfuse.cli._params import BYTES
+from redisfuse.errors import MountError
 from redisfuse.text import for_terminal
 
 if TYPE_CHECKING:
@@ -88,13 +90,19 @@ def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool)
 
 
 def _check_fuse() -> DoctorFinding:
+    """Try what a mount needs: a library, /dev/fuse, the permission to mount."""
     from redisfuse.fuse.backends import list_bindings
+    from redisfuse.fuse.mountpoint import check_mount_permission
 
     bindings = list_bindings()
     usable = [binding.name for binding in bindings if not binding.reason]
-    if usable:
-        return DoctorFinding("fuse", True, f"can mount with {' and '.join(usable)}")
-    return DoctorFinding("fuse", False, "; ".join(binding.reason for binding in bindings))
+    if not usable:
+        return DoctorFinding("fuse", False, "; ".join(binding.reason for binding in bindings))
+    try:
+        permission = check_mount_permission()
+    except MountError as error:
+        return DoctorFinding("fuse", False, str(error))
+    return DoctorFinding("fuse", True, f"can mount with {' and '.join(usable)}, {permission}")
 
 
 def _describe_server(server: RedisClient, info: ServerInfo) -> str:
@@ -135,4 +143,12 @@ def _print_findings(findings: list[DoctorFinding]) -> None:
         ("following", "Minimal rule for reading and tracking changes"),
         ("write", "Minimal rule for writing, too"),
     ):
-        click.echo(f"\n{title}:\n  ACL SETUSER redisfuse on >PASSWORD {for_terminal(rules[mode])}")
+        click.echo(f"\n{title}:\n  {for_terminal(_format_acl_command(rules[mode]))}")
+
+
+def _format_acl_command(rule: str) -> str:
+    """Return the command that creates a user, quoted for a shell.
+
+    There `>`, `&`, `|` and `*` have a meaning.
+    """
+    return shlex.join(["redis-cli", "ACL", "SETUSER", "redisfuse", "on", ">PASSWORD", *rule.split(" ")])

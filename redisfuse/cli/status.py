@@ -27,7 +27,8 @@ STATUS_XATTR = "user.redisfuse.status"  # of a mount's root; served by mount/ada
 def command(mountpoint: Path | None, as_json: bool) -> None:
     """Show the state of one mount, or of all mounts.
 
-    The exit status is 1 if nothing is mounted, or if a mount does not respond.
+    Without MOUNTPOINT, mounts of other users are only named, and are omitted from --json. The exit status is 1 if
+    nothing is mounted, or if a mount does not respond.
     """
     mounts = mountpoints.list_redisfuse_mounts()
     if mountpoint is not None:
@@ -39,6 +40,12 @@ def command(mountpoint: Path | None, as_json: bool) -> None:
     for mount in mounts:
         try:
             facts = json.loads(_fetch_status(mount.mountpoint))
+        except PermissionError:
+            if mountpoint is not None:
+                errors.append(f"{mountpoint} {_describe_owner(mount)}")
+            elif not as_json:
+                print_out(f"{mount.mountpoint} {_describe_owner(mount)}")
+            continue
         except OSError as error:
             errors.append(f"{mount.mountpoint} does not respond: {error.strerror}")
             continue
@@ -49,6 +56,10 @@ def command(mountpoint: Path | None, as_json: bool) -> None:
                 print_out(line)
     if errors:
         raise MountError("; ".join(errors))
+
+
+def _describe_owner(mount: mountpoints.MountInfo) -> str:
+    return f"is a mount of another user (uid {mount.owner_uid}), and only that user can see its status"
 
 
 def _fetch_status(mountpoint: Path) -> bytes:

@@ -13,6 +13,7 @@ from redisfuse.client.capabilities import ServerInfo
 from redisfuse.client.channel import Channel, CommandArgument
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, NoSpaceError, ReadOnlyError, RedisFuseError
+from redisfuse.text import literal_glob
 
 AccessMode = Literal["read-only", "following", "write"]
 ACCESS_MODES: tuple[AccessMode, ...] = ("read-only", "following", "write")
@@ -61,6 +62,15 @@ def _key_rule(mode: AccessMode, server_info: ServerInfo, key_glob: str) -> str:
     return (READ_KEY_PATTERN if read_only else WRITE_KEY_PATTERN).format(keys=key_glob)
 
 
+def _build_prefix_glob(prefix: bytes) -> str:
+    """Return the glob of the keys that begin with `prefix`.
+
+    A rule can't contain blanks, and only text can be printed: `?` matches other bytes.
+    """
+    text = literal_glob(prefix).decode("utf-8", "surrogateescape")
+    return "".join(character if character.isprintable() and character != " " else "?" for character in text) + "*"
+
+
 @dataclass(frozen=True, slots=True)
 class ModeAccess:
     """Whether the user may use a mode; `allowed` is None if that is unknown."""
@@ -95,7 +105,7 @@ def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = 
     server_info = client.server_info
     user = client.address.username or "default"
     key = prefix + b"redisfuse:doctor"
-    key_glob = prefix.decode("utf-8", "backslashreplace") + "*"
+    key_glob = _build_prefix_glob(prefix)
     command_filter = DiscardedTransactionFilter()
     with client.dedicated_channel(command_filter=command_filter) as channel:
         dry_run = _DryRunProbe(channel, user)

@@ -113,16 +113,19 @@ class Channel:
         self._expect_replies([_normalize_name(words[0])], MAX_ELEMENT_BYTES)
 
     def _read_final_error(self) -> RedisFuseError | None:
-        """Return the error reply that the server sent before it closed the connection.
+        """Return why the server closed the connection, as far as it can still be read.
 
-        The server does so for an excessive length.
+        That is an error reply, as for an excessive length, or the alert of TLS with which the stream ends.
         """
-        with contextlib.suppress(UnavailableError):
+        try:
             while True:
                 reply = self.receive(1.0)
                 if isinstance(reply, RedisFuseError):
                     return reply
-        return None
+        except ConnectionLostError as error:
+            return error
+        except UnavailableError:
+            return None
 
     def _send_packed(self, packed: bytes) -> None:
         self._require_open()

@@ -92,9 +92,7 @@ class Connector:
         self._address = replace(self._address, password=password)
         return True
 
-    def _open_channel(
-        self, command_filter: CommandFilter, timeout: float, *, resp3: bool, identify: bool
-    ) -> Channel:
+    def _open_channel(self, command_filter: CommandFilter, timeout: float, *, resp3: bool, identify: bool) -> Channel:
         address = self._resolve_address(timeout)
         connection = open_connection(
             address, command_filter, timeout=timeout, stats=self._stats, token_bucket=self._token_bucket, resp3=resp3

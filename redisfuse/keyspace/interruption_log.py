@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 class InterruptionLog:
-    """Logs why tracking ended, each new reason why it does not resume, and when it resumes.
+    """Logs why tracking ended, why it does not resume, and when it resumes.
 
-    Called by the threads of the monitor, without a lock: at worst two lines are out of order.
+    Each reason is logged once. Called by the monitor's threads, without a lock: at worst two lines are out of order.
     """
 
     def __init__(self) -> None:
