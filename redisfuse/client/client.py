@@ -5,7 +5,6 @@ bookkeeping only and are never held while waiting for the server. A read is retr
 is lost. Writes use `write_channel` and are never repeated.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -23,17 +22,7 @@ from redisfuse.client.limits import Limits
 from redisfuse.client.pool import CLOSED_MESSAGE, ConnectionPool, PoolGroup
 from redisfuse.client.stats import ClientStats
 from redisfuse.client.termination import TerminationFilter, terminate_connections
-from redisfuse.errors import (
-    AccessError,
-    ConnectionLostError,
-    ReadOnlyError,
-    RedisFuseError,
-    TryAgainError,
-    UnavailableError,
-)
-from redisfuse.text import for_terminal
-
-log = logging.getLogger(__name__)
+from redisfuse.errors import ConnectionLostError, ReadOnlyError, RedisFuseError, TryAgainError, UnavailableError
 
 __all__ = ["Channel", "CommandArgument", "ConnectionId", "Limits", "RedisClient", "RedisCommand", "ServerInfo"]
 
@@ -94,7 +83,6 @@ class RedisClient:
         def attempt(channel: Channel) -> Any:
             reply = channel.execute((command,))[0]
             if isinstance(reply, RedisFuseError):
-                _log_denial(command, reply)
                 raise reply
             return reply
 
@@ -219,12 +207,6 @@ class RedisClient:
             channel.close()
 
 
-def _log_denial(command: RedisCommand, error: RedisFuseError) -> None:
-    if isinstance(error, AccessError):
-        words = [for_terminal(word) if isinstance(word, bytes) else str(word) for word in command[:2]]
-        log.debug("%s was denied: %s", " ".join(words), error)
-
-
 class _PipelinedRead:
     """The commands of one pipeline.
 
@@ -243,8 +225,6 @@ class _PipelinedRead:
             self._replies[index] = reply
             if isinstance(reply, TryAgainError):
                 deferred.append(index)
-            elif isinstance(reply, AccessError):
-                _log_denial(self._commands[index], reply)
         self._pending_indexes = deferred
         if deferred:
             raise self._replies[deferred[0]]

@@ -129,17 +129,6 @@ def test_a_permission_that_is_revoked(own_redis: RedisServer, client: redis.Redi
         mount.wait_coherent()
 
 
-def test_denied_reads_are_logged_with_debug(own_redis: RedisServer, client: redis.Redis, tmp_path: Path) -> None:
-    """With --debug, the log has the key and the reason of each read that the server's ACL denies."""
-    client.execute_command("ACL", "SETUSER", "app", "resetkeys", "~a:*")
-    log = tmp_path / "log"
-    options = ["--debug", "--log-file", str(log)]
-    with mount_server(tmp_path, f"redis://app:one@127.0.0.1:{own_redis.port}/0", *options) as mount:
-        assert errno_name((mount.path / "k").read_bytes) == "EACCES"
-        assert " k was denied: the server's ACL does not allow this" in log.read_text()
-        assert (mount.path / "a" / "b").read_bytes() == b"2"
-
-
 STATUS_AS_ANOTHER_USER = """
 import os, sys
 from redisfuse.cli.main import main
