@@ -325,12 +325,12 @@ class KeyspaceMonitor:
 
         From now on every change is announced.
         """
+        self._interruption_log.record_connect()
         self._reset_state()
         self._listener.reset()
         self._overload_detector.record_connect(time.monotonic())
         self._state.become_coherent()
         self._listener.state_changed()
-        self._interruption_log.record_connect()
 
     def on_invalidate(self, keys: list[bytes]) -> None:
         """Drop what is cached of these keys, and have them verified."""

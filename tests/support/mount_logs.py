@@ -21,6 +21,7 @@ import pytest
 
 NORMAL = re.compile(
     r".* is mounted at .*; unmount with .*"
+    r"|redisfuse: tracking the server's changes was interrupted for [\d.]+ s, and has resumed"  # after a warning
     r"|redisfuse: the database has \d+ keys, the index \d+; the keys are scanned again"
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
     r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py
