@@ -74,7 +74,7 @@ class Connector:
             return self._open_channel(command_filter, timeout, resp3=resp3, identify=identify)
 
     def _reload_password(self, used: Address, refusal: AccessError) -> bool:
-        """Read the password again from its file; return whether it is another than the refused one.
+        """Read the password again; return whether it is not the refused one.
 
         Raises AccessError if the file can't be read.
         """
