@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from redisfuse.cli._options import PASSWORD_FILE_HELP, OptionList
 from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
-from redisfuse.errors import RedisFuseError, UsageError
+from redisfuse.errors import ConflictError, RedisFuseError, UsageError
 from redisfuse.keyspace.listener import NullListener
 
 if TYPE_CHECKING:
@@ -79,22 +80,35 @@ class WriteSession:
 
 
 @contextmanager
-def write_session(journal: Journal, connector: ServerConnector, change_session_id: int) -> Iterator[WriteSession]:
-    """Connect, writable, to the server of a session.
+def write_session(
+    journal: Journal, connector: ServerConnector, changes: Sequence[Change], *, force: bool, ask: bool = True
+) -> Iterator[WriteSession]:
+    """Connect, writable, to the server of these changes.
 
-    Settles the pending changes of that server first.
+    Settles the pending changes of that server first. If it seems to be another server than the one that was changed,
+    the user is asked on a terminal (with `ask`); otherwise, without `force`, ConflictError is raised.
     """
     from redisfuse.journal.models import SessionMetadata
     from redisfuse.transactions.executor import TransactionExecutor
     from redisfuse.transactions.recovery import recover_pending
+    from redisfuse.transactions.server_fingerprint import fetch_fingerprint
 
-    origin = journal.get_session(change_session_id)
+    origin = journal.get_session(changes[0].session_id)
     server = connector.connect(origin, writable=True)
     try:
+        if not report_server_changes(journal, server, changes) and not force and not (ask and _confirm_other_server()):
+            raise ConflictError(
+                f"nothing was changed, as {origin.metadata.server.name} may be another server than the one on which "
+                f"the changes were made; use --force if it is the right one"
+            )
         info = server.server_info
         version = ".".join(map(str, info.version))
         metadata = SessionMetadata(
-            origin.metadata.server, run_id=info.run_id, server_version=version, vendor=info.vendor
+            origin.metadata.server,
+            run_id=info.run_id,
+            server_version=version,
+            vendor=info.vendor,
+            fingerprint=fetch_fingerprint(server),
         )
         session = journal.begin_session(metadata)
         try:
@@ -109,14 +123,33 @@ def write_session(journal: Journal, connector: ServerConnector, change_session_i
         server.close()
 
 
-def resolve_pending(
-    journal: Journal, connector: ServerConnector, *, quiet: bool
-) -> tuple[list[tuple[Change, Outcome]], bool]:
-    """Settle the pending changes of all servers.
+def report_server_changes(journal: Journal, server: RedisClient, changes: Sequence[Change]) -> bool:
+    """Print whether the server was restarted or replaced since the changes were made.
 
-    Returns the changes with their outcomes, and whether every server could be reached.
+    Returns whether it is recognized as the server on which they were made.
+    """
+    from redisfuse.transactions.server_fingerprint import compare_servers
+
+    comparisons = compare_servers(journal, server, (change.session_id for change in changes))
+    for comparison in comparisons:
+        if comparison.explanation:
+            print_err(comparison.explanation)
+    return all(comparison.verdict in ("same_run", "same_data") for comparison in comparisons)
+
+
+def _confirm_other_server() -> bool:
+    return sys.stdin.isatty() and click.confirm("Change this server all the same?", err=True)
+
+
+def resolve_pending(
+    journal: Journal, connector: ServerConnector, *, quiet: bool, force: bool = False
+) -> tuple[list[tuple[Change, Outcome]], bool]:
+    """Settle the pending changes of all servers, except (without `force`) those that seem to be other ones now.
+
+    Returns the changes with their outcomes, and whether every server could be reached and recognized.
     """
     from redisfuse.transactions.recovery import resolve_changes
+    from redisfuse.transactions.server_fingerprint import exclude_other_servers
 
     pending: dict[str, list[Change]] = {}
     for change in journal.find_pending_changes():
@@ -129,6 +162,11 @@ def resolve_pending(
         try:
             server = connector.connect(journal.get_session(changes[-1].session_id), writable=True)
             try:
+                if not force:
+                    changes, others = exclude_other_servers(journal, server, changes)
+                    complete = complete and not others
+                    for comparison in () if quiet else others:
+                        print_err(f"{comparison.explanation}; its changes stay pending, --force settles them here")
                 settled += resolve_changes(journal, server, changes)
             finally:
                 server.close()

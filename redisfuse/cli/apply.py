@@ -16,7 +16,7 @@ from redisfuse.cli._write_session import ServerConnector, connector_options, wri
 
 @click.command
 @click.argument("id", type=CHANGE_ID)
-@click.option("--force", is_flag=True, help="Overwrite later changes, and values of another type.")
+@click.option("--force", is_flag=True, help="Overwrite later changes, values of another type, and another server.")
 @json_option
 @connector_options
 @journal_option
@@ -34,7 +34,7 @@ def command(
 
     with open_journal(journal_file, write=True) as journal:
         change = journal.get_change(id)
-        with write_session(journal, ServerConnector.from_context(context), change.session_id) as session:
+        with write_session(journal, ServerConnector.from_context(context), [change], force=force) as session:
             new_ids = apply_change(session.executor, journal.get_change(id), force=force)
         if as_json:
             for new_id in new_ids:

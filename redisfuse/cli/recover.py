@@ -20,19 +20,23 @@ OUTCOME_TEXTS = {
 
 
 @click.command
+@click.option("--force", is_flag=True, help="Also where the server seems to be another one than before.")
 @json_option
 @connector_options
 @journal_option
 @click.pass_context
-def command(context: click.Context, /, as_json: bool, journal_file: Path | None, **_connector_options: Any) -> int:
+def command(
+    context: click.Context, /, force: bool, as_json: bool, journal_file: Path | None, **_connector_options: Any
+) -> int:
     """Settle changes whose outcome is unknown, by reading their keys.
 
     An outcome is unknown after a crash or a lost reply. The next `--write` mount and every rollback do this
     automatically. A change whose outcome can't be determined is marked `unknown`. The exit status is 1 if there is such
-    a change, or if a server can't be reached.
+    a change, if a server can't be reached, or if it seems to be another server than the one on which a change was made.
     """
     with open_journal(journal_file, write=True) as journal:
-        settled, complete = resolve_pending(journal, ServerConnector.from_context(context), quiet=False)
+        connector = ServerConnector.from_context(context)
+        settled, complete = resolve_pending(journal, connector, quiet=False, force=force)
         if as_json:
             for change, _ in settled:
                 print_json(change_to_json(journal.get_change(change.id)))

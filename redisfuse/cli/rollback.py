@@ -22,7 +22,13 @@ from redisfuse.cli._output import (
 )
 from redisfuse.cli._params import BYTES, CHANGE_ID, SESSION_ID, TIMESTAMP
 from redisfuse.cli._terminal import print_err
-from redisfuse.cli._write_session import ServerConnector, connector_options, resolve_pending, write_session
+from redisfuse.cli._write_session import (
+    ServerConnector,
+    connector_options,
+    report_server_changes,
+    resolve_pending,
+    write_session,
+)
 from redisfuse.errors import RedisFuseError, UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +59,7 @@ PROGRESS_BAR_MIN_CHANGES = 100  # a rollback of more changes shows a progress ba
 @click.option("--key", type=BYTES, metavar="GLOB", help="All changes of keys that match (*, ?, [a-z], as in Redis).")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
-@click.option("--force", is_flag=True, help="Overwrite later changes (this is journaled, too).")
+@click.option("--force", is_flag=True, help="Overwrite later changes (this is journaled, too), and another server.")
 @json_option
 @connector_options
 @journal_option
@@ -124,14 +130,15 @@ class _RollbackCommand:
         self._as_json = as_json
         self._last_count = last_count
         self._printer = LinePrinter()
-        self._session_id = groups[0][0].session_id
+        self._changes = [change for group in groups for change in group]
 
     def dry_run(self) -> bool:
         """Print the whole plan; return whether it has no conflict."""
         from redisfuse.transactions.rollback_plan import plan_rollback
 
-        server = self._connector.connect(self._journal.get_session(self._session_id), writable=False)
+        server = self._connector.connect(self._journal.get_session(self._changes[0].session_id), writable=False)
         try:
+            report_server_changes(self._journal, server, self._changes)
             plan = plan_rollback(self._journal, server, self._groups, force=self._force)
         finally:
             server.close()
@@ -150,7 +157,7 @@ class _RollbackCommand:
         from redisfuse.transactions.rollback import Rollback
         from redisfuse.transactions.rollback_plan import plan_rollback
 
-        with write_session(self._journal, self._connector, self._session_id) as session:
+        with write_session(self._journal, self._connector, self._changes, force=self._force, ask=ask_first) as session:
             plan = plan_rollback(self._journal, session.server, self._groups, force=self._force)
             total = len(plan.entries)
             if not self._as_json:

@@ -21,6 +21,8 @@ class ServerInfo:
     vendor: str = "redis"  # "redis" or "valkey"
     version: ServerVersion = (0, 0, 0)  # in the vendor's own numbering
     run_id: str = ""  # changes with each start of the server
+    replication_id: str = ""  # master_replid: of the data, equal on a master and its replicas
+    previous_replication_id: str = ""  # master_replid2: of the master that this server replaced; empty if none
     mode: str = "standalone"  # or "cluster", "sentinel"
     role: str = ""  # "master" or "slave", as INFO spells it
     modules: frozenset[str] = frozenset()  # lower case: "rejson", "search"...
@@ -119,11 +121,17 @@ def parse_info(info: bytes) -> ServerInfo:
         vendor=vendor,
         version=parse_version(values.get(f"{vendor}_version", "")),
         run_id=values.get("run_id", ""),
+        replication_id=_parse_replication_id(values.get("master_replid", "")),
+        previous_replication_id=_parse_replication_id(values.get("master_replid2", "")),
         mode="cluster" if values.get("cluster_enabled") == "1" else mode,
         role=values.get("role", ""),
         modules=frozenset(modules),
         loading=values.get("loading") == "1",
     )
+
+
+def _parse_replication_id(text: str) -> str:
+    return text if text.strip("0") else ""  # zeros only: there is none
 
 
 def parse_hello(reply: Sequence[Any] | Mapping[bytes, Any]) -> ServerInfo:

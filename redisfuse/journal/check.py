@@ -84,6 +84,10 @@ def _check_references(journal: Journal) -> Iterator[str]:
         "SELECT min(id), session FROM changes WHERE session NOT IN (SELECT id FROM sessions) GROUP BY session"
     ):
         yield f"changes from {id} on: session {session} is missing"
+    for table in ("fingerprints", "sampled_keys"):
+        sql = f"SELECT DISTINCT session FROM {table} WHERE session NOT IN (SELECT id FROM sessions)"
+        for (session,) in journal.query(sql):
+            yield f"{table} has rows of session {session}, which is missing"
     for (blob,) in journal.query("SELECT DISTINCT blob FROM chunks WHERE blob NOT IN (SELECT id FROM blobs)"):
         yield f"blob {blob} has chunks, but blobs has no row of it"
 

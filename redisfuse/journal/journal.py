@@ -16,10 +16,19 @@ from types import TracebackType
 from typing import Any
 
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import blobs, change_rows, database, directory_rows, files, sessions
+from redisfuse.journal import blobs, change_rows, database, directory_rows, files, fingerprint_rows, sessions
 from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.directory_rows import DirectoryComponents
-from redisfuse.journal.models import Blob, Change, ChangeIntent, JournalSession, Outcome, SessionMetadata, State
+from redisfuse.journal.models import (
+    Blob,
+    Change,
+    ChangeIntent,
+    JournalSession,
+    Outcome,
+    ServerFingerprint,
+    SessionMetadata,
+    State,
+)
 from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter, no_op
 from redisfuse.text import literal_glob
@@ -75,6 +84,20 @@ class Journal:
     def iter_sessions(self, limit: int | None = None) -> Iterator[tuple[JournalSession, int]]:
         """Yield sessions, newest first, each with the number of its changes."""
         return sessions.iter_newest_sessions(self.reader, limit)
+
+    def get_fingerprint(self, session_id: int) -> ServerFingerprint | None:
+        """Return what the server of a session is recognized by; None if that was not recorded."""
+        return fingerprint_rows.fetch_fingerprint(self.reader, session_id)
+
+    def find_changed_keys(self, server_name: str, keys: Iterable[bytes], since_ms: int) -> set[bytes]:
+        """Return those of the keys that were changed on a server since a time, or perhaps were."""
+        self._publish_own_outcomes()
+        return fingerprint_rows.find_changed_keys(self.reader, server_name, keys, since_ms)
+
+    def count_changes(self, server_name: str, since_ms: int) -> int:
+        """Return the number of the changes on a server since a time."""
+        self._publish_own_outcomes()
+        return fingerprint_rows.count_changes(self.reader, server_name, since_ms)
 
     # -- writing changes ---------------------------------------------------------------------------------------------
 

@@ -297,6 +297,15 @@ class ServerIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerFingerprint:
+    """What a server is recognized by after a restart, when its run_id is another one."""
+
+    replication_id: str = ""  # master_replid, which a restart may keep and a promoted replica continues
+    key_count: int | None = None  # of the database; None: the user may not ask
+    sampled_keys: Mapping[bytes, bytes] = field(default_factory=dict)  # some keys, and digests of their contents
+
+
+@dataclass(frozen=True, slots=True)
 class SessionMetadata:
     """The server, user, host and process of a session.
 
@@ -313,6 +322,7 @@ class SessionMetadata:
     pid: int = field(default_factory=os.getpid)
     process_identity: str | None = field(default_factory=lambda: read_process_identity(os.getpid()))
     options: Mapping[str, object] = field(default_factory=dict)  # recorded as JSON; never a secret
+    fingerprint: ServerFingerprint | None = None  # only of a session that begins: Journal.get_fingerprint reads it
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redisfuse.batching import batched
-from redisfuse.journal import blobs, database
+from redisfuse.journal import blobs, database, fingerprint_rows
 from redisfuse.journal.journal import Journal, now_ms
 
 MAX_ROWS_PER_TRANSACTION = 2000  # removed, so that a mount that writes at the same time waits only briefly
@@ -63,6 +63,8 @@ def prune_journal(
                 "DELETE FROM sessions WHERE id = ? AND NOT EXISTS (SELECT 1 FROM changes WHERE session = sessions.id)",
                 [(session,) for session in sessions],
             )
+            for sql in fingerprint_rows.DELETE_ORPHANS_SQL:
+                connection.execute(sql)
         _vacuum(connection)
         freed = max(0, size - _measure_disk_usage(journal))
         return PruneResult(change_count, len(sessions), content_count, freed)

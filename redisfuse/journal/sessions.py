@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
+from redisfuse.journal import fingerprint_rows
 from redisfuse.journal.models import JournalSession, ServerIdentity, SessionMetadata
 from redisfuse.journal.reader import JournalReader
 
@@ -31,6 +32,8 @@ def insert_session(connection: sqlite3.Connection, metadata: SessionMetadata, ti
         f"INSERT INTO sessions ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})", values
     )
     assert inserted.lastrowid is not None
+    if metadata.fingerprint is not None:
+        fingerprint_rows.insert_fingerprint(connection, inserted.lastrowid, metadata.fingerprint)
     return inserted.lastrowid
 
 

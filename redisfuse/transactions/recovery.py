@@ -4,6 +4,7 @@ The connections that were to execute them are closed at the server, so that none
 compared with what the keys hold.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
@@ -12,7 +13,10 @@ from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import Change, Outcome, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.matching import build_read_request, find_last_reached_state, may_be_same_state
+from redisfuse.transactions.server_fingerprint import exclude_other_servers
 from redisfuse.transactions.state_reader import StateReader, fetch_server_time_ms
+
+log = logging.getLogger(__name__)
 
 ChangeChain = list[Change]
 """Changes of one target that were recorded together, oldest first."""
@@ -40,9 +44,14 @@ def recover_pending(
 
     `client` may write. Returns each that was resolved, with its outcome. A change stays pending if it has not been
     applied and may still be: a change in flight of another running session, or one whose connection the server still
-    has (and the ACL forbids CLIENT KILL). Raises UnavailableError; what was resolved until then stays so.
+    has (and the ACL forbids CLIENT KILL), or one of a server that seems to be another one (the log reports those). Raises
+    UnavailableError; what was resolved until then stays so.
     """
     pending = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
+    if pending:
+        pending, others = exclude_other_servers(journal, client, pending)
+        for comparison in others:
+            log.warning("changes stay pending (see `redisfuse recover`): %s", comparison.explanation)
     return resolve_changes(journal, client, pending, session_id=session_id, progress=progress)
 
 

@@ -1,0 +1,172 @@
+"""Recognizes a server: whether the one that answers now has the data of an earlier session.
+
+An address can lead to another server than it did, or to the same one, restarted without its data. A change must not be
+taken back, applied or resolved there. A server has a new run_id after each start. After that, it is recognized by its
+replication id (a promoted replica continues the master's), else by some keys that existed when the session began and
+that no journaled change has touched: at least half of them must be as they were.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+from redisfuse.client.client import RedisClient, RedisCommand
+from redisfuse.errors import RedisFuseError
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import Change, JournalSession, ServerFingerprint
+from redisfuse.text import escape_text, literal_glob
+
+ServerVerdict = Literal["same_run", "same_data", "unrecognized", "other_data"]
+"""Whether the server is the session's: the same process; restarted, with its data; no evidence; evidence against."""
+
+MAX_SAMPLED_KEYS = 16
+MAX_CANDIDATE_KEYS = 48  # keys whose types are read to sample some
+MAX_SAMPLED_KEY_BYTES = 1024  # longer keys are not sampled
+SAMPLED_CONTENT_BYTES = 1024  # of a string, from its beginning
+SCAN_COUNT = 200
+MAX_SCANS = 5  # a prefix that few keys have may then have no sample
+
+_SIZE_COMMANDS = {b"string": "STRLEN", b"hash": "HLEN", b"set": "SCARD", b"zset": "ZCARD"}
+"""Of lists and streams, which are often queues, only the type counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerComparison:
+    """How the server that answers now compares with that of a session. `explanation` is for the user."""
+
+    session_id: int
+    verdict: ServerVerdict
+    explanation: str = ""
+
+
+def fetch_fingerprint(client: RedisClient, prefix: bytes = b"") -> ServerFingerprint:
+    """Read what this server can be recognized by later: a few round trips, whatever its size.
+
+    `prefix`: sample only keys that begin with it. What the user may not read is left out. Raises UnavailableError.
+    """
+    key_count, keys = _scan_keys(client, prefix)
+    replies = client.execute_many([(name, key) for key in keys for name in ("TYPE", "PTTL")])
+    types = {
+        key: key_type
+        for key, key_type, ttl in zip(keys, replies[::2], replies[1::2], strict=True)
+        if isinstance(key_type, bytes) and ttl == -1
+    }
+    strings_first = sorted(types, key=lambda key: types[key] != b"string")  # more of them is compared
+    sampled = {key: types[key] for key in strings_first[:MAX_SAMPLED_KEYS]}
+    return ServerFingerprint(client.server_info.replication_id, key_count, _fetch_digests(client, sampled))
+
+
+def _scan_keys(client: RedisClient, prefix: bytes) -> tuple[int | None, list[bytes]]:
+    """Return the number of keys of the database (None: not allowed) and some keys, in the server's random order."""
+    options = ("MATCH", literal_glob(prefix) + b"*") if prefix else ()
+    scan: RedisCommand = ("SCAN", b"0", *options, "COUNT", SCAN_COUNT)
+    size, reply = client.execute_many([("DBSIZE",), scan])
+    keys: dict[bytes, None] = {}
+    for _ in range(MAX_SCANS):
+        if isinstance(reply, RedisFuseError):
+            break
+        cursor, names = reply
+        keys |= dict.fromkeys(key for key in names if len(key) <= MAX_SAMPLED_KEY_BYTES)
+        if cursor == b"0" or len(keys) >= MAX_CANDIDATE_KEYS:
+            break
+        (reply,) = client.execute_many([("SCAN", cursor, *scan[2:])])
+    return (size if isinstance(size, int) else None), list(keys)[:MAX_CANDIDATE_KEYS]
+
+
+def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """Return digests of the types and contents of these keys, without those that the user may not read."""
+    commands: list[RedisCommand] = []
+    for key, key_type in types.items():
+        if key_type in _SIZE_COMMANDS:
+            commands.append((_SIZE_COMMANDS[key_type], key))
+        if key_type == b"string":
+            commands.append(("GETRANGE", key, 0, SAMPLED_CONTENT_BYTES - 1))
+    replies = iter(client.execute_many(commands))
+    digests: dict[bytes, bytes] = {}
+    for key, key_type in types.items():
+        count = (key_type in _SIZE_COMMANDS) + (key_type == b"string")
+        parts: list[Any] = [key_type, *(next(replies) for _ in range(count))]
+        if not any(isinstance(part, RedisFuseError) for part in parts):
+            content = b"\0".join(part if isinstance(part, bytes) else b"%d" % part for part in parts)
+            digests[key] = sha256(content).digest()
+    return digests
+
+
+# -- comparing -------------------------------------------------------------------------------------------------------
+
+
+def compare_servers(journal: Journal, client: RedisClient, session_ids: Iterable[int]) -> list[ServerComparison]:
+    """Compare the server with those of sessions; return one comparison for each run of the sessions' servers.
+
+    The evidence of the newest session counts. Raises UnavailableError.
+    """
+    newest_by_run: dict[str, JournalSession] = {}
+    for id in sorted(set(session_ids)):
+        session = journal.get_session(id)
+        newest_by_run[session.metadata.run_id] = session
+    return [_compare_server(journal, client, session) for session in newest_by_run.values()]
+
+
+def exclude_other_servers(
+    journal: Journal, client: RedisClient, changes: Sequence[Change]
+) -> tuple[list[Change], list[ServerComparison]]:
+    """Return the changes without those that were made on a server that seems to be another one, and why.
+
+    Raises UnavailableError.
+    """
+    comparisons = compare_servers(journal, client, (change.session_id for change in changes))
+    others = [comparison for comparison in comparisons if comparison.verdict == "other_data"]
+    other_runs = {journal.get_session(comparison.session_id).metadata.run_id for comparison in others}
+    if not others:
+        return list(changes), []
+    return [
+        change for change in changes if journal.get_session(change.session_id).metadata.run_id not in other_runs
+    ], others
+
+
+def _compare_server(journal: Journal, client: RedisClient, session: JournalSession) -> ServerComparison:
+    run_id, info = session.metadata.run_id, client.server_info
+    if run_id and run_id == info.run_id:
+        return ServerComparison(session.id, "same_run")
+    is_restart_known = bool(run_id and info.run_id)
+    recorded = journal.get_fingerprint(session.id) or ServerFingerprint()
+    verdict, reason = _judge(journal, client, session, recorded)
+    if not is_restart_known and verdict != "other_data":
+        return ServerComparison(session.id, "same_run")
+    event = "was restarted or replaced" if is_restart_known else "is not as it was"
+    name = escape_text(session.metadata.server.name.encode())
+    return ServerComparison(session.id, verdict, f"the server {name} {event} since session {session.id}: {reason}")
+
+
+def _judge(
+    journal: Journal, client: RedisClient, session: JournalSession, recorded: ServerFingerprint
+) -> tuple[ServerVerdict, str]:
+    info, server_name = client.server_info, session.metadata.server.name
+    if recorded.replication_id and recorded.replication_id in (info.replication_id, info.previous_replication_id):
+        return "same_data", "it continues that server's replication"
+    touched = journal.find_changed_keys(server_name, recorded.sampled_keys, session.started_at)
+    samples = {key: digest for key, digest in recorded.sampled_keys.items() if key not in touched}
+    current = _fetch_current_digests(client, list(samples))
+    samples = {key: digest for key, digest in samples.items() if key in current}
+    if samples:
+        equal = sum(current[key] == digest for key, digest in samples.items())
+        found = f"{equal} of {len(samples)} keys that no change touched are as they were"
+        if 2 * equal >= len(samples):
+            return "same_data", found
+        return "other_data", f"it seems to be another one, as only {found}"
+    (size,) = client.execute_many([("DBSIZE",)])
+    if recorded.key_count is None or not isinstance(size, int):
+        return "unrecognized", "it may be another one, as nothing is recorded by which to recognize it"
+    sizes = f"it has {size:,} keys, and had {recorded.key_count:,}"
+    unexplained = recorded.key_count - size - journal.count_changes(server_name, session.started_at)
+    if 2 * unexplained > recorded.key_count:
+        return "other_data", f"it seems to be another one, as {sizes}"
+    return "unrecognized", f"it may be another one, as there is no untouched key by which to recognize it; {sizes}"
+
+
+def _fetch_current_digests(client: RedisClient, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+    """Return digests of what keys hold now, also of absent ones; without those that the user may not read."""
+    replies = client.execute_many([("TYPE", key) for key in keys])
+    types = {key: reply for key, reply in zip(keys, replies, strict=True) if isinstance(reply, bytes)}
+    return _fetch_digests(client, types)
