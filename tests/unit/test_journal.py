@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -29,6 +30,7 @@ from redisfuse.journal.models import (
     Blob,
     Change,
     ChangeIntent,
+    ServerFingerprint,
     ServerIdentity,
     SessionMetadata,
     State,
@@ -191,6 +193,39 @@ def test_sessions(journal: Journal) -> None:
     assert [session.id for session, _ in journal.iter_sessions(1)] == [other]
     with pytest.raises(NotFoundError):
         journal.get_session(99)
+
+
+def test_a_fingerprint_is_kept_with_its_session(journal: Journal) -> None:
+    """The fingerprint of a session's server is read back, and pruned with the session."""
+    fingerprint = ServerFingerprint("0123abcd", 17, {b"k\xff": bytes(32), b"": bytes(range(32))})
+    one = journal.begin_session(replace(INFO, fingerprint=fingerprint))
+    other = journal.begin_session(INFO)
+    third = journal.begin_session(replace(INFO, fingerprint=ServerFingerprint()))
+    add(journal, third, intent())
+    assert journal.get_fingerprint(one) == fingerprint
+    assert journal.get_fingerprint(other) is None
+    assert journal.get_fingerprint(third) == ServerFingerprint()
+    journal.end_session(one)
+    assert prune_journal(journal, before_ms=now_ms() + 5000).sessions == 1
+    assert journal.get_fingerprint(one) is None
+    assert journal.query("SELECT count(*) FROM sampled_keys") == [(0,)]
+    assert list(find_problems(journal)) == []
+
+
+def test_an_older_journal_gets_the_newer_tables(journal: Journal, path: Path) -> None:
+    """A journal of the first version is migrated when it is opened, with all that it contains."""
+    session = journal.begin_session(INFO)
+    (id,) = add(journal, session, intent())
+    journal.close()
+    with contextlib.closing(sqlite3.connect(path)) as raw, raw:
+        raw.execute("DROP TABLE fingerprints")
+        raw.execute("DROP TABLE sampled_keys")
+        raw.execute("DELETE FROM _sqlite_migrations WHERE name LIKE '%fingerprints'")
+    with Journal.open(path) as opened:
+        assert opened.get_change(id).outcome == "applied"
+        assert opened.get_fingerprint(session) is None
+        assert opened.get_fingerprint(opened.begin_session(replace(INFO, fingerprint=ServerFingerprint()))) is not None
+        assert list(find_problems(opened)) == []
 
 
 def test_a_session_has_died(journal: Journal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import ServerFingerprint
 from tests.unit.test_journal import INFO, SERVER, add, intent
 
 QUERIES: dict[str, Callable[[Journal], object]] = {
@@ -34,6 +36,9 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "reverted by": lambda journal: journal.find_reverting_ids(7),
     "sessions": lambda journal: list(journal.iter_sessions()),
     "content": lambda journal: [change.new.content.read() for change in journal.find_changes() if change.new.content],
+    "fingerprint": lambda journal: journal.get_fingerprint(1),
+    "changed keys": lambda journal: journal.find_changed_keys(SERVER.name, [b"a:1", b"b"], 5),
+    "changes since": lambda journal: journal.count_changes(SERVER.name, 5),
     "directories": lambda journal: journal.list_directories(SERVER.name),
 }
 
@@ -42,7 +47,8 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
 def journal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journal]:
     path: Path = tmp_path_factory.mktemp("plans") / "state" / "journal.db"
     with Journal.open(path, create=True) as opened:
-        session = opened.begin_session(INFO)
+        fingerprint = ServerFingerprint("id", 50, {b"a:1": bytes(32)})
+        session = opened.begin_session(replace(INFO, fingerprint=fingerprint))
         for number in range(50):
             add(opened, session, intent(b"a:%d" % number), state="failed" if number == 9 else "applied")
         yield opened

@@ -1,4 +1,4 @@
-"""Migration 2: what a session's server is recognized by, after a restart or at another address.
+"""Migration 3: what a session's server is recognized by, after a restart or at another address.
 
 Immutable: `redisfuse journal check` compares a journal's schema with this SQL, its comments included.
 docs/journal-format.md explains the tables.
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sqlite_utils import Database
 
-NAME = "m0002_fingerprints"
+NAME = "m0003_fingerprints"
 
 FINGERPRINTS = """
 CREATE TABLE fingerprints (
