@@ -30,8 +30,16 @@ CREATE TABLE sampled_keys (
 ) STRICT, WITHOUT ROWID
 """
 
+RECOGNIZED_RUNS = """
+CREATE TABLE recognized_runs (
+    run_id TEXT NOT NULL,  -- run_id of a server process
+    earlier TEXT NOT NULL, -- run_id of an earlier one, whose data it was recognized to have or confirmed to have
+    PRIMARY KEY (run_id, earlier)
+) STRICT, WITHOUT ROWID
+"""
+
 
 def apply(db: Database) -> None:
     """Create the tables."""
-    for statement in (FINGERPRINTS, SAMPLED_KEYS):
+    for statement in (FINGERPRINTS, SAMPLED_KEYS, RECOGNIZED_RUNS):
         db.conn.execute(statement.strip())

@@ -52,3 +52,20 @@ def count_changes(reader: JournalReader, server_name: str, since_ms: int) -> int
     ((count,),) = reader.query(f"SELECT count(*) {_CHANGES_SINCE.format('at >= ?')}", (since_ms, server_name))
     assert isinstance(count, int)
     return count
+
+
+def add_recognized_run(connection: sqlite3.Connection, run_id: str, earlier: str) -> None:
+    """Record that a run of a server has the data of an earlier one."""
+    connection.execute("INSERT OR IGNORE INTO recognized_runs (run_id, earlier) VALUES (?, ?)", (run_id, earlier))
+
+
+def is_recognized_run(reader: JournalReader, run_id: str, earlier: str) -> bool:
+    """Return whether a run is recorded to have the data of an earlier one, directly or through runs in between."""
+    sql = """
+        WITH RECURSIVE runs(run_id) AS (
+            SELECT ?
+            UNION SELECT recognized_runs.earlier FROM runs JOIN recognized_runs USING (run_id)
+        )
+        SELECT 1 FROM runs WHERE run_id = ?
+    """
+    return bool(reader.query(sql, (run_id, earlier)))

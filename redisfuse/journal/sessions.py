@@ -48,6 +48,12 @@ def fetch_session(reader: JournalReader, session_id: int) -> JournalSession | No
     return _decode_session(rows[0]) if rows else None
 
 
+def fetch_newest_session(reader: JournalReader, server_name: str) -> JournalSession | None:
+    """Return the newest session of a server, or None."""
+    rows = reader.query(f"{_SELECT} WHERE server = ? ORDER BY id DESC LIMIT 1", (server_name,))
+    return _decode_session(rows[0]) if rows else None
+
+
 def iter_newest_sessions(reader: JournalReader, limit: int | None = None) -> Iterator[tuple[JournalSession, int]]:
     """Yield sessions, newest first, each with the number of its changes."""
     for row in reader.query(f"{_SELECT} ORDER BY id DESC LIMIT ?", (-1 if limit is None else limit,)):

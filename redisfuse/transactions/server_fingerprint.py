@@ -3,7 +3,8 @@
 An address can lead to another server than it did, or to the same one, restarted without its data. A change must not be
 taken back, applied or resolved there. A server has a new run_id after each start. After that, it is recognized by its
 replication id (a promoted replica continues the master's), else by some keys that existed when the session began and
-that no journaled change has touched: at least half of them must be as they were.
+that no journaled change has touched: at least half of them must be as they were. A run that was recognized is recorded
+as such, since later changes touch those keys, and further restarts follow.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,6 +109,27 @@ def compare_servers(journal: Journal, client: RedisClient, session_ids: Iterable
     return [_compare_server(journal, client, session) for session in newest_by_run.values()]
 
 
+def record_recognized(journal: Journal, client: RedisClient, comparisons: Iterable[ServerComparison]) -> None:
+    """Record that the server is recognized, or confirmed by the user, to be that of the compared sessions."""
+    run_id = client.server_info.run_id
+    for comparison in comparisons:
+        earlier = journal.get_session(comparison.session_id).metadata.run_id
+        if comparison.verdict in ("same_data", "unrecognized") and not journal.is_recognized_run(run_id, earlier):
+            journal.add_recognized_run(run_id, earlier)
+
+
+def recognize_newest_session(journal: Journal, client: RedisClient, server_name: str) -> None:
+    """Record whether the server is that of its newest session, before the changes of another session touch its keys.
+
+    Raises UnavailableError.
+    """
+    session = journal.get_newest_session(server_name)
+    if session is not None:
+        comparison = _compare_server(journal, client, session)
+        if comparison.verdict == "same_data":
+            record_recognized(journal, client, [comparison])
+
+
 def exclude_other_servers(
     journal: Journal, client: RedisClient, changes: Sequence[Change]
 ) -> tuple[list[Change], list[ServerComparison]]:
@@ -143,6 +165,8 @@ def _judge(
     journal: Journal, client: RedisClient, session: JournalSession, recorded: ServerFingerprint
 ) -> tuple[ServerVerdict, str]:
     info, server_name = client.server_info, session.metadata.server.name
+    if info.run_id and journal.is_recognized_run(info.run_id, session.metadata.run_id):
+        return "same_data", "it was recognized as the same one before"
     if recorded.replication_id and recorded.replication_id in (info.replication_id, info.previous_replication_id):
         return "same_data", "it continues that server's replication"
     touched = journal.find_changed_keys(server_name, recorded.sampled_keys, session.started_at)
