@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redisfuse.journal.journal import Journal
     from redisfuse.journal.models import Change, JournalSession, Outcome
     from redisfuse.transactions.executor import TransactionExecutor
+    from redisfuse.transactions.server_fingerprint import ServerComparison
 
 connector_options = OptionList(
     click.option("--url", metavar="URL", help="URL of the server, instead of the one in the journal."),
@@ -90,29 +91,27 @@ def write_session(
     """
     from redisfuse.journal.models import SessionMetadata
     from redisfuse.transactions.executor import TransactionExecutor
-    from redisfuse.transactions.recovery import recover_pending
-    from redisfuse.transactions.server_fingerprint import fetch_fingerprint
+    from redisfuse.transactions.server_fingerprint import record_recognized
+    from redisfuse.transactions.session_start import start_session
 
     origin = journal.get_session(changes[0].session_id)
     server = connector.connect(origin, writable=True)
     try:
-        if not report_server_changes(journal, server, changes) and not force and not (ask and _confirm_other_server()):
+        comparisons = report_server_changes(journal, server, changes)
+        is_recognized = all(comparison.verdict in ("same_run", "same_data") for comparison in comparisons)
+        if not is_recognized and not force and not (ask and _confirm_other_server()):
             raise ConflictError(
                 f"nothing was changed, as {origin.metadata.server.name} may be another server than the one on which "
                 f"the changes were made; use --force if it is the right one"
             )
+        record_recognized(journal, server, comparisons)
         info = server.server_info
         version = ".".join(map(str, info.version))
         metadata = SessionMetadata(
-            origin.metadata.server,
-            run_id=info.run_id,
-            server_version=version,
-            vendor=info.vendor,
-            fingerprint=fetch_fingerprint(server),
+            origin.metadata.server, run_id=info.run_id, server_version=version, vendor=info.vendor
         )
-        session = journal.begin_session(metadata)
+        session = start_session(journal, server, metadata)
         try:
-            recover_pending(journal, server, session)
             executor = TransactionExecutor(
                 server, journal, session, dump_limit=DEFAULTS["dump_limit"], listener=NullListener()
             )
@@ -123,18 +122,17 @@ def write_session(
         server.close()
 
 
-def report_server_changes(journal: Journal, server: RedisClient, changes: Sequence[Change]) -> bool:
-    """Print whether the server was restarted or replaced since the changes were made.
-
-    Returns whether it is recognized as the server on which they were made.
-    """
+def report_server_changes(
+    journal: Journal, server: RedisClient, changes: Sequence[Change]
+) -> Sequence[ServerComparison]:
+    """Print whether the server was restarted or replaced since the changes were made; return the comparisons."""
     from redisfuse.transactions.server_fingerprint import compare_servers
 
-    comparisons = compare_servers(journal, server, (change.session_id for change in changes))
+    comparisons = compare_servers(journal, server, changes)
     for comparison in comparisons:
         if comparison.explanation:
             print_err(comparison.explanation)
-    return all(comparison.verdict in ("same_run", "same_data") for comparison in comparisons)
+    return comparisons
 
 
 def _confirm_other_server() -> bool:

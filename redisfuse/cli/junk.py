@@ -249,12 +249,11 @@ def _remove_keys(server: RedisClient, junk_keys: Sequence[JunkKey], journal_file
     from redisfuse.journal.journal import Journal
     from redisfuse.mount.write_mode import build_session_info
     from redisfuse.transactions.key_writer import KeyWriter
-    from redisfuse.transactions.recovery import recover_pending
+    from redisfuse.transactions.session_start import start_session
 
     with Journal.open(journal_file, create=True) as journal:
-        session = journal.begin_session(build_session_info(server, None, {"command": "junk clean"}))
+        session = start_session(journal, server, build_session_info(server, None, {"command": "junk clean"}))
         try:
-            recover_pending(journal, server, session)
             key_writer = KeyWriter(server, journal, session, dump_limit=DEFAULTS["dump_limit"])
             removed = 0
             for batch in batched(junk_keys, _MAX_KEYS_PER_BATCH):

@@ -101,12 +101,10 @@ class Journal:
 
     def add_recognized_run(self, run_id: str, earlier: str) -> None:
         """Record that a run of a server has the data of an earlier one."""
-        self._require_writer().submit(
-            lambda connection: fingerprint_rows.add_recognized_run(connection, run_id, earlier)
-        )
+        self._require_writer().submit(lambda db: fingerprint_rows.add_recognized_run(db, run_id, earlier))
 
     def is_recognized_run(self, run_id: str, earlier: str) -> bool:
-        """Return whether a run is recorded to have the data of an earlier one, directly or through runs in between."""
+        """Return whether a run is recorded to have the data of an earlier one, perhaps through runs in between."""
         return fingerprint_rows.is_recognized_run(self.reader, run_id, earlier)
 
     def get_newest_session(self, server_name: str) -> JournalSession | None:

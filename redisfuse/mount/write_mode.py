@@ -18,8 +18,7 @@ from redisfuse.errors import RedisFuseError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionMetadata
 from redisfuse.transactions.key_writer import KeyWriter
-from redisfuse.transactions.recovery import recover_pending
-from redisfuse.transactions.server_fingerprint import fetch_fingerprint
+from redisfuse.transactions.session_start import start_session
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.empty_dirs import EmptyDirectories
@@ -57,9 +56,8 @@ class WriteSupport:
         try:
             allow = [repr(glob)[2:-1] for glob in config.allow]
             options = {"conflict_check": config.conflict_check, "allow": allow}
-            info = build_session_info(client, mountpoint, options, prefix=config.prefix)
-            self.session_id = self.journal.begin_session(info)
-            recover_pending(self.journal, client, self.session_id)
+            info = build_session_info(client, mountpoint, options)
+            self.session_id = start_session(self.journal, client, info, prefix=config.prefix)
             self.empty_directories = EmptyDirectories(self.journal, info.server.name)
             self.key_writer = KeyWriter(
                 client,
@@ -175,10 +173,8 @@ class WriteSupport:
             log.error("closing the journal failed: %s", error)
 
 
-def build_session_info(
-    client: RedisClient, mountpoint: Path | None, options: Mapping[str, object], *, prefix: bytes = b""
-) -> SessionMetadata:
-    """Return what the journal records about a session on this server, which is recognized by keys with a prefix."""
+def build_session_info(client: RedisClient, mountpoint: Path | None, options: Mapping[str, object]) -> SessionMetadata:
+    """Return what the journal records about a session on this server."""
     server_info, address = client.server_info, client.address
     identity = ServerIdentity(
         scheme=address.kind,
@@ -196,5 +192,4 @@ def build_session_info(
         vendor=server_info.vendor,
         mountpoint=None if mountpoint is None else str(mountpoint),
         options=options,
-        fingerprint=fetch_fingerprint(client, prefix),
     )

@@ -44,8 +44,8 @@ def recover_pending(
 
     `client` may write. Returns each that was resolved, with its outcome. A change stays pending if it has not been
     applied and may still be: a change in flight of another running session, or one whose connection the server still
-    has (and the ACL forbids CLIENT KILL), or one of a server that seems to be another one (the log reports those). Raises
-    UnavailableError; what was resolved until then stays so.
+    has (and the ACL forbids CLIENT KILL). So does one of a server that seems to be another one; the log reports those.
+    Raises UnavailableError; what was resolved until then stays so.
     """
     pending = journal.find_pending_changes(journal.get_session(session_id).metadata.server.name)
     if pending:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
 
-from redisfuse.client.client import RedisClient, RedisCommand
+from redisfuse.client.client import ConnectionId, RedisClient, RedisCommand
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, JournalSession, ServerFingerprint
@@ -34,11 +34,12 @@ _SIZE_COMMANDS = {b"string": "STRLEN", b"hash": "HLEN", b"set": "SCARD", b"zset"
 
 @dataclass(frozen=True, slots=True)
 class ServerComparison:
-    """How the server that answers now compares with that of a session. `explanation` is for the user."""
+    """How the server that answers now compares with an earlier run of the server of a session."""
 
     session_id: int
+    run_id: str  # of the earlier run
     verdict: ServerVerdict
-    explanation: str = ""
+    explanation: str = ""  # for the user; empty if there is nothing to report
 
 
 def fetch_fingerprint(client: RedisClient, prefix: bytes = b"") -> ServerFingerprint:
@@ -97,37 +98,17 @@ def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[by
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
-def compare_servers(journal: Journal, client: RedisClient, session_ids: Iterable[int]) -> list[ServerComparison]:
-    """Compare the server with those of sessions; return one comparison for each run of the sessions' servers.
+def compare_servers(journal: Journal, client: RedisClient, changes: Iterable[Change]) -> list[ServerComparison]:
+    """Compare the server with the runs in which changes were made; return one comparison for each run.
 
-    The evidence of the newest session counts. Raises UnavailableError.
+    The evidence of the newest session of a run counts. Raises UnavailableError.
     """
-    newest_by_run: dict[str, JournalSession] = {}
-    for id in sorted(set(session_ids)):
-        session = journal.get_session(id)
-        newest_by_run[session.metadata.run_id] = session
-    return [_compare_server(journal, client, session) for session in newest_by_run.values()]
-
-
-def record_recognized(journal: Journal, client: RedisClient, comparisons: Iterable[ServerComparison]) -> None:
-    """Record that the server is recognized, or confirmed by the user, to be that of the compared sessions."""
-    run_id = client.server_info.run_id
-    for comparison in comparisons:
-        earlier = journal.get_session(comparison.session_id).metadata.run_id
-        if comparison.verdict in ("same_data", "unrecognized") and not journal.is_recognized_run(run_id, earlier):
-            journal.add_recognized_run(run_id, earlier)
-
-
-def recognize_newest_session(journal: Journal, client: RedisClient, server_name: str) -> None:
-    """Record whether the server is that of its newest session, before the changes of another session touch its keys.
-
-    Raises UnavailableError.
-    """
-    session = journal.get_newest_session(server_name)
-    if session is not None:
-        comparison = _compare_server(journal, client, session)
-        if comparison.verdict == "same_data":
-            record_recognized(journal, client, [comparison])
+    run_ids = _RunIds(journal)
+    newest_by_run: dict[str, int] = {}
+    for change in changes:
+        run_id = run_ids.get_run_id(change)
+        newest_by_run[run_id] = max(change.session_id, newest_by_run.get(run_id, 0))
+    return [compare_server(journal, client, journal.get_session(id), run_id) for run_id, id in newest_by_run.items()]
 
 
 def exclude_other_servers(
@@ -137,36 +118,75 @@ def exclude_other_servers(
 
     Raises UnavailableError.
     """
-    comparisons = compare_servers(journal, client, (change.session_id for change in changes))
-    others = [comparison for comparison in comparisons if comparison.verdict == "other_data"]
-    other_runs = {journal.get_session(comparison.session_id).metadata.run_id for comparison in others}
-    if not others:
-        return list(changes), []
-    return [
-        change for change in changes if journal.get_session(change.session_id).metadata.run_id not in other_runs
-    ], others
+    others = [each for each in compare_servers(journal, client, changes) if each.verdict == "other_data"]
+    other_run_ids = {comparison.run_id for comparison in others}
+    run_ids = _RunIds(journal)
+    return [change for change in changes if run_ids.get_run_id(change) not in other_run_ids], others
 
 
-def _compare_server(journal: Journal, client: RedisClient, session: JournalSession) -> ServerComparison:
-    run_id, info = session.metadata.run_id, client.server_info
-    if run_id and run_id == info.run_id:
-        return ServerComparison(session.id, "same_run")
-    is_restart_known = bool(run_id and info.run_id)
-    recorded = journal.get_fingerprint(session.id) or ServerFingerprint()
-    verdict, reason = _judge(journal, client, session, recorded)
+class _RunIds:
+    """The runs of servers in which changes were made."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._session_run_ids: dict[int, str] = {}
+
+    def get_run_id(self, change: Change) -> str:
+        """Return the run_id of the server process that a change was sent to, else of that at its session's begin."""
+        if change.connection_id is not None and (run_id := ConnectionId.parse(change.connection_id).run_id):
+            return run_id
+        if change.session_id not in self._session_run_ids:
+            session = self._journal.get_session(change.session_id)
+            self._session_run_ids[change.session_id] = session.metadata.run_id
+        return self._session_run_ids[change.session_id]
+
+
+def record_recognized(journal: Journal, client: RedisClient, comparisons: Iterable[ServerComparison]) -> None:
+    """Record that the server is recognized, or confirmed by the user, to be that of the compared runs.
+
+    One that seems to be another server is confirmed for one time only.
+    """
+    run_id = client.server_info.run_id
+    for comparison in comparisons:
+        earlier = comparison.run_id
+        is_confirmed = comparison.verdict in ("same_data", "unrecognized")
+        if is_confirmed and run_id and earlier and not journal.is_recognized_run(run_id, earlier):
+            journal.add_recognized_run(run_id, earlier)
+
+
+def recognize_newest_session(journal: Journal, client: RedisClient, server_name: str) -> None:
+    """Record whether the server is that of its newest session, before another session's changes touch its keys.
+
+    Raises UnavailableError.
+    """
+    session = journal.get_newest_session(server_name)
+    if session is None:
+        return
+    comparison = compare_server(journal, client, session, session.metadata.run_id)
+    if comparison.verdict == "same_data":
+        record_recognized(journal, client, [comparison])
+
+
+def compare_server(journal: Journal, client: RedisClient, session: JournalSession, run_id: str) -> ServerComparison:
+    """Compare the server with a run of the server of a session. Raises UnavailableError."""
+    current_run_id = client.server_info.run_id
+    if run_id and run_id == current_run_id:
+        return ServerComparison(session.id, run_id, "same_run")
+    is_restart_known = bool(run_id and current_run_id)
+    verdict, reason = _judge(journal, client, session, run_id)
     if not is_restart_known and verdict != "other_data":
-        return ServerComparison(session.id, "same_run")
+        return ServerComparison(session.id, run_id, "same_run")
     event = "was restarted or replaced" if is_restart_known else "is not as it was"
     name = escape_text(session.metadata.server.name.encode())
-    return ServerComparison(session.id, verdict, f"the server {name} {event} since session {session.id}: {reason}")
+    explanation = f"the server {name} {event} since session {session.id}: {reason}"
+    return ServerComparison(session.id, run_id, verdict, explanation)
 
 
-def _judge(
-    journal: Journal, client: RedisClient, session: JournalSession, recorded: ServerFingerprint
-) -> tuple[ServerVerdict, str]:
+def _judge(journal: Journal, client: RedisClient, session: JournalSession, run_id: str) -> tuple[ServerVerdict, str]:
     info, server_name = client.server_info, session.metadata.server.name
-    if info.run_id and journal.is_recognized_run(info.run_id, session.metadata.run_id):
+    if run_id and info.run_id and journal.is_recognized_run(info.run_id, run_id):
         return "same_data", "it was recognized as the same one before"
+    recorded = journal.get_fingerprint(session.id) or ServerFingerprint()
     if recorded.replication_id and recorded.replication_id in (info.replication_id, info.previous_replication_id):
         return "same_data", "it continues that server's replication"
     touched = journal.find_changed_keys(server_name, recorded.sampled_keys, session.started_at)

@@ -297,6 +297,7 @@ def test_a_journal_removed_under_the_mount(
     check_saving_works(mount, client)
 
 
+@pytest.mark.expected_log(f"{NOT_KEPT}.*was truncated while in use", "closing the journal failed")
 @pytest.mark.parametrize(("suffix", "part"), [("", 0.5), ("", 0.98), ("-wal", 0), ("-wal", 0.5), ("-wal", 0.98)])
 def test_a_journal_truncated_under_the_mount(
     own_redis: RedisServer, mount: MountedServer, suffix: str, part: float

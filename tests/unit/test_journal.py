@@ -212,6 +212,16 @@ def test_a_fingerprint_is_kept_with_its_session(journal: Journal) -> None:
     assert list(find_problems(journal)) == []
 
 
+def test_recognized_runs_are_transitive(journal: Journal) -> None:
+    """A run has the data of each run from which it can be reached, and not the reverse."""
+    for run, earlier in (("b", "a"), ("c", "b"), ("c", "b"), ("e", "d"), ("a", "c")):
+        journal.add_recognized_run(run, earlier)
+    assert journal.is_recognized_run("c", "a")
+    assert journal.is_recognized_run("a", "b")  # through a circle
+    assert not journal.is_recognized_run("d", "e")
+    assert not journal.is_recognized_run("c", "d")
+
+
 def test_an_older_journal_gets_the_newer_tables(journal: Journal, path: Path) -> None:
     """A journal of the first version is migrated when it is opened, with all that it contains."""
     session = journal.begin_session(INFO)
@@ -220,6 +230,7 @@ def test_an_older_journal_gets_the_newer_tables(journal: Journal, path: Path) ->
     with contextlib.closing(sqlite3.connect(path)) as raw, raw:
         raw.execute("DROP TABLE fingerprints")
         raw.execute("DROP TABLE sampled_keys")
+        raw.execute("DROP TABLE recognized_runs")
         raw.execute("DELETE FROM _sqlite_migrations WHERE name LIKE '%fingerprints'")
     with Journal.open(path) as opened:
         assert opened.get_change(id).outcome == "applied"

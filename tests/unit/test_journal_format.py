@@ -24,7 +24,7 @@ from tests.unit.test_journal import SERVER, add, intent
 
 PAGE = (Path(__file__).parents[2] / "redisfuse" / "docs" / "journal-format.md").read_text()
 SECTIONS = dict(re.findall(r"^##+ ([^\n]*)\n(.*?)(?=^##+ |\Z)", PAGE, re.MULTILINE | re.DOTALL))
-TABLES = ("sessions", "changes", "blobs", "chunks", "directories", "fingerprints", "sampled_keys")
+TABLES = ("sessions", "changes", "blobs", "chunks", "directories", "fingerprints", "sampled_keys", "recognized_runs")
 
 LARGE = os.urandom(CHUNK_BYTES) + b"compressible " * CHUNK_BYTES
 VALUES = {1: b"hello", 2: b"text " * 1000, 3: LARGE, 4: b""}

@@ -38,6 +38,8 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "content": lambda journal: [change.new.content.read() for change in journal.find_changes() if change.new.content],
     "fingerprint": lambda journal: journal.get_fingerprint(1),
     "changed keys": lambda journal: journal.find_changed_keys(SERVER.name, [b"a:1", b"b"], 5),
+    "recognized run": lambda journal: journal.is_recognized_run("a", "b"),
+    "newest session": lambda journal: journal.get_newest_session(SERVER.name),
     "changes since": lambda journal: journal.count_changes(SERVER.name, 5),
     "directories": lambda journal: journal.list_directories(SERVER.name),
 }
@@ -70,5 +72,5 @@ def test_plans(journal: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert executed
     for sql, values in executed:
         for *_, step in query(f"EXPLAIN QUERY PLAN {sql}", values):
-            assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW"), f"{sql}\n{step}"
+            assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW", "SCAN runs"), f"{sql}\n{step}"
             assert "TEMP B-TREE" not in step or sql.startswith("SELECT id FROM"), f"{sql}\n{step}"

@@ -15,11 +15,15 @@ from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ChangeIntent, ServerFingerprint, ServerIdentity, SessionMetadata, State
 from redisfuse.transactions.server_fingerprint import (
     MAX_SAMPLED_KEYS,
+    ServerComparison,
     ServerVerdict,
+    compare_server,
     compare_servers,
     exclude_other_servers,
     fetch_fingerprint,
+    record_recognized,
 )
+from redisfuse.transactions.session_start import start_session
 from tests.support.redis_server import RedisServer
 
 ELSEWHERE = SessionMetadata(ServerIdentity(host="127.0.0.1"), run_id="another run")
@@ -46,8 +50,13 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
 
 def verdict(journal: Journal, server: RedisClient, session: int) -> ServerVerdict:
     """Return how the server compares with that of a session."""
-    [comparison] = compare_servers(journal, server, [session])
-    return comparison.verdict
+    return compare(journal, server, session).verdict
+
+
+def compare(journal: Journal, server: RedisClient, session: int) -> ServerComparison:
+    """Compare the server with that at the begin of a session."""
+    found = journal.get_session(session)
+    return compare_server(journal, server, found, found.metadata.run_id)
 
 
 # -- sampling --------------------------------------------------------------------------------------------------------
@@ -141,8 +150,7 @@ def test_half_of_the_keys_must_be_as_they_were(data: redis.Redis, server: RedisC
     assert verdict(journal, server, session) == "same_data"
     data.delete("set")
     assert verdict(journal, server, session) == "other_data"
-    [comparison] = compare_servers(journal, server, [session])
-    assert "only 3 of 7 keys" in comparison.explanation
+    assert "only 3 of 7 keys" in compare(journal, server, session).explanation
 
 
 def test_touched_keys_are_no_evidence(data: redis.Redis, server: RedisClient, journal: Journal) -> None:
@@ -204,3 +212,49 @@ def test_each_run_of_a_server_is_compared(data: redis.Redis, server: RedisClient
     kept, others = exclude_other_servers(journal, server, journal.find_pending_changes())
     assert [change.session_id for change in kept] == sessions[1:]
     assert [(comparison.session_id, comparison.verdict) for comparison in others] == [(sessions[0], "other_data")]
+
+
+def test_a_recognized_run_stays_recognized(data: redis.Redis, server: RedisClient, journal: Journal) -> None:
+    """Once recognized or confirmed, a run is accepted although the keys change; another server is not."""
+    data.mset({f"k{number}": "x" for number in range(10)})
+    fingerprint = replace(fetch_fingerprint(server), replication_id="other")
+    recognized, confirmed, alien = (
+        journal.begin_session(replace(ELSEWHERE, run_id=run_id, fingerprint=evidence))
+        for run_id, evidence in (
+            ("recognized", fingerprint),
+            ("confirmed", None),
+            ("alien", replace(fingerprint, sampled_keys=dict.fromkeys(fingerprint.sampled_keys, bytes(32)))),
+        )
+    )
+    sessions = (recognized, confirmed, alien)
+    comparisons = [compare(journal, server, session) for session in sessions]
+    assert [comparison.verdict for comparison in comparisons] == ["same_data", "unrecognized", "other_data"]
+    record_recognized(journal, server, comparisons)
+    data.flushdb()
+    assert [verdict(journal, server, session) for session in sessions] == ["same_data", "same_data", "other_data"]
+
+
+def test_a_session_recognizes_the_one_before(data: redis.Redis, server: RedisClient, journal: Journal) -> None:
+    """A session that starts keeps that the server is that of the newest one, before its own changes touch the keys."""
+    data.mset({f"k{number}": "x" for number in range(10)})
+    fingerprint = replace(fetch_fingerprint(server), replication_id="other")
+    first = journal.begin_session(replace(ELSEWHERE, fingerprint=fingerprint))
+    start_session(journal, server, replace(ELSEWHERE, run_id=server.server_info.run_id))
+    data.flushdb()
+    assert verdict(journal, server, first) == "same_data"
+
+
+def test_the_run_of_a_change_counts(data: redis.Redis, server: RedisClient, journal: Journal) -> None:
+    """A change that was sent to this run of the server belongs here, even if its session began in an earlier one."""
+    data.mset({f"k{number}": "x" for number in range(10)})
+    alien = ServerFingerprint("other", 10, {b"k1": bytes(32)})
+    session = journal.begin_session(replace(ELSEWHERE, fingerprint=alien))
+    intent = ChangeIntent(b"j", "write", b"j", None, State("absent"), State.from_value(b"x"))
+    for run_id in (server.server_info.run_id, "", "earlier"):
+        journal.record_intents(session, [intent], connection_id=f"{run_id}/7")
+    comparisons = compare_servers(journal, server, journal.find_pending_changes())
+    assert {comparison.run_id: comparison.verdict for comparison in comparisons} == {
+        server.server_info.run_id: "same_run",
+        ELSEWHERE.run_id: "other_data",
+        "earlier": "other_data",
+    }
