@@ -47,7 +47,7 @@ def command(
             printer.print(f"{format_count(len(settled), 'change')} settled")
             if pending := len(journal.find_pending_changes()):
                 printer.print(
-                    f"{format_count(pending, 'change')} not settled yet: the mount still runs, or the server may still "
-                    "execute the command"
+                    f"{format_count(pending, 'change')} not settled yet: the mount still runs, the server may still "
+                    "execute the command, or it is another server"
                 )
     return 0 if complete and all(outcome != "unknown" for _, outcome in settled) else 1

@@ -72,5 +72,7 @@ def test_plans(journal: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert executed
     for sql, values in executed:
         for *_, step in query(f"EXPLAIN QUERY PLAN {sql}", values):
-            assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW", "SCAN runs"), f"{sql}\n{step}"
+            assert not step.startswith("SCAN") or step in ("SCAN sessions", "SCAN CONSTANT ROW", "SCAN runs"), (
+                f"{sql}\n{step}"
+            )
             assert "TEMP B-TREE" not in step or sql.startswith("SELECT id FROM"), f"{sql}\n{step}"
