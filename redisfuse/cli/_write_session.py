@@ -125,7 +125,10 @@ def write_session(
 def report_server_changes(
     journal: Journal, server: RedisClient, changes: Sequence[Change]
 ) -> Sequence[ServerComparison]:
-    """Print whether the server was restarted or replaced since the changes were made; return the comparisons."""
+    """Print whether the server was restarted or replaced since these changes.
+
+    Returns the comparisons.
+    """
     from redisfuse.transactions.server_fingerprint import compare_servers
 
     comparisons = compare_servers(journal, server, changes)
@@ -142,9 +145,9 @@ def _confirm_other_server() -> bool:
 def resolve_pending(
     journal: Journal, connector: ServerConnector, *, quiet: bool, force: bool = False
 ) -> tuple[list[tuple[Change, Outcome]], bool]:
-    """Settle the pending changes of all servers, except (without `force`) those that seem to be other ones now.
+    """Settle the pending changes of all servers.
 
-    Returns the changes with their outcomes, and whether every server could be reached and recognized.
+    Without `force`, those of a server that seems to be another one now are left pending. Returns the changes with their outcomes, and whether every server could be reached and recognized.
     """
     from redisfuse.transactions.recovery import resolve_changes
     from redisfuse.transactions.server_fingerprint import exclude_other_servers

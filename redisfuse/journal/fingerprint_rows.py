@@ -42,7 +42,7 @@ def fetch_fingerprint(reader: JournalReader, session_id: int) -> ServerFingerpri
 
 
 def find_changed_keys(reader: JournalReader, server_name: str, keys: Iterable[bytes], since_ms: int) -> set[bytes]:
-    """Return those of the keys that were changed on a server since a time, or perhaps were."""
+    """Return the keys that were, or may have been, changed since a time."""
     sql = "SELECT 1 " + _CHANGES_SINCE.format('"key" = ? AND +at >= ?') + " LIMIT 1"
     return {key for key in keys if reader.query(sql, (key, since_ms, server_name))}
 
@@ -60,7 +60,10 @@ def add_recognized_run(connection: sqlite3.Connection, run_id: str, earlier: str
 
 
 def is_recognized_run(reader: JournalReader, run_id: str, earlier: str) -> bool:
-    """Return whether a run is recorded to have the data of an earlier one, directly or through runs in between."""
+    """Return whether a run is recorded to have the data of an earlier one.
+
+    It may be recorded through runs in between.
+    """
     sql = """
         WITH RECURSIVE runs(run_id) AS (
             SELECT ?

@@ -86,11 +86,11 @@ class Journal:
         return sessions.iter_newest_sessions(self.reader, limit)
 
     def get_fingerprint(self, session_id: int) -> ServerFingerprint | None:
-        """Return what the server of a session is recognized by; None if that was not recorded."""
+        """Return the fingerprint of a session's server; None if there is none."""
         return fingerprint_rows.fetch_fingerprint(self.reader, session_id)
 
     def find_changed_keys(self, server_name: str, keys: Iterable[bytes], since_ms: int) -> set[bytes]:
-        """Return those of the keys that were changed on a server since a time, or perhaps were."""
+        """Return the keys that were, or may have been, changed since a time."""
         self._publish_own_outcomes()
         return fingerprint_rows.find_changed_keys(self.reader, server_name, keys, since_ms)
 
@@ -104,7 +104,7 @@ class Journal:
         self._require_writer().submit(lambda db: fingerprint_rows.add_recognized_run(db, run_id, earlier))
 
     def is_recognized_run(self, run_id: str, earlier: str) -> bool:
-        """Return whether a run is recorded to have the data of an earlier one, perhaps through runs in between."""
+        """Return whether a run is recorded to have an earlier one's data."""
         return fingerprint_rows.is_recognized_run(self.reader, run_id, earlier)
 
     def get_newest_session(self, server_name: str) -> JournalSession | None:

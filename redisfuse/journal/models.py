@@ -298,7 +298,7 @@ class ServerIdentity:
 
 @dataclass(frozen=True, slots=True)
 class ServerFingerprint:
-    """What a server is recognized by after a restart, when its run_id is another one."""
+    """The evidence by which a server is recognized after a restart."""
 
     replication_id: str = ""  # master_replid, which a restart may keep and a promoted replica continues
     key_count: int | None = None  # of the database; None: the user may not ask

@@ -1,4 +1,4 @@
-"""Recognizes a server: whether the one that answers now has the data of an earlier session.
+"""Recognizes a server: whether it has the data of an earlier session.
 
 An address can lead to another server than it did, or to the same one, restarted without its data. A change must not be
 taken back, applied or resolved there. A server has a new run_id after each start. After that, it is recognized by its
@@ -34,7 +34,7 @@ _SIZE_COMMANDS = {b"string": "STRLEN", b"hash": "HLEN", b"set": "SCARD", b"zset"
 
 @dataclass(frozen=True, slots=True)
 class ServerComparison:
-    """How the server that answers now compares with an earlier run of the server of a session."""
+    """A comparison of the server with the one of an earlier session."""
 
     session_id: int
     run_id: str  # of the earlier run
@@ -43,9 +43,9 @@ class ServerComparison:
 
 
 def fetch_fingerprint(client: RedisClient, prefix: bytes = b"") -> ServerFingerprint:
-    """Read what this server can be recognized by later: a few round trips, whatever its size.
+    """Read the evidence by which this server can be recognized later.
 
-    `prefix`: sample only keys that begin with it. What the user may not read is left out. Raises UnavailableError.
+    It takes a few round trips, whatever the number of keys. `prefix`: sample only keys that begin with it. What the user may not read is left out. Raises UnavailableError.
     """
     key_count, keys = _scan_keys(client, prefix)
     replies = client.execute_many([(name, key) for key in keys for name in ("TYPE", "PTTL")])
@@ -60,7 +60,10 @@ def fetch_fingerprint(client: RedisClient, prefix: bytes = b"") -> ServerFingerp
 
 
 def _scan_keys(client: RedisClient, prefix: bytes) -> tuple[int | None, list[bytes]]:
-    """Return the number of keys of the database (None: not allowed) and some keys, in the server's random order."""
+    """Return the number of keys (None: not allowed) and some of the keys.
+
+    They are in the server's order, which is random.
+    """
     options = ("MATCH", literal_glob(prefix) + b"*") if prefix else ()
     scan: RedisCommand = ("SCAN", b"0", *options, "COUNT", SCAN_COUNT)
     size, reply = client.execute_many([("DBSIZE",), scan])
@@ -77,7 +80,10 @@ def _scan_keys(client: RedisClient, prefix: bytes) -> tuple[int | None, list[byt
 
 
 def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """Return digests of the types and contents of these keys, without those that the user may not read."""
+    """Return digests of the types and contents of these keys.
+
+    Those that the user may not read are left out.
+    """
     commands: list[RedisCommand] = []
     for key, key_type in types.items():
         if key_type in _SIZE_COMMANDS:
@@ -99,9 +105,9 @@ def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[by
 
 
 def compare_servers(journal: Journal, client: RedisClient, changes: Iterable[Change]) -> list[ServerComparison]:
-    """Compare the server with the runs in which changes were made; return one comparison for each run.
+    """Compare the server with those on which changes were made.
 
-    The evidence of the newest session of a run counts. Raises UnavailableError.
+    Returns one comparison for each run of a server. The evidence of the newest session of a run counts. Raises UnavailableError.
     """
     run_ids = _RunIds(journal)
     newest_by_run: dict[str, int] = {}
@@ -114,9 +120,9 @@ def compare_servers(journal: Journal, client: RedisClient, changes: Iterable[Cha
 def exclude_other_servers(
     journal: Journal, client: RedisClient, changes: Sequence[Change]
 ) -> tuple[list[Change], list[ServerComparison]]:
-    """Return the changes without those that were made on a server that seems to be another one, and why.
+    """Return the changes that may have been made on this server.
 
-    Raises UnavailableError.
+    Also returns the comparisons with the servers that seem to be other ones. Raises UnavailableError.
     """
     others = [each for each in compare_servers(journal, client, changes) if each.verdict == "other_data"]
     other_run_ids = {comparison.run_id for comparison in others}
@@ -132,7 +138,10 @@ class _RunIds:
         self._session_run_ids: dict[int, str] = {}
 
     def get_run_id(self, change: Change) -> str:
-        """Return the run_id of the server process that a change was sent to, else of that at its session's begin."""
+        """Return the run_id of the server process that a change was sent to.
+
+        If that is unknown, it is the one at the begin of the session.
+        """
         if change.connection_id is not None and (run_id := ConnectionId.parse(change.connection_id).run_id):
             return run_id
         if change.session_id not in self._session_run_ids:
@@ -142,7 +151,7 @@ class _RunIds:
 
 
 def record_recognized(journal: Journal, client: RedisClient, comparisons: Iterable[ServerComparison]) -> None:
-    """Record that the server is recognized, or confirmed by the user, to be that of the compared runs.
+    """Record that the server is recognized, or confirmed by the user.
 
     One that seems to be another server is confirmed for one time only.
     """
@@ -155,9 +164,9 @@ def record_recognized(journal: Journal, client: RedisClient, comparisons: Iterab
 
 
 def recognize_newest_session(journal: Journal, client: RedisClient, server_name: str) -> None:
-    """Record whether the server is that of its newest session, before another session's changes touch its keys.
+    """Record whether the server is that of its newest session.
 
-    Raises UnavailableError.
+    Call it before another session's changes touch the keys. Raises UnavailableError.
     """
     session = journal.get_newest_session(server_name)
     if session is None:
@@ -168,7 +177,10 @@ def recognize_newest_session(journal: Journal, client: RedisClient, server_name:
 
 
 def compare_server(journal: Journal, client: RedisClient, session: JournalSession, run_id: str) -> ServerComparison:
-    """Compare the server with a run of the server of a session. Raises UnavailableError."""
+    """Compare the server with a run of a session's server.
+
+    Raises UnavailableError.
+    """
     current_run_id = client.server_info.run_id
     if run_id and run_id == current_run_id:
         return ServerComparison(session.id, run_id, "same_run")
@@ -210,7 +222,10 @@ def _judge(journal: Journal, client: RedisClient, session: JournalSession, run_i
 
 
 def _fetch_current_digests(client: RedisClient, keys: Sequence[bytes]) -> dict[bytes, bytes]:
-    """Return digests of what keys hold now, also of absent ones; without those that the user may not read."""
+    """Return digests of the keys as they are now, absent ones included.
+
+    Those that the user may not read are left out.
+    """
     replies = client.execute_many([("TYPE", key) for key in keys])
     types = {key: reply for key, reply in zip(keys, replies, strict=True) if isinstance(reply, bytes)}
     return _fetch_digests(client, types)

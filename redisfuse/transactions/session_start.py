@@ -1,4 +1,4 @@
-"""Starts a session of the journal: what a mount for writing and each command that writes begin with."""
+"""Starts a session of the journal, for a mount or a command that writes."""
 
 import contextlib
 from dataclasses import replace
@@ -12,9 +12,9 @@ from redisfuse.transactions.server_fingerprint import fetch_fingerprint, recogni
 
 
 def start_session(journal: Journal, client: RedisClient, metadata: SessionMetadata, *, prefix: bytes = b"") -> int:
-    """Begin a session, with the server's fingerprint, and resolve the pending changes of its server; return its id.
+    """Begin a session with the server's fingerprint, and return its id.
 
-    `client` may write. `prefix`: the fingerprint has only keys that begin with it. Raises UnavailableError and
+    The pending changes of the server are resolved. `client` may write. `prefix`: the fingerprint has only keys that begin with it. Raises UnavailableError and
     JournalError; then the session has ended.
     """
     recognize_newest_session(journal, client, metadata.server.name)
