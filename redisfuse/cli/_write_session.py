@@ -147,7 +147,8 @@ def resolve_pending(
 ) -> tuple[list[tuple[Change, Outcome]], bool]:
     """Settle the pending changes of all servers.
 
-    Without `force`, those of a server that seems to be another one now are left pending. Returns the changes with their outcomes, and whether every server could be reached and recognized.
+    Without `force`, those of a server that seems to be another one now are left pending. Returns the changes with their
+    outcomes, and whether every server could be reached and recognized.
     """
     from redisfuse.transactions.recovery import resolve_changes
     from redisfuse.transactions.server_fingerprint import exclude_other_servers

@@ -45,7 +45,8 @@ class ServerComparison:
 def fetch_fingerprint(client: RedisClient, prefix: bytes = b"") -> ServerFingerprint:
     """Read the evidence by which this server can be recognized later.
 
-    It takes a few round trips, whatever the number of keys. `prefix`: sample only keys that begin with it. What the user may not read is left out. Raises UnavailableError.
+    It takes a few round trips, whatever the number of keys. `prefix`: sample only keys that begin with it. What the
+    user may not read is left out. Raises UnavailableError.
     """
     key_count, keys = _scan_keys(client, prefix)
     replies = client.execute_many([(name, key) for key in keys for name in ("TYPE", "PTTL")])
@@ -107,7 +108,8 @@ def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[by
 def compare_servers(journal: Journal, client: RedisClient, changes: Iterable[Change]) -> list[ServerComparison]:
     """Compare the server with those on which changes were made.
 
-    Returns one comparison for each run of a server. The evidence of the newest session of a run counts. Raises UnavailableError.
+    Returns one comparison for each run of a server. The evidence of the newest session of a run counts. Raises
+    UnavailableError.
     """
     run_ids = _RunIds(journal)
     newest_by_run: dict[str, int] = {}

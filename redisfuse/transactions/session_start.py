@@ -14,8 +14,8 @@ from redisfuse.transactions.server_fingerprint import fetch_fingerprint, recogni
 def start_session(journal: Journal, client: RedisClient, metadata: SessionMetadata, *, prefix: bytes = b"") -> int:
     """Begin a session with the server's fingerprint, and return its id.
 
-    The pending changes of the server are resolved. `client` may write. `prefix`: the fingerprint has only keys that begin with it. Raises UnavailableError and
-    JournalError; then the session has ended.
+    The pending changes of the server are resolved. `client` may write. `prefix`: the fingerprint has only keys that
+    begin with it. Raises UnavailableError and JournalError; then the session has ended.
     """
     recognize_newest_session(journal, client, metadata.server.name)
     session_id = journal.begin_session(replace(metadata, fingerprint=fetch_fingerprint(client, prefix)))

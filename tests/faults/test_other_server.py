@@ -133,7 +133,9 @@ def test_a_promoted_replica_is_recognized(own_redis: RedisServer, make_mount: Ma
 
 
 @pytest.mark.parametrize("answer", ["n", "y"])
-def test_the_user_decides_on_a_terminal(own_redis: RedisServer, make_mount: MakeMount, tmp_path: Path, answer: str) -> None:
+def test_the_user_decides_on_a_terminal(
+    own_redis: RedisServer, make_mount: MakeMount, tmp_path: Path, answer: str
+) -> None:
     """On a terminal the user decides about another server; with --yes the command is refused."""
     edit(own_redis, make_mount, **OTHERS)
     replace(own_redis)
