@@ -27,6 +27,9 @@ from redisfuse.trusted_files import open_trusted
 PRIVATE_FILE_MODES = (0o600, 0o700)
 
 _HEADING_RE = re.compile(r"##\s*(.*?)\s*(?:\((\w+)\))?\s*")
+# What mkstemp(3) and the like put into a name. Only lowercase letters are a word, only digits a number.
+_RANDOM_CHARACTERS_RE = re.compile(rb"(?![a-z]+\Z|[0-9]+\Z)[A-Za-z0-9_]+")
+_RANDOM_SUFFIX_SIZES = (6, 7, 8)
 _CONTROL_CHARACTERS_RE = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
 
 
@@ -51,7 +54,7 @@ _KIND_DESCRIPTIONS = {
     JunkKind.NEW: "junk when it is created through the mount",
     JunkKind.COMPANION: "junk if the file it belongs to is a key or field beside it",
     JunkKind.PROBE: "held back if it is created with O_EXCL; becomes a key if it stays",
-    JunkKind.BEHAVIOUR: "held back only if it is created with O_EXCL and mode 0600 or 0700; becomes a key if it stays",
+    JunkKind.BEHAVIOUR: "held back if it is created with O_EXCL and mode 0600 or 0700; becomes a key if it stays",
     JunkKind.KEEP: "data",
 }
 
@@ -152,8 +155,9 @@ class JunkRules:
             return JunkDecision(True, False, rule, "a junk pattern matches its name")
         if rule is not None and rule.kind is JunkKind.PROBE and context.exclusive:
             return JunkDecision(False, True, rule, "it is a probe if it is removed at once")
-        if context.exclusive and context.mode & 0o777 in PRIVATE_FILE_MODES and not context.is_directory:
-            return JunkDecision(False, True, rule, "it is created as a temporary file (O_EXCL, mode 0600 or 0700)")
+        is_private = context.exclusive and context.mode & 0o777 in PRIVATE_FILE_MODES and not context.is_directory
+        if is_private and (_is_temporary_name(name, rule) or _has_sibling(name, context.data_names)):
+            return JunkDecision(False, True, rule, "it is named and created (O_EXCL, mode 0600 or 0700) as a temporary")
         return JunkDecision(
             False, False, rule, "no pattern matches" if rule is None else "its name alone does not make it junk"
         )
@@ -282,6 +286,27 @@ class _NameMatcher:
     def matches(self, name: str, in_root: bool) -> bool:
         """Return whether a rule matches a name in the root or another directory."""
         return (self._in_root_re if in_root else self._anywhere_re).match(name) is not None
+
+
+def _is_temporary_name(name: bytes, rule: JunkRule | None) -> bool:
+    """Return whether a name that a *behaviour* pattern matches is a temporary file's.
+
+    The `?`s at the end of the pattern stand for random characters.
+    """
+    if rule is None or rule.kind is not JunkKind.BEHAVIOUR:
+        return False
+    random_size = len(rule.pattern) - len(rule.pattern.rstrip("?"))
+    return not random_size or _RANDOM_CHARACTERS_RE.fullmatch(name[-random_size:]) is not None
+
+
+def _has_sibling(name: bytes, data_names: Container[bytes]) -> bool:
+    """Return whether a name is that of a key or field beside it and random characters."""
+    for size in _RANDOM_SUFFIX_SIZES:
+        stem = name[:-size].rstrip(b"._-~")
+        if stem.strip(b".") and _RANDOM_CHARACTERS_RE.fullmatch(name[-size:]):
+            if stem in data_names or stem.startswith(b".") and stem[1:] in data_names:
+                return True
+    return False
 
 
 def _compile_alternatives(expressions: Sequence[str]) -> re.Pattern[str]:
