@@ -9,7 +9,14 @@ from redisfuse.cli._output import bytes_to_json, escape_text, format_utc
 if TYPE_CHECKING:
     from redisfuse.journal.models import Change, State
 
-STATE_STYLES = {"applied": "", "pending": "yellow", "failed": "dim", "unknown": "bold red", "refused": "magenta"}
+STATE_STYLES = {
+    "applied": "",
+    "pending": "yellow",
+    "failed": "dim",
+    "unknown": "bold red",
+    "refused": "magenta",
+    "held": "yellow",
+}
 MAX_PREVIEW_BYTES = 200  # bytes of a value in `format_state`
 
 

@@ -27,7 +27,7 @@ CHANGE_OPS = (
     "rollback",
     "apply",
 )
-CHANGE_STATES = ("pending", "applied", "failed", "unknown", "refused")
+CHANGE_STATES = ("pending", "applied", "failed", "unknown", "refused", "held")
 
 journal_option = click.option(
     "--journal-file",

@@ -177,3 +177,30 @@ def resolve_pending(
             if not quiet:
                 print_err(f"{name}: can't settle its pending changes: {error}")
     return settled, complete
+
+
+def write_abandoned_files(
+    journal: Journal, connector: ServerConnector, *, force: bool
+) -> tuple[list[tuple[Change, Outcome]], bool]:
+    """Write the temporary files that mounts held when they died, on all servers.
+
+    A server that seems to be another one now is left out (without `force`). Returns the changes with their outcomes,
+    and whether every server could be reached and recognized.
+    """
+    from redisfuse.transactions.held import find_abandoned, recover_held
+
+    held: dict[str, list[Change]] = {}
+    for change in find_abandoned(journal):
+        held.setdefault(change.server_name, []).append(change)
+    if connector.url is not None and len(held) > 1:
+        raise UsageError(f"{len(held)} servers have files to be written; --url can name only one of them")
+    written: list[Change] = []
+    complete = True
+    for name, changes in held.items():
+        try:
+            with write_session(journal, connector, changes, force=force, ask=False) as session:
+                written += recover_held(journal, session.server, session.session_id, force=True)
+        except RedisFuseError as error:
+            complete = False
+            print_err(f"{name}: can't write the files that a mount held when it died: {error}")
+    return [(change, change.outcome) for change in written], complete

@@ -10,12 +10,13 @@ import click
 from redisfuse.cli._changes import STATE_STYLES, change_to_json, format_change
 from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import LinePrinter, format_count, json_option, print_json
-from redisfuse.cli._write_session import ServerConnector, connector_options, resolve_pending
+from redisfuse.cli._write_session import ServerConnector, connector_options, resolve_pending, write_abandoned_files
 
 OUTCOME_TEXTS = {
     "applied": "was made",
     "failed": "was not made: the key still has its old value",
     "unknown": "can't be determined: the key has neither its old value nor the one that was written",
+    "refused": "was refused: another client has created the key",
 }
 
 
@@ -31,12 +32,16 @@ def command(
     """Settle changes whose outcome is unknown, by reading their keys.
 
     An outcome is unknown after a crash or a lost reply. The next `--write` mount and every rollback do this
-    automatically. A change whose outcome can't be determined is marked `unknown`. The exit status is 1 if there is such
-    a change, if a server can't be reached, or if it seems to be another server than the one on which a change was made.
+    automatically. This command and the next mount also write the temporary files that a mount held back when it died.
+    A change whose outcome can't be determined is marked `unknown`. The exit status is 1 if there is such a change, if a
+    server can't be reached, or if it seems to be another server than the one on which a change was made.
     """
     with open_journal(journal_file, write=True) as journal:
         connector = ServerConnector.from_context(context)
         settled, complete = resolve_pending(journal, connector, quiet=False, force=force)
+        written, all_written = write_abandoned_files(journal, connector, force=force)
+        settled += written
+        complete = complete and all_written
         if as_json:
             for change, _ in settled:
                 print_json(change_to_json(journal.get_change(change.id)))

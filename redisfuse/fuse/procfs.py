@@ -29,6 +29,11 @@ def find_process_id(thread_id: int) -> int:
     return thread_id
 
 
+def is_same_process(thread_id: int, other_id: int, /) -> bool:
+    """Whether two threads are, or were a moment ago, of one process."""
+    return thread_id == other_id or find_process_id(thread_id) == find_process_id(other_id)
+
+
 def is_unlinking(thread_id: int) -> bool:
     """Whether a thread is in unlink(2) or unlinkat(2). False too where that is not known, or if we may not look."""
     return _read_syscall_number(thread_id) in _UNLINK_SYSCALLS

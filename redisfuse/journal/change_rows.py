@@ -91,11 +91,14 @@ def insert_changes(
 ) -> list[int]:
     """Insert one row for each intent, with consecutive ids, and return the ids.
 
+    Held changes that they supersede are removed.
+
     `blob_ids`: blobs.id by digest. `connection_id`: the connection that is to execute the changes. `grouping`: whether
     all are one operation, or the sizes of several operations.
     """
     if not intents:
         return []
+    connection.executemany(DELETE_HELD_SQL, [(intent.supersedes,) for intent in intents if intent.supersedes])
     rows = [
         (
             *(session_id, recorded_at, intent.op, intent.path, escape_text_if_needed(intent.path), intent.new_path),
@@ -160,6 +163,9 @@ UPDATE_OUTCOME_SQL = "UPDATE changes SET state = ?, error = ?, settled_at = ? WH
 
 UPDATE_CONNECTION_SQL = "UPDATE changes SET connection = ? WHERE id = ?"
 """Statement that records the connection that is to execute a change: its identity, id."""
+
+DELETE_HELD_SQL = "DELETE FROM changes WHERE id = ? AND state = 'held'"
+"""Statement that removes a held change, which was written as another one, or whose file was removed: id."""
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def _check_references(journal: Journal) -> Iterator[str]:
 def _check_outcomes(journal: Journal) -> Iterator[str]:
     """Find changes that are not settled although their session has ended or died."""
     has_ended: dict[int, bool] = {}
-    for change in journal.find_changes(ChangeFilter(outcomes=("pending",), oldest_first=True)):
+    for change in journal.find_changes(ChangeFilter(outcomes=("pending", "held"), oldest_first=True)):
         if change.session_id not in has_ended:
             try:
                 session = journal.get_session(change.session_id)
@@ -103,6 +103,9 @@ def _check_outcomes(journal: Journal) -> Iterator[str]:
             except NotFoundError:
                 has_ended[change.session_id] = True
         if has_ended[change.session_id]:
-            yield f"change {change.id} is pending although its session has ended: settle it with redisfuse recover"
+            yield (
+                f"change {change.id} is {change.outcome} although its session has ended: "
+                "settle it with redisfuse recover"
+            )
     for change in journal.find_changes(ChangeFilter(outcomes=("unknown",), oldest_first=True)):
         yield f"change {change.id} is unknown: look at it with redisfuse show {change.id}"

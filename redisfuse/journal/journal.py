@@ -125,10 +125,10 @@ class Journal:
     ) -> list[int]:
         """Record changes that are about to be made, and return their ids.
 
-        With outcome `refused`, they are changes that were not made. `grouping`: whether all are one operation, or the
-        sizes of several operations. `connection_id`: the connection that is to execute them. The ids are in the order
-        of the intents. The rows are on the disk on return. Raises JournalError or one of its subclasses: then none of
-        them is recorded, and the caller must not make the changes.
+        With outcome `refused`, they are changes that were not made; with `held`, that may be made later. `grouping`:
+        whether all are one operation, or the sizes of several operations. `connection_id`: the connection that is to
+        execute them. The ids are in the order of the intents. The rows are on the disk on return. Raises JournalError
+        or one of its subclasses: then none of them is recorded, and the caller must not make the changes.
         """
         writer = self._require_writer()
         if not intents:
@@ -186,6 +186,14 @@ class Journal:
         self._has_unpublished_outcomes = True
         for id in change_ids:
             writer.enqueue(change_rows.UPDATE_OUTCOME_SQL, (outcome, error, settled_at, id))
+
+    def discard_held(self, change_id: int) -> None:
+        """Remove a held change, whose file was removed.
+
+        A crash of this process does not undo that.
+        """
+        self._require_writer().enqueue(change_rows.DELETE_HELD_SQL, (change_id,))
+        self.publish_outcomes()
 
     def publish_outcomes(self) -> None:
         """Commit the recorded outcomes, so that other processes see them.

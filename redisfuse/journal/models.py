@@ -21,7 +21,7 @@ from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import JournalError
 
 StateKind = Literal["absent", "value", "slice", "object", "directory"]
-Outcome = Literal["pending", "applied", "failed", "unknown", "refused"]
+Outcome = Literal["pending", "applied", "failed", "unknown", "refused", "held"]
 
 
 class Blob:
@@ -246,6 +246,7 @@ class ChangeIntent:
     reverts: int | None = None  # the change whose prior state this one writes back
     applies: int | None = None  # the refused change whose new state this one writes
     new_path: bytes | None = None  # rename: the new path
+    supersedes: int | None = None  # the held change of the same content, whose row this one replaces
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def prune_journal(
     """Remove the changes recorded before `before_ms`.
 
     The newest `keep_last` changes are kept. Operations are removed whole or not at all. An operation with a change that
-    is not settled (pending, unknown) is kept. So is an edit that was refused or failed and was not applied later,
+    is not settled (pending, unknown, held) is kept. So is an edit that was refused or failed and was not applied later,
     unless `include_refused`. Sessions without changes are removed if they ended, or died, before `before_ms`.
     """
     if journal.writable:
@@ -87,7 +87,7 @@ def _collect_changes(connection: sqlite3.Connection, before_ms: int, keep_last: 
         INSERT INTO temp.doomed
         SELECT min(id), max(id), count(*) FROM changes GROUP BY group_id
         HAVING max(at) < :before AND max(id) <= :highest AND NOT max(
-            state IN ('pending', 'unknown') OR (
+            state IN ('pending', 'unknown', 'held') OR (
                 (state = 'refused' OR (state = 'failed' AND op IN ('create', 'write', 'append') AND NOT EXISTS (
                     SELECT 1 FROM changes AS again
                     WHERE again."key" = changes."key" AND again.field IS changes.field AND again.id > changes.id

@@ -58,7 +58,7 @@ from redisfuse.vfs.nodes import (
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.readdir_cache import ReaddirCache
 from redisfuse.vfs.statfs import StatfsProvider
-from redisfuse.vfs.xattrs import TTL_XATTR, XATTR_PREFIX, parse_ttl
+from redisfuse.vfs.xattrs import DERIVED_XATTRS, TTL_XATTR, XATTR_PREFIX, parse_ttl
 
 MAX_HOT_VALUE_BYTES = 64 * 1024
 """A longer value is not fetched before it is read."""
@@ -442,7 +442,8 @@ class FuseAdapter:
         path = path[1:]
         if self._namespace is None or self._overlay is None:
             raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
-        file = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        opener = self._caller_tid()
+        file = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode, caller=opener)
         if isinstance(file, bytes):
             return self._open_memory_file(file, flags)
         try:
@@ -453,7 +454,6 @@ class FuseAdapter:
         except BaseException:
             self._overlay.open_files.close_handle(file, is_writer=True)
             raise
-        opener = self._caller_tid()
         handle = ReadWriteHandle(self._overlay.open_files, file, None, flags, is_writer=True, opener_tid=opener)
         return self._reply_open(handle, path, None, shares_pages=file.readers_share_content(handle))
 
@@ -617,11 +617,12 @@ class FuseAdapter:
         self._require_namespace().rmdir(path[1:])
 
     def unlink(self, path: bytes) -> None:
-        self._require_namespace().unlink(path[1:])
+        self._require_namespace().unlink(path[1:], caller=self._caller_tid())
 
     def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
+        caller = self._caller_tid()
         self._require_namespace().unlink_open(
-            path[1:], hidden_path[1:], is_removal=procfs.is_unlinking(self._caller_tid())
+            path[1:], hidden_path[1:], is_removal=procfs.is_unlinking(caller), caller=caller
         )
         self._retarget_open_files(path[1:], None)
 
@@ -693,6 +694,8 @@ class FuseAdapter:
         if self._overlay is not None and self._overlay.memory_fs.exists(path):
             self._overlay.memory_fs.setxattr(path, name, value, flags)
             return
+        if name in DERIVED_XATTRS:
+            return  # succeed without effect, as chmod does: programs that copy a file's attributes fail otherwise
         if name != TTL_XATTR:
             raise NotSupportedError("only user.redis.ttl can be set")
         if flags & os.XATTR_CREATE:

@@ -15,8 +15,10 @@ from pathlib import Path
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
 from redisfuse.errors import RedisFuseError
+from redisfuse.fuse import procfs
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionMetadata
+from redisfuse.transactions.held import recover_held
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.session_start import start_session
 from redisfuse.vfs.coherence import Coherence
@@ -58,6 +60,7 @@ class WriteSupport:
             options = {"conflict_check": config.conflict_check, "allow": allow}
             info = build_session_info(client, mountpoint, options)
             self.session_id = start_session(self.journal, client, info, prefix=config.prefix)
+            recover_held(self.journal, client, self.session_id)
             self.empty_directories = EmptyDirectories(self.journal, info.server.name)
             self.key_writer = KeyWriter(
                 client,
@@ -99,6 +102,7 @@ class WriteSupport:
             strings_only=self._config.new_files == "string",
             removal_delay_seconds=self._config.park_seconds,
             coherence=self._coherence,
+            processes=procfs,
         )
         return self._namespace
 

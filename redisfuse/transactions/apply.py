@@ -10,6 +10,7 @@ from redisfuse.errors import ConflictError, UsageError
 from redisfuse.journal.models import Change, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.executor import TransactionExecutor
+from redisfuse.transactions.expiry import drop_if_passed
 from redisfuse.transactions.matching import build_read_request, holds_state
 from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.operation import Operation, WatchedState
@@ -89,6 +90,11 @@ def apply_change(executor: TransactionExecutor, change: Change, *, force: bool =
     """
     if is_directory_change(change):
         raise UsageError(f"change {change.id} is of an empty directory: use mkdir or rmdir again")
+    if change.outcome == "held":
+        raise UsageError(
+            f"change {change.id} is of a temporary file that its mount will write; if the mount has died, "
+            "`redisfuse recover` writes it"
+        )
     return executor.run(Apply(change, force))
 
 
@@ -105,10 +111,6 @@ def _build_desired_state(new: State, current: CurrentState, now_ms: int) -> Stat
         key_expires_at = current.key_expires_at
     return replace(
         new,
-        expires_at=_drop_if_passed(key_expires_at, now_ms),
-        field_expires_at=_drop_if_passed(field_expires_at, now_ms),
+        expires_at=drop_if_passed(key_expires_at, now_ms),
+        field_expires_at=drop_if_passed(field_expires_at, now_ms),
     )
-
-
-def _drop_if_passed(expires_at: int | None, now_ms: int) -> int | None:
-    return expires_at if expires_at is not None and expires_at > now_ms else None

@@ -1,7 +1,7 @@
 """Operations on the content of a string or field: save whole, patch a byte range."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from redisfuse.batching import CHUNK_BYTES
@@ -9,6 +9,7 @@ from redisfuse.errors import ConflictError
 from redisfuse.journal.models import Blob, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
 from redisfuse.transactions.precondition import Precondition
@@ -20,17 +21,25 @@ MAX_GROUP_COMMIT_BYTES = 64 * 1024  # bytes of a value that may share a transact
 
 @dataclass(frozen=True)
 class SaveWhole(Operation):
-    """Replace the whole content of a string or field, or create it. Its expiry stays."""
+    """Replace the whole content of a string or field, or create it.
+
+    The expiry of an existing value stays. `expiry` is that of a created one. `supersedes`: the held change of the same
+    content.
+    """
 
     target: KeyRef
     content: Blob
     precondition: Precondition
     path: bytes
     op: str = "write"
+    expiry: Expiry | None = None
+    supersedes: int | None = None
 
     @property
     def may_share_transaction(self) -> bool:
         """Whether both the new content and the expected one are small."""
+        if self.expiry is not None:
+            return False  # its plan takes a round trip
         expected_size = self.precondition.expected_size
         return (
             self.content.size <= MAX_GROUP_COMMIT_BYTES
@@ -62,10 +71,15 @@ class SaveWhole(Operation):
             expires_at=current.key_expires_at,
             field_expires_at=current.state.field_expires_at,
         )
+        if self.expiry is not None:
+            new = self.expiry.apply(new, current, state.server_info, state.fetch_time_ms())
         intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
         _check_precondition(self.precondition, current, intent)
-        commands = command_builder.build_write(self.target, current, self.content, state.server_info)
-        return [Mutation((intent,), tuple(commands))]
+        if self.expiry is None:
+            commands = command_builder.build_write(self.target, current, self.content, state.server_info)
+        else:
+            commands = command_builder.build_restore(self.target, current, new, state.server_info)
+        return [Mutation((replace(intent, supersedes=self.supersedes),), tuple(commands))]
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Operations on whole keys of any type, and on hash fields: removal and expiry."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from redisfuse.client.client import ServerInfo
 from redisfuse.errors import ConflictError, NotFoundError
-from redisfuse.journal.models import ABSENT, ChangeIntent
+from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.mutation import Mutation
@@ -21,12 +21,13 @@ class RemoveTogether(Operation):
     """Remove keys or fields as one operation.
 
     One rollback restores them all. Absent targets are skipped. Every target that is there must satisfy the
-    precondition.
+    precondition. `removed` are the states that the last `plan` found.
     """
 
     targets: tuple[KeyRef, ...]
     path: bytes
     precondition: Precondition
+    removed: dict[KeyRef, State] = field(default_factory=dict, compare=False)
 
     def reads(self) -> Sequence[ReadRequest]:
         """Return a read of every target."""
@@ -42,6 +43,8 @@ class RemoveTogether(Operation):
             raise ConflictError("it was changed by another client in the meantime, so it is not removed")
         if not present:
             raise NotFoundError(GONE_MESSAGE)
+        self.removed.clear()
+        self.removed.update({target: state[target].state for target in present})
         return [_build_removal(target, state[target], self.path, state.server_info) for target in present]
 
 

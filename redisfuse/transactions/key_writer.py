@@ -18,8 +18,10 @@ from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, Stat
 from redisfuse.keyspace.listener import NullListener, WriteListener
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.text import glob_matches
+from redisfuse.transactions import command_builder
 from redisfuse.transactions.content_operations import PatchRange, SaveWhole
 from redisfuse.transactions.executor import TransactionExecutor
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_operations import RemoveEach, RemoveTogether, SetExpiry
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rename import Rename, RenamePair
@@ -58,15 +60,26 @@ class KeyWriter:
     # -- content of strings and fields --------------------------------------------------------------------------------
 
     def save(
-        self, target: KeyRef, content: Blob, *, precondition: Precondition, path: bytes, op: str = "write"
+        self,
+        target: KeyRef,
+        content: Blob,
+        *,
+        precondition: Precondition,
+        path: bytes,
+        op: str = "write",
+        expiry: Expiry | None = None,
+        supersedes: int | None = None,
     ) -> None:
-        """Replace the whole content of a string or field, or create it. Its expiry stays.
+        """Replace the whole content of a string or field, or create it.
+
+        The expiry of an existing value stays; `expiry` is that of a created one. `supersedes`: the held change of the
+        same content, whose row is replaced.
 
         Raises ConflictError (the content is kept in the journal), TooLargeError, AccessError, and as
         `TransactionExecutor.run` does.
         """
         self._begin([target], content.size)
-        self.executor.run(SaveWhole(target, content, self._relax(precondition), path, op))
+        self.executor.run(SaveWhole(target, content, self._relax(precondition), path, op, expiry, supersedes))
 
     def patch(
         self,
@@ -97,17 +110,40 @@ class KeyWriter:
         intents = [ChangeIntent(path, "write", target.key, target.field, prior, new) for new in states]
         return self.journal.record_intents(self.session_id, intents, outcome="refused", error=error)[0]
 
+    def record_held(
+        self, target: KeyRef, content: Blob, *, path: bytes, expiry: Expiry | None, supersedes: int | None
+    ) -> int:
+        """Journal the content of a held file; return the change's ID.
+
+        It is on this disk on return: if this process dies, recovery writes it. `supersedes`: its previous content.
+        """
+        value_ms = None if expiry is None else expiry.value_ms
+        if target.field is None:
+            new = State.from_value(content, expires_at=value_ms)
+        else:
+            new = State.from_value(content, b"field", field_expires_at=value_ms)
+        intent = ChangeIntent(path, "create", target.key, target.field, ABSENT, new, supersedes=supersedes)
+        return self.journal.record_intents(self.session_id, [intent], outcome="held")[0]
+
+    def discard_held(self, change_id: int) -> None:
+        """Remove the journaled content of a temporary file that was removed."""
+        self.journal.discard_held(change_id)
+
     # -- whole keys and fields ----------------------------------------------------------------------------------------
 
-    def remove(self, targets: Sequence[KeyRef], *, path: bytes, precondition: Precondition | None = None) -> None:
-        """Remove keys of any type, or fields, as one operation.
+    def remove(
+        self, targets: Sequence[KeyRef], *, path: bytes, precondition: Precondition | None = None
+    ) -> Mapping[KeyRef, State]:
+        """Remove keys of any type, or fields, as one operation; return what they held.
 
         Absent targets are skipped. Raises ConflictError if a target violates the precondition (no content is new, so
         nothing is kept); NotFoundError if all are absent; AccessError; and as `TransactionExecutor.run` does.
         """
         self._begin(targets)
         required = self._relax(precondition or Precondition.unconditional())
-        self.executor.run(RemoveTogether(tuple(targets), path, required))
+        operation = RemoveTogether(tuple(targets), path, required)
+        self.executor.run(operation)
+        return operation.removed
 
     def remove_independently(self, paths: Mapping[KeyRef, bytes]) -> int:
         """Remove keys of any type, or fields, each as an operation of its own.
@@ -147,13 +183,22 @@ class KeyWriter:
     def expire(self, target: KeyRef, expires_at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires: absolute Unix time in ms, or None for never.
 
-        Raises NotFoundError, InvalidArgumentError (that time has passed), NotSupportedError (a field, on a server whose
-        fields have no expiry), AccessError, and as `TransactionExecutor.run` does.
+        Raises NotFoundError, AccessError, and as `check_expiry` and `TransactionExecutor.run` do.
         """
         self._begin([target])
+        self.check_expiry(target, expires_at_ms)
+        self.executor.run(SetExpiry(target, expires_at_ms, path))
+
+    def check_expiry(self, target: KeyRef | None, expires_at_ms: int | None) -> None:
+        """Raise an error for an expiry that a key or field can't have.
+
+        None: the target is not known yet. InvalidArgumentError: that time has passed. NotSupportedError: a field, on a
+        server whose fields have no expiry.
+        """
         if expires_at_ms is not None and expires_at_ms <= time.time() * 1000:
             raise InvalidArgumentError("that time has passed; remove the key instead")
-        self.executor.run(SetExpiry(target, expires_at_ms, path))
+        if target is not None:
+            command_builder.build_expire(target, expires_at_ms, self.executor.client.server_info)
 
     # -- empty directories, which exist only in the journal -----------------------------------------------------------
 

@@ -9,6 +9,7 @@ from redisfuse.errors import AccessError, ConflictError, ExistsError, InvalidArg
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
+from redisfuse.transactions.expiry import FIELD_EXPIRY_LOST_NOTE
 from redisfuse.transactions.key_operations import GONE_MESSAGE
 from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.operation import Operation, WatchedState
@@ -102,7 +103,7 @@ def _build_destination_state(
     )
     if field_expires_at == expires_at:
         return new
-    return replace(new, note="its expiry was not kept: this server's fields have none")
+    return replace(new, note=FIELD_EXPIRY_LOST_NOTE)
 
 
 def _get_expiry(state: State) -> int | None:

@@ -7,9 +7,11 @@ import os
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.vfs.directory_retention import DirectoryRetention
 from redisfuse.vfs.displaced_files import DisplacedFiles
+from redisfuse.vfs.memory_inodes import Origin
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PendingRemoval
 
@@ -58,7 +60,7 @@ class DelayedChanges:
         """Remove a key or field; return whether it is gone."""
         path = os.fsdecode(removal.path)
         try:
-            self._key_writer.remove([removal.target], path=removal.path, precondition=removal.precondition)
+            removed = self._key_writer.remove([removal.target], path=removal.path, precondition=removal.precondition)
         except NotFoundError:
             log.debug("%s was to be removed, but another client removed it first", path)
         except ConflictError as error:
@@ -70,6 +72,8 @@ class DelayedChanges:
         else:
             self._retention.keep_parent_of(removal.target)
             if removal.copy_path is not None:
+                expiry = Expiry.from_state(removed[removal.target])  # for its copy, which may be moved back
+                self._overlay.memory_fs.set_origin(removal.copy_path, Origin(removal.target, expiry))
                 log.warning(
                     "%s was renamed to the junk name %s: the key is removed; its content is in this mount's scratch "
                     "memory until the unmount, and in the journal (redisfuse log, redisfuse rollback)",

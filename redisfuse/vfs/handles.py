@@ -212,11 +212,11 @@ class ReadWriteHandle:
     def flush(self, is_final: bool) -> None:
         if self.is_writer and is_final:
             self._check_own_writes()
-            self.file.sync()
+            self.file.flush()
 
     def fsync(self) -> None:
         self._check_own_writes()
-        self.file.sync()
+        self.file.fsync()
 
     def _check_own_writes(self) -> None:
         if self._has_written:

@@ -27,7 +27,7 @@ from redisfuse.trusted_files import open_trusted
 PRIVATE_FILE_MODES = (0o600, 0o700)
 
 _HEADING_RE = re.compile(r"##\s*(.*?)\s*(?:\((\w+)\))?\s*")
-# What mkstemp(3) and the like put into a name. Only lowercase letters are a word, only digits a number.
+# The characters that mkstemp(3) and the like put into a name. Only lowercase letters are a word, only digits a number.
 _RANDOM_CHARACTERS_RE = re.compile(rb"(?![a-z]+\Z|[0-9]+\Z)[A-Za-z0-9_]+")
 _RANDOM_SUFFIX_SIZES = (6, 7, 8)
 _CONTROL_CHARACTERS_RE = re.compile("[\x00-\x1f\x7f\udc80-\udcff]")
@@ -300,13 +300,11 @@ def _is_temporary_name(name: bytes, rule: JunkRule | None) -> bool:
 
 
 def _has_sibling(name: bytes, data_names: Container[bytes]) -> bool:
-    """Return whether a name is that of a key or field beside it and random characters."""
-    for size in _RANDOM_SUFFIX_SIZES:
-        stem = name[:-size].rstrip(b"._-~")
-        if stem.strip(b".") and _RANDOM_CHARACTERS_RE.fullmatch(name[-size:]):
-            if stem in data_names or stem.startswith(b".") and stem[1:] in data_names:
-                return True
-    return False
+    """Return whether a name is that of data beside it with random characters."""
+    stems = [
+        name[:-size].rstrip(b"._-~") for size in _RANDOM_SUFFIX_SIZES if _RANDOM_CHARACTERS_RE.fullmatch(name[-size:])
+    ]
+    return any(base in data_names for stem in stems for base in {stem, stem.removeprefix(b".")} if base)
 
 
 def _compile_alternatives(expressions: Sequence[str]) -> re.Pattern[str]:

@@ -27,7 +27,7 @@ from redisfuse.errors import (
     NotEmptyError,
 )
 from redisfuse.vfs.memory_file import MemoryFile
-from redisfuse.vfs.memory_inodes import MemoryFileStat, MemoryInode, MemoryInodes, entry_bytes
+from redisfuse.vfs.memory_inodes import NO_ORIGIN, MemoryFileStat, MemoryInode, MemoryInodes, Origin, entry_bytes
 
 
 class MemoryFS:
@@ -107,6 +107,7 @@ class MemoryFS:
             if existing is None:
                 inodes.link(path, inode)
             inode.data = data
+            inode.origin = NO_ORIGIN
             inode.mtime_ns = time.time_ns()
 
     def mkdir(self, path: bytes, mode: int) -> None:
@@ -224,6 +225,18 @@ class MemoryFS:
         """Set the time of the last change, as utimensat(2). Raises NotFoundError."""
         with self._lock:
             self._inodes.require(path).mtime_ns = mtime_ns
+
+    def get_origin(self, path: bytes) -> Origin:
+        """Return what a file was in Redis. Raises NotFoundError."""
+        with self._lock:
+            return self._inodes.require(path).origin
+
+    def set_origin(self, path: bytes, origin: Origin) -> None:
+        """Note what a file was in Redis; a file that is gone is ignored."""
+        with self._lock:
+            inode = self._inodes.by_path.get(path)
+            if inode is not None:
+                inode.origin = origin
 
     def getxattr(self, path: bytes, name: bytes) -> bytes:
         """Return an extended attribute. Raises NotFoundError, NoAttributeError."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from redisfuse.errors import IsDirectoryError, NoAttributeError, NoSpaceError, NotDirectoryError, NotFoundError
+from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.expiry import Expiry
 
 ENTRY_OVERHEAD_BYTES = 512  # bytes that a file or directory counts beside its path, contents and extended attributes
 
@@ -24,6 +27,16 @@ class MemoryFileStat:
     mtime_ns: int  # nanoseconds since 1970, UTC
 
 
+class Origin(NamedTuple):
+    """The key or field that a file was before it was moved here."""
+
+    target: KeyRef | None = None
+    expiry: Expiry | None = None
+
+
+NO_ORIGIN = Origin()
+
+
 @dataclass(slots=True)
 class MemoryInode:
     """One file or directory."""
@@ -36,6 +49,7 @@ class MemoryInode:
     handle_count: int = 0
     is_linked: bool = True
     is_sealed: bool = False  # writes are refused: the contents were saved elsewhere
+    origin: Origin = NO_ORIGIN  # its place in Redis, which it gets again if it is moved back
     hidden_path: bytes | None = None  # its path, if no listing shows it
 
     def stat(self) -> MemoryFileStat:

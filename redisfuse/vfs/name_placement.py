@@ -84,14 +84,23 @@ class NamePlacement:
             return key
         return field if self._filesystem.metadata.get_with_content(field.key).type in (b"none", b"hash") else key
 
-    def resolve_destination(self, path: bytes, *, require_key: bool = False) -> tuple[KeyRef, Precondition]:
+    def resolve_destination(
+        self, path: bytes, *, require_key: bool = False, origin: KeyRef | None = None
+    ) -> tuple[KeyRef, Precondition]:
         """Return the key or field that a rename writes, and its precondition.
+
+        `origin`: the one that the renamed file was; it is the same again if the path is one of it.
 
         Raises AccessError if the value there can't be replaced by a file.
         """
         candidates = self._filesystem.grammar.parse_new(path)
         node = self._filesystem.resolver.resolve_file(candidates)
-        target = self.choose_target(candidates, require_key=require_key) if node is None else require_target(node)
+        if node is not None:
+            target = require_target(node)
+        elif origin is not None and origin in self.candidate_targets(candidates):
+            target = origin
+        else:
+            target = self.choose_target(candidates, require_key=require_key)
         if isinstance(node, KeyNode) and require_key and target.field is not None:
             raise AccessError("a hash field can't hold a key of this type")
         if isinstance(node, KeyNode) and not require_key and not node.is_editable:

@@ -34,6 +34,8 @@ from redisfuse.vfs.nodes import (
 )
 from redisfuse.vfs.open_file import OpenFile
 from redisfuse.vfs.overlay import Overlay
+from redisfuse.vfs.processes import Processes
+from redisfuse.vfs.recent_removals import RecentRemovals
 
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence
@@ -55,6 +57,7 @@ class NamespaceOperations:
         strings_only: bool,
         removal_delay_seconds: float,
         coherence: Coherence,
+        processes: Processes,
     ) -> None:
         """Prepare for changes.
 
@@ -66,6 +69,7 @@ class NamespaceOperations:
         self._empty_directories = empty_directories
         self._placement = NamePlacement(filesystem, overlay, junk_rules, strings_only=strings_only)
         self._retention = DirectoryRetention(filesystem, overlay, empty_directories)
+        self._recent_removals = RecentRemovals(processes)
         self._displaced_files = DisplacedFiles(overlay.open_files)
         self._delayed_changes = DelayedChanges(overlay, key_writer, self._displaced_files, self._retention, coherence)
         self._rename_operations = RenameOperations(
@@ -76,6 +80,7 @@ class NamespaceOperations:
             placement=self._placement,
             retention=self._retention,
             displaced_files=self._displaced_files,
+            recent_removals=self._recent_removals,
             delayed_changes=self._delayed_changes,
             coherence=coherence,
             removal_delay_seconds=removal_delay_seconds,
@@ -83,8 +88,8 @@ class NamespaceOperations:
 
     # -- creating ----------------------------------------------------------------------------------------------------
 
-    def create(self, path: bytes, *, exclusive: bool, mode: int) -> OpenFile | bytes:
-        """Create a file.
+    def create(self, path: bytes, *, exclusive: bool, mode: int, caller: int) -> OpenFile | bytes:
+        """Create a file. `caller`: the thread that does so.
 
         Returns an open file with one more handle, or the path of a new junk file. Raises ExistsError, BadNameError,
         NameTooLongError, AccessError (--allow), NoSpaceError (junk).
@@ -101,12 +106,18 @@ class NamespaceOperations:
                 if exclusive:
                     raise ExistsError("file exists")
                 return files.open_handle(require_target(existing), path, is_writer=True)
-            target = self._placement.choose_target(candidates)
+            removed = self._recent_removals.take(self._placement.candidate_targets(candidates), caller)
+            target = self._placement.choose_target(candidates) if removed is None else removed.target
             self._key_writer.check_allowed(target.key)
             file = files.open_handle(target, path, is_writer=True)
             removal = removals.get(target)
             precondition = Precondition.absent() if removal is None else removal.precondition
-            file.begin_create(precondition, hold=decision.is_held and removal is None, pending_removal=removal)
+            file.begin_create(
+                precondition,
+                hold=decision.is_held and removal is None,
+                pending_removal=removal,
+                expiry=None if removed is None else removed.expiry,
+            )
             removals.cancel(target)  # not before begin_create, or the tree would show the old content for a moment
         return file
 
@@ -130,10 +141,10 @@ class NamespaceOperations:
 
     # -- removing ----------------------------------------------------------------------------------------------------
 
-    def unlink(self, path: bytes) -> None:
+    def unlink(self, path: bytes, *, caller: int) -> None:
         """Remove a file: a key of any type, a field, or junk.
 
-        Raises what `KeyWriter.remove` raises.
+        `caller`: the thread that does so. Raises what `KeyWriter.remove` raises.
         """
         if self._overlay.open_files.remove_hidden(path):
             return
@@ -145,31 +156,35 @@ class NamespaceOperations:
         target = require_target(node)
         file = self._overlay.open_files.get(target)
         if file is None:
-            self._key_writer.remove([target], path=path)
+            removed = self._key_writer.remove([target], path=path)
+            self._recent_removals.add(target, removed.get(target), caller)
         else:
             with file.lock:
-                self._remove_open(file, target, path, Precondition.unconditional())
+                self._remove_open(file, target, path, Precondition.unconditional(), caller)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
 
-    def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition) -> None:
+    def _remove_open(
+        self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition, caller: int
+    ) -> None:
         """Remove the target of an open file, whose handles keep its bytes.
 
         The caller holds the file's lock.
         """
         contents = file.copy_for_handles()
-        if not file.is_new:
-            self._key_writer.remove([target], path=path, precondition=precondition)
-        elif file.pending_removal is not None:
-            self._key_writer.remove([target], path=path, precondition=file.pending_removal.precondition)
+        if file.is_new and file.pending_removal is not None:
+            precondition = file.pending_removal.precondition
+        if not file.is_new or file.pending_removal is not None:
+            removed = self._key_writer.remove([target], path=path, precondition=precondition)
+            self._recent_removals.add(target, removed.get(target), caller)
         self._overlay.open_files.detach(file, contents)
 
-    def unlink_open(self, path: bytes, hidden_path: bytes, *, is_removal: bool) -> None:
+    def unlink_open(self, path: bytes, hidden_path: bytes, *, is_removal: bool, caller: int) -> None:
         """Unlink an open file, whose handles keep its bytes.
 
-        libfuse calls it by `hidden_path` until its last close. `is_removal`: the program calls unlink(2). Otherwise it
-        may be about to rename another file over it, which shows in the next moment; until then the removal is pending
-        (`vfs/staged_replace.py`).
+        `caller`: the thread that does so. libfuse calls it by `hidden_path` until its last close. `is_removal`: the
+        program calls unlink(2). Otherwise it may be about to rename another file over it, which shows in the next
+        moment; until then the removal is pending (`vfs/staged_replace.py`).
         """
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
@@ -188,7 +203,7 @@ class NamespaceOperations:
             elif not is_editable:
                 self._key_writer.remove([target], path=path)  # its handles have contents of their own
             else:
-                self._remove_open(file, target, path, precondition or Precondition.unconditional())
+                self._remove_open(file, target, path, precondition or Precondition.unconditional(), caller)
             files.hide(file, hidden_path)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
@@ -257,13 +272,15 @@ class NamespaceOperations:
     def set_expiry(self, path: bytes, ttl_ms: int) -> None:
         """Set the TTL of a key or field in milliseconds; -1 removes it.
 
-        Raises AccessError for other nodes.
+        Of a new file it is set at its first commit. Raises AccessError for other nodes, and what `KeyWriter.expire`
+        raises.
         """
         node = self._filesystem.resolver.resolve(path)
         if not isinstance(node, KeyNode | OpenFileNode):
             raise AccessError("only keys and fields expire")
         expires_at_ms = None if ttl_ms < 0 else time.time_ns() // 1_000_000 + ttl_ms
-        self._key_writer.expire(require_target(node), expires_at_ms, path=path)
+        if not (isinstance(node, OpenFileNode) and node.file.set_expiry(expires_at_ms)):
+            self._key_writer.expire(require_target(node), expires_at_ms, path=path)
 
     def truncate(self, path: bytes, size: int) -> None:
         """Truncate a file by its path.
@@ -281,6 +298,6 @@ class NamespaceOperations:
         file = files.open_handle(require_target(node), path, is_writer=True)
         try:
             file.truncate(size)
-            file.sync()
+            file.fsync()
         finally:
             files.close_handle(file, is_writer=True)

@@ -25,6 +25,7 @@ from redisfuse.vfs.directory_retention import DirectoryRetention
 from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.memory_inodes import Origin
 from redisfuse.vfs.name_placement import NamePlacement, reject_junk_name
 from redisfuse.vfs.nodes import (
     DirectoryNode,
@@ -37,6 +38,7 @@ from redisfuse.vfs.nodes import (
 )
 from redisfuse.vfs.open_file import OpenFile
 from redisfuse.vfs.overlay import Overlay
+from redisfuse.vfs.recent_removals import RecentRemovals
 from redisfuse.vfs.write_back import iter_content_chunks
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class RenameOperations:
         placement: NamePlacement,
         retention: DirectoryRetention,
         displaced_files: DisplacedFiles,
+        recent_removals: RecentRemovals,
         delayed_changes: DelayedChanges,
         coherence: Coherence,
         removal_delay_seconds: float,
@@ -71,6 +74,7 @@ class RenameOperations:
         self._placement = placement
         self._retention = retention
         self._displaced_files = displaced_files
+        self._recent_removals = recent_removals
         self._delayed_changes = delayed_changes
         self._coherence = coherence
         self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
@@ -138,10 +142,12 @@ class RenameOperations:
         memory_fs = self._overlay.memory_fs
         if self._placement.decide_junk(new, is_directory=source.is_directory).is_junk:
             memory_fs.rename(old, new)
+            self._overlay.pending_removals.follow_copy(old, new)
             return
         if source.is_directory:
             raise CrossDeviceError("junk is not in Redis: a directory of it can only be copied there")
-        target, precondition = self._placement.resolve_destination(new)
+        origin = memory_fs.get_origin(old)
+        target, precondition = self._placement.resolve_destination(new, origin=origin.target)
         with memory_fs.open_copy(old) as file:
             content = Blob.from_file(file)
             removal = self._overlay.pending_removals.get(target)
@@ -150,7 +156,9 @@ class RenameOperations:
             )
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
-                self._key_writer.save(target, content, precondition=precondition, path=new, op="write")
+                self._key_writer.save(
+                    target, content, precondition=precondition, path=new, op="write", expiry=origin.expiry
+                )
                 self._coherence.file_saved(target, mtime_ns)
         self._overlay.pending_removals.cancel(target)
         memory_fs.unlink_and_seal(old)
@@ -167,6 +175,7 @@ class RenameOperations:
             with file.lock:
                 if file.is_new:
                     memory_fs.write_file(new, file.to_blob().iter_chunks())
+                    memory_fs.set_origin(new, Origin(target, file.expiry))
                     if file.pending_removal is not None:
                         self._overlay.pending_removals.schedule(
                             target, old, file.pending_removal.precondition, self._removal_delay_seconds, new
@@ -178,6 +187,7 @@ class RenameOperations:
         content, precondition = files.content_loader.open_with_precondition(target)
         memory_fs.write_file(new, iter_content_chunks(content))
         memory_fs.set_mtime(new, self._filesystem.get_mtime_ns(target))
+        memory_fs.set_origin(new, Origin(target))
         if file is not None:
             with file.lock:
                 files.detach(file, file.copy_for_handles())

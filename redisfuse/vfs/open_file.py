@@ -4,7 +4,7 @@ All handles of a target share one `OpenFile`, so that every descriptor sees the 
 
 Edits are committed at the flush of a close that ends the writing, at fsync, and at the last close of a writer
 (docs/editing.md). A *held* file (created like a temporary file) is not committed before it is renamed or its deadline
-is past.
+is past. Until then the journal has what a close or fsync of it acknowledged.
 
 Lock order: `OpenFile.lock` is held through a commit. It comes before the lock of the `OpenFileTable` and before every
 lock of the rooms below (transactions, journal, client).
@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from redisfuse.errors import ConflictError, OutcomeUnknownError, RedisFuseError, UnavailableError
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import check_value_size
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.attached_handles import AttachedHandle, AttachedHandles
 from redisfuse.vfs.content_types import FileContent, InlineContent
+from redisfuse.vfs.held_copy import HeldCopy
 from redisfuse.vfs.staged_replace import PendingRemoval
 from redisfuse.vfs.write_back import (
     MAX_WHOLE_WRITE_BYTES,
@@ -52,6 +54,7 @@ class AttachmentState(NamedTuple):
     is_dirty: bool
     hold_deadline: float | None
     pending_removal: PendingRemoval | None
+    expiry: Expiry | None
 
 
 class OpenFile:
@@ -76,6 +79,8 @@ class OpenFile:
         self.pending_removal: PendingRemoval | None = None  # of the value that a new file replaces at its first commit
         # The time of the clock before which it is not committed, unless renamed; math.inf while it is open.
         self.hold_deadline: float | None = None
+        self.expiry: Expiry | None = None  # that a new file gets at its first commit
+        self._held_copy = HeldCopy(table.key_writer)
         self._precondition = Precondition.unconditional()
         self._written_since_commit = False
         self._commit_error: RedisFuseError | None = None  # of the last commit
@@ -90,10 +95,18 @@ class OpenFile:
             if self.buffer is None and self.target is not None:
                 self._load_base()
 
-    def begin_create(self, precondition: Precondition, *, hold: bool, pending_removal: PendingRemoval | None) -> None:
+    def begin_create(
+        self,
+        precondition: Precondition,
+        *,
+        hold: bool,
+        pending_removal: PendingRemoval | None,
+        expiry: Expiry | None = None,
+    ) -> None:
         """Prepare for writing a new file.
 
-        `precondition` describes what Redis has at the target: no value, or one whose removal is pending.
+        `precondition` describes what Redis has at the target: no value, or one whose removal is pending. `expiry`: that
+        of the value that the program has just removed.
         """
         with self.lock:
             if self.is_new:
@@ -104,6 +117,7 @@ class OpenFile:
             self.mtime_ns = time.time_ns()
             self.pending_removal = pending_removal
             self.hold_deadline = math.inf if hold else None
+            self.expiry = expiry
 
     def _load_base(self) -> None:
         content, self._precondition = self._open_target()
@@ -165,6 +179,7 @@ class OpenFile:
             self._mark_modified()
 
     def _mark_modified(self) -> None:
+        self._held_copy.is_current = False
         self._commit_error = None
         self._modified_since_in_doubt = True
         self.mtime_ns = time.time_ns()
@@ -174,11 +189,47 @@ class OpenFile:
         """Whether anything was written since the last commit, or that commit failed."""
         return self._written_since_commit or self._commit_error is not None
 
-    def sync(self) -> None:
-        """Commit all edits, unless the file is held back. Raises what `commit` raises."""
+    def flush(self) -> None:
+        """Commit all edits, or journal the copy of a held file.
+
+        An empty file is not journaled. Raises what `commit` raises.
+        """
         with self.lock:
             if self.hold_deadline is None:
                 self.commit()
+            elif self.size:
+                self._record_held()
+
+    def fsync(self) -> None:
+        """Commit all edits, or journal the copy of a held file.
+
+        Raises what `commit` raises.
+        """
+        with self.lock:
+            if self.hold_deadline is None:
+                self.commit()
+            else:
+                self._record_held()
+
+    def _record_held(self) -> None:
+        if self.target is not None and not self._held_copy.is_current:
+            self._held_copy.record(self.target, self.to_blob(), self.path, self.expiry)
+
+    def set_expiry(self, expires_at_ms: int | None) -> bool:
+        """Set when a new file expires, in ms since the epoch.
+
+        Returns False if Redis has it already.
+        """
+        with self.lock:
+            if not self.is_new or self.target is None:
+                return False
+            # The target of a held file is not final: another one may have an expiry where this one can't.
+            self._table.key_writer.check_expiry(self.target if self.hold_deadline is None else None, expires_at_ms)
+            self.expiry = Expiry(expires_at_ms, is_explicit=True)
+            if self._held_copy.is_current:
+                self._held_copy.is_current = False
+                self._record_held()
+            return True
 
     def readers_share_content(self, newest_handle: AttachedHandle) -> bool:
         """Return whether the newest handle and all others read the same bytes."""
@@ -219,9 +270,12 @@ class OpenFile:
                         self._precondition,
                         self.path,
                         is_new=self.is_new,
+                        expiry=self.expiry,
+                        supersedes=self._held_copy.change_id,
                     )
             except RedisFuseError as error:
                 self._commit_error = error
+                self._held_copy.is_current = False
                 if isinstance(error, OutcomeUnknownError):
                     self._in_doubt_change, self._modified_since_in_doubt = error.change_id, False
                 if isinstance(error, ConflictError):
@@ -229,6 +283,7 @@ class OpenFile:
                     self.attached_handles.mark_conflicted(error)
                 raise
             self._commit_error = None
+            self._held_copy.forget()
             if self.mtime_ns is not None:
                 self._table.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
@@ -296,10 +351,11 @@ class OpenFile:
 
     def _clear_new(self) -> None:
         self.is_new = False
-        self.pending_removal = None
+        self.pending_removal = self.expiry = None
 
     def _discard_edits(self) -> None:
         self._clear_new()
+        self._held_copy.discard(self.path)
         self._in_doubt_change = None
         self.content_version += 1
         self._drop_buffer()
@@ -389,13 +445,15 @@ class OpenFile:
             self.buffer = contents or WriteBuffer()
             self.target = None
             self.hold_deadline = None
+            self._held_copy.discard(self.path)
             self._clear_new()
 
     @property
     def attachment_state(self) -> AttachmentState:
         """The values that `detach` clears."""
         return AttachmentState(
-            self.target, self._precondition, self.is_new, self.is_dirty, self.hold_deadline, self.pending_removal
+            *(self.target, self._precondition, self.is_new, self.is_dirty),
+            *(self.hold_deadline, self.pending_removal, self.expiry),
         )
 
     def reattach(self, state: AttachmentState) -> None:
@@ -403,6 +461,7 @@ class OpenFile:
         with self.lock:
             self.target, self._precondition, self.is_new = state.target, state.precondition, state.is_new
             self.hold_deadline, self.pending_removal = state.hold_deadline, state.pending_removal
+            self.expiry = state.expiry
             if not state.is_dirty:
                 self._drop_buffer()
 

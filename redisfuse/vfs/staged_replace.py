@@ -18,7 +18,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
@@ -97,6 +97,14 @@ class PendingRemovals:
         """Remove and return the pending removal of a target that new content replaces."""
         with self._condition:
             return self._pending.pop(target, None)
+
+    def follow_copy(self, old: bytes, new: bytes) -> None:
+        """Follow the rename of a copy in the memory filesystem, or of a directory."""
+        with self._condition:
+            for target, removal in self._pending.items():
+                path = removal.copy_path or b""
+                if path == old or path.startswith(old + b"/"):
+                    self._pending[target] = replace(removal, copy_path=new + path[len(old) :])
 
     def add(self, removal: PendingRemoval) -> None:
         """Add a pending removal with its own deadline."""

@@ -9,6 +9,7 @@ from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import FileContent
@@ -19,13 +20,22 @@ MAX_WHOLE_WRITE_BYTES = CHUNK_BYTES
 
 
 def write_back(
-    key_writer: KeyWriter, target: KeyRef, buffer: WriteBuffer, precondition: Precondition, path: bytes, *, is_new: bool
+    key_writer: KeyWriter,
+    target: KeyRef,
+    buffer: WriteBuffer,
+    precondition: Precondition,
+    path: bytes,
+    *,
+    is_new: bool,
+    expiry: Expiry | None,
+    supersedes: int | None,
 ) -> None:
     """Write the edits of a buffer to Redis as one journaled change.
 
     A large string is patched if the range that holds all edits is at most half of it; any other value is written whole.
-    `path` is the one that the journal records. Raises what `KeyWriter.patch` and `KeyWriter.save` raise, and
-    ConflictError if the part of the value that was not overwritten can't be read any more.
+    `path` is the one that the journal records; `expiry` and `supersedes` are those of `KeyWriter.save`. Raises what
+    `KeyWriter.patch` and `KeyWriter.save` raise, and ConflictError if the part of the value that was not overwritten
+    can't be read any more.
     """
     patch = (
         buffer.dirty_range() if buffer.size > MAX_WHOLE_WRITE_BYTES and target.field is None and not is_new else None
@@ -41,7 +51,7 @@ def write_back(
         raise ConflictError(
             f"the part of the value that was not overwritten can't be read any more: {error}"
         ) from error
-    key_writer.save(target, content, precondition=precondition, path=path, op=op)
+    key_writer.save(target, content, precondition=precondition, path=path, op=op, expiry=expiry, supersedes=supersedes)
 
 
 def states_to_preserve(buffer: WriteBuffer, target: KeyRef) -> list[State]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from redisfuse.client.client import RedisClient
@@ -19,6 +20,8 @@ TYPE_XATTR = b"user.redis.type"
 TTL_XATTR = b"user.redis.ttl"
 ENCODING_XATTR = b"user.redis.encoding"
 LENGTH_XATTR = b"user.redis.length"
+DERIVED_XATTRS = frozenset((KEY_XATTR, FIELD_XATTR, TYPE_XATTR, ENCODING_XATTR, LENGTH_XATTR))
+"""The attributes that follow from a file's name and content."""
 
 
 class XattrReader:
@@ -39,10 +42,15 @@ class XattrReader:
         """Return the names of a node's attributes, without a query."""
         if isinstance(node, DirectoryNode):
             return (PREFIX_XATTR,)
-        if isinstance(node, KeyNode):
-            names = (KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR)
-            return names if node.target.field is None else (*names, FIELD_XATTR)
-        return ()
+        if isinstance(node, OpenFileNode) and node.file.is_new:
+            return () if node.file.expiry is None else (TTL_XATTR,)
+        target = (
+            node.file.target if isinstance(node, OpenFileNode) else node.target if isinstance(node, KeyNode) else None
+        )
+        if target is None:
+            return ()
+        names = (KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR)
+        return names if target.field is None else (*names, FIELD_XATTR)
 
     def get(self, node: TreeNode, name: bytes) -> bytes:
         """Return one attribute, as it is on the server now.
@@ -59,7 +67,13 @@ class XattrReader:
             return {PREFIX_XATTR: self._grammar.key_prefix(node.directory)}
         if isinstance(node, OpenFileNode) and node.file.target is not None:
             stored = self._resolver.resolve_stored(node.file.target)
-            return {} if stored is None else self._fetch_all(stored)
+            values = {} if stored is None else self._fetch_all(stored)
+            expiry = node.file.expiry
+            if expiry is not None and (expiry.is_explicit or not values):
+                expires_at_ms = expiry.value_ms
+                ttl = -1 if expires_at_ms is None else max(0, expires_at_ms - time.time_ns() // 1_000_000)
+                values[TTL_XATTR] = b"%d" % ttl
+            return values
         if not isinstance(node, KeyNode):
             return {}
         target = node.target

@@ -180,14 +180,14 @@ def test_a_probe_beside_a_key(path: Path) -> None:
 
 
 def test_a_removed_temporary_file(path: Path) -> None:
-    """A file that is created with O_EXCL and mode 0600, synced, read and removed never reaches Redis."""
-    file = path / "d" / "sess1234"
+    """A temporary file that is created, synced, read and removed never reaches Redis."""
+    file = path / "d" / "tmpsess1234"
     descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
     os.write(descriptor, b"secret")
     os.fsync(descriptor)
     os.close(descriptor)
     assert file.read_bytes() == b"secret"
-    assert "sess1234" in os.listdir(path / "d")
+    assert "tmpsess1234" in os.listdir(path / "d")
     file.unlink()
 
 

@@ -125,6 +125,52 @@ def test_mv_and_back(client: redis.Redis, mount: MountedServer, file: Path, serv
 
 
 @pytest.mark.expected_log(REMOVED)
+@pytest.mark.parametrize("way", ["mv", "mv twice", "trash"])
+def test_the_expiry_returns_with_the_file(client: redis.Redis, mount: MountedServer, file: Path, way: str) -> None:
+    """A file that is moved back after the delay expires when it did before."""
+    trash = mount.path / ".Trash-1000"
+    trash.mkdir()
+    copy = trash / "f.txt" if way == "trash" else backup_of(file)
+    expires_at = time.time() * 1000 + client.pttl("d:f.txt")
+    os.rename(file, copy)
+    if way == "mv twice":
+        os.rename(copy, trash / "other")
+        copy = trash / "other"
+    wait_until(lambda: not client.exists("d:f.txt"))
+    wait_until(lambda: f"junk name {copy.relative_to(mount.path)}: the key is removed" in mount.read_log())
+    os.rename(copy, file)
+    trash.rmdir()
+    assert client.get("d:f.txt") == b"old"
+    assert abs(time.time() * 1000 + client.pttl("d:f.txt") - expires_at) < 1000
+
+
+@pytest.mark.expected_log(REMOVED)
+def test_an_expiry_that_has_passed_does_not_return(client: redis.Redis, file: Path) -> None:
+    """A file that is moved back after its key would have expired is there, without an expiry."""
+    client.pexpire("d:f.txt", int(PARK_SECONDS * 1000) + 700)
+    expires_at = time.monotonic() + PARK_SECONDS + 0.7
+    os.rename(file, backup_of(file))
+    wait_until(lambda: not client.exists("d:f.txt"))
+    time.sleep(max(0.0, expires_at - time.monotonic()) + 0.1)
+    os.rename(backup_of(file), file)
+    assert client.get("d:f.txt") == b"old"
+    assert client.pttl("d:f.txt") == -1
+
+
+@pytest.mark.expected_log(REMOVED)
+def test_the_expiry_of_a_hash_returns_with_its_field(client: redis.Redis, mount: MountedServer) -> None:
+    """A field that is moved back after the delay, as the only one of its hash, brings back the expiry of the hash."""
+    client.pexpire("h", TTL_MS)
+    path = mount.path / "h.f"
+    os.rename(path, backup_of(path))
+    wait_until(lambda: not client.exists("h"))
+    time.sleep(0.1)
+    os.rename(backup_of(path), path)
+    assert client.hget("h", "f") == b"old"
+    assert 0 < client.pttl("h") <= TTL_MS
+
+
+@pytest.mark.expected_log(REMOVED)
 def test_the_unmount_commits(server: RedisServer, tmp_path: Path) -> None:
     """The unmount commits pending removals and held files, journaled."""
     client = server.client()
@@ -132,17 +178,17 @@ def test_the_unmount_commits(server: RedisServer, tmp_path: Path) -> None:
     client.mset({"f": "old", "g": "old"})
     with mount_server(tmp_path, server.tcp_url(), "--park-seconds", "600", write=True) as mount:
         os.rename(mount.path / "f", mount.path / "f~")
-        descriptor = os.open(mount.path / "kept", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        descriptor = os.open(mount.path / "tmpkept1234", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         os.write(descriptor, b"new")
         os.close(descriptor)
         time.sleep(0.3)
         assert sorted(client.keys()) == [b"f", b"g"]
-        assert sorted(os.listdir(mount.path)) == ["f~", "g", "kept"]
+        assert sorted(os.listdir(mount.path)) == ["f~", "g", "tmpkept1234"]
         assert mount.stop() == 0
-        assert sorted(client.keys()) == [b"g", b"kept"]
-        assert client.get("kept") == b"new"
+        assert sorted(client.keys()) == [b"g", b"tmpkept1234"]
+        assert client.get("tmpkept1234") == b"new"
         rows = {(row["op"], row["path"], row["state"]) for row in journal_rows(mount)}
-        assert rows == {("remove", "f", "applied"), ("create", "kept", "applied")}
+        assert rows == {("remove", "f", "applied"), ("create", "tmpkept1234", "applied")}
 
 
 def test_a_killed_mount_leaves_the_key(server: RedisServer, tmp_path: Path) -> None:
@@ -319,21 +365,21 @@ def test_trash(client: redis.Redis, mount: MountedServer, file: Path) -> None:
 
 
 def test_a_held_file_that_stays(client: redis.Redis, mount: MountedServer) -> None:
-    """A file created with O_EXCL and mode 0600 is committed --park-seconds after its close, as one change."""
+    """A temporary file that is not renamed is committed --park-seconds after its close, as one change."""
     before = last_change_id(mount)
-    path = mount.path / "id_rsa"
+    path = mount.path / "tmpab12cd34"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     os.write(descriptor, b"secret")
     os.fsync(descriptor)
-    assert not client.exists("id_rsa")
+    assert not client.exists("tmpab12cd34")
     os.close(descriptor)
     assert path.read_bytes() == b"secret"
     assert path.stat().st_size == 6
-    assert "id_rsa" in os.listdir(mount.path)
+    assert "tmpab12cd34" in os.listdir(mount.path)
     with path.open("ab") as more:
         more.write(b"!")
-    wait_until(lambda: client.get("id_rsa") == b"secret!")
-    assert [(row["op"], row["path"]) for row in journal_rows(mount, before)] == [("create", "id_rsa")]
+    wait_until(lambda: client.get("tmpab12cd34") == b"secret!")
+    assert [(row["op"], row["path"]) for row in journal_rows(mount, before)] == [("create", "tmpab12cd34")]
     assert path.read_bytes() == b"secret!"
 
 

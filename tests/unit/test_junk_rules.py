@@ -111,10 +111,23 @@ def test_probes(number: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["sedAbC123", "XXab12CD", "tmpab12cd34", ".k.AbC123", "k.Cqaoyu", "lu12.tmp", "ziAbC123", "x"]
+    "name",
+    [
+        *(
+            "sedAbC123",
+            "XXab12CD",
+            "tmpab12cd34",
+            "tmpabcdefgh",
+            ".tmpAbC123",
+            "tmp.AbC123defg",
+            ".k.AbC123",
+            ".k.abcdef",
+        ),
+        *("k.Cqaoyu", "lu12.tmp", "ziAbC123", "a.part"),
+    ],
 )
 def test_behaviour(name: str) -> None:
-    """A file created with O_EXCL and mode 0600 is held back, whatever its name; the name alone has no effect."""
+    """A temporary file's name is held back if it is created with O_EXCL and mode 0600; neither alone has an effect."""
     assert decide(name, exclusive=True, mode=0o600).is_held
     assert decide(name, exclusive=True, mode=0o100600).is_held
     assert decide(name, exclusive=True, mode=0o700).is_held
@@ -122,6 +135,28 @@ def test_behaviour(name: str) -> None:
     assert not decide(name, exclusive=True, mode=0o644).is_held
     assert not decide(name, mode=0o600).is_held
     assert not decide(name, exclusive=True, mode=0o600, directory=True).is_held
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x", "id_rsa", "a.config", "a.123456", "user.backup", ".userconfig", "sediments", "sediment", "zipcodes"),
+        *("tmpdirectory", "k.Cqaoyu1", "k-AbC12", "other-AbC123", "k-abcdef", "k-123456"),
+    ],
+)
+def test_ordinary_names(name: str) -> None:
+    """Any other name is data at once, as `cp -p` and `install` create with these flags, too."""
+    decision = decide(name, "k.f", exclusive=True, mode=0o600)
+    assert not decision.is_held
+    assert not decision.is_junk
+
+
+@pytest.mark.parametrize("name", ["k-AbC123", "k_AbC1234", "k.abcd1234", ".k.abcd1234", "kAbC12345", "k~1bcdef"])
+def test_random_characters_after_a_siblings_name(name: str) -> None:
+    """The name of a key with random characters is a temporary file's, beside that key only."""
+    assert decide(name, "k", exclusive=True, mode=0o600).is_held
+    assert not decide(name, "j", exclusive=True, mode=0o600).is_held
+    assert not decide(name, "k", mode=0o600).is_held
 
 
 @pytest.mark.parametrize("name", ["index.lock", "tmp_obj_AbC123", "k-journal"])
@@ -175,7 +210,7 @@ def test_configured_patterns() -> None:
     assert decide(".k.swp", patterns=more).is_junk
     off = JunkRules.load(enabled=False)
     assert not decide(".DS_Store", patterns=off).is_junk
-    assert not decide("x", exclusive=True, mode=0o600, patterns=off).is_held
+    assert not decide("tmpab12cd34", exclusive=True, mode=0o600, patterns=off).is_held
     assert not off.is_hidden(b".DS_Store")
 
 
@@ -198,11 +233,12 @@ def test_patterns_file(tmp_path: Path) -> None:
 
 
 def test_no_patterns() -> None:
-    """An empty list of patterns hides nothing and still holds back temporary files."""
+    """An empty list of patterns hides nothing, and holds back only temporary files that are named after a key."""
     none = JunkRules([])
     assert not none.is_hidden(b".DS_Store")
     assert not none.is_hidden(b"")
-    assert decide("x", exclusive=True, mode=0o600, patterns=none).is_held
+    assert not decide("tmpab12cd34", exclusive=True, mode=0o600, patterns=none).is_held
+    assert decide("k.ab12cd34", "k", exclusive=True, mode=0o600, patterns=none).is_held
 
 
 def test_is_hidden_agrees_with_the_patterns() -> None:
