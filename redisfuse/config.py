@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from redisfuse.errors import UsageError
 
@@ -105,6 +105,7 @@ class Config:
     prefix: bytes = b""  # only keys that begin with it
     new_files: str = "auto"  # "auto" (NAME.EXT is a field of hash NAME, docs/names.md) or "string"
     render_limit: int = 10_000  # elements; a larger collection has no exact size and streams
+    hashes: Literal["auto", "fields", "files"] = "auto"  # how hashes are listed; auto: as fields up to these limits
     field_limit: int = 1_000  # fields; a larger hash is listed as one file
     hash_limit: int = 1_000  # hashes in a directory; with more, each is listed as one file
     dump_limit: int = 100_000  # elements; a larger collection is not DUMPed, because DUMP blocks the server

@@ -89,18 +89,25 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     help="Maximum number of elements of a collection with an exact size; a larger one has size 0 and streams.",
 )
 @config_option(
+    "--hashes",
+    section=TREE_SECTION,
+    type=click.Choice(["auto", "fields", "files"]),
+    help="List each hash as its fields, as one file, or as fields up to the two limits below (auto).",
+)
+@config_option(
     "--field-limit",
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="Maximum number of fields of a hash to list as files; a larger hash is one file.",
+    help="With --hashes auto: maximum number of fields of a hash to list as files; a larger hash is one file.",
 )
 @config_option(
     "--hash-limit",
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="Maximum number of hashes of a directory to list as fields; with more, each hash is one file.",
+    help="With --hashes auto: maximum number of hashes of a directory to list as fields; with more, each hash is one "
+    "file.",
 )
 @config_option("--cache-memory", section=LIMITS_SECTION, type=SIZE, help="Memory for metadata and small contents.")
 @config_option(

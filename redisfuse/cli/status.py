@@ -93,6 +93,7 @@ def _format_status(facts: dict[str, Any]) -> list[str]:
         ("keys", _format_key_count(facts)),
         ("changes", "tracked by the server" if facts["live"] else f"not tracked: {facts['reason']}"),
         ("kernel cache", "invalidated when a key changes" if facts["kernel_cache"] else _format_no_cache(facts)),
+        *_format_hashes(facts),
         ("sent", f"{facts['commands']} commands in {facts['round_trips']} round trips"),
         ("cache", "not used yet" if rate is None else f"{rate:.0%} hit rate"),
         (
@@ -105,6 +106,18 @@ def _format_status(facts: dict[str, Any]) -> list[str]:
     if facts["journal"]:
         rows.append(("journal", f"{facts['journal']}, session {facts['session']}"))
     return [for_terminal(facts["mountpoint"]), *(f"  {name:<13}{text}" for name, text in rows)]
+
+
+def _format_hashes(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a row about the layout of hashes, unless all are listed as fields."""
+    if facts["hashes"] != "auto":
+        return [("hashes", f"listed as {facts['hashes']}")]
+    folders, count = facts["hash_file_folders"], facts["hash_file_folder_count"]
+    if not folders:
+        return []
+    shown = ", ".join(f"/{folder}" for folder in folders)
+    more = f" and {count - len(folders)} more" if count > len(folders) else ""
+    return [("hashes", f"listed as files in {shown}{more} (more than --hash-limit hashes)")]
 
 
 def _format_key_count(facts: dict[str, Any]) -> str:

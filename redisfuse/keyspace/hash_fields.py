@@ -9,7 +9,8 @@ Part of metadata.py, whose cache it shares. HKEYS is unbounded, so names are lis
 - Beyond that, or before Redis 6.2, with HSCAN: NOVALUES if the server has it (Redis 7.4, Valkey 8), else a small COUNT.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,6 +163,22 @@ class HashFields:
                     names_by_key[scan.key] = self._cache_scan(token, scan)
         return names_by_key
 
+    def iter_lengths(self, key: bytes, field_count: int) -> Iterator[dict[bytes, int]]:
+        """Yield the fields of one hash with their lengths in bytes, in pieces.
+
+        Each field is yielded once, so the names are held in memory until the end. Ends if the key is no hash any more.
+        """
+        scan = _FieldScan(key, field_count, sys.maxsize, ScanGuard("HSCAN", self._client.limits.timeout))
+        self._choose_commands([scan])
+        while not scan.finished:
+            with self._cache.begin_fetch() as token:
+                scan.add_reply(self._client.execute_many([scan.next_command()])[0])
+                piece = scan.take_piece()
+                self._cache.store_fields(token, key, piece)
+            names = list(piece)
+            lengths = self.get_lengths([(key, name) for name in names])
+            yield {name: length for name, length in zip(names, lengths, strict=True) if length is not None}
+
     def _choose_commands(self, scans: "list[_FieldScan]") -> None:
         """Choose each hash's commands by its encoding and length."""
         compact = {scan.key: self._cache.is_compact(scan.key) for scan in scans}
@@ -204,6 +221,7 @@ class _FieldScan:
     scan_count: int = 16
     cursor: bytes = b"0"
     values: dict[bytes, FieldValue] = field(default_factory=dict)
+    taken: set[bytes] = field(default_factory=set)  # names that `take_piece` returned
     finished: bool = False
     failed: bool = False
 
@@ -223,6 +241,12 @@ class _FieldScan:
         more = (b"NOVALUES",) if self.use_novalues else ()
         return (b"HSCAN", self.key, self.cursor, b"COUNT", self.scan_count, *more)
 
+    def take_piece(self) -> dict[bytes, FieldValue]:
+        """Return the fields that were received since the last call."""
+        piece, self.values = self.values, {}
+        self.taken.update(piece)
+        return piece
+
     def add_reply(self, reply: Any) -> None:
         """Add the reply to `next_command`."""
         if isinstance(reply, WrongTypeError | AccessError):
@@ -239,13 +263,15 @@ class _FieldScan:
             self.guard.check(sent, self.cursor)
         old_count = len(self.values)
         if self.use_hrandfield or self.use_novalues:
-            self.values.update(dict.fromkeys(items, -1))
+            self.values.update(dict.fromkeys((name for name in items if name not in self.taken), -1))
         else:
             size = max(1, sum(map(len, items)))
             if items and not self.compact:
                 per_chunk = CHUNK_BYTES * len(items) // (2 * size)
                 self.scan_count = max(1, min(_MAX_FIELDS_PER_COMMAND, self.scan_count * 8, per_chunk))
             for name, value in zip(items[::2], items[1::2], strict=False):
+                if name in self.taken:
+                    continue
                 self.values[name] = value if len(value) <= _MAX_CACHED_VALUE_BYTES else len(value)
         if len(self.values) > old_count:
             self.guard.record_progress()

@@ -9,7 +9,7 @@ Threads: any. No lock is held while waiting for the server, nor while `Freshness
 """
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -380,6 +380,15 @@ class MetadataStore:
         }
         names_by_key = self._hash_fields.list_names(field_counts, max_fields)
         return [names_by_key.get(key) for key in keys]
+
+    def iter_field_lengths(self, key: bytes) -> Iterator[dict[bytes, int]]:
+        """Yield the fields of one hash, of any size, with their lengths in bytes.
+
+        They are yielded in pieces, each field once. Ends if the key is no hash any more.
+        """
+        metadata = self.get_with_content(key)
+        if metadata.type == b"hash":
+            yield from self._hash_fields.iter_lengths(key, metadata.length)
 
     def fields_exist(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[bool]:
         """Return whether each of these (key, field) pairs exists.

@@ -24,6 +24,7 @@ from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
 from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.hash_layouts import HashLayouts
 from redisfuse.vfs.junk_rules import JunkRules
 from redisfuse.vfs.resolver import PathResolver
 from redisfuse.vfs.statfs import StatfsProvider
@@ -80,6 +81,7 @@ class MountContext:
             self.write_support = WriteSupport(config, client, self.content_loader, mountpoint, self.coherence)
         overlay = self.write_support.overlay if self.write_support else None
         empty_directories = self.write_support.empty_directories if self.write_support else None
+        self.hash_layouts = HashLayouts(config.hashes, hash_limit=config.hash_limit, field_limit=config.field_limit)
         resolver = PathResolver(
             grammar=self.path_codec,
             keyspace=self.keyspace,
@@ -87,8 +89,7 @@ class MountContext:
             overlay=overlay,
             empty_directories=empty_directories,
             prefix=config.prefix,
-            field_limit=config.field_limit,
-            hash_limit=config.hash_limit,
+            layouts=self.hash_layouts,
             interrupts=binding,
         )
         self.filesystem = Filesystem(

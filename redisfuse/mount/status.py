@@ -14,12 +14,21 @@ from redisfuse import __version__
 if TYPE_CHECKING:
     from redisfuse.mount.context import MountContext
 
+_MAX_LISTED_FOLDERS = 5
+"""The kernel limits the status, an extended attribute, to 64 KiB; a path may have 3000 bytes."""
+
 
 def build_status(context: MountContext) -> dict[str, object]:
     """Return the status of a mount."""
     keyspace, metadata = context.keyspace, context.metadata
     scanned, scan_total = keyspace.scan_progress
     stats, server_info = context.client.stats, context.client.server_info
+    # Folders whose hashes `--hashes auto` lists as files.
+    hash_file_folders = [
+        directory
+        for directory in context.hash_layouts.list_file_directories()
+        if keyspace.index.is_directory(directory)
+    ]
     lookups = metadata.hits + metadata.misses
     queue = context.invalidation_queue
     write_support = context.write_support
@@ -44,6 +53,12 @@ def build_status(context: MountContext) -> dict[str, object]:
         "reason": keyspace.degraded_reason,
         "kernel_cache": context.coherence.is_coherent,
         "kernel_cache_reason": "" if queue.is_supported else queue.unsupported_reason,
+        "hashes": context.hash_layouts.mode,
+        "hash_file_folder_count": len(hash_file_folders),
+        "hash_file_folders": [
+            os.fsdecode(context.path_codec.directory_path(directory))
+            for directory in hash_file_folders[:_MAX_LISTED_FOLDERS]
+        ],
         "index_bytes": keyspace.index.memory_bytes,
         "index_on_disk": keyspace.index.on_disk,
         "cache_hits": metadata.hits,

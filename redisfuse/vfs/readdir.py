@@ -1,15 +1,16 @@
 """The names in a directory, from the index of keys and the types on the server.
 
 A listing is a generator. It fetches the types of `METADATA_BATCH_KEYS` keys at a time and yields names as it goes: a
-directory of a million keys shows its first name at once, and memory doesn't grow. Hashes are the exception: they are
-listed as their fields only in a directory of few hashes, so up to `hash_limit` of them are held back until their number
-is known.
+directory of a million keys shows its first name at once, and memory doesn't grow. Hashes are the exception: with
+`--hashes auto` they are listed as their fields only in a directory of few hashes, so up to `hash_limit` of them are
+held back until their number is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from redisfuse.batching import batched
 from redisfuse.errors import NotFoundError
@@ -18,6 +19,7 @@ from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.encoding import CONTINUATION, NAME_MAX
 from redisfuse.paths.grammar import DIGEST_DIR, KeyRef, PathCodec, sha256_hex
+from redisfuse.vfs.hash_layouts import HashLayout, HashLayouts
 from redisfuse.vfs.nodes import (
     FIELD_TYPE,
     DigestFieldsNode,
@@ -40,8 +42,7 @@ class DirectoryReader:
     index: Index
     keyspace: KeyspaceMonitor
     metadata: MetadataStore
-    field_limit: int
-    hash_limit: int
+    layouts: HashLayouts
 
     def entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
         """Yield the names in a directory of keys, each once.
@@ -149,15 +150,40 @@ class DirectoryReader:
         )
         return NamedNode(name, KeyNode(KeyRef(key), b"hash", length))
 
+    def determine_layout(self, directory: tuple[bytes, ...]) -> HashLayout:
+        """Return how the hashes of a directory are listed.
+
+        Queries the types of its keys, if that is not known from its last listing. Raises NotFoundError.
+        """
+        version = self.keyspace.changed_at(self.grammar.key_prefix(directory))
+        layout = self.layouts.get(directory, version)
+        if layout is None or (self.layouts.mode == "auto" and not self.keyspace.is_coherent):
+            layout = "files" if self._has_many_hashes(directory) else "fields"
+            self.record_layout(directory, layout, version)
+        return layout
+
+    def _has_many_hashes(self, directory: tuple[bytes, ...]) -> bool:
+        hash_count = 0
+        for batch in batched(self.index.iter_children(directory), METADATA_BATCH_KEYS):
+            keys = [self.grammar.join_key((*directory, child.component)) for child in batch if child.is_key]
+            hash_count += sum(metadata.type == b"hash" for metadata in self.metadata.get_many(keys))
+            if hash_count > self.layouts.hash_limit:
+                return True
+        return False
+
+    def record_layout(self, directory: tuple[bytes, ...], layout: HashLayout, version: int) -> None:
+        """Record how the hashes of a directory are listed with `--hashes auto`."""
+        self.layouts.record(directory, layout, version, self.grammar.directory_path(directory))
+
     def field_entries(
-        self, directory: tuple[bytes, ...], component: bytes, key: bytes, lengths: dict[bytes, int]
+        self, directory: tuple[bytes, ...], component: bytes, key: bytes, pieces: Iterable[dict[bytes, int]]
     ) -> Iterator[NamedNode]:
         """Yield the fields of a hash as names in the directory of the hash.
 
-        The fields are given with their lengths.
+        The fields are given with their lengths, in pieces.
         """
         has_digests = False
-        for field, length in lengths.items():
+        for field, length in chain.from_iterable(piece.items() for piece in pieces):
             if self.grammar.field_needs_digest(key, field):
                 has_digests = True
                 continue
@@ -177,9 +203,9 @@ class DirectoryReader:
         for keys in batched(self.index.iter_long_keys(), METADATA_BATCH_KEYS):
             for key, metadata in zip(keys, self.metadata.get_many(keys), strict=True):
                 name = sha256_hex(key).encode()
-                lengths = self.fetch_field_lengths([key])[0] if metadata.type == b"hash" else None
-                if lengths is not None:
-                    for field, length in lengths.items():
+                pieces = self.field_pieces(key, metadata.length) if metadata.type == b"hash" else None
+                if pieces is not None:
+                    for field, length in chain.from_iterable(piece.items() for piece in pieces):
                         yield NamedNode(
                             name + b"." + sha256_hex(field).encode(), KeyNode(KeyRef(key, field), FIELD_TYPE, length)
                         )
@@ -191,17 +217,29 @@ class DirectoryReader:
 
         They are the fields of one hash whose own paths are too long.
         """
-        [lengths] = self.fetch_field_lengths([node.key])
-        for field, length in (lengths or {}).items():
+        pieces = self.metadata.iter_field_lengths(node.key)
+        for field, length in chain.from_iterable(piece.items() for piece in pieces):
             if self.grammar.field_needs_digest(node.key, field):
                 yield NamedNode(sha256_hex(field).encode(), KeyNode(KeyRef(node.key, field), FIELD_TYPE, length))
+
+    def field_pieces(self, key: bytes, field_count: int) -> Iterable[dict[bytes, int]] | None:
+        """Return the fields of one hash with their lengths in bytes, in pieces.
+
+        None if it is listed as one file.
+        """
+        if self.layouts.mode == "files":
+            return None
+        if field_count <= self.layouts.field_limit:
+            [lengths] = self.fetch_field_lengths([key])
+            return None if lengths is None else [lengths]
+        return self.metadata.iter_field_lengths(key) if self.layouts.mode == "fields" else None
 
     def fetch_field_lengths(self, keys: Sequence[bytes]) -> list[dict[bytes, int] | None]:
         """Return the fields of each hash with their lengths in bytes.
 
         None for a hash with more than `field_limit` fields, and for a key that is no hash any more.
         """
-        fields_of_keys = self.metadata.list_fields_many(keys, self.field_limit)
+        fields_of_keys = self.metadata.list_fields_many(keys, self.layouts.field_limit)
         pairs = [(key, field) for key, fields in zip(keys, fields_of_keys, strict=True) for field in fields or ()]
         lengths = dict(zip(pairs, self.metadata.get_field_lengths_many(pairs), strict=True))
         return [
@@ -215,23 +253,29 @@ class DirectoryReader:
 class _HashExpansion:
     """The hashes of one directory whose names are not yet decided.
 
-    They are held back until it is known whether there are few enough to list their fields.
+    With `auto` they are held back until it is known whether there are few enough to list their fields; with `fields`
+    until there are enough for a pipeline.
     """
 
     def __init__(self, reader: DirectoryReader, directory: tuple[bytes, ...]) -> None:
         self._reader = reader
         self._directory = directory
+        self._version = reader.keyspace.changed_at(reader.grammar.key_prefix(directory))
         self._pending: list[tuple[Child, bytes, int]] = []  # with the key and its number of fields
-        self._limit_exceeded = False
+        self._mode = reader.layouts.mode  # `files` as soon as `auto` has decided so
 
     def add(self, child: Child, key: bytes, metadata: KeyMetadata) -> Iterator[NamedNode]:
         """Add a hash, and yield the entries that are certain now."""
-        if self._limit_exceeded:
+        if self._mode == "files":
             yield self._file_entry(child, key, metadata.length)
             return
         self._pending.append((child, key, metadata.length))
-        if len(self._pending) > self._reader.hash_limit:
-            self._limit_exceeded = True
+        if self._mode == "fields":
+            if len(self._pending) >= FIELD_BATCH_HASHES:
+                yield from self._expand_pending()
+        elif len(self._pending) > self._reader.layouts.hash_limit:
+            self._mode = "files"
+            self._reader.record_layout(self._directory, "files", self._version)
             for pending_hash in self._pending:
                 yield self._file_entry(*pending_hash)
             self._pending.clear()
@@ -240,16 +284,22 @@ class _HashExpansion:
         return self._reader.hash_file_entry(self._directory, child, key, length)
 
     def flush(self) -> Iterator[NamedNode]:
-        """Yield the hashes still held back at the end of the directory.
+        """Yield the hashes still held back at the end of the directory."""
+        if self._mode == "auto":
+            self._reader.record_layout(self._directory, "fields", self._version)
+        yield from self._expand_pending()
 
-        They are few, so their fields are listed.
-        """
-        for batch in batched(self._pending, FIELD_BATCH_HASHES):
-            small_keys = [key for _, key, length in batch if length <= self._reader.field_limit]
+    def _expand_pending(self) -> Iterator[NamedNode]:
+        """Yield the fields of the hashes that are held back."""
+        pending, self._pending = self._pending, []
+        field_limit = self._reader.layouts.field_limit
+        for batch in batched(pending, FIELD_BATCH_HASHES):
+            small_keys = [key for _, key, length in batch if length <= field_limit]
             lengths_by_key = dict(zip(small_keys, self._reader.fetch_field_lengths(small_keys), strict=True))
             for child, key, length in batch:
                 lengths = lengths_by_key.get(key)
-                if lengths is None:
+                if lengths is None and (self._mode == "auto" or length <= field_limit):
                     yield self._file_entry(child, key, length)
                 else:
-                    yield from self._reader.field_entries(self._directory, child.component, key, lengths)
+                    pieces = self._reader.metadata.iter_field_lengths(key) if lengths is None else [lengths]
+                    yield from self._reader.field_entries(self._directory, child.component, key, pieces)

@@ -27,6 +27,7 @@ from redisfuse.paths.grammar import (
     sha256_hex,
 )
 from redisfuse.vfs.empty_dirs import EmptyDirectories
+from redisfuse.vfs.hash_layouts import HashLayouts
 from redisfuse.vfs.nodes import (
     FIELD_TYPE,
     DigestFieldsNode,
@@ -67,8 +68,7 @@ class PathResolver:
         overlay: Overlay | None,
         empty_directories: EmptyDirectories | None,
         prefix: bytes,
-        field_limit: int,
-        hash_limit: int,
+        layouts: HashLayouts,
         interrupts: InterruptSource,
     ) -> None:
         """`overlay` and `empty_directories` exist in write mode only.
@@ -81,8 +81,7 @@ class PathResolver:
         self._overlay = overlay
         self._empty_directories = empty_directories
         self._prefix = prefix
-        self._field_limit = field_limit
-        self._hash_limit = hash_limit
+        self._layouts = layouts
         self._interrupts = interrupts
 
     # -- paths -------------------------------------------------------------------------------------------------------
@@ -212,9 +211,7 @@ class PathResolver:
 
     def create_reader(self) -> DirectoryReader:
         """Return a reader of the present index, for one listing."""
-        return DirectoryReader(
-            self._grammar, self._keyspace.index, self._keyspace, self._metadata, self._field_limit, self._hash_limit
-        )
+        return DirectoryReader(self._grammar, self._keyspace.index, self._keyspace, self._metadata, self._layouts)
 
     # -- keys and fields ---------------------------------------------------------------------------------------------
 

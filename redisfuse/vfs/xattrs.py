@@ -14,6 +14,7 @@ from redisfuse.vfs.resolver import PathResolver
 
 XATTR_PREFIX = b"user.redis."
 PREFIX_XATTR = b"user.redis.prefix"
+LISTED_AS_XATTR = b"user.redis.listed-as"  # of a directory: whether its hashes are listed as "fields" or "files"
 KEY_XATTR = b"user.redis.key"
 FIELD_XATTR = b"user.redis.field"
 TYPE_XATTR = b"user.redis.type"
@@ -41,7 +42,7 @@ class XattrReader:
     def list_names(self, node: TreeNode) -> Sequence[bytes]:
         """Return the names of a node's attributes, without a query."""
         if isinstance(node, DirectoryNode):
-            return (PREFIX_XATTR,)
+            return (PREFIX_XATTR, LISTED_AS_XATTR)
         if isinstance(node, OpenFileNode) and node.file.is_new:
             return () if node.file.expiry is None else (TTL_XATTR,)
         target = (
@@ -57,6 +58,8 @@ class XattrReader:
 
         Raises NoAttributeError, NotFoundError, AccessError.
         """
+        if name == LISTED_AS_XATTR and isinstance(node, DirectoryNode):
+            return self._resolver.create_reader().determine_layout(node.directory).encode()
         value = self._fetch_all(node).get(name)
         if value is None:
             raise NoAttributeError("no such attribute")
