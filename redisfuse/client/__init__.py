@@ -5,8 +5,8 @@ and socket error becomes one error of `redisfuse.errors`, without secrets.
 
 Modules, from the bottom: `limits`, `stats` and `rate_limit`; `address`; `allowlist`; `capabilities` (what the server
 supports); `reply_errors` and `connection_errors`; `reply_bounds` and `scan_guard` (what a server may reply);
-`deadline_socket`, `connection_state`, `connection` and `channel` (one connection); `connector` and `pool` (several);
-`client` (`RedisClient`, which the other rooms use); `acl` (`redisfuse doctor`).
+`deadline_socket`, `connection_state`, `connection`, `message_reader` and `channel` (one connection); `connector` and
+`pool` (several); `client` (`RedisClient`, which the other rooms use); `acl` (`redisfuse doctor`).
 
 Imported by: every room except `paths`, `journal` and `fuse`; `vfs`, `keyspace` and `rendering` only read.
 

@@ -20,6 +20,7 @@ from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error, map_lost_connection
 from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.connection_state import STATE_RESET_COMMANDS, STATEFUL_COMMANDS, is_left_in_multi
+from redisfuse.client.message_reader import InvalidMessageError, MessageReader
 from redisfuse.client.reply_bounds import (
     MAX_ELEMENT_BYTES,
     MAX_PUSH_BYTES,
@@ -27,11 +28,9 @@ from redisfuse.client.reply_bounds import (
     are_valid,
     max_reply_bytes,
 )
-from redisfuse.client.reply_errors import map_error_line
 from redisfuse.errors import (
     ConnectionLostError,
     ForbiddenCommandError,
-    NotFoundError,
     RedisFuseError,
     ReplyTooLargeError,
     UnavailableError,
@@ -40,8 +39,7 @@ from redisfuse.errors import (
 CommandArgument = bytes | str | int
 RedisCommand = Sequence[CommandArgument]
 
-_RECEIVE_BUFFER_BYTES = 131072  # most bytes of one read from the socket
-_MAX_HEADER_BYTES = 64 * 1024  # of a bulk string's header, or of an error reply, which is one line
+_READABLE_TIMEOUT_SECONDS = 0.05  # for a message of which a part has arrived
 
 
 class Channel:
@@ -59,17 +57,13 @@ class Channel:
         self.timeout = timeout  # seconds; may be changed between commands
         self.connection_id: ConnectionId | None = None  # known of channels that may write
         self._resp3 = resp3
-        self._reader = _create_reader()
-        self._receive_buffer = bytearray(_RECEIVE_BUFFER_BYTES)
+        self._reader = MessageReader(connection.deadline_socket)
         self._buffered_pushes: deque[list[Any]] = deque()
         self._buffered_replies: deque[Any] = deque()
         # Of the commands whose replies were not returned yet; QUEUED for those in a transaction.
         self._pending_names: deque[bytes] = deque()
-        self._min_message_limit = (
-            MAX_PUSH_BYTES if resp3 else MAX_SCALAR_BYTES
-        )  # of a message that no command requested
-        self._max_message_bytes = self._min_message_limit
-        self._incomplete_bytes = 0  # received of a message that is not complete
+        self._unrequested_limit = MAX_PUSH_BYTES if resp3 else MAX_SCALAR_BYTES  # bytes of an unrequested message
+        self._reader.max_message_bytes = self._unrequested_limit
         self._reset_command = b""
         self.closed = False
 
@@ -145,8 +139,8 @@ class Channel:
         connection.
         """
         if not self._pending_names:
-            self._max_message_bytes = self._min_message_limit
-        self._max_message_bytes = max(self._max_message_bytes, max_bytes)
+            self._reader.max_message_bytes = self._unrequested_limit
+        self._reader.max_message_bytes = max(self._reader.max_message_bytes, max_bytes)
         if self._reset_command != b"DISCARD" and STATEFUL_COMMANDS.isdisjoint(names):
             self._pending_names.extend(names)
             return False
@@ -167,17 +161,38 @@ class Channel:
         """
         self._require_open()
         while not self._buffered_replies:
-            self._socket.set_deadline(self.timeout if timeout is None else timeout)
-            reply = self._read_message()
-            if isinstance(reply, hiredis.PushNotification):
-                self._buffered_pushes.append(reply)
-            else:
-                self._buffered_replies.append(reply)
+            self._buffer_message(self.timeout if timeout is None else timeout)
+        return self._take_reply()
+
+    def try_receive(self, timeout: float) -> tuple[Any] | None:
+        """Return the next reply, in a tuple; None after `timeout` seconds without a message.
+
+        The channel stays usable then.
+        """
+        self._require_open()
+        while not self._buffered_replies:
+            try:
+                self._buffer_message(timeout, keep_open_on_timeout=True)
+            except TimeoutError:
+                if not self._socket.is_readable():
+                    return None
+                timeout = _READABLE_TIMEOUT_SECONDS  # this thread was late, not the message
+        return (self._take_reply(),)
+
+    def _buffer_message(self, timeout: float, *, keep_open_on_timeout: bool = False) -> None:
+        self._socket.set_deadline(timeout)
+        message = self._read_message(keep_open_on_timeout=keep_open_on_timeout)
+        if isinstance(message, hiredis.PushNotification):
+            self._buffered_pushes.append(message)
+        else:
+            self._buffered_replies.append(message)
+
+    def _take_reply(self) -> Any:
         reply = self._buffered_replies.popleft()
         if self._pending_names:
             self._check_replies([self._pending_names.popleft()], [reply])
         elif not isinstance(reply, RedisFuseError):
-            self._fail(hiredis.ProtocolError("a reply without a command"))
+            self._fail(InvalidMessageError("a reply without a command"))
         return reply
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
@@ -198,9 +213,9 @@ class Channel:
             while len(replies) < count:  # without push messages, take all complete replies at once
                 self._socket.set_deadline(self.timeout)
                 replies.append(self._read_message())
-                replies += self._pop_complete_messages()
+                replies += self._read_complete_messages()
             if len(replies) > count:
-                self._fail(hiredis.ProtocolError("more replies than commands"))
+                self._fail(InvalidMessageError("more replies than commands"))
             self._check_replies(names, replies)
             names.clear()
             return replies
@@ -208,7 +223,7 @@ class Channel:
 
     def _check_replies(self, names: Collection[bytes], replies: Sequence[Any]) -> None:
         if not are_valid(names, replies) and not is_left_in_multi(names, replies):
-            self._fail(hiredis.ProtocolError("a reply that its command never returns"))
+            self._fail(InvalidMessageError("a reply that its command never returns"))
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next RESP3 push message; None after `timeout` seconds without one.
@@ -223,7 +238,9 @@ class Channel:
             )
         if self._buffered_pushes:
             return self._buffered_pushes.popleft()
-        self._socket.set_deadline(timeout if timeout > 0 else 0.05 if self._socket.is_readable() else 0)
+        if timeout <= 0 and self._socket.is_readable():
+            timeout = _READABLE_TIMEOUT_SECONDS
+        self._socket.set_deadline(timeout)
         while True:
             try:
                 reply = self._read_message(keep_open_on_timeout=True)
@@ -239,34 +256,18 @@ class Channel:
         `keep_open_on_timeout`: raise TimeoutError, and stay usable.
         """
         try:
-            while (reply := self._reader.gets()) is Ellipsis:
-                self._feed_reader()
+            return self._reader.read()
         except TimeoutError as error:
             if keep_open_on_timeout:
                 raise
             self._fail(error)
-        except _INVALID_REPLY_ERRORS as error:
+        except (OSError, InvalidMessageError, ReplyTooLargeError) as error:
             self._fail(error)
-        self._incomplete_bytes = 0
-        return reply
 
-    def _feed_reader(self) -> None:
-        """Receive bytes of a message that is not complete, within its limit."""
-        count = self._socket.recv_into(self._receive_buffer)
-        if not count:
-            raise ConnectionResetError("Connection closed by server.")
-        self._incomplete_bytes += count
-        if self._incomplete_bytes > self._max_message_bytes:
-            raise ReplyTooLargeError(
-                f"{self._address.endpoint} sent a longer reply than was requested; the connection was closed"
-            )
-        self._reader.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
-
-    def _pop_complete_messages(self) -> list[Any]:
-        """Return the replies that have been received completely."""
+    def _read_complete_messages(self) -> list[Any]:
         try:
-            return list(iter(self._reader.gets, Ellipsis))
-        except _INVALID_REPLY_ERRORS as error:
+            return self._reader.read_complete()
+        except InvalidMessageError as error:
             self._fail(error)
 
     def download(self, file: BinaryIO, command: RedisCommand, max_bytes: int | None = None) -> int:
@@ -277,14 +278,11 @@ class Channel:
         closes the channel and raises the file's error.
         """
         self.send([command])
+        self._socket.set_deadline(self.timeout)
         try:
-            received, size = self._read_bulk_header()
+            received, size = self._reader.read_bulk_header()
             if max_bytes is not None and isinstance(size, int) and size > max_bytes:
-                self.close()
-                raise ReplyTooLargeError(
-                    f"{self._address.endpoint} sent {size} bytes where at most {max_bytes} were expected; "
-                    "the connection was closed"
-                )
+                self._fail(ReplyTooLargeError())
             if isinstance(size, RedisFuseError):
                 self._pending_names.clear()
                 raise size
@@ -297,8 +295,8 @@ class Channel:
             while len(received) < 2:
                 received += self._read_bytes()
             if received != b"\r\n":
-                raise hiredis.ProtocolError("a bulk string without its terminator")
-        except (TimeoutError, ConnectionError, hiredis.ProtocolError) as error:
+                raise InvalidMessageError("a bulk string without its terminator")
+        except (TimeoutError, ConnectionError, InvalidMessageError) as error:
             self._fail(error)
         except RedisFuseError:
             raise
@@ -308,27 +306,9 @@ class Channel:
         self._pending_names.clear()
         return size
 
-    def _read_bulk_header(self) -> tuple[bytes, "int | RedisFuseError"]:
-        received = self._read_bytes()
-        while b"\r\n" not in received:
-            if len(received) > _MAX_HEADER_BYTES:
-                raise hiredis.ProtocolError("a header without an end of line")
-            received += self._read_bytes()
-        line, _, rest = received.partition(b"\r\n")
-        if line[:1] == b"-":
-            return rest, map_error_line(line[1:].decode("utf-8", "backslashreplace"))
-        if line in (b"$-1", b"_"):
-            return rest, NotFoundError("no such key or field")
-        if line[:1] != b"$" or not line[1:].isdigit():
-            raise hiredis.ProtocolError("not a bulk string")
-        return rest, int(line[1:])
-
     def _read_bytes(self) -> bytes:
         self._socket.set_deadline(self.timeout)
-        count = self._socket.recv_into(self._receive_buffer)
-        if not count:
-            raise ConnectionResetError("Connection closed by server.")
-        return bytes(memoryview(self._receive_buffer)[:count])
+        return self._reader.read_bytes()
 
     # -- reuse and closing --------------------------------------------------------------------------------------------
 
@@ -370,10 +350,14 @@ class Channel:
     def _fail(self, error: Exception) -> NoReturn:
         closed = self.closed
         self.close()
-        self._reader = _create_reader()  # releases the memory of an incomplete message
+        self._reader.discard()
+        if isinstance(error, ReplyTooLargeError):
+            raise ReplyTooLargeError(
+                f"{self._address.endpoint} sent a longer reply than was requested; the connection was closed"
+            ) from None
         if isinstance(error, RedisFuseError):
             raise error
-        if isinstance(error, _PARSER_ERRORS):
+        if isinstance(error, InvalidMessageError):
             raise UnavailableError(
                 f"{self._address.endpoint} sent an invalid reply; the connection was closed"
             ) from None
@@ -384,16 +368,6 @@ class Channel:
         raise map_connection_error(error, self._address) from None
 
 
-def _create_reader() -> hiredis.Reader:
-    return hiredis.Reader(replyError=map_error_line, notEnoughData=Ellipsis, errors="backslashreplace")
-
-
 @functools.lru_cache(1024)
 def _normalize_name(name: CommandArgument) -> bytes:
     return (name if isinstance(name, bytes) else str(name).encode()).upper()
-
-
-_PARSER_ERRORS = (hiredis.ProtocolError, MemoryError, TypeError, ValueError)
-"""Errors of hiredis for an invalid message: also for a length that no memory holds, and a list as key of a map."""
-
-_INVALID_REPLY_ERRORS = (OSError, ReplyTooLargeError, *_PARSER_ERRORS)

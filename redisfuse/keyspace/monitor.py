@@ -7,7 +7,9 @@ Keeps the index, the scan and the tracking connection consistent.
 - A scan always builds a new index, which replaces the current one in one step.
 - When messages may have been missed (connection lost, database flushed), all caches are dropped first:
   `ChangeListener.reset` is called, the index in use is dropped, and listings wait for the scan that follows. A lost
-  connection is noticed at once, a hung server within the time-out.
+  connection is noticed at once.
+- A silent server or network is noticed within two seconds (liveness.py). All caches are dropped and listings wait, but
+  the index is kept: if the server answers within the time-out, no message was missed. Otherwise the connection is lost.
 - Without tracking (old server, ACL, a server that changes too fast), the keyspace is scanned periodically;
   `is_coherent` is false, and `degraded_reason` says why.
 
@@ -151,12 +153,12 @@ class KeyspaceMonitor:
         return self._may_expire
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the index is complete, up to `timeout` seconds.
+        """Wait until the index is complete and the server is not silent, up to `timeout` seconds.
 
-        None: without limit. Raises the error that prevents the scan (UnavailableError, AccessError, NoSpaceError), or
+        None: without limit. Raises the error that prevents it (UnavailableError, AccessError, NoSpaceError), or
         TryAgainError after `timeout`.
         """
-        if not self._reconciler.is_ready:
+        if not self._reconciler.is_ready or self._state.is_silent:
             self._state.wait_until_ready(timeout)
 
     def changed_at(self, key: bytes) -> int:
@@ -375,6 +377,18 @@ class KeyspaceMonitor:
             )
             self._state.request_scan(index_suspect=True, drift_detected=True)
             self._listener.reset()
+
+    def on_silence(self, seconds: float) -> None:
+        """Drop what is cached: changes may be missing. The index is kept, and listings wait for an answer."""
+        if self._state.begin_silence(f"the server has not answered for {seconds:g} s"):
+            log.warning("%s: nothing cached is used until it answers", self._state.degraded_reason)
+            self._listener.reset()
+
+    def on_answer(self) -> None:
+        """Trust caches again: no change was missed."""
+        if self._state.end_silence():
+            log.info("the server answers again")
+            self._listener.state_changed()
 
     def on_unsupported(self, reason: str) -> None:
         """Scan periodically: there is no tracking."""

@@ -29,7 +29,7 @@ class MonitorState:
 
     Thread-safe; each method is one step under one lock, a leaf. There are three phases. *Coherent*: tracking works, and
     every change is announced. *Polling*: there is no tracking, and the keyspace is scanned periodically. Neither: the
-    connection is being established, and scans wait for it.
+    connection is being established or the server is silent, and scans wait for it.
     """
 
     def __init__(self, reconciler: IndexReconciler, *, rescan_interval: float, timeout: float) -> None:
@@ -41,6 +41,7 @@ class MonitorState:
         self._condition = threading.Condition()  # guards what is below; notified whenever a waiting thread may continue
         self.is_closing = False
         self.is_coherent = False
+        self.is_silent = False  # the server does not answer, but the connection is not lost
         self._degraded_reason = "not started"
         self._scan_error: RedisFuseError | None = None  # why the index is not complete
         self._failing_since: float | None = None
@@ -67,26 +68,52 @@ class MonitorState:
         """Enter the coherent phase and request a scan."""
         with self._condition:
             self.is_coherent = True
+            self.is_silent = False
             self._is_polling = False
             self._scan_error = None
             self._failing_since = None
             self._request_scan()
 
+    def begin_silence(self, reason: str) -> bool:
+        """Leave the coherent phase for as long as the server is silent; return False if this is another phase."""
+        with self._condition:
+            if not self.is_coherent:
+                return False
+            self.is_coherent = False
+            self.is_silent = True
+            self._degraded_reason = reason
+            return True
+
+    def end_silence(self) -> bool:
+        """Enter the coherent phase again; return False if it was not left because of a silence."""
+        with self._condition:
+            if not self.is_silent:
+                return False
+            self.is_coherent = True
+            self.is_silent = False
+            self._condition.notify_all()
+            return True
+
     def lose_coherence(self, error: RedisFuseError) -> None:
         """Leave the coherent phase.
 
-        Waiting threads wait for the next connection. If connections are lost for as long as the time-out before the
-        index is complete, the error is raised in them.
+        Waiting threads wait for the next connection. The error is raised in them after a silence, or if connections are
+        lost for as long as the time-out before the index is complete.
         """
         with self._condition:
             self.is_coherent = False
             self._degraded_reason = str(error)
             now = time.monotonic()
-            if self._reconciler.is_ready or self._lost_since is None:
-                self._lost_since = now
-            elif now - self._lost_since >= self._timeout:
+            if self.is_silent or (
+                not self._reconciler.is_ready
+                and self._lost_since is not None
+                and now - self._lost_since >= self._timeout
+            ):
                 self._scan_error = error
                 self._condition.notify_all()
+            if self._reconciler.is_ready or self._lost_since is None:
+                self._lost_since = now
+            self.is_silent = False
 
     def enter_polling(self, reason: str) -> None:
         """Enter the polling phase and request a scan."""
@@ -112,6 +139,7 @@ class MonitorState:
 
     def _enter_polling(self, reason: str) -> None:
         self.is_coherent = False
+        self.is_silent = False
         self._is_polling = True
         self._degraded_reason = f"{reason}; the keys are scanned every {self._rescan_interval:g} s"
         self._request_scan()
@@ -231,18 +259,19 @@ class MonitorState:
             return None
 
     def wait_until_ready(self, timeout: float | None) -> None:
-        """Wait until the index is complete, up to `timeout` seconds.
+        """Wait until the index is complete and the server is not silent, up to `timeout` seconds.
 
-        None: without limit. Raises the error that prevents the scan, or TryAgainError after `timeout`.
+        None: without limit. Raises the error that prevents it, or TryAgainError after `timeout`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
-            while not self._reconciler.is_ready:
+            while not self._reconciler.is_ready or self.is_silent:
                 if self.is_closing:
                     raise UnavailableError("the mount is ending")
                 if self._scan_error is not None:
                     raise self._scan_error.with_traceback(None)
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    raise TryAgainError("the keys are still being scanned; try again later")
+                    reason = self._degraded_reason if self.is_silent else "the keys are still being scanned"
+                    raise TryAgainError(f"{reason}; try again later")
                 self._condition.wait(remaining)

@@ -24,6 +24,7 @@ from redisfuse.client.acl import TRACKING_RULES
 from redisfuse.client.allowlist import INVALIDATION_CHANNEL
 from redisfuse.client.client import Channel, RedisClient
 from redisfuse.errors import RedisFuseError, ServerReplyError, UnavailableError
+from redisfuse.keyspace.liveness import PING_INTERVAL_SECONDS, LiveChannel, SilenceListener
 
 _MIN_RECONNECT_DELAY_SECONDS = 0.05  # between two attempts to connect; doubled up to the maximum
 _MAX_RECONNECT_DELAY_SECONDS = 5.0
@@ -34,7 +35,7 @@ _COALESCE_SECONDS = 0.002  # how long messages are collected after others have a
 log = logging.getLogger(__name__)
 
 
-class TrackingListener(Protocol):
+class TrackingListener(SilenceListener, Protocol):
     """Receives the events; all methods are called by the tracking thread."""
 
     def on_connect(self) -> None:
@@ -84,7 +85,7 @@ class FlushProbe:
     There, replies and messages have one order.
     """
 
-    def __init__(self, channel: Channel, deferred_keys: list[bytes]) -> None:
+    def __init__(self, channel: LiveChannel, deferred_keys: list[bytes]) -> None:
         self._channel = channel
         self._deferred_keys = deferred_keys
 
@@ -214,7 +215,8 @@ class TrackingClient:
                     self._channel = channel
                     self._enable_tracking(channel)
                     connected_at = time.monotonic()
-                    self._receive_loop(channel)
+                    channel.timeout = max(PING_INTERVAL_SECONDS, channel.timeout)
+                    self._receive_loop(LiveChannel(channel, self._listener))
             except TrackingUnsupportedError as error:
                 self._listener.on_unsupported(str(error))
                 return
@@ -264,30 +266,34 @@ class TrackingClient:
                 f"this user or server can't track changes: {reply} (the user needs {' '.join(TRACKING_RULES)})"
             )
 
-    def _receive_loop(self, channel: Channel) -> None:
+    def _receive_loop(self, channel: LiveChannel) -> None:
         """Deliver messages and query counts, until the connection fails or is closed."""
-        channel.timeout = max(1.0, channel.timeout - self._heartbeat_interval)  # to notice a hung server in time
         swapdb_count = self._fetch_counts(channel).swapdb_count
         self._listener.on_connect()
         invalidated_keys = 0
-        next_heartbeat = 0.0
+        next_ping_at = next_heartbeat_at = 0.0
         while not self._closing.is_set():
             now = time.monotonic()
-            if now >= next_heartbeat:
+            if now >= next_heartbeat_at:
                 counts = self._fetch_counts(channel)
                 if counts.swapdb_count != swapdb_count:
                     swapdb_count = counts.swapdb_count
                     self._listener.on_swapdb()
                 self._listener.on_heartbeat(counts, invalidated_keys)
                 invalidated_keys = 0
-                next_heartbeat = now + self._heartbeat_interval
-            push = channel.receive_push(max(0.001, next_heartbeat - now), wakeup_fd=self._wakeup_receiver.fileno())
+                next_heartbeat_at = now + self._heartbeat_interval
+                next_ping_at = now + PING_INTERVAL_SECONDS
+            elif now >= next_ping_at:
+                channel.execute([(b"PING",)])
+                next_ping_at = now + PING_INTERVAL_SECONDS
+            timeout = max(0.001, min(next_ping_at, next_heartbeat_at) - time.monotonic())
+            push = channel.receive_push(timeout, wakeup_fd=self._wakeup_receiver.fileno())
             if push is not None:
                 invalidated_keys += self._deliver_invalidations(channel, push)
             if self._waiters:
                 invalidated_keys += self._serve_waiters(channel)
 
-    def _serve_waiters(self, channel: Channel) -> int:
+    def _serve_waiters(self, channel: LiveChannel) -> int:
         """Deliver all messages so far and wake the waiting threads.
 
         Returns how many keys were announced.
@@ -306,7 +312,7 @@ class TrackingClient:
             for caught_up in waiters:
                 caught_up.set()
 
-    def _deliver_invalidations(self, channel: Channel, push: list[Any] | None) -> int:
+    def _deliver_invalidations(self, channel: LiveChannel, push: list[Any] | None) -> int:
         """Deliver this message and those that have arrived.
 
         Returns how many keys were announced.
@@ -332,7 +338,7 @@ class TrackingClient:
             time.sleep(_COALESCE_SECONDS)
         return count
 
-    def _fetch_counts(self, channel: Channel) -> ServerCounts:
+    def _fetch_counts(self, channel: LiveChannel) -> ServerCounts:
         """Query the server's counts with two short INFO.
 
         With DBSIZE if the ACL denies INFO.
