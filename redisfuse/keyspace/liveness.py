@@ -34,7 +34,7 @@ class LiveChannel:
         self._channel = channel
         self._listener = listener
         self._last_message_at = time.monotonic()
-        self._is_silent = False
+        self.is_silent = False
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """Send commands and return all of their replies. Raises UnavailableError after the channel's time-out."""
@@ -43,14 +43,14 @@ class LiveChannel:
 
     def _receive(self) -> Any:
         started_at = time.monotonic()
-        if not self._is_silent:
-            earliest = started_at + MAX_SILENCE_SECONDS - PING_INTERVAL_SECONDS  # this process may have been busy
-            deadline = max(earliest, self._last_message_at + MAX_SILENCE_SECONDS)
-            reply = self._channel.try_receive(min(deadline - started_at, self._channel.timeout))
+        earliest = started_at + MAX_SILENCE_SECONDS - PING_INTERVAL_SECONDS  # this process may have been busy
+        patience = max(earliest, self._last_message_at + MAX_SILENCE_SECONDS) - started_at
+        if not self.is_silent and patience < self._channel.timeout:
+            reply = self._channel.try_receive(patience)
             if reply is not None:
                 self._last_message_at = time.monotonic()
                 return reply[0]
-            self._is_silent = True
+            self.is_silent = True
             self._listener.on_silence(MAX_SILENCE_SECONDS)
         remaining = started_at + self._channel.timeout - time.monotonic()
         reply = self._channel.receive(max(0.001, remaining))
@@ -59,14 +59,12 @@ class LiveChannel:
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next push message, as `Channel.receive_push`."""
-        if self._is_silent:
-            # `execute` has returned, so the server answers. What it sent before that comes first.
-            push = self._channel.receive_push(0)
-            if push is not None:
-                return push
-            self._is_silent = False
-            self._listener.on_answer()
         push = self._channel.receive_push(timeout, wakeup_fd=wakeup_fd)
         if push is not None:
             self._last_message_at = time.monotonic()
         return push
+
+    def end_silence(self) -> None:
+        """Notify the listener of an answer, when all messages that came before it were delivered."""
+        self.is_silent = False
+        self._listener.on_answer()

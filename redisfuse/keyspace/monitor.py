@@ -153,12 +153,12 @@ class KeyspaceMonitor:
         return self._may_expire
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the index is complete and the server is not silent, up to `timeout` seconds.
+        """Wait until the index is complete and follows the server, up to `timeout` seconds.
 
         None: without limit. Raises the error that prevents it (UnavailableError, AccessError, NoSpaceError), or
         TryAgainError after `timeout`.
         """
-        if not self._reconciler.is_ready or self._state.is_silent:
+        if not self._state.is_index_current:
             self._state.wait_until_ready(timeout)
 
     def changed_at(self, key: bytes) -> int:
@@ -291,6 +291,7 @@ class KeyspaceMonitor:
     def _verify_loop(self) -> None:
         while not self._state.is_closing:
             lag = self._verifier.verify_next()
+            self._state.record_verified_batch()
             is_overloaded = lag is not None and self._overload_detector.record_verification(lag, time.monotonic())
             if is_overloaded and self._state.is_coherent:
                 self._suspend_tracking(_OVERLOAD_REASON)

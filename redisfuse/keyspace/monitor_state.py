@@ -42,6 +42,7 @@ class MonitorState:
         self.is_closing = False
         self.is_coherent = False
         self.is_silent = False  # the server does not answer, but the connection is not lost
+        self._batches_to_verify = 0  # after a silence, before the index is right again
         self._degraded_reason = "not started"
         self._scan_error: RedisFuseError | None = None  # why the index is not complete
         self._failing_since: float | None = None
@@ -52,6 +53,11 @@ class MonitorState:
         self._scan_requested = False
         self._index_suspect = False
         self._drift_detected = False
+
+    @property
+    def is_index_current(self) -> bool:
+        """Whether the index is complete, and follows the server."""
+        return self._reconciler.is_ready and not self.is_silent and not self._batches_to_verify
 
     @property
     def degraded_reason(self) -> str:
@@ -85,14 +91,26 @@ class MonitorState:
             return True
 
     def end_silence(self) -> bool:
-        """Enter the coherent phase again; return False if it was not left because of a silence."""
+        """Enter the coherent phase again; return False if it was not left because of a silence.
+
+        Listings still wait until the keys that changed meanwhile are verified.
+        """
         with self._condition:
             if not self.is_silent:
                 return False
             self.is_coherent = True
             self.is_silent = False
+            # One batch may have been taken before the messages arrived, the next one contains their keys.
+            self._batches_to_verify = 2 if self._reconciler.dirty_count else 0
             self._condition.notify_all()
             return True
+
+    def record_verified_batch(self) -> None:
+        """Note that the verifying thread has finished a batch, or found no dirty keys."""
+        if self._batches_to_verify:
+            with self._condition:
+                self._batches_to_verify = self._batches_to_verify - 1 if self._reconciler.dirty_count else 0
+                self._condition.notify_all()
 
     def lose_coherence(self, error: RedisFuseError) -> None:
         """Leave the coherent phase.
@@ -259,19 +277,19 @@ class MonitorState:
             return None
 
     def wait_until_ready(self, timeout: float | None) -> None:
-        """Wait until the index is complete and the server is not silent, up to `timeout` seconds.
+        """Wait until the index is current, up to `timeout` seconds.
 
         None: without limit. Raises the error that prevents it, or TryAgainError after `timeout`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._condition:
-            while not self._reconciler.is_ready or self.is_silent:
+            while not self.is_index_current:
                 if self.is_closing:
                     raise UnavailableError("the mount is ending")
                 if self._scan_error is not None:
                     raise self._scan_error.with_traceback(None)
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
-                    reason = self._degraded_reason if self.is_silent else "the keys are still being scanned"
+                    reason = self._degraded_reason if self.is_silent else "the keys are still being read"
                     raise TryAgainError(f"{reason}; try again later")
                 self._condition.wait(remaining)

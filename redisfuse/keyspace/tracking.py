@@ -286,6 +286,10 @@ class TrackingClient:
             elif now >= next_ping_at:
                 channel.execute([(b"PING",)])
                 next_ping_at = now + PING_INTERVAL_SECONDS
+            if channel.is_silent:  # and has answered now
+                while (push := channel.receive_push(0)) is not None:
+                    invalidated_keys += self._deliver_invalidations(channel, push)
+                channel.end_silence()
             timeout = max(0.001, min(next_ping_at, next_heartbeat_at) - time.monotonic())
             push = channel.receive_push(timeout, wakeup_fd=self._wakeup_receiver.fileno())
             if push is not None:

@@ -205,13 +205,13 @@ def test_no_read_is_staler_than_a_second(client: redis.Redis, mount: MountedServ
 
 
 def test_an_idle_mount_sends_only_keep_alives(client: redis.Redis, mount: MountedServer) -> None:
-    """A mount without requests sends only PING and INFO."""
+    """A mount without requests sends only a PING each second, or two INFO."""
     client.mset({f"k:{number}": "x" for number in range(100)})
     subprocess.run(["ls", "-lR", mount.path], capture_output=True, check=True, timeout=30)
     time.sleep(1)
     before = mount.status()["commands"]
     time.sleep(5)
-    assert mount.status()["commands"] - before <= 8
+    assert mount.status()["commands"] - before <= 10
 
 
 def test_warm_reads_send_no_commands(client: redis.Redis, mount: MountedServer) -> None:

@@ -77,6 +77,8 @@ class Proxy:
         self._faults: list[Fault] = []
         self._connections: set[_ProxyConnection] = set()
         self._stopping = threading.Event()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self.is_refusing = False
         self.commands: list[str] = []
         self._thread = threading.Thread(target=self._accept_connections, name="proxy", daemon=True)
@@ -99,6 +101,14 @@ class Proxy:
         with self._lock:
             self._faults.clear()
         self.is_refusing = False
+
+    def freeze(self) -> None:
+        """Pass nothing on, in either direction, as a network that loses all packets, until thaw()."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Pass on what has arrived since freeze(), and what follows."""
+        self._flowing.set()
 
     def refuse_connections(self) -> None:
         """Hang up on new connections at once, until clear()."""
@@ -126,6 +136,7 @@ class Proxy:
     def close(self) -> None:
         """Hang up on all clients, and wait for the threads to end."""
         self._stopping.set()
+        self.thaw()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -220,9 +231,12 @@ class _ProxyConnection(threading.Thread):
             for end in (self._client, self._server):
                 selector.register(end, selectors.EVENT_READ)
             while True:
+                self._proxy._flowing.wait()
                 for end, out in ((self._client, self._client_output), (self._server, self._server_output)):
                     selector.modify(end, selectors.EVENT_READ | (selectors.EVENT_WRITE if out else 0))
                 for key, events in selector.select(1.0):
+                    if not self._proxy._flowing.is_set():
+                        break
                     if events & selectors.EVENT_WRITE:
                         out = self._client_output if key.fileobj is self._client else self._server_output
                         with contextlib.suppress(BlockingIOError):
