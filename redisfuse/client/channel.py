@@ -165,9 +165,9 @@ class Channel:
         return self._take_reply()
 
     def try_receive(self, timeout: float) -> tuple[Any] | None:
-        """Return the next reply, in a tuple; None after `timeout` seconds without a message.
+        """Return the next reply, in a tuple.
 
-        The channel stays usable then.
+        None after `timeout` seconds without a message; the channel stays usable then.
         """
         self._require_open()
         while not self._buffered_replies:

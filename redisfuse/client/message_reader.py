@@ -20,7 +20,10 @@ class InvalidMessageError(Exception):
 
 
 class MessageReader:
-    """The incoming messages of one connection. An error leaves it unusable, except a TimeoutError."""
+    """The incoming messages of one connection.
+
+    An error leaves it unusable, except a TimeoutError.
+    """
 
     def __init__(self, socket: DeadlineSocket) -> None:
         self._socket = socket
@@ -45,7 +48,10 @@ class MessageReader:
         return message
 
     def read_complete(self) -> list[Any]:
-        """Return the messages that have been received completely. Raises InvalidMessageError."""
+        """Return the messages that have been received completely.
+
+        Raises InvalidMessageError.
+        """
         messages = []
         while (message := self._parse()) is not Ellipsis:
             messages.append(message)
@@ -70,9 +76,9 @@ class MessageReader:
     # -- streamed bulk strings: only between two messages --------------------------------------------------------------
 
     def read_bulk_header(self) -> tuple[bytes, int | RedisFuseError]:
-        """Return the size of a bulk string, or the error in its place, and the first bytes that follow.
+        """Return the size of a bulk string, or the error in its place.
 
-        Raises OSError, InvalidMessageError.
+        The first bytes that follow come before it. Raises OSError, InvalidMessageError.
         """
         received = self.read_bytes()
         while b"\r\n" not in received:

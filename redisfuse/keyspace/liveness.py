@@ -37,7 +37,10 @@ class LiveChannel:
         self.is_silent = False
 
     def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
-        """Send commands and return all of their replies. Raises UnavailableError after the channel's time-out."""
+        """Send commands and return all of their replies.
+
+        Raises UnavailableError after the channel's time-out.
+        """
         self._channel.send(commands)
         return [self._receive() for _ in commands]
 
@@ -65,6 +68,9 @@ class LiveChannel:
         return push
 
     def end_silence(self) -> None:
-        """Notify the listener of an answer, when all messages that came before it were delivered."""
+        """Notify the listener of an answer.
+
+        Call it when all messages that came before the answer were delivered.
+        """
         self.is_silent = False
         self._listener.on_answer()

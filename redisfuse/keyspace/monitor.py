@@ -153,9 +153,9 @@ class KeyspaceMonitor:
         return self._may_expire
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
-        """Wait until the index is complete and follows the server, up to `timeout` seconds.
+        """Wait until the index is complete and follows the server.
 
-        None: without limit. Raises the error that prevents it (UnavailableError, AccessError, NoSpaceError), or
+        Waits up to `timeout` seconds; None: without limit. Raises the error that prevents it (UnavailableError, AccessError, NoSpaceError), or
         TryAgainError after `timeout`.
         """
         if not self._state.is_index_current:
@@ -380,7 +380,10 @@ class KeyspaceMonitor:
             self._listener.reset()
 
     def on_silence(self, seconds: float) -> None:
-        """Drop what is cached: changes may be missing. The index is kept, and listings wait for an answer."""
+        """Drop what is cached, because changes may be missing.
+
+        The index is kept, and listings wait for an answer.
+        """
         if self._state.begin_silence(f"the server has not answered for {seconds:g} s"):
             log.warning("%s: nothing cached is used until it answers", self._state.degraded_reason)
             self._listener.reset()

@@ -81,7 +81,10 @@ class MonitorState:
             self._request_scan()
 
     def begin_silence(self, reason: str) -> bool:
-        """Leave the coherent phase for as long as the server is silent; return False if this is another phase."""
+        """Leave the coherent phase for as long as the server is silent.
+
+        Returns False if this is another phase.
+        """
         with self._condition:
             if not self.is_coherent:
                 return False
@@ -91,9 +94,10 @@ class MonitorState:
             return True
 
     def end_silence(self) -> bool:
-        """Enter the coherent phase again; return False if it was not left because of a silence.
+        """Enter the coherent phase again.
 
-        Listings still wait until the keys that changed meanwhile are verified.
+        Listings still wait until the keys that changed meanwhile are verified. Returns False if the phase was not left
+        because of a silence.
         """
         with self._condition:
             if not self.is_silent:
