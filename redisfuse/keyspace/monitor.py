@@ -155,8 +155,8 @@ class KeyspaceMonitor:
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until the index is complete and follows the server.
 
-        Waits up to `timeout` seconds; None: without limit. Raises the error that prevents it (UnavailableError, AccessError, NoSpaceError), or
-        TryAgainError after `timeout`.
+        Waits up to `timeout` seconds; None: without limit. Raises the error that prevents it (UnavailableError,
+        AccessError, NoSpaceError), or TryAgainError after `timeout`.
         """
         if not self._state.is_index_current:
             self._state.wait_until_ready(timeout)

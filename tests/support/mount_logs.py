@@ -28,6 +28,7 @@ NORMAL = re.compile(
 )
 # Entries that several tests expect.
 INTERRUPTED = "tracking the server's changes was interrupted"
+SILENT = "has not answered for|the server answers again"
 KEPT = r"its bytes are kept as change \d+"
 NOT_KEPT = "its bytes could not be kept either"
 ENDED = "the mount ended while it was open for writing"
