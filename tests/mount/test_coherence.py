@@ -274,7 +274,7 @@ def test_killed_connections_are_replaced(client: redis.Redis, mount: MountedServ
         if connection["name"] == "redisfuse":
             client.client_kill_filter(_id=connection["id"])
     client.set("k", "2")
-    wait_until(lambda: mount.status()["kernel_cache"], 5)
+    mount.wait_coherent()
     within_a_second(lambda: read(mount.path / "k") == b"2")
 
 
