@@ -270,10 +270,12 @@ def test_killed_connections_are_replaced(client: redis.Redis, mount: MountedServ
     """
     client.set("k", "1")
     within_a_second(lambda: read(mount.path / "k") == b"1")
+    interruptions = mount.read_log().count(INTERRUPTED)
     for connection in client.client_list():
         if connection["name"] == "redisfuse":
             client.client_kill_filter(_id=connection["id"])
     client.set("k", "2")
+    wait_until(lambda: mount.read_log().count(INTERRUPTED) > interruptions)
     mount.wait_coherent()
     within_a_second(lambda: read(mount.path / "k") == b"2")
 
