@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,32 +177,33 @@ if grep -q " $HOME/mnt " /proc/self/mountinfo; then exit 14; fi
 """
 
 
-def mount_unprivileged(folder: Path, url: str, *, fusermount: bool) -> subprocess.CompletedProcess[str]:
+def mount_unprivileged(url: str, *, fusermount: bool) -> subprocess.CompletedProcess[str]:
     """Mount, save and unmount as an unprivileged user."""
-    (folder / "base").mkdir()
     programs = "sh env grep cat" + (" fusermount fusermount3" if fusermount else "")
-    places = (folder / "base", sys.base_prefix, sysconfig.get_paths()["purelib"], ROOT)
-    for parent in (folder, *folder.parents):
-        if parent != Path("/tmp") and parent.is_relative_to("/tmp"):
-            parent.chmod(0o755)  # pytest creates them with 0700
-    with run_in_namespace(folder, UNPRIVILEGED_SCRIPT, *map(str, places), programs, url) as done:
-        return done
+    # Not below pytest's folder: each other run of pytest that starts makes that private again.
+    with tempfile.TemporaryDirectory(prefix="redisfuse-test-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "base").mkdir()
+        places = (folder / "base", sys.base_prefix, sysconfig.get_paths()["purelib"], ROOT)
+        with run_in_namespace(folder, UNPRIVILEGED_SCRIPT, *map(str, places), programs, url) as done:
+            return done
 
 
 @needs_root
-def test_not_root(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_not_root(own_redis: RedisServer) -> None:
     """An unprivileged user mounts, saves and unmounts, with fusermount."""
     client = own_redis.client()
     client.set("k", "old")
-    done = mount_unprivileged(tmp_path, own_redis.tcp_url(), fusermount=True)
+    done = mount_unprivileged(own_redis.tcp_url(), fusermount=True)
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"new"
 
 
 @needs_root
-def test_no_fusermount(own_redis: RedisServer, tmp_path: Path) -> None:
+def test_no_fusermount(own_redis: RedisServer) -> None:
     """Without fusermount, a mount of an unprivileged user exits with 1 and one line with the remedy."""
-    done = mount_unprivileged(tmp_path, own_redis.tcp_url(), fusermount=False)
+    done = mount_unprivileged(own_redis.tcp_url(), fusermount=False)
     assert done.returncode == 1
     assert "fusermount is missing" in one_line(done)
     assert "apt install fuse3" in done.stderr

@@ -78,7 +78,8 @@ def run(folder: Path, test: str) -> str:
     """Run a module of tests under the suite's rules and return what pytest prints."""
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_it.py").write_text(test)
-    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", f"--rootdir={folder}", str(folder)]
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-ra", f"--rootdir={folder}"]
+    words += [f"--basetemp={folder / 'temporary'}", str(folder)]
     output = subprocess.PIPE
     return subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, timeout=100).stdout
 

@@ -14,11 +14,15 @@ from tests.support.watchdog import SuiteWatchdog
 def pytest_configure(config):
     config.pluginmanager.register(SuiteWatchdog(config, leeway=8.0))
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session):
+    with RedisServer(tcp=True) as session.server, MountForkserver() as session.forkserver:
+        return (yield)
+
 @pytest.fixture
-def mount(tmp_path):
-    with RedisServer(tcp=True) as server, MountForkserver() as forkserver:
-        with forkserver.mount_server(tmp_path, server.url()) as mount:
-            yield mount
+def mount(request, tmp_path):
+    with request.session.forkserver.mount_server(tmp_path, request.session.server.url()) as mount:
+        yield mount
 """
 HANGING_MOUNT = """
 import os, pytest, signal
@@ -52,7 +56,7 @@ def run(folder: Path, test: str, *options: str) -> str:
     (folder / "conftest.py").write_text(CONFTEST)
     (folder / "test_hanging.py").write_text(test)
     words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "timeout_func_only=true"]
-    words += [f"--rootdir={folder}", *options, str(folder)]
+    words += [f"--rootdir={folder}", f"--basetemp={folder / 'temporary'}", *options, str(folder)]
     output = subprocess.PIPE
     return subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, text=True, timeout=100).stdout
 
@@ -63,7 +67,7 @@ def test_a_mount_that_hangs(tmp_path: Path) -> None:
     assert "1 failed, 1 passed" in output
     assert "hangs: test_hanging.py::test_it, the test" in output
     assert "in test_it" in output, "where this process was"
-    assert "fuse/worker_pool.py" in output, "where the mount was"
+    assert "fuse/worker_pool.py" in output, output
 
 
 def test_a_test_that_does_not_end(tmp_path: Path) -> None:
