@@ -24,7 +24,7 @@ import pytest
 
 LEEWAY_SECONDS = 60.0  # past a test's time-out, for each of its phases
 SHRINK_SECONDS = 300.0  # Hypothesis' limit for shrinking a failing example
-TRACEBACK_DUMP_SECONDS = 1.0  # for a mount to print the stacks of its threads
+TRACEBACK_DUMP_SECONDS = 10.0  # for a mount to print the stacks of its threads
 EXIT_STATUS = 70  # of a process that still hangs (EX_SOFTWARE of sysexits.h)
 MAX_LOG_CHARACTERS = 20_000  # at the end of a mount's log
 _MNT_FORCE, _MNT_DETACH = 1, 2  # flags of umount2(2)
@@ -116,7 +116,7 @@ class SuiteWatchdog:
                 log = os.readlink(f"/proc/{pid}/fd/2")
                 os.kill(pid, signal.SIGABRT)  # faulthandler prints the stacks
                 os.kill(pid, signal.SIGCONT)
-                time.sleep(TRACEBACK_DUMP_SECONDS)
+                _wait_for_end(pid, TRACEBACK_DUMP_SECONDS)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 self._write(
@@ -138,6 +138,14 @@ class SuiteWatchdog:
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
             os.write(self._stderr_fd, text.encode())
+
+
+def _wait_for_end(pid: int, seconds: float) -> None:
+    """Wait until a process has ended, whether its parent has noticed or not."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(psutil.Error):
+        while time.monotonic() < deadline and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.05)
 
 
 def _is_fuse_server(pid: int) -> bool:
