@@ -37,8 +37,10 @@ def open_trusted(path: Path, *, private: bool = False) -> BinaryIO:
     check_location(path)
     file = path.open("rb")
     try:
-        _check_file(path, os.fstat(file.fileno()))
-        if private and is_readable_by_others(os.fstat(file.fileno())):
+        status = os.fstat(file.fileno())
+        if not _is_null_device(status):
+            _check_file(path, status)
+        if private and is_readable_by_others(status):
             raise UntrustedFileError(f"{path} is not private: others can read it; run: chmod 600 {path}")
     except BaseException:
         file.close()
@@ -62,6 +64,11 @@ def open_log(path: Path) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_null_device(status: os.stat_result) -> bool:
+    """Return whether a file is /dev/null, which all users can write to and which stays empty."""
+    return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev
 
 
 def create_folder(folder: Path) -> None:

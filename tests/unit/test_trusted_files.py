@@ -206,6 +206,14 @@ def test_a_log_that_is_no_file() -> None:
     os.close(open_log(Path("/dev/null")))
 
 
+def test_an_empty_configuration() -> None:
+    """/dev/null is read as an empty file, as the demo does, though all users can write to it."""
+    with open_trusted(Path("/dev/null")) as file:
+        assert file.read() == b""
+    with pytest.raises(UntrustedFileError):
+        open_trusted(Path("/dev/zero"))
+
+
 @needs_root
 @pytest.mark.parametrize(("members", "acl"), [("", False), ("other", False), ("", True)])
 def test_a_private_group(members: str, acl: bool) -> None:
