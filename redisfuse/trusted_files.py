@@ -67,7 +67,7 @@ def open_log(path: Path) -> int:
 
 
 def _is_null_device(status: os.stat_result) -> bool:
-    """Return whether a file is /dev/null, which all users can write to and which stays empty."""
+    """Return whether a file is /dev/null, to which all users can write."""
     return stat.S_ISCHR(status.st_mode) and status.st_rdev == os.stat(os.devnull).st_rdev
 
 
