@@ -98,6 +98,7 @@ class Config:
     write: bool = False  # write mode: always with a journal
     journal_file: Path | None = None  # None: journal.db in the platform's state folder
     conflict_check: bool = True
+    added_newline: bool = True  # False: a newline that a program adds at the end of a value is not saved
     allow: tuple[bytes, ...] = ()  # globs of the keys that may be changed; empty: all keys
 
     # -- the file tree

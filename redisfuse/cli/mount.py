@@ -59,6 +59,12 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     help="Save even if the key has changed since the file was opened.",
 )
 @config_option(
+    "--no-added-newline",
+    section=WRITE_SECTION,
+    is_flag=True,
+    help="Save without the newline that an editor adds at the end of a value that had none.",
+)
+@config_option(
     "--allow",
     section=WRITE_SECTION,
     multiple=True,
@@ -269,6 +275,7 @@ def build_config(context: click.Context) -> Config:
         "password": password.password,
         "password_file": password.file,
         "conflict_check": not given.pop("no_conflict_check"),
+        "added_newline": not given.pop("no_added_newline"),
         "junk_filter": not given.pop("no_junk_filter"),
         "debug": given["debug"] or bool(root.params.get("debug")),
     }

@@ -128,6 +128,8 @@ def _content_to_json(content: Blob | None) -> dict[str, Any] | None:
 
 
 def _print_change(journal: Journal, change: Change) -> None:
+    from redisfuse.journal.final_newline import ADDED_NEWLINE_MESSAGE, has_added_newline
+
     printer = LinePrinter()
     session = journal.get_session(change.session_id).metadata
     facts = {
@@ -158,6 +160,8 @@ def _print_change(journal: Journal, change: Change) -> None:
                 printer.print(f"{name:<12} {format_local_time(at)} ({format_utc(at)})")
         if state.note:
             printer.print(f"{'note':<12} {escape_text(state.note.encode())}")
+        if state is change.new and has_added_newline(change.prior, state):
+            printer.print(f"{'note':<12} {ADDED_NEWLINE_MESSAGE}", "yellow")
         for line in _preview_lines(state):
             printer.print(f"    {line}", style)
 

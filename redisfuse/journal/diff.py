@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from redisfuse.errors import JournalError
 from redisfuse.journal import portable
+from redisfuse.journal.final_newline import ADDED_NEWLINE_MESSAGE, has_added_newline
 from redisfuse.journal.models import Blob, Change, State
 from redisfuse.text import escape_text, iso_utc
 
@@ -67,6 +68,8 @@ def _diff_metadata(prior: State, new: State) -> Iterator[DiffLine]:
     ):
         if before != after and not (before and new.kind == "absent"):
             yield DiffLine("fact", f"{name}: {_format_expiry(before)} → {_format_expiry(after)}")
+    if has_added_newline(prior, new):
+        yield DiffLine("fact", ADDED_NEWLINE_MESSAGE)
     for when, state in (("before", prior), ("after", new)):
         if state.note:
             yield DiffLine("fact", f"{when}: {escape_text(state.note.encode())}")

@@ -102,6 +102,13 @@ class Blob:
                 break
         return bytes(prefix)
 
+    def read_suffix(self, max_bytes: int) -> bytes:
+        """Return the last `max_bytes` bytes, which takes reading all of them."""
+        suffix = b""
+        for chunk in self.iter_chunks():
+            suffix = (suffix + chunk)[-max_bytes:]
+        return suffix
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Blob):
             return NotImplemented

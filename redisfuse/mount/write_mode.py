@@ -67,6 +67,7 @@ class WriteSupport:
                 self.journal,
                 self.session_id,
                 conflict_check=config.conflict_check,
+                added_newline=config.added_newline,
                 allow=config.allow,
                 dump_limit=config.dump_limit,
                 listener=coherence,

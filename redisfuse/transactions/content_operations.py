@@ -1,11 +1,12 @@
 """Operations on the content of a string or field: save whole, patch a byte range."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import ConflictError
+from redisfuse.journal.final_newline import find_added_newline
 from redisfuse.journal.models import Blob, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
@@ -19,12 +20,20 @@ from redisfuse.transactions.state_reader import CurrentState, ReadRequest
 MAX_GROUP_COMMIT_BYTES = 64 * 1024  # bytes of a value that may share a transaction with others
 
 
+@dataclass(slots=True)
+class SavedContent:
+    """The content that a save writes."""
+
+    content: Blob
+
+
 @dataclass(frozen=True)
 class SaveWhole(Operation):
     """Replace the whole content of a string or field, or create it.
 
     The expiry of an existing value stays. `expiry` is that of a created one. `supersedes`: the held change of the same
-    content.
+    content. `drop_added_newline`: if the program added a newline at the end of a value that had none, save it without.
+    `saved` is the content of the last `plan`.
     """
 
     target: KeyRef
@@ -34,6 +43,11 @@ class SaveWhole(Operation):
     op: str = "write"
     expiry: Expiry | None = None
     supersedes: int | None = None
+    drop_added_newline: bool = False
+    saved: SavedContent = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "saved", SavedContent(self.content))
 
     @property
     def may_share_transaction(self) -> bool:
@@ -65,8 +79,9 @@ class SaveWhole(Operation):
     def plan(self, state: WatchedState) -> Sequence[Mutation]:
         """Write the content. Raises MutationRefusedError (ConflictError)."""
         current = state[self.target]
+        content = self.saved.content = self._choose_content(current.state)
         new = State.from_value(
-            self.content,
+            content,
             b"string" if self.target.field is None else b"field",
             expires_at=current.key_expires_at,
             field_expires_at=current.state.field_expires_at,
@@ -76,10 +91,18 @@ class SaveWhole(Operation):
         intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
         _check_precondition(self.precondition, current, intent)
         if self.expiry is None:
-            commands = command_builder.build_write(self.target, current, self.content, state.server_info)
+            commands = command_builder.build_write(self.target, current, content, state.server_info)
         else:
             commands = command_builder.build_restore(self.target, current, new, state.server_info)
         return [Mutation((replace(intent, supersedes=self.supersedes),), tuple(commands))]
+
+    def _choose_content(self, prior: State) -> Blob:
+        """Return the content to save: without an added newline if it is dropped."""
+        if not self.drop_added_newline or prior.kind != "value" or self.content.size > CHUNK_BYTES:
+            return self.content
+        assert prior.content is not None
+        line_end = find_added_newline(prior.content, self.content)
+        return Blob.from_bytes(self.content.read().removesuffix(line_end)) if line_end else self.content
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class KeyWriter:
     """Writes to one database in one session of the journal, which has begun.
 
     Thread-safe; `client` is writable. `allow`: the Redis globs of the keys that may be changed; empty: all keys.
+    `added_newline`: false: a newline that a program adds at the end of a value that had none is not saved.
     `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` is called before each
     operation, and after it in the same thread, also if the outcome is unknown.
     """
@@ -45,6 +46,7 @@ class KeyWriter:
         session_id: int,
         *,
         conflict_check: bool = True,
+        added_newline: bool = True,
         allow: Collection[bytes] = (),
         dump_limit: int = DEFAULT_DUMP_LIMIT_ELEMENTS,
         listener: WriteListener | None = None,
@@ -52,6 +54,7 @@ class KeyWriter:
         self.journal = journal
         self.session_id = session_id
         self._conflict_check = conflict_check
+        self._added_newline = added_newline
         self._allowed_globs = tuple(allow)
         self._listener: WriteListener = listener or NullListener()
         self._server_name = journal.get_session(session_id).metadata.server.name
@@ -69,17 +72,30 @@ class KeyWriter:
         op: str = "write",
         expiry: Expiry | None = None,
         supersedes: int | None = None,
-    ) -> None:
+        is_rewritten: bool = False,
+    ) -> Blob:
         """Replace the whole content of a string or field, or create it.
 
         The expiry of an existing value stays; `expiry` is that of a created one. `supersedes`: the held change of the
         same content, whose row is replaced.
 
-        Raises ConflictError (the content is kept in the journal), TooLargeError, AccessError, and as
-        `TransactionExecutor.run` does.
+        `is_rewritten`: the program wrote all of it, so that an editor may have added a newline at its end. Returns the
+        content that was saved, which may lack that newline. Raises ConflictError (the content is kept in the journal),
+        TooLargeError, AccessError, and as `TransactionExecutor.run` does.
         """
         self._begin([target], content.size)
-        self.executor.run(SaveWhole(target, content, self._relax(precondition), path, op, expiry, supersedes))
+        operation = SaveWhole(
+            target,
+            content,
+            self._relax(precondition),
+            path,
+            op,
+            expiry,
+            supersedes,
+            drop_added_newline=is_rewritten and not self._added_newline,
+        )
+        self.executor.run(operation)
+        return operation.saved.content
 
     def patch(
         self,

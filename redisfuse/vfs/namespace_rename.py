@@ -157,7 +157,13 @@ class RenameOperations:
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
                 self._key_writer.save(
-                    target, content, precondition=precondition, path=new, op="write", expiry=origin.expiry
+                    target,
+                    content,
+                    precondition=precondition,
+                    path=new,
+                    op="write",
+                    expiry=origin.expiry,
+                    is_rewritten=True,
                 )
                 self._coherence.file_saved(target, mtime_ns)
         self._overlay.pending_removals.cancel(target)

@@ -21,7 +21,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.errors import ConflictError, OutcomeUnknownError, RedisFuseError, UnavailableError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import check_value_size
@@ -83,6 +83,7 @@ class OpenFile:
         self._held_copy = HeldCopy(table.key_writer)
         self._precondition = Precondition.unconditional()
         self._written_since_commit = False
+        self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
         self._commit_error: RedisFuseError | None = None  # of the last commit
         self._in_doubt_change: int | None = None  # the change of an earlier commit whose outcome is unknown
         self._modified_since_in_doubt = False  # since that commit
@@ -138,6 +139,7 @@ class OpenFile:
         self.buffer = WriteBuffer(content)
 
     def _drop_buffer(self) -> None:
+        self._has_unsaved_newline = False
         if self.buffer is not None:
             self.buffer.close()
             self.buffer = None
@@ -262,8 +264,11 @@ class OpenFile:
             self.hold_deadline = None
             self._written_since_commit = False
             try:
-                if not self._resolve_in_doubt(self.buffer):
-                    write_back(
+                applied = self._resolve_in_doubt(self.buffer)
+                if applied is not None:
+                    saved = applied.content if applied.kind == "value" else None
+                else:
+                    saved = write_back(
                         self._table.key_writer,
                         self.target,
                         self.buffer,
@@ -288,22 +293,20 @@ class OpenFile:
                 self._table.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
             self.content_version += 1
-            self._rebase_on_committed(self.buffer)
+            self._rebase_on_committed(self.buffer, saved)
 
-    def _resolve_in_doubt(self, buffer: WriteBuffer) -> bool:
-        """Return whether an earlier commit with an unknown outcome has applied all edits.
+    def _resolve_in_doubt(self, buffer: WriteBuffer) -> State | None:
+        """Return the new state of an earlier commit that has applied all edits.
 
-        If it has applied some of them, the others are rebased on the result. Raises UnavailableError if the outcome is
-        still unknown.
+        Its outcome was unknown. None: it has not applied all of them, or there is none. If it has applied some, the
+        others are rebased on the result. Raises UnavailableError if the outcome is still unknown.
         """
         if self._in_doubt_change is None:
-            return False
+            return None
         applied = self._table.key_writer.get_applied_state(self._in_doubt_change)
         self._in_doubt_change = None
-        if applied is None:
-            return False
-        if not self._modified_since_in_doubt:
-            return True
+        if applied is None or not self._modified_since_in_doubt:
+            return applied
         if applied.kind == "value" and applied.content is not None and applied.content.size <= MAX_WHOLE_WRITE_BYTES:
             data = applied.content.read()
             base: FileContent = InlineContent(data)
@@ -312,20 +315,28 @@ class OpenFile:
             base, self._precondition = self._open_target()
         self._rebase(buffer, base)
         self._clear_new()
-        return False
+        return None
 
     def _rebase(self, buffer: WriteBuffer, base: FileContent) -> None:
         self.buffer = buffer.rebase(base)
         buffer.close()
 
-    def _rebase_on_committed(self, buffer: WriteBuffer) -> None:
-        """Continue editing over the content that was just committed."""
+    def _rebase_on_committed(self, buffer: WriteBuffer, saved: Blob | None) -> None:
+        """Continue editing over the content that was just committed.
+
+        Writers continue to see a newline that was not saved: they write at the offsets that they know.
+        """
         if not self.writer_count:
             self._drop_buffer()
         elif buffer.size <= MAX_WHOLE_WRITE_BYTES:
             data = buffer.read(0, buffer.size)
-            self._precondition = Precondition.from_bytes(data)
+            self._precondition = (
+                Precondition.from_bytes(data)
+                if saved is None
+                else Precondition.content_equals(saved.size, saved.digest)
+            )
             self._set_base(InlineContent(data))
+            self._has_unsaved_newline = saved is not None and saved.size < len(data)
         else:
             mtime_ns = self.mtime_ns
             try:
@@ -375,6 +386,8 @@ class OpenFile:
                 except RedisFuseError as error:
                     log.error("%s: not saved at its last close: %s", os.fsdecode(self.path), error)
             self._preserve_unsaved_edits()
+            if self._has_unsaved_newline:
+                self._discard_edits()
             self._drop_buffer()
 
     def commit_at_unmount(self, *, busy_at_unmount: bool) -> None:

@@ -29,8 +29,10 @@ def write_back(
     is_new: bool,
     expiry: Expiry | None,
     supersedes: int | None,
-) -> None:
+) -> Blob | None:
     """Write the edits of a buffer to Redis as one journaled change.
+
+    Returns the whole content that was saved, which may lack the newline at its end; None if it was patched.
 
     A large string is patched if the range that holds all edits is at most half of it; any other value is written whole.
     `path` is the one that the journal records; `expiry` and `supersedes` are those of `KeyWriter.save`. Raises what
@@ -43,7 +45,7 @@ def write_back(
     if patch is not None and patch[1] * 2 <= buffer.size:
         offset, size = patch
         key_writer.patch(target, offset, blob_from_buffer(buffer, offset, size), precondition=precondition, path=path)
-        return
+        return None
     op = "create" if precondition.kind == "absent" else "write"
     try:
         content = blob_from_buffer(buffer, 0, buffer.size)
@@ -51,7 +53,16 @@ def write_back(
         raise ConflictError(
             f"the part of the value that was not overwritten can't be read any more: {error}"
         ) from error
-    key_writer.save(target, content, precondition=precondition, path=path, op=op, expiry=expiry, supersedes=supersedes)
+    return key_writer.save(
+        target,
+        content,
+        precondition=precondition,
+        path=path,
+        op=op,
+        expiry=expiry,
+        supersedes=supersedes,
+        is_rewritten=buffer.is_rewritten,
+    )
 
 
 def states_to_preserve(buffer: WriteBuffer, target: KeyRef) -> list[State]:

@@ -107,6 +107,11 @@ class WriteBuffer:
         """Whether some bytes may still have to be read from the base."""
         return self._base_end > 0
 
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether no byte of the base is left."""
+        return self._base_end == 0 or (self._range_starts, self._range_ends) == ([0], [self.size])
+
     def dirty_range(self) -> tuple[int, int] | None:
         """Return (offset, size) of the range that holds all edits; None if there is none.
 

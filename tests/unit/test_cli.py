@@ -20,7 +20,7 @@ HOST = ["127.0.0.1", "6379", "/mnt"]
 
 EVERY_OPTION = """
     --user u --db 3 --tls --tls-ca /ca --tls-cert /cert --tls-key /key --tls-insecure --timeout 1.5
-    --write --journal --journal-file /j.db --no-conflict-check --allow a:* --allow b --dump-limit 4
+    --write --journal --journal-file /j.db --no-conflict-check --no-added-newline --allow a:* --allow b --dump-limit 4
     --separator :: --prefix app: --new-files string --render-limit 1 --field-limit 2 --hash-limit 3
     --cache-memory 1MiB --index-memory 2M --connections 5 --rate 6 --scan-count 7
     --no-junk-filter --junk-file /p --junk *.x --keep y --show-junk --scratch-memory 8 --park-seconds 9
@@ -114,6 +114,7 @@ def test_every_option_sets_its_field() -> None:
         write=True,
         journal_file=Path("/j.db"),
         conflict_check=False,
+        added_newline=False,
         allow=(b"a:*", b"b"),
         separator=b"::",
         prefix=b"app:",
