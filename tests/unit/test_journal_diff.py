@@ -14,7 +14,7 @@ from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, Change, State
 
 
 def change(prior: State, new: State) -> Change:
-    return Change(1, 1, 1, 0, b"p", "write", b"k", None, prior, new, "applied", None, None, None, None, None, "s")
+    return Change(1, 1, 1, 0, b"p", "write", b"k", None, prior, new, "applied", None, None, None, None, None, None, "s")
 
 
 def diff(prior: State | bytes, new: State | bytes) -> list[str]:
@@ -37,7 +37,8 @@ def test_text() -> None:
         "place@@ -13,7 +13,8 @@",
         *(" line 12", " line 13", " line 14", "-line 15", "+LINE", "+more", " line 16", " line 17", " line 18"),
     ]
-    assert diff(b"a\nb", b"a\nb\n") == ["place@@ -1,2 +1,2 @@", " a", "-b (no newline at the end)", "+b"]
+    added = ["-b (no newline at the end)", "+b"]
+    assert diff(b"a\nb", b"a\nb\n") == ["factnewline added at end", "place@@ -1,2 +1,2 @@", " a", *added]
     assert diff(b"same", b"same") == []
     assert diff(b"", b"x\n") == ["place@@ -1,0 +1,1 @@", "+x"]
     assert (
