@@ -41,6 +41,7 @@ _READ_COMMANDS = frozenset(
 
 _READ_SUBCOMMANDS = {
     b"CLIENT": frozenset({b"NO-TOUCH", b"SETNAME", b"TRACKING"}),
+    b"MEMORY": frozenset({b"USAGE"}),
     b"OBJECT": frozenset({b"ENCODING"}),
     b"XINFO": frozenset({b"GROUPS", b"STREAM"}),
 }

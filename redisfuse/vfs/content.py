@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import AccessError, ConflictError, NotFoundError, TooLargeError
+from redisfuse.errors import AccessError, ConflictError, NotFoundError, ServerReplyError, TooLargeError
 from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata import UNREADABLE, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
@@ -27,6 +27,7 @@ from redisfuse.vfs.nodes import KeyNode
 from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
 
 MAX_RENDERED_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
+_MEMORY_ENTRY = "memory"  # in place of a view: what MEMORY USAGE reported
 MAX_OPEN_ATTEMPTS = 8  # for a large value that keeps changing; after the last one its edit may conflict needlessly
 
 
@@ -137,6 +138,38 @@ class ContentLoader:
             return 0, True  # reading will fail, but `stat` must not
         return (0, True) if text is None else (len(text), False)
 
+    def measure_memory(self, node: KeyNode) -> int | None:
+        """Return the bytes of memory that a collection of unknown size takes in Redis.
+
+        The server estimates them from a sample of the elements (MEMORY USAGE). Returns None for other files, and if
+        the server does not report it.
+        """
+        if node.is_editable or node.view is not None:
+            return None
+        key = node.target.key
+        version, now = self._keyspace.get_version(key), time.monotonic()
+        cached = self._renderings.get(key, _MEMORY_ENTRY)
+        if cached is None or not self._is_current(cached, version, now):
+            try:
+                reply = self._client.execute(b"MEMORY", b"USAGE", key)
+            except (AccessError, NotFoundError, ServerReplyError):
+                reply = None
+            cached = CachedRendering(version, now, None, reply if isinstance(reply, int) else None)
+            self._renderings.put(key, _MEMORY_ENTRY, cached)
+        return cached.memory_bytes
+
+    def describe_unmeasured(self, node: KeyNode) -> str:
+        """Return the type and number of elements of a collection that shows size 0.
+
+        Returns "" for other files. Sends nothing.
+        """
+        if node.is_editable or node.view is not None or not node.length:
+            return ""
+        cached = self._renderings.get(node.target.key, None)
+        if node.length <= self._render_limit and (cached is None or cached.text is not None):
+            return ""
+        return f"{node.type.decode('ascii', 'backslashreplace')} of {node.length} elements"
+
     # -- renderings --------------------------------------------------------------------------------------------------
 
     def _get_rendering(self, node: KeyNode) -> bytes | None:
@@ -152,11 +185,14 @@ class ContentLoader:
         version = self._keyspace.get_version(key)
         now = time.monotonic()
         cached = self._renderings.get(key, view)
-        if cached is not None and cached.version == version and now - cached.rendered_at < self._freshness.max_age():
+        if cached is not None and self._is_current(cached, version, now):
             return cached.text
         text = self._render_within_limit(node)
         self._renderings.put(key, view, CachedRendering(version, now, text))
         return text
+
+    def _is_current(self, cached: CachedRendering, version: int, now: float) -> bool:
+        return cached.version == version and now - cached.rendered_at < self._freshness.max_age()
 
     def _find_rendering_of_size(self, node: KeyNode, size: int | None) -> bytes | None:
         cached = self._renderings.get(node.target.key, node.view)

@@ -53,6 +53,7 @@ class Stat(NamedTuple):
     is_readable: bool = True  # False: the server's ACL denies reading the key
     mode: int | None = None  # the permission bits of junk; None: those of the mount
     is_streamed: bool = False  # the size is unknown: read with direct I/O until the end
+    allocated_bytes: int | None = None  # for st_blocks, if it is not the size
     is_linked: bool = True  # False: the file was unlinked while it was open
 
     @property
@@ -203,7 +204,12 @@ class Filesystem:
             if node.type == UNREADABLE.type:
                 return Stat(False, 0, self.mount_time_ns, False, is_readable=False)
             size, is_streamed = self.content_loader.measure_size(node)
-            return Stat(False, size, self.get_mtime_ns(node.target), node.is_editable, is_streamed=is_streamed)
+            allocated = self.content_loader.measure_memory(node) if is_streamed else None
+            return Stat(
+                *(False, size, self.get_mtime_ns(node.target), node.is_editable),
+                is_streamed=is_streamed,
+                allocated_bytes=allocated,
+            )
         if isinstance(node, DirectoryNode):
             prefix = self.grammar.key_prefix(node.directory)
             return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.mount_time_ns), True)

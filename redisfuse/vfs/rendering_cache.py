@@ -19,6 +19,7 @@ class CachedRendering(NamedTuple):
     version: int
     rendered_at: float  # time.monotonic()
     text: bytes | None  # None: too long to be cached, so the file streams
+    memory_bytes: int | None = None  # that the key takes in Redis
 
     @property
     def cost_bytes(self) -> int:

@@ -176,4 +176,4 @@ def test_rules_cover_the_allow_lists(own_redis: RedisServer) -> None:
     for container, seconds in (READ_ALLOWLIST.subcommands | WRITE_ALLOWLIST.subcommands).items():
         for second in seconds - {INVALIDATION_CHANNEL}:
             full = f"{container.decode()}|{second.decode()}".lower()
-            assert full in named or container in (b"OBJECT", b"XINFO"), full  # those two are @read
+            assert full in named or container in (b"MEMORY", b"OBJECT", b"XINFO"), full  # these are @read

@@ -345,7 +345,7 @@ def test_only_reading_commands_are_sent(tmp_path: Path) -> None:
                     if words[0].upper() == "ECHO":
                         done.set()
                         return
-                    sent.add(" ".join(words[: 2 if words[0].upper() in ("CLIENT", "OBJECT") else 1]).upper())
+                    sent.add(" ".join(words[: 2 if words[0].upper() in ("CLIENT", "MEMORY", "OBJECT") else 1]).upper())
 
             listener = threading.Thread(target=listen, daemon=True)
             listener.start()

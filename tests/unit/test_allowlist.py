@@ -21,7 +21,7 @@ NEVER = [
     *("EVAL x 0", "EVAL_RO x 0", "EVALSHA x 0", "FCALL f 0", "FCALL_RO f 0", "SCRIPT LOAD x", "FUNCTION LOAD x"),
     *("SORT k", "SORT_RO k", "PFCOUNT k", "GETSET k v", "SWAPDB 0 1", "REPLICAOF h 1", "MIGRATE", "CLIENT KILL ID 1"),
     *("CLIENT PAUSE 1", "CLIENT LIST", "ACL SETUSER x", "MODULE LOAD x", "SAVE", "BGSAVE", "PUBLISH c m", "MOVE k 1"),
-    *("HGETALL k", "SMEMBERS k", "HKEYS k", "HVALS k", "MEMORY USAGE k", "OBJECT FREQ k", "XGROUP DESTROY k g"),
+    *("HGETALL k", "SMEMBERS k", "HKEYS k", "HVALS k", "MEMORY DOCTOR", "OBJECT FREQ k", "XGROUP DESTROY k g"),
     *("SUBSCRIBE other", "PSUBSCRIBE *", "SUBSCRIBE __redis__:invalidate other", "RESET", "QUIT", "COPY a b"),
 ]
 ONLY_WRITER = [
@@ -30,7 +30,15 @@ ONLY_WRITER = [
 ]
 READ = [
     *("SCAN 0", "TYPE k", "STRLEN k", "GETRANGE k 0 1", "HGET k f", "HSCAN k 0", "LRANGE k 0 1", "XRANGE k - +"),
-    *("DUMP k", "OBJECT ENCODING k", "CLIENT SETNAME x", "CLIENT NO-TOUCH ON", "CLIENT TRACKING ON BCAST", "INFO"),
+    *(
+        "DUMP k",
+        "OBJECT ENCODING k",
+        "MEMORY USAGE k",
+        "CLIENT SETNAME x",
+        "CLIENT NO-TOUCH ON",
+        "CLIENT TRACKING ON BCAST",
+        "INFO",
+    ),
     *("SUBSCRIBE __redis__:invalidate", "WATCH k", "MULTI", "EXEC", "XINFO STREAM k", "HPEXPIRETIME k FIELDS 1 f"),
 ]
 
