@@ -8,6 +8,8 @@ Threads: every method may be called from any thread. `NamespaceOperations` has n
 
 from __future__ import annotations
 
+import logging
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -39,6 +41,8 @@ from redisfuse.vfs.recent_removals import RecentRemovals
 
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence
+
+log = logging.getLogger(__name__)
 
 UNLINK_DELAY_SECONDS = 0.2  # delay of the unlink of an open file, which may be the first half of a rename over it
 
@@ -154,6 +158,8 @@ class NamespaceOperations:
             self._retention.keep_path(path.rpartition(b"/")[0])
             return
         target = require_target(node)
+        content_loader = self._filesystem.content_loader
+        unmeasured = content_loader.describe_unmeasured(node) if isinstance(node, KeyNode) else ""
         file = self._overlay.open_files.get(target)
         if file is None:
             removed = self._key_writer.remove([target], path=path)
@@ -163,6 +169,12 @@ class NamespaceOperations:
                 self._remove_open(file, target, path, Precondition.unconditional(), caller)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
+        if unmeasured:
+            log.info(
+                "/%s was removed: it showed size 0, and was a %s; `redisfuse rollback` takes that back",
+                os.fsdecode(path),
+                unmeasured,
+            )
 
     def _remove_open(
         self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition, caller: int
