@@ -26,6 +26,7 @@ from tests.benchmarks.baseline import (
 )
 from tests.benchmarks.bench_index import layout_key, run_in_subprocess
 from tests.benchmarks.concurrency import measure_concurrent_reads
+from tests.benchmarks.large_collections import measure_large_collections
 from tests.benchmarks.report import ResultTable, format_goal, format_number, format_rate, format_seconds, format_size
 from tests.support.memory_mount import MemoryMount
 from tests.support.mounts import MountedServer, is_mounted, mount_server
@@ -57,6 +58,7 @@ def measure(bench: BenchmarkRun) -> list[ResultTable]:
         tables.append(_measure_small_strings(bench, binding))
     tables.append(measure_concurrent_reads(bench))
     tables.append(_measure_long_string(bench))
+    tables.append(measure_large_collections(bench))
     return tables
 
 
