@@ -15,6 +15,7 @@ from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_out
 from redisfuse.errors import MountError
 from redisfuse.fuse import mountpoint as mountpoints
+from redisfuse.keyspace.heartbeat import MasterLink
 from redisfuse.text import for_terminal
 
 STATUS_TIMEOUT_SECONDS = 5.0  # for the reply of a mount
@@ -92,6 +93,7 @@ def _format_status(facts: dict[str, Any]) -> list[str]:
         ("mounted", f"{facts['server']} ({facts['server_version']}), {facts['mode']}"),
         ("keys", _format_key_count(facts)),
         ("changes", "tracked by the server" if facts["live"] else f"not tracked: {facts['reason']}"),
+        *([("replica", MasterLink(**facts["master_link"]).text)] if facts["master_link"] else []),
         ("kernel cache", "invalidated when a key changes" if facts["kernel_cache"] else _format_no_cache(facts)),
         *_format_hashes(facts),
         ("sent", f"{facts['commands']} commands in {facts['round_trips']} round trips"),

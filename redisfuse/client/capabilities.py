@@ -99,7 +99,7 @@ class ServerInfo:
 
 def parse_version(text: str) -> ServerVersion:
     """Parse "7.0.15" into (7, 0, 15); missing or malformed parts are 0."""
-    numbers = [int(number) for number in re.findall(r"\d+", text)[:3]]
+    numbers = [int(number) for number in re.findall(r"\d{1,9}", text)[:3]]
     return (*numbers, 0, 0, 0)[:3]  # type: ignore[return-value]  # exactly three, by the slice
 
 

@@ -97,6 +97,10 @@ def _is_time(reply: Any) -> bool:
     return _is_list_of_bulks(reply) and len(reply) == 2 and all(map(bytes.isdigit, reply))
 
 
+def _is_greeting(reply: Any) -> bool:
+    return isinstance(reply, dict) or (isinstance(reply, list) and {type(name) for name in reply[::2]} <= {bytes})
+
+
 def _is_anything(_reply: Any) -> bool:
     return True
 
@@ -115,6 +119,7 @@ _FORMS: dict[bytes, ReplyForm] = {
     **dict.fromkeys((b"LRANGE", b"HRANDFIELD", b"ZRANGE"), _is_list_of_bulks),
     **dict.fromkeys((b"SCAN", b"SSCAN", b"HSCAN"), _is_cursor_and_names),
     **dict.fromkeys((b"HPTTL", b"HPEXPIRETIME"), _is_list_of_integers),
+    b"HELLO": _is_greeting,
     b"INFO": _is_text,
     b"HMGET": _is_list_of_optional_bulks,
     b"ZSCAN": _is_cursor_and_pairs,

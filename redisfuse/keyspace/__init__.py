@@ -5,9 +5,10 @@ server's invalidation messages, which keep both coherent. The room reads only: i
 
 Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms, `trie`
 (with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`,
-`change_times`, `expiry_queue`, `drift` and `overload` (bookkeeping); `scanner`, `exists` and `tracking` (the commands);
-`reconciler`, `monitor_state`, `verifier` and `index_builder`, of which `monitor` (`KeyspaceMonitor`) consists;
-`metadata` (`MetadataStore`) with `metadata_cache`, `prefetch`, `queries` and `hash_fields`.
+`change_times`, `expiry_queue`, `drift`, `overload` and `interruption_log` (bookkeeping); `scanner`, `exists` and
+`tracking` with `liveness` and `heartbeat` (the commands); `reconciler`, `monitor_state`, `verifier`, `index_builder`
+and `change_follower`, of which `monitor` (`KeyspaceMonitor`) consists; `metadata` (`MetadataStore`) with
+`metadata_cache`, `prefetch`, `queries` and `hash_fields`.
 
 Imported by: `transactions`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length commands).
 

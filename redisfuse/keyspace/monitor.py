@@ -27,36 +27,29 @@ from collections.abc import Callable, Collection
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, RedisFuseError, UnavailableError
+from redisfuse.keyspace.change_follower import ChangeFollower
 from redisfuse.keyspace.change_times import ChangeClock, directory_prefixes
 from redisfuse.keyspace.drift import DriftDetector
+from redisfuse.keyspace.heartbeat import MasterLink
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.index_backend import KeyLayout
 from redisfuse.keyspace.index_builder import IndexBuilder
-from redisfuse.keyspace.interruption_log import InterruptionLog
 from redisfuse.keyspace.listener import ChangeListener, NullListener
 from redisfuse.keyspace.monitor_state import MonitorState
-from redisfuse.keyspace.overload import OverloadDetector
 from redisfuse.keyspace.own_writes import OwnWriteFilter
 from redisfuse.keyspace.reconciler import IndexReconciler, ScanSupersededError
-from redisfuse.keyspace.tracking import FlushProbe, ServerCounts, TrackingClient
 from redisfuse.keyspace.verifier import KeyVerifier
 from redisfuse.paths.grammar import KeyRef, PathCodec
 
 log = logging.getLogger(__name__)
 
-_FLUSH_PROBE_KEYS = 16  # keys that are looked up after a flush, to find out which database was flushed
 _MIN_RETRY_DELAY_SECONDS = 0.25  # after a failed scan; doubled up to the maximum
 _MAX_RETRY_DELAY_SECONDS = 5.0
 _DENIED_RETRY_DELAY_SECONDS = 60.0  # after a scan that the ACL denies: each attempt adds an entry to the ACL LOG
 
-_OVERLOAD_REASON = "the server changes faster than this mount can follow"
-
 
 class KeyspaceMonitor:
-    """The keys of one database, or those of them that begin with a prefix.
-
-    Implements TrackingListener.
-    """
+    """The keys of one database, or those of them that begin with a prefix."""
 
     def __init__(
         self,
@@ -78,17 +71,13 @@ class KeyspaceMonitor:
         self._client = client
         self._separator = layout.separator
         self._prefix = prefix
-        self._rescan_interval = rescan_interval
-        self._heartbeat_interval = heartbeat_interval
         self._listener: ChangeListener = listener or NullListener()
 
         self._reconciler = IndexReconciler(layout, max_memory_bytes=index_memory)
         self._state = MonitorState(self._reconciler, rescan_interval=rescan_interval, timeout=client.limits.timeout)
         self._change_clock = ChangeClock()
         self._own_writes = OwnWriteFilter()
-        self._overload_detector = OverloadDetector()
-        self._drift_detector = DriftDetector()
-        self._interruption_log = InterruptionLog()
+        drift_detector = DriftDetector()
         self._verifier = KeyVerifier(
             client, self._state, self._reconciler, self._change_clock, self._listener, self._separator
         )
@@ -97,14 +86,25 @@ class KeyspaceMonitor:
             self._state,
             self._reconciler,
             self._change_clock,
-            self._drift_detector,
+            drift_detector,
             self._listener,
             separator=self._separator,
             prefix=prefix,
         )
-        self._tracking_client: TrackingClient | None = None
+        self._follower = ChangeFollower(
+            client,
+            self._state,
+            self._reconciler,
+            self._change_clock,
+            self._own_writes,
+            drift_detector,
+            self._verifier,
+            self._listener,
+            prefix=prefix,
+            rescan_interval=rescan_interval,
+            heartbeat_interval=heartbeat_interval,
+        )
         self._threads: list[threading.Thread] = []
-        self._may_expire = True
 
     # -- state --------------------------------------------------------------------------------------------------------
 
@@ -150,7 +150,15 @@ class KeyspaceMonitor:
     @property
     def may_expire(self) -> bool:
         """Whether a key of this database may have a time to live."""
-        return self._may_expire
+        return self._follower.may_expire
+
+    @property
+    def master_link(self) -> MasterLink | None:
+        """The link of a replica to its master.
+
+        None if the server is no replica, or that is unknown.
+        """
+        return self._follower.master_link
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until the index is complete and follows the server.
@@ -201,9 +209,7 @@ class KeyspaceMonitor:
 
     def wait_for_invalidations(self) -> None:
         """Block until all changes that the caller has observed are processed."""
-        tracking_client = self._tracking_client
-        if self._state.is_coherent and tracking_client is not None:
-            tracking_client.wait_for_invalidations(self._client.limits.timeout)
+        self._follower.wait_for_invalidations()
 
     def record_key_state(self, key: bytes, exists: bool) -> None:
         """Update the index at once with the state of one key.
@@ -249,7 +255,7 @@ class KeyspaceMonitor:
     def start(self) -> None:
         """Start the threads; call this after the fork."""
         self._state.begin_connecting()
-        self._start_tracking()
+        self._follower.start()
         for name, loop in (("look", self._verify_loop), ("scan", self._scan_loop)):
             thread = threading.Thread(target=self._run_supervised, args=(loop,), name=f"redisfuse-{name}", daemon=True)
             self._threads.append(thread)
@@ -259,17 +265,10 @@ class KeyspaceMonitor:
         """End the threads; callers that wait get UnavailableError."""
         self._state.close()
         self._verifier.wake()
-        if self._tracking_client is not None:
-            self._tracking_client.close()
+        self._follower.close()
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(self._client.limits.timeout + 1)
-
-    def _start_tracking(self) -> None:
-        self._tracking_client = TrackingClient(
-            self._client, self, prefix=self._prefix, heartbeat_interval=self._heartbeat_interval
-        )
-        self._tracking_client.start()
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -283,29 +282,28 @@ class KeyspaceMonitor:
                 loop()
             except Exception:
                 log.exception("a thread of the keyspace failed; all keys are scanned again")
-                self._lose_coherence(UnavailableError("the keyspace failed; all keys are scanned again"))
-                if self._tracking_client is not None:
-                    self._tracking_client.disconnect()
+                self._follower.lose_coherence(UnavailableError("the keyspace failed; all keys are scanned again"))
+                self._follower.disconnect()
                 time.sleep(1)
 
     def _verify_loop(self) -> None:
         while not self._state.is_closing:
             lag = self._verifier.verify_next()
             self._state.record_verified_batch()
-            is_overloaded = lag is not None and self._overload_detector.record_verification(lag, time.monotonic())
-            if is_overloaded and self._state.is_coherent:
-                self._suspend_tracking(_OVERLOAD_REASON)
+            if lag is not None:
+                self._follower.check_lag(lag)
 
     def _scan_loop(self) -> None:
         delay = _MIN_RETRY_DELAY_SECONDS
         while not self._state.is_closing:
             work = self._state.wait_for_work()
             if work == "resume tracking":
-                self._start_tracking()
+                self._follower.start()
             elif work == "scan":
                 try:
                     self._index_builder.build()
                     delay = _MIN_RETRY_DELAY_SECONDS
+                    self._follower.poll_master_link()
                 except ScanSupersededError:
                     pass
                 except RedisFuseError as error:
@@ -318,137 +316,5 @@ class KeyspaceMonitor:
         is_polling = self._state.record_scan_error(error)
         if is_polling and self._reconciler.is_ready and isinstance(error, UnavailableError):
             # Without tracking, only a scan notices that the server is down.
-            self._reset_state()
+            self._follower.reset_state()
             self._listener.reset()
-
-    # -- TrackingListener: called by the tracking thread --------------------------------------------------------------
-
-    def on_connect(self) -> None:
-        """Drop what was cached without tracking, and scan.
-
-        From now on every change is announced.
-        """
-        self._interruption_log.record_connect()
-        self._reset_state()
-        self._listener.reset()
-        self._overload_detector.record_connect(time.monotonic())
-        self._state.become_coherent()
-        self._listener.state_changed()
-
-    def on_invalidate(self, keys: list[bytes]) -> None:
-        """Drop what is cached of these keys, and have them verified."""
-        own = self._own_writes.filter_own(keys)
-        self._change_clock.record_changes([key for key in keys if key not in own] if own else keys)
-        self._change_clock.record_own_invalidations(own)
-        self._listener.keys_touched(keys)
-        dirty_count = self._reconciler.mark_dirty(keys)
-        self._own_writes.record_received(keys)
-        self._verifier.wake()
-        if self._overload_detector.record_invalidations(len(keys), dirty_count):
-            self._suspend_tracking(_OVERLOAD_REASON)
-
-    def on_flush(self, probe: FlushProbe) -> None:
-        """Drop everything and scan, unless another database was flushed.
-
-        Keys that survived prove that.
-        """
-        if not probe.find_survivors(self._reconciler.sample_keys(_FLUSH_PROBE_KEYS)):
-            self._reset_and_rescan()
-
-    def on_swapdb(self) -> None:
-        """Drop everything and scan.
-
-        The server does not report which two databases were swapped.
-        """
-        self._reset_and_rescan()
-
-    def on_heartbeat(self, counts: ServerCounts, invalidated_keys: int) -> None:
-        """Scan again if the server's count of keys and the index drift apart."""
-        self._may_expire = counts.expiring_count != 0
-        if not self._may_expire:
-            self._listener.no_key_expires()
-        reconciler = self._reconciler
-        if not reconciler.is_ready or reconciler.is_scanning or self._prefix or counts.key_count is None:
-            return
-        index_count = len(reconciler.index)
-        pending_changes = invalidated_keys + reconciler.dirty_count
-        if self._drift_detector.check_counts(counts.key_count, index_count, pending_changes, time.monotonic()):
-            log.info(
-                "the database has %d keys, the index %d; the keys are scanned again", counts.key_count, index_count
-            )
-            self._state.request_scan(index_suspect=True, drift_detected=True)
-            self._listener.reset()
-
-    def on_silence(self, seconds: float) -> None:
-        """Drop what is cached, because changes may be missing.
-
-        The index is kept, and listings wait for an answer.
-        """
-        if self._state.begin_silence(f"the server has not answered for {seconds:g} s"):
-            log.warning("%s: nothing cached is used until it answers", self._state.degraded_reason)
-            self._listener.reset()
-
-    def on_answer(self) -> None:
-        """Trust caches again: no change was missed."""
-        if self._state.end_silence():
-            log.info("the server answers again")
-            self._listener.state_changed()
-
-    def on_unsupported(self, reason: str) -> None:
-        """Scan periodically: there is no tracking."""
-        log.warning("changes by other clients appear after up to %g s: %s", self._rescan_interval, reason)
-        self._interruption_log.begin()
-        self._state.enter_polling(reason)
-        self._listener.state_changed()
-
-    def on_disconnect(self, error: RedisFuseError) -> None:
-        """Drop everything.
-
-        Callers that wait keep waiting for the next attempt to connect.
-        """
-        self._interruption_log.record_disconnect(error)
-        self._lose_coherence(error)
-        if self._overload_detector.record_disconnect(time.monotonic()):
-            self._suspend_tracking(f"{_OVERLOAD_REASON}, and repeatedly closes its connection")
-
-    def on_connect_failed(self, error: RedisFuseError) -> None:
-        """Report the error to callers that wait for the index."""
-        self._interruption_log.record_connect_failure(error)
-        self._state.record_connect_error(error)
-
-    # -- transitions --------------------------------------------------------------------------------------------------
-
-    def _reset_state(self) -> None:
-        """Drop all knowledge of keys: any of them may have changed."""
-        self._change_clock.record_all_changed()
-        self._verifier.clear_expiries()
-        self._reconciler.reset()
-        self._drift_detector.reset()
-        self._state.notify()
-
-    def _reset_and_rescan(self) -> None:
-        """Drop everything and scan, while messages still arrive."""
-        self._reset_state()
-        self._listener.reset()
-        self._state.request_scan()
-
-    def _lose_coherence(self, error: RedisFuseError) -> None:
-        """Drop everything: changes are missed from now on."""
-        self._state.lose_coherence(error)
-        self._reset_state()
-        self._listener.reset()
-
-    def _suspend_tracking(self, reason: str) -> None:
-        """Stop tracking for a while.
-
-        The index stays in use; caches are valid only briefly.
-        """
-        if not self._state.suspend_tracking(reason):
-            return
-        self._state.resume_tracking_after(self._overload_detector.start_backoff())
-        self._reconciler.clear_dirty()
-        self._listener.reset()
-        log.warning("%s", self._state.degraded_reason)
-        self._interruption_log.begin()
-        if self._tracking_client is not None:
-            self._tracking_client.close()

@@ -3,8 +3,9 @@
 It receives the server's invalidation messages. `CLIENT TRACKING ON BCAST` needs no server configuration. The connection
 first subscribes to a channel without publishers, so that the server treats it as a subscriber: it closes a subscriber
 that falls behind, instead of buffering without limit. A message says that a key changed, not how, and not in which
-database. A null instead of keys says that some database was flushed. SWAPDB sends no message; the server's count of
-SWAPDB calls is queried periodically. Messages are lost while the connection is down, so the listener must drop its
+database. A null instead of keys says that some database was flushed, or that a replica has begun a full resync, after
+which it sends no message about what is different. SWAPDB sends no message; the server's count of SWAPDB calls is
+queried periodically. Messages are lost while the connection is down, so the listener must drop its
 caches whenever the connection is lost.
 
 Threads: `TrackingClient` has one thread, which calls the listener. There is no lock.
@@ -17,13 +18,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from redisfuse.client.acl import TRACKING_RULES
 from redisfuse.client.allowlist import INVALIDATION_CHANNEL
+from redisfuse.client.capabilities import parse_hello
 from redisfuse.client.client import Channel, RedisClient
 from redisfuse.errors import RedisFuseError, ServerReplyError, UnavailableError
+from redisfuse.keyspace.heartbeat import Heartbeat, HeartbeatQuery
 from redisfuse.keyspace.liveness import PING_INTERVAL_SECONDS, LiveChannel, SilenceListener
 
 _MIN_RECONNECT_DELAY_SECONDS = 0.05  # between two attempts to connect; doubled up to the maximum
@@ -45,13 +47,13 @@ class TrackingListener(SilenceListener, Protocol):
         """Handle keys that were changed, created or deleted; a key may occur twice."""
 
     def on_flush(self, probe: "FlushProbe") -> None:
-        """Handle a flush of this database, or of another one of the server."""
+        """Handle a flush of this or another database, or a full resync of a replica."""
 
     def on_swapdb(self) -> None:
         """Handle a swap of two databases of the server; one of them may be this one."""
 
-    def on_heartbeat(self, counts: "ServerCounts", invalidated_keys: int) -> None:
-        """Handle a periodic reply of the server.
+    def on_heartbeat(self, heartbeat: Heartbeat, invalidated_keys: int) -> None:
+        """Handle a periodic report of the server.
 
         `invalidated_keys` keys were announced since the previous one.
         """
@@ -64,15 +66,6 @@ class TrackingListener(SilenceListener, Protocol):
 
     def on_connect_failed(self, error: RedisFuseError) -> None:
         """Handle a failed attempt to connect; another one follows."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerCounts:
-    """Counts that the server keeps. None: the ACL denies it."""
-
-    key_count: int | None  # keys in the database
-    expiring_count: int | None  # those of them that have a time to live
-    swapdb_count: int | None  # SWAPDB calls since the statistics were reset
 
 
 class TrackingUnsupportedError(Exception):
@@ -88,6 +81,14 @@ class FlushProbe:
     def __init__(self, channel: LiveChannel, deferred_keys: list[bytes]) -> None:
         self._channel = channel
         self._deferred_keys = deferred_keys
+
+    def is_replica(self) -> bool:
+        """Return whether the server is a replica; True if that is unknown.
+
+        On a replica, the flush may be a full resync, which keeps some keys.
+        """
+        reply = self._channel.execute([(b"HELLO",)])[0]  # no ACL can forbid it
+        return isinstance(reply, RedisFuseError) or parse_hello(reply).role != "master"
 
     def find_survivors(self, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of these keys that survived the flush.
@@ -151,7 +152,7 @@ class TrackingClient:
         self._listener = listener
         self._prefix = prefix
         self._heartbeat_interval = heartbeat_interval
-        self._may_use_info = True  # False: the ACL denies INFO
+        self._heartbeat_query = HeartbeatQuery(client.address.db)
         self._closing = threading.Event()
         self._waiters: deque[threading.Event] = deque()  # threads in `wait_for_invalidations`
         self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
@@ -268,18 +269,19 @@ class TrackingClient:
 
     def _receive_loop(self, channel: LiveChannel) -> None:
         """Deliver messages and query counts, until the connection fails or is closed."""
-        swapdb_count = self._fetch_counts(channel).swapdb_count
+        server_info = self._client.server_info
+        swapdb_count = self._heartbeat_query.fetch(channel, server_info).swapdb_count
         self._listener.on_connect()
         invalidated_keys = 0
         next_ping_at = next_heartbeat_at = 0.0
         while not self._closing.is_set():
             now = time.monotonic()
             if now >= next_heartbeat_at:
-                counts = self._fetch_counts(channel)
-                if counts.swapdb_count != swapdb_count:
-                    swapdb_count = counts.swapdb_count
+                heartbeat = self._heartbeat_query.fetch(channel, server_info)
+                if heartbeat.swapdb_count != swapdb_count:
+                    swapdb_count = heartbeat.swapdb_count
                     self._listener.on_swapdb()
-                self._listener.on_heartbeat(counts, invalidated_keys)
+                self._listener.on_heartbeat(heartbeat, invalidated_keys)
                 invalidated_keys = 0
                 next_heartbeat_at = now + self._heartbeat_interval
                 next_ping_at = now + PING_INTERVAL_SECONDS
@@ -341,34 +343,3 @@ class TrackingClient:
             count += len(keys)
             time.sleep(_COALESCE_SECONDS)
         return count
-
-    def _fetch_counts(self, channel: LiveChannel) -> ServerCounts:
-        """Query the server's counts with two short INFO.
-
-        With DBSIZE if the ACL denies INFO.
-        """
-        if self._may_use_info:
-            keyspace, commands = channel.execute([(b"INFO", b"keyspace"), (b"INFO", b"commandstats")])
-            if not isinstance(keyspace, RedisFuseError) and not isinstance(commands, RedisFuseError):
-                sizes = _parse_info_numbers(keyspace, b"db%d:" % self._client.address.db)
-                return ServerCounts(
-                    key_count=sizes.get(b"keys", 0),
-                    expiring_count=sizes.get(b"expires", 0),
-                    swapdb_count=_parse_info_numbers(commands, b"cmdstat_swapdb:").get(b"calls", 0),
-                )
-            self._may_use_info = isinstance(keyspace, UnavailableError) or isinstance(commands, UnavailableError)
-        size = channel.execute([(b"DBSIZE",)])[0]
-        return ServerCounts(size if isinstance(size, int) else None, None, None)
-
-
-def _parse_info_numbers(info: Any, line_prefix: bytes) -> dict[bytes, int]:
-    """Return the `name=number` pairs of the line with this prefix.
-
-    Empty if there is no such line.
-    """
-    text = info if isinstance(info, bytes) else str(info).encode()
-    for line in text.splitlines():
-        if line.startswith(line_prefix):
-            pairs = (part.partition(b"=") for part in line[len(line_prefix) :].split(b","))
-            return {name: int(value) for name, _, value in pairs if value.isdigit()}
-    return {}

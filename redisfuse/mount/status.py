@@ -6,6 +6,7 @@ Sizes are in bytes, times in seconds.
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +52,7 @@ def build_status(context: MountContext) -> dict[str, object]:
         "scan_total": scan_total,
         "live": keyspace.is_coherent,
         "reason": keyspace.degraded_reason,
+        "master_link": None if keyspace.master_link is None else asdict(keyspace.master_link),
         "kernel_cache": context.coherence.is_coherent,
         "kernel_cache_reason": "" if queue.is_supported else queue.unsupported_reason,
         "hashes": context.hash_layouts.mode,

@@ -104,6 +104,8 @@ def test_an_endless_greeting(head: bytes) -> None:
         (("XRANGE", "k", "-", "+"), array(array(bulk(b"1-1"), array(bulk(b"f"))))),
         (("TIME",), array(bulk(b"now"), bulk(b"0"))),
         (("INFO",), b":1\r\n"),
+        (("HELLO",), b"+OK\r\n"),
+        (("HELLO",), array(array(), bulk(b"redis"))),
         (("STRLEN", "k"), b"%1\r\n*0\r\n:1\r\n"),
         (("STRLEN", "k"), b"*4294967295\r\n"),
         (("STRLEN", "k"), b":1\r\n:2\r\n"),
@@ -279,6 +281,9 @@ HOSTILE_REPLIES: dict[str, dict[bytes, Reply]] = {
     "far expiries": {b"PTTL": b":9223372036854775807\r\n", b"INFO": bulk(b"redis_version:7.0.15\r\n")},
     "lists without end": {b"TYPE": b"+list\r\n", b"LRANGE": flood(array(bulk(b"x")) * 10)},
     "an empty INFO": {b"INFO": bulk(b"")},
+    "numbers of any length": {
+        b"INFO": bulk(b"redis_version:%b\r\nused_memory:%b\r\ndb0:keys=%b" % (b"9" * 5000, b"9" * 5000, b"9" * 5000))
+    },
 }
 
 
@@ -288,7 +293,7 @@ def test_a_mount_of_a_hostile_server(nursery: MountForkserver, tmp_path: Path, r
     """`cat` and `ls` end in time, with EIO or with what the server said, and the mount works on."""
     with (
         HostileServer(replies) as server,
-        nursery.mount_server(tmp_path, server.url, "--timeout", str(TIMEOUT), wait=False) as mount,
+        nursery.mount_server(tmp_path, server.url, "--timeout", str(TIMEOUT), write=False, wait=False) as mount,
     ):
         process = psutil.Process(mount.process.pid)
         rest = peak = process.memory_info().rss
