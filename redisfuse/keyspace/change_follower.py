@@ -84,11 +84,15 @@ class ChangeFollower:
         if self._tracking_client is not None:
             self._tracking_client.disconnect()
 
-    def wait_for_invalidations(self) -> None:
-        """Block until all changes that the caller has observed are processed."""
+    def wait_for_invalidations(self) -> bool:
+        """Block until all changes that the caller has observed are processed.
+
+        Returns False if changes are not announced, or if the server does not answer in time.
+        """
         tracking_client = self._tracking_client
-        if self._state.is_coherent and tracking_client is not None:
-            tracking_client.wait_for_invalidations(self._client.limits.timeout)
+        if tracking_client is None or not self._state.is_coherent:
+            return False
+        return tracking_client.wait_for_invalidations(self._client.limits.timeout)
 
     def close(self) -> None:
         """Close the connection, and end its thread."""

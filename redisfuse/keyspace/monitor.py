@@ -207,9 +207,12 @@ class KeyspaceMonitor:
         if self._state.is_coherent:
             self._own_writes.expect_writes([key for key in keys if key.startswith(self._prefix)])
 
-    def wait_for_invalidations(self) -> None:
-        """Block until all changes that the caller has observed are processed."""
-        self._follower.wait_for_invalidations()
+    def wait_for_invalidations(self) -> bool:
+        """Block until all changes that the caller has observed are processed.
+
+        Returns False if changes are not announced, or if the server does not answer in time.
+        """
+        return self._follower.wait_for_invalidations()
 
     def record_key_state(self, key: bytes, exists: bool) -> None:
         """Update the index at once with the state of one key.

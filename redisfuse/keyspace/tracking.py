@@ -138,6 +138,14 @@ def _parse_invalidation(push: list[Any]) -> list[bytes] | None:
     return keys
 
 
+class _Waiter:
+    """A thread in `wait_for_invalidations`."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.has_caught_up = False  # set before `ended`
+
+
 class TrackingClient:
     """A tracking connection that reconnects until it is refused or closed."""
 
@@ -154,7 +162,7 @@ class TrackingClient:
         self._heartbeat_interval = heartbeat_interval
         self._heartbeat_query = HeartbeatQuery(client.address.db)
         self._closing = threading.Event()
-        self._waiters: deque[threading.Event] = deque()  # threads in `wait_for_invalidations`
+        self._waiters: deque[_Waiter] = deque()  # threads in `wait_for_invalidations`
         self._wakeup_receiver, self._wakeup_sender = socket.socketpair()
         self._channel: Channel | None = None
         self._thread = threading.Thread(target=self._run, name="redisfuse-follow", daemon=True)
@@ -169,17 +177,18 @@ class TrackingClient:
         if channel is not None:
             channel.close()
 
-    def wait_for_invalidations(self, timeout: float) -> None:
+    def wait_for_invalidations(self, timeout: float) -> bool:
         """Block until all changes that the caller has observed are delivered.
 
-        Waits up to `timeout` seconds. Returns at once if no message can arrive any more. Not for the tracking thread
-        itself.
+        Waits up to `timeout` seconds. Returns False at once if no message can arrive any more. Not for the tracking
+        thread itself.
         """
-        caught_up = threading.Event()
-        self._waiters.append(caught_up)
+        waiter = _Waiter()
+        self._waiters.append(waiter)
         with contextlib.suppress(OSError):  # closed: the thread has ended
             self._wakeup_sender.send(b"\0", socket.MSG_DONTWAIT)
-            caught_up.wait(timeout)
+            waiter.ended.wait(timeout)
+        return waiter.has_caught_up
 
     def close(self, timeout: float = 5.0) -> None:
         """End the thread.
@@ -204,7 +213,7 @@ class TrackingClient:
     def _release_waiters(self) -> None:
         """Wake the waiting threads: no message will arrive on this connection."""
         while self._waiters:
-            self._waiters.popleft().set()
+            self._waiters.popleft().ended.set()
 
     def _connect_loop(self) -> None:
         delay = _MIN_RECONNECT_DELAY_SECONDS
@@ -313,10 +322,12 @@ class TrackingClient:
             count = 0
             while (push := channel.receive_push(0)) is not None:
                 count += self._deliver_invalidations(channel, push)
+            for waiter in waiters:
+                waiter.has_caught_up = True
             return count
         finally:
-            for caught_up in waiters:
-                caught_up.set()
+            for waiter in waiters:
+                waiter.ended.set()
 
     def _deliver_invalidations(self, channel: LiveChannel, push: list[Any] | None) -> int:
         """Deliver this message and those that have arrived.

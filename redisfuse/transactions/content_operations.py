@@ -15,7 +15,7 @@ from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.spool import open_spool_file
-from redisfuse.transactions.state_reader import CurrentState, ReadRequest
+from redisfuse.transactions.state_reader import ReadRequest
 
 MAX_GROUP_COMMIT_BYTES = 64 * 1024  # bytes of a value that may share a transaction with others
 
@@ -89,7 +89,7 @@ class SaveWhole(Operation):
         if self.expiry is not None:
             new = self.expiry.apply(new, current, state.server_info, state.fetch_time_ms())
         intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
-        _check_precondition(self.precondition, current, intent)
+        _check_precondition(self.precondition, state, self.target, intent)
         if self.expiry is None:
             commands = command_builder.build_write(self.target, current, content, state.server_info)
         else:
@@ -142,23 +142,24 @@ class PatchRange(Operation):
             new = State.from_slice(self.content, self.offset, total_size, expires_at=current.key_expires_at)
         op = self.op or ("append" if self.offset == prior.total_size else "write")
         intent = ChangeIntent(self.path, op, self.target.key, None, prior, new)
-        _check_precondition(self.precondition, current, intent)
+        _check_precondition(self.precondition, state, self.target, intent)
         commands = command_builder.build_patch(self.target.key, self.offset, self.content, current)
         return [Mutation((intent,), tuple(commands))]
 
 
-def _check_precondition(precondition: Precondition, current: CurrentState, intent: ChangeIntent) -> None:
+def _check_precondition(precondition: Precondition, state: WatchedState, target: KeyRef, intent: ChangeIntent) -> None:
     """Raise MutationRefusedError if the target is not what the file was opened on.
 
     The type is checked even where the precondition is not enforced.
     """
+    current = state[target]
     name = "the field" if intent.field is not None else "the key"
     if not current.is_type_compatible or current.state.kind == "object":
         key_type = current.key_type.decode("ascii", "replace")
         raise MutationRefusedError(
             ConflictError(f"the key now holds a {key_type}, which this write would destroy"), [intent]
         )
-    if precondition.holds_for(current.state):
+    if precondition.holds_for(current.state, state.range_reader(target)):
         return
     if current.state.kind == "absent":
         reason = f"{name} is gone since the file was opened (deleted, expired or evicted)"

@@ -39,7 +39,7 @@ class RemoveTogether(Operation):
         Raises ConflictError, NotFoundError (all are absent).
         """
         present = [target for target in state.states if state[target].state.kind != "absent"]
-        if not all(self.precondition.holds_for(state[target].state) for target in present):
+        if not all(self.precondition.holds_for(state[target].state, state.range_reader(target)) for target in present):
             raise ConflictError("it was changed by another client in the meantime, so it is not removed")
         if not present:
             raise NotFoundError(GONE_MESSAGE)

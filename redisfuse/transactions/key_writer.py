@@ -53,7 +53,7 @@ class KeyWriter:
     ) -> None:
         self.journal = journal
         self.session_id = session_id
-        self._conflict_check = conflict_check
+        self.checks_conflicts = conflict_check
         self._added_newline = added_newline
         self._allowed_globs = tuple(allow)
         self._listener: WriteListener = listener or NullListener()
@@ -298,7 +298,7 @@ class KeyWriter:
 
     def _relax(self, precondition: Precondition) -> Precondition:
         """Return the precondition, not enforced if this mount has no conflict check."""
-        return precondition if self._conflict_check else precondition.without_enforcement()
+        return precondition if self.checks_conflicts else precondition.without_enforcement()
 
 
 def check_value_size(size: int) -> None:

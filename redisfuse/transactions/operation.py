@@ -5,15 +5,25 @@ It changes nothing itself. If a watched key changes before EXEC, the executor re
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from redisfuse.batching import batched
 from redisfuse.client.client import RedisClient, ServerInfo
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.mutation import Mutation
-from redisfuse.transactions.state_reader import CurrentState, ReadRequest, fetch_server_time_ms
+from redisfuse.transactions.precondition import RangeReader
+from redisfuse.transactions.state_reader import (
+    MAX_PIPELINED_COMMANDS,
+    MAX_PIPELINED_REPLY_BYTES,
+    CurrentState,
+    ReadRequest,
+    fetch_server_time_ms,
+)
+from redisfuse.transactions.write_command import unwrap_reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +40,23 @@ class WatchedState:
     def server_info(self) -> ServerInfo:
         """The capabilities of the server."""
         return self.client.server_info
+
+    def range_reader(self, target: KeyRef) -> RangeReader:
+        """Return a reader of ranges of a string target.
+
+        It uses other connections. The WATCH guards what it reads: if the string changes, EXEC returns nil.
+        """
+        return partial(self._read_ranges, target.key)
+
+    def _read_ranges(self, key: bytes, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+        for batch in batched(
+            ranges,
+            MAX_PIPELINED_COMMANDS,
+            max_weight=MAX_PIPELINED_REPLY_BYTES,
+            weigh=lambda bounds: bounds[1] - bounds[0],
+        ):
+            for reply in self.client.execute_many([(b"GETRANGE", key, start, end - 1) for start, end in batch]):
+                yield bytes(unwrap_reply(reply))
 
     def fetch_time_ms(self) -> int:
         """Return the server's clock, Unix time in ms. One round trip."""

@@ -4,16 +4,25 @@ It is the state in which the target's file was opened.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
+from redisfuse.batching import CHUNK_BYTES
 from redisfuse.journal.models import Blob, State
+from redisfuse.transactions.block_digests import BlockDigests
 
 
 class UnchangedCheck(Protocol):
-    """Returns whether the target was not seen to change since its file was opened."""
+    """Returns whether the target has certainly not changed since its file was opened."""
 
     def __call__(self) -> bool: ...
+
+
+class RangeReader(Protocol):
+    """Reads ranges (start, end) of the target, which is watched, in order."""
+
+    def __call__(self, ranges: Sequence[tuple[int, int]], /) -> Iterator[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +33,10 @@ class Precondition:
     checked, in the same transaction.
     """
 
-    kind: Literal["absent", "content", "length", "anything"]
+    kind: Literal["absent", "content", "blocks", "anything"]
     size: int = 0  # bytes
     digest: bytes = b""  # SHA-256 of the content
+    blocks: BlockDigests | None = None
     is_unchanged: UnchangedCheck | None = None
     is_enforced: bool = True  # False: it only sizes the reads
 
@@ -46,12 +56,12 @@ class Precondition:
         return cls("content", size, digest)
 
     @classmethod
-    def size_equals(cls, size: int, is_unchanged: UnchangedCheck) -> Self:
-        """Require `size` bytes and no observed change.
+    def blocks_equal(cls, blocks: BlockDigests, is_unchanged: UnchangedCheck | None = None) -> Self:
+        """Require the size of a large string, and its known blocks.
 
-        For a content that was not read whole.
+        They are those that are known when it is checked. If `is_unchanged` returns true, they need not be read again.
         """
-        return cls("length", size, is_unchanged=is_unchanged)
+        return cls("blocks", blocks.size, blocks=blocks, is_unchanged=is_unchanged)
 
     @classmethod
     def unconditional(cls) -> Self:
@@ -67,7 +77,11 @@ class Precondition:
 
     def requires_exactly(self, content: Blob) -> bool:
         """Whether only this content satisfies the precondition."""
-        return self.kind == "content" and self.size == content.size and self.digest == content.digest
+        if self.size != content.size:
+            return False
+        if self.blocks is not None:
+            return self.blocks.covers_everything and self.blocks.match(0, content.iter_chunks())
+        return self.kind == "content" and self.digest == content.digest
 
     @property
     def expected_size(self) -> int | None:
@@ -80,20 +94,37 @@ class Precondition:
     @property
     def required_size(self) -> int | None:
         """The only size with which a value can satisfy the precondition. None: any size."""
-        return self.size if self.is_enforced and self.kind in ("content", "length") else None
+        return self.size if self.is_enforced and self.kind in ("content", "blocks") else None
 
-    def holds_for(self, state: State) -> bool:
+    def holds_for(self, state: State, read: RangeReader) -> bool:
         """Whether a state satisfies the precondition.
 
-        The state is a whole value, a slice or absent.
+        The state is a whole value, a slice or absent. `read` reads what a slice does not contain. Raises the errors of
+        reading.
         """
         if self.kind == "anything" or not self.is_enforced:
             return True
         if self.kind == "absent":
             return state.kind == "absent"
-        if state.kind not in ("value", "slice") or state.content is None:
+        if state.kind not in ("value", "slice") or state.content is None or state.size != self.size:
             return False
-        if self.kind == "content" and state.kind == "value":
-            return state.content.size == self.size and state.content.digest == self.digest
-        size = state.content.size if state.kind == "value" else state.total_size
-        return size == self.size and (self.is_unchanged is None or self.is_unchanged())
+        if self.blocks is not None:
+            return self._blocks_match(self.blocks, state.content if state.kind == "value" else None, read)
+        if state.kind == "value":
+            return state.content.digest == self.digest
+        sha = hashlib.sha256()
+        for chunk in read([(start, min(start + CHUNK_BYTES, self.size)) for start in range(0, self.size, CHUNK_BYTES)]):
+            sha.update(chunk)
+        return sha.digest() == self.digest
+
+    def _blocks_match(self, blocks: BlockDigests, content: Blob | None, read: RangeReader) -> bool:
+        if content is not None and (blocks.covers_everything or self.is_unchanged is None):
+            return blocks.match(0, content.iter_chunks())
+        if blocks.has_changed:
+            return False
+        if self.is_unchanged is not None and self.is_unchanged():
+            return True
+        if content is not None:
+            return blocks.match(0, content.iter_chunks())
+        ranges = blocks.known_ranges()
+        return all(blocks.match(start, [data]) for (start, _), data in zip(ranges, read(ranges), strict=True))

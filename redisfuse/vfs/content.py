@@ -20,15 +20,24 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.rendering.dump import fetch_dump
 from redisfuse.rendering.json_document import render_json_document
 from redisfuse.rendering.registry import join_within, render_text
+from redisfuse.rendering.strings import fetch_length
+from redisfuse.transactions.block_digests import BlockDigests
 from redisfuse.transactions.precondition import Precondition
-from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
+from redisfuse.vfs.content_types import (
+    FileContent,
+    InlineContent,
+    RangedContent,
+    SpooledContent,
+    StreamedContent,
+    sha256_of_content,
+)
 from redisfuse.vfs.growing_content import GrowingContent
 from redisfuse.vfs.nodes import KeyNode
+from redisfuse.vfs.observed_content import MAX_OBSERVED_BYTES, ObservedContent
 from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
 
 MAX_RENDERED_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
 _MEMORY_ENTRY = "memory"  # in place of a view: what MEMORY USAGE reported
-MAX_OPEN_ATTEMPTS = 8  # for a large value that keeps changing; after the last one its edit may conflict needlessly
 
 
 class ContentLoader:
@@ -57,18 +66,34 @@ class ContentLoader:
     def open_with_precondition(self, target: KeyRef) -> tuple[FileContent, Precondition]:
         """Return the content of a string or field, and the precondition of an edit of it.
 
-        Raises NotFoundError, WrongTypeError.
+        The precondition of a large string covers what is read through the content returned, now or later. A large field
+        is fetched whole. Raises NotFoundError, WrongTypeError.
         """
         data = self._metadata.get_content(target)
         if data is not None:
             return InlineContent(data), Precondition.from_bytes(data)
-        for _ in range(MAX_OPEN_ATTEMPTS):
-            version = self._keyspace.get_version(target.key)
-            content = self._open_large(target)
-            self._keyspace.wait_for_invalidations()
-            if self._keyspace.get_version(target.key) == version:  # else a change was announced: before or since
-                break
-        return content, Precondition.size_equals(content.size, _KeyUnchanged(self._keyspace, target.key, version))
+        if target.field is not None:
+            # If another client changed the field, its bytes could not be read any more; and the server announces
+            # changes of the key only, which may concern another field.
+            field = self._open_large(target)
+            return field, Precondition.content_equals(field.size, sha256_of_content(field))
+        is_unchanged = _KeyUnchanged(self._keyspace, target.key) if self._keyspace.is_coherent else None
+        blocks = BlockDigests(fetch_length(self._client, target.key))
+        content = ObservedContent(self._client, target.key, blocks, is_unchanged)
+        if is_unchanged is None and blocks.size <= MAX_OBSERVED_BYTES:
+            content.observe(0, blocks.size)  # later it could not be determined whether they are as they were
+        return content, Precondition.blocks_equal(blocks, is_unchanged)
+
+    def open_saved(self, target: KeyRef, blocks: BlockDigests) -> tuple[FileContent, Precondition]:
+        """Return a large string that was just saved, and the precondition of an edit.
+
+        `blocks`: what is known of the string.
+        """
+        is_unchanged = None
+        if self._keyspace.wait_for_invalidations():  # among them is the one of the save
+            is_unchanged = _KeyUnchanged(self._keyspace, target.key)
+        content = ObservedContent(self._client, target.key, blocks, is_unchanged)
+        return content, Precondition.blocks_equal(blocks, is_unchanged)
 
     def open_growing(self, target: KeyRef) -> FileContent:
         """Return the content of a string or field, which grows as bytes are appended.
@@ -228,15 +253,17 @@ class _Rendering:
 
 
 class _KeyUnchanged:
-    """Whether a key has not changed since a large value of it was opened.
+    """Whether a key has not changed since this object was created.
 
-    A change counts when it is announced.
+    False if that is uncertain.
     """
 
-    def __init__(self, keyspace: KeyspaceMonitor, key: bytes, version: int) -> None:
+    def __init__(self, keyspace: KeyspaceMonitor, key: bytes) -> None:
         self._keyspace = keyspace
         self._key = key
-        self._version = version
+        self._version = keyspace.get_version(key)
 
     def __call__(self) -> bool:
-        return self._keyspace.get_version(self._key) == self._version
+        if self._keyspace.get_version(self._key) != self._version:
+            return False
+        return self._keyspace.wait_for_invalidations() and self._keyspace.get_version(self._key) == self._version

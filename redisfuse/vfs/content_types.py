@@ -8,9 +8,10 @@ content wait for each other.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from tempfile import TemporaryFile
 from threading import Lock, Thread
@@ -290,3 +291,17 @@ class StreamedContent:
         with self._lock:
             self._buffer.clear()
             self._is_exhausted = True
+
+
+def sha256_of_content(content: FileContent) -> bytes:
+    """Return the SHA-256 of a whole content."""
+    sha = hashlib.sha256()
+    for chunk in iter_content_chunks(content):
+        sha.update(chunk)
+    return sha.digest()
+
+
+def iter_content_chunks(content: FileContent) -> Iterator[bytes]:
+    """Yield a whole content in chunks of at most CHUNK_BYTES."""
+    for offset in range(0, content.size, CHUNK_BYTES):
+        yield content.read(offset, CHUNK_BYTES)

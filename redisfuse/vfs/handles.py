@@ -184,7 +184,7 @@ class ReadWriteHandle:
         if not self.file.lock.acquire(blocking=False):
             return False
         try:
-            if self.file.size is None or not self.is_writer:
+            if not self.is_writer or not self.file.can_write_at_once(None if append else offset, len(data)):
                 return False
             self.write(offset, data, append=append)
             return True

@@ -20,6 +20,7 @@ from redisfuse.errors import (
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.vfs.content_types import iter_content_chunks
 from redisfuse.vfs.delayed_changes import DelayedChanges
 from redisfuse.vfs.directory_retention import DirectoryRetention
 from redisfuse.vfs.displaced_files import DisplacedFiles
@@ -39,7 +40,6 @@ from redisfuse.vfs.nodes import (
 from redisfuse.vfs.open_file import OpenFile
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.recent_removals import RecentRemovals
-from redisfuse.vfs.write_back import iter_content_chunks
 
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence

@@ -20,24 +20,27 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from redisfuse.errors import ConflictError, OutcomeUnknownError, RedisFuseError, UnavailableError
-from redisfuse.journal.models import Blob, State
+from redisfuse.errors import (
+    ConflictError,
+    NotFoundError,
+    OutcomeUnknownError,
+    RedisFuseError,
+    UnavailableError,
+    WrongTypeError,
+)
+from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import check_value_size
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.attached_handles import AttachedHandle, AttachedHandles
+from redisfuse.vfs.committed_content import CommittedContent
 from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.held_copy import HeldCopy
+from redisfuse.vfs.observed_content import ObservedContent
 from redisfuse.vfs.staged_replace import PendingRemoval
-from redisfuse.vfs.write_back import (
-    MAX_WHOLE_WRITE_BYTES,
-    blob_from_buffer,
-    sha256_of_content,
-    states_to_preserve,
-    write_back,
-)
-from redisfuse.vfs.write_buffer import WriteBuffer
+from redisfuse.vfs.write_back import MAX_WHOLE_WRITE_BYTES, blob_from_buffer, preserve_edits, write_back
+from redisfuse.vfs.write_buffer import BaseContent, WriteBuffer
 
 if TYPE_CHECKING:
     from redisfuse.vfs.open_file_table import OpenFileTable
@@ -85,7 +88,8 @@ class OpenFile:
         self._written_since_commit = False
         self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
         self._commit_error: RedisFuseError | None = None  # of the last commit
-        self._in_doubt_change: int | None = None  # the change of an earlier commit whose outcome is unknown
+        # An earlier commit whose outcome is unknown: its change, and the content that it leaves if it is applied.
+        self._in_doubt: tuple[int, CommittedContent] | None = None
         self._modified_since_in_doubt = False  # since that commit
 
     # -- starting to edit --------------------------------------------------------------------------------------------
@@ -122,11 +126,6 @@ class OpenFile:
 
     def _load_base(self) -> None:
         content, self._precondition = self._open_target()
-        assert self.target is not None
-        if self.target.field is not None and self._precondition.kind == "length":
-            # Read all of it now. If another client changed the field, its other bytes could not be read any more; and
-            # the server announces changes of the key only, which may concern another field.
-            self._precondition = Precondition.content_equals(content.size, sha256_of_content(content))
         self._set_base(content)
         self.mtime_ns = None
 
@@ -134,7 +133,7 @@ class OpenFile:
         assert self.target is not None
         return self._table.content_loader.open_with_precondition(self.target)
 
-    def _set_base(self, content: FileContent) -> None:
+    def _set_base(self, content: BaseContent) -> None:
         self._drop_buffer()
         self.buffer = WriteBuffer(content)
 
@@ -167,6 +166,7 @@ class OpenFile:
             assert self.buffer is not None
             end = (self.buffer.size if offset is None else offset) + len(data)
             check_value_size(end)
+            self._observe_base(end - len(data), end)
             self.buffer.write(end - len(data), data)
             self._written_since_commit = True
             self._mark_modified()
@@ -177,8 +177,31 @@ class OpenFile:
             self.begin_edit()
             assert self.buffer is not None
             check_value_size(size)
+            self._observe_base(size, self.buffer.size)
             self.buffer.truncate(size)
+            if size <= MAX_WHOLE_WRITE_BYTES and isinstance(base := self.buffer.base, ObservedContent):
+                # Then the journal can keep it if it is refused because the value has changed.
+                with contextlib.suppress(ConflictError, NotFoundError, WrongTypeError):
+                    self.buffer.replace_base(InlineContent(base.read(0, size)))
             self._mark_modified()
+
+    def can_write_at_once(self, offset: int | None, size: int) -> bool:
+        """Return whether `write` queries no server. The caller holds `lock`."""
+        if self.buffer is None:
+            return False
+        start = self.buffer.size if offset is None else offset
+        base = self._observed_base()
+        return base is None or base.is_observed(start, start + size)
+
+    def _observe_base(self, start: int, end: int) -> None:
+        """Remember what an edit hides of a large string, for the commit to compare."""
+        base = self._observed_base()
+        if base is not None and start < end:
+            base.observe(start, end)
+
+    def _observed_base(self) -> ObservedContent | None:
+        base = None if self.buffer is None else self.buffer.base
+        return base if isinstance(base, ObservedContent) and self._table.key_writer.checks_conflicts else None
 
     def _mark_modified(self) -> None:
         self._held_copy.is_current = False
@@ -263,11 +286,11 @@ class OpenFile:
             assert self.target is not None
             self.hold_deadline = None
             self._written_since_commit = False
+            committed: CommittedContent | None = None
             try:
-                applied = self._resolve_in_doubt(self.buffer)
-                if applied is not None:
-                    saved = applied.content if applied.kind == "value" else None
-                else:
+                committed = self._resolve_in_doubt(self.buffer)
+                if committed is None:
+                    committed = CommittedContent.from_buffer(self.buffer, self.target)
                     saved = write_back(
                         self._table.key_writer,
                         self.target,
@@ -278,12 +301,15 @@ class OpenFile:
                         expiry=self.expiry,
                         supersedes=self._held_copy.change_id,
                     )
+                    committed = committed.as_saved(saved)
             except RedisFuseError as error:
                 self._commit_error = error
                 self._held_copy.is_current = False
-                if isinstance(error, OutcomeUnknownError):
-                    self._in_doubt_change, self._modified_since_in_doubt = error.change_id, False
+                if isinstance(error, OutcomeUnknownError) and error.change_id is not None and committed is not None:
+                    self._in_doubt, self._modified_since_in_doubt = (error.change_id, committed), False
                 if isinstance(error, ConflictError):
+                    if error.change_id is None:  # it was found while reading: the journal does not have the edits yet
+                        self._preserve_unsaved_edits()
                     self._discard_edits()
                     self.attached_handles.mark_conflicted(error)
                 raise
@@ -293,57 +319,45 @@ class OpenFile:
                 self._table.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
             self.content_version += 1
-            self._rebase_on_committed(self.buffer, saved)
+            self._rebase_on_committed(committed)
 
-    def _resolve_in_doubt(self, buffer: WriteBuffer) -> State | None:
-        """Return the new state of an earlier commit that has applied all edits.
+    def _resolve_in_doubt(self, buffer: WriteBuffer) -> CommittedContent | None:
+        """Return the content in Redis if a commit in doubt has applied all edits.
 
-        Its outcome was unknown. None: it has not applied all of them, or there is none. If it has applied some, the
-        others are rebased on the result. Raises UnavailableError if the outcome is still unknown.
+        If it has applied some of them, the others are rebased on the result. Raises UnavailableError if the outcome is
+        still unknown.
         """
-        if self._in_doubt_change is None:
+        if self._in_doubt is None:
             return None
-        applied = self._table.key_writer.get_applied_state(self._in_doubt_change)
-        self._in_doubt_change = None
-        if applied is None or not self._modified_since_in_doubt:
-            return applied
-        if applied.kind == "value" and applied.content is not None and applied.content.size <= MAX_WHOLE_WRITE_BYTES:
-            data = applied.content.read()
-            base: FileContent = InlineContent(data)
-            self._precondition = Precondition.from_bytes(data)
-        else:
-            base, self._precondition = self._open_target()
+        change_id, content = self._in_doubt
+        applied = self._table.key_writer.get_applied_state(change_id)
+        self._in_doubt = None
+        if applied is None:
+            return None
+        content = content.as_saved(applied.content if applied.kind == "value" else None)
+        if not self._modified_since_in_doubt:
+            return content
+        assert self.target is not None
+        base, self._precondition = content.open(self._table.content_loader, self.target)
         self._rebase(buffer, base)
         self._clear_new()
         return None
 
-    def _rebase(self, buffer: WriteBuffer, base: FileContent) -> None:
+    def _rebase(self, buffer: WriteBuffer, base: BaseContent) -> None:
         self.buffer = buffer.rebase(base)
         buffer.close()
 
-    def _rebase_on_committed(self, buffer: WriteBuffer, saved: Blob | None) -> None:
+    def _rebase_on_committed(self, content: CommittedContent) -> None:
         """Continue editing over the content that was just committed.
 
         Writers continue to see a newline that was not saved: they write at the offsets that they know.
         """
-        if not self.writer_count:
+        if not self.writer_count or self.target is None:
             self._drop_buffer()
-        elif buffer.size <= MAX_WHOLE_WRITE_BYTES:
-            data = buffer.read(0, buffer.size)
-            self._precondition = (
-                Precondition.from_bytes(data)
-                if saved is None
-                else Precondition.content_equals(saved.size, saved.digest)
-            )
-            self._set_base(InlineContent(data))
-            self._has_unsaved_newline = saved is not None and saved.size < len(data)
-        else:
-            mtime_ns = self.mtime_ns
-            try:
-                self._load_base()
-            except RedisFuseError:
-                self._drop_buffer()  # everything is saved; the next write loads the base again
-            self.mtime_ns = mtime_ns
+            return
+        base, self._precondition = content.open(self._table.content_loader, self.target)
+        self._set_base(base)
+        self._has_unsaved_newline = content.lacks_newline
 
     def commit_as(self, target: KeyRef, path: bytes, precondition: Precondition) -> None:
         """Commit a new file at another target: it was renamed before its first commit.
@@ -353,7 +367,7 @@ class OpenFile:
         with self.lock:
             before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline)
             self.target, self.path, self._precondition = target, path, precondition
-            self.pending_removal = self._in_doubt_change = None
+            self.pending_removal = self._in_doubt = None
             try:
                 self.commit()
             except RedisFuseError:
@@ -367,7 +381,7 @@ class OpenFile:
     def _discard_edits(self) -> None:
         self._clear_new()
         self._held_copy.discard(self.path)
-        self._in_doubt_change = None
+        self._in_doubt = None
         self.content_version += 1
         self._drop_buffer()
         if self.target is not None:
@@ -407,27 +421,12 @@ class OpenFile:
             self._preserve_unsaved_edits()
 
     def _preserve_unsaved_edits(self) -> None:
-        """Record edits whose commit failed in the journal, and discard them.
-
-        The failed commit may have recorded them already.
-        """
+        """Record edits whose commit failed in the journal, and discard them."""
         if self._commit_error is None or not self.is_dirty:
             return
         assert self.buffer is not None
         assert self.target is not None
-        change = self._commit_error.change_id
-        path = os.fsdecode(self.path)
-        try:
-            if change is None and self.buffer.size:
-                states, error = states_to_preserve(self.buffer, self.target), str(self._commit_error)
-                if states:
-                    change = self._table.key_writer.record_refused(self.target, states, path=self.path, error=error)
-            if change is None:
-                log.error("%s: not saved: %s", path, self._commit_error)
-            else:
-                log.error("%s: %s; its bytes are kept as change %d", path, self._commit_error, change)
-        except RedisFuseError as error:
-            log.error("%s: its bytes could not be kept either: %s", path, error)
+        preserve_edits(self._table.key_writer, self.target, self.buffer, self.path, self._commit_error)
         self._discard_edits()
 
     # -- unlinking and renaming --------------------------------------------------------------------------------------
@@ -483,11 +482,15 @@ class OpenFile:
         with self.lock:
             if self.attached_handles.have_ranged_view():
                 self.content_version += 1
-            if self.buffer is None or self.target is None or self._precondition.kind != "length":
+            base = None if self.buffer is None else self.buffer.base
+            if self.buffer is None or self.target is None or not isinstance(base, ObservedContent):
                 return
-            try:
-                base, self._precondition = self._open_target()
-            except RedisFuseError as error:
-                log.warning("%s: its content can't be read after its rename: %s", os.fsdecode(self.path), error)
-                return
-            self._rebase(self.buffer, base)
+            if self.target.field is None:
+                content, self._precondition = self._table.content_loader.open_saved(self.target, base.blocks)
+            else:
+                try:
+                    content, self._precondition = self._open_target()
+                except RedisFuseError as error:
+                    log.warning("%s: its content can't be read after its rename: %s", os.fsdecode(self.path), error)
+                    return
+            self._rebase(self.buffer, content)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import logging
+import os
 
 from redisfuse.batching import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
@@ -12,8 +13,9 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
-from redisfuse.vfs.content_types import FileContent
 from redisfuse.vfs.write_buffer import WriteBuffer
+
+log = logging.getLogger(__name__)
 
 MAX_WHOLE_WRITE_BYTES = CHUNK_BYTES
 """A value up to this size is always written whole."""
@@ -65,7 +67,28 @@ def write_back(
     )
 
 
-def states_to_preserve(buffer: WriteBuffer, target: KeyRef) -> list[State]:
+def preserve_edits(
+    key_writer: KeyWriter, target: KeyRef, buffer: WriteBuffer, path: bytes, error: RedisFuseError
+) -> None:
+    """Record edits whose commit failed in the journal, and log that.
+
+    `error` is that of the commit, which may have recorded them already.
+    """
+    change_id, name = error.change_id, os.fsdecode(path)
+    try:
+        if change_id is None and buffer.size:
+            states = _states_to_preserve(buffer, target)
+            if states:
+                change_id = key_writer.record_refused(target, states, path=path, error=str(error))
+        if change_id is None:
+            log.error("%s: not saved: %s", name, error)
+        else:
+            log.error("%s: %s; its bytes are kept as change %d", name, error, change_id)
+    except RedisFuseError as failure:
+        log.error("%s: its bytes could not be kept either: %s", name, failure)
+
+
+def _states_to_preserve(buffer: WriteBuffer, target: KeyRef) -> list[State]:
     """Return the states that the journal keeps of edits that could not be saved.
 
     That is the whole value, or the written ranges where the rest of a string is large or can't be read any more. Raises
@@ -95,17 +118,3 @@ def blob_from_buffer(buffer: WriteBuffer, offset: int, size: int) -> Blob:
     for chunk in buffer.iter_chunks(offset, size):
         sha.update(chunk)
     return Blob(size, sha.digest(), lambda: buffer.iter_chunks(offset, size))
-
-
-def sha256_of_content(content: FileContent) -> bytes:
-    """Return the SHA-256 of a whole content."""
-    sha = hashlib.sha256()
-    for chunk in iter_content_chunks(content):
-        sha.update(chunk)
-    return sha.digest()
-
-
-def iter_content_chunks(content: FileContent) -> Iterator[bytes]:
-    """Yield a whole content in chunks of at most CHUNK_BYTES."""
-    for offset in range(0, content.size, CHUNK_BYTES):
-        yield content.read(offset, CHUNK_BYTES)

@@ -98,6 +98,29 @@ class WriteBuffer:
         self.size = size
 
     @property
+    def base(self) -> BaseContent | None:
+        """The content under the edits."""
+        return self._base
+
+    def replace_base(self, base: BaseContent) -> None:
+        """Read from another base, which has the same bytes as far as they are not cut off."""
+        self._base = base
+
+    def has_edits_in(self, start: int, end: int) -> bool:
+        """Return whether any byte of a range was written, cut off or appended."""
+        index = bisect_left(self._range_ends, start + 1)  # the first range that ends after start
+        is_written = index < len(self._range_starts) and self._range_starts[index] < end
+        return is_written or end > self._base_end
+
+    def is_overwritten(self, start: int, end: int) -> bool:
+        """Return whether no byte of a range is the base's."""
+        end = min(end, self._base_end)
+        index = bisect_left(self._range_ends, start + 1)
+        if start >= end:
+            return True
+        return index < len(self._range_starts) and self._range_starts[index] <= start and self._range_ends[index] >= end
+
+    @property
     def is_modified(self) -> bool:
         """Whether anything was written or truncated."""
         return bool(self._range_starts) or self.size != self._base_size or self._base_end != self._base_size

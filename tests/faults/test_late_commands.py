@@ -63,8 +63,16 @@ def outcomes(bench: EditBench) -> list[str]:
 
 
 def count_in_multi(client: redis.Redis) -> int:
-    """Return how many connections of the server are inside MULTI."""
-    return sum(int(info["multi"]) >= 0 for info in client.client_list())
+    """Return how many connections of the server stay inside MULTI.
+
+    The server notices a moment later that a connection was closed.
+    """
+    deadline = time.monotonic() + 5
+    while count := sum(int(info["multi"]) >= 0 for info in client.client_list()):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    return count
 
 
 # -- late commands ---------------------------------------------------------------------------------------------------

@@ -226,7 +226,7 @@ def test_a_lost_reply_of_an_executed_write(behind: EditBench, proxy: Proxy, kind
     behind.redis.set("k", "a" * 10)
     proxy.inject(kind, "EXEC", times=1)
     behind.key_writer.patch(
-        KeyRef(b"k"), 10, Blob.from_bytes(b"b"), precondition=Precondition.size_equals(10, lambda: True), path=b"k"
+        KeyRef(b"k"), 10, Blob.from_bytes(b"b"), precondition=Precondition.from_bytes(b"a" * 10), path=b"k"
     )
     assert behind.redis.get("k") == b"a" * 10 + b"b"
     assert outcomes(behind) == ["applied"]

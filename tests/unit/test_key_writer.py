@@ -21,6 +21,7 @@ from redisfuse.errors import (
 )
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.block_digests import BlockDigests
 from redisfuse.transactions.precondition import Precondition
 from tests.support.edit_bench import BenchFactory, EditBench
 from tests.support.redis_server import RedisServer
@@ -163,7 +164,7 @@ def test_a_patch_sends_and_records_only_a_slice(bench: EditBench) -> None:
         KeyRef(b"k"),
         size,
         Blob.from_bytes(b"b" * 1024),
-        precondition=Precondition.size_equals(size, lambda: True),
+        precondition=Precondition.blocks_equal(BlockDigests(size), lambda: True),
         path=b"k",
     )
     after = bench.server.stats.snapshot()
@@ -196,6 +197,13 @@ def test_a_patch_across_the_end_and_beyond_it(bench: EditBench) -> None:
 # -- conflicts -------------------------------------------------------------------------------------------------------
 
 
+def changed_blocks() -> BlockDigests:
+    """Return the digests of 6 bytes that another client has replaced."""
+    blocks = BlockDigests(6)
+    blocks.record(0, b"before")
+    return blocks
+
+
 @pytest.mark.parametrize("field", [None, b"f"])
 def test_a_conflicting_save_is_refused_and_journaled(bench: EditBench, field: bytes | None) -> None:
     """A save over another client's write is refused; the row has both values, Redis keeps the other client's."""
@@ -206,8 +214,8 @@ def test_a_conflicting_save_is_refused_and_journaled(bench: EditBench, field: by
     for precondition in (
         Precondition.from_bytes(b"mine"),
         Precondition.absent(),
-        Precondition.size_equals(6, lambda: False),
-        Precondition.size_equals(7, lambda: True),
+        Precondition.blocks_equal(changed_blocks(), lambda: True),
+        Precondition.blocks_equal(BlockDigests(7), lambda: True),
     ):
         with pytest.raises(ConflictError, match="redisfuse apply"):
             bench.save(b"k", b"new", field, precondition=precondition)
