@@ -276,8 +276,8 @@ class Change:
     applies: int | None
     new_path: bytes | None
     settled_at: int | None  # when the outcome was last recorded, ms; None: never
-    connection_id: str | None  # of the connection that was to execute it (client/connection_id.py); None: unknown
     server_name: str  # ServerIdentity.name
+    connection_id: str | None = None  # the connection that was to execute it; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
