@@ -52,7 +52,10 @@ class CommittedContent:
             ) from error
 
     def as_saved(self, saved: Blob | None) -> Self:
-        """Return the content after its commit. `saved`: the bytes that were saved, if it was saved whole."""
+        """Return the content after its commit.
+
+        `saved`: the bytes that were saved, if it was saved whole.
+        """
         return self if saved is None or self.local is None else replace(self, saved=saved)
 
     @property

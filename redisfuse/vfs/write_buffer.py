@@ -103,7 +103,10 @@ class WriteBuffer:
         return self._base
 
     def replace_base(self, base: BaseContent) -> None:
-        """Read from another base, which has the same bytes as far as they are not cut off."""
+        """Read from another base.
+
+        It has the same bytes as far as they are not cut off.
+        """
         self._base = base
 
     def has_edits_in(self, start: int, end: int) -> bool:

@@ -17,7 +17,7 @@ from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
 from redisfuse.journal import database
 from redisfuse.paths import encoding, grammar
 from redisfuse.transactions import executor, key_writer
-from redisfuse.vfs import content, inode_content, resolver, write_buffer
+from redisfuse.vfs import content, inode_content, observed_content, resolver, write_buffer
 from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
@@ -34,6 +34,7 @@ FIXED_LIMITS = {
     "text of a collection with an exact size": content.MAX_RENDERED_BYTES,
     "fields searched for one with a path too long": resolver.MAX_DIGEST_SCAN_FIELDS,
     "a value that is read at once": SERVER_LIMITS.chunk_bytes,
+    "a string that is compared whole when it is saved": observed_content.MAX_OBSERVED_BYTES,
     "elements that one command reads": SERVER_LIMITS.scan_count,
     "commands that are sent at once": SERVER_LIMITS.pipeline_size,
     "a number, a status or `INFO`": reply_bounds.MAX_SCALAR_BYTES,
