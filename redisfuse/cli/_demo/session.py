@@ -72,8 +72,8 @@ WRITE_STEPS = (
     DemoStep("sed -i 's/trial/free trial/' template/overdue.txt"),
     DemoStep("rm product/poster"),
     DemoStep("sleep 1; redisfuse log", "Each change was journaled, with the old value, before Redis was changed."),
-    DemoStep("redisfuse diff 2"),
-    DemoStep("redisfuse rollback 3", "Each change can be rolled back, mounted or not."),
+    DemoStep("redisfuse diff 3"),
+    DemoStep("redisfuse rollback 4", "Each change can be rolled back, mounted or not."),
     DemoStep("cat product/poster"),
 )
 
