@@ -102,9 +102,9 @@ class StatPacker:
         self._packed_types: dict[int, bytes] = {}
 
     def pack(self, attr: FileAttributes) -> bytes:
-        inode, mode, nlink, size, mtime_ns, uid, gid = attr
+        inode, mode, nlink, size, mtime_ns, uid, gid, allocated = attr
         seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
-        blocks = (size + 511) // 512
+        blocks = ((size if allocated is None else allocated) + 511) // 512
         if self._reorder is None:
             return self._struct.pack(
                 inode, nlink, mode, uid, gid, size, _BLOCK_BYTES, blocks,

@@ -26,6 +26,7 @@ class FileAttributes(NamedTuple):
     mtime_ns: int
     uid: int
     gid: int
+    allocated_bytes: int | None = None  # for st_blocks; None: `size`
 
 
 class Dirent(NamedTuple):

@@ -308,6 +308,7 @@ class FuseAdapter:
             file_stat.mtime_ns,
             owner.uid,
             owner.gid,
+            file_stat.allocated_bytes,
         )
 
     # -- directories -------------------------------------------------------------------------------------------------
