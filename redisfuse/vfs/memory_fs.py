@@ -150,13 +150,13 @@ class MemoryFS:
             existing = inodes.by_path.get(new)
             if existing is not None and not replace:
                 raise ExistsError("file exists")
+            inodes.check_parent(new)
             if inode.is_directory and new.startswith(old + b"/"):
                 raise InvalidArgumentError("a directory can't be moved into itself")
             if existing is not None and old.startswith(new + b"/"):
                 raise NotEmptyError("the directory of that name holds what is to be moved")
             if old == new:
                 return
-            inodes.check_parent(new)
             if existing is not None:
                 if existing.is_directory and not inode.is_directory:
                     raise IsDirectoryError("a directory has that name")

@@ -339,6 +339,7 @@ def test_a_refused_removal_of_an_open_file(client: redis.Redis, mount: MountedSe
     assert client.keys("*fuse*") == []
 
 
+@pytest.mark.possible_log("the link to the master")
 def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -> None:
     """MASTERDOWN is an error of reads, saves and listings: a listing is never empty."""
     client.config_set("replica-serve-stale-data", "no")
@@ -359,6 +360,7 @@ def test_replica_without_its_master(client: redis.Redis, mount: MountedServer) -
     ("setting", "errors"),
     [(("min-replicas-to-write", "3"), UNAVAILABLE), (("save", "1 1"), ("EROFS", "ENOSPC"))],
 )
+@pytest.mark.possible_log("its bytes are kept as change")
 def test_writes_are_refused(make_mount: MakeMount, setting: tuple[str, str], errors: tuple[str, ...]) -> None:
     """NOREPLICAS and MISCONF change nothing, and the row is `failed`."""
     with RedisServer(tcp=True, arguments=["--enable-protected-configs", "yes"]) as server:
@@ -438,6 +440,7 @@ def test_loading(make_mount: MakeMount) -> None:
         assert len(os.listdir(mount.path)) == 150
 
 
+@pytest.mark.possible_log("scanning the keys failed")
 def test_busy_with_a_script(own_redis: RedisServer, client: redis.Redis, mount: MountedServer) -> None:
     """While a long script runs, calls are EAGAIN or EIO after the time-out; after SCRIPT KILL they succeed."""
     client.config_set("busy-reply-threshold", "10")

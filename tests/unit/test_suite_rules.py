@@ -87,7 +87,11 @@ def run(folder: Path, test: str) -> str:
 def test_unexpected_entries_fail_the_test(tmp_path: Path) -> None:
     """An entry fails the test in which it was written unless that test declares it, and what is declared must come."""
     printed = run(tmp_path, LOGS)
-    failed = [line.rpartition("::test_")[2] for line in printed.splitlines() if line.startswith("ERROR ../")]
+    failed = [
+        line.partition(" - ")[0].rpartition("::test_")[2]
+        for line in printed.splitlines()
+        if line.startswith("ERROR ../")
+    ]
     assert failed == ["loud", "missing", "another", "as_it_ends", "of_a_library", "the_other_half"], printed
     assert "12 passed, 6 errors" in printed
 
