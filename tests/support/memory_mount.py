@@ -1,4 +1,4 @@
-"""A mount of `memory_calls` in a process of its own, with a time-out on every step."""
+"""A mount of `memory_calls` in a process of its own, with a time-out on everything."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from redisfuse.fuse import mountpoint as mountpoints
-from tests.support import mount_logs
 
 ROOT = Path(__file__).parents[2]
-_MAX_LIFETIME_SECONDS = 60.0  # then the process is killed, so that no bug can hang a test
+_MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
 
 
 class MemoryMount:
-    """A mount at `path` for the body of `with`; afterwards nothing is left. `settings` as in memory_calls."""
+    """Mounted while in the `with` block, at `path`; afterwards nothing is left. `settings` as in `module`."""
 
-    def __init__(self, binding: str, *, mountpoint: Path | None = None, **settings: Any) -> None:
+    def __init__(
+        self, binding: str, *, mountpoint: Path | None = None, module: str = "memory_calls", **settings: Any
+    ) -> None:
+        self._module = f"tests.support.{module}"
         self._binding = binding
         self._settings = settings
         self._folder = Path(tempfile.mkdtemp(prefix="redisfuse-test-"))
@@ -33,7 +35,6 @@ class MemoryMount:
         self.path.mkdir(exist_ok=True)
         self._control = str(self._folder / "control")
         self.log = self._folder / "log"
-        mount_logs.watch(self.log)
         self.process: subprocess.Popen[bytes]
         self._socket: socket.socket | None = None
         self._kill_timer: threading.Timer
@@ -50,8 +51,8 @@ class MemoryMount:
         return self
 
     def start(self) -> None:
-        """Start without waiting for the mount."""
-        command = [sys.executable, "-m", "tests.support.memory_calls", self._binding, str(self.path), self._control]
+        """Begin without waiting for the mount."""
+        command = [sys.executable, "-m", self._module, self._binding, str(self.path), self._control]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, json.dumps(self._settings)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
@@ -81,11 +82,11 @@ class MemoryMount:
         return mountpoints.find_mount(self.path) is not None
 
     def wait_for_exit(self, timeout: float = 20) -> int:
-        """Wait until the process ends, and return its exit status."""
+        """Wait for the process to end by itself; its exit status."""
         return self.process.wait(timeout)
 
     def send_request(self, action: str, **arguments: Any) -> Any:
-        """Send a request to memory_calls' control socket and return the reply."""
+        """One request to memory_calls' control socket."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(20)
@@ -96,15 +97,15 @@ class MemoryMount:
         return json.loads(self._stream.readline())
 
     def put_file(self, path: str, data: str) -> None:
-        """Make or change a file without notifying the kernel."""
+        """Make or change a file behind the kernel's back."""
         self.send_request("put", path=path, data=data)
 
     def take_counts(self) -> dict[str, int]:
-        """Return how often each callback ran since the last call; 0 for those that did not."""
+        """How often each callback ran since this was last asked; those that did not are 0."""
         return _CallCounts(self.send_request("counts")["calls"])
 
     def take_calls(self) -> list[str]:
-        """Return the logged callbacks since the last call."""
+        """The logged callbacks since this was last asked."""
         found: list[str] = self.send_request("counts")["log"]
         return found
 

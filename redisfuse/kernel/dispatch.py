@@ -1,0 +1,423 @@
+"""From a request's bytes to a call of the operations, and from what it returns or raises to the reply's bytes.
+
+Every request but FORGET, BATCH_FORGET and INTERRUPT gets exactly one reply, whatever is in it: a request that is cut
+short is answered EINVAL, an unknown opcode ENOSYS (logged once), an exception with its errno.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+from collections.abc import Callable
+
+from redisfuse.fuse.reply_errno import errno_from_exception
+from redisfuse.kernel import wire
+from redisfuse.kernel.interface import TIME_NOW, FuseOperations, SetAttributes
+from redisfuse.kernel.wire import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode, SetattrField
+from redisfuse.kernel.worker_pool import LeaderFollowerPool
+
+log = logging.getLogger("redisfuse.fuse")
+
+Reply = bytes | tuple[bytes, bytes | bytearray | memoryview]
+_MAX_JOINED_BYTES = 32768  # bytes up to which copying a payload behind its header is cheaper than writev(2)
+
+# Attributes that every `ls -l`, write or exec asks for and that do not exist here (ls then stops asking on this
+# device; ENOSYS would end all extended attributes).
+_UNSUPPORTED_XATTR_PREFIXES = (b"system.posix_acl_", b"security.")
+
+# Replies that are always the same. ENOSYS: the kernel does without, and mostly does not ask again.
+_CONSTANT_ERRNOS = {
+    Opcode.READLINK: errno.EINVAL,
+    Opcode.SYMLINK: errno.EPERM,
+    Opcode.LINK: errno.EPERM,
+    Opcode.FALLOCATE: errno.EOPNOTSUPP,
+    Opcode.TMPFILE: errno.EOPNOTSUPP,
+    Opcode.GETLK: errno.ENOSYS,
+    Opcode.SETLK: errno.ENOSYS,
+    Opcode.SETLKW: errno.ENOSYS,
+    Opcode.ACCESS: errno.ENOSYS,
+    Opcode.BMAP: errno.ENOSYS,
+    Opcode.IOCTL: errno.ENOSYS,
+    Opcode.POLL: errno.ENOSYS,
+    Opcode.LSEEK: errno.ENOSYS,
+    Opcode.COPY_FILE_RANGE: errno.ENOSYS,
+    Opcode.SYNCFS: errno.ENOSYS,
+    Opcode.STATX: errno.ENOSYS,
+}
+_WITHOUT_REPLY = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT}
+_OPERATION_NAMES = {Opcode.RENAME2: "rename", Opcode.READDIRPLUS: "readdir"}
+_MAX_LOGGED_OPCODES = 100
+_WRITE_DATA_OFFSET = IN_HEADER_SIZE + wire.WRITE_IN.size
+_unpack_header, _pack_header = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack
+_unpack_read = wire.READ_IN_HEAD.unpack_from
+_unpack_handle = wire.UINT64.unpack_from
+_BODY_SIZES = {  # bytes behind the header that each request has at least
+    Opcode.LOOKUP: 2,
+    Opcode.FORGET: 8,
+    Opcode.GETATTR: wire.GETATTR_IN.size,
+    Opcode.SETATTR: wire.SETATTR_IN.size,
+    Opcode.MKNOD: wire.MKNOD_IN.size + 2,
+    Opcode.MKDIR: wire.MKDIR_IN.size + 2,
+    Opcode.UNLINK: 2,
+    Opcode.RMDIR: 2,
+    Opcode.RENAME: wire.RENAME_IN.size + 4,
+    Opcode.OPEN: wire.OPEN_IN.size,
+    Opcode.READ: wire.READ_IN.size,
+    Opcode.WRITE: wire.WRITE_IN.size,
+    Opcode.RELEASE: wire.RELEASE_IN.size,
+    Opcode.FSYNC: wire.FSYNC_IN.size,
+    Opcode.SETXATTR: wire.SETXATTR_IN.size + 2,
+    Opcode.GETXATTR: wire.GETXATTR_IN.size + 2,
+    Opcode.LISTXATTR: wire.GETXATTR_IN.size,
+    Opcode.REMOVEXATTR: 2,
+    Opcode.FLUSH: wire.FLUSH_IN.size,
+    Opcode.OPENDIR: wire.OPEN_IN.size,
+    Opcode.READDIR: wire.READ_IN.size,
+    Opcode.RELEASEDIR: wire.RELEASE_IN.size,
+    Opcode.FSYNCDIR: wire.FSYNC_IN.size,
+    Opcode.CREATE: wire.CREATE_IN.size + 2,
+    Opcode.INTERRUPT: wire.INTERRUPT_IN.size,
+    Opcode.BATCH_FORGET: wire.BATCH_FORGET_IN.size,
+    Opcode.READDIRPLUS: wire.READ_IN.size,
+    Opcode.RENAME2: wire.RENAME2_IN.size + 4,
+}
+
+
+class Request:
+    """The request that one thread serves: its buffer, and the `RequestContext` that operations get.
+
+    `unique` and `node_id` are read for every request, the rest only if it is needed.
+    """
+
+    __slots__ = ("_interrupted_unique", "_pool", "buffer", "node_id", "size", "unique")
+
+    def __init__(self, pool: LeaderFollowerPool) -> None:
+        self.buffer = memoryview(mmap.mmap(-1, wire.MAX_REQUEST_BYTES))  # takes no memory until it is used
+        self.size = 0  # bytes of the buffer that belong to this request
+        self.unique = 0
+        self.node_id = 0
+        self._interrupted_unique = 0
+        self._pool = pool
+
+    @property
+    def uid(self) -> int:
+        uid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[0]
+        return uid
+
+    @property
+    def gid(self) -> int:
+        gid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[1]
+        return gid
+
+    @property
+    def pid(self) -> int:
+        pid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[2]
+        return pid
+
+    def is_interrupted(self) -> bool:
+        return self._interrupted_unique == self.unique
+
+    def interrupt(self, unique: int) -> None:
+        """Mark the request `unique` as interrupted; harmless if this thread serves another by now."""
+        self._interrupted_unique = unique
+
+    def prepare_to_block(self) -> None:
+        self._pool.promote_follower(self)
+
+    def names(self, offset: int, count: int) -> list[bytes]:
+        """Return `count` NUL-terminated strings from `offset` on. Raises MalformedRequestError if one is missing."""
+        names = bytes(self.buffer[offset : self.size]).split(b"\0", count)
+        if len(names) <= count:
+            raise MalformedRequestError(f"{count} names expected, {len(names) - 1} found")
+        return names[:count]
+
+
+class MalformedRequestError(Exception):
+    """A request that is not as long as its fields say."""
+
+
+class _ReplyErrno(Exception):
+    """Reply this errno, ENOSYS included, which operations may not reply."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+_Handler = Callable[[Request], bytes | bytearray | memoryview | None]
+
+
+class Dispatcher:
+    """The handlers of one mount, by opcode. `requests`: those of all threads, for INTERRUPT."""
+
+    def __init__(self, operations: FuseOperations, read_only: bool) -> None:
+        self._operations = operations
+        self._read_only = read_only
+        self.requests: list[Request] = []
+        self._logged_opcodes: set[int] = set()
+        self._handlers: list[_Handler] = [self._reply_unknown] * (max(Opcode) + 1)
+        self._min_sizes = [0] * len(self._handlers)
+        for opcode in Opcode:
+            name = opcode.name.lower()
+            handler: _Handler | None = getattr(self, f"_{name}", None)
+            if handler is not None:
+                blocking = _OPERATION_NAMES.get(opcode, name) in operations.blocking_operations
+                self._handlers[opcode] = _promote_first(handler) if blocking else handler
+            elif opcode in _CONSTANT_ERRNOS:
+                self._handlers[opcode] = _always_reply(_CONSTANT_ERRNOS[opcode])
+            self._min_sizes[opcode] = IN_HEADER_SIZE + _BODY_SIZES.get(opcode, 0)
+
+    def process(self, request: Request, size: int) -> Reply | None:
+        """Serve the request of `size` bytes in the buffer; return the reply, or None if there must be none."""
+        if size < IN_HEADER_SIZE:
+            log.error("the kernel sent a request of %d bytes, less than its header", size)
+            return None
+        request.size = size
+        _, opcode, request.unique, request.node_id = _unpack_header(request.buffer)
+        try:
+            if opcode >= len(self._handlers):
+                self._reply_unknown(request)
+            if size < self._min_sizes[opcode]:
+                raise MalformedRequestError(f"{size} bytes")
+            payload = self._handlers[opcode](request)
+            if payload is None:
+                return None
+            header = _pack_header(OUT_HEADER_SIZE + len(payload), 0, request.unique)
+            return header + payload if len(payload) <= _MAX_JOINED_BYTES else (header, payload)
+        except _ReplyErrno as error:
+            number = error.number
+        except MalformedRequestError as error:
+            log.error("the kernel sent a malformed request (opcode %d): %s", opcode, error)
+            number = errno.EINVAL
+        except BaseException as error:
+            number = errno_from_exception(error, _describe(opcode))
+        if opcode in _WITHOUT_REPLY:
+            return None
+        return _pack_header(OUT_HEADER_SIZE, -number, request.unique)
+
+    def _reply_unknown(self, request: Request) -> bytes:
+        (opcode,) = wire.UINT32.unpack_from(request.buffer, wire.OPCODE_OFFSET)
+        if opcode not in self._logged_opcodes and len(self._logged_opcodes) < _MAX_LOGGED_OPCODES:
+            self._logged_opcodes.add(opcode)
+            log.warning("the kernel sent opcode %d, which is not implemented", opcode)
+        raise _ReplyErrno(errno.ENOSYS)
+
+    # -- names -----------------------------------------------------------------------------------------------------
+
+    def _lookup(self, request: Request) -> bytes:
+        reply = self._operations.lookup(request, request.names(IN_HEADER_SIZE, 1)[0])
+        if isinstance(reply, tuple):
+            return wire.pack_entry(reply)
+        if reply <= 0:
+            raise _ReplyErrno(errno.ENOENT)
+        return wire.pack_negative_entry(reply)
+
+    def _forget(self, request: Request) -> None:
+        (count,) = wire.UINT64.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.forget([(request.node_id, count)])
+
+    def _batch_forget(self, request: Request) -> None:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        start = IN_HEADER_SIZE + wire.BATCH_FORGET_IN.size
+        end = start + count * wire.FORGET_ONE.size
+        if end > request.size:
+            raise MalformedRequestError(f"BATCH_FORGET of {count} nodes in {request.size} bytes")
+        self._operations.forget(list(wire.FORGET_ONE.iter_unpack(request.buffer[start:end])))
+
+    def _mknod(self, request: Request) -> bytes:
+        mode, device, _, _ = wire.MKNOD_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.MKNOD_IN.size, 1)
+        return wire.pack_entry(self._operations.mknod(request, name, mode, device))
+
+    def _mkdir(self, request: Request) -> bytes:
+        mode, _ = wire.MKDIR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.MKDIR_IN.size, 1)
+        return wire.pack_entry(self._operations.mkdir(request, name, mode))
+
+    def _unlink(self, request: Request) -> bytes:
+        self._operations.unlink(request, request.names(IN_HEADER_SIZE, 1)[0])
+        return b""
+
+    def _rmdir(self, request: Request) -> bytes:
+        self._operations.rmdir(request, request.names(IN_HEADER_SIZE, 1)[0])
+        return b""
+
+    def _rename(self, request: Request) -> bytes:
+        (new_parent_id,) = wire.RENAME_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        name, new_name = request.names(IN_HEADER_SIZE + wire.RENAME_IN.size, 2)
+        self._operations.rename(request, name, new_parent_id, new_name, 0)
+        return b""
+
+    def _rename2(self, request: Request) -> bytes:
+        new_parent_id, flags, _ = wire.RENAME2_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        name, new_name = request.names(IN_HEADER_SIZE + wire.RENAME2_IN.size, 2)
+        self._operations.rename(request, name, new_parent_id, new_name, flags)
+        return b""
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def _getattr(self, request: Request) -> bytes:
+        flags, _, handle = wire.GETATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        reply = self._operations.getattr(request, handle if flags & wire.GETATTR_FH else None)
+        return wire.pack_attributes(reply)
+
+    def _setattr(self, request: Request) -> bytes:
+        fields = wire.SETATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        valid, _, handle, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = fields
+        changes = SetAttributes(
+            mode if valid & SetattrField.MODE else None,
+            uid if valid & SetattrField.UID else None,
+            gid if valid & SetattrField.GID else None,
+            size if valid & SetattrField.SIZE else None,
+            _time_ns(valid, SetattrField.ATIME, SetattrField.ATIME_NOW, atime, atime_nsec),
+            _time_ns(valid, SetattrField.MTIME, SetattrField.MTIME_NOW, mtime, mtime_nsec),
+        )
+        reply = self._operations.setattr(request, changes, handle if valid & SetattrField.HANDLE else None)
+        return wire.pack_attributes(reply)
+
+    def _statfs(self, request: Request) -> bytes:
+        return wire.pack_statfs(self._operations.statfs(request))
+
+    def _getxattr(self, request: Request) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.GETXATTR_IN.size, 1)
+        if name.startswith(_UNSUPPORTED_XATTR_PREFIXES):
+            raise _ReplyErrno(errno.ENOTSUP)
+        return _fit_xattr(self._operations.getxattr(request, name), size)
+
+    def _listxattr(self, request: Request) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        return _fit_xattr(b"".join(name + b"\0" for name in self._operations.listxattr(request)), size)
+
+    def _setxattr(self, request: Request) -> bytes:
+        size, flags = wire.SETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        start = IN_HEADER_SIZE + wire.SETXATTR_IN.size
+        (name,) = request.names(start, 1)
+        start += len(name) + 1
+        if start + size > request.size:
+            raise MalformedRequestError(f"SETXATTR of {size} bytes in {request.size} bytes")
+        if name.startswith(_UNSUPPORTED_XATTR_PREFIXES):
+            raise _ReplyErrno(errno.ENOTSUP)
+        self._operations.setxattr(request, name, bytes(request.buffer[start : start + size]), flags)
+        return b""
+
+    def _removexattr(self, request: Request) -> bytes:
+        self._operations.removexattr(request, request.names(IN_HEADER_SIZE, 1)[0])
+        return b""
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _open(self, request: Request) -> bytes:
+        flags, _ = wire.OPEN_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        reply = self._operations.open(request, flags)
+        if reply is None:
+            raise _ReplyErrno(errno.ENOSYS)
+        return wire.pack_open(reply)
+
+    def _create(self, request: Request) -> bytes:
+        flags, mode, _, _ = wire.CREATE_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.CREATE_IN.size, 1)
+        entry, opened = self._operations.create(request, name, flags, mode)
+        return wire.pack_entry(entry) + wire.pack_open(opened)
+
+    def _read(self, request: Request) -> bytes | bytearray | memoryview:
+        handle, offset, size = _unpack_read(request.buffer, IN_HEADER_SIZE)
+        return self._operations.read(request, handle, offset, size)
+
+    def _write(self, request: Request) -> bytes:
+        handle, offset, size, _, _, flags, _ = wire.WRITE_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        end = _WRITE_DATA_OFFSET + size
+        if end > request.size:
+            raise MalformedRequestError(f"WRITE of {size} bytes in {request.size} bytes")
+        data = request.buffer[_WRITE_DATA_OFFSET:end]
+        return wire.WRITE_OUT.pack(self._operations.write(request, handle, offset, data, flags), 0)
+
+    def _flush(self, request: Request) -> bytes:
+        if self._read_only:  # no close has anything to report: the kernel stops sending FLUSH, for all files
+            raise _ReplyErrno(errno.ENOSYS)
+        self._operations.flush(request, wire.UINT64.unpack_from(request.buffer, IN_HEADER_SIZE)[0])
+        return b""
+
+    def _fsync(self, request: Request) -> bytes:
+        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.fsync(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    def _release(self, request: Request) -> bytes:
+        self._operations.release(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
+        return b""
+
+    # -- directories -----------------------------------------------------------------------------------------------
+
+    def _opendir(self, request: Request) -> bytes:
+        flags, _ = wire.OPEN_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        return wire.pack_open(self._operations.opendir(request, flags))
+
+    def _readdir(self, request: Request) -> bytes:
+        return self._list(request, False)
+
+    def _readdirplus(self, request: Request) -> bytes:
+        return self._list(request, True)
+
+    def _list(self, request: Request, wants_attributes: bool) -> bytes:
+        handle, offset, size = _unpack_read(request.buffer, IN_HEADER_SIZE)
+        buffer = wire.DirectoryBuffer(size, wants_attributes)
+        self._operations.readdir(request, handle, offset, buffer)
+        return buffer.to_bytes()
+
+    def _releasedir(self, request: Request) -> bytes:
+        self._operations.releasedir(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
+        return b""
+
+    def _fsyncdir(self, request: Request) -> bytes:
+        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.fsyncdir(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    # -- the connection --------------------------------------------------------------------------------------------
+
+    def _interrupt(self, request: Request) -> None:
+        # The leader alone reads, so the request is with its thread, or was answered: then there is nothing to do.
+        (unique,) = wire.INTERRUPT_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        for other in self.requests:
+            if other.unique == unique:
+                other.interrupt(unique)
+
+    def _destroy(self, _request: Request) -> bytes:
+        return b""
+
+
+def _always_reply(number: int) -> _Handler:
+    def reply(_request: Request) -> bytes:
+        raise _ReplyErrno(number)
+
+    return reply
+
+
+def _promote_first(handler: _Handler) -> _Handler:
+    def promote_and_handle(request: Request) -> bytes | bytearray | memoryview | None:
+        request.prepare_to_block()
+        return handler(request)
+
+    return promote_and_handle
+
+
+def _time_ns(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    if not valid & given:
+        return None
+    if valid & now:
+        return TIME_NOW
+    return (seconds - (seconds >> 63 << 64)) * 1_000_000_000 + nanoseconds  # seconds are signed
+
+
+def _fit_xattr(value: bytes, size: int) -> bytes:
+    """Return what getxattr(2) and listxattr(2) get for a buffer of `size` bytes: 0 asks for the length alone."""
+    if size == 0:
+        return wire.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise _ReplyErrno(errno.ERANGE)
+    return value
+
+
+def _describe(opcode: int) -> str:
+    return Opcode(opcode).name if opcode in Opcode.__members__.values() else f"opcode {opcode}"

@@ -1,0 +1,200 @@
+"""One mount from INIT to its end: the loop of the threads that serve it, and the main thread that waits.
+
+The main thread waits on a pipe into which signals (`signal.set_wakeup_fd`), `stop()` and the end of a thread are
+written. A signal unmounts; the threads then read ENODEV. Nothing here takes a lock while an operation runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import logging
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+from redisfuse.errors import MountError
+from redisfuse.fuse import mountpoint as mountpoints
+from redisfuse.fuse.signals import SelfPipe
+from redisfuse.kernel import wire
+from redisfuse.kernel.device import FuseDevice
+from redisfuse.kernel.dispatch import Dispatcher, Request
+from redisfuse.kernel.init import negotiate
+from redisfuse.kernel.interface import ConnectionInfo, FuseOperations, FuseSessionOptions
+from redisfuse.kernel.notify import KernelNotifier
+from redisfuse.kernel.worker_pool import LeaderFollowerPool
+
+log = logging.getLogger("redisfuse.fuse")
+
+_RELEASE_GRACE_SECONDS = 0.1  # seconds in which RELEASE arrives of what was closed just before
+_RETRY_ERRNOS = {errno.EINTR, errno.EAGAIN, errno.ENOENT}  # ENOENT: interrupted before it was read
+_ENDED_ERRNOS = {errno.ENODEV, errno.ENOTCONN, errno.EPERM}  # unmounted or aborted
+_THREAD_ENDED, _STOP_REQUESTED = b"\0", b"\xff"  # signal numbers lie between
+
+
+class FuseSession:
+    """One mount; `run` serves it in the foreground. One session at a time in a process.
+
+    `notifier` may be used from the start: what is queued before INIT is written after it.
+    """
+
+    def __init__(self, device: FuseDevice, operations: FuseOperations, options: FuseSessionOptions) -> None:
+        self.notifier = KernelNotifier()
+        self.busy_at_unmount = False  # known once `FuseOperations.destroy` is called
+        self._device = device
+        self._operations = operations
+        self._options = options
+        self._dispatcher = Dispatcher(operations, options.read_only)
+        self._self_pipe: SelfPipe | None = None
+        self._device_fd = -1  # replies are written to it; the library closes it
+        self._reader_fd = -1  # a duplicate, from which requests are read
+        self._init_called = False
+
+    def run(self) -> None:
+        """Mount and serve until unmounted, `stop()`, SIGINT, SIGTERM or SIGHUP; then nothing is mounted any more.
+
+        Raises MountError (one line), or what `FuseOperations.init` raised.
+        """
+        options = self._options
+        path = mountpoints.validate_mountpoint(options.mountpoint, nonempty=options.nonempty)
+        with SelfPipe() as self_pipe:
+            self._self_pipe = self_pipe
+            self._device_fd = self._device.mount(path, options)
+            os.set_blocking(self._device_fd, True)
+            self._reader_fd = os.dup(self._device_fd)
+            pool = LeaderFollowerPool(self._create_worker, options.threads, lambda: self_pipe.wake(_THREAD_ENDED))
+            ended = False
+            try:
+                try:
+                    if self._negotiate_init():
+                        pool.start()
+                        if options.read_ahead is not None:
+                            mountpoints.set_read_ahead(path, options.read_ahead)
+                        while not self_pipe.wait(None):
+                            pass
+                finally:
+                    self._unmount(path)
+                    ended = pool.shut_down(options.stop_timeout, lambda: self._interrupt_reader(pool, self_pipe))
+            finally:
+                self.notifier.detach()
+                if ended:
+                    self._device.unmount(path)
+                    os.close(self._reader_fd)
+                if self._init_called:
+                    self._operations.destroy()
+            self._self_pipe = None
+        if not ended:
+            raise MountError(f"{path} is unmounted, but a call did not end within {options.stop_timeout:.0f} s")
+
+    def stop(self) -> None:
+        """End the mount, from any thread, also from an operation; returns at once."""
+        self_pipe = self._self_pipe
+        if self_pipe is not None:
+            self_pipe.wake(_STOP_REQUESTED)
+
+    def _create_worker(self, pool: LeaderFollowerPool) -> RequestWorker:
+        worker = RequestWorker(pool, self._dispatcher, self._reader_fd, self._device_fd)
+        self._dispatcher.requests.append(worker)
+        return worker
+
+    def _negotiate_init(self) -> bool:
+        """Answer INIT; False if the mount ended before."""
+        connection: ConnectionInfo | None = None
+        while connection is None:
+            try:
+                request = memoryview(os.read(self._reader_fd, wire.MAX_REQUEST_BYTES))
+            except OSError as error:
+                if error.errno in _RETRY_ERRNOS:
+                    continue
+                return False
+            (unique,) = wire.UINT64.unpack_from(request, wire.UNIQUE_OFFSET)
+            body, connection = negotiate(request, self._options)
+            if connection is not None:
+                self._init_called = True
+                self._operations.init(connection)
+            with contextlib.suppress(OSError):
+                os.write(self._device_fd, wire.OUT_HEADER.pack(wire.OUT_HEADER_SIZE + len(body), 0, unique) + body)
+        self.notifier.attach(self._device_fd, connection)
+        return True
+
+    def _unmount(self, path: Path) -> None:
+        """Unmount, also while in use, unless it is unmounted already."""
+        poll = select.poll()
+        poll.register(self._device_fd, 0)
+        if any(event & select.POLLERR for _, event in poll.poll(0)):
+            self.busy_at_unmount = mountpoints.is_stale(path)  # the connection was aborted
+            return  # the kernel has ended the connection; whatever is mounted there now is not ours
+        try:
+            mountpoints.try_unmount(path, lazy=False)
+        except (OSError, MountError):
+            # In use: it goes away for new programs, and those that are inside get ENOTCONN when all is torn down.
+            with contextlib.suppress(OSError, MountError):
+                mountpoints.try_unmount(path, lazy=True)
+            self.busy_at_unmount = True
+            time.sleep(_RELEASE_GRACE_SECONDS)
+
+    def _interrupt_reader(self, pool: LeaderFollowerPool, self_pipe: SelfPipe) -> None:
+        """Let the thread that reads a connection which does not end read the end of a pipe instead."""
+        if not self.busy_at_unmount:
+            return
+        read_end, write_end = os.pipe()
+        os.close(write_end)
+        os.dup2(read_end, self._reader_fd, inheritable=False)
+        os.close(read_end)
+        if self_pipe.handles_signals:  # a signal ends the read under way, which then starts again on the pipe
+            for thread in pool.threads:
+                if thread.is_alive() and thread.ident is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pthread_kill(thread.ident, signal.SIGTERM)
+
+
+class RequestWorker(Request):
+    """One thread that serves: its request, and the loop."""
+
+    __slots__ = ("_device_fd", "_dispatcher", "_reader")
+
+    def __init__(self, pool: LeaderFollowerPool, dispatcher: Dispatcher, reader_fd: int, device_fd: int) -> None:
+        super().__init__(pool)
+        self._dispatcher = dispatcher
+        self._reader = io.FileIO(reader_fd, "r", closefd=False)
+        self._device_fd = device_fd
+
+    def run(self) -> None:
+        """Read requests while this thread leads, and reply, until the connection ends."""
+        pool, buffer, device_fd = self._pool, self.buffer, self._device_fd
+        read_into, process, write = self._reader.readinto, self._dispatcher.process, os.write
+        while True:
+            if pool.leader is not self:
+                pool.follow(self)
+            try:
+                size = read_into(buffer)
+            except OSError as error:
+                if error.errno in _RETRY_ERRNOS:
+                    continue
+                return
+            if not size:
+                return
+            reply = process(self, size)
+            if reply is None:
+                continue
+            try:
+                if isinstance(reply, bytes):
+                    write(device_fd, reply)
+                else:
+                    os.writev(device_fd, reply)
+            except OSError as error:
+                self._handle_write_error(error)
+
+    def _handle_write_error(self, error: OSError) -> None:
+        """ENOENT: the request was aborted meanwhile. EINVAL: the kernel rejects the reply; the program gets EIO."""
+        if error.errno == errno.ENOENT or error.errno in _ENDED_ERRNOS:
+            return
+        log.error("the kernel rejected the reply to a request for node %d: %s", self.node_id, error)
+        with contextlib.suppress(OSError):
+            os.write(self._device_fd, wire.OUT_HEADER.pack(wire.OUT_HEADER_SIZE, -errno.EIO, self.unique))
+
+
+__all__ = ["FuseSession"]
