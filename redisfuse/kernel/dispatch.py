@@ -13,13 +13,13 @@ from collections.abc import Callable
 
 from redisfuse.fuse.reply_errno import errno_from_exception
 from redisfuse.kernel import wire
-from redisfuse.kernel.interface import TIME_NOW, FuseOperations, SetAttributes
+from redisfuse.kernel.interface import TIME_NOW, Buffer, FuseOperations, RequestContext, SetAttributes
 from redisfuse.kernel.wire import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode, SetattrField
 from redisfuse.kernel.worker_pool import LeaderFollowerPool
 
 log = logging.getLogger("redisfuse.fuse")
 
-Reply = bytes | tuple[bytes, bytes | bytearray | memoryview]
+Reply = bytes | tuple[bytes, Buffer]
 _MAX_JOINED_BYTES = 32768  # bytes up to which copying a payload behind its header is cheaper than writev(2)
 
 # Attributes that every `ls -l`, write or exec asks for and that do not exist here (ls then stops asking on this
@@ -52,36 +52,6 @@ _WRITE_DATA_OFFSET = IN_HEADER_SIZE + wire.WRITE_IN.size
 _unpack_header, _pack_header = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack
 _unpack_read = wire.READ_IN_HEAD.unpack_from
 _unpack_handle = wire.UINT64.unpack_from
-_BODY_SIZES = {  # bytes behind the header that each request has at least
-    Opcode.LOOKUP: 2,
-    Opcode.FORGET: 8,
-    Opcode.GETATTR: wire.GETATTR_IN.size,
-    Opcode.SETATTR: wire.SETATTR_IN.size,
-    Opcode.MKNOD: wire.MKNOD_IN.size + 2,
-    Opcode.MKDIR: wire.MKDIR_IN.size + 2,
-    Opcode.UNLINK: 2,
-    Opcode.RMDIR: 2,
-    Opcode.RENAME: wire.RENAME_IN.size + 4,
-    Opcode.OPEN: wire.OPEN_IN.size,
-    Opcode.READ: wire.READ_IN.size,
-    Opcode.WRITE: wire.WRITE_IN.size,
-    Opcode.RELEASE: wire.RELEASE_IN.size,
-    Opcode.FSYNC: wire.FSYNC_IN.size,
-    Opcode.SETXATTR: wire.SETXATTR_IN.size + 2,
-    Opcode.GETXATTR: wire.GETXATTR_IN.size + 2,
-    Opcode.LISTXATTR: wire.GETXATTR_IN.size,
-    Opcode.REMOVEXATTR: 2,
-    Opcode.FLUSH: wire.FLUSH_IN.size,
-    Opcode.OPENDIR: wire.OPEN_IN.size,
-    Opcode.READDIR: wire.READ_IN.size,
-    Opcode.RELEASEDIR: wire.RELEASE_IN.size,
-    Opcode.FSYNCDIR: wire.FSYNC_IN.size,
-    Opcode.CREATE: wire.CREATE_IN.size + 2,
-    Opcode.INTERRUPT: wire.INTERRUPT_IN.size,
-    Opcode.BATCH_FORGET: wire.BATCH_FORGET_IN.size,
-    Opcode.READDIRPLUS: wire.READ_IN.size,
-    Opcode.RENAME2: wire.RENAME2_IN.size + 4,
-}
 
 
 class Request:
@@ -102,18 +72,15 @@ class Request:
 
     @property
     def uid(self) -> int:
-        uid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[0]
-        return uid
+        return int(wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[0])
 
     @property
     def gid(self) -> int:
-        gid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[1]
-        return gid
+        return int(wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[1])
 
     @property
     def pid(self) -> int:
-        pid: int = wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[2]
-        return pid
+        return int(wire.IN_CALLER.unpack_from(self.buffer, wire.IN_CALLER_OFFSET)[2])
 
     def is_interrupted(self) -> bool:
         return self._interrupted_unique == self.unique
@@ -144,7 +111,7 @@ class _ReplyErrno(Exception):
         self.number = number
 
 
-_Handler = Callable[[Request], bytes | bytearray | memoryview | None]
+_Handler = Callable[[Request], Buffer | None]
 
 
 class Dispatcher:
@@ -152,20 +119,53 @@ class Dispatcher:
 
     def __init__(self, operations: FuseOperations, read_only: bool) -> None:
         self._operations = operations
-        self._read_only = read_only
         self.requests: list[Request] = []
         self._logged_opcodes: set[int] = set()
         self._handlers: list[_Handler] = [self._reply_unknown] * (max(Opcode) + 1)
-        self._min_sizes = [0] * len(self._handlers)
-        for opcode in Opcode:
-            name = opcode.name.lower()
-            handler: _Handler | None = getattr(self, f"_{name}", None)
-            if handler is not None:
-                blocking = _OPERATION_NAMES.get(opcode, name) in operations.blocking_operations
-                self._handlers[opcode] = _promote_first(handler) if blocking else handler
-            elif opcode in _CONSTANT_ERRNOS:
-                self._handlers[opcode] = _always_reply(_CONSTANT_ERRNOS[opcode])
-            self._min_sizes[opcode] = IN_HEADER_SIZE + _BODY_SIZES.get(opcode, 0)
+        self._min_sizes = [IN_HEADER_SIZE] * len(self._handlers)
+        for opcode, number in _CONSTANT_ERRNOS.items():
+            self._handlers[opcode] = _always_reply(number)
+        for opcode, (body_size, handler) in self._list_handlers(operations).items():
+            blocking = _OPERATION_NAMES.get(opcode, opcode.name.lower()) in operations.blocking_operations
+            self._handlers[opcode] = _promote_first(handler) if blocking else handler
+            self._min_sizes[opcode] = IN_HEADER_SIZE + body_size
+        if read_only:  # no close has anything to report: the kernel stops sending FLUSH, for all files
+            self._handlers[Opcode.FLUSH] = _always_reply(errno.ENOSYS)
+
+    def _list_handlers(self, operations: FuseOperations) -> dict[Opcode, tuple[int, _Handler]]:
+        """Return, by opcode, the bytes that a request has behind its header at least, and the handler."""
+        return {
+            Opcode.LOOKUP: (2, self._lookup),
+            Opcode.FORGET: (wire.UINT64.size, self._forget),
+            Opcode.BATCH_FORGET: (wire.BATCH_FORGET_IN.size, self._batch_forget),
+            Opcode.GETATTR: (wire.GETATTR_IN.size, self._getattr),
+            Opcode.SETATTR: (wire.SETATTR_IN.size, self._setattr),
+            Opcode.MKNOD: (wire.MKNOD_IN.size + 2, self._mknod),
+            Opcode.MKDIR: (wire.MKDIR_IN.size + 2, self._mkdir),
+            Opcode.UNLINK: (2, _handle_name(operations.unlink)),
+            Opcode.RMDIR: (2, _handle_name(operations.rmdir)),
+            Opcode.RENAME: (wire.RENAME_IN.size + 4, self._rename),
+            Opcode.RENAME2: (wire.RENAME2_IN.size + 4, self._rename2),
+            Opcode.OPEN: (wire.OPEN_IN.size, self._open),
+            Opcode.CREATE: (wire.CREATE_IN.size + 2, self._create),
+            Opcode.READ: (wire.READ_IN.size, self._read),
+            Opcode.WRITE: (wire.WRITE_IN.size, self._write),
+            Opcode.FLUSH: (wire.FLUSH_IN.size, _handle_file_handle(operations.flush)),
+            Opcode.FSYNC: (wire.FSYNC_IN.size, _handle_sync(operations.fsync)),
+            Opcode.RELEASE: (wire.RELEASE_IN.size, _handle_file_handle(operations.release)),
+            Opcode.OPENDIR: (wire.OPEN_IN.size, self._opendir),
+            Opcode.READDIR: (wire.READ_IN.size, self._readdir),
+            Opcode.READDIRPLUS: (wire.READ_IN.size, self._readdirplus),
+            Opcode.RELEASEDIR: (wire.RELEASE_IN.size, _handle_file_handle(operations.releasedir)),
+            Opcode.FSYNCDIR: (wire.FSYNC_IN.size, _handle_sync(operations.fsyncdir)),
+            Opcode.STATFS: (0, self._statfs),
+            Opcode.GETXATTR: (wire.GETXATTR_IN.size + 2, self._getxattr),
+            Opcode.LISTXATTR: (wire.GETXATTR_IN.size, self._listxattr),
+            Opcode.SETXATTR: (wire.SETXATTR_IN.size + 2, self._setxattr),
+            Opcode.REMOVEXATTR: (2, _handle_name(operations.removexattr)),
+            Opcode.INTERRUPT: (wire.INTERRUPT_IN.size, self._interrupt),
+            Opcode.DESTROY: (0, lambda _request: b""),
+        }
 
     def process(self, request: Request, size: int) -> Reply | None:
         """Serve the request of `size` bytes in the buffer; return the reply, or None if there must be none."""
@@ -190,7 +190,7 @@ class Dispatcher:
             log.error("the kernel sent a malformed request (opcode %d): %s", opcode, error)
             number = errno.EINVAL
         except BaseException as error:
-            number = errno_from_exception(error, _describe(opcode))
+            number = errno_from_exception(error, Opcode(opcode).name)
         if opcode in _WITHOUT_REPLY:
             return None
         return _pack_header(OUT_HEADER_SIZE, -number, request.unique)
@@ -233,14 +233,6 @@ class Dispatcher:
         mode, _ = wire.MKDIR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
         (name,) = request.names(IN_HEADER_SIZE + wire.MKDIR_IN.size, 1)
         return wire.pack_entry(self._operations.mkdir(request, name, mode))
-
-    def _unlink(self, request: Request) -> bytes:
-        self._operations.unlink(request, request.names(IN_HEADER_SIZE, 1)[0])
-        return b""
-
-    def _rmdir(self, request: Request) -> bytes:
-        self._operations.rmdir(request, request.names(IN_HEADER_SIZE, 1)[0])
-        return b""
 
     def _rename(self, request: Request) -> bytes:
         (new_parent_id,) = wire.RENAME_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
@@ -301,10 +293,6 @@ class Dispatcher:
         self._operations.setxattr(request, name, bytes(request.buffer[start : start + size]), flags)
         return b""
 
-    def _removexattr(self, request: Request) -> bytes:
-        self._operations.removexattr(request, request.names(IN_HEADER_SIZE, 1)[0])
-        return b""
-
     # -- files -----------------------------------------------------------------------------------------------------
 
     def _open(self, request: Request) -> bytes:
@@ -320,7 +308,7 @@ class Dispatcher:
         entry, opened = self._operations.create(request, name, flags, mode)
         return wire.pack_entry(entry) + wire.pack_open(opened)
 
-    def _read(self, request: Request) -> bytes | bytearray | memoryview:
+    def _read(self, request: Request) -> Buffer:
         handle, offset, size = _unpack_read(request.buffer, IN_HEADER_SIZE)
         return self._operations.read(request, handle, offset, size)
 
@@ -331,21 +319,6 @@ class Dispatcher:
             raise MalformedRequestError(f"WRITE of {size} bytes in {request.size} bytes")
         data = request.buffer[_WRITE_DATA_OFFSET:end]
         return wire.WRITE_OUT.pack(self._operations.write(request, handle, offset, data, flags), 0)
-
-    def _flush(self, request: Request) -> bytes:
-        if self._read_only:  # no close has anything to report: the kernel stops sending FLUSH, for all files
-            raise _ReplyErrno(errno.ENOSYS)
-        self._operations.flush(request, wire.UINT64.unpack_from(request.buffer, IN_HEADER_SIZE)[0])
-        return b""
-
-    def _fsync(self, request: Request) -> bytes:
-        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
-        self._operations.fsync(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
-        return b""
-
-    def _release(self, request: Request) -> bytes:
-        self._operations.release(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
-        return b""
 
     # -- directories -----------------------------------------------------------------------------------------------
 
@@ -365,15 +338,6 @@ class Dispatcher:
         self._operations.readdir(request, handle, offset, buffer)
         return buffer.to_bytes()
 
-    def _releasedir(self, request: Request) -> bytes:
-        self._operations.releasedir(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
-        return b""
-
-    def _fsyncdir(self, request: Request) -> bytes:
-        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
-        self._operations.fsyncdir(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
-        return b""
-
     # -- the connection --------------------------------------------------------------------------------------------
 
     def _interrupt(self, request: Request) -> None:
@@ -383,9 +347,6 @@ class Dispatcher:
             if other.unique == unique:
                 other.interrupt(unique)
 
-    def _destroy(self, _request: Request) -> bytes:
-        return b""
-
 
 def _always_reply(number: int) -> _Handler:
     def reply(_request: Request) -> bytes:
@@ -394,8 +355,33 @@ def _always_reply(number: int) -> _Handler:
     return reply
 
 
+def _handle_name(operation: Callable[[RequestContext, bytes], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        operation(request, request.names(IN_HEADER_SIZE, 1)[0])
+        return b""
+
+    return handle
+
+
+def _handle_file_handle(operation: Callable[[RequestContext, int], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        operation(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
+        return b""
+
+    return handle
+
+
+def _handle_sync(operation: Callable[[RequestContext, int, bool], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        operation(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    return handle
+
+
 def _promote_first(handler: _Handler) -> _Handler:
-    def promote_and_handle(request: Request) -> bytes | bytearray | memoryview | None:
+    def promote_and_handle(request: Request) -> Buffer | None:
         request.prepare_to_block()
         return handler(request)
 
@@ -417,7 +403,3 @@ def _fit_xattr(value: bytes, size: int) -> bytes:
     if len(value) > size:
         raise _ReplyErrno(errno.ERANGE)
     return value
-
-
-def _describe(opcode: int) -> str:
-    return Opcode(opcode).name if opcode in Opcode.__members__.values() else f"opcode {opcode}"

@@ -12,8 +12,8 @@ CONTROL is a Unix socket on which one JSON request a line is answered by one JSO
   {"do": "store", "path": ..., "data": ...} put bytes into the kernel's page cache
   {"do": "drain"} / {"do": "unhang"} / {"do": "stop"}
   {"do": "counts"}                          calls since it was last requested, and the table's size
-Names decide: `raise-...` fails in the way that it says; `hang` blocks until {"do": "unhang"}; `wait` blocks until the
-program is interrupted.
+Names decide: `raise-...` fails in the way that it says; `hang` blocks until {"do": "unhang"}; `wait...` blocks until
+the program is interrupted.
 """
 
 # ruff: noqa: ARG002 - the methods are those of FuseOperations, needed or not
@@ -193,7 +193,7 @@ class InMemoryOperations:
             self.counts["hanging"] += 1
             context.prepare_to_block()
             self.hang_released.wait(60)
-        elif name == b"wait":
+        elif name.startswith(b"wait"):
             self.counts["waiting"] += 1
             context.prepare_to_block()
             while not context.is_interrupted():
