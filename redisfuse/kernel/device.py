@@ -17,8 +17,6 @@ from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse.capture_stderr import capture_stderr
 from redisfuse.kernel.interface import FuseSessionOptions
 
-BINDING_NAMES = ("fusepy", "mfusepy")
-
 
 class _FuseArgs(ctypes.Structure):
     """struct fuse_args of fuse_opt.h."""
@@ -144,38 +142,35 @@ class Libfuse3Device(FuseDevice):
             self._library.fuse_session_destroy(session)
 
 
+_BINDINGS: dict[str, tuple[str, str, type[Libfuse2Device] | type[Libfuse3Device]]] = {
+    "fusepy": ("fuse", "fusepy", Libfuse2Device),
+    "mfusepy": ("mfusepy", "'redisfuse[fuse3]'", Libfuse3Device),
+}
+BINDING_NAMES = tuple(_BINDINGS)
+
+
 def _escape_option(option: str) -> str:
-    """libfuse splits -o at commas; a backslash keeps the next character (fuse_opt.h)."""
+    """Escape commas, where libfuse splits -o, with the backslash that it knows (fuse_opt.h)."""
     return option.replace("\\", "\\\\").replace(",", "\\,")
 
 
-def _load_library(module_name: str) -> ctypes.CDLL:
-    module: Any = importlib.import_module(module_name)
-    return ctypes.CDLL(module._libfuse._name)  # a handle of our own: its prototypes are ours to set
-
-
 def _load_device(name: str) -> FuseDevice:
-    """Raises MountError, one line, if what it needs is missing."""
-    if name == "fusepy":
-        try:
-            return Libfuse2Device(_load_library("fuse"))
-        except ModuleNotFoundError as error:
-            raise MountError(f"{error.name} is not installed: `pip install fusepy`") from error
-        except OSError as error:
-            raise MountError("libfuse 2 is missing: `apt install libfuse2`") from error
-    # mfusepy takes libfuse 2 if both are there, unless this is set while it is imported.
+    """Load a binding's library. Raises MountError, one line, if something is missing."""
+    module_name, package, device = _BINDINGS[name]
     before = os.environ.get("FUSE_LIBRARY_NAME")
-    os.environ["FUSE_LIBRARY_NAME"] = "fuse3"
+    if name == "mfusepy":  # it takes libfuse 2 if both are there, unless this is set while it is imported
+        os.environ["FUSE_LIBRARY_NAME"] = "fuse3"
     try:
-        return Libfuse3Device(_load_library("mfusepy"))
+        module: Any = importlib.import_module(module_name)
+        return device(ctypes.CDLL(module._libfuse._name))  # a handle of our own: its prototypes are ours to set
     except ModuleNotFoundError as error:
-        raise MountError(f"{error.name} is not installed: `pip install 'redisfuse[fuse3]'`") from error
+        raise MountError(f"{error.name} is not installed: `pip install {package}`") from error
     except (OSError, AttributeError) as error:
-        raise MountError("libfuse 3 is missing: `apt install fuse3`") from error
+        library = "libfuse2" if name == "fusepy" else "fuse3"
+        raise MountError(f"the library of {name} is missing: `apt install {library}`") from error
     finally:
-        if before is None:
-            del os.environ["FUSE_LIBRARY_NAME"]
-        else:
+        os.environ.pop("FUSE_LIBRARY_NAME", None)
+        if before is not None:
             os.environ["FUSE_LIBRARY_NAME"] = before
 
 

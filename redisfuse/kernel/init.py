@@ -61,4 +61,8 @@ def negotiate(request: memoryview, options: FuseSessionOptions) -> tuple[bytes, 
         *(_MAX_BACKGROUND, _CONGESTION_THRESHOLD, MAX_WRITE_BYTES, 1, _MAX_PAGES, 0, flags >> 32),
         *[0] * 7,
     )
-    return reply, ConnectionInfo(minor, offered, flags, max_readahead, MAX_WRITE_BYTES)
+    return reply, ConnectionInfo(
+        *(minor, offered, flags, max_readahead, MAX_WRITE_BYTES),
+        has_expire_only=bool(flags & InitFlag.HAS_EXPIRE_ONLY),
+        has_inc_epoch=minor >= 44,
+    )

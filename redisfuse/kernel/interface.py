@@ -10,20 +10,78 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from redisfuse.kernel.wire import (
-    ROOT_NODE_ID,
-    AttributesReply,
-    DirectoryBuffer,
-    EntryReply,
-    FileAttributes,
-    OpenFlag,
-    OpenReply,
-    StatfsReply,
-)
+if TYPE_CHECKING:
+    from redisfuse.kernel.wire import DirectoryBuffer
 
+ROOT_NODE_ID = 1
+TIME_NOW = -1
 Buffer = bytes | bytearray | memoryview
+
+
+class FileAttributes(NamedTuple):
+    """The attributes of one inode. `mode` includes the type bits; `size` is in bytes; times are nanoseconds."""
+
+    inode: int
+    mode: int
+    nlink: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    uid: int
+    gid: int
+
+
+class EntryReply(NamedTuple):
+    """A name's inode. `entry_valid` and `attr_valid`: seconds for which the kernel may cache the name, the attributes.
+
+    Each one that is sent adds 1 to the lookup count of the node; FORGET takes it away. Node id 0: no such name, which
+    the kernel may cache for `entry_valid` seconds. (node_id, generation) must be unique while the mount exists.
+    """
+
+    node_id: int
+    generation: int
+    attributes: FileAttributes
+    entry_valid: float
+    attr_valid: float
+
+
+class AttributesReply(NamedTuple):
+    """Attributes, and for how many seconds the kernel may cache them."""
+
+    attributes: FileAttributes
+    attr_valid: float
+
+
+class OpenReply(NamedTuple):
+    """An open handle, and `OpenFlag` bits."""
+
+    handle: int
+    flags: int = 0
+
+
+class StatfsReply(NamedTuple):
+    """The fields of statvfs(3)."""
+
+    blocks: int
+    blocks_free: int
+    blocks_available: int
+    files: int
+    files_free: int
+    block_size: int = 4096
+    name_max: int = 255
+
+
+class OpenFlag:
+    """FOPEN flags of the reply to OPEN, CREATE and OPENDIR."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    CACHE_DIR = 1 << 3
+    STREAM = 1 << 4
+    NOFLUSH = 1 << 5  # Linux 5.16: no FLUSH comes for this handle
 
 
 class RequestContext(Protocol):
@@ -53,7 +111,7 @@ class RequestContext(Protocol):
 
 
 class SetAttributes(NamedTuple):
-    """The fields of a SETATTR; None where the request leaves one as it is. Times are nanoseconds, or -1 for now."""
+    """The fields of a SETATTR; None where the request leaves one as it is. Times are nanoseconds, or TIME_NOW."""
 
     mode: int | None = None
     uid: int | None = None
@@ -63,22 +121,16 @@ class SetAttributes(NamedTuple):
     mtime_ns: int | None = None
 
 
-TIME_NOW = -1
-
-
 class ConnectionInfo(NamedTuple):
-    """What INIT negotiated: the protocol's minor version, the flags of both sides, and sizes in bytes."""
+    """What INIT negotiated: the protocol's minor version, the flags of both sides, sizes in bytes."""
 
     minor: int
     offered: int
     flags: int
     max_readahead: int
     max_write: int
-
-    @property
-    def has_inc_epoch(self) -> bool:
-        """Whether the kernel has INC_EPOCH (7.44, Linux 6.16)."""
-        return self.minor >= 44
+    has_expire_only: bool  # Linux 6.2
+    has_inc_epoch: bool  # 7.44, Linux 6.16
 
 
 class FuseOperations(Protocol):
@@ -90,7 +142,7 @@ class FuseOperations(Protocol):
         """Start threads and sockets: mounted, before any other call. What it raises, `FuseSession.run` raises."""
 
     def destroy(self) -> None:
-        """Called after the last call, if `init` was called, also when that raised."""
+        """End what `init` started: called last if `init` was called, also when that raised."""
 
     def lookup(self, context: RequestContext, name: bytes) -> EntryReply | float:
         """Return the entry, or the seconds for which the kernel may cache that there is none."""
@@ -151,22 +203,3 @@ class FuseSessionOptions:
     threads: int = 64  # most operations at once
     read_ahead: int | None = None  # KiB; tried after mounting, needs root
     stop_timeout: float = 10.0  # seconds that a running operation may take to end when the mount ends
-
-
-__all__ = [
-    "ROOT_NODE_ID",
-    "TIME_NOW",
-    "AttributesReply",
-    "Buffer",
-    "ConnectionInfo",
-    "DirectoryBuffer",
-    "EntryReply",
-    "FileAttributes",
-    "FuseOperations",
-    "FuseSessionOptions",
-    "OpenFlag",
-    "OpenReply",
-    "RequestContext",
-    "SetAttributes",
-    "StatfsReply",
-]

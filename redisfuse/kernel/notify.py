@@ -39,7 +39,7 @@ class KernelNotifier:
     def __init__(self) -> None:
         self._device_fd = -1
         self._thread: threading.Thread | None = None
-        self.has_inc_epoch = False
+        self.has_expire_only = self.has_inc_epoch = False  # known once attached
         self.unsupported_reason = "not mounted yet"  # empty while every change reaches the kernel
         self.counters = NotificationCounters()
         self._condition = threading.Condition(threading.Lock())
@@ -65,7 +65,7 @@ class KernelNotifier:
         """Drop a name, found or not found.
 
         `expire_only`: look it up again, but leave it to the programs that use it: for a directory that continues to
-        exist, whose getcwd(3) would fail otherwise. (Linux before 6.2 refuses that, so nothing happens there.)
+        exist, whose getcwd(3) would fail otherwise. (Before Linux 6.2, without `has_expire_only`, it is dropped.)
         """
         self._put(wire.pack_inval_entry(parent_id, name, wire.EXPIRE_ONLY if expire_only else 0))
 
@@ -102,7 +102,7 @@ class KernelNotifier:
     def attach(self, device_fd: int, connection: ConnectionInfo) -> None:
         """Start to write, on a duplicate of the descriptor, once INIT is answered."""
         self._device_fd = os.dup(device_fd)
-        self.has_inc_epoch = connection.has_inc_epoch
+        self.has_expire_only, self.has_inc_epoch = connection.has_expire_only, connection.has_inc_epoch
         self.unsupported_reason = ""
         self._thread = threading.Thread(target=self._run_writer, name="fuse-notifier", daemon=True)
         self._thread.start()

@@ -21,10 +21,11 @@ from redisfuse.fuse import mountpoint as mountpoints
 from redisfuse.fuse.signals import SelfPipe
 from redisfuse.kernel import wire
 from redisfuse.kernel.device import FuseDevice
-from redisfuse.kernel.dispatch import Dispatcher, Request
+from redisfuse.kernel.dispatch import Dispatcher
 from redisfuse.kernel.init import negotiate
 from redisfuse.kernel.interface import ConnectionInfo, FuseOperations, FuseSessionOptions
 from redisfuse.kernel.notify import KernelNotifier
+from redisfuse.kernel.request import Request
 from redisfuse.kernel.worker_pool import LeaderFollowerPool
 
 log = logging.getLogger("redisfuse.fuse")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 from functools import lru_cache
-from typing import NamedTuple
+
+from redisfuse.kernel.interface import AttributesReply, EntryReply, FileAttributes, OpenReply, StatfsReply
 
 KERNEL_MAJOR = 7
 KERNEL_MINOR_MIN, KERNEL_MINOR_MAX = 31, 45  # Linux 5.4; Linux 6.18
-ROOT_NODE_ID = 1
 MAX_WRITE_BYTES = 1 << 20  # bytes: what the kernel sends at once, unless its administrator raised that
 MAX_REQUEST_BYTES = MAX_WRITE_BYTES + 4096  # bytes of a request, with its headers
-DIRECTORY_BLOCK_SIZE = 4096
+_BLOCK_SIZE = 4096
 
 
 class Opcode(IntEnum):
@@ -91,17 +91,6 @@ class InitFlag:
     HAS_EXPIRE_ONLY = 1 << 35
 
 
-class OpenFlag:
-    """FOPEN flags of the reply to OPEN, CREATE and OPENDIR."""
-
-    DIRECT_IO = 1 << 0
-    KEEP_CACHE = 1 << 1
-    NONSEEKABLE = 1 << 2
-    CACHE_DIR = 1 << 3
-    STREAM = 1 << 4
-    NOFLUSH = 1 << 5  # Linux 5.16: no FLUSH comes for this handle
-
-
 class SetattrField:
     """FATTR flags: which fields of a SETATTR request are valid."""
 
@@ -167,60 +156,6 @@ DIRENT = struct.Struct("=QQII")  # ino, off, namelen, type; the name follows, pa
 DIRENTPLUS = struct.Struct("=" + _ENTRY + "QQII")
 _NO_ENTRY = bytes(ENTRY_OUT.size)  # an entry with node id 0: the name comes without a look-up
 _PADDING = tuple(bytes(-length % 8) for length in range(8))
-_NAMELEN_MAX = 255
-
-
-class FileAttributes(NamedTuple):
-    """The attributes of one inode. `mode` includes the type bits; `size` is in bytes; times are nanoseconds."""
-
-    inode: int
-    mode: int
-    nlink: int
-    size: int
-    mtime_ns: int
-    ctime_ns: int
-    uid: int
-    gid: int
-
-
-class EntryReply(NamedTuple):
-    """A name's inode. `entry_valid` and `attr_valid`: seconds for which the kernel may cache the name, the attributes.
-
-    Each one that is sent adds 1 to the lookup count of the node; FORGET takes it away. Node id 0: no such name, which
-    the kernel may cache for `entry_valid` seconds. (node_id, generation) must be unique while the mount exists.
-    """
-
-    node_id: int
-    generation: int
-    attributes: FileAttributes
-    entry_valid: float
-    attr_valid: float
-
-
-class AttributesReply(NamedTuple):
-    """Attributes, and for how many seconds the kernel may cache them."""
-
-    attributes: FileAttributes
-    attr_valid: float
-
-
-class OpenReply(NamedTuple):
-    """An open handle, and `OpenFlag` bits."""
-
-    handle: int
-    flags: int = 0
-
-
-class StatfsReply(NamedTuple):
-    """The fields of statvfs(3)."""
-
-    blocks: int
-    blocks_free: int
-    blocks_available: int
-    files: int
-    files_free: int
-    block_size: int = 4096
-    name_max: int = _NAMELEN_MAX
 
 
 @lru_cache(maxsize=256)
@@ -238,7 +173,7 @@ def _attr_fields(attributes: FileAttributes) -> tuple[int, ...]:
     ctime &= 0xFFFFFFFFFFFFFFFF
     return (
         *(inode, size, blocks, mtime, mtime, ctime, mtime_nsec, mtime_nsec, ctime_nsec),
-        *(mode, nlink, uid, gid, 0, DIRECTORY_BLOCK_SIZE, 0),
+        *(mode, nlink, uid, gid, 0, _BLOCK_SIZE, 0),
     )
 
 

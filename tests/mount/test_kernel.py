@@ -23,9 +23,10 @@ from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse import mountpoint as mountpoints
 from redisfuse.kernel import wire
 from redisfuse.kernel.device import list_bindings, select_device
-from redisfuse.kernel.dispatch import Dispatcher, Request
+from redisfuse.kernel.dispatch import Dispatcher
 from redisfuse.kernel.init import negotiate
 from redisfuse.kernel.interface import FuseSessionOptions
+from redisfuse.kernel.request import Request
 from redisfuse.kernel.wire import Opcode
 from redisfuse.kernel.worker_pool import LeaderFollowerPool
 from tests.support.kernel_tree import InMemoryOperations, Inode, populate

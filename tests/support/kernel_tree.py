@@ -43,7 +43,6 @@ from redisfuse.kernel.interface import (
     AttributesReply,
     Buffer,
     ConnectionInfo,
-    DirectoryBuffer,
     EntryReply,
     FileAttributes,
     FuseSessionOptions,
@@ -54,6 +53,7 @@ from redisfuse.kernel.interface import (
     StatfsReply,
 )
 from redisfuse.kernel.session import FuseSession
+from redisfuse.kernel.wire import DirectoryBuffer
 
 FAILURES_BY_NAME: dict[bytes, BaseException] = {
     b"raise-notfound": errors.NotFoundError("no such key"),
