@@ -311,6 +311,14 @@ def test_only_bugs_are_logged(mount: MemoryMount) -> None:
     assert "AccessError" not in log
 
 
+def test_a_reply_that_the_kernel_rejects_is_an_error(mount: MemoryMount) -> None:
+    """The program gets EIO instead of waiting forever, and the log says why."""
+    mount.put_file("/bad", "overlong")
+    assert call_errno((mount.path / "bad").read_bytes) == errno.EIO
+    assert "rejected the reply" in mount.log.read_text()
+    assert stat.S_ISDIR(os.stat(mount.path).st_mode)
+
+
 def test_names_are_bytes(mount: MemoryMount) -> None:
     """A name that is not UTF-8 can be created, listed, read, renamed and removed."""
     folder = os.fsencode(mount.path)

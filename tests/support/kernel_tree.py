@@ -13,7 +13,7 @@ CONTROL is a Unix socket on which one JSON request a line is answered by one JSO
   {"do": "drain"} / {"do": "unhang"} / {"do": "stop"}
   {"do": "counts"}                          calls since it was last requested, and the table's size
 Names decide: `raise-...` fails in the way that it says; `hang` blocks until {"do": "unhang"}; `wait...` blocks until
-the program is interrupted.
+the program is interrupted. A file that begins with `overlong` replies to READ with more bytes than requested.
 """
 
 # ruff: noqa: ARG002 - the methods are those of FuseOperations, needed or not
@@ -287,7 +287,8 @@ class InMemoryOperations:
 
     def read(self, context: RequestContext, handle: int, offset: int, size: int) -> Buffer:
         self.counts["read"] += 1
-        return self._inode(context).data[offset : offset + size]
+        data = self._inode(context).data
+        return bytes(size + 1) if data.startswith(b"overlong") else data[offset : offset + size]
 
     def write(self, context: RequestContext, handle: int, offset: int, data: memoryview, flags: int) -> int:
         self.counts["write"] += 1
