@@ -130,7 +130,7 @@ class Config:
     park_seconds: float = 5.0  # how long a key that was renamed to a junk name waits for its new content
 
     # -- operation
-    ask_on_open: bool = False  # receive each OPEN in a read-only mount, too (paths/stale_names.py)
+    ask_on_open: bool = False  # receive each OPEN in a read-only mount, too (mount/unopened_files.py)
     binding: str = "auto"  # "auto", "fusepy" (libfuse 2) or "mfusepy" (libfuse 3)
     options: MountOptions = MountOptions()
     daemon: bool = False

@@ -91,13 +91,13 @@ def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool)
 
 def _check_fuse() -> DoctorFinding:
     """Try what a mount needs: a library, /dev/fuse, the permission to mount."""
-    from redisfuse.fuse.backends import list_bindings
+    from redisfuse.fuse.device import list_bindings
     from redisfuse.fuse.mountpoint import check_mount_permission
 
-    bindings = list_bindings()
-    usable = [binding.name for binding in bindings if not binding.reason]
+    reasons = list_bindings()
+    usable = [name for name, reason in reasons.items() if not reason]
     if not usable:
-        return DoctorFinding("fuse", False, "; ".join(binding.reason for binding in bindings))
+        return DoctorFinding("fuse", False, "; ".join(reasons.values()))
     try:
         permission = check_mount_permission()
     except MountError as error:

@@ -1,6 +1,8 @@
-"""The one room that imports fuse or mfusepy.
+"""The kernel's FUSE protocol, spoken directly on the descriptor of /dev/fuse, by node id.
 
-`face` says what passes between the kernel's side and `operations`; `choice` finds the libraries that can be used here;
-`fusepy` and `mfusepy` drive libfuse 2 and libfuse 3; `mountpoint` mounts' surroundings; `notifier` pushes changes into
-the kernel's caches. Importing this package imports neither library.
+May be imported by `mount/` alone. A `FuseSession` mounts with libfuse 2 or 3 (`device`), negotiates (`init`) and runs
+a `LeaderFollowerPool` of threads, each of which reads a request into a buffer of its own, lets the `Dispatcher` call
+the `FuseOperations` and writes the reply. `KernelNotifier` has a thread of its own.
+
+Locks: the pool's and the notifier's are leaves: nothing is called while either is held.
 """

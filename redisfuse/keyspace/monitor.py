@@ -222,6 +222,10 @@ class KeyspaceMonitor:
         """Record the mtime of a file that the caller has saved, in ns since the epoch."""
         self._change_clock.record_save(target.key, target.field, mtime_ns)
 
+    def record_directory_change(self, prefix: bytes) -> None:
+        """Record that the caller has changed the names in the directory of a prefix (the root's is `b""`)."""
+        self._change_clock.record_changes((prefix,))
+
     def mark_dirty(self, key: bytes) -> None:
         """Have a key verified that may have changed."""
         if not key.startswith(self._prefix):

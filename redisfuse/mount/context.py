@@ -10,22 +10,28 @@ from pathlib import Path
 
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
-from redisfuse.fuse.interface import Binding
-from redisfuse.fuse.notify import InvalidationQueue
+from redisfuse.fuse.session import FuseSession
 from redisfuse.keyspace.metadata import MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from redisfuse.mount.adapter import FuseAdapter, Permissions, inode_number
+from redisfuse.mount.adapter import FuseAdapter
+from redisfuse.mount.attributes import AttributeBuilder, Permissions, inode_number
 from redisfuse.mount.daemonize import StartupReport
+from redisfuse.mount.listing import DirectoryLister
 from redisfuse.mount.progress import show_progress
 from redisfuse.mount.status import build_status
+from redisfuse.mount.unopened_files import UnopenedFiles
 from redisfuse.mount.write_mode import WriteSupport
-from redisfuse.paths.grammar import REFRESH_FILE, PathCodec
+from redisfuse.mount.xattr_requests import XattrRequests
+from redisfuse.paths.grammar import PathCodec
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.hash_layouts import HashLayouts
+from redisfuse.vfs.inodes import InodeTable
 from redisfuse.vfs.junk_rules import JunkRules
+from redisfuse.vfs.kernel_cache import KernelCache
+from redisfuse.vfs.pinned_contents import PinnedContents
 from redisfuse.vfs.resolver import PathResolver
 from redisfuse.vfs.statfs import StatfsProvider
 from redisfuse.vfs.xattrs import XattrReader
@@ -41,17 +47,19 @@ class MountContext:
     """
 
     def __init__(
-        self, config: Config, client: RedisClient, binding: Binding, mountpoint: Path, report: StartupReport
+        self, config: Config, client: RedisClient, session: FuseSession, mountpoint: Path, report: StartupReport
     ) -> None:
         self._config = config
         self.client = client
-        self.binding = binding
+        self.session = session
         self.mountpoint = mountpoint
         self._report = report
         self._started_ns = time.time_ns()
         self.path_codec = PathCodec(config.separator)
-        self.invalidation_queue = InvalidationQueue()
-        self.coherence = Coherence(client, self.path_codec, self.invalidation_queue, binding)
+        skips_open = not config.write and not config.ask_on_open
+        inodes = InodeTable()
+        kernel_cache = KernelCache(inodes, session.notifier, keeps_pages=skips_open)
+        self.coherence = Coherence(client, self.path_codec, kernel_cache)
         self.keyspace = KeyspaceMonitor(
             client,
             layout=self.path_codec,
@@ -74,7 +82,7 @@ class MountContext:
             render_limit=config.render_limit,
             dump_limit=config.dump_limit,
         )
-        dentry_tracker = DentryTracker(self.path_codec, self.keyspace, self.invalidation_queue)
+        dentry_tracker = DentryTracker(self.path_codec, self.keyspace, kernel_cache)
         junk_rules = JunkRules.from_config(config)
         self.write_support: WriteSupport | None = None
         if config.write:
@@ -90,7 +98,7 @@ class MountContext:
             empty_directories=empty_directories,
             prefix=config.prefix,
             layouts=self.hash_layouts,
-            interrupts=binding,
+            interrupts=session,
         )
         self.filesystem = Filesystem(
             grammar=self.path_codec,
@@ -105,15 +113,24 @@ class MountContext:
             show_junk=config.show_junk,
             mount_time_ns=self._started_ns,
         )
+        attributes = AttributeBuilder(self.filesystem, self._build_permissions())
+        lister = DirectoryLister(self.filesystem, attributes, self.coherence)
+        self._unopened_files = None
+        if skips_open:
+            contents = PinnedContents(self.filesystem, self.coherence)
+            self._unopened_files = UnopenedFiles(self.filesystem, attributes, inodes, contents, dentry_tracker)
         self.adapter = FuseAdapter(
             self.filesystem,
             self.write_support.create_namespace(self.filesystem, junk_rules) if self.write_support else None,
-            self._build_permissions(),
+            attributes,
+            inodes,
             mount=self,
             mountpoint=os.fsencode(mountpoint),
-            binding=binding,
             coherence=self.coherence,
             dentry_tracker=dentry_tracker,
+            lister=lister,
+            unopened_files=self._unopened_files,
+            xattr_requests=XattrRequests(self.filesystem, self),
             statfs=StatfsProvider(client),
         )
         self.coherence.connect(
@@ -121,8 +138,7 @@ class MountContext:
             metadata=self.metadata,
             content_loader=self.content_loader,
             dentry_tracker=dentry_tracker,
-            readdir_cache=self.adapter.readdir_cache,
-            content_cache=self.adapter.content_cache,
+            readdir_cache=lister.cache,
         )
 
     def _build_permissions(self) -> Permissions:
@@ -143,7 +159,6 @@ class MountContext:
 
     def start(self) -> None:
         """Start the threads and report that the mount answers."""
-        self.invalidation_queue.start()
         self.coherence.state_changed()
         self.keyspace.start()
         if self.write_support is not None:
@@ -163,9 +178,10 @@ class MountContext:
 
     def stop(self) -> None:
         """Commit what is left and stop the threads: the kernel sends no more requests."""
-        self.adapter.content_cache.close()
+        if self._unopened_files is not None:
+            self._unopened_files.close()
         if self.write_support is not None:
-            self.write_support.close(busy_at_unmount=self.binding.busy_at_unmount)
+            self.write_support.close(busy_at_unmount=self.session.busy_at_unmount)
         self.keyspace.close()
 
     def close(self) -> None:
@@ -173,12 +189,10 @@ class MountContext:
         if self.write_support is not None:
             self.write_support.close()
         self.keyspace.close()
-        self.invalidation_queue.close()
 
     def refresh(self) -> None:
         """Scan the keyspace again."""
         self.keyspace.request_rescan()
-        self.invalidation_queue.invalidate([REFRESH_FILE])
 
     def encode_status(self) -> bytes:
         """Return the status as JSON."""

@@ -1,4 +1,4 @@
-"""The composition root: build a mount from its settings and serve it.
+"""The composition root: build a mount from its configuration, and serve it until it is unmounted.
 
 The choice between read-only and write mode is made here, once: a read-only mount gets no journal, no key writer and a
 client that can't write.
@@ -17,9 +17,10 @@ from redisfuse.client.limits import Limits
 from redisfuse.config import Config
 from redisfuse.errors import UsageError
 from redisfuse.fuse.abort_watchdog import AbortWatchdog
-from redisfuse.fuse.backends import select_binding
-from redisfuse.fuse.interface import Binding, FuseSessionOptions
+from redisfuse.fuse.device import FuseDevice, select_device
+from redisfuse.fuse.interface import FuseSessionOptions
 from redisfuse.fuse.mountpoint import validate_mountpoint
+from redisfuse.fuse.session import FuseSession
 from redisfuse.mount.context import MountContext
 from redisfuse.mount.daemonize import StartupReport, TerminalReport, daemonize
 from redisfuse.mount.log_file import configure_logging
@@ -36,17 +37,17 @@ def mount_and_serve(config: Config) -> None:
     Raises RedisFuseError if the mount fails; nothing is left mounted then.
     """
     address = build_address(config)
-    binding = select_binding(None if config.binding == "auto" else config.binding)
+    device = select_device(None if config.binding == "auto" else config.binding)
     mountpoint = validate_mountpoint(config.mountpoint, nonempty=_allows_nonempty(config))
     if config.daemon:
-        daemonize(config, lambda report: _serve(config, address, binding, mountpoint, report))
+        daemonize(config, lambda report: _serve(config, address, device, mountpoint, report))
     else:
         configure_logging(config)
-        _serve(config, address, binding, mountpoint, TerminalReport())
+        _serve(config, address, device, mountpoint, TerminalReport())
 
 
-def _serve(config: Config, address: Address, binding: Binding, mountpoint: Path, report: StartupReport) -> None:
-    """Open connections, start threads and serve, all in the serving process."""
+def _serve(config: Config, address: Address, device: FuseDevice, mountpoint: Path, report: StartupReport) -> None:
+    """Open connections, start threads and serve, all in the process that serves the mount."""
     with AbortWatchdog(mountpoint):  # first, because it forks
         _limit_malloc_arenas()
         client = RedisClient(
@@ -58,10 +59,10 @@ def _serve(config: Config, address: Address, binding: Binding, mountpoint: Path,
         )
         try:
             client.connect()
-            context = MountContext(config, client, binding, mountpoint, report)
+            session = FuseSession(device)
+            context = MountContext(config, client, session, mountpoint, report)
             try:
-                options = build_session_options(config, address, mountpoint)
-                binding.run(context.adapter, options, context.invalidation_queue)
+                session.run(context.adapter, build_session_options(config, address, mountpoint))
             finally:
                 context.close()
         finally:
@@ -90,10 +91,7 @@ def build_address(config: Config) -> Address:
 
 
 def _apply_tls_options(address: Address, config: Config) -> Address:
-    """Return the address with the TLS options of the command line.
-
-    They override those of the URL.
-    """
+    """Return the address with the TLS options of the command line, which override those of the URL."""
     has_tls_options = config.tls or config.tls_ca or config.tls_cert
     if not has_tls_options and address.tls is None:
         return address
@@ -134,7 +132,6 @@ def build_session_options(config: Config, address: Address, mountpoint: Path) ->
     return FuseSessionOptions(
         mountpoint=mountpoint,
         read_only=not config.write,
-        no_open=not config.write and not config.ask_on_open,
         fsname=address.url,
         allow_other=options.allow_other,
         nonempty=_allows_nonempty(config),

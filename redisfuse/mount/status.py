@@ -30,7 +30,7 @@ def build_status(context: MountContext) -> dict[str, object]:
         if keyspace.index.is_directory(directory)
     ]
     lookups = metadata.hits + metadata.misses
-    queue = context.invalidation_queue
+    notifier = context.session.notifier
     write_support = context.write_support
     return {
         "mountpoint": str(context.mountpoint),
@@ -41,8 +41,8 @@ def build_status(context: MountContext) -> dict[str, object]:
         "mode": "read-only" if write_support is None else "write",
         "journal": None if write_support is None else str(write_support.journal.path),
         "session": None if write_support is None else write_support.session_id,
-        "binding": context.binding.name,
-        "library": context.binding.library,
+        "binding": context.session.device.name,
+        "library": context.session.device.library,
         "up_seconds": round(context.uptime_seconds, 1),
         "keys": len(keyspace.index),
         "scanning": keyspace.is_scanning,
@@ -52,7 +52,7 @@ def build_status(context: MountContext) -> dict[str, object]:
         "live": keyspace.is_coherent,
         "reason": keyspace.degraded_reason,
         "kernel_cache": context.coherence.is_coherent,
-        "kernel_cache_reason": "" if queue.is_supported else queue.unsupported_reason,
+        "kernel_cache_reason": notifier.unsupported_reason,
         "hashes": context.hash_layouts.mode,
         "hash_file_folder_count": len(hash_file_folders),
         "hash_file_folders": [

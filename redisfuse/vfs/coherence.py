@@ -1,10 +1,10 @@
-"""The one fan-out of changes.
+"""The one fan-out of changes: process caches first, then the index, then the kernel.
 
-Process caches first, then the index, then the kernel. Three sources announce changes here: the keyspace monitor (what
-other clients did), the transactions (what this mount did) and the journal (empty directories). The order is always the
-same, so that no later step can cache again what an earlier one still held:
+Three sources announce changes here: the keyspace monitor (what other clients did), the transactions (what this mount
+did) and the journal (empty directories). The order is always the same, so that no later step can cache again what an
+earlier one still held:
 
-1. `keys_touched` drops the keys' metadata, cached listings and pinned contents;
+1. `keys_touched` drops the keys' metadata and cached listings;
 2. the index follows (the monitor verified the keys already; after a write of our own, `keys_written` updates it);
 3. the kernel follows: names and attributes that it may have cached are invalidated.
 
@@ -17,8 +17,8 @@ Threads: any. This module has no lock of its own; each receiver takes its own, o
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError
@@ -28,7 +28,7 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
-from redisfuse.vfs.inode_content import InodeContentCache
+from redisfuse.vfs.kernel_cache import KernelCache
 from redisfuse.vfs.readdir_cache import ReaddirCache
 
 COHERENT_SECONDS = 3600.0
@@ -38,52 +38,20 @@ INCOHERENT_SECONDS = 1.0
 """How long anything is valid while changes are not announced."""
 
 
-class KernelCache(Protocol):
-    """The kernel's cache of this mount: how to invalidate it.
-
-    Every method returns immediately.
-    """
-
-    @property
-    def is_supported(self) -> bool:
-        """Whether the kernel accepts invalidations."""
-
-    def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
-        """Invalidate paths: their names too unless `keep_dentry`.
-
-        With `ancestors`, all directories above as well.
-        """
-
-    def invalidate_all(self) -> None:
-        """Invalidate everything."""
-
-
-class KernelTimeouts(Protocol):
-    """Where the kernel's time-outs are set."""
-
-    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
-        """Set the seconds that names, attributes and absent names are valid, from now on."""
-
-
 class Coherence:
-    """Announces each change to everything that caches.
+    """Announces each change to everything that caches. Implements ChangeListener, Freshness and WriteListener."""
 
-    Implements ChangeListener, Freshness and WriteListener.
-    """
-
-    def __init__(
-        self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache, timeouts: KernelTimeouts
-    ) -> None:
+    def __init__(self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache) -> None:
         self._client = client
         self._path_codec = path_codec
         self.kernel_cache = kernel_cache
-        self._timeouts = timeouts
+        self.valid_seconds = INCOHERENT_SECONDS  # how long the kernel may cache names and attributes
+        self.absent_seconds = 0.0  # how long it may cache that a name is absent
         self._monitor: KeyspaceMonitor
         self._metadata: MetadataStore
         self._content_loader: ContentLoader
         self._dentry_tracker: DentryTracker
         self._readdir_cache: ReaddirCache[Any]
-        self._content_cache: InodeContentCache
 
     def connect(
         self,
@@ -93,7 +61,6 @@ class Coherence:
         content_loader: ContentLoader,
         dentry_tracker: DentryTracker,
         readdir_cache: ReaddirCache[Any],
-        content_cache: InodeContentCache,
     ) -> None:
         """Name the receivers. Called once, before any of them is started."""
         self._monitor = monitor
@@ -101,7 +68,6 @@ class Coherence:
         self._content_loader = content_loader
         self._dentry_tracker = dentry_tracker
         self._readdir_cache = readdir_cache
-        self._content_cache = content_cache
 
     # -- Freshness ---------------------------------------------------------------------------------------------------
 
@@ -119,10 +85,7 @@ class Coherence:
         return self._monitor.may_expire
 
     def expires_at(self, key: bytes, deadline: float) -> None:
-        """Schedule the expiry of a key.
-
-        Where the queue is full, treat the key as changed now.
-        """
+        """Schedule the expiry of a key; where the queue is full, treat the key as changed now."""
         if not self._monitor.schedule_expiry(key, deadline):
             self.keys_changed([key])
 
@@ -132,13 +95,9 @@ class Coherence:
         """Drop what this process caches of these keys."""
         self._metadata.invalidate(keys)
         self._readdir_cache.invalidate_keys(keys)
-        self._content_cache.mark_keys_stale(keys)
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
-        """Drop what this process and the kernel cache of these keys.
-
-        The index has them right.
-        """
+        """Drop what this process and the kernel cache of these keys; the index has them right."""
         self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
 
@@ -149,16 +108,12 @@ class Coherence:
         self.state_changed()
 
     def state_changed(self) -> None:
-        """Set the kernel's time-outs for the current state.
-
-        Invalidates what was cached under the previous one.
-        """
+        """Set the kernel's time-outs by the present state, and invalidate what was cached under the former one."""
         if self.is_coherent:
-            self._timeouts.set_timeouts(COHERENT_SECONDS, COHERENT_SECONDS, COHERENT_SECONDS)
+            self.valid_seconds = self.absent_seconds = COHERENT_SECONDS
         else:
-            self._timeouts.set_timeouts(INCOHERENT_SECONDS, INCOHERENT_SECONDS, 0.0)
+            self.valid_seconds, self.absent_seconds = INCOHERENT_SECONDS, 0.0
         self._readdir_cache.invalidate_all()
-        self._content_cache.mark_all_stale()
         self._dentry_tracker.invalidate_all()
 
     def no_key_expires(self) -> None:
@@ -193,17 +148,11 @@ class Coherence:
     # -- the tree ----------------------------------------------------------------------------------------------------
 
     def file_saved(self, target: KeyRef, mtime_ns: int) -> None:
-        """Record when a committed key's or field's file was last written.
-
-        The time is in ns since the epoch.
-        """
+        """Record when the file of a committed key or field was last written, in ns since the epoch."""
         self._monitor.record_save(target, mtime_ns)
 
     def keys_reappeared(self, keys: Collection[bytes]) -> None:
-        """Invalidate keys after an edit was discarded.
-
-        The tree shows them again as Redis holds them.
-        """
+        """Invalidate keys that the tree shows again as Redis holds them, after an edit was discarded."""
         self._dentry_tracker.invalidate_keys(keys)
 
     def directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:

@@ -10,8 +10,11 @@ from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.vfs.directory_retention import DirectoryRetention
+<<<<<<< HEAD
 from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.memory_inodes import Origin
+=======
+>>>>>>> 5415c5e (Serve Redis on an inode table)
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PendingRemoval
 
@@ -31,13 +34,11 @@ class DelayedChanges:
         self,
         overlay: Overlay,
         key_writer: KeyWriter,
-        displaced_files: DisplacedFiles,
         retention: DirectoryRetention,
         coherence: Coherence,
     ) -> None:
         self._overlay = overlay
         self._key_writer = key_writer
-        self._displaced_files = displaced_files
         self._retention = retention
         self._coherence = coherence
 
@@ -49,7 +50,6 @@ class DelayedChanges:
         remaining: list[bytes] = []
         with self._overlay.pending_removals.take_expired(now, key_prefix) as due:
             for removal in due:
-                self._displaced_files.discard(removal.target)
                 if not self._commit_removal(removal):
                     remaining.append(removal.target.key)
         if remaining:

@@ -6,7 +6,7 @@ Only names that were looked up or listed are tracked, in bounded memory; beyond 
 once. A name is tracked *before* the server is queried about it: a change in between causes an invalidation too many,
 never one too few. Keys and paths are stored as hashes.
 
-Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once (fuse/notify.py).
+Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import VIEW_SUFFIXES, PathCandidates, PathCodec, RefreshFile, RootDir
 
 if TYPE_CHECKING:
-    from redisfuse.vfs.coherence import KernelCache
+    from redisfuse.vfs.kernel_cache import KernelCache
 
 MAX_TRACKED_NAMES = 400_000  # keys and names, at about 100 bytes each
 MAX_CHANGED_KEYS = 5_000  # changed keys whose names are invalidated one by one; beyond, everything is invalidated

@@ -61,6 +61,8 @@ class ReadHandle:
 
     def __init__(self, content: FileContent) -> None:
         self._content = content
+        data = inline_bytes(content)
+        self.content_hash = None if data is None else hash(data)  # of the bytes as of its open, if they are in memory
 
     @property
     def size(self) -> int:

@@ -17,7 +17,6 @@ from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.delayed_changes import DelayedChanges
 from redisfuse.vfs.directory_retention import DirectoryRetention
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.junk_rules import JunkRules
@@ -29,7 +28,6 @@ from redisfuse.vfs.nodes import (
     MemoryNode,
     OpenFileNode,
     SegmentNode,
-    is_editable_node,
     require_target,
 )
 from redisfuse.vfs.open_file import OpenFile
@@ -39,8 +37,6 @@ from redisfuse.vfs.recent_removals import RecentRemovals
 
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence
-
-UNLINK_DELAY_SECONDS = 0.2  # delay of the unlink of an open file, which may be the first half of a rename over it
 
 
 class NamespaceOperations:
@@ -69,9 +65,13 @@ class NamespaceOperations:
         self._empty_directories = empty_directories
         self._placement = NamePlacement(filesystem, overlay, junk_rules, strings_only=strings_only)
         self._retention = DirectoryRetention(filesystem, overlay, empty_directories)
+<<<<<<< HEAD
         self._recent_removals = RecentRemovals(processes)
         self._displaced_files = DisplacedFiles(overlay.open_files)
         self._delayed_changes = DelayedChanges(overlay, key_writer, self._displaced_files, self._retention, coherence)
+=======
+        self._delayed_changes = DelayedChanges(overlay, key_writer, self._retention, coherence)
+>>>>>>> 5415c5e (Serve Redis on an inode table)
         self._rename_operations = RenameOperations(
             filesystem,
             overlay,
@@ -79,8 +79,11 @@ class NamespaceOperations:
             empty_directories,
             placement=self._placement,
             retention=self._retention,
+<<<<<<< HEAD
             displaced_files=self._displaced_files,
             recent_removals=self._recent_removals,
+=======
+>>>>>>> 5415c5e (Serve Redis on an inode table)
             delayed_changes=self._delayed_changes,
             coherence=coherence,
             removal_delay_seconds=removal_delay_seconds,
@@ -146,8 +149,6 @@ class NamespaceOperations:
 
         `caller`: the thread that does so. Raises what `KeyWriter.remove` raises.
         """
-        if self._overlay.open_files.remove_hidden(path):
-            return
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.unlink(path)
@@ -160,6 +161,7 @@ class NamespaceOperations:
             self._recent_removals.add(target, removed.get(target), caller)
         else:
             with file.lock:
+<<<<<<< HEAD
                 self._remove_open(file, target, path, Precondition.unconditional(), caller)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
@@ -167,11 +169,19 @@ class NamespaceOperations:
     def _remove_open(
         self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition, caller: int
     ) -> None:
+=======
+                self._remove_open(file, target, path)
+        self._retention.keep_parent_of(target)
+        self._retention.keep_segments(path)
+
+    def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes) -> None:
+>>>>>>> 5415c5e (Serve Redis on an inode table)
         """Remove the target of an open file, whose handles keep its bytes.
 
         The caller holds the file's lock.
         """
         contents = file.copy_for_handles()
+<<<<<<< HEAD
         if file.is_new and file.pending_removal is not None:
             precondition = file.pending_removal.precondition
         if not file.is_new or file.pending_removal is not None:
@@ -221,6 +231,14 @@ class NamespaceOperations:
         _content, precondition = self._overlay.open_files.content_loader.open_with_precondition(target)
         return precondition
 
+=======
+        if not file.is_new:
+            self._key_writer.remove([target], path=path)
+        elif file.pending_removal is not None:
+            self._key_writer.remove([target], path=path, precondition=file.pending_removal.precondition)
+        self._overlay.open_files.detach(file, contents)
+
+>>>>>>> 5415c5e (Serve Redis on an inode table)
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import (
@@ -22,7 +23,6 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.vfs.delayed_changes import DelayedChanges
 from redisfuse.vfs.directory_retention import DirectoryRetention
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.memory_inodes import Origin
@@ -61,8 +61,11 @@ class RenameOperations:
         *,
         placement: NamePlacement,
         retention: DirectoryRetention,
+<<<<<<< HEAD
         displaced_files: DisplacedFiles,
         recent_removals: RecentRemovals,
+=======
+>>>>>>> 5415c5e (Serve Redis on an inode table)
         delayed_changes: DelayedChanges,
         coherence: Coherence,
         removal_delay_seconds: float,
@@ -73,8 +76,11 @@ class RenameOperations:
         self._empty_directories = empty_directories
         self._placement = placement
         self._retention = retention
+<<<<<<< HEAD
         self._displaced_files = displaced_files
         self._recent_removals = recent_removals
+=======
+>>>>>>> 5415c5e (Serve Redis on an inode table)
         self._delayed_changes = delayed_changes
         self._coherence = coherence
         self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
@@ -89,25 +95,9 @@ class RenameOperations:
         except RedisFuseError:
             targets = []  # not a name for a key or field, but perhaps one for junk
         with self._overlay.pending_removals.claim(targets):
-            try:
-                self._rename_claimed(old, new, targets, replace=replace)
-            except BaseException:
-                self._restore_displaced(targets)
-                raise
-            for target in targets:
-                self._displaced_files.discard(target)
+            self._rename_claimed(old, new, replace=replace)
 
-    def _restore_displaced(self, targets: Sequence[KeyRef]) -> None:
-        """Restore the open files that were displaced for a rename that failed."""
-        for target in targets:
-            removal = self._overlay.pending_removals.get(target)
-            if removal is not None and removal.copy_path is not None:
-                self._displaced_files.discard(target)
-            elif self._displaced_files.restore(target):
-                self._overlay.pending_removals.cancel(target)
-                self._coherence.keys_reappeared([target.key])
-
-    def _rename_claimed(self, old: bytes, new: bytes, targets: Sequence[KeyRef], *, replace: bool) -> None:
+    def _rename_claimed(self, old: bytes, new: bytes, *, replace: bool) -> None:
         source = self._filesystem.resolver.resolve(old)
         try:
             existing: TreeNode | None = self._filesystem.resolver.resolve(new)
@@ -128,8 +118,6 @@ class RenameOperations:
             raise CrossDeviceError("this can't be renamed")
         decision = self._placement.decide_junk(new)
         is_editable = is_editable_node(source)
-        if is_editable and self._displaced_files.include_uneditable(targets):
-            raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
         if decision.is_junk and is_editable:
             self._rename_to_memory(source, old, new)
         else:
@@ -156,6 +144,7 @@ class RenameOperations:
             )
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
+<<<<<<< HEAD
                 self._key_writer.save(
                     target,
                     content,
@@ -165,6 +154,10 @@ class RenameOperations:
                     expiry=origin.expiry,
                     is_rewritten=True,
                 )
+=======
+                with self._displace(target):
+                    self._key_writer.save(target, content, precondition=precondition, path=new, op="write")
+>>>>>>> 5415c5e (Serve Redis on an inode table)
                 self._coherence.file_saved(target, mtime_ns)
         self._overlay.pending_removals.cancel(target)
         memory_fs.unlink_and_seal(old)
@@ -215,25 +208,43 @@ class RenameOperations:
             mtime_ns = self._filesystem.get_mtime_ns(target)  # not stat, which would measure a collection
         else:
             mtime_ns = self._filesystem.stat(source).mtime_ns
-        replaced = files.get(destination)
-        if replaced is not None:
-            with replaced.lock:
-                files.detach(replaced, replaced.copy_for_handles())
-        file = files.get(target)
-        if file is None:
-            self._key_writer.rename([(target, destination)], path=old, new_path=new)
-        else:
-            with file.lock:
-                if file.is_new:
-                    file.commit_as(destination, new, precondition)
-                else:
-                    _commit_before_rename(file)
-                    self._key_writer.rename([(target, destination)], path=old, new_path=new)
-                files.retarget(file, target, destination, new)
-            files.remove_if_idle(file)
+        with self._displace(destination):
+            file = files.get(target)
+            if file is None:
+                self._key_writer.rename([(target, destination)], path=old, new_path=new)
+            else:
+                with file.lock:
+                    if file.is_new:
+                        file.commit_as(destination, new, precondition)
+                    else:
+                        _commit_before_rename(file)
+                        self._key_writer.rename([(target, destination)], path=old, new_path=new)
+                    files.retarget(file, target, destination, new)
+                files.remove_if_idle(file)
         self._coherence.file_saved(destination, mtime_ns)
         self._overlay.pending_removals.cancel(destination)
         self._retention.keep_parent_of(target)
+
+    @contextlib.contextmanager
+    def _displace(self, target: KeyRef) -> Iterator[None]:
+        """Detach the open file of a target that the body replaces, whose handles keep its bytes.
+
+        If the body raises, the file is attached again.
+        """
+        files = self._overlay.open_files
+        file = files.get(target)
+        if file is None:
+            yield
+            return
+        with file.lock:
+            state = file.attachment_state
+            files.detach(file, file.copy_for_handles())
+        try:
+            yield
+        except BaseException:
+            files.reattach(file, state)
+            self._coherence.keys_reappeared([target.key])
+            raise
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -270,7 +281,6 @@ class RenameOperations:
             self._key_writer.rename_directories(empty_moves, path=old, new_path=new, group_id=group_id)
             self._empty_directories.load()
         self._retention.keep(source.directory[:-1])
-        self._overlay.open_files.rename_hidden_below(old, new)
         self._overlay.memory_fs.rename_below(old, new)
 
     def _retarget_below(

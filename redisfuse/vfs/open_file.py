@@ -239,6 +239,13 @@ class OpenFile:
             return self.attached_handles.readers_share_content(newest_handle)
 
     @property
+    def clean_content(self) -> FileContent | None:
+        """The content in memory to which no edit was made yet; None if there is none."""
+        buffer = self.buffer
+        base = None if buffer is None or buffer.is_modified or self.is_new else buffer.base
+        return base if isinstance(base, InlineContent) else None
+
+    @property
     def is_dirty(self) -> bool:
         """Whether it has edits that Redis does not have."""
         return self.target is not None and self.buffer is not None and (self.is_new or self.buffer.is_modified)

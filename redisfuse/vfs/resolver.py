@@ -90,10 +90,8 @@ class PathResolver:
         """Return the node that a path leads to. Raises NotFoundError, NameTooLongError."""
         if len(path) > NAME_MAX and any(len(name) > NAME_MAX for name in path.split(b"/")):
             raise NameTooLongError(f"a name has more than {NAME_MAX} bytes")
-        if self._overlay is not None:
-            if (node := self._overlay.resolve(path)) is not None:
-                return node
-            path = self._overlay.resolve_hidden_path(path)
+        if self._overlay is not None and (node := self._overlay.resolve(path)) is not None:
+            return node
         parsed_path = self._grammar.parse(path)
         if isinstance(parsed_path, PathCandidates):
             return self._resolve_candidates(path, parsed_path)

@@ -98,6 +98,11 @@ class WriteBuffer:
         self.size = size
 
     @property
+    def base(self) -> BaseContent | None:
+        """The content under the edits."""
+        return self._base
+
+    @property
     def is_modified(self) -> bool:
         """Whether anything was written or truncated."""
         return bool(self._range_starts) or self.size != self._base_size or self._base_end != self._base_size

@@ -1,4 +1,4 @@
-"""The session of `redisfuse.kernel` beside the one of `redisfuse.fuse`, each over its tree in memory.
+"""The session of `redisfuse.fuse` beside the one of `redisfuse.fuse`, each over its tree in memory.
 
     python -m tests.benchmarks.kernel_transport [--rounds N] [--files N] [--binding NAME] [--only NAME]
 

@@ -1,4 +1,4 @@
-"""The session of `redisfuse.kernel` on real kernel mounts, over the inode table in memory of `kernel_tree`."""
+"""The session of `redisfuse.fuse` on real kernel mounts, over the inode table in memory of `kernel_tree`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import pytest
 
 from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse import mountpoint as mountpoints
-from redisfuse.kernel import wire
-from redisfuse.kernel.device import list_bindings, select_device
-from redisfuse.kernel.dispatch import Dispatcher
-from redisfuse.kernel.init import negotiate
-from redisfuse.kernel.interface import FuseSessionOptions
-from redisfuse.kernel.request import Request
-from redisfuse.kernel.wire import Opcode
-from redisfuse.kernel.worker_pool import LeaderFollowerPool
+from redisfuse.fuse import wire
+from redisfuse.fuse.device import list_bindings, select_device
+from redisfuse.fuse.dispatch import Dispatcher
+from redisfuse.fuse.init import negotiate
+from redisfuse.fuse.interface import FuseSessionOptions
+from redisfuse.fuse.request import Request
+from redisfuse.fuse.wire import Opcode
+from redisfuse.fuse.worker_pool import LeaderFollowerPool
 from tests.support.kernel_tree import InMemoryOperations, Inode, populate
 from tests.support.memory_mount import MemoryMount
 

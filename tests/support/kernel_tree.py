@@ -36,8 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from redisfuse import errors
-from redisfuse.kernel.device import select_device
-from redisfuse.kernel.interface import (
+from redisfuse.fuse.device import select_device
+from redisfuse.fuse.interface import (
     ROOT_NODE_ID,
     TIME_NOW,
     AttributesReply,
@@ -52,8 +52,8 @@ from redisfuse.kernel.interface import (
     SetAttributes,
     StatfsReply,
 )
-from redisfuse.kernel.session import FuseSession
-from redisfuse.kernel.wire import DirectoryBuffer
+from redisfuse.fuse.session import FuseSession
+from redisfuse.fuse.wire import DirectoryBuffer
 
 FAILURES_BY_NAME: dict[bytes, BaseException] = {
     b"raise-notfound": errors.NotFoundError("no such key"),
@@ -467,10 +467,10 @@ def main(binding_name: str, mountpoint: str, control: str, settings: str = "{}")
     options["extra"] = tuple(options.get("extra", ()))
     options.setdefault("read_only", False)
     device = select_device(binding_name)
-    session = FuseSession(device, operations, FuseSessionOptions(mountpoint=Path(mountpoint), **options))
+    session = FuseSession(device)
     ControlServer(operations, session, device.library).start(control)
     try:
-        session.run()
+        session.run(operations, FuseSessionOptions(mountpoint=Path(mountpoint), **options))
     except errors.RedisFuseError as error:
         print(f"{type(error).__name__}: {error}", flush=True)
         return 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mmap
 
-from redisfuse.kernel import wire
-from redisfuse.kernel.worker_pool import LeaderFollowerPool
+from redisfuse.fuse import wire
+from redisfuse.fuse.worker_pool import LeaderFollowerPool
 
 
 class MalformedRequestError(Exception):

@@ -15,7 +15,7 @@ from typing import Any
 
 from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse.capture_stderr import capture_stderr
-from redisfuse.kernel.interface import FuseSessionOptions
+from redisfuse.fuse.interface import FuseSessionOptions
 
 
 class _FuseArgs(ctypes.Structure):

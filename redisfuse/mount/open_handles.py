@@ -1,0 +1,136 @@
+"""The handles that the kernel has open, and what of the page cache an open may use.
+
+The pages of an inode are shared by all descriptors, but each reads what its own open fetched. `Inode.page_token`
+identifies the bytes that the pages hold. An open keeps the pages only if it reads those very bytes; otherwise the
+kernel drops them before open(2) returns. An open that reads other bytes than a descriptor that is open already, or
+whose size is not the one that the kernel was given, reads past the page cache.
+
+Threads: any. The lock guards the two tables; nothing is called under it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from dataclasses import dataclass
+
+from redisfuse.errors import BadHandleError
+from redisfuse.fuse.interface import OpenFlag
+from redisfuse.mount.listing import ReaddirItem
+from redisfuse.vfs.content_types import FileContent
+from redisfuse.vfs.directory_handle import DirectoryHandle
+from redisfuse.vfs.growing_content import inline_bytes
+from redisfuse.vfs.handles import Handle, ReadHandle, ReadWriteHandle
+from redisfuse.vfs.inodes import Inode, InodeTable
+
+
+@dataclass(slots=True)
+class OpenFileEntry:
+    """An open file and its inode."""
+
+    inode: Inode
+    handle: Handle
+    flags: int  # of open(2)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDirectoryEntry:
+    """An open directory and its inode."""
+
+    inode: Inode
+    handle: DirectoryHandle[ReaddirItem]
+
+
+class OpenHandles:
+    """The open files and directories of a mount, by the number that the kernel has."""
+
+    def __init__(self, inodes: InodeTable) -> None:
+        self._inodes = inodes
+        self._lock = threading.Lock()
+        # Guarded by `_lock`; single look-ups don't need it:
+        self._numbers = itertools.count(1)
+        self._files: dict[int, OpenFileEntry] = {}
+        self._directories: dict[int, OpenDirectoryEntry] = {}
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def add_file(self, inode: Inode, handle: Handle, flags: int) -> int:
+        """Register an open file; return its number."""
+        self._inodes.attach_handle(inode, handle)
+        with self._lock:
+            number = next(self._numbers)
+            self._files[number] = OpenFileEntry(inode, handle, flags)
+        return number
+
+    def get_file(self, number: int) -> OpenFileEntry:
+        """Return an open file. Raises BadHandleError."""
+        entry = self._files.get(number)
+        if entry is None:
+            raise BadHandleError("no file is open under this handle")
+        return entry
+
+    def remove_file(self, number: int) -> OpenFileEntry | None:
+        """Remove a closed file; None if there is none of that number."""
+        with self._lock:
+            entry = self._files.pop(number, None)
+        if entry is not None:
+            self._inodes.detach_handle(entry.inode, entry.handle)
+        return entry
+
+    def list_files(self, inode: Inode) -> list[OpenFileEntry]:
+        """Return the open files of an inode."""
+        with self._lock:
+            return [entry for entry in self._files.values() if entry.inode is inode]
+
+    def replace_handle(self, entry: OpenFileEntry, handle: Handle) -> None:
+        """Let a descriptor continue with another handle: its file was renamed between Redis and memory."""
+        old, entry.handle = entry.handle, handle
+        self._inodes.replace_handle(entry.inode, old, handle)
+
+    # -- directories -------------------------------------------------------------------------------------------------
+
+    def add_directory(self, inode: Inode, handle: DirectoryHandle[ReaddirItem]) -> int:
+        """Register an open directory; return its number."""
+        with self._lock:
+            number = next(self._numbers)
+            self._directories[number] = OpenDirectoryEntry(inode, handle)
+        return number
+
+    def get_directory(self, number: int) -> OpenDirectoryEntry:
+        """Return an open directory. Raises BadHandleError."""
+        entry = self._directories.get(number)
+        if entry is None:
+            raise BadHandleError("no directory is open under this handle")
+        return entry
+
+    def remove_directory(self, number: int) -> None:
+        """Remove a closed directory."""
+        self._directories.pop(number, None)
+
+
+def share_pages(inode: Inode, handle: Handle, content: FileContent | None, *, is_coherent: bool) -> int:
+    """Return the flags of an open, and record what the kernel's pages hold from now on.
+
+    `handle` is attached to the inode. `content`: the bytes that it reads, None for those being edited.
+    """
+    data = inline_bytes(content)
+    token = None if data is None else hash(data)
+    if handle.size != inode.size or not _reads_same_bytes(inode, handle, token):
+        return OpenFlag.DIRECT_IO
+    keeps_pages = is_coherent and token is not None and token == inode.page_token
+    inode.page_token = token
+    return OpenFlag.KEEP_CACHE if keeps_pages else 0
+
+
+def _reads_same_bytes(inode: Inode, handle: Handle, token: int | None) -> bool:
+    """Return whether all that is open on the inode reads the bytes that a new handle reads."""
+    others = [other for other in inode.handles if other is not handle]
+    if not others:
+        return True
+    if isinstance(handle, ReadWriteHandle):
+        return handle.file.readers_share_content(handle)
+    if isinstance(handle, ReadHandle):
+        return token is not None and all(
+            isinstance(other, ReadHandle) and other.content_hash == token for other in others
+        )
+    return True  # a file of the memory filesystem has one content

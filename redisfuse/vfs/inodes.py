@@ -1,0 +1,243 @@
+"""The files and directories that the kernel knows: node ids, lookup counts, parents and names.
+
+An inode exists from the first reply that gives its node id to the kernel until the kernel's FORGET. Its parent and name
+are those of its path: a rename of a directory changes the paths of all inodes below it. An unlinked inode is detached:
+no name leads to it, but descriptors do. Node ids are never reused, so their generation is always 0.
+
+Where the kernel opens files without a request (`vfs/pinned_contents.py`), an inode stands for one version of its
+content. A changed file gets a new inode under the same name, and the old one serves those who have it open.
+
+Memory: about 400 bytes an inode, bounded by what the kernel caches; listings add no inodes past `MAX_LISTED_INODES`.
+
+Threads: any. The lock is a leaf, held for bookkeeping only. Single reads of an inode's fields need no lock.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from redisfuse.errors import ConflictError
+
+if TYPE_CHECKING:
+    from redisfuse.vfs.handles import Handle
+    from redisfuse.vfs.pinned_contents import PinnedContent
+
+ROOT_NODE_ID = 1
+MAX_LISTED_INODES = 150_000  # past so many a listing names files without adding inodes for them
+MAX_ABSENT_NAMES = 100_000  # names known to be absent that the kernel may cache for long
+
+
+class Inode:
+    """One file or directory that the kernel knows."""
+
+    __slots__ = (
+        "absent_names",
+        "children",
+        "content",
+        "handles",
+        "is_detached",
+        "is_directory",
+        "lookup_count",
+        "name",
+        "node_id",
+        "page_token",
+        "parent",
+        "size",
+        "valid_until",
+        "version",
+    )
+
+    def __init__(self, node_id: int, parent: Inode | None, name: bytes, *, is_directory: bool) -> None:
+        self.node_id = node_id
+        self.is_directory = is_directory
+        # Changed under the table's lock:
+        self.parent = parent  # None: the root
+        self.name = name
+        self.lookup_count = 0
+        self.is_detached = False  # unlinked, or replaced by a rename
+        self.children: dict[bytes, Inode] | None = None
+        self.absent_names: set[bytes] | None = None  # cached as absent by the kernel
+        # Of a file:
+        self.size = -1  # the last size reported to the kernel
+        self.handles: tuple[Handle, ...] = ()  # open on it
+        self.page_token: int | None = None  # identifies the bytes that the kernel's pages hold; None: unknown
+        # Of a file that the kernel opens without a request:
+        self.version = 0  # of the content that was read; 0: none was
+        self.valid_until = math.inf  # time.monotonic() until which `version` is valid
+        self.content: PinnedContent | None = None
+
+    def is_outdated(self, version: int) -> bool:
+        """Return whether a content was read that is not the current `version` of the file."""
+        return bool(self.version) and (self.version != version or self.valid_until < time.monotonic())
+
+    @property
+    def path(self) -> bytes:
+        """The path relative to the mount's root; of a detached inode, the last one that it had."""
+        inode, names = self, []
+        while inode.parent is not None:
+            names.append(inode.name)
+            inode = inode.parent
+        names.reverse()
+        return b"/".join(names)
+
+    def child_path(self, name: bytes) -> bytes:
+        """Return the path of a name in this directory."""
+        return name if self.parent is None else self.path + b"/" + name
+
+
+class InodeTable:
+    """The inodes of one mount."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.root = Inode(ROOT_NODE_ID, None, b"", is_directory=True)
+        # Guarded by `_lock`; single look-ups don't need it:
+        self._by_id: dict[int, Inode] = {ROOT_NODE_ID: self.root}
+        self._node_ids = itertools.count(ROOT_NODE_ID + 1)
+        self._absent_count = 0
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, node_id: int) -> Inode:
+        """Return the inode of a node id. Raises ConflictError (ESTALE) for one that the kernel has forgotten."""
+        inode = self._by_id.get(node_id)
+        if inode is None:
+            raise ConflictError(f"the kernel has forgotten node {node_id}")
+        return inode
+
+    def find(self, path: bytes) -> Inode | None:
+        """Return the inode that a path leads to, if the kernel knows it."""
+        inode: Inode | None = self.root
+        for name in path.split(b"/") if path else ():
+            if inode is None or inode.children is None:
+                return None
+            inode = inode.children.get(name)
+        return inode
+
+    def list_all(self) -> list[Inode]:
+        """Return a copy of the table."""
+        with self._lock:
+            return list(self._by_id.values())
+
+    def open_inodes(self) -> Iterator[Inode]:
+        """Yield the inodes with open handles or pinned contents."""
+        return (inode for inode in self.list_all() if inode.handles or inode.content is not None)
+
+    # -- what the kernel learns --------------------------------------------------------------------------------------
+
+    def look_up(self, parent: Inode, name: bytes, *, is_directory: bool, version: int = 0) -> Inode:
+        """Return the inode of a name with one lookup more; a new one for a new file or an outdated content.
+
+        `version`: the current one of the file's content, where an inode stands for one version.
+        """
+        with self._lock:
+            children = parent.children
+            if children is None:
+                children = parent.children = {}
+            inode = children.get(name)
+            if inode is None or inode.is_directory is not is_directory or (version and inode.is_outdated(version)):
+                inode = children[name] = Inode(next(self._node_ids), parent, name, is_directory=is_directory)
+                self._by_id[inode.node_id] = inode
+                self._forget_absent(parent, name)
+            inode.lookup_count += 1
+            return inode
+
+    def forget(self, forgets: Iterable[tuple[int, int]]) -> list[Inode]:
+        """Take (node id, lookups) away from the lookup counts; return the inodes that the kernel knows no more."""
+        freed = []
+        with self._lock:
+            for node_id, lookups in forgets:
+                inode = self._by_id.get(node_id)
+                if inode is None or inode is self.root:
+                    continue
+                inode.lookup_count -= lookups
+                if inode.lookup_count <= 0:
+                    del self._by_id[node_id]
+                    self._unlink(inode)
+                    self._absent_count -= len(inode.absent_names or ())
+                    freed.append(inode)
+        return freed
+
+    def _unlink(self, inode: Inode) -> None:
+        parent = inode.parent
+        if parent is not None and parent.children is not None and parent.children.get(inode.name) is inode:
+            del parent.children[inode.name]
+
+    # -- absent names ------------------------------------------------------------------------------------------------
+
+    def record_absent(self, parent: Inode, name: bytes) -> bool:
+        """Record that the kernel may cache a name as absent; False if too many are recorded."""
+        with self._lock:
+            if self._absent_count >= MAX_ABSENT_NAMES:
+                return False
+            if parent.absent_names is None:
+                parent.absent_names = set()
+            if name not in parent.absent_names:
+                parent.absent_names.add(name)
+                self._absent_count += 1
+            return True
+
+    def _forget_absent(self, parent: Inode, name: bytes) -> None:
+        if parent.absent_names is not None and name in parent.absent_names:
+            parent.absent_names.discard(name)
+            self._absent_count -= 1
+
+    def take_absent(self) -> list[tuple[int, bytes]]:
+        """Return (node id of the directory, name) of all recorded absent names, and record none any more."""
+        with self._lock:
+            if not self._absent_count:
+                return []
+            taken = [(inode.node_id, name) for inode in self._by_id.values() for name in inode.absent_names or ()]
+            for inode in self._by_id.values():
+                inode.absent_names = None
+            self._absent_count = 0
+            return taken
+
+    # -- changes of the tree -----------------------------------------------------------------------------------------
+
+    def detach(self, parent: Inode, name: bytes) -> Inode | None:
+        """Take the name away from its inode, which was unlinked; return the inode."""
+        with self._lock:
+            return self._detach(parent, name)
+
+    def _detach(self, parent: Inode, name: bytes) -> Inode | None:
+        inode = parent.children.pop(name, None) if parent.children is not None else None
+        if inode is not None:
+            inode.is_detached = True
+        return inode
+
+    def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> Inode | None:
+        """Move an inode, and all below it, to a new name; the inode that had the name is detached."""
+        with self._lock:
+            moved = parent.children.pop(name, None) if parent.children is not None else None
+            self._detach(new_parent, new_name)
+            if moved is not None:
+                moved.parent, moved.name = new_parent, new_name
+                if new_parent.children is None:
+                    new_parent.children = {}
+                new_parent.children[new_name] = moved
+                self._forget_absent(new_parent, new_name)
+            return moved
+
+    # -- handles -----------------------------------------------------------------------------------------------------
+
+    def attach_handle(self, inode: Inode, handle: Handle) -> None:
+        """Add an open handle."""
+        with self._lock:
+            inode.handles = (*inode.handles, handle)
+
+    def detach_handle(self, inode: Inode, handle: Handle) -> None:
+        """Remove a closed handle."""
+        with self._lock:
+            inode.handles = tuple(other for other in inode.handles if other is not handle)
+
+    def replace_handle(self, inode: Inode, old: Handle, new: Handle) -> None:
+        """Exchange an open handle for another one."""
+        with self._lock:
+            inode.handles = tuple(new if other is old else other for other in inode.handles)
