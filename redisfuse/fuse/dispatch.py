@@ -35,7 +35,6 @@ _CONSTANT_ERRNOS = {
     Opcode.GETLK: errno.ENOSYS,
     Opcode.SETLK: errno.ENOSYS,
     Opcode.SETLKW: errno.ENOSYS,
-    Opcode.ACCESS: errno.ENOSYS,
     Opcode.BMAP: errno.ENOSYS,
     Opcode.IOCTL: errno.ENOSYS,
     Opcode.POLL: errno.ENOSYS,
@@ -89,6 +88,7 @@ class Dispatcher:
             Opcode.BATCH_FORGET: (wire.BATCH_FORGET_IN.size, self._batch_forget),
             Opcode.GETATTR: (wire.GETATTR_IN.size, self._getattr),
             Opcode.SETATTR: (wire.SETATTR_IN.size, self._setattr),
+            Opcode.ACCESS: (wire.ACCESS_IN.size, self._access),
             Opcode.MKNOD: (wire.MKNOD_IN.size + 2, self._mknod),
             Opcode.MKDIR: (wire.MKDIR_IN.size + 2, self._mkdir),
             Opcode.UNLINK: (2, _handle_name(operations.unlink)),
@@ -215,6 +215,11 @@ class Dispatcher:
         )
         reply = self._operations.setattr(request, changes, handle if valid & SetattrField.HANDLE else None)
         return wire.pack_attributes(reply)
+
+    def _access(self, request: Request) -> bytes:
+        mask, _ = wire.ACCESS_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.access(request, mask & 7)
+        return b""
 
     def _statfs(self, request: Request) -> bytes:
         return wire.pack_statfs(self._operations.statfs(request))

@@ -123,6 +123,7 @@ GETATTR_FH = 1  # FUSE_GETATTR_FH
 SETATTR_IN = struct.Struct("=IIQQQQQQIIIIIIII")
 MKNOD_IN = struct.Struct("=IIII")  # mode, rdev, umask, padding
 MKDIR_IN = struct.Struct("=II")  # mode, umask
+ACCESS_IN = struct.Struct("=II")  # mask, padding
 RENAME_IN = struct.Struct("=Q")  # newdir
 RENAME2_IN = struct.Struct("=QII")  # newdir, flags, padding
 OPEN_IN = struct.Struct("=II")  # flags, open_flags

@@ -79,22 +79,8 @@ class FuseAdapter:
 
     blocking_operations = frozenset(
         (
-            "setattr",
-            "mknod",
-            "mkdir",
-            "unlink",
-            "rmdir",
-            "rename",
-            "create",
-            "fsync",
-            "opendir",
-            "readdir",
-            "fsyncdir",
-            "statfs",
-            "getxattr",
-            "listxattr",
-            "setxattr",
-            "removexattr",
+            *("setattr", "mknod", "mkdir", "unlink", "rmdir", "rename", "create", "fsync", "fsyncdir", "opendir"),
+            *("readdir", "statfs", "getxattr", "listxattr", "setxattr", "removexattr"),
         )
     )
 
@@ -131,6 +117,7 @@ class FuseAdapter:
         self._xattrs = xattr_requests
         self._statfs = statfs
         self._handles = OpenHandles(inodes)
+        self._is_root = os.geteuid() == 0
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
@@ -189,16 +176,27 @@ class FuseAdapter:
 
     def getattr(self, context: RequestContext, handle: int | None) -> AttributesReply:
         inode = self._inodes.get(context.node_id)
+        reply = self._getattr(context, inode, is_descriptor=handle is not None)
+        inode.size = reply.attributes.size
+        return reply
+
+    def access(self, context: RequestContext, mask: int) -> None:
+        """access(2) and chdir(2), where the kernel checks no permissions: then only the owner gets here."""
+        mode = self._getattr(context, self._inodes.get(context.node_id), is_descriptor=False).attributes.mode
+        granted = mode >> 6 & 7
+        if self._is_root:
+            granted |= os.R_OK | os.W_OK
+        if mask & ~granted:
+            raise AccessError("the mode of the file does not allow this")
+
+    def _getattr(self, context: RequestContext, inode: Inode, *, is_descriptor: bool) -> AttributesReply:
         valid = self._coherence.valid_seconds
         if self._unopened_files is not None and not inode.is_directory:
-            attributes, is_settled = self._unopened_files.getattr(context, inode, is_descriptor=handle is not None)
-            valid = valid if is_settled else 0.0
-        else:
-            attributes = self._getattr(context, inode)
-        inode.size = attributes.size
-        return AttributesReply(attributes, valid)
+            attributes, is_settled = self._unopened_files.getattr(context, inode, is_descriptor=is_descriptor)
+            return AttributesReply(attributes, valid if is_settled else 0.0)
+        return AttributesReply(self._describe(context, inode), valid)
 
-    def _getattr(self, context: RequestContext, inode: Inode) -> FileAttributes:
+    def _describe(self, context: RequestContext, inode: Inode) -> FileAttributes:
         if inode.handles:
             context.prepare_to_block()
             if (attributes := self._attributes.of_edited(inode)) is not None:

@@ -107,9 +107,9 @@ class PinnedContents:
 
         Raises the errors of fetching it; ConflictError if an evicted content is no longer the current one.
         """
-        path = inode.path
-        loaded = self._load_key(node, None) if node is not None else self._load(path, inode.size)
-        if inode.version and inode.is_outdated(loaded.version):
+        was_evicted = bool(inode.version) and inode.content is None
+        loaded = self._load_key(node, None) if node is not None else self._load(inode.path, inode.size)
+        if was_evicted and inode.content is None and inode.is_outdated(loaded.version):
             raise ConflictError("the file was changed since it was read")
         return self._pin(inode, loaded)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from redisfuse.client.channel import Channel
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
-from redisfuse.fuse.backends import select_binding
+from redisfuse.fuse.device import select_device
 from redisfuse.mount.context import MountContext
 from redisfuse.mount.daemonize import TerminalReport
 from redisfuse.mount.run import build_address, build_limits, build_session_options
@@ -43,7 +43,7 @@ def main(barrier: str, binding_name: str, url: str, mountpoint: str, journal: st
         address, build_limits(settings), writable=barrier != "connection"
     )
     server.connect()
-    binding = select_binding(binding_name)
+    binding = select_device(binding_name)
     mounted = MountContext(settings, server, binding, path, TerminalReport())
     # Not `read_only`, for which the binding answers EROFS itself: the kernel's flag is all there is.
     options = replace(build_session_options(settings, address, path), read_only=False)

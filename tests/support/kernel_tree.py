@@ -233,6 +233,9 @@ class InMemoryOperations:
         inode.data.extend(bytes(size - len(inode.data)))
         inode.mtime_ns += 1_000_000
 
+    def access(self, context: RequestContext, mask: int) -> None:
+        self.counts["access"] += 1
+
     def mknod(self, context: RequestContext, name: bytes, mode: int, device: int) -> EntryReply:
         if not stat.S_ISREG(mode):
             raise errors.NotPermittedError("no devices here")

@@ -189,9 +189,9 @@ def _run_mount(request: dict[str, Any]) -> int:
 def _serve_requests() -> None:
     for name in ("redisfuse.cli.mount", "redisfuse.mount.run", "sqlite_utils", "platformdirs.unix", "encodings.idna"):
         importlib.import_module(name)
-    from redisfuse.fuse.backends import select_binding
+    from redisfuse.fuse.device import select_device
 
-    select_binding(None)
+    select_device(None)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: _reap_children())
     children: list[int] = []
     buffer = b""
