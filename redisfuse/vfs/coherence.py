@@ -152,7 +152,11 @@ class Coherence:
         self._monitor.record_save(target, mtime_ns)
 
     def keys_reappeared(self, keys: Collection[bytes]) -> None:
-        """Invalidate keys that the tree shows again as Redis holds them, after an edit was discarded."""
+        """Drop what is cached of keys that the tree shows again as Redis holds them, after an edit was discarded.
+
+        The server's announcement of the change with which the edit was in conflict may still be on its way.
+        """
+        self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
 
     def directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
