@@ -465,20 +465,24 @@ class FuseAdapter:
         if not isinstance(opened, ReadWriteHandle) or not opened.is_writer:
             return
         context.prepare_to_block()
-        opened.flush(not opened.file.is_dirty or self._is_final_close(context, opened.opener_tid, entry.inode))
+        is_final = not opened.file.is_dirty or self._is_final_close(context, opened, entry.inode)
+        opened.flush(is_final)
 
-    def _is_final_close(self, context: RequestContext, opener: int, inode: Inode) -> bool:
+    def _is_final_close(self, context: RequestContext, handle: ReadWriteHandle, inode: Inode) -> bool:
         """Return whether a close(2) ends the writing.
 
         It doesn't when a child closes what it inherited while the process that opened the file still has it open:
-        `sh -c 'a; b' > file` closes once for each command.
+        `sh -c 'a; b' > file` closes once for each command. A file to which nothing was written yet is still to be
+        written if the program that closes it has another descriptor: a shell duplicates the descriptor of `> file`,
+        and closes the first one before it writes.
         """
-        if context.pid == opener:
-            return True
-        process = procfs.find_process_id(opener)
-        if process == procfs.find_process_id(context.pid):
-            return True
-        return not procfs.has_file_open(process, self._mountpoint + b"/" + inode.path)
+        caller, opener, path = context.pid, handle.opener_tid, self._mountpoint + b"/" + inode.path
+        if caller != opener:
+            process = procfs.find_process_id(opener)
+            if process != procfs.find_process_id(caller) and procfs.has_file_open(process, path):
+                return False
+        # False, not None: if /proc may not be read, the last close is known only at its release.
+        return handle.file.has_unsaved_writes or procfs.has_file_open(caller, path) is False
 
     def fsync(self, context: RequestContext, handle: int, datasync: bool) -> None:
         self._handles.get_file(handle).handle.fsync()
