@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from redisfuse.errors import RedisFuseError
-from redisfuse.fuse.backends import BINDING_NAMES, select_device
+from redisfuse.fuse.device import BINDING_NAMES, select_device
 
 
 def list_bindings() -> list[str]:

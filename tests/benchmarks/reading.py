@@ -358,7 +358,7 @@ def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> 
     each = bench.sizes.files_per_grep_directory
     tree = {f"d{number}": each for number in range(min(BINDING_DIRECTORIES, bench.sizes.grep_directories))}
     files = each * len(tree)
-    settings: dict[str, Any] = {"read_only": True, "keep_cache": True, "entry_timeout": 3600, "attr_timeout": 3600}
+    settings: dict[str, Any] = {"read_only": True, "keep_cache": True, "valid": 3600}
     with MemoryMount(binding, tree=tree, **settings) as memory:
         took = measure_seconds(lambda: run_program("grep", "-r", "nothing", *[memory.path / name for name in tree]))
         names = [f"{memory.path}/d0/f{number:06}" for number in range(each)]

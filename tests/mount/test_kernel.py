@@ -37,10 +37,6 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 BLOCKING = ["lookup", "getattr", "open", "read", "write", "flush", "release", "readdir", "create"]
 
 
-def mount_tree(binding: str, **settings: Any) -> MemoryMount:
-    return MemoryMount(binding, module="kernel_tree", **settings)
-
-
 @pytest.fixture(scope="module", params=BINDINGS)
 def binding(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -50,7 +46,7 @@ def binding(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def shared(binding: str) -> Iterator[MemoryMount]:
     """A mount for the tests that leave it as it was, apart from files of their own."""
-    with mount_tree(binding, tree={"small": 2000, "large": 100_000}) as mounted:
+    with MemoryMount(binding, tree={"small": 2000, "large": 100_000}) as mounted:
         yield mounted
 
 
@@ -63,14 +59,14 @@ def mount(shared: MemoryMount) -> MemoryMount:
 @pytest.fixture(scope="module")
 def cached(binding: str) -> Iterator[MemoryMount]:
     """A mount that lets the kernel cache everything for an hour, explicitly invalidated."""
-    with mount_tree(binding, tree={"d": 100}, valid=3600, keep_cache=True, explicit_invalidation=True) as mounted:
+    with MemoryMount(binding, tree={"d": 100}, valid=3600, keep_cache=True, explicit_invalidation=True) as mounted:
         yield mounted
 
 
 @pytest.fixture(scope="module")
 def unopened(binding: str) -> Iterator[MemoryMount]:
     """A read-only mount whose files the kernel opens without a request."""
-    with mount_tree(binding, tree={"d": 100}, valid=3600, no_open=True, read_only=True) as mounted:
+    with MemoryMount(binding, tree={"d": 100}, valid=3600, no_open=True, read_only=True) as mounted:
         yield mounted
 
 
@@ -112,6 +108,7 @@ STRUCTURE_SIZES = {  # sizeof of each, compiled from include/uapi/linux/fuse.h
     "SETATTR_IN": 88,
     "MKNOD_IN": 16,
     "MKDIR_IN": 8,
+    "ACCESS_IN": 8,
     "RENAME_IN": 8,
     "RENAME2_IN": 16,
     "OPEN_IN": 8,
@@ -270,7 +267,7 @@ def test_unknown_opcodes_are_logged_once(caplog: pytest.LogCaptureFixture) -> No
     kernel = DirectKernel()
     for _ in range(3):
         assert [kernel.send(opcode, 1, b"")[0] for opcode in (0, 7, 99, 1 << 31)] == [errno.ENOSYS] * 4
-        assert kernel.send(Opcode.ACCESS, 1, bytes(8))[0] == errno.ENOSYS
+        assert kernel.send(Opcode.POLL, 1, bytes(24))[0] == errno.ENOSYS
         assert kernel.send(Opcode.FALLOCATE, 1, bytes(32))[0] == errno.EOPNOTSUPP
     assert caplog.text.count("not implemented") == 4
 
@@ -369,7 +366,7 @@ def test_a_directory_can_be_sought_in(mount: MemoryMount) -> None:
 def test_attributes_come_with_the_names(binding: str) -> None:
     """A first `ls -l` needs at most ten requests for attributes, also if all names are read first."""
     for read_all_first in (False, True):
-        with mount_tree(binding, tree={"d": 2000}, valid=3600) as fresh:
+        with MemoryMount(binding, tree={"d": 2000}, valid=3600) as fresh:
             fresh.send_request("counts")
             if read_all_first:
                 for name in os.listdir(fresh.path / "d"):
@@ -561,7 +558,7 @@ def test_reading_costs_no_flush(mount: MemoryMount) -> None:
 @pytest.mark.parametrize("blocking", [[], BLOCKING])
 def test_a_blocked_call_blocks_no_other(binding: str, blocking: list[str]) -> None:
     """While one answer does not come, sixteen threads read, write and list; afterwards nothing is left open."""
-    with mount_tree(binding, tree={"small": 2000}, blocking=blocking) as mount:
+    with MemoryMount(binding, tree={"small": 2000}, blocking=blocking) as mount:
         mount.send_request("mkdir", path="/apart")  # a look-up locks its directory: nothing can be made there meanwhile
         program = ["stat", mount.path / "apart/hang"]
         hung = subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -772,7 +769,7 @@ def test_a_new_version_is_a_new_inode(unopened: MemoryMount) -> None:
 
 def test_the_kernel_forgets_what_it_looked_up(binding: str) -> None:
     """After a listing with attributes every lookup is balanced by a FORGET: removed inodes are freed."""
-    with mount_tree(binding, tree={"d": 500}, valid=3600) as mount:
+    with MemoryMount(binding, tree={"d": 500}, valid=3600) as mount:
         names = os.listdir(mount.path / "d")
         for name in names:
             os.stat(mount.path / "d" / name)
@@ -789,7 +786,7 @@ def test_the_kernel_forgets_what_it_looked_up(binding: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_unmounts(binding: str, number: int) -> None:
     """The process ends well and at once, and nothing stays mounted."""
-    with mount_tree(binding) as mounted:
+    with MemoryMount(binding) as mounted:
         assert os.listdir(mounted.path) == []
         mounted.process.send_signal(number)
         assert mounted.wait_for_exit(10) == 0
@@ -799,7 +796,7 @@ def test_a_signal_unmounts(binding: str, number: int) -> None:
 
 def test_it_can_be_stopped_from_inside(binding: str) -> None:
     """`stop` ends the mount."""
-    with mount_tree(binding) as mounted:
+    with MemoryMount(binding) as mounted:
         mounted.send_request("stop")
         assert mounted.wait_for_exit(10) == 0
         assert mounted.log.read_text().strip() == "ended"
@@ -807,7 +804,7 @@ def test_it_can_be_stopped_from_inside(binding: str) -> None:
 
 def test_unmounting_from_outside_ends_the_process(binding: str) -> None:
     """`umount` is as good as a signal."""
-    with mount_tree(binding) as mounted:
+    with MemoryMount(binding) as mounted:
         mountpoints.unmount(mounted.path)
         assert mounted.wait_for_exit(10) == 0
         assert mounted.log.read_text().strip() == "ended"
@@ -815,7 +812,7 @@ def test_unmounting_from_outside_ends_the_process(binding: str) -> None:
 
 def test_a_signal_unmounts_while_in_use(binding: str) -> None:
     """The mount goes away at once; a program that still has a file open gets an error, not a hang."""
-    with mount_tree(binding) as mounted:
+    with MemoryMount(binding) as mounted:
         mounted.put_file("/file", "content")
         number = os.open(mounted.path / "file", os.O_RDONLY)
         assert call_errno(lambda: mountpoints.try_unmount(mounted.path, lazy=False)) == errno.EBUSY
@@ -829,7 +826,7 @@ def test_a_signal_unmounts_while_in_use(binding: str) -> None:
 
 def test_a_call_that_never_ends_does_not_keep_the_process(binding: str) -> None:
     """After the time that calls may take, the process gives up, with an error."""
-    with mount_tree(binding, stop_timeout=1) as mounted:
+    with MemoryMount(binding, stop_timeout=1) as mounted:
         hung = subprocess.Popen(["stat", mounted.path / "hang"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         assert within(5, lambda: mounted.take_counts()["hanging"] > 0)
         mounted.process.send_signal(signal.SIGTERM)
@@ -841,7 +838,7 @@ def test_a_call_that_never_ends_does_not_keep_the_process(binding: str) -> None:
 
 def test_an_aborted_connection_ends_the_process(binding: str) -> None:
     """`umount --force` of a mount in use aborts the connection; the process ends."""
-    with mount_tree(binding, tree={"d": 1}) as mounted, open(mounted.path / "d/f000000", "rb"):
+    with MemoryMount(binding, tree={"d": 1}) as mounted, open(mounted.path / "d/f000000", "rb"):
         assert LIBC.umount2(os.fsencode(mounted.path), 1) == -1
         assert ctypes.get_errno() == errno.EBUSY
         assert mounted.wait_for_exit(10) == 0
@@ -850,7 +847,7 @@ def test_an_aborted_connection_ends_the_process(binding: str) -> None:
 
 def test_a_failed_init_is_a_failed_mount(binding: str) -> None:
     """What `init` raises is what `run` raises, and nothing stays mounted."""
-    mounted = mount_tree(binding, fail_start=True)
+    mounted = MemoryMount(binding, fail_start=True)
     mounted.start()
     try:
         assert mounted.wait_for_exit(10) == 1
@@ -865,7 +862,7 @@ def test_how_it_is_shown(binding: str, tmp_path: Path) -> None:
     odd = tmp_path / "a b\\c\td"
     odd.mkdir()
     source = r"redisfuse#redis://u:***@host/0,x\y z"
-    with mount_tree(binding, mountpoint=odd, fsname=source, read_only=True) as mounted:
+    with MemoryMount(binding, mountpoint=odd, fsname=source, read_only=True) as mounted:
         shown = mountpoints.find_mount(odd)
         assert shown is not None
         assert (shown.fs_type, shown.source) == ("fuse.redisfuse", source)
@@ -875,7 +872,7 @@ def test_how_it_is_shown(binding: str, tmp_path: Path) -> None:
 
 def test_a_dead_mount_is_cleaned_away(binding: str) -> None:
     """A mount whose process was killed is known as stale, and mounting there again just works."""
-    with mount_tree(binding) as mounted:
+    with MemoryMount(binding) as mounted:
         mounted.process.kill()
         mounted.wait_for_exit()
         assert mountpoints.is_stale(mounted.path)
@@ -886,7 +883,7 @@ def test_a_dead_mount_is_cleaned_away(binding: str) -> None:
 @pytest.mark.parametrize("option", ["no_such_option", "attr_timeout=5", "entry_timeout=5"])
 def test_an_unknown_option_is_named(binding: str, option: str) -> None:
     """An option that the mount does not know, or that was libfuse's own, is an error of one line that names it."""
-    mounted = mount_tree(binding, extra=[option])
+    mounted = MemoryMount(binding, extra=[option])
     mounted.start()
     try:
         assert mounted.wait_for_exit(10) == 1
