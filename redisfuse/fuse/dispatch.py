@@ -40,6 +40,7 @@ _CONSTANT_ERRNOS = {
     Opcode.POLL: errno.ENOSYS,
     Opcode.LSEEK: errno.ENOSYS,
     Opcode.COPY_FILE_RANGE: errno.ENOSYS,
+    Opcode.COPY_FILE_RANGE_64: errno.ENOSYS,
     Opcode.SYNCFS: errno.ENOSYS,
     Opcode.STATX: errno.ENOSYS,
 }

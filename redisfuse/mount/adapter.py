@@ -16,8 +16,6 @@ from typing import Protocol
 from redisfuse.errors import (
     AccessError,
     InvalidArgumentError,
-    IsDirectoryError,
-    NotDirectoryError,
     NotFoundError,
     NotPermittedError,
     ReadOnlyError,
@@ -30,33 +28,26 @@ from redisfuse.fuse.interface import (
     ConnectionInfo,
     EntryReply,
     FileAttributes,
-    OpenFlag,
     OpenReply,
     RequestContext,
     SetAttributes,
     StatfsReply,
 )
 from redisfuse.fuse.wire import DirectoryBuffer
-from redisfuse.mount.attributes import AttributeBuilder, inode_number
-from redisfuse.mount.listing import DirectoryLister, DirectoryListing, ReaddirItem, is_directory_node
-from redisfuse.mount.open_handles import OpenHandles, share_pages
+from redisfuse.mount.attributes import AttributeBuilder
+from redisfuse.mount.directories import DirectoryReader, is_directory_node
+from redisfuse.mount.open_handles import OpenHandles
+from redisfuse.mount.opening import FileOpener
 from redisfuse.mount.unopened_files import UnopenedFiles
 from redisfuse.mount.xattr_requests import XattrRequests
 from redisfuse.vfs.coherence import Coherence
-from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.dentry_tracker import DentryTracker
-from redisfuse.vfs.directory_handle import DirectoryHandle
 from redisfuse.vfs.filesystem import Filesystem
-from redisfuse.vfs.handles import Handle, MemoryHandle, ReadHandle, ReadWriteHandle
-from redisfuse.vfs.inodes import MAX_LISTED_INODES, Inode, InodeTable
+from redisfuse.vfs.handles import ReadHandle, ReadWriteHandle
+from redisfuse.vfs.inodes import Inode, InodeTable
 from redisfuse.vfs.namespace import NamespaceOperations
-from redisfuse.vfs.nodes import KeyNode, MemoryNode, OpenFileNode, RefreshNode, TreeNode
-from redisfuse.vfs.open_file import OpenFile
+from redisfuse.vfs.nodes import KeyNode, MemoryNode, RefreshNode, TreeNode
 from redisfuse.vfs.statfs import StatfsProvider
-<<<<<<< HEAD
-from redisfuse.vfs.xattrs import DERIVED_XATTRS, TTL_XATTR, XATTR_PREFIX, parse_ttl
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
 
 RENAME_NOREPLACE = 1  # renameat2(2)
 
@@ -95,7 +86,7 @@ class FuseAdapter:
         mountpoint: bytes,
         coherence: Coherence,
         dentry_tracker: DentryTracker,
-        lister: DirectoryLister,
+        directories: DirectoryReader,
         unopened_files: UnopenedFiles | None,
         xattr_requests: XattrRequests,
         statfs: StatfsProvider,
@@ -112,11 +103,12 @@ class FuseAdapter:
         self._mountpoint = mountpoint
         self._coherence = coherence
         self._dentry_tracker = dentry_tracker
-        self._lister = lister
+        self._directories = directories
         self._unopened_files = unopened_files
         self._xattrs = xattr_requests
         self._statfs = statfs
         self._handles = OpenHandles(inodes)
+        self._opener = FileOpener(filesystem, self._handles, coherence)
         self._is_root = os.geteuid() == 0
 
     # -- start and end -----------------------------------------------------------------------------------------------
@@ -181,7 +173,7 @@ class FuseAdapter:
         return reply
 
     def access(self, context: RequestContext, mask: int) -> None:
-        """access(2) and chdir(2), where the kernel checks no permissions: then only the owner gets here."""
+        """Check permissions where the kernel checks none: then requests come from the owner alone."""
         mode = self._getattr(context, self._inodes.get(context.node_id), is_descriptor=False).attributes.mode
         granted = mode >> 6 & 7
         if self._is_root:
@@ -252,61 +244,13 @@ class FuseAdapter:
     # -- directories -------------------------------------------------------------------------------------------------
 
     def opendir(self, context: RequestContext, flags: int) -> OpenReply:
-        inode = self._inodes.get(context.node_id)
-        if inode.is_detached:
-            raise NotFoundError("the directory was removed")
-        node = self._filesystem.resolver.resolve(inode.path)
-        if not is_directory_node(node):
-            raise NotDirectoryError("not a directory")
-        handle: DirectoryHandle[ReaddirItem] = DirectoryHandle(DirectoryListing(self._lister, inode, node))
-        return OpenReply(self._handles.add_directory(inode, handle))
+        return OpenReply(self._directories.open(self._inodes.get(context.node_id)))
 
     def readdir(self, context: RequestContext, handle: int, offset: int, buffer: DirectoryBuffer) -> None:
-        entry = self._handles.get_directory(handle)
-        directory, mode = entry.inode, self._attributes.directory_mode
-        if offset == 0 and not buffer.add_name(b".", mode, inode_number(directory.path), 1):
-            return
-        if offset <= 1:
-            parent = directory.parent or directory
-            if not buffer.add_name(b"..", mode, inode_number(parent.path), 2):
-                return
-            offset = 2
-        for batch in entry.handle.batches(offset - 2):
-            # Track before checking versions: a change after this point is pushed to the kernel.
-            self._dentry_tracker.track_keys([item.node.target.key for item in batch if item.node is not None])
-            for item in batch:
-                offset += 1
-                if not self._add_item(directory, item, offset, buffer):
-                    return
-
-    def _add_item(self, directory: Inode, item: ReaddirItem, next_offset: int, buffer: DirectoryBuffer) -> bool:
-        name, mode, number, node = item
-        if node is None or not buffer.wants_attributes or not self._may_list_attributes(node):
-            return buffer.add_name(name, mode, number, next_offset)
-        mtime_ns = self._filesystem.get_mtime_ns(node.target)
-        owner = self._attributes.permissions
-        attributes = FileAttributes(number, mode, 1, node.length, mtime_ns, mtime_ns, owner.uid, owner.gid)
-        inode = self._inodes.look_up(directory, name, is_directory=False, version=node.version)
-        if inode.content is not None or inode.handles:  # these have a size of their own
-            self._inodes.forget([(inode.node_id, 1)])
-            return buffer.add_name(name, mode, number, next_offset)
-        valid = self._coherence.valid_seconds
-        if not buffer.add_entry(name, EntryReply(inode.node_id, 0, attributes, valid, valid), next_offset):
-            self._inodes.forget([(inode.node_id, 1)])
-            return False
-        inode.size = node.length
-        return True
-
-    def _may_list_attributes(self, node: KeyNode) -> bool:
-        """Return whether a listed string has not changed since, and will be cached."""
-        if self._filesystem.keyspace.get_version(node.target.key) != node.version:
-            return False
-        if self._unopened_files is not None and self._unopened_files.is_hot_value(node):
-            return False
-        return len(self._inodes) < MAX_LISTED_INODES
+        self._directories.read(handle, offset, buffer)
 
     def releasedir(self, context: RequestContext, handle: int) -> None:
-        self._handles.remove_directory(handle)
+        self._directories.close(handle)
 
     def fsyncdir(self, context: RequestContext, handle: int, datasync: bool) -> None:
         """Do nothing: each change of a directory is in Redis when its system call returns."""
@@ -317,126 +261,32 @@ class FuseAdapter:
         if self._unopened_files is not None:
             return None
         inode = self._inodes.get(context.node_id)
-        path, content = inode.path, None
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if self._namespace is None:
             if writing:
                 raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
-            content = self._filesystem.open_cached(path)
-        if content is not None:
-            return self._reply_open(inode, ReadHandle(content), content, flags)
+            if (reply := self._opener.open_cached(inode, flags)) is not None:
+                return reply
         context.prepare_to_block()
         if inode.is_detached:  # through /proc/PID/fd
-            return self._reopen_detached(context, inode, flags)
-        node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, MemoryNode) and not node.is_directory:
-            return self._open_memory_file(inode, path, flags)
-        if isinstance(node, OpenFileNode) or (
-            self._namespace is not None and isinstance(node, KeyNode) and node.is_editable
-        ):
-            return self._open_key_file(context, inode, node, flags, writing)
-        if writing:
-            raise AccessError("only strings and hash fields can be edited")
+            return self._opener.open_detached(inode, flags, writing=writing, opener=context.pid)
+        node = self._filesystem.resolver.resolve(inode.path)
         if isinstance(node, RefreshNode):
             self._mount.refresh()
-            content, is_streamed = InlineContent(b""), False
-        elif isinstance(node, KeyNode):
-            content, is_streamed = self._filesystem.content_loader.open_content(node)
-        else:
-            raise IsDirectoryError("a directory")
-        return self._reply_open(inode, ReadHandle(content), content, flags, is_streamed=is_streamed)
+        return self._opener.open(inode, node, flags, writing=writing, opener=context.pid)
 
-    def _reopen_detached(self, context: RequestContext, inode: Inode, flags: int) -> OpenReply:
-        for handle in inode.handles:
-            if isinstance(handle, ReadWriteHandle):
-                is_writer = flags & os.O_ACCMODE != os.O_RDONLY
-                return self._open_key_file(context, inode, OpenFileNode(handle.file), flags, is_writer)
-        raise NotFoundError("the file was unlinked")
-
-    def _open_memory_file(self, inode: Inode, path: bytes, flags: int) -> OpenReply:
-        assert self._filesystem.overlay is not None
-        file = self._filesystem.overlay.memory_fs.open(path)
-        if flags & os.O_TRUNC:
-            file.truncate(0)
-            inode.size = 0
-        return self._reply_open(inode, MemoryHandle(file), None, flags)
-
-    def _open_key_file(
-        self, context: RequestContext, inode: Inode, node: KeyNode | OpenFileNode, flags: int, writing: bool
-    ) -> OpenReply:
-        assert self._filesystem.overlay is not None
-        files = self._filesystem.overlay.open_files
-        if isinstance(node, OpenFileNode):
-            file = files.add_handle(node.file, is_writer=writing)
-        else:
-            if writing:
-                files.key_writer.check_allowed(node.target.key)
-            file = files.open_handle(node.target, inode.path, is_writer=writing)
-        return self._open_file(context, inode, file, flags, writing)
-
-    def _open_file(self, context: RequestContext, inode: Inode, file: OpenFile, flags: int, writing: bool) -> OpenReply:
-        """Open a handle on a file that counts it already."""
-        assert self._filesystem.overlay is not None
-        files, content = self._filesystem.overlay.open_files, None
-        try:
-            if writing:
-                if not file.is_new:
-                    file.begin_edit()
-                    if flags & os.O_TRUNC:
-                        file.truncate(0)
-                        inode.size = 0
-            elif file.size is None and file.target is not None:
-                content = self._filesystem.content_loader.open_growing(file.target)
-        except BaseException:
-            files.close_handle(file, is_writer=writing)
-            raise
-        opener = context.pid if writing else 0
-        handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener)
-        return self._reply_open(inode, handle, content or file.clean_content, flags)
-
-<<<<<<< HEAD
-    def create(self, path: bytes, flags: int, mode: int) -> OpenReply:
-        path = path[1:]
-        if self._namespace is None or self._overlay is None:
-            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
-        opener = self._caller_tid()
-        file = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode, caller=opener)
-        if isinstance(file, bytes):
-            return self._open_memory_file(file, flags)
-=======
     def create(self, context: RequestContext, name: bytes, flags: int, mode: int) -> tuple[EntryReply, OpenReply]:
         parent = self._inodes.get(context.node_id)
         path = parent.child_path(name)
-        file = self._require_namespace().create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        created = self._require_namespace().create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
         self._filesystem.touch_directory(parent.path)
->>>>>>> 5415c5e (Serve Redis on an inode table)
         try:
             entry = self._entry(context, parent, name)
         except BaseException:
-            if not isinstance(file, bytes):
-                assert self._filesystem.overlay is not None
-                self._filesystem.overlay.open_files.close_handle(file, is_writer=True)
+            self._opener.discard_created(created)
             raise
-<<<<<<< HEAD
-        handle = ReadWriteHandle(self._overlay.open_files, file, None, flags, is_writer=True, opener_tid=opener)
-        return self._reply_open(handle, path, None, shares_pages=file.readers_share_content(handle))
-=======
         inode = self._inodes.get(entry.node_id)
-        if isinstance(file, bytes):
-            return entry, self._open_memory_file(inode, path, flags)
-        return entry, self._open_file(context, inode, file, flags, writing=True)
->>>>>>> 5415c5e (Serve Redis on an inode table)
-
-    def _reply_open(
-        self, inode: Inode, handle: Handle, content: FileContent | None, flags: int, *, is_streamed: bool = False
-    ) -> OpenReply:
-        number = self._handles.add_file(inode, handle, flags)
-        reply_flags = 0 if isinstance(handle, ReadWriteHandle) and handle.is_writer else OpenFlag.NOFLUSH
-        if is_streamed:
-            reply_flags |= OpenFlag.DIRECT_IO
-        else:
-            reply_flags |= share_pages(inode, handle, content, is_coherent=self._coherence.is_coherent)
-        return OpenReply(number, reply_flags)
+        return entry, self._opener.open_created(inode, created, flags, opener=context.pid)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
@@ -505,39 +355,7 @@ class FuseAdapter:
             raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
         return self._namespace
 
-<<<<<<< HEAD
-    def mkdir(self, path: bytes, mode: int) -> None:
-        self._require_namespace().mkdir(path[1:], mode)
-
-    def rmdir(self, path: bytes) -> None:
-        self._require_namespace().rmdir(path[1:])
-
-    def unlink(self, path: bytes) -> None:
-        self._require_namespace().unlink(path[1:], caller=self._caller_tid())
-
-    def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
-        caller = self._caller_tid()
-        self._require_namespace().unlink_open(
-            path[1:], hidden_path[1:], is_removal=procfs.is_unlinking(caller), caller=caller
-        )
-        self._retarget_open_files(path[1:], None)
-
-    def rename(self, old: bytes, new: bytes, flags: int) -> None:
-        if flags & ~RENAME_NOREPLACE:
-            raise InvalidArgumentError("of the flags of renameat2(2), only RENAME_NOREPLACE is supported")
-        self._require_namespace().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
-        self._retarget_open_files(old[1:], new[1:])
-
-    def symlink(self, target: bytes, path: bytes) -> None:
-        raise NotPermittedError("Redis has no symbolic links")
-
-    def link(self, old: bytes, new: bytes) -> None:
-        raise NotPermittedError("Redis has no hard links")
-
-    def mknod(self, path: bytes, mode: int, device: int) -> None:
-=======
     def mknod(self, context: RequestContext, name: bytes, mode: int, device: int) -> EntryReply:
->>>>>>> 5415c5e (Serve Redis on an inode table)
         if not stat.S_ISREG(mode):
             raise NotPermittedError("Redis has no devices, pipes or sockets")
         entry, opened = self.create(context, name, os.O_WRONLY | os.O_EXCL, mode | 0o044)
@@ -571,31 +389,8 @@ class FuseAdapter:
         if old != new:
             moved = self._inodes.rename(parent, name, new_parent, new_name)
             if moved is not None and moved.handles:
-                self._follow_rename(moved, new)
+                self._opener.follow_rename(moved, new)
         self._filesystem.touch_directory(parent.path, new_parent.path)
-
-    def _follow_rename(self, inode: Inode, path: bytes) -> None:
-        """Let the descriptors of a file that was renamed between Redis and memory write to its new place."""
-        overlay = self._filesystem.overlay
-        assert overlay is not None
-        for entry in self._handles.list_files(inode):
-            opened, is_writer = entry.handle, entry.flags & os.O_ACCMODE != os.O_RDONLY
-            new: Handle
-            if isinstance(opened, MemoryHandle) and not overlay.memory_fs.exists(path):
-                node = self._filesystem.resolver.resolve(path)
-                if isinstance(node, OpenFileNode):
-                    file = overlay.open_files.add_handle(node.file, is_writer=is_writer)
-                elif isinstance(node, KeyNode) and node.is_editable:
-                    file = overlay.open_files.open_handle(node.target, path, is_writer=is_writer)
-                else:
-                    continue
-                new = ReadWriteHandle(overlay.open_files, file, None, entry.flags, is_writer=is_writer, opener_tid=0)
-            elif isinstance(opened, ReadWriteHandle) and overlay.memory_fs.exists(path):
-                new = MemoryHandle(overlay.memory_fs.open(path))
-            else:
-                continue
-            self._handles.replace_handle(entry, new)
-            opened.release()
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
@@ -605,24 +400,8 @@ class FuseAdapter:
     def listxattr(self, context: RequestContext) -> Sequence[bytes]:
         return self._xattrs.list_names(self._inodes.get(context.node_id).path)
 
-<<<<<<< HEAD
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
-        path = path[1:]
-        namespace = self._require_namespace()
-        if self._overlay is not None and self._overlay.memory_fs.exists(path):
-            self._overlay.memory_fs.setxattr(path, name, value, flags)
-            return
-        if name in DERIVED_XATTRS:
-            return  # succeed without effect, as chmod does: programs that copy a file's attributes fail otherwise
-        if name != TTL_XATTR:
-            raise NotSupportedError("only user.redis.ttl can be set")
-        if flags & os.XATTR_CREATE:
-            raise ExistsError("user.redis.ttl always exists")
-        namespace.set_expiry(path, parse_ttl(value))
-=======
     def setxattr(self, context: RequestContext, name: bytes, value: bytes, flags: int) -> None:
         self._xattrs.set(self._require_namespace(), self._inodes.get(context.node_id).path, name, value, flags)
->>>>>>> 5415c5e (Serve Redis on an inode table)
 
     def removexattr(self, context: RequestContext, name: bytes) -> None:
         self._xattrs.remove(self._require_namespace(), self._inodes.get(context.node_id).path, name)

@@ -16,7 +16,7 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.mount.adapter import FuseAdapter
 from redisfuse.mount.attributes import AttributeBuilder, Permissions, inode_number
 from redisfuse.mount.daemonize import StartupReport
-from redisfuse.mount.listing import DirectoryLister
+from redisfuse.mount.directories import DirectoryReader
 from redisfuse.mount.progress import show_progress
 from redisfuse.mount.status import build_status
 from redisfuse.mount.unopened_files import UnopenedFiles
@@ -114,11 +114,13 @@ class MountContext:
             mount_time_ns=self._started_ns,
         )
         attributes = AttributeBuilder(self.filesystem, self._build_permissions())
-        lister = DirectoryLister(self.filesystem, attributes, self.coherence)
         self._unopened_files = None
         if skips_open:
             contents = PinnedContents(self.filesystem, self.coherence)
             self._unopened_files = UnopenedFiles(self.filesystem, attributes, inodes, contents, dentry_tracker)
+        directories = DirectoryReader(
+            self.filesystem, attributes, inodes, self.coherence, dentry_tracker, self._unopened_files
+        )
         self.adapter = FuseAdapter(
             self.filesystem,
             self.write_support.create_namespace(self.filesystem, junk_rules) if self.write_support else None,
@@ -128,7 +130,7 @@ class MountContext:
             mountpoint=os.fsencode(mountpoint),
             coherence=self.coherence,
             dentry_tracker=dentry_tracker,
-            lister=lister,
+            directories=directories,
             unopened_files=self._unopened_files,
             xattr_requests=XattrRequests(self.filesystem, self),
             statfs=StatfsProvider(client),
@@ -138,7 +140,7 @@ class MountContext:
             metadata=self.metadata,
             content_loader=self.content_loader,
             dentry_tracker=dentry_tracker,
-            readdir_cache=lister.cache,
+            readdir_cache=directories.cache,
         )
 
     def _build_permissions(self) -> Permissions:

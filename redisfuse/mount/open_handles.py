@@ -5,7 +5,7 @@ identifies the bytes that the pages hold. An open keeps the pages only if it rea
 kernel drops them before open(2) returns. An open that reads other bytes than a descriptor that is open already, or
 whose size is not the one that the kernel was given, reads past the page cache.
 
-Threads: any. The lock guards the two tables; nothing is called under it.
+Threads: any. The lock guards the table; nothing is called under it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from dataclasses import dataclass
 
 from redisfuse.errors import BadHandleError
 from redisfuse.fuse.interface import OpenFlag
-from redisfuse.mount.listing import ReaddirItem
 from redisfuse.vfs.content_types import FileContent
-from redisfuse.vfs.directory_handle import DirectoryHandle
 from redisfuse.vfs.growing_content import inline_bytes
 from redisfuse.vfs.handles import Handle, ReadHandle, ReadWriteHandle
 from redisfuse.vfs.inodes import Inode, InodeTable
@@ -33,16 +31,8 @@ class OpenFileEntry:
     flags: int  # of open(2)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenDirectoryEntry:
-    """An open directory and its inode."""
-
-    inode: Inode
-    handle: DirectoryHandle[ReaddirItem]
-
-
 class OpenHandles:
-    """The open files and directories of a mount, by the number that the kernel has."""
+    """The open files of a mount, by the number that the kernel has."""
 
     def __init__(self, inodes: InodeTable) -> None:
         self._inodes = inodes
@@ -50,9 +40,6 @@ class OpenHandles:
         # Guarded by `_lock`; single look-ups don't need it:
         self._numbers = itertools.count(1)
         self._files: dict[int, OpenFileEntry] = {}
-        self._directories: dict[int, OpenDirectoryEntry] = {}
-
-    # -- files -------------------------------------------------------------------------------------------------------
 
     def add_file(self, inode: Inode, handle: Handle, flags: int) -> int:
         """Register an open file; return its number."""
@@ -86,26 +73,6 @@ class OpenHandles:
         """Let a descriptor continue with another handle: its file was renamed between Redis and memory."""
         old, entry.handle = entry.handle, handle
         self._inodes.replace_handle(entry.inode, old, handle)
-
-    # -- directories -------------------------------------------------------------------------------------------------
-
-    def add_directory(self, inode: Inode, handle: DirectoryHandle[ReaddirItem]) -> int:
-        """Register an open directory; return its number."""
-        with self._lock:
-            number = next(self._numbers)
-            self._directories[number] = OpenDirectoryEntry(inode, handle)
-        return number
-
-    def get_directory(self, number: int) -> OpenDirectoryEntry:
-        """Return an open directory. Raises BadHandleError."""
-        entry = self._directories.get(number)
-        if entry is None:
-            raise BadHandleError("no directory is open under this handle")
-        return entry
-
-    def remove_directory(self, number: int) -> None:
-        """Remove a closed directory."""
-        self._directories.pop(number, None)
 
 
 def share_pages(inode: Inode, handle: Handle, content: FileContent | None, *, is_coherent: bool) -> int:
