@@ -109,7 +109,8 @@ class FileOpener:
         self, inode: Inode, handle: Handle, content: FileContent | None, flags: int, *, is_streamed: bool = False
     ) -> OpenReply:
         number = self._handles.add_file(inode, handle, flags)
-        reply_flags = 0 if isinstance(handle, ReadWriteHandle) and handle.is_writer else OpenFlag.NOFLUSH
+        is_writer = flags & os.O_ACCMODE != os.O_RDONLY or (isinstance(handle, ReadWriteHandle) and handle.is_writer)
+        reply_flags = 0 if is_writer else OpenFlag.NOFLUSH
         if is_streamed:
             reply_flags |= OpenFlag.DIRECT_IO
         else:

@@ -142,14 +142,14 @@ class DentryTracker:
         They are the directory that lists the key, and those that appeared or vanished with it.
         """
         grammar, index = self._grammar, self._keyspace.index
-        if not directory or hash(grammar.key_prefix(directory)) in self._directory_existence:
-            listing_paths.add(grammar.directory_path(directory))
+        listing_paths.add(b"")
         for depth in range(len(directory), 0, -1):
             ancestor = tuple(directory[:depth])
             prefix_hash = hash(grammar.key_prefix(ancestor))
             existed = self._directory_existence.get(prefix_hash)
             if existed is None:
                 continue
+            listing_paths.add(grammar.directory_path(ancestor))  # its times, and its number of subdirectories
             exists = index.is_directory(ancestor)
             if exists != existed:
                 with self._lock:

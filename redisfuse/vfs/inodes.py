@@ -7,7 +7,7 @@ no name leads to it, but descriptors do. Node ids are never reused, so their gen
 Where the kernel opens files without a request (`vfs/pinned_contents.py`), an inode stands for one version of its
 content. A changed file gets a new inode under the same name, and the old one serves those who have it open.
 
-Memory: about 400 bytes an inode, bounded by what the kernel caches; listings add no inodes past `MAX_LISTED_INODES`.
+Memory: about 330 bytes an inode, bounded by what the kernel caches; listings add no inodes past `MAX_LISTED_INODES`.
 
 Threads: any. The lock is a leaf, held for bookkeeping only. Single reads of an inode's fields need no lock.
 """

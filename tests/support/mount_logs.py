@@ -24,7 +24,7 @@ NORMAL = re.compile(
     r"|redisfuse: tracking the server's changes was interrupted for [\d.]+ s, and has resumed"  # after a warning
     r"|redisfuse: the database has \d+ keys, the index \d+; the keys are scanned again"
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
-    r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py
+    r"|(INFO|DEBUG):.*|ended"  # of tests/support/kernel_tree.py and barrier_mount.py
 )
 # Entries that several tests expect.
 INTERRUPTED = "tracking the server's changes was interrupted"
