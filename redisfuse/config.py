@@ -36,11 +36,23 @@ _IGNORED_OPTIONS = {
 }
 _IGNORED_OPTIONS |= {"dev", "suid", "exec", "async", "atime", "relatime"}
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")
+# Options that libfuse implements itself: redisfuse speaks the kernel's protocol without it.
+_LIBFUSE_OPTIONS = frozenset(
+    (
+        *("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout", "remember", "noforget"),
+        *("kernel_cache", "auto_cache", "noauto_cache", "direct_io", "hard_remove", "use_ino", "readdir_ino", "nopath"),
+        *("intr", "intr_signal", "modules", "subdir", "from_code", "to_code", "debug", "no_remote_lock"),
+        *("no_remote_flock", "no_remote_posix_lock", "big_writes", "async_read", "sync_read", "atomic_o_trunc"),
+        *("splice_write", "splice_move", "splice_read", "no_splice_write", "no_splice_move", "no_splice_read"),
+        *("clone_fd", "max_threads", "max_idle_threads", "max_write", "max_readahead", "max_background"),
+        "congestion_threshold",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The options of `-o`: those that redisfuse implements, and libfuse's own."""
+    """The options of `-o`: those that redisfuse implements, and others of mounts."""
 
     read_only: bool = False  # `ro`
     allow_other: bool = False
@@ -48,7 +60,9 @@ class MountOptions:
     uid: int | None = None  # owner of the files; None: the user who mounted
     gid: int | None = None
     umask: int | None = None  # permission bits to clear; None: 0o077
-    passthrough: tuple[tuple[str, str | None], ...] = ()  # for libfuse: (name, value); value None: a bare word
+    passthrough: tuple[
+        tuple[str, str | None], ...
+    ] = ()  # for mount(2) and fusermount: (name, value); value None: a bare word
 
     @classmethod
     def parse(cls, option_lists: Iterable[str]) -> "MountOptions":
@@ -68,6 +82,11 @@ class MountOptions:
                 parsed[word] = True
             elif name in ("uid", "gid", "umask"):
                 parsed[name] = _parse_number(name, value)
+            elif name in _LIBFUSE_OPTIONS:
+                raise UsageError(
+                    f"-o {name} is an option of libfuse's own, which redisfuse does not use: remove it (redisfuse sets "
+                    "time-outs, caching and threads itself)"
+                )
             else:
                 passthrough.append((name, value if equals else None))
         return cls(**parsed, passthrough=tuple(passthrough))

@@ -201,7 +201,7 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     section=RUN_SECTION,
     multiple=True,
     metavar="OPT[,OPT…]",
-    help="Mount options: ro, allow_other, uid=, gid=, umask=, libfuse's own, and every long option above.",
+    help="Mount options: ro, allow_other, uid=, gid=, umask=, others of mount(8), and every long option above.",
 )
 @config_option(
     "--daemon",

@@ -17,7 +17,7 @@ from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
 from redisfuse.journal import database
 from redisfuse.paths import encoding, grammar
 from redisfuse.transactions import executor, key_writer
-from redisfuse.vfs import content, inode_content, resolver, write_buffer
+from redisfuse.vfs import content, pinned_contents, resolver, write_buffer
 from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +43,8 @@ FIXED_LIMITS = {
     "a single element": reply_bounds.MAX_ELEMENT_BYTES,
     "a message about changed keys": reply_bounds.MAX_PUSH_BYTES,
     "replies to `SCAN` without anything new": scan_guard.MAX_FRUITLESS_REPLIES,
-    "values kept for programs that are reading them": inode_content.MAX_INLINE_BYTES,
-    "larger values kept for programs that are reading them": inode_content.MAX_LARGE_NODES,
+    "values kept for programs that are reading them": pinned_contents.MAX_INLINE_BYTES,
+    "larger values kept for programs that are reading them": pinned_contents.MAX_LARGE_INODES,
     "an edit that is kept in memory": write_buffer.SPOOL_THRESHOLD_BYTES,
     "attempts at a save while the key keeps changing": executor.MAX_ATTEMPTS,
     "wait for another process that writes to the journal": database.BUSY_TIMEOUT_SECONDS,
