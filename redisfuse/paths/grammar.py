@@ -16,6 +16,7 @@ parsing. Import all public names from here.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from redisfuse.errors import BadNameError, NameTooLongError, NotFoundError
 from redisfuse.paths.builder import (
@@ -77,7 +78,7 @@ class PathCodec(PathBuilder):
 
         The leading slash is optional. Raises NotFoundError if no key, field or directory can have this path.
         """
-        return parse_path(self, path.removeprefix(b"/"))
+        return _parse_recent(self, path.removeprefix(b"/"))
 
     def parse_new(self, path: bytes) -> PathCandidates:
         """Return the meaning of the path of a file or directory to be created.
@@ -113,3 +114,9 @@ class PathCodec(PathBuilder):
                 corrected = for_terminal(name.replace(self.separator, b"/"))
                 return BadNameError(f"{shown}: {separator} separates directories in a key; use {corrected}")
         return BadNameError(f"{for_terminal(path)} is no valid name: % begins an escape (write %25 for a percent sign)")
+
+
+@lru_cache(maxsize=512)
+def _parse_recent(codec: PathCodec, path: bytes) -> ParsedPath:
+    """Parse a path; one open(2) parses the same path several times."""
+    return parse_path(codec, path)
