@@ -166,8 +166,8 @@ def _load_device(name: str) -> FuseDevice:
     except ModuleNotFoundError as error:
         raise MountError(f"{error.name} is not installed: `pip install {package}`") from error
     except (OSError, AttributeError) as error:
-        library = "libfuse2" if name == "fusepy" else "fuse3"
-        raise MountError(f"the library of {name} is missing: `apt install {library}`") from error
+        library, package = ("libfuse 2", "libfuse2") if name == "fusepy" else ("libfuse 3", "fuse3")
+        raise MountError(f"{library}, which {name} uses, is missing: `apt install {package}`") from error
     finally:
         os.environ.pop("FUSE_LIBRARY_NAME", None)
         if before is not None:

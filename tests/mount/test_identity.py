@@ -45,7 +45,7 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 @pytest.fixture
 def folder(mount: MountedServer, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """A new directory of the mount, which a test may enter."""
+    """Create a directory in the mount, which a test may enter."""
     path = mount.path / f"d{abs(hash(request.node.name)) % 10**9}"
     path.mkdir()
     yield path

@@ -45,7 +45,7 @@ def binding(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def shared(binding: str) -> Iterator[MemoryMount]:
-    """A mount for the tests that leave it as it was, apart from files of their own."""
+    """Mount for the tests that leave the mount as it was, apart from files of their own."""
     with MemoryMount(binding, tree={"small": 2000, "large": 100_000}) as mounted:
         yield mounted
 
@@ -58,14 +58,14 @@ def mount(shared: MemoryMount) -> MemoryMount:
 
 @pytest.fixture(scope="module")
 def cached(binding: str) -> Iterator[MemoryMount]:
-    """A mount that lets the kernel cache everything for an hour, explicitly invalidated."""
+    """Mount so that the kernel caches everything for an hour, until it is invalidated."""
     with MemoryMount(binding, tree={"d": 100}, valid=3600, keep_cache=True, explicit_invalidation=True) as mounted:
         yield mounted
 
 
 @pytest.fixture(scope="module")
 def unopened(binding: str) -> Iterator[MemoryMount]:
-    """A read-only mount whose files the kernel opens without a request."""
+    """Mount read-only; the kernel opens files without a request."""
     with MemoryMount(binding, tree={"d": 100}, valid=3600, no_open=True, read_only=True) as mounted:
         yield mounted
 

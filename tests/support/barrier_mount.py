@@ -19,6 +19,7 @@ from redisfuse.client.channel import Channel
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
 from redisfuse.fuse.device import select_device
+from redisfuse.fuse.session import FuseSession
 from redisfuse.mount.context import MountContext
 from redisfuse.mount.daemonize import TerminalReport
 from redisfuse.mount.run import build_address, build_limits, build_session_options
@@ -37,20 +38,20 @@ def main(barrier: str, binding_name: str, url: str, mountpoint: str, journal: st
     """Mount until unmounted."""
     logging.basicConfig(level=logging.INFO)
     path = Path(mountpoint)
-    settings = Config(target=url, mountpoint=path, journal_file=Path(journal), write=barrier != "changer")
+    write = barrier != "changer"
+    settings = Config(target=url, mountpoint=path, journal_file=Path(journal), write=write, ask_on_open=not write)
     address = build_address(settings)
     server = (UnguardedClient if barrier == "connection" else RedisClient)(
         address, build_limits(settings), writable=barrier != "connection"
     )
     server.connect()
-    binding = select_device(binding_name)
-    mounted = MountContext(settings, server, binding, path, TerminalReport())
-    # Not `read_only`, for which the binding answers EROFS itself: the kernel's flag is all there is.
+    session = FuseSession(select_device(binding_name))
+    mounted = MountContext(settings, server, session, path, TerminalReport())
     options = replace(build_session_options(settings, address, path), read_only=False)
     if barrier == "kernel":
         options = replace(options, extra=("ro",))
     try:
-        binding.run(mounted.adapter, options, mounted.invalidation_queue)
+        session.run(mounted.adapter, options)
     finally:
         mounted.close()
         server.close()
