@@ -223,7 +223,10 @@ class KeyspaceMonitor:
         self._change_clock.record_save(target.key, target.field, mtime_ns)
 
     def record_directory_change(self, prefix: bytes) -> None:
-        """Record that the caller has changed the names in the directory of a prefix (the root's is `b""`)."""
+        """Record that the caller has changed the names in a directory.
+
+        `prefix`: that of its keys; the root's is `b""`.
+        """
         self._change_clock.record_changes((prefix,))
 
     def mark_dirty(self, key: bytes) -> None:

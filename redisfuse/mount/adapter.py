@@ -1,4 +1,6 @@
-"""The kernel's requests, served from the tree: node ids to inodes, their paths to the tree, attributes and bytes out.
+"""The kernel's requests, served from the tree.
+
+Node ids to inodes, their paths to the tree, attributes and bytes out.
 
 The only module that knows both `fuse` and `vfs`. Every method may run in many threads at once; there is no lock here.
 Each reply says how long the kernel may cache it: for long while every change is pushed to the kernel, else briefly.
@@ -66,7 +68,10 @@ class MountControl(Protocol):
 
 
 class FuseAdapter:
-    """Serves the kernel's requests from the tree. Implements `fuse.interface.FuseOperations`."""
+    """Serves the kernel's requests from the tree.
+
+    Implements `fuse.interface.FuseOperations`.
+    """
 
     blocking_operations = frozenset(
         (
@@ -91,7 +96,9 @@ class FuseAdapter:
         xattr_requests: XattrRequests,
         statfs: StatfsProvider,
     ) -> None:
-        """`namespace` is None in a read-only mount: every request that would change something raises ReadOnlyError.
+        """`namespace` is None in a read-only mount.
+
+        Every request that would change something raises ReadOnlyError.
 
         `unopened_files` is None where the kernel requests each open.
         """
@@ -173,7 +180,10 @@ class FuseAdapter:
         return reply
 
     def access(self, context: RequestContext, mask: int) -> None:
-        """Check permissions where the kernel checks none: then requests come from the owner alone."""
+        """Check permissions where the kernel checks none.
+
+        Then requests come from the owner alone.
+        """
         mode = self._getattr(context, self._inodes.get(context.node_id), is_descriptor=False).attributes.mode
         granted = mode >> 6 & 7
         if self._is_root:
@@ -205,7 +215,10 @@ class FuseAdapter:
             return self._attributes.of_open(inode)
 
     def setattr(self, context: RequestContext, changes: SetAttributes, handle: int | None) -> AttributesReply:
-        """Change the size; mode and times of memory files only, as programs fail where that is an error."""
+        """Change the size.
+
+        Mode and times of memory files only, as programs fail where that is an error.
+        """
         namespace = self._require_namespace()
         inode = self._inodes.get(context.node_id)
         if changes.size is not None:
@@ -253,7 +266,10 @@ class FuseAdapter:
         self._directories.close(handle)
 
     def fsyncdir(self, context: RequestContext, handle: int, datasync: bool) -> None:
-        """Do nothing: each change of a directory is in Redis when its system call returns."""
+        """Do nothing.
+
+        Each change of a directory is in Redis when its system call returns.
+        """
 
     # -- opening -----------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,10 @@ from redisfuse.vfs.nodes import KeyNode, OpenFileNode
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """Owner and permission bits: 0400/0500, in write mode 0600/0700, widened by `-o umask=`."""
+    """Owner and permission bits.
+
+    0400/0500, in write mode 0600/0700, widened by `-o umask=`.
+    """
 
     uid: int
     gid: int
@@ -33,7 +36,10 @@ class Permissions:
 
 
 class AttributeBuilder:
-    """Builds attributes from what the tree reports. Thread-safe; it has no state of its own."""
+    """Builds attributes from what the tree reports.
+
+    Thread-safe; it has no state of its own.
+    """
 
     def __init__(self, filesystem: Filesystem, permissions: Permissions) -> None:
         self._filesystem = filesystem
@@ -63,14 +69,17 @@ class AttributeBuilder:
         )
 
     def of_edited(self, inode: Inode) -> FileAttributes | None:
-        """Return the attributes of an edited, new or unlinked file, whatever its path leads to now; else None."""
+        """Return the attributes of an edited, new or unlinked file.
+
+        They are the same whatever its path leads to now. Returns None for any other file.
+        """
         for handle in inode.handles:
             if isinstance(handle, ReadWriteHandle) and handle.file.size is not None:
                 return self.of_stat(inode.path, self._filesystem.stat(OpenFileNode(handle.file)))
         return None
 
     def of_open(self, inode: Inode) -> FileAttributes:
-        """Return the attributes of an inode to which no name leads any more, from its open handles."""
+        """Return the attributes of an unlinked inode, from its open handles."""
         mtime_ns = self._filesystem.mount_time_ns
         if inode.is_directory or not inode.handles:
             file_stat = Stat(inode.is_directory, 0, mtime_ns, True, link_count=0)
@@ -86,5 +95,8 @@ class AttributeBuilder:
 
 
 def inode_number(path: bytes) -> int:
-    """Return the inode number of a path, the same in every mount. Two paths share one with probability 2^-63."""
+    """Return the inode number of a path, the same in every mount.
+
+    Two paths share one with probability 2^-63.
+    """
     return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1

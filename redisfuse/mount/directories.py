@@ -1,4 +1,6 @@
-"""Directory listings as the kernel gets them: names with types, and attributes of plain strings.
+"""Directory listings as the kernel gets them.
+
+They are names with types, and attributes of plain strings.
 
 Threads: any. The lock guards the table of open directories; nothing is called under it.
 """
@@ -84,7 +86,10 @@ class DirectoryReader:
         self._open_directories.pop(number, None)
 
     def read(self, number: int, offset: int, buffer: DirectoryBuffer) -> None:
-        """Add the entries from `offset` on, `.` and `..` included, until one does not fit. Raises BadHandleError."""
+        """Add the entries from `offset` on until one does not fit.
+
+        They include `.` and `..`. Raises BadHandleError.
+        """
         opened = self._open_directories.get(number)
         if opened is None:
             raise BadHandleError("no directory is open under this handle")
@@ -151,7 +156,10 @@ class DirectoryReader:
 
 @dataclass(frozen=True, slots=True)
 class _DirectoryListing:
-    """An open directory, which each iteration lists again, under the path that it has then."""
+    """An open directory.
+
+    Each iteration lists it again, under the path that it has then.
+    """
 
     reader: DirectoryReader
     inode: Inode

@@ -1,4 +1,6 @@
-"""The handles that the kernel has open, and what of the page cache an open may use.
+"""The handles that the kernel has open.
+
+And the pages of the kernel's cache that an open may use.
 
 The pages of an inode are shared by all descriptors, but each reads what its own open fetched. `Inode.page_token`
 identifies the bytes that the pages hold. An open keeps the pages only if it reads those very bytes; otherwise the
@@ -70,13 +72,18 @@ class OpenHandles:
             return [entry for entry in self._files.values() if entry.inode is inode]
 
     def replace_handle(self, entry: OpenFileEntry, handle: Handle) -> None:
-        """Let a descriptor continue with another handle: its file was renamed between Redis and memory."""
+        """Let a descriptor continue with another handle.
+
+        For a file that was renamed between Redis and memory.
+        """
         old, entry.handle = entry.handle, handle
         self._inodes.replace_handle(entry.inode, old, handle)
 
 
 def share_pages(inode: Inode, handle: Handle, content: FileContent | None, *, is_coherent: bool) -> int:
-    """Return the flags of an open, and record what the kernel's pages hold from now on.
+    """Return the flags of an open.
+
+    Records what the kernel's pages hold from now on.
 
     `handle` is attached to the inode. `content`: the bytes that it reads, None for those being edited.
     """
@@ -90,7 +97,7 @@ def share_pages(inode: Inode, handle: Handle, content: FileContent | None, *, is
 
 
 def _reads_same_bytes(inode: Inode, handle: Handle, token: int | None) -> bool:
-    """Return whether all that is open on the inode reads the bytes that a new handle reads."""
+    """Return whether a new handle reads the same bytes as all others of the inode."""
     others = [other for other in inode.handles if other is not handle]
     if not others:
         return True

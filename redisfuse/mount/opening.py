@@ -1,4 +1,7 @@
-"""Opening files: which handle serves a descriptor, and what of the kernel's pages it may use."""
+"""Opening files.
+
+A `FileOpener` chooses the handle that serves a descriptor, and the kernel's pages that it may use.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,17 @@ class FileOpener:
         return self._filesystem.overlay
 
     def open_cached(self, inode: Inode, flags: int) -> OpenReply | None:
-        """Open a string for reading if its content is cached, without blocking; else return None."""
+        """Open a string for reading if its content is cached.
+
+        Never blocks. Returns None if the content is not cached.
+        """
         content = self._filesystem.open_cached(inode.path)
         return None if content is None else self._reply(inode, ReadHandle(content), content, flags)
 
     def open(self, inode: Inode, node: TreeNode, flags: int, *, writing: bool, opener: int) -> OpenReply:
-        """Open what an inode's path was resolved to; `opener` is the thread that opens it.
+        """Open what an inode's path was resolved to.
+
+        `opener` is the thread that opens it.
 
         Raises AccessError, IsDirectoryError, and the errors of fetching it.
         """
@@ -120,7 +128,10 @@ class FileOpener:
     # -- renames between Redis and memory ----------------------------------------------------------------------------
 
     def follow_rename(self, inode: Inode, path: bytes) -> None:
-        """Let the descriptors of a file that was renamed between Redis and memory write to its new place."""
+        """Let the descriptors of a renamed file write to its new place.
+
+        For a file that was renamed from Redis to memory or back.
+        """
         for entry in self._handles.list_files(inode):
             handle = self._open_renamed(entry, path)
             if handle is not None:

@@ -1,4 +1,4 @@
-"""The composition root: build a mount from its configuration, and serve it until it is unmounted.
+"""The composition root: build a mount from its settings and serve it.
 
 The choice between read-only and write mode is made here, once: a read-only mount gets no journal, no key writer and a
 client that can't write.
@@ -47,7 +47,7 @@ def mount_and_serve(config: Config) -> None:
 
 
 def _serve(config: Config, address: Address, device: FuseDevice, mountpoint: Path, report: StartupReport) -> None:
-    """Open connections, start threads and serve, all in the process that serves the mount."""
+    """Open connections, start threads and serve, all in the serving process."""
     with AbortWatchdog(mountpoint):  # first, because it forks
         _limit_malloc_arenas()
         client = RedisClient(
@@ -91,7 +91,10 @@ def build_address(config: Config) -> Address:
 
 
 def _apply_tls_options(address: Address, config: Config) -> Address:
-    """Return the address with the TLS options of the command line, which override those of the URL."""
+    """Return the address with the TLS options of the command line.
+
+    They override those of the URL.
+    """
     has_tls_options = config.tls or config.tls_ca or config.tls_cert
     if not has_tls_options and address.tls is None:
         return address

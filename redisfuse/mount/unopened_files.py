@@ -1,4 +1,6 @@
-"""Files that the kernel opens without a request (ENOSYS to OPEN, read-only mounts), each inode one version.
+"""Files that the kernel opens without a request.
+
+After ENOSYS in reply to OPEN, in read-only mounts. Each inode is one version of its file.
 
 A warm open, read and close never leaves the kernel. Which files are open is not known here, so what an inode was read
 as, it stays: a changed file gets a new inode at the next look-up of its name.
@@ -23,7 +25,10 @@ MAX_HOT_VALUE_BYTES = 64 * 1024
 
 
 class UnopenedFiles:
-    """Attributes and bytes of the files of such a mount. Thread-safe; it has no state of its own."""
+    """Attributes and bytes of the files of such a mount.
+
+    Thread-safe; it has no state of its own.
+    """
 
     def __init__(
         self,
@@ -50,7 +55,10 @@ class UnopenedFiles:
     def look_up(
         self, context: RequestContext, parent: Inode, name: bytes, node: KeyNode
     ) -> tuple[Inode, FileAttributes, bool]:
-        """Return a file's inode with one lookup more, its attributes, and whether the kernel may cache both."""
+        """Return a file's inode with one lookup more, and its attributes.
+
+        The last value: whether the kernel may cache both.
+        """
         version = self._contents.current_version(node.target.key)
         inode = self._inodes.look_up(parent, name, is_directory=False, version=version)
         try:
@@ -109,7 +117,10 @@ class UnopenedFiles:
         return self._attributes.of_stat(inode.path, Stat(False, pinned.size, pinned.mtime_ns, True)), is_settled
 
     def read(self, context: RequestContext, inode: Inode, offset: int, size: int) -> bytes:
-        """Return bytes of a file, pinning its content. Raises as `PinnedContents.read` does."""
+        """Return bytes of a file, pinning its content.
+
+        Raises as `PinnedContents.read` does.
+        """
         data = self._contents.read_cached(inode, offset, size)
         if data is None:
             context.prepare_to_block()

@@ -53,7 +53,10 @@ class XattrRequests:
         return self._filesystem.xattrs.list_names(node)
 
     def set(self, namespace: NamespaceOperations, path: bytes, name: bytes, value: bytes, flags: int) -> None:
-        """Set an attribute: of a key only its time to live. Raises NotSupportedError, ExistsError."""
+        """Set an attribute: of a key only its time to live.
+
+        Raises NotSupportedError, ExistsError.
+        """
         if (memory_fs := self._find_memory_fs(path)) is not None:
             memory_fs.setxattr(path, name, value, flags)
             return

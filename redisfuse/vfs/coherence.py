@@ -1,4 +1,6 @@
-"""The one fan-out of changes: process caches first, then the index, then the kernel.
+"""The one fan-out of changes.
+
+Process caches first, then the index, then the kernel.
 
 Three sources announce changes here: the keyspace monitor (what other clients did), the transactions (what this mount
 did) and the journal (empty directories). The order is always the same, so that no later step can cache again what an
@@ -39,7 +41,10 @@ INCOHERENT_SECONDS = 1.0
 
 
 class Coherence:
-    """Announces each change to everything that caches. Implements ChangeListener, Freshness and WriteListener."""
+    """Announces each change to everything that caches.
+
+    Implements ChangeListener, Freshness and WriteListener.
+    """
 
     def __init__(self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache) -> None:
         self._client = client
@@ -85,7 +90,10 @@ class Coherence:
         return self._monitor.may_expire
 
     def expires_at(self, key: bytes, deadline: float) -> None:
-        """Schedule the expiry of a key; where the queue is full, treat the key as changed now."""
+        """Schedule the expiry of a key.
+
+        Where the queue is full, treat the key as changed now.
+        """
         if not self._monitor.schedule_expiry(key, deadline):
             self.keys_changed([key])
 
@@ -97,7 +105,10 @@ class Coherence:
         self._readdir_cache.invalidate_keys(keys)
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
-        """Drop what this process and the kernel cache of these keys; the index has them right."""
+        """Drop what this process and the kernel cache of these keys.
+
+        The index has them right.
+        """
         self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
 
@@ -108,7 +119,10 @@ class Coherence:
         self.state_changed()
 
     def state_changed(self) -> None:
-        """Set the kernel's time-outs by the present state, and invalidate what was cached under the former one."""
+        """Set the kernel's time-outs for the current state.
+
+        Invalidates what was cached under the previous one.
+        """
         if self.is_coherent:
             self.valid_seconds = self.absent_seconds = COHERENT_SECONDS
         else:
@@ -148,12 +162,16 @@ class Coherence:
     # -- the tree ----------------------------------------------------------------------------------------------------
 
     def file_saved(self, target: KeyRef, mtime_ns: int) -> None:
-        """Record when the file of a committed key or field was last written, in ns since the epoch."""
+        """Record when a committed key's or field's file was last written.
+
+        The time is in ns since the epoch.
+        """
         self._monitor.record_save(target, mtime_ns)
 
     def keys_reappeared(self, keys: Collection[bytes]) -> None:
-        """Drop what is cached of keys that the tree shows again as Redis holds them, after an edit was discarded.
+        """Drop what is cached of keys after an edit was discarded.
 
+        The tree shows them again as Redis holds them.
         The server's announcement of the change with which the edit was in conflict may still be on its way.
         """
         self.keys_touched(keys)

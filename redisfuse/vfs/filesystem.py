@@ -223,7 +223,10 @@ class Filesystem:
         return Stat(True, 0, self.mount_time_ns, False, link_count=2)
 
     def _count_links(self, directory: tuple[bytes, ...]) -> int:
-        """Return 2 and the number of subdirectories; 1 (unknown, as Btrfs has it) for a long directory."""
+        """Return 2 and the number of subdirectories.
+
+        Returns 1 (unknown, as Btrfs has it) for a long directory.
+        """
         index = self.keyspace.index
         subdirectories: set[bytes] = set()
         try:

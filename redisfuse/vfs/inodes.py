@@ -1,4 +1,6 @@
-"""The files and directories that the kernel knows: node ids, lookup counts, parents and names.
+"""The files and directories that the kernel knows.
+
+With node ids, lookup counts, parents and names.
 
 An inode exists from the first reply that gives its node id to the kernel until the kernel's FORGET. Its parent and name
 are those of its path: a rename of a directory changes the paths of all inodes below it. An unlinked inode is detached:
@@ -72,12 +74,15 @@ class Inode:
         self.content: PinnedContent | None = None
 
     def is_outdated(self, version: int) -> bool:
-        """Return whether a content was read that is not the current `version` of the file."""
+        """Return whether the content that was read is not the current `version`."""
         return bool(self.version) and (self.version != version or self.valid_until < time.monotonic())
 
     @property
     def path(self) -> bytes:
-        """The path relative to the mount's root; of a detached inode, the last one that it had."""
+        """The path relative to the mount's root.
+
+        That of a detached inode is the last one that it had.
+        """
         inode, names = self, []
         while inode.parent is not None:
             names.append(inode.name)
@@ -105,7 +110,10 @@ class InodeTable:
         return len(self._by_id)
 
     def get(self, node_id: int) -> Inode:
-        """Return the inode of a node id. Raises ConflictError (ESTALE) for one that the kernel has forgotten."""
+        """Return the inode of a node id.
+
+        Raises ConflictError (ESTALE) for one that the kernel has forgotten.
+        """
         inode = self._by_id.get(node_id)
         if inode is None:
             raise ConflictError(f"the kernel has forgotten node {node_id}")
@@ -132,7 +140,9 @@ class InodeTable:
     # -- what the kernel learns --------------------------------------------------------------------------------------
 
     def look_up(self, parent: Inode, name: bytes, *, is_directory: bool, version: int = 0) -> Inode:
-        """Return the inode of a name with one lookup more; a new one for a new file or an outdated content.
+        """Return the inode of a name with one lookup more.
+
+        It is a new inode for a new file or an outdated content.
 
         `version`: the current one of the file's content, where an inode stands for one version.
         """
@@ -149,7 +159,10 @@ class InodeTable:
             return inode
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> list[Inode]:
-        """Take (node id, lookups) away from the lookup counts; return the inodes that the kernel knows no more."""
+        """Take (node id, lookups) away from the lookup counts.
+
+        Returns the inodes that the kernel no longer knows.
+        """
         freed = []
         with self._lock:
             for node_id, lookups in forgets:
@@ -172,7 +185,10 @@ class InodeTable:
     # -- absent names ------------------------------------------------------------------------------------------------
 
     def record_absent(self, parent: Inode, name: bytes) -> bool:
-        """Record that the kernel may cache a name as absent; False if too many are recorded."""
+        """Record that the kernel may cache a name as absent.
+
+        Returns False if too many are recorded.
+        """
         with self._lock:
             if self._absent_count >= MAX_ABSENT_NAMES:
                 return False
@@ -189,7 +205,10 @@ class InodeTable:
             self._absent_count -= 1
 
     def take_absent(self) -> list[tuple[int, bytes]]:
-        """Return (node id of the directory, name) of all recorded absent names, and record none any more."""
+        """Return (node id of the directory, name) of all recorded absent names.
+
+        Records none any more.
+        """
         with self._lock:
             if not self._absent_count:
                 return []
@@ -213,7 +232,10 @@ class InodeTable:
         return inode
 
     def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes) -> Inode | None:
-        """Move an inode, and all below it, to a new name; the inode that had the name is detached."""
+        """Move an inode, and all below it, to a new name.
+
+        The inode that had the name is detached.
+        """
         with self._lock:
             moved = parent.children.pop(name, None) if parent.children is not None else None
             self._detach(new_parent, new_name)

@@ -1,4 +1,4 @@
-"""What the kernel caches of a mount, and its invalidation by node id.
+"""The kernel's cache of a mount, and its invalidation by node id.
 
 Threads: any; every method queues and returns. There is no lock here: a walk of the inode table is a few dictionary
 look-ups, each atomic.
@@ -16,7 +16,10 @@ MAX_INVALIDATED_NAMES = 50_000
 
 
 class KernelNotifier(Protocol):
-    """Sends notifications to the kernel, in order, from a thread of its own (`fuse/notify.py`)."""
+    """Sends notifications to the kernel in order.
+
+    `fuse/notify.py` implements it, with a thread of its own.
+    """
 
     has_inc_epoch: bool
 
@@ -35,7 +38,10 @@ class KernelNotifier(Protocol):
         """Drop the attributes of a node, and keep its pages."""
 
     def invalidate_entry(self, parent_id: int, name: bytes, *, expire_only: bool = False) -> None:
-        """Drop a name; `expire_only`: look it up again, but leave it to the programs that use it."""
+        """Drop a name.
+
+        `expire_only`: look it up again, but leave it to the programs that use it.
+        """
 
     def increment_epoch(self) -> None:
         """Let every name be looked up again."""
@@ -115,9 +121,9 @@ class KernelCache:
             self._invalidate_inode(inode)
 
     def expire_attributes_now(self, inode: Inode) -> None:
-        """Let the kernel fetch an inode's size again before it assumes the end of the file."""
+        """Let the kernel fetch an inode's size before it assumes the end of the file."""
         self._notifier.expire_attributes_now(inode.node_id)
 
     def store_now(self, inode: Inode, offset: int, data: bytes) -> None:
-        """Put bytes into the page cache of an inode, which becomes at least so long."""
+        """Put bytes into the page cache of an inode, which grows to hold them."""
         self._notifier.store_now(inode.node_id, offset, data)

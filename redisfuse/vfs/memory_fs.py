@@ -66,7 +66,10 @@ class MemoryFS:
         return {name.partition(b"/")[0] for name in below if name}
 
     def count_subdirectories(self, path: bytes) -> int:
-        """Return the number of directories of this filesystem in a directory, which may be one of Redis."""
+        """Return the number of directories of this filesystem in a directory.
+
+        The directory may be one of Redis.
+        """
         return sum(self.is_directory(path + b"/" + name if path else name) for name in self.listdir(path))
 
     def stat(self, path: bytes) -> MemoryFileStat:

@@ -227,7 +227,9 @@ class RenameOperations:
 
     @contextlib.contextmanager
     def _displace(self, target: KeyRef) -> Iterator[None]:
-        """Detach the open file of a target that the body replaces, whose handles keep its bytes.
+        """Detach the open file of a target that the body replaces.
+
+        Its handles keep its bytes.
 
         If the body raises, the file is attached again.
         """

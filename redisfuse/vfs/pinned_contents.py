@@ -1,4 +1,6 @@
-"""Contents of files that are read without being opened: all readers of one inode read the same content.
+"""Contents of files that are read without being opened.
+
+All readers of one inode read the same content.
 
 The first read of an inode pins the content that it loads, as an open would. When the key changes, the next look-up of
 the name gets a new inode; the old one keeps its content for the programs that have it open. The content of an inode may
@@ -69,7 +71,10 @@ class PinnedContents:
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def read_cached(self, inode: Inode, offset: int, size: int) -> bytes | None:
-        """Return the same as `read` if the content is in memory and has the kernel's size; else None."""
+        """Return the same as `read`, or None.
+
+        None if the content is not in memory or has another size than the kernel's.
+        """
         pinned = inode.content
         if pinned is None:
             if inode.version:
@@ -103,7 +108,9 @@ class PinnedContents:
         return data
 
     def load(self, inode: Inode, node: KeyNode | None = None) -> PinnedContent:
-        """Load and pin the content of an inode; `node`: what its path was just resolved to.
+        """Load and pin the content of an inode.
+
+        `node`: what its path was just resolved to.
 
         Raises the errors of fetching it; ConflictError if an evicted content is no longer the current one.
         """
@@ -145,7 +152,9 @@ class PinnedContents:
         return self._filesystem.keyspace.get_version(key)
 
     def stream_more(self, inode: Inode, pinned: PinnedContent, *, until_end: bool) -> None:
-        """Read the next chunk of a file of unknown length, or all to the end, and store it in the kernel's page cache.
+        """Read the next chunk of a file of unknown length, or all to the end.
+
+        The bytes are stored in the kernel's page cache.
 
         The kernel discards a reply to a GETATTR from before the store that has a smaller size; a reply to a later
         GETATTR must not have one.
@@ -158,7 +167,10 @@ class PinnedContents:
                     break
 
     def refresh(self, inode: Inode, pinned: PinnedContent) -> bool:
-        """Add what was appended to the content of an outdated inode; return whether the inode is outdated."""
+        """Add what was appended to the content of an outdated inode.
+
+        Returns whether the inode is outdated.
+        """
         if pinned.is_streamed or not inode.is_outdated(self.current_version(pinned.key)):
             return pinned.is_streamed
         if isinstance(pinned.content, GrowingContent):
@@ -211,7 +223,10 @@ class PinnedContents:
         self._unpin(next(iter(table.values())))
 
     def forget(self, inodes: Iterable[Inode]) -> None:
-        """Drop the contents of inodes that the kernel has forgotten: no program has them open."""
+        """Drop the contents of inodes that the kernel has forgotten.
+
+        No program has them open.
+        """
         for inode in inodes:
             if inode.content is not None:
                 with self._lock:
@@ -223,7 +238,10 @@ class PinnedContents:
         self._sweep_timer.start()
 
     def _release_idle(self) -> None:
-        """Free the memory of unused long strings and the files of unused fields, which are fetched again if needed."""
+        """Free the memory of unused long strings and the files of unused fields.
+
+        They are fetched again if needed.
+        """
         now = time.monotonic()
         idle: list[FileContent] = []
         with self._lock:
