@@ -8,8 +8,6 @@ import platform
 import stat
 from pathlib import Path
 
-_UNLINK_SYSCALLS = {"x86_64": (b"87", b"263"), "aarch64": (b"35",)}.get(platform.machine(), ())
-"""The numbers of unlink(2) and unlinkat(2), as syscalls(2) has them for each machine."""
 _READ_SYSCALLS = {"x86_64": (b"0", b"17", b"19", b"295", b"327"), "aarch64": (b"63", b"65", b"67", b"69", b"286")}.get(
     platform.machine(), ()
 )
@@ -27,16 +25,6 @@ def find_process_id(thread_id: int) -> int:
     except (OSError, ValueError):
         pass
     return thread_id
-
-
-def is_same_process(thread_id: int, other_id: int, /) -> bool:
-    """Whether two threads are, or were a moment ago, of one process."""
-    return thread_id == other_id or find_process_id(thread_id) == find_process_id(other_id)
-
-
-def is_unlinking(thread_id: int) -> bool:
-    """Whether a thread is in unlink(2) or unlinkat(2). False too where that is not known, or if we may not look."""
-    return _read_syscall_number(thread_id) in _UNLINK_SYSCALLS
 
 
 def is_reading(thread_id: int) -> bool | None:

@@ -13,7 +13,6 @@ import os
 import stat
 import time
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 from redisfuse.errors import (
     AccessError,
@@ -22,7 +21,6 @@ from redisfuse.errors import (
     NotPermittedError,
     ReadOnlyError,
 )
-from redisfuse.fuse import procfs
 from redisfuse.fuse.interface import (
     TIME_NOW,
     AttributesReply,
@@ -37,6 +35,8 @@ from redisfuse.fuse.interface import (
 )
 from redisfuse.fuse.wire import DirectoryBuffer
 from redisfuse.mount.attributes import AttributeBuilder
+from redisfuse.mount.closing import ends_writing
+from redisfuse.mount.control import MountControl
 from redisfuse.mount.directories import DirectoryReader, is_directory_node
 from redisfuse.mount.open_handles import OpenHandles
 from redisfuse.mount.opening import FileOpener
@@ -52,19 +52,6 @@ from redisfuse.vfs.nodes import KeyNode, MemoryNode, RefreshNode, TreeNode
 from redisfuse.vfs.statfs import StatfsProvider
 
 RENAME_NOREPLACE = 1  # renameat2(2)
-
-
-class MountControl(Protocol):
-    """The mount around the tree: its start and end, and its refresh file."""
-
-    def start(self) -> None:
-        """Start what serves the mount: it answers requests now."""
-
-    def stop(self) -> None:
-        """Commit what is left and stop: the mount has ended."""
-
-    def refresh(self) -> None:
-        """Scan the keyspace again."""
 
 
 class FuseAdapter:
@@ -331,24 +318,8 @@ class FuseAdapter:
         if not isinstance(opened, ReadWriteHandle) or not opened.is_writer:
             return
         context.prepare_to_block()
-        is_final = not opened.file.is_dirty or self._is_final_close(context, opened, entry.inode)
-        opened.flush(is_final)
-
-    def _is_final_close(self, context: RequestContext, handle: ReadWriteHandle, inode: Inode) -> bool:
-        """Return whether a close(2) ends the writing.
-
-        It doesn't when a child closes what it inherited while the process that opened the file still has it open:
-        `sh -c 'a; b' > file` closes once for each command. A file to which nothing was written yet is still to be
-        written if the program that closes it has another descriptor: a shell duplicates the descriptor of `> file`,
-        and closes the first one before it writes.
-        """
-        caller, opener, path = context.pid, handle.opener_tid, self._mountpoint + b"/" + inode.path
-        if caller != opener:
-            process = procfs.find_process_id(opener)
-            if process != procfs.find_process_id(caller) and procfs.has_file_open(process, path):
-                return False
-        # False, not None: if /proc may not be read, the last close is known only at its release.
-        return handle.file.has_unsaved_writes or procfs.has_file_open(caller, path) is False
+        path = self._mountpoint + b"/" + entry.inode.path
+        opened.flush(not opened.file.is_dirty or ends_writing(context.pid, opened, path))
 
     def fsync(self, context: RequestContext, handle: int, datasync: bool) -> None:
         self._handles.get_file(handle).handle.fsync()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Protocol
 
 from redisfuse.errors import ExistsError, NoAttributeError, NotSupportedError
+from redisfuse.mount.control import MountControl
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.namespace import NamespaceOperations
@@ -16,19 +16,12 @@ from redisfuse.vfs.xattrs import TTL_XATTR, XATTR_PREFIX, parse_ttl
 STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse status` reads it
 
 
-class StatusSource(Protocol):
-    """The mount's status."""
-
-    def encode_status(self) -> bytes:
-        """Return the status as JSON."""
-
-
 class XattrRequests:
     """Extended attributes by path. Thread-safe; it has no state of its own."""
 
-    def __init__(self, filesystem: Filesystem, status: StatusSource) -> None:
+    def __init__(self, filesystem: Filesystem, mount: MountControl) -> None:
         self._filesystem = filesystem
-        self._status = status
+        self._mount = mount
 
     def _find_memory_fs(self, path: bytes) -> MemoryFS | None:
         """Return the memory filesystem if the path is in it."""
@@ -40,7 +33,7 @@ class XattrRequests:
         if name.startswith(XATTR_PREFIX):
             return self._filesystem.xattrs.get(self._filesystem.resolver.resolve(path), name)
         if name == STATUS_XATTR and not path:
-            return self._status.encode_status()
+            return self._mount.encode_status()
         if (memory_fs := self._find_memory_fs(path)) is not None:
             return memory_fs.getxattr(path, name)
         raise NoAttributeError("no such attribute")

@@ -152,7 +152,7 @@ def _measure_small_strings(bench: BenchmarkRun, binding: str) -> ResultTable:
             "direct: the same with redis-py: SCAN, then TYPE and STRLEN, or GET, in pipelines of 1000; of single files "
             "one GET after the other.",
             "mount CPU: processor time of the mount's process, for each file where there are many.",
-            "binding alone: the same callbacks answered from a dictionary in memory (tests/support/memory_calls.py).",
+            "binding alone: the same requests answered from a tree in memory (tests/support/kernel_tree.py).",
         ],
     )
     folder = bench.memory_folder / "small"
