@@ -27,6 +27,11 @@ def find_process_id(thread_id: int) -> int:
     return thread_id
 
 
+def is_same_process(thread_id: int, other_id: int, /) -> bool:
+    """Whether two threads are, or were a moment ago, of one process."""
+    return thread_id == other_id or find_process_id(thread_id) == find_process_id(other_id)
+
+
 def is_reading(thread_id: int) -> bool | None:
     """Whether a thread is in read(2) or the like; False if it is in lseek(2); None if that is not known."""
     call = _read_syscall_number(thread_id)

@@ -281,7 +281,9 @@ class FuseAdapter:
     def create(self, context: RequestContext, name: bytes, flags: int, mode: int) -> tuple[EntryReply, OpenReply]:
         parent = self._inodes.get(context.node_id)
         path = parent.child_path(name)
-        created = self._require_namespace().create(path, exclusive=bool(flags & os.O_EXCL), mode=mode)
+        created = self._require_namespace().create(
+            path, exclusive=bool(flags & os.O_EXCL), mode=mode, caller=context.pid
+        )
         self._filesystem.touch_directory(parent.path)
         try:
             entry = self._entry(context, parent, name)
@@ -363,7 +365,7 @@ class FuseAdapter:
 
     def unlink(self, context: RequestContext, name: bytes) -> None:
         parent = self._inodes.get(context.node_id)
-        self._require_namespace().unlink(parent.child_path(name))
+        self._require_namespace().unlink(parent.child_path(name), caller=context.pid)
         self._inodes.detach(parent, name)
         self._filesystem.touch_directory(parent.path)
 

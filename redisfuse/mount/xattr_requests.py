@@ -11,7 +11,7 @@ from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.namespace import NamespaceOperations
 from redisfuse.vfs.nodes import MemoryNode
-from redisfuse.vfs.xattrs import TTL_XATTR, XATTR_PREFIX, parse_ttl
+from redisfuse.vfs.xattrs import DERIVED_XATTRS, TTL_XATTR, XATTR_PREFIX, parse_ttl
 
 STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse status` reads it
 
@@ -53,6 +53,8 @@ class XattrRequests:
         if (memory_fs := self._find_memory_fs(path)) is not None:
             memory_fs.setxattr(path, name, value, flags)
             return
+        if name in DERIVED_XATTRS:
+            return  # succeed without effect, as chmod does: programs that copy a file's attributes fail otherwise
         if name != TTL_XATTR:
             raise NotSupportedError("only user.redis.ttl can be set")
         if flags & os.XATTR_CREATE:

@@ -10,11 +10,7 @@ from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.vfs.directory_retention import DirectoryRetention
-<<<<<<< HEAD
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.memory_inodes import Origin
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PendingRemoval
 

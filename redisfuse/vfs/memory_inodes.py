@@ -49,11 +49,7 @@ class MemoryInode:
     handle_count: int = 0
     is_linked: bool = True
     is_sealed: bool = False  # writes are refused: the contents were saved elsewhere
-<<<<<<< HEAD
     origin: Origin = NO_ORIGIN  # its place in Redis, which it gets again if it is moved back
-    hidden_path: bytes | None = None  # its path, if no listing shows it
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
 
     def stat(self) -> MemoryFileStat:
         """Return mode, size and time."""

@@ -65,13 +65,8 @@ class NamespaceOperations:
         self._empty_directories = empty_directories
         self._placement = NamePlacement(filesystem, overlay, junk_rules, strings_only=strings_only)
         self._retention = DirectoryRetention(filesystem, overlay, empty_directories)
-<<<<<<< HEAD
         self._recent_removals = RecentRemovals(processes)
-        self._displaced_files = DisplacedFiles(overlay.open_files)
-        self._delayed_changes = DelayedChanges(overlay, key_writer, self._displaced_files, self._retention, coherence)
-=======
         self._delayed_changes = DelayedChanges(overlay, key_writer, self._retention, coherence)
->>>>>>> 5415c5e (Serve Redis on an inode table)
         self._rename_operations = RenameOperations(
             filesystem,
             overlay,
@@ -79,11 +74,7 @@ class NamespaceOperations:
             empty_directories,
             placement=self._placement,
             retention=self._retention,
-<<<<<<< HEAD
-            displaced_files=self._displaced_files,
             recent_removals=self._recent_removals,
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
             delayed_changes=self._delayed_changes,
             coherence=coherence,
             removal_delay_seconds=removal_delay_seconds,
@@ -161,27 +152,17 @@ class NamespaceOperations:
             self._recent_removals.add(target, removed.get(target), caller)
         else:
             with file.lock:
-<<<<<<< HEAD
-                self._remove_open(file, target, path, Precondition.unconditional(), caller)
+                self._remove_open(file, target, path, caller)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
 
-    def _remove_open(
-        self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition, caller: int
-    ) -> None:
-=======
-                self._remove_open(file, target, path)
-        self._retention.keep_parent_of(target)
-        self._retention.keep_segments(path)
-
-    def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes) -> None:
->>>>>>> 5415c5e (Serve Redis on an inode table)
+    def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes, caller: int) -> None:
         """Remove the target of an open file, whose handles keep its bytes.
 
         The caller holds the file's lock.
         """
         contents = file.copy_for_handles()
-<<<<<<< HEAD
+        precondition = Precondition.unconditional()
         if file.is_new and file.pending_removal is not None:
             precondition = file.pending_removal.precondition
         if not file.is_new or file.pending_removal is not None:
@@ -189,56 +170,6 @@ class NamespaceOperations:
             self._recent_removals.add(target, removed.get(target), caller)
         self._overlay.open_files.detach(file, contents)
 
-    def unlink_open(self, path: bytes, hidden_path: bytes, *, is_removal: bool, caller: int) -> None:
-        """Unlink an open file, whose handles keep its bytes.
-
-        `caller`: the thread that does so. libfuse calls it by `hidden_path` until its last close. `is_removal`: the
-        program calls unlink(2). Otherwise it may be about to rename another file over it, which shows in the next
-        moment; until then the removal is pending (`vfs/staged_replace.py`).
-        """
-        node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, MemoryNode):
-            self._overlay.memory_fs.hide(path, hidden_path)
-            return
-        target = require_target(node)
-        files = self._overlay.open_files
-        file = files.get_or_unregistered(target, path)
-        with file.lock:
-            is_editable = is_editable_node(node) if isinstance(node, KeyNode | OpenFileNode) else True
-            precondition = self._precondition_of_removal(file, target, is_editable=is_editable)
-            if not is_removal:
-                self._displaced_files.displace(target, file, is_editable=is_editable)
-                if precondition is not None:
-                    self._overlay.pending_removals.schedule(target, path, precondition, UNLINK_DELAY_SECONDS, None)
-            elif not is_editable:
-                self._key_writer.remove([target], path=path)  # its handles have contents of their own
-            else:
-                self._remove_open(file, target, path, precondition or Precondition.unconditional(), caller)
-            files.hide(file, hidden_path)
-        self._retention.keep_parent_of(target)
-        self._retention.keep_segments(path)
-
-    def _precondition_of_removal(self, file: OpenFile, target: KeyRef, *, is_editable: bool) -> Precondition | None:
-        """Return the precondition for removing the target of an open file.
-
-        It is None if Redis does not have the target. Raises AccessError (--allow), and what reading raises.
-        """
-        if file.is_new:
-            return None if file.pending_removal is None else file.pending_removal.precondition
-        self._key_writer.check_allowed(target.key)
-        if not is_editable:
-            return Precondition.unconditional()
-        _content, precondition = self._overlay.open_files.content_loader.open_with_precondition(target)
-        return precondition
-
-=======
-        if not file.is_new:
-            self._key_writer.remove([target], path=path)
-        elif file.pending_removal is not None:
-            self._key_writer.remove([target], path=path, precondition=file.pending_removal.precondition)
-        self._overlay.open_files.detach(file, contents)
-
->>>>>>> 5415c5e (Serve Redis on an inode table)
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory.
 

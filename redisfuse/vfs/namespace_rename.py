@@ -61,11 +61,7 @@ class RenameOperations:
         *,
         placement: NamePlacement,
         retention: DirectoryRetention,
-<<<<<<< HEAD
-        displaced_files: DisplacedFiles,
         recent_removals: RecentRemovals,
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
         delayed_changes: DelayedChanges,
         coherence: Coherence,
         removal_delay_seconds: float,
@@ -76,11 +72,7 @@ class RenameOperations:
         self._empty_directories = empty_directories
         self._placement = placement
         self._retention = retention
-<<<<<<< HEAD
-        self._displaced_files = displaced_files
         self._recent_removals = recent_removals
-=======
->>>>>>> 5415c5e (Serve Redis on an inode table)
         self._delayed_changes = delayed_changes
         self._coherence = coherence
         self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
@@ -144,20 +136,16 @@ class RenameOperations:
             )
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
-<<<<<<< HEAD
-                self._key_writer.save(
-                    target,
-                    content,
-                    precondition=precondition,
-                    path=new,
-                    op="write",
-                    expiry=origin.expiry,
-                    is_rewritten=True,
-                )
-=======
                 with self._displace(target):
-                    self._key_writer.save(target, content, precondition=precondition, path=new, op="write")
->>>>>>> 5415c5e (Serve Redis on an inode table)
+                    self._key_writer.save(
+                        target,
+                        content,
+                        precondition=precondition,
+                        path=new,
+                        op="write",
+                        expiry=origin.expiry,
+                        is_rewritten=True,
+                    )
                 self._coherence.file_saved(target, mtime_ns)
         self._overlay.pending_removals.cancel(target)
         memory_fs.unlink_and_seal(old)
