@@ -6,6 +6,7 @@ import contextlib
 import os
 import platform
 import stat
+import time
 from pathlib import Path
 
 _READ_SYSCALLS = {"x86_64": (b"0", b"17", b"19", b"295", b"327"), "aarch64": (b"63", b"65", b"67", b"69", b"286")}.get(
@@ -27,9 +28,29 @@ def find_process_id(thread_id: int) -> int:
     return thread_id
 
 
-def is_same_process(thread_id: int, other_id: int, /) -> bool:
-    """Whether two threads are, or were a moment ago, of one process."""
-    return thread_id == other_id or find_process_id(thread_id) == find_process_id(other_id)
+def now() -> float:
+    """Return the seconds since the boot."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def is_same_process(thread_id: int, seen_at: float, other_id: int, /) -> bool:
+    """Return whether two threads are of one process.
+
+    The first was seen at a time of `now`; a later thread of the same number is another one.
+    """
+    if not thread_id or (thread_id != other_id and find_process_id(thread_id) != find_process_id(other_id)):
+        return False
+    started_at = _read_start_time(thread_id)
+    return started_at is None or started_at <= seen_at
+
+
+def _read_start_time(thread_id: int) -> float | None:
+    """Return when a thread started, in seconds since the boot, rounded down; None if unknown."""
+    try:
+        fields = Path(f"/proc/{thread_id}/stat").read_bytes().rpartition(b")")[2].split()
+        return int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def is_reading(thread_id: int) -> bool | None:

@@ -161,6 +161,17 @@ class ChangeClock:
         """Return whether a key is known to have changed less than a second ago."""
         return time.time_ns() - self.changed_at(key) < HOT_WINDOW_NS
 
+    @property
+    def latest(self) -> int:
+        """The present time, which no time of a key exceeds yet."""
+        return max(self._last_timestamp_ns, time.time_ns())
+
+    def was_changed_by_others(self, key: bytes, since: int) -> bool:
+        """Return whether the last change of a key is after a time, and not by this mount."""
+        with self._lock:
+            moment, own = self.changed_at(key), self._own_changes.get(key)
+        return moment > since and (own is None or own.recorded_ns != moment)
+
     def changed_at(self, key: bytes) -> int:
         """Return when the key was last seen to change."""
         # Without the lock, as this is called for each name of a listing. A time is copied to its next place before it

@@ -189,6 +189,18 @@ class KeyspaceMonitor:
         """Return a number that grows whenever the key changes or may have changed."""
         return self._change_clock.changed_at(key)
 
+    @property
+    def latest_version(self) -> int:
+        """A number that no key's version exceeds yet."""
+        return self._change_clock.latest
+
+    def was_changed_by_others(self, key: bytes, version: int) -> bool:
+        """Return whether a key has, or may have, changed since a version.
+
+        A change by this mount does not count, if it is the last one.
+        """
+        return self._change_clock.was_changed_by_others(key, version)
+
     # -- changes that the caller makes or knows -----------------------------------------------------------------------
 
     def announce_writes(self, keys: Collection[bytes]) -> None:

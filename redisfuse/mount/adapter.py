@@ -374,7 +374,8 @@ class FuseAdapter:
             raise InvalidArgumentError("of the flags of renameat2(2), only RENAME_NOREPLACE is supported")
         parent, new_parent = self._inodes.get(context.node_id), self._inodes.get(new_parent_id)
         old, new = parent.child_path(name), new_parent.child_path(new_name)
-        self._require_namespace().rename(old, new, replace=not flags & RENAME_NOREPLACE)
+        replace = not flags & RENAME_NOREPLACE
+        self._require_namespace().rename(old, new, replace=replace, caller=context.pid)
         if old != new:
             moved = self._inodes.rename(parent, name, new_parent, new_name)
             if moved is not None and moved.handles:

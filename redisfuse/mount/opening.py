@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from redisfuse.errors import AccessError, IsDirectoryError, NotFoundError
+from redisfuse.errors import AccessError, ConflictError, IsDirectoryError
 from redisfuse.fuse.interface import OpenFlag, OpenReply
 from redisfuse.mount.open_handles import OpenFileEntry, OpenHandles, share_pages
 from redisfuse.vfs.coherence import Coherence
@@ -70,12 +70,15 @@ class FileOpener:
         return self._reply(inode, ReadHandle(content), content, flags, is_streamed=is_streamed)
 
     def open_detached(self, inode: Inode, flags: int, *, writing: bool, opener: int) -> OpenReply:
-        """Open an unlinked file that is open already. Raises NotFoundError."""
+        """Open an unlinked file that is open already.
+
+        Raises ConflictError if it is not: the name may lead to another file by now.
+        """
         for handle in inode.handles:
             if isinstance(handle, ReadWriteHandle):
                 file = self._overlay.open_files.add_handle(handle.file, is_writer=writing)
                 return self._open_file(inode, file, flags, writing=writing, opener=opener)
-        raise NotFoundError("the file was unlinked")
+        raise ConflictError("the file was removed or replaced before it was opened")  # the kernel looks up again
 
     def open_created(self, inode: Inode, created: OpenFile | bytes, flags: int, *, opener: int) -> OpenReply:
         """Open what `NamespaceOperations.create` returned."""
@@ -110,7 +113,7 @@ class FileOpener:
         except BaseException:
             files.close_handle(file, is_writer=writing)
             raise
-        handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener if writing else 0)
+        handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener)
         return self._reply(inode, handle, content or file.clean_content, flags)
 
     def _reply(

@@ -85,6 +85,7 @@ class WriteSupport:
             hold_seconds=config.park_seconds,
             clock=self._clock,
             wake_event=self._wakeup,
+            processes=procfs,
         )
         self.pending_removals = PendingRemovals(self._clock, self._wakeup)
         self.memory_fs = MemoryFS(config.scratch_memory)

@@ -196,6 +196,28 @@ class KeyWriter:
             return []
         return self.executor.run(Rename(pairs, path, new_path, allow_replace))
 
+    def rename_over(
+        self,
+        source: KeyRef,
+        destination: KeyRef,
+        *,
+        path: bytes,
+        new_path: bytes,
+        precondition: Precondition,
+        removed_expiry: Expiry | None,
+    ) -> State:
+        """Rename a key or field as a save; return the state of its new name.
+
+        `removed_expiry`: the expiry of a destination that the program has just removed, for a source without one.
+        Raises ConflictError if the destination violates the precondition (the content is kept in the journal), and as
+        `rename` does.
+        """
+        self._begin([source, destination])
+        pairs = (RenamePair(source, destination),)
+        operation = Rename(pairs, path, new_path, precondition=self._relax(precondition), removed_expiry=removed_expiry)
+        self.executor.run(operation)
+        return operation.written[destination]
+
     def expire(self, target: KeyRef, expires_at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires: absolute Unix time in ms, or None for never.
 

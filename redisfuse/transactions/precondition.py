@@ -58,6 +58,16 @@ class Precondition:
         """Accept everything (a file opened without reading, `apply --force`)."""
         return cls("anything")
 
+    @classmethod
+    def of_blob(cls, content: Blob) -> Self:
+        """Require this content."""
+        return cls.content_equals(content.size, content.digest)
+
+    @classmethod
+    def unchanged(cls, is_unchanged: UnchangedCheck) -> Self:
+        """Require that no change was observed, for a content that is not known."""
+        return cls("anything", is_unchanged=is_unchanged)
+
     def without_enforcement(self) -> Self:
         """Return the same expectation as a mere hint.
 
@@ -87,10 +97,11 @@ class Precondition:
 
         The state is a whole value, a slice or absent.
         """
-        if self.kind == "anything" or not self.is_enforced:
+        if not self.is_enforced:
             return True
-        if self.kind == "absent":
-            return state.kind == "absent"
+        if self.kind in ("anything", "absent"):
+            is_as_required = self.kind == "anything" or state.kind == "absent"
+            return is_as_required and (self.is_unchanged is None or self.is_unchanged())
         if state.kind not in ("value", "slice") or state.content is None:
             return False
         if self.kind == "content" and state.kind == "value":

@@ -18,6 +18,11 @@ class AttachedHandle(Protocol):
         """Whether it was opened for reading."""
         ...
 
+    @property
+    def opener_tid(self) -> int:
+        """The thread that opened it; 0 if unknown."""
+        ...
+
     def private_view(self) -> FileContent | None:
         """Return the content that only this handle reads; None: the current one."""
         ...
@@ -43,6 +48,10 @@ class AttachedHandles:
     def discard(self, handle: AttachedHandle) -> None:
         """Detach a handle."""
         self._handles.discard(handle)
+
+    def opener_tids(self) -> set[int]:
+        """Return the threads that opened them."""
+        return {handle.opener_tid for handle in list(self._handles)}
 
     def mark_conflicted(self, error: ConflictError) -> None:
         """Mark all handles as conflicted."""

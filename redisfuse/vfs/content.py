@@ -22,7 +22,8 @@ from redisfuse.rendering.json_document import render_json_document
 from redisfuse.rendering.registry import join_within, render_text
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
-from redisfuse.vfs.growing_content import GrowingContent
+from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
+from redisfuse.vfs.known_versions import UnchangedByOthers
 from redisfuse.vfs.nodes import KeyNode
 from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
 
@@ -76,6 +77,21 @@ class ContentLoader:
         """
         version = self._keyspace.get_version(target.key)
         return GrowingContent(self.reload(target), version, target, self)
+
+    def precondition_of(self, content: FileContent, target: KeyRef) -> Precondition | None:
+        """Return the precondition that a target has a content.
+
+        `open_growing` has just returned it. Of a large string, which is still to be read, it is that no other client
+        was seen to change the key. None: of a large field, as the server announces changes of whole keys.
+        """
+        data = inline_bytes(content)
+        if data is not None:
+            return Precondition.from_bytes(data)
+        if target.field is not None or not isinstance(content, GrowingContent):
+            return None
+        self._keyspace.wait_for_invalidations()
+        version = self._keyspace.get_version(target.key)
+        return Precondition.unchanged(UnchangedByOthers(self._keyspace, target.key, version, is_exact=True))
 
     def open_cached(self, target: KeyRef) -> FileContent | None:
         """Return the same as `open_growing` for a string whose content is cached.

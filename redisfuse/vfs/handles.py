@@ -126,6 +126,8 @@ class ReadWriteHandle:
         self._has_written = False
         self._conflict: ConflictError | None = None  # why writes through this handle were not saved
         file.attached_handles.add(self)
+        if self.is_reader:
+            open_files.record_read(file, content, opener_tid)
 
     def mark_conflicted(self, error: ConflictError) -> None:
         """Refuse writes through this handle, or over the content as of its open."""
@@ -240,10 +242,12 @@ class ReadWriteHandle:
             self.file.lock.release()
 
     def release(self) -> None:
-        self.file.attached_handles.discard(self)
-        if self._content is not None:
-            self._content.close()
-        self._open_files.close_handle(self.file, is_writer=self.is_writer)
+        try:
+            self._open_files.close_handle(self.file, is_writer=self.is_writer)
+        finally:
+            self.file.attached_handles.discard(self)  # not before: the program knows what the close commits
+            if self._content is not None:
+                self._content.close()
 
 
 class MemoryHandle:

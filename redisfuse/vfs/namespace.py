@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import AccessError, ExistsError, NotDirectoryError, NotEmptyError, NotFoundError
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
@@ -111,6 +112,7 @@ class NamespaceOperations:
                 hold=decision.is_held and removal is None,
                 pending_removal=removal,
                 expiry=None if removed is None else removed.expiry,
+                created_version=self._filesystem.keyspace.latest_version,
             )
             removals.cancel(target)  # not before begin_create, or the tree would show the old content for a moment
         return file
@@ -149,7 +151,7 @@ class NamespaceOperations:
         file = self._overlay.open_files.get(target)
         if file is None:
             removed = self._key_writer.remove([target], path=path)
-            self._recent_removals.add(target, removed.get(target), caller)
+            self._note_removal(target, removed.get(target), caller)
         else:
             with file.lock:
                 self._remove_open(file, target, path, caller)
@@ -167,8 +169,12 @@ class NamespaceOperations:
             precondition = file.pending_removal.precondition
         if not file.is_new or file.pending_removal is not None:
             removed = self._key_writer.remove([target], path=path, precondition=precondition)
-            self._recent_removals.add(target, removed.get(target), caller)
+            self._note_removal(target, removed.get(target), caller)
         self._overlay.open_files.detach(file, contents)
+
+    def _note_removal(self, target: KeyRef, removed: State | None, caller: int) -> None:
+        self._recent_removals.add(target, removed, caller)
+        self._overlay.open_files.known_versions.record_change(target, [caller], Precondition.absent())
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory.
@@ -202,12 +208,12 @@ class NamespaceOperations:
 
     # -- renaming and delayed changes --------------------------------------------------------------------------------
 
-    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+    def rename(self, old: bytes, new: bytes, *, replace: bool, caller: int) -> None:
         """Rename a file or a directory.
 
-        Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
+        `caller`: the thread that does so. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
         """
-        self._rename_operations.rename(old, new, replace=replace)
+        self._rename_operations.rename(old, new, replace=replace, caller=caller)
 
     def commit_expired(self, now: float | None) -> None:
         """Commit the pending removals and held files that are due.

@@ -20,7 +20,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from redisfuse.errors import ConflictError, OutcomeUnknownError, RedisFuseError, UnavailableError
+from redisfuse.errors import ConflictError, JournalError, OutcomeUnknownError, RedisFuseError, UnavailableError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
@@ -71,6 +71,7 @@ class OpenFile:
 
         # Guarded by `lock`; single reads don't need it:
         self.target: KeyRef | None = target  # None: unlinked, only its handles have its bytes
+        self.former_target = target  # if it is unlinked
         self.path = path  # as the program wrote it, for the journal
         self.buffer: WriteBuffer | None = None  # None: no edits; Redis has the content
         self.content_version = 0  # incremented when the content in Redis was replaced through this file
@@ -80,6 +81,7 @@ class OpenFile:
         # The time of the clock before which it is not committed, unless renamed; math.inf while it is open.
         self.hold_deadline: float | None = None
         self.expiry: Expiry | None = None  # that a new file gets at its first commit
+        self.created_version = 0  # of a new file: the version of the keyspace when it was created
         self._held_copy = HeldCopy(table.key_writer)
         self._precondition = Precondition.unconditional()
         self._written_since_commit = False
@@ -103,11 +105,12 @@ class OpenFile:
         hold: bool,
         pending_removal: PendingRemoval | None,
         expiry: Expiry | None = None,
+        created_version: int = 0,
     ) -> None:
         """Prepare for writing a new file.
 
         `precondition` describes what Redis has at the target: no value, or one whose removal is pending. `expiry`: that
-        of the value that the program has just removed.
+        of the value that the program has just removed. `created_version`: the keyspace's latest version.
         """
         with self.lock:
             if self.is_new:
@@ -119,6 +122,7 @@ class OpenFile:
             self.pending_removal = pending_removal
             self.hold_deadline = math.inf if hold else None
             self.expiry = expiry
+            self.created_version = created_version
 
     def _load_base(self) -> None:
         content, self._precondition = self._open_target()
@@ -250,6 +254,21 @@ class OpenFile:
         """Whether it has edits that Redis does not have."""
         return self.target is not None and self.buffer is not None and (self.is_new or self.buffer.is_modified)
 
+    @property
+    def read_version(self) -> Precondition | None:
+        """The precondition of what its handles read.
+
+        None: it is new, its content is large and edited, or it is in Redis alone.
+        """
+        with self.lock:
+            if self.buffer is None or self.is_new:
+                return None
+            if self.target is not None and not self.buffer.is_modified:
+                return self._precondition
+            if self.buffer.size > MAX_WHOLE_WRITE_BYTES:
+                return None
+            return Precondition.from_bytes(self.buffer.read(0, self.buffer.size))
+
     def to_blob(self) -> Blob:
         """Return all its bytes, valid while the caller holds `lock`."""
         assert self.buffer is not None
@@ -257,15 +276,16 @@ class OpenFile:
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def commit(self) -> None:
+    def commit(self, *, keep_refused: bool = False) -> Precondition | None:
         """Commit the edits as one change in the journal and in Redis.
 
-        Raises RedisFuseError. The edits are kept then, except after a conflict, where the journal has them as a refused
-        change.
+        Returns the precondition that the target still has them; None: nothing was to be done, or it is unknown. Raises
+        RedisFuseError. The edits are kept then, except (without `keep_refused`) after a conflict: the journal has them
+        as a refused change.
         """
         with self.lock:
             if not self.is_dirty:
-                return
+                return None
             assert self.buffer is not None
             assert self.target is not None
             self.hold_deadline = None
@@ -290,17 +310,21 @@ class OpenFile:
                 self._held_copy.is_current = False
                 if isinstance(error, OutcomeUnknownError):
                     self._in_doubt_change, self._modified_since_in_doubt = error.change_id, False
-                if isinstance(error, ConflictError):
+                if isinstance(error, ConflictError) and not keep_refused:
                     self._discard_edits()
                     self.attached_handles.mark_conflicted(error)
                 raise
             self._commit_error = None
             self._held_copy.forget()
+            tids = self.attached_handles.opener_tids()
+            precondition = None if saved is None else Precondition.of_blob(saved)
+            self._table.known_versions.record_change(self.target, tids, precondition)
             if self.mtime_ns is not None:
                 self._table.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
             self.content_version += 1
             self._rebase_on_committed(self.buffer, saved)
+            return precondition
 
     def _resolve_in_doubt(self, buffer: WriteBuffer) -> State | None:
         """Return the new state of an earlier commit that has applied all edits.
@@ -352,19 +376,26 @@ class OpenFile:
                 self._drop_buffer()  # everything is saved; the next write loads the base again
             self.mtime_ns = mtime_ns
 
-    def commit_as(self, target: KeyRef, path: bytes, precondition: Precondition) -> None:
+    def commit_as(
+        self, target: KeyRef, path: bytes, precondition: Precondition, removed_expiry: Expiry | None
+    ) -> Precondition | None:
         """Commit a new file at another target: it was renamed before its first commit.
 
-        Raises what `commit` raises; the file is unchanged then.
+        `removed_expiry`: that of what the program has just removed there. Returns and raises what `commit` does; if it
+        raises, the file is unchanged.
         """
         with self.lock:
-            before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline)
+            before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline, self.expiry)
+            self.expiry = self.expiry or removed_expiry
             self.target, self.path, self._precondition = target, path, precondition
             self.pending_removal = self._in_doubt_change = None
             try:
-                self.commit()
+                return self.commit(keep_refused=True)
             except RedisFuseError:
-                self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline = before
+                self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline, self.expiry = (
+                    before
+                )
+                self._commit_error = None
                 raise
 
     def _clear_new(self) -> None:
@@ -463,7 +494,7 @@ class OpenFile:
                 return
             self._drop_buffer()
             self.buffer = contents or WriteBuffer()
-            self.target = None
+            self.former_target, self.target = self.target, None
             self.hold_deadline = None
             self._held_copy.discard(self.path)
             self._clear_new()
@@ -484,6 +515,9 @@ class OpenFile:
             self.expiry = state.expiry
             if not state.is_dirty:
                 self._drop_buffer()
+            elif self.hold_deadline is not None and self.size:
+                with contextlib.suppress(JournalError):
+                    self._record_held()
 
     def reload_after_rename(self) -> None:
         """Read contents that are fetched in chunks from the new name of the target."""

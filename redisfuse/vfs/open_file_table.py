@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 from redisfuse.errors import RedisFuseError
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.vfs.content_types import FileContent
+from redisfuse.vfs.known_versions import KnownVersions
 from redisfuse.vfs.open_file import AttachmentState, OpenFile
+from redisfuse.vfs.processes import Processes
 from redisfuse.vfs.staged_replace import PausableClock
 from redisfuse.vfs.write_buffer import WriteBuffer
 
@@ -39,11 +42,13 @@ class OpenFileTable:
         hold_seconds: float,
         clock: PausableClock,
         wake_event: threading.Event,
+        processes: Processes,
     ) -> None:
         self.key_writer = key_writer
         self.content_loader = content_loader
         self.coherence = coherence
         self._hold_seconds = hold_seconds  # from the last close of a held file to its commit
+        self.known_versions = KnownVersions(processes)
         self._clock = clock
         self._wake_event = wake_event  # set whenever a deadline is added
         self._lock = threading.Lock()
@@ -84,6 +89,21 @@ class OpenFileTable:
             file.handle_count += 1
             file.writer_count += is_writer
             return file
+
+    def record_read(self, file: OpenFile, content: FileContent | None, opener_tid: int) -> None:
+        """Note the version that a program has opened for reading.
+
+        It is `content` or, if that is None, the file being edited.
+        """
+        target = file.target or file.former_target  # the program may not know that it was replaced just now
+        if not opener_tid:
+            return
+        if content is None:
+            precondition = file.read_version
+        else:
+            precondition = self.content_loader.precondition_of(content, target)
+        if precondition is not None:
+            self.known_versions.record_read(target, opener_tid, precondition)
 
     def close_handle(self, file: OpenFile, *, is_writer: bool) -> None:
         """Count one handle less; the close of the last writer commits uncommitted edits."""

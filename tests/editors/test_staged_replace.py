@@ -401,6 +401,7 @@ def test_a_renamed_held_file(client: redis.Redis, mount: MountedServer) -> None:
 def test_a_descriptor_of_saved_junk_writes_to_the_key(client: redis.Redis, mount: MountedServer) -> None:
     """Writes to a temporary file after its rename over a key are saved in the key by fsync and close."""
     path = mount.path / ".goutputstream-ABC123"
+    assert (mount.path / "h.f").read_bytes() == b"old"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     os.write(descriptor, b"new")
     os.rename(path, mount.path / "h.f")

@@ -17,7 +17,7 @@ from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
 from redisfuse.journal import database
 from redisfuse.paths import encoding, grammar
 from redisfuse.transactions import executor, key_writer
-from redisfuse.vfs import content, pinned_contents, resolver, write_buffer
+from redisfuse.vfs import content, known_versions, pinned_contents, resolver, write_buffer
 from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,7 @@ FIXED_LIMITS = {
     "values kept for programs that are reading them": pinned_contents.MAX_INLINE_BYTES,
     "larger values kept for programs that are reading them": pinned_contents.MAX_LARGE_INODES,
     "an edit that is kept in memory": write_buffer.SPOOL_THRESHOLD_BYTES,
+    "keys and fields whose last version that a program read is known": known_versions.MAX_TARGETS,
     "attempts at a save while the key keeps changing": executor.MAX_ATTEMPTS,
     "wait for another process that writes to the journal": database.BUSY_TIMEOUT_SECONDS,
 }
