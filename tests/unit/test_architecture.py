@@ -10,7 +10,7 @@ from typing import get_args
 from redisfuse.config import KIB
 from redisfuse.fuse.interface import FuseSessionOptions
 from redisfuse.journal import models, writer
-from redisfuse.keyspace import metadata, verifier
+from redisfuse.keyspace import liveness, metadata, verifier
 from redisfuse.mount import write_mode
 from redisfuse.transactions import content_operations, executor, group_commit, rollback, selection
 from redisfuse.vfs import coherence, inode_content
@@ -32,6 +32,7 @@ FIGURES = (
     f"up to {executor.MAX_ATTEMPTS} times",
     f"after {writer.MAX_PIGGYBACK_DELAY_SECONDS:g} s",
     f"for {verifier._COALESCE_SECONDS * 1000:g} ms ({verifier._COALESCE_BUSY_SECONDS * 1000:g} ms under load)",
+    f"silent for {liveness.MAX_SILENCE_SECONDS:g} s",
     f"up to {selection.SETTLE_TIMEOUT_SECONDS:g} s for outcomes",
     f"at most {rollback.MAX_CHANGES_PER_BATCH} changes",
     f"every {write_mode.JOURNAL_POLL_SECONDS:g} s",
