@@ -16,6 +16,9 @@ KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
 
+CHUNK_BYTES = MIB
+"""The most bytes of one value that are requested from the server, journaled or held in one piece."""
+
 _SIZE_UNITS = {"": 1, "B": 1, "K": KIB, "M": MIB, "G": GIB, "KIB": KIB, "MIB": MIB, "GIB": GIB}
 _SIZE_UNITS |= {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 _SIZE_PATTERN = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", re.ASCII | re.IGNORECASE)
@@ -36,11 +39,23 @@ _IGNORED_OPTIONS = {
 }
 _IGNORED_OPTIONS |= {"dev", "suid", "exec", "async", "atime", "relatime"}
 _IGNORED_PREFIXES = ("x-", "X-", "comment=")
+# Options that libfuse implements itself: redisfuse speaks the kernel's protocol without it.
+_LIBFUSE_OPTIONS = frozenset(
+    (
+        *("attr_timeout", "entry_timeout", "negative_timeout", "ac_attr_timeout", "remember", "noforget"),
+        *("kernel_cache", "auto_cache", "noauto_cache", "direct_io", "hard_remove", "use_ino", "readdir_ino", "nopath"),
+        *("intr", "intr_signal", "modules", "subdir", "from_code", "to_code", "debug", "no_remote_lock"),
+        *("no_remote_flock", "no_remote_posix_lock", "big_writes", "async_read", "sync_read", "atomic_o_trunc"),
+        *("splice_write", "splice_move", "splice_read", "no_splice_write", "no_splice_move", "no_splice_read"),
+        *("clone_fd", "max_threads", "max_idle_threads", "max_write", "max_readahead", "max_background"),
+        "congestion_threshold",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """The options of `-o`: those that redisfuse implements, and libfuse's own."""
+    """The options of `-o`: those that redisfuse implements, and others of mounts."""
 
     read_only: bool = False  # `ro`
     allow_other: bool = False
@@ -48,7 +63,9 @@ class MountOptions:
     uid: int | None = None  # owner of the files; None: the user who mounted
     gid: int | None = None
     umask: int | None = None  # permission bits to clear; None: 0o077
-    passthrough: tuple[tuple[str, str | None], ...] = ()  # for libfuse: (name, value); value None: a bare word
+    passthrough: tuple[
+        tuple[str, str | None], ...
+    ] = ()  # for mount(2) and fusermount: (name, value); value None: a bare word
 
     @classmethod
     def parse(cls, option_lists: Iterable[str]) -> "MountOptions":
@@ -68,6 +85,11 @@ class MountOptions:
                 parsed[word] = True
             elif name in ("uid", "gid", "umask"):
                 parsed[name] = _parse_number(name, value)
+            elif name in _LIBFUSE_OPTIONS:
+                raise UsageError(
+                    f"-o {name} is an option of libfuse's own, which redisfuse does not use: remove it (redisfuse sets "
+                    "time-outs, caching and threads itself)"
+                )
             else:
                 passthrough.append((name, value if equals else None))
         return cls(**parsed, passthrough=tuple(passthrough))
@@ -93,12 +115,19 @@ class Config:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_insecure: bool = False  # don't check the server's certificate
+    ssh: str | None = None  # USER@HOST of a bastion, through which servers are reached
+    cluster_map: tuple[str, ...] = ()  # HOST:PORT=HOST:PORT, where announced addresses are reached
+
+    replicas: bool = False  # read replicas only, never a master
+    max_lag: float = 0.0  # seconds that the values of a replica may be old; 0: no limit
 
     # -- writing
     write: bool = False  # write mode: always with a journal
+    wait_replicas: int = 0  # replicas that must have a change before it is applied
     journal_file: Path | None = None  # None: journal.db in the platform's state folder
     conflict_check: bool = True
     added_newline: bool = True  # False: a newline that a program adds at the end of a value is not saved
+    operation_idle: float = 2.0  # seconds without a change, after which a process begins a new operation
     allow: tuple[bytes, ...] = ()  # globs of the keys that may be changed; empty: all keys
 
     # -- the file tree
@@ -111,6 +140,12 @@ class Config:
     hash_limit: int = 1_000  # hashes in a directory; with more, each is listed as one file
     dump_limit: int = 100_000  # elements; a larger collection is not DUMPed, because DUMP blocks the server
 
+    # -- decoding, of one value
+    decode_input: int = 8 * MIB  # bytes of a value that are decoded
+    decode_output: int = 16 * MIB  # of its text, and of each decompressed layer
+    decode_depth: int = 64  # layers, and values within values
+    decode_seconds: float = 2.0  # of processor time
+
     # -- limits
     cache_memory: int = 64 * MIB  # metadata and small contents
     index_memory: int = 512 * MIB  # key names; a larger index moves to a private temporary file
@@ -119,6 +154,8 @@ class Config:
     timeout: float = 5.0  # seconds without a reply until a request fails
     scan_count: int = 1_000  # COUNT of each SCAN
     rescan_seconds: float = 30.0  # between scans while changes can't be tracked
+    follow: bool = True  # track changes; False: only scan
+    idle_seconds: float = 600.0  # without use, after which following pauses; 0: never
 
     # -- junk
     junk_filter: bool = True
@@ -130,7 +167,7 @@ class Config:
     park_seconds: float = 5.0  # how long a key that was renamed to a junk name waits for its new content
 
     # -- operation
-    ask_on_open: bool = False  # receive each OPEN in a read-only mount, too (paths/stale_names.py)
+    ask_on_open: bool = False  # receive each OPEN in a read-only mount, too (mount/unopened_files.py)
     binding: str = "auto"  # "auto", "fusepy" (libfuse 2) or "mfusepy" (libfuse 3)
     options: MountOptions = MountOptions()
     daemon: bool = False

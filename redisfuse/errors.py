@@ -33,6 +33,8 @@ all others. A message is one line: what happened, why, and what to do next.
      │   ├─ ConnectionLostError       EIO           1
      │   ├─ ReplyTooLargeError        EIO           1
      │   ├─ TryAgainError             EAGAIN        1
+     │   ├─ RedirectedError           EIO           1
+     │   ├─ UnconfirmedWriteError     EAGAIN        1
      │   └─ OutcomeUnknownError       EIO           1
      ├─ WrongTypeError                ESTALE        1
      ├─ ServerReplyError              EIO           1
@@ -226,6 +228,25 @@ class ReplyTooLargeError(UnavailableError):
 
 class TryAgainError(UnavailableError):
     """The server replied LOADING, BUSY or TRYAGAIN until the time-out."""
+
+    errno = _errno.EAGAIN
+
+
+class RedirectedError(UnavailableError):
+    """The key is on another node of the cluster (MOVED), or moving there (ASK).
+
+    `target` is the node's endpoint as the reply has it: `127.0.0.1:7001`, or without a host `:7001`.
+    """
+
+    slot: int = -1
+    target: str = ""
+
+
+class UnconfirmedWriteError(UnavailableError):
+    """The server executed a write during a fail-over, or too few replicas have it.
+
+    Raised to the caller only if the write turned out to be lost.
+    """
 
     errno = _errno.EAGAIN
 

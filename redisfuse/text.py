@@ -14,10 +14,12 @@ from __future__ import annotations
 import codecs
 import logging
 import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 
-from redisfuse.batching import CHUNK_BYTES
+_TIME_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_AGE_PATTERN = re.compile(r"(?:\s*(\d+)\s*([smhdw])[a-z]*)(?:\s*(\d+)\s*([smhdw])[a-z]*)?(?:\s+ago)?\s*", re.IGNORECASE)
+_CLOCK_PATTERN = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
 
 # -- terminals -------------------------------------------------------------------------------------------------------
 
@@ -78,6 +80,12 @@ def escape_text(data: bytes) -> str:
     return "".join(_escape_character(character) for character in text)
 
 
+def are_plain_lines(lines: Iterable[bytes]) -> bool:
+    """Return whether `escape_text` would change none of these lines."""
+    text = b" ".join(lines).decode("utf-8", "surrogateescape")
+    return text.isprintable() and "\\" not in text
+
+
 def escape_text_if_needed(data: bytes | None) -> str | None:
     """Return `escape_text(data)` if it differs from the plain text, else None.
 
@@ -108,15 +116,18 @@ def escape_line(data: bytes) -> bytes:
     return data.decode("utf-8", "surrogateescape").translate(_LINE_TABLE).encode()
 
 
+_DECODED_BYTES = 1 << 20
+
+
 def escape_line_chunks(data: bytes) -> Iterator[bytes]:
     """Yield `escape_line(data)` in chunks, which limits the memory for long values."""
-    if len(data) <= CHUNK_BYTES:
+    if len(data) <= _DECODED_BYTES:
         yield escape_line(data)
         return
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
     view = memoryview(data)
-    for start in range(0, len(data), CHUNK_BYTES):
-        text = decoder.decode(view[start : start + CHUNK_BYTES], start + CHUNK_BYTES >= len(data))
+    for start in range(0, len(data), _DECODED_BYTES):
+        text = decoder.decode(view[start : start + _DECODED_BYTES], start + _DECODED_BYTES >= len(data))
         yield text.translate(_LINE_TABLE).encode()
 
 
@@ -133,6 +144,93 @@ def iso_utc(milliseconds: int) -> str:
     except (OverflowError, ValueError, OSError):
         return str(milliseconds)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{milliseconds % 1000:03}Z"
+
+
+def format_local_time(milliseconds: int | None) -> str:
+    """Return a time for people: local, to the second."""
+    if milliseconds is None:
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(milliseconds // 1000):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
+
+
+def format_row_time(milliseconds: int, zone: str) -> str:
+    """Return a local time for a row of a table whose title names the zone.
+
+    It has the offset from UTC where that differs.
+    """
+    try:
+        moment = datetime.fromtimestamp(milliseconds // 1000).astimezone()
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
+    offset = _format_offset(moment)
+    return f"{moment:%Y-%m-%d %H:%M:%S}{'' if offset == zone else offset}"
+
+
+def local_zone() -> str:
+    """Return the offset of local time from UTC at present, such as +01:00."""
+    return _format_offset(datetime.now().astimezone())
+
+
+def _format_offset(moment: datetime) -> str:
+    offset = f"{moment:%z}"
+    return f"{offset[:3]}:{offset[3:5]}"
+
+
+def parse_timestamp(text: str, now: datetime) -> int:
+    """Return the Unix time in ms that `text` means at `now`.
+
+    `now` must have a time zone. Raises ValueError.
+    """
+    word = text.strip().lower()
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    if word == "now":
+        moment = now
+    elif word in ("today", "yesterday"):
+        moment = _to_local_time(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
+    elif _CLOCK_PATTERN.fullmatch(word):
+        hour, _, rest = word.partition(":")
+        moment = _to_local_time(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
+    elif parts := _AGE_PATTERN.fullmatch(word):
+        pairs = [(parts[1], parts[2]), (parts[3], parts[4])]
+        moment = now - sum((timedelta(**{_TIME_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())
+    else:
+        moment = datetime.fromisoformat(text.strip())
+        moment = moment if moment.tzinfo else _to_local_time(moment)
+    return int(moment.timestamp() * 1000)
+
+
+def _to_local_time(naive: datetime) -> datetime:
+    return naive.astimezone()
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def format_size_pair(prior: int | None, new: int | None) -> str:
+    """Return two numbers of bytes in at most nine characters.
+
+    Examples: `111→113`, `-→1.2K`, `999M→1.1G`.
+    """
+    return f"{_format_short_size(prior)}→{_format_short_size(new)}"
+
+
+def _format_short_size(size: int | None) -> str:
+    if size is None:
+        return "-"
+    number = float(size)
+    for unit in ("", "K", "M", "G"):
+        if number < 999.5:
+            return f"{number:.0f}{unit}" if not unit or number >= 9.95 else f"{number:.1f}{unit}"
+        number /= 1024
+    return f"{number:.1f}T"
+
+
+def format_count(number: int, noun: str) -> str:
+    """Return a number and its noun: `1 change`, `1,200 changes`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 # -- Redis's globs ---------------------------------------------------------------------------------------------------

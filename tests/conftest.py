@@ -1,5 +1,6 @@
 """Fixtures that every test may use, and what the whole run needs."""
 
+import os
 import signal
 from collections.abc import Iterator
 
@@ -20,6 +21,13 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(SuiteWatchdog(config), "watchdog")
     config.pluginmanager.register(TimingTests(config), "timing")
     config.pluginmanager.register(MountLogs(), "mount logs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("REDISFUSE_TEST_LONG"):
+        for item in items:
+            if marker := item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason=f"only with REDISFUSE_TEST_LONG=1: {marker.args[0]}"))
 
 
 @pytest.fixture(scope="session")

@@ -1,15 +1,20 @@
 """`mount.fuse.redisfuse`: the helper that mount(8) runs for /etc/fstab.
 
     redis://127.0.0.1:6379  /mnt/redis  fuse.redisfuse  allow_other,prefix=app:,_netdev,x-systemd.automount  0 0
+    prod                    /mnt/prod   fuse.redisfuse  allow_other,_netdev                                  0 0
 
 Called as `mount.fuse.redisfuse SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-t TYPE] -o OPTIONS`.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from redisfuse.cli._config_files import load_config_files
 from redisfuse.cli._redact import redact_argv
 from redisfuse.cli.main import main as redisfuse
+from redisfuse.errors import UsageError
 
 _OPTIONS_WITH_VALUE = ("-N", "-t")
 _EXIT_USAGE = 1  # mount(8): incorrect invocation or permissions
@@ -52,11 +57,24 @@ def translate_arguments(arguments: list[str]) -> list[str] | None:
 
 
 def _source_to_url(source: str) -> str:
-    """Return the URL of a source.
+    """Return the URL of a source; the name of a server as it is.
 
-    A source is a URL, `redisfuse#URL` (older systems), HOST:PORT or the path of a socket.
+    A source is a URL, `redisfuse#URL` (older systems), the name of a server in the configuration, HOST:PORT or the path
+    of a socket.
     """
     source = source.removeprefix("redisfuse#")
-    if "://" in source:
+    if "://" in source or _is_server(source):
         return source
     return f"unix://{source}" if source.startswith("/") else f"redis://{source}"
+
+
+def _is_server(source: str) -> bool:
+    """Return whether the configuration has a server of this name.
+
+    True for a configuration that can't be read: the mount reports why.
+    """
+    path = os.environ.get("REDISFUSE_CONFIG")
+    try:
+        return source in load_config_files(Path(path) if path else None).servers
+    except UsageError:
+        return True

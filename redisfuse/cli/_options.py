@@ -1,6 +1,7 @@
 """Options that several commands share, and options in sections."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -76,7 +77,31 @@ def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[De
     return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
 
 
+_HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::[0-9]{1,5})?")
+
 _SECTION = "Server"
+
+WAIT_REPLICAS_HELP = (
+    "Acknowledge a change when N replicas have it (WAIT), within --timeout; until then it is pending in the journal."
+)
+
+route_options = OptionList(
+    config_option(
+        "--cluster-map",
+        section=_SECTION,
+        multiple=True,
+        metavar="HOST:PORT=HOST:PORT",
+        help="Where an address that a Sentinel or a node of a cluster announces is reached from here, such as the end "
+        "of a tunnel; may be repeated.",
+    ),
+    config_option(
+        "--ssh",
+        section=_SECTION,
+        metavar="USER@BASTION",
+        help="Reach each server through this host, with tunnels of the system's ssh.",
+    ),
+)
+"""How the addresses that servers announce are reached."""
 
 server_options = OptionList(
     config_option("--user", section=_SECTION, metavar="NAME", help="ACL user, if the URL has none."),
@@ -98,8 +123,17 @@ server_options = OptionList(
         metavar="SECONDS",
         help="How long to wait for a reply of the server before failing with EIO.",
     ),
+    route_options,
 )
 """How to reach a server: user, database, password file, TLS, time-out."""
+
+
+def is_host_and_port(text: str) -> bool:
+    """Return whether a word can be `HOST` or `HOST:PORT`.
+
+    An IPv6 address is in brackets.
+    """
+    return _HOST_AND_PORT.fullmatch(text) is not None
 
 
 def parse_server_address(source: tuple[str, ...], **options: Any) -> "Address":
@@ -111,6 +145,8 @@ def parse_server_address(source: tuple[str, ...], **options: Any) -> "Address":
 
     if len(source) == 1 and "://" in source[0]:
         target, port = source[0], None
+    elif len(source) == 1 and is_host_and_port(source[0]):
+        target, port = f"redis://{source[0]}", None
     elif len(source) == 2 and source[1].isascii() and source[1].isdigit():
         target, port = source[0], int(source[1])
     else:

@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import click
 
-from redisfuse.text import escape_text, iso_utc
+from redisfuse.cli._interrupts import removed_bar
+from redisfuse.text import (
+    escape_text,
+    format_count,
+    format_local_time,
+    format_row_time,
+    format_size_pair,
+    iso_utc,
+    local_zone,
+)
 
 TableCell = str | int | None
 
@@ -25,9 +35,31 @@ TableCell = str | int | None
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 
 
+_is_paged = False  # the output goes to a pager, which shows it on a terminal
+
+
 def is_terminal() -> bool:
-    """Return whether standard output is a terminal."""
-    return sys.stdout.isatty()
+    """Return whether standard output is a terminal, directly or through a pager."""
+    return _is_paged or sys.stdout.isatty()
+
+
+@contextmanager
+def terminal_output() -> Iterator[None]:
+    """Treat standard output as a terminal while the body runs.
+
+    A pager shows it on one.
+    """
+    global _is_paged
+    _is_paged = True
+    try:
+        yield
+    finally:
+        _is_paged = False
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------
@@ -71,9 +103,7 @@ class LinePrinter:
     def __init__(self) -> None:
         self._console: Any = None
         if is_terminal():
-            from rich.console import Console
-
-            self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+            self._console = _create_console()
 
     def print(self, text: str = "", style: str = "") -> None:
         """Print one line."""
@@ -81,6 +111,19 @@ class LinePrinter:
             click.echo(text)
         else:
             self._console.print(text, style=style)
+
+
+def _create_console() -> Any:
+    from rich.console import Console
+
+    class QuietConsole(Console):
+        """A console of rich's that does not end the program when the pager has ended."""
+
+        def on_broken_pipe(self) -> None:
+            """Raise the error again."""
+            raise BrokenPipeError
+
+    return QuietConsole(highlight=False, markup=False, emoji=False, soft_wrap=True, force_terminal=_is_paged or None)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
@@ -126,12 +169,22 @@ class TablePrinter:
 # -- progress --------------------------------------------------------------------------------------------------------
 
 
+PROGRESS_DELAY_SECONDS = 0.3
+"""After which a bar appears, also if no item is done yet: work that ends sooner shows none."""
+
+
 class ProgressBar:
     """A progress bar on standard error; without one of rich's, it shows nothing."""
 
     def __init__(self, progress: Any = None, task: Any = None) -> None:
         self._progress = progress
         self._task = task
+        self._is_shown = False
+        if progress is not None:
+            self._timer = threading.Timer(PROGRESS_DELAY_SECONDS, self._show)
+            self._timer.name = "redisfuse-bar"
+            self._timer.daemon = True
+            self._timer.start()
 
     def set_total(self, total: int) -> None:
         """Set the number of items."""
@@ -143,6 +196,19 @@ class ProgressBar:
         if self._progress is not None:
             self._progress.advance(self._task, count)
 
+    def close(self) -> bool:
+        """Remove the bar; return whether there was one."""
+        if self._progress is not None:
+            self._timer.cancel()
+            self._timer.join()
+        if self._is_shown:
+            self._progress.stop()
+        return self._is_shown
+
+    def _show(self) -> None:
+        self._progress.start()
+        self._is_shown = True
+
 
 @contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[ProgressBar]:
@@ -153,21 +219,29 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[ProgressBar]:
     from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        yield ProgressBar(progress, progress.add_task(title, total=total))
+    progress = Progress(console=Console(stderr=True), transient=True)
+    bar = ProgressBar(progress, progress.add_task(title, total=total))
+    with removed_bar(bar.close):
+        yield bar
 
 
 # -- text ------------------------------------------------------------------------------------------------------------
 
 
-def format_local_time(milliseconds: int | None) -> str:
-    """Return a time for people: local, to the second."""
-    if milliseconds is None:
-        return ""
-    try:
-        return f"{datetime.fromtimestamp(milliseconds // 1000):%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return str(milliseconds)
+def shorten(text: str, width: int) -> str:
+    """Return a printable text in at most `width` columns.
+
+    A longer one has an ellipsis in its middle.
+    """
+    from rich.cells import cell_len, set_cell_size
+
+    if cell_len(text) <= width:
+        return text
+    head = max(0, width - 1) // 3
+    tail = text
+    while tail and cell_len(tail) > max(0, width - 1 - head):
+        tail = tail[1:]
+    return f"{set_cell_size(text, head)}…{tail}"
 
 
 def format_bytes(size: int) -> str:
@@ -182,11 +256,6 @@ def format_bytes(size: int) -> str:
     return f"{number / 1024:.1f} TiB"
 
 
-def format_count(number: int, noun: str) -> str:
-    """Return a number and its noun: `1 change`, `1,200 changes`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 __all__ = [
     "LinePrinter",
     "ProgressBar",
@@ -198,9 +267,12 @@ __all__ = [
     "format_bytes",
     "format_count",
     "format_local_time",
+    "format_row_time",
+    "format_size_pair",
     "format_utc",
     "is_terminal",
     "json_option",
+    "local_zone",
     "print_json",
     "progress_bar",
 ]

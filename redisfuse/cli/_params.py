@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,16 +13,13 @@ from click.shell_completion import CompletionItem
 from redisfuse.cli._output import escape_text
 from redisfuse.config import parse_size
 from redisfuse.errors import UsageError
+from redisfuse.text import parse_timestamp
 
 if TYPE_CHECKING:
     from redisfuse.journal.models import Change
 
 MAX_SQLITE_INTEGER = (1 << 63) - 1
 MAX_COMPLETIONS = 50  # changes or sessions that completion reads
-
-_TIME_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
-_AGE_PATTERN = re.compile(r"(?:\s*(\d+)\s*([smhdw])[a-z]*)(?:\s*(\d+)\s*([smhdw])[a-z]*)?(?:\s+ago)?\s*", re.IGNORECASE)
-_CLOCK_PATTERN = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
 
 
 class SizeParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
@@ -88,29 +84,6 @@ class TimestampParam(click.ParamType):  # type: ignore[type-arg]  # generic in n
             )
 
 
-def parse_timestamp(text: str, now: datetime) -> int:
-    """Return the Unix time in ms that `text` means at `now`.
-
-    `now` must have a time zone. Raises ValueError.
-    """
-    word = text.strip().lower()
-    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
-    if word == "now":
-        moment = now
-    elif word in ("today", "yesterday"):
-        moment = _to_local_time(midnight.replace(tzinfo=None) - timedelta(days=word == "yesterday"))
-    elif _CLOCK_PATTERN.fullmatch(word):
-        hour, _, rest = word.partition(":")
-        moment = _to_local_time(datetime.fromisoformat(f"{midnight:%Y-%m-%d}T{hour:0>2}:{rest}"))
-    elif parts := _AGE_PATTERN.fullmatch(word):
-        pairs = [(parts[1], parts[2]), (parts[3], parts[4])]
-        moment = now - sum((timedelta(**{_TIME_UNITS[unit]: int(n)}) for n, unit in pairs if n), timedelta())
-    else:
-        moment = datetime.fromisoformat(text.strip())
-        moment = moment if moment.tzinfo else _to_local_time(moment)
-    return int(moment.timestamp() * 1000)
-
-
 class ChangeIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """The id of a change."""
 
@@ -160,6 +133,17 @@ class SessionIdParam(click.ParamType):  # type: ignore[type-arg]  # generic in n
         ]
 
 
+class ChangeWordParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """The id of a change, a range of ids, an operation, or a path."""
+
+    name = "change"
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Offer the newest changes and, once a letter is typed, the newest paths."""
+        completions = CHANGE_ID.shell_complete(ctx, param, incomplete)
+        return completions or CHANGED_PATH.shell_complete(ctx, param, incomplete)
+
+
 class ChangedPathParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """A path below the mount point, as bytes."""
 
@@ -182,10 +166,7 @@ TIMESTAMP = TimestampParam()
 CHANGE_ID = ChangeIdParam()
 SESSION_ID = SessionIdParam()
 CHANGED_PATH = ChangedPathParam()
-
-
-def _to_local_time(naive: datetime) -> datetime:
-    return naive.astimezone()
+CHANGE_WORD = ChangeWordParam()
 
 
 def _parse_id(value: Any) -> int:
@@ -197,7 +178,7 @@ def _parse_id(value: Any) -> int:
 
 
 def _list_newest_changes(ctx: click.Context, path: str = "") -> list[Change]:
-    from redisfuse.journal.change_rows import ChangeFilter
+    from redisfuse.journal.change_filter import ChangeFilter
     from redisfuse.journal.journal import Journal
 
     directory = path.rpartition("/")[0].encode() or None

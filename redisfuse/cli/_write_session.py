@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from redisfuse.cli._options import PASSWORD_FILE_HELP, OptionList
+from redisfuse.cli._options import PASSWORD_FILE_HELP, WAIT_REPLICAS_HELP, OptionList, route_options
 from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
-from redisfuse.errors import ConflictError, RedisFuseError, UsageError
-from redisfuse.keyspace.listener import NullListener
+from redisfuse.errors import RedisFuseError, UsageError
 
 if TYPE_CHECKING:
     from redisfuse.client.client import RedisClient
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Change, JournalSession, Outcome
-    from redisfuse.transactions.executor import TransactionExecutor
-    from redisfuse.transactions.server_fingerprint import ServerComparison
+    from redisfuse.journal.models import Change, Outcome
+    from redisfuse.transactions.server_fingerprint import ChangeOfSession, ServerComparison
+    from redisfuse.transactions.write_session import ServerConnector, WriteSession
 
 connector_options = OptionList(
     click.option("--url", metavar="URL", help="URL of the server, instead of the one in the journal."),
@@ -35,107 +33,62 @@ connector_options = OptionList(
         show_default=True,
         help="How long to wait for a reply of the server before failing.",
     ),
+    click.option(
+        "--wait-replicas", type=click.IntRange(0), default=0, metavar="N", show_default=True, help=WAIT_REPLICAS_HELP
+    ),
+    route_options,
 )
 """How to reach a server if the journal's record of it is not sufficient."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerConnector:
-    """The user's options for connecting to servers."""
+def create_connector(context: click.Context) -> ServerConnector:
+    """Return the connector for the values of `connector_options`."""
+    from redisfuse.cli._passwords import find_password
+    from redisfuse.transactions.write_session import ServerConnector
 
-    url: str | None
-    password: str | None
-    timeout: float
-
-    @classmethod
-    def from_context(cls, context: click.Context) -> ServerConnector:
-        """Return the connector for the values of `connector_options`."""
-        from redisfuse.cli._config import find_password
-
-        return cls(context.params["url"], find_password(context), context.params["timeout"])
-
-    def connect(self, session: JournalSession, *, writable: bool) -> RedisClient:
-        """Connect to the server of a session.
-
-        Raises UnavailableError, AccessError, UsageError.
-        """
-        from redisfuse.client.address import Address
-        from redisfuse.client.client import RedisClient
-        from redisfuse.client.limits import Limits
-
-        identity = session.metadata.server
-        address = Address.parse(self.url or identity.redacted_url, username=identity.username, password=self.password)
-        server = RedisClient(address, Limits(timeout=self.timeout), writable=writable)
-        server.connect()
-        return server
-
-
-@dataclass(frozen=True, slots=True)
-class WriteSession:
-    """A writable server, and the journal session of this command."""
-
-    server: RedisClient
-    executor: TransactionExecutor
-    session_id: int
-    server_name: str
+    params = context.params
+    return ServerConnector(
+        params["url"],
+        find_password(context),
+        params["timeout"],
+        params["cluster_map"],
+        params["wait_replicas"],
+        params["ssh"],
+    )
 
 
 @contextmanager
 def write_session(
-    journal: Journal, connector: ServerConnector, changes: Sequence[Change], *, force: bool, ask: bool = True
+    journal: Journal, connector: ServerConnector, changes: Collection[ChangeOfSession], *, force: bool, ask: bool = True
 ) -> Iterator[WriteSession]:
     """Connect, writable, to the server of these changes.
 
-    Settles the pending changes of that server first. If it seems to be another server than the one that was changed,
-    the user is asked on a terminal (with `ask`); otherwise, without `force`, ConflictError is raised.
+    As `open_write_session` does. If it seems to be another server, the user is asked on a terminal (with `ask`).
     """
-    from redisfuse.journal.models import SessionMetadata
-    from redisfuse.transactions.executor import TransactionExecutor
-    from redisfuse.transactions.server_fingerprint import record_recognized
-    from redisfuse.transactions.session_start import start_session
+    from redisfuse.transactions.write_session import open_write_session
 
-    origin = journal.get_session(changes[0].session_id)
-    server = connector.connect(origin, writable=True)
-    try:
-        comparisons = report_server_changes(journal, server, changes)
-        is_recognized = all(comparison.verdict in ("same_run", "same_data") for comparison in comparisons)
-        if not is_recognized and not force and not (ask and _confirm_other_server()):
-            raise ConflictError(
-                f"nothing was changed, as {origin.metadata.server.name} may be another server than the one on which "
-                f"the changes were made; use --force if it is the right one"
-            )
-        record_recognized(journal, server, comparisons)
-        info = server.server_info
-        version = ".".join(map(str, info.version))
-        metadata = SessionMetadata(
-            origin.metadata.server, run_id=info.run_id, server_version=version, vendor=info.vendor
-        )
-        session = start_session(journal, server, metadata)
-        try:
-            executor = TransactionExecutor(
-                server, journal, session, dump_limit=DEFAULTS["dump_limit"], listener=NullListener()
-            )
-            yield WriteSession(server, executor, session, origin.metadata.server.name)
-        finally:
-            journal.end_session(session)
-    finally:
-        server.close()
+    with open_write_session(
+        journal,
+        connector,
+        changes,
+        force=force,
+        report=_print_comparisons,
+        confirm_other_server=lambda: ask and _confirm_other_server(),
+    ) as session:
+        yield session
 
 
-def report_server_changes(
-    journal: Journal, server: RedisClient, changes: Sequence[Change]
-) -> Sequence[ServerComparison]:
-    """Print whether the server was restarted or replaced since these changes.
-
-    Returns the comparisons.
-    """
+def report_server_changes(journal: Journal, server: RedisClient, changes: Collection[ChangeOfSession]) -> None:
+    """Print whether the server was restarted or replaced since these changes."""
     from redisfuse.transactions.server_fingerprint import compare_servers
 
-    comparisons = compare_servers(journal, server, changes)
+    _print_comparisons(compare_servers(journal, server, changes))
+
+
+def _print_comparisons(comparisons: Sequence[ServerComparison]) -> None:
     for comparison in comparisons:
         if comparison.explanation:
             print_err(comparison.explanation)
-    return comparisons
 
 
 def _confirm_other_server() -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from redisfuse.cli._changes import change_to_json, format_key
+from redisfuse.cli._changes import change_to_json
 from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import LinePrinter, json_option, print_json
 from redisfuse.cli._params import CHANGE_ID
-from redisfuse.cli._write_session import ServerConnector, connector_options, write_session
+from redisfuse.cli._write_session import connector_options, create_connector, write_session
+from redisfuse.journal.descriptions import format_key
 
 
 @click.command
@@ -29,12 +30,15 @@ def command(
     A refused edit is written only if the key still has the value that caused the refusal. If it has changed again,
     inspect it again and use --force. Any other change can be repeated, too. The write is journaled and can be rolled
     back.
-    """
+
+    \b
+    redisfuse apply 42
+    """  # noqa: D301 - click reads the control character \b
     from redisfuse.transactions.apply import apply_change
 
     with open_journal(journal_file, write=True) as journal:
         change = journal.get_change(id)
-        with write_session(journal, ServerConnector.from_context(context), [change], force=force) as session:
+        with write_session(journal, create_connector(context), [change], force=force) as session:
             new_ids = apply_change(session.executor, journal.get_change(id), force=force)
         if as_json:
             for new_id in new_ids:

@@ -32,7 +32,10 @@ def command(keep: bool) -> None:
 
     Starts a redis-server on a temporary socket, mounts it, runs a few commands, and removes everything. Requires
     redis-server or valkey-server, or the package's extra `demo`.
-    """
+
+    \b
+    redisfuse demo
+    """  # noqa: D301 - click reads the control character \b
     from redisfuse.cli._demo import session
 
     session.run_demo(_TerminalTranscript(), keep=keep)

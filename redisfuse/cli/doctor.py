@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli._config import find_password
+from redisfuse.cli._named_servers import complete_source, expand_server
 from redisfuse.cli._options import SectionCommand, parse_server_address, server_options
 from redisfuse.cli._output import TableColumn, TablePrinter, json_option, print_json
 from redisfuse.cli._params import BYTES
+from redisfuse.cli._passwords import find_password
 from redisfuse.errors import MountError
 from redisfuse.text import for_terminal
 
@@ -39,7 +40,7 @@ class DoctorFinding:
 
 
 @click.command(cls=SectionCommand)
-@click.argument("source", nargs=-1, metavar="(HOST PORT | URL)")
+@click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME)", shell_complete=complete_source)
 @server_options
 @click.option("--prefix", type=BYTES, default=b"", help="Check access to keys with this prefix only.")
 @click.option(
@@ -55,11 +56,19 @@ def command(context: click.Context, /, source: tuple[str, ...], **options: Any) 
 
     Changes nothing. For each mode of a mount, shows the permissions that the user lacks and the minimal ACL rule. The
     exit status is 1 if anything is missing.
-    """
+
+    \b
+    redisfuse doctor redis://reader@host:6379/0
+    redisfuse doctor prod
+    """  # noqa: D301 - click reads the control character \b
+    source = expand_server(context, source)
+    options = {name: context.params[name] for name in options}
     as_json, prefix, write = options.pop("as_json"), options.pop("prefix"), options.pop("write")
     del options["password_file"]
     address = parse_server_address(source, password=find_password(context), **options)
-    findings = list(_run_checks(address, options["timeout"], prefix, write=write))
+    findings = list(
+        _run_checks(address, options["timeout"], options["cluster_map"], options["ssh"], prefix, write=write)
+    )
     if as_json:
         for finding in findings:
             print_json(_finding_to_json(finding))
@@ -69,35 +78,48 @@ def command(context: click.Context, /, source: tuple[str, ...], **options: Any) 
         context.exit(1)
 
 
-def _run_checks(address: Address, timeout: float, prefix: bytes, *, write: bool) -> Iterator[DoctorFinding]:
+def _run_checks(
+    address: Address, timeout: float, cluster_map: tuple[str, ...], ssh: str | None, prefix: bytes, *, write: bool
+) -> Iterator[DoctorFinding]:
     """Yield the results of all checks, in the order in which a mount depends on them."""
     from redisfuse.client.acl import check_acl
-    from redisfuse.client.client import RedisClient
     from redisfuse.client.limits import Limits
+    from redisfuse.client.opening import open_client
+    from redisfuse.client.ssh_tunnels import create_address_map
 
     yield _check_fuse()
-    server = RedisClient(address, Limits(timeout=timeout))
+    yield _check_decoders()
+    server = open_client(address, Limits(timeout=timeout), address_map=create_address_map(cluster_map, ssh))
     try:
-        info = server.connect()
+        if server.is_partitioned:
+            from redisfuse.cli._doctor_cluster import check_cluster
+
+            yield from check_cluster(server, prefix, write=write)
+            return
+        info = server.server_info
+        from redisfuse.cli._doctor_replication import check_replication, check_sentinels
+
+        yield from check_sentinels(server, write=write)
         yield DoctorFinding("server", True, _describe_server(server, info))
+        yield from check_replication(server)
         report = check_acl(server, prefix=prefix, queue_writes=write)
     finally:
         server.close()
     for access in report.modes:
-        yield _assess_mode(access, report, info, is_required=write or access.mode != "write")
+        yield assess_mode(access, report, info, is_required=write or access.mode != "write")
     for note in report.notes:
         yield DoctorFinding("note", None, note, is_required=False)
 
 
 def _check_fuse() -> DoctorFinding:
     """Try what a mount needs: a library, /dev/fuse, the permission to mount."""
-    from redisfuse.fuse.backends import list_bindings
-    from redisfuse.fuse.mountpoint import check_mount_permission
+    from redisfuse.fuse.device import list_bindings
+    from redisfuse.mount.preflight import check_mount_permission
 
-    bindings = list_bindings()
-    usable = [binding.name for binding in bindings if not binding.reason]
+    reasons = list_bindings()
+    usable = [name for name, reason in reasons.items() if not reason]
     if not usable:
-        return DoctorFinding("fuse", False, "; ".join(binding.reason for binding in bindings))
+        return DoctorFinding("fuse", False, "; ".join(reasons.values()))
     try:
         permission = check_mount_permission()
     except MountError as error:
@@ -105,12 +127,26 @@ def _check_fuse() -> DoctorFinding:
     return DoctorFinding("fuse", True, f"can mount with {' and '.join(usable)}, {permission}")
 
 
+def _check_decoders() -> DoctorFinding:
+    """List the formats that `NAME%text` decodes, and those whose library is missing."""
+    from redisfuse.rendering.decoding.formats import FORMAT_NAMES
+    from redisfuse.rendering.decoding.layers import INSTALL_HINT, list_decompressors
+
+    decompressors = list_decompressors()
+    present = [name for name, is_present in decompressors.items() if is_present]
+    missing = [name for name, is_present in decompressors.items() if not is_present]
+    message = f"%text decodes {', '.join((*present, *FORMAT_NAMES))}"
+    if missing:
+        message += f"; for {', '.join(missing)}: {INSTALL_HINT}"
+    return DoctorFinding("decoders", not missing or None, message, is_required=False)
+
+
 def _describe_server(server: RedisClient, info: ServerInfo) -> str:
     role = "a replica, which accepts no writes" if info.is_replica else "a master"
     return f"{server.address.endpoint}: {info.label}, {role}{', still loading its data' if info.loading else ''}"
 
 
-def _assess_mode(access: ModeAccess, report: AclReport, info: ServerInfo, *, is_required: bool) -> DoctorFinding:
+def assess_mode(access: ModeAccess, report: AclReport, info: ServerInfo, *, is_required: bool) -> DoctorFinding:
     if access.mode == "following" and not info.has_tracking:
         message = f"{info.label} does not support tracking (Redis 6.0 does): a mount checks keys every second"
     elif access.allowed:

@@ -20,6 +20,7 @@ from redisfuse.errors import UsageError
 MAX_PAGE_WIDTH = 100  # columns on a terminal
 MAX_SUGGESTIONS = 3  # names similar to an unknown topic
 
+_IMAGE = re.compile(r"^!\[.*\n", re.MULTILINE)
 _COMMENT = re.compile(r"<!--.*?-->\n?", re.DOTALL)
 _RELATIVE_LINK = re.compile(r"\[([^\]]+)\]\((?![a-z+]+://)[^)]+\)")
 
@@ -69,7 +70,11 @@ def command(context: click.Context, /, topic: str | None) -> None:
 
     TOPIC is a page, or a command whose --help is shown. On a terminal, a page is formatted and shown in the pager; in a
     pipe, it is Markdown.
-    """
+
+    \b
+    redisfuse help recipes
+    redisfuse help rollback
+    """  # noqa: D301 - click reads the control character \b
     pages = read_pages()
     if topic is None:
         _list_pages(pages)
@@ -99,13 +104,15 @@ def _show_page(page: Page) -> None:
 
 
 def _format_markdown(text: str) -> str:
-    """Return Markdown as text for this terminal, without targets of relative links."""
+    """Return Markdown as text for this terminal, without images and link targets."""
     from rich.console import Console
     from rich.markdown import Markdown
 
     console = Console(width=min(shutil.get_terminal_size().columns, MAX_PAGE_WIDTH))
     with console.capture() as capture:
-        console.print(Markdown(_RELATIVE_LINK.sub(r"**\1**", text), code_theme="ansi_dark", hyperlinks=False))
+        console.print(
+            Markdown(_RELATIVE_LINK.sub(r"**\1**", _IMAGE.sub("", text)), code_theme="ansi_dark", hyperlinks=False)
+        )
     return capture.get()
 
 

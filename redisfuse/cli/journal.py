@@ -21,7 +21,11 @@ def command() -> None:
 @command.command(context_settings=SUBCOMMAND_SETTINGS)
 @journal_option
 def path(journal_file: Path | None) -> None:
-    """Print the path of the journal, whether it exists or not."""
+    """Print the path of the journal, whether it exists or not.
+
+    \b
+    redisfuse journal path
+    """  # noqa: D301 - click reads the control character \b
     from redisfuse.journal.files import default_path
 
     print_out(os.fspath(journal_file or default_path()))
@@ -34,7 +38,10 @@ def check(as_json: bool, journal_file: Path | None) -> int:
     """Check schema, contents and states, and print a line for each problem.
 
     The exit status is 1 if there is a problem.
-    """
+
+    \b
+    redisfuse journal check
+    """  # noqa: D301 - click reads the control character \b
     from redisfuse.journal.check import find_problems
 
     with open_journal(journal_file) as journal:

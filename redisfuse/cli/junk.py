@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from more_itertools import chunked
 
-from redisfuse.batching import batched
-from redisfuse.cli._config import find_password
 from redisfuse.cli._journal_options import journal_option
+from redisfuse.cli._named_servers import complete_source, expand_server
 from redisfuse.cli._options import (
     SUBCOMMAND_SETTINGS,
+    WAIT_REPLICAS_HELP,
     OptionList,
     SectionCommand,
     parse_server_address,
@@ -35,6 +36,7 @@ from redisfuse.cli._output import (
     progress_bar,
 )
 from redisfuse.cli._params import BYTES, PATH
+from redisfuse.cli._passwords import find_password
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import UsageError
 from redisfuse.text import for_terminal
@@ -71,7 +73,10 @@ def list_patterns(junk_file: Path | None, junk: Sequence[str], keep: Sequence[st
     """List the patterns, by the program that creates such files.
 
     In a pipe, each line has these fields, separated by tabs: class, pattern, program, file and line of the pattern.
-    """
+
+    \b
+    redisfuse junk list
+    """  # noqa: D301 - click reads the control character \b
     rules = _load_rules(junk_file, junk, keep).rules
     if as_json:
         for rule in rules:
@@ -96,7 +101,10 @@ def check(
 
     A NAME may be a path from the mount's root; it ends in / for a directory. A key in Redis is data, regardless of its
     name. In a pipe, each line has these fields, separated by tabs: name, class, meaning of the class, pattern, program.
-    """
+
+    \b
+    redisfuse junk check .main.c.swp session/
+    """  # noqa: D301 - click reads the control character \b
     patterns = _load_rules(junk_file, junk, keep)
     table = None
     for name in names:
@@ -122,7 +130,7 @@ def check(
 
 
 _scan_options = OptionList(
-    click.argument("source", nargs=-1, metavar="(HOST PORT | URL)"),
+    click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME)", shell_complete=complete_source),
     server_options,
     _pattern_options,
     click.option(
@@ -148,7 +156,10 @@ def scan(context: click.Context, /, **options: Any) -> None:
 
     Changes nothing. Scans all keys, in batches, for patterns of the class safe. In a pipe, each line has these fields,
     separated by tabs: path in a mount, type, length (bytes or elements), pattern, program.
-    """
+
+    \b
+    redisfuse junk scan redis://host:6379/0
+    """  # noqa: D301 - click reads the control character \b
     junk_scan = _JunkCommand(context, options)
     with junk_scan.connect(writable=False) as server:
         keys = junk_scan.find_junk(server)
@@ -165,15 +176,21 @@ def scan(context: click.Context, /, **options: Any) -> None:
 @_scan_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be removed; change nothing.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
+@click.option(
+    "--wait-replicas", type=click.IntRange(0), default=0, metavar="N", show_default=True, help=WAIT_REPLICAS_HELP
+)
 @journal_option
 @click.pass_context
-def clean(context: click.Context, /, dry_run: bool, yes: bool, journal_file: Path | None, **options: Any) -> None:
+def clean(context: click.Context, /, dry_run: bool, yes: bool, wait_replicas: int, **options: Any) -> None:
     """Remove the keys that `redisfuse junk scan` finds, journaled.
 
     A rollback restores them. The changes are one session of the journal, and each is a separate operation.
-    """
+
+    \b
+    redisfuse junk clean redis://host:6379/0
+    """  # noqa: D301 - click reads the control character \b
     junk_scan = _JunkCommand(context, options)
-    with junk_scan.connect(writable=not dry_run) as server:
+    with junk_scan.connect(writable=not dry_run, wait_replicas=wait_replicas) as server:
         keys = junk_scan.find_junk(server)
         if options["as_json"]:
             for key in keys:
@@ -188,7 +205,7 @@ def clean(context: click.Context, /, dry_run: bool, yes: bool, journal_file: Pat
             if not click.confirm(f"Remove {_format_total(keys)}?", err=True):
                 click.echo("nothing was changed", err=True)
                 return
-        removed, session = _remove_keys(server, keys, journal_file)
+        removed, session = _remove_keys(server, keys, context.params["journal_file"])
     click.echo(
         f"{format_count(removed, 'key')} removed; `redisfuse rollback --session {session}` restores them",
         err=options["as_json"],
@@ -199,6 +216,8 @@ class _JunkCommand:
     """The keys and patterns that `scan` and `clean` look for, and the server."""
 
     def __init__(self, context: click.Context, options: dict[str, Any]) -> None:
+        source = expand_server(context, options["source"])
+        options = {name: context.params[name] for name in options}
         self._junk_rules = _load_rules(options["junk_file"], options["junk"], options["keep"])
         self._separator: bytes = options["separator"]
         self._prefix: bytes = options["prefix"]
@@ -207,19 +226,29 @@ class _JunkCommand:
         if not self._separator:
             raise UsageError("--separator can't be empty")
         server_parameters = ("user", "db", "tls", "tls_ca", "tls_cert", "tls_key", "tls_insecure", "timeout")
+        self._cluster_map: tuple[str, ...] = options["cluster_map"]
+        self._ssh: str | None = options["ssh"]
         self._address: Address = parse_server_address(
-            options["source"], password=find_password(context), **{name: options[name] for name in server_parameters}
+            source, password=find_password(context), **{name: options[name] for name in server_parameters}
         )
 
     @contextmanager
-    def connect(self, *, writable: bool) -> Iterator[RedisClient]:
+    def connect(self, *, writable: bool, wait_replicas: int = 0) -> Iterator[RedisClient]:
         """Yield the connected server; close it at the end."""
-        from redisfuse.client.client import RedisClient
         from redisfuse.client.limits import Limits
+        from redisfuse.client.opening import open_client
+        from redisfuse.client.ssh_tunnels import create_address_map
 
-        server = RedisClient(self._address, Limits(timeout=self._timeout), writable=writable)
+        address_map = create_address_map(self._cluster_map, self._ssh)
+        limits = Limits(timeout=self._timeout)
+        server = open_client(
+            self._address,
+            limits,
+            writable=writable,
+            address_map=address_map,
+            wait_replicas=wait_replicas if writable else 0,
+        )
         try:
-            server.connect()
             yield server
         finally:
             server.close()
@@ -248,15 +277,18 @@ def _remove_keys(server: RedisClient, junk_keys: Sequence[JunkKey], journal_file
     """
     from redisfuse.journal.journal import Journal
     from redisfuse.mount.write_mode import build_session_info
+    from redisfuse.transactions.callers import ThisProcess
     from redisfuse.transactions.key_writer import KeyWriter
     from redisfuse.transactions.session_start import start_session
 
-    with Journal.open(journal_file, create=True) as journal:
+    with Journal.open(journal_file, create=True, operation_idle_ms=None) as journal:
         session = start_session(journal, server, build_session_info(server, None, {"command": "junk clean"}))
         try:
-            key_writer = KeyWriter(server, journal, session, dump_limit=DEFAULTS["dump_limit"])
+            key_writer = KeyWriter(
+                server, journal, session, dump_limit=DEFAULTS["dump_limit"], identify_caller=ThisProcess()
+            )
             removed = 0
-            for batch in batched(junk_keys, _MAX_KEYS_PER_BATCH):
+            for batch in chunked(junk_keys, _MAX_KEYS_PER_BATCH):
                 removed += key_writer.remove_independently({junk_key.target: junk_key.path for junk_key in batch})
             return removed, session
         finally:

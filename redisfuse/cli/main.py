@@ -22,9 +22,10 @@ import redisfuse
 from redisfuse import cli
 from redisfuse.cli._redact import redact_argv, redact_passwords
 from redisfuse.cli._terminal import print_err
-from redisfuse.errors import RedisFuseError
+from redisfuse.errors import RedisFuseError, UsageError
 
 DEFAULT_COMMAND = "mount"
+_TABLES = {"config": DEFAULT_COMMAND}  # commands whose table in the configuration has another name
 
 
 class CommandGroup(click.Group):
@@ -62,13 +63,30 @@ class CommandGroup(click.Group):
         """Find the command and apply the configuration's defaults to it."""
         name, command, rest = super().resolve_command(ctx, args)
         if name and command and not ctx.resilient_parsing:
-            from redisfuse.cli import _config
-
-            ctx.obj = _config.load_config_files(ctx.params["config"])
-            ctx.default_map = {name: ctx.obj.build_default_map(name, command)}
-            if name == DEFAULT_COMMAND:
-                ctx.obj.check_top_level(command)
+            self._apply_configuration(ctx, name, command)
         return name, command, rest
+
+    def _apply_configuration(self, ctx: click.Context, name: str, command: click.Command) -> None:
+        """Load the configuration files as defaults, and refuse unknown names.
+
+        A command without any option of a mount, such as `umount`, works with a wrong configuration.
+        """
+        from redisfuse.cli._config_files import load_config_files
+        from redisfuse.cli._spelling import check_environment
+
+        mount = self.get_command(ctx, DEFAULT_COMMAND)
+        assert mount is not None
+        is_affected = not _list_options(command).isdisjoint(_list_options(mount))
+        with contextlib.nullcontext() if is_affected else contextlib.suppress(UsageError):
+            ctx.obj = load_config_files(ctx.params["config"])
+            ctx.default_map = {name: ctx.obj.build_default_map(_TABLES.get(name, name), command)}
+        if is_affected:
+            ctx.obj.check_names(mount, self.list_commands(ctx))
+            check_environment(_list_options(mount) | _list_options(self), lambda: self._list_all_options(ctx))
+
+    def _list_all_options(self, ctx: click.Context) -> set[str]:
+        commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]
+        return {option for command in [self, *commands] if command is not None for option in _list_options(command)}
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the first line of each module's docstring, without importing it."""
@@ -77,8 +95,10 @@ class CommandGroup(click.Group):
             formatter.write_dl(rows)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
-        """Complete commands, and the options of the default command."""
-        completions = super().shell_complete(ctx, incomplete)
+        """Complete commands, servers, and the options of the default command."""
+        from redisfuse.cli._named_servers import complete_server
+
+        completions = [*super().shell_complete(ctx, incomplete), *complete_server(ctx, incomplete)]
         default = self.get_command(ctx, DEFAULT_COMMAND) if incomplete.startswith("-") else None
         if default:
             with click.Context(default, parent=ctx, info_name=DEFAULT_COMMAND) as child:
@@ -121,6 +141,7 @@ def group(config: Path | None, debug: bool) -> None:
     \b
     redisfuse 127.0.0.1 6379 MOUNTPOINT            browse, read-only
     redisfuse redis://host:6379/0 MOUNTPOINT       the same, by URL
+    redisfuse NAME                                 a server in the configuration
     redisfuse --write --journal HOST PORT MOUNTPOINT
                                                    edit; each change can be rolled back
     """  # noqa: D301 - click reads the control character \b
@@ -153,6 +174,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:  # a bug must not print a traceback
         return _report_bug(error, debug="--debug" in words)
+
+
+def _list_options(command: click.Command) -> set[str]:
+    """Return the names of the options of a command, and of the commands in it."""
+    names = {param.name for param in command.params if isinstance(param, click.Option) and param.name}
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            names |= _list_options(child)
+    return names
 
 
 def _report_error(error: Exception, status: int, hint: str = "") -> int:

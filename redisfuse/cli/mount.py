@@ -7,12 +7,23 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from redisfuse.cli._config import load_config_files, locate_password
-from redisfuse.cli._options import SectionCommand, SectionOption, config_option, server_options
+from redisfuse.cli._config_files import load_config_option
+from redisfuse.cli._decode_options import decode_options
+from redisfuse.cli._named_servers import complete_source, expand_mount_source, find_servers
+from redisfuse.cli._options import (
+    WAIT_REPLICAS_HELP,
+    SectionCommand,
+    SectionOption,
+    config_option,
+    is_host_and_port,
+    server_options,
+)
 from redisfuse.cli._params import BYTES, PATH, SIZE
+from redisfuse.cli._passwords import locate_password
 from redisfuse.config import Config, MountOptions, split_mount_options
 from redisfuse.errors import UsageError
 
+REPLICA_SECTION = "Replicas"
 WRITE_SECTION = "Writing"
 TREE_SECTION = "File tree"
 LIMITS_SECTION = "Limits"
@@ -20,21 +31,22 @@ JUNK_SECTION = "Junk files"
 RUN_SECTION = "Operation"
 
 
-def _load_config_option(context: click.Context, _: click.Parameter, path: Path | None) -> None:
-    """Load `--config` if it is among the options of a mount.
-
-    Without the word `mount` the group does not parse these options.
-    """
-    if path:
-        config = load_config_files(path)
-        config.check_top_level(context.command)
-        context.find_root().obj = config
-        context.default_map = config.build_default_map("mount", context.command)
-
-
 @click.command(cls=SectionCommand, options_metavar="[OPTIONS]")
-@click.argument("source", nargs=-1, metavar="(HOST PORT | URL) MOUNTPOINT")
+@click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME) MOUNTPOINT", shell_complete=complete_source)
 @server_options
+@config_option(
+    "--replicas",
+    section=REPLICA_SECTION,
+    is_flag=True,
+    help="Read replicas only and send nothing to the masters; not with --write.",
+)
+@config_option(
+    "--max-lag",
+    section=REPLICA_SECTION,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="With --replicas: fail with EIO when the replica's values may be older; 0 is unlimited.",
+)
 @config_option(
     "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits change Redis, each journaled first."
 )
@@ -52,6 +64,7 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     show_default="journal.db in the platform's state folder",
     help="Database file of the journal.",
 )
+@config_option("--wait-replicas", section=WRITE_SECTION, type=click.IntRange(0), metavar="N", help=WAIT_REPLICAS_HELP)
 @config_option(
     "--no-conflict-check",
     section=WRITE_SECTION,
@@ -78,6 +91,13 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     type=click.IntRange(0),
     metavar="N",
     help="Maximum number of elements of a collection to DUMP.",
+)
+@config_option(
+    "--operation-idle",
+    section=WRITE_SECTION,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Pause of a program after which its next change begins a new operation in the journal.",
 )
 @config_option("--separator", section=TREE_SECTION, type=BYTES, help="Separator of directories in a key.")
 @config_option("--prefix", section=TREE_SECTION, type=BYTES, help="Mount only keys with this prefix.")
@@ -115,6 +135,7 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     help="With --hashes auto: maximum number of hashes of a directory to list as fields; with more, each hash is one "
     "file.",
 )
+@decode_options
 @config_option("--cache-memory", section=LIMITS_SECTION, type=SIZE, help="Memory for metadata and small contents.")
 @config_option(
     "--index-memory",
@@ -145,6 +166,19 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     type=click.FloatRange(1),
     metavar="SECONDS",
     help="How often to read all key names again where changes can't be tracked.",
+)
+@config_option(
+    "--no-follow",
+    section=LIMITS_SECTION,
+    is_flag=True,
+    help="Don't track changes, which costs the server time for each write; read all key names every --rescan-seconds.",
+)
+@config_option(
+    "--idle-seconds",
+    section=LIMITS_SECTION,
+    type=click.FloatRange(0),
+    metavar="SECONDS",
+    help="Stop tracking changes when the mount has not been used for this long, until it is used again; 0: never.",
 )
 @config_option(
     "--no-junk-filter",
@@ -201,7 +235,7 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     section=RUN_SECTION,
     multiple=True,
     metavar="OPT[,OPT…]",
-    help="Mount options: ro, allow_other, uid=, gid=, umask=, libfuse's own, and every long option above.",
+    help="Mount options: ro, allow_other, uid=, gid=, umask=, others of mount(8), and every long option above.",
 )
 @config_option(
     "--daemon",
@@ -233,16 +267,23 @@ def _load_config_option(context: click.Context, _: click.Parameter, path: Path |
     is_eager=True,
     expose_value=False,
     allow_from_autoenv=False,
-    callback=_load_config_option,
+    callback=load_config_option,
     help="Configuration file, instead of /etc/redisfuse.toml and the user's.",
 )
 @click.pass_context
 def command(context: click.Context, /, **_: Any) -> None:
     """Mount a Redis server as a folder, read-only without --write.
 
-    URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. The mount runs in the foreground until
+    URL is redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://; HOST or HOST:PORT is an address, too.
+    The address of any node mounts its whole cluster. NAME is a server in the configuration, which may have a mount
+    point; `redisfuse config NAME` shows its settings. The mount runs in the foreground until
     Ctrl-C, `redisfuse umount MOUNTPOINT` or umount(8).
-    """
+
+    \b
+    redisfuse mount redis://reader@host/0 ~/redis
+    redisfuse mount --write --prefix app: 127.0.0.1 6379 ~/redis
+    redisfuse mount prod ~/redis
+    """  # noqa: D301 - click reads the control character \b
     settings = build_config(context)
     from redisfuse.mount import run
 
@@ -254,9 +295,10 @@ def build_config(context: click.Context) -> Config:
 
     Raises UsageError.
     """
-    given = _apply_mount_options(context)
+    source = expand_mount_source(context, context.params["source"])
+    given = apply_mount_options(context)
     options: MountOptions = given["options"]
-    source = given.pop("source")
+    del given["source"]
     if given["foreground"] and given["daemon"]:
         raise UsageError("-f and --daemon contradict each other")
     if given.pop("journal") and not given["write"]:
@@ -265,7 +307,11 @@ def build_config(context: click.Context) -> Config:
         if context.get_parameter_source("write") is ParameterSource.COMMANDLINE:
             raise UsageError("-o ro and --write contradict each other")
         given["write"] = False
-    target, port, mountpoint = _parse_source(source)
+    if given["replicas"] and given["write"]:
+        raise UsageError("--replicas and --write contradict each other: a replica accepts no writes")
+    if given["max_lag"] and not given["replicas"]:
+        raise UsageError("--max-lag limits the age of a replica's values: add --replicas")
+    target, port, mountpoint = _parse_source(context, source)
     root = context.find_root()
     password = locate_password(context)
     given |= {
@@ -276,6 +322,7 @@ def build_config(context: click.Context) -> Config:
         "password_file": password.file,
         "conflict_check": not given.pop("no_conflict_check"),
         "added_newline": not given.pop("no_added_newline"),
+        "follow": not given.pop("no_follow"),
         "junk_filter": not given.pop("no_junk_filter"),
         "debug": given["debug"] or bool(root.params.get("debug")),
     }
@@ -285,7 +332,7 @@ def build_config(context: click.Context) -> Config:
     return Config(**given)
 
 
-def _apply_mount_options(context: click.Context) -> dict[str, Any]:
+def apply_mount_options(context: click.Context) -> dict[str, Any]:
     """Return the parameters, including long options in `-o`.
 
     /etc/fstab has only `-o`, so it accepts them all: `-o write,prefix=app:`.
@@ -312,7 +359,7 @@ def _apply_mount_options(context: click.Context) -> dict[str, Any]:
     return given
 
 
-def _parse_source(arguments: tuple[str, ...]) -> tuple[str, int | None, Path]:
+def _parse_source(context: click.Context, arguments: tuple[str, ...]) -> tuple[str, int | None, Path]:
     """Return (target, port, mount point) of HOST PORT MOUNTPOINT or URL MOUNTPOINT.
 
     Raises UsageError with the nearest valid form.
@@ -326,15 +373,21 @@ def _parse_source(arguments: tuple[str, ...]) -> tuple[str, int | None, Path]:
         return arguments[0], None, PATH.convert(arguments[1], None, None)
     if len(arguments) == 1 and "://" in arguments[0]:
         raise UsageError("the mount point is missing: write URL MOUNTPOINT")
-    raise UsageError(f"{_suggest_correction(arguments)}write HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
+    suggestion = _suggest_correction(context, arguments)
+    if len(arguments) == 2 and is_host_and_port(arguments[0]) and not arguments[1].isdigit() and not suggestion:
+        return f"redis://{arguments[0]}", None, PATH.convert(arguments[1], None, None)
+    raise UsageError(f"{suggestion}write HOST PORT MOUNTPOINT or redis://HOST:PORT/DB MOUNTPOINT")
 
 
-def _suggest_correction(arguments: tuple[str, ...]) -> str:
+def _suggest_correction(context: click.Context, arguments: tuple[str, ...]) -> str:
     from redisfuse.cli.main import group
 
     if not arguments:
         return "no server given: "
     if arguments[0].startswith("/"):
         return f"for a Unix socket write unix://{arguments[0]}; otherwise "
-    similar = difflib.get_close_matches(arguments[0], group.list_commands(click.Context(group)), n=1)
-    return f"no command {arguments[0]!r}, did you mean {similar[0]!r}? To mount, " if similar else ""
+    names = group.list_commands(click.Context(group))
+    if len(arguments) == 1:  # with two, it may be a host
+        names += find_servers(context)
+    similar = difflib.get_close_matches(arguments[0], names, n=1)
+    return f"no command or server {arguments[0]!r}, did you mean {similar[0]!r}? To mount, " if similar else ""

@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
-from redisfuse.cli._changes import STATE_STYLES, change_to_json, format_change
+from redisfuse.cli._changes import STATE_STYLES, change_to_json
 from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import LinePrinter, format_count, json_option, print_json
-from redisfuse.cli._write_session import ServerConnector, connector_options, resolve_pending, write_abandoned_files
+from redisfuse.cli._write_session import connector_options, create_connector, resolve_pending, write_abandoned_files
+from redisfuse.journal.descriptions import format_change
 
 OUTCOME_TEXTS = {
     "applied": "was made",
@@ -35,9 +36,12 @@ def command(
     automatically. This command and the next mount also write the temporary files that a mount held back when it died.
     A change whose outcome can't be determined is marked `unknown`. The exit status is 1 if there is such a change, if a
     server can't be reached, or if it seems to be another server than the one on which a change was made.
-    """
+
+    \b
+    redisfuse recover
+    """  # noqa: D301 - click reads the control character \b
     with open_journal(journal_file, write=True) as journal:
-        connector = ServerConnector.from_context(context)
+        connector = create_connector(context)
         settled, complete = resolve_pending(journal, connector, quiet=False, force=force)
         written, all_written = write_abandoned_files(journal, connector, force=force)
         settled += written

@@ -2,52 +2,49 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli._changes import change_to_json, describe_state, format_change, format_state
-from redisfuse.cli._journal_options import journal_option, open_journal
-from redisfuse.cli._output import (
-    LinePrinter,
-    ProgressBar,
-    escape_text,
-    format_count,
-    format_local_time,
-    json_option,
-    print_json,
-    progress_bar,
+from redisfuse.cli._interrupts import INTERRUPTED_STATUS
+from redisfuse.cli._journal_options import (
+    FILTER_NAMES,
+    change_words,
+    filter_options,
+    journal_option,
+    open_journal,
 )
-from redisfuse.cli._params import BYTES, CHANGE_ID, SESSION_ID, TIMESTAMP
+from redisfuse.cli._output import LinePrinter, ProgressBar, format_count, json_option, progress_bar
+from redisfuse.cli._params import MAX_SQLITE_INTEGER
+from redisfuse.cli._rollback_output import RollbackPrinter
 from redisfuse.cli._terminal import print_err
 from redisfuse.cli._write_session import (
-    ServerConnector,
     connector_options,
+    create_connector,
     report_server_changes,
     resolve_pending,
     write_session,
 )
 from redisfuse.errors import RedisFuseError, UsageError
+from redisfuse.journal.filter_options import build_change_filter
 
 if TYPE_CHECKING:
+    from redisfuse.client.client import RedisClient
     from redisfuse.journal.journal import Journal
-    from redisfuse.transactions.rollback import RollbackReport
-    from redisfuse.transactions.rollback_plan import PlannedChange, RollbackConflict, RollbackPlan
-    from redisfuse.transactions.selection import ChangeGroup
-
-MAX_LISTED_CHANGES = 50  # changes of a plan that are listed before the rollback; --dry-run lists all
-PROGRESS_BAR_MIN_CHANGES = 100  # a rollback of more changes shows a progress bar
+    from redisfuse.transactions.combined_change import ChangeGroup
+    from redisfuse.transactions.rollback import Rollback
+    from redisfuse.transactions.selection import SelectedChanges
+    from redisfuse.transactions.write_session import ServerConnector
 
 
 @click.command
-@click.argument("ids", type=CHANGE_ID, nargs=-1, metavar="[ID...]")
-@click.option("--group", type=CHANGE_ID, metavar="ID", help="The operation that begins with this change.")
-@click.option("--session", type=SESSION_ID, metavar="ID", help="All changes of this session.")
-@click.option(
-    "--since", type=TIMESTAMP, metavar="TIME", help="All changes since this time: ISO 8601, 14:30, 2h, yesterday."
-)
+@change_words
 @click.option(
     "--last",
     type=click.IntRange(1),
@@ -56,8 +53,11 @@ PROGRESS_BAR_MIN_CHANGES = 100  # a rollback of more changes shows a progress ba
     metavar="[N]",
     help="The newest operation that is not rolled back, or the newest N.",
 )
-@click.option("--key", type=BYTES, metavar="GLOB", help="All changes of keys that match (*, ?, [a-z], as in Redis).")
+@filter_options
+@click.option("--limit", type=click.IntRange(0, MAX_SQLITE_INTEGER), metavar="N", help="Only the newest N changes.")
+@click.option("-i", "--interactive", is_flag=True, help="Ask for each key, and for each place of a text that differs.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; change nothing.")
+@click.option("-v", "--verbose", is_flag=True, help="List each change of the plan, not only their numbers.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
 @click.option("--force", is_flag=True, help="Overwrite later changes (this is journaled, too), and another server.")
 @json_option
@@ -67,46 +67,61 @@ PROGRESS_BAR_MIN_CHANGES = 100  # a rollback of more changes shows a progress ba
 def command(
     context: click.Context,
     /,
-    ids: tuple[int, ...],
-    group: int | None,
-    session: int | None,
-    since: int | None,
+    words: tuple[str, ...],
     last: int | None,
-    key: bytes | None,
+    interactive: bool,
     dry_run: bool,
+    verbose: bool,
     yes: bool,
     force: bool,
     as_json: bool,
     journal_file: Path | None,
-    **_connector_options: Any,
+    **options: Any,
 ) -> int:
     """Roll changes back: restore the earlier values, newest change first.
 
-    The id of one change selects its whole operation (a rename has two changes). A key that has changed since is a
-    conflict: nothing of its operation is rolled back, and the exit status is 1. A rollback is journaled and can be
-    rolled back. Changes that are rolled back already are skipped, so the same command finishes an interrupted rollback.
-    """
-    from redisfuse.transactions.selection import RollbackSelection, select_groups
+    \b
+    redisfuse rollback --last                    the newest operation, such as a whole rm -r
+    redisfuse rollback 10012+ --path cart        what operation 10012 changed below cart
+    redisfuse rollback --session 7 --dry-run     how much one mount changed
+    redisfuse rollback -i template/welcome.html  choose among the changes of one file
 
-    connector = ServerConnector.from_context(context)
-    selection = RollbackSelection(ids=ids, group=group, session=session, since=since, last=last, key=key)
+    A change selects its whole group (a rename has two changes). Many changes of one key are taken back at once: from
+    what it holds to what it held before. A key that has changed since is a conflict: it is not rolled back, and the
+    exit status is 1. A rollback is journaled and can be rolled back. Changes that are rolled back already are skipped,
+    so the same command finishes a rollback that Ctrl-C or an error ended.
+    """  # noqa: D301 - click reads the control character \b
+    from redisfuse.transactions.selection import select_changes
+
+    if interactive and (as_json or dry_run or not sys.stdin.isatty()):
+        raise UsageError("--interactive needs a terminal, and neither --json nor --dry-run")
+    connector = create_connector(context)
+    filters = {name: options[name] for name in ("limit", *FILTER_NAMES)}
     status = 0
     with open_journal(journal_file, write=not dry_run) as journal:
+        change_filter = build_change_filter(journal, words, **filters)
         if not dry_run:
             resolve_pending(journal, connector, quiet=True)
-        groups = select_groups(journal, selection)
-        servers = list(dict.fromkeys(group[0].server_name for group in groups))
+        with progress_bar("selecting changes") as bar:
+            selected = select_changes(journal, change_filter, last=last, progress=bar.advance)
+        servers = selected.groups.server_names
         if connector.url is not None and len(servers) > 1:
             raise UsageError(f"these changes belong to {len(servers)} servers; --url can name only one of them")
-        if not groups and not as_json:
-            LinePrinter().print(f"nothing to roll back{': already rolled back' if ids else ''}")
+        if not servers and not as_json:
+            LinePrinter().print(f"nothing to roll back{': already rolled back' if change_filter.has_ids else ''}")
         for name in servers:
-            server_groups = [group for group in groups if group[0].server_name == name]
-            rollback = _RollbackCommand(
-                journal, connector, server_groups, force=force, as_json=as_json, last_count=last
-            )
-            succeeded = rollback.dry_run() if dry_run else rollback.run(ask_first=not yes)
-            status = status or (0 if succeeded else 1)
+            mine = selected.of_server(name)
+            printer = RollbackPrinter(as_json=as_json, verbose=verbose, is_repeated=mine.groups.is_repeated)
+            rollback = _RollbackCommand(journal, connector, name, mine, printer, force=force, last_count=last)
+            if dry_run:
+                done = rollback.dry_run()
+            elif interactive:
+                done = rollback.run_interactively()
+            else:
+                done = rollback.run(ask_first=not yes, as_json=as_json)
+            if rollback.is_interrupted:
+                return INTERRUPTED_STATUS
+            status = status or (0 if done else 1)
     return status
 
 
@@ -117,174 +132,141 @@ class _RollbackCommand:
         self,
         journal: Journal,
         connector: ServerConnector,
-        groups: list[ChangeGroup],
+        server_name: str,
+        selected: SelectedChanges,
+        printer: RollbackPrinter,
         *,
         force: bool,
-        as_json: bool,
         last_count: int | None,
     ) -> None:
         self._journal = journal
         self._connector = connector
-        self._groups = groups
+        self._groups = selected.groups
+        self._selected_ids = selected.ids
+        self._origins = selected.origins[server_name]
+        self._printer = printer
         self._force = force
-        self._as_json = as_json
         self._last_count = last_count
-        self._printer = LinePrinter()
-        self._changes = [change for group in groups for change in group]
+        self.is_interrupted = False  # by Ctrl-C
 
     def dry_run(self) -> bool:
-        """Print the whole plan; return whether it has no conflict."""
-        from redisfuse.transactions.rollback_plan import plan_rollback
-
-        server = self._connector.connect(self._journal.get_session(self._changes[0].session_id), writable=False)
+        """Print the plan; return whether it has no conflict."""
+        newest_session = max(origin.session_id for origin in self._origins)
+        server = self._connector.connect(self._journal.get_session(newest_session), writable=False)
         try:
-            report_server_changes(self._journal, server, self._changes)
-            plan = plan_rollback(self._journal, server, self._groups, force=self._force)
+            report_server_changes(self._journal, server, self._origins)
+            self._plan(server, is_dry_run=True)
         finally:
             server.close()
-        if self._as_json:
-            for entry in plan.entries:
-                print_json(_entry_to_json(entry, "planned" if entry.conflict is None else "conflict"))
-        else:
-            self._print_plan(plan, None)
-        return not plan.conflicts
+        return not self._printer.has_conflicts
 
-    def run(self, *, ask_first: bool) -> bool:
+    def run(self, *, ask_first: bool, as_json: bool) -> bool:
         """Print the plan, ask for confirmation on a terminal, and execute it.
 
         Returns whether all of it was done.
         """
         from redisfuse.transactions.rollback import Rollback
-        from redisfuse.transactions.rollback_plan import plan_rollback
 
-        with write_session(self._journal, self._connector, self._changes, force=self._force, ask=ask_first) as session:
-            plan = plan_rollback(self._journal, session.server, self._groups, force=self._force)
-            total = len(plan.entries)
-            if not self._as_json:
-                self._print_plan(plan, MAX_LISTED_CHANGES)
-                if (
-                    ask_first
-                    and total > 1
-                    and sys.stdin.isatty()
-                    and not click.confirm(f"Roll back {format_count(total, 'change')}?")
-                ):
-                    self._printer.print("nothing was changed")
-                    return False
+        with write_session(self._journal, self._connector, self._origins, force=self._force, ask=ask_first) as session:
+            total = self._groups.change_count
+            if not as_json:
+                self._plan(session.server)
+            asks = not as_json and ask_first and total > 1 and sys.stdin.isatty()
+            if asks and not click.confirm(f"Roll back {format_count(total, 'change')}?"):
+                self._printer.print_line("nothing was changed")
+                return False
             rollback = Rollback(session.executor, session.server_name, force=self._force)
-            try:
-                if total > PROGRESS_BAR_MIN_CHANGES:
-                    with progress_bar("rolling back", total) as bar:
-                        rollback.run(plan.groups, progress=bar.advance)
-                else:
-                    rollback.run(plan.groups, progress=ProgressBar().advance)
-            except RedisFuseError:
-                reverted = format_count(len(rollback.report.reverted), "change")
-                print_err(f"{reverted} of {total} were rolled back before this error")
-                raise
-            self._print_report(plan, rollback.report)
-            return rollback.report.is_clean
+            self._execute(rollback, self._groups, total)
+            self._printer.print_result(total, remaining=rollback.remaining)
+            if self._last_count is not None and not as_json and self._printer.was_nothing_to_do:
+                self._printer.print_line(f"to roll back further: redisfuse rollback --last {self._last_count + 1}")
+            return self._printer.is_clean and not self.is_interrupted
 
-    # -- output -------------------------------------------------------------------------------------------------------
+    def run_interactively(self) -> bool:
+        """Ask for each group and each place of a text.
 
-    def _print_plan(self, plan: RollbackPlan, limit: int | None) -> None:
-        entries = plan.entries if limit is None else plan.entries[:limit]
-        for entry in entries:
-            self._printer.print(
-                f"{format_change(entry.change)}: {_describe_action(entry)}",
-                "red" if entry.conflict else "",
+        Returns whether all that was chosen was done.
+        """
+        from redisfuse.cli._rollback_interactive import InteractiveChoice
+        from redisfuse.transactions.rollback import Rollback
+
+        choice = InteractiveChoice(self._journal, self._groups)
+        choice.ask()
+        if choice.is_empty:
+            self._printer.print_line("nothing was changed")
+            return True
+        with write_session(self._journal, self._connector, self._origins, force=self._force) as session:
+            rollback = Rollback(session.executor, session.server_name, force=self._force)
+            self._execute(rollback, choice.groups, choice.count)
+            places = choice.write_places(session.executor)
+            self._printer.print_result(choice.count - len(choice.places), remaining=rollback.remaining)
+            if choice.places:
+                self._printer.print_line(f"{format_count(places, 'file')} restored in part")
+            return self._printer.is_clean and not self.is_interrupted and places == len(choice.places)
+
+    def _plan(self, server: RedisClient, *, is_dry_run: bool = False) -> None:
+        """Read the keys, and print the plan."""
+        from redisfuse.transactions.rollback_plan import iter_plan
+
+        with self._progress_bar("reading the keys") as bar:
+            for entry in iter_plan(
+                self._journal,
+                server,
+                self._groups,
+                self._selected_ids,
+                force=self._force,
+                is_repeated=self._groups.is_repeated,
+                progress=bar.advance,
+            ):
+                self._printer.add_planned(entry, is_dry_run=is_dry_run)
+        self._printer.print_plan()
+
+    def _execute(self, rollback: Rollback, groups: Iterable[ChangeGroup], total: int) -> None:
+        """Roll groups back with a progress bar; Ctrl-C ends it after the current batch."""
+        try:
+            with self._progress_bar("rolling back", total) as bar, _stopping(rollback):
+                report = rollback.run(
+                    groups, self._selected_ids, progress=bar.advance, consume=self._printer.add_report
+                )
+        except RedisFuseError:
+            self._printer.add_report(rollback.report)
+            print_err(
+                f"{format_count(self._printer.reverted_count, 'change')} of {total:,} were rolled back before this "
+                f"error; the same command continues"
             )
-            if entry.conflict is not None:
-                self._print_conflict(entry.conflict)
-        if len(plan.entries) > len(entries):
-            self._printer.print(f"… and {format_count(len(plan.entries) - len(entries), 'more change')}")
-            for conflict in plan.conflicts:
-                if all(conflict is not entry.conflict for entry in entries):
-                    self._printer.print(f"{format_change(conflict.change)}: {_format_conflict(conflict)}", "red")
-                    self._print_conflict(conflict)
-
-    def _print_conflict(self, conflict: RollbackConflict) -> None:
-        self._printer.print(f"    expected  {format_state(conflict.change.new)}", "green")
-        self._printer.print(f"    found     {format_state(conflict.current.state)}", "red")
-        if conflict.later_changes:
-            ids = ", ".join(str(change.id) for change in conflict.later_changes)
-            self._printer.print(f"    changed since by {ids}; to roll back all of them: {conflict.combined_command}")
-
-    def _print_report(self, plan: RollbackPlan, report: RollbackReport) -> None:
-        if self._as_json:
-            results: dict[int, tuple[str, str | None]] = {change.id: ("done", None) for change in report.reverted}
-            results |= {reversal.change.id: ("nothing", None) for reversal in report.unchanged}
-            results |= {change.id: ("failed", str(error)) for change, error in report.failures}
-            conflicts = {conflict.change.id: conflict for conflict in report.conflicts}
-            for entry in plan.entries:
-                result, error = results.get(entry.change.id, ("conflict" if conflicts else "left", None))
-                print_json(_entry_to_json(entry, result, conflicts.get(entry.change.id), error))
-            return
-        planned = {conflict.change.id for conflict in plan.conflicts}
-        for conflict in report.conflicts:
-            if conflict.change.id not in planned:
-                self._printer.print(f"{format_change(conflict.change)}: {_format_conflict(conflict)}", "red")
-                self._print_conflict(conflict)
-        for change, failure in report.failures:
-            self._printer.print(
-                f"{format_change(change)}: not rolled back: {escape_text(str(failure).encode())}", "red"
+            raise
+        except (KeyboardInterrupt, click.exceptions.Exit):  # Ctrl-C twice
+            self._printer.add_report(rollback.report)
+            print_err(
+                f"interrupted within a batch, after {format_count(self._printer.reverted_count, 'change')} of "
+                f"{total:,}; the same command finds out what it did, and continues"
             )
-        for change, note in report.notes:
-            self._printer.print(f"{format_change(change)}: {escape_text(note.encode())}", "yellow")
-        self._printer.print(
-            f"{format_count(len(report.reverted), 'change')} rolled back{_format_remainder(plan, report)}"
-        )
-        if self._last_count is not None and len(report.unchanged) == len(plan.entries):
-            self._printer.print(f"to roll back further: redisfuse rollback --last {self._last_count + 1}")
+            raise
+        self.is_interrupted = report.is_interrupted
+
+    def _progress_bar(self, title: str, total: int | None = None) -> AbstractContextManager[ProgressBar]:
+        if self._printer.prints_lines_at_once:
+            return contextlib.nullcontext(ProgressBar())
+        return progress_bar(title, self._groups.change_count if total is None else total)
 
 
-def _format_remainder(plan: RollbackPlan, report: RollbackReport) -> str:
-    parts = []
-    if report.unchanged:
-        parts.append(f"{len(report.unchanged)} needed no change")
-    if report.conflicts:
-        skipped = len(plan.entries) - len(report.reverted) - len(report.unchanged) - len(report.failures)
-        parts.append(f"{skipped} skipped because of conflicts (--force overwrites)")
-    if report.failures:
-        parts.append(f"{len(report.failures)} failed")
-    return "".join(f", {part}" for part in parts)
+@contextlib.contextmanager
+def _stopping(rollback: Rollback) -> Iterator[None]:
+    """Let Ctrl-C stop a rollback after its current batch while the body runs.
 
+    A second one interrupts it.
+    """
 
-def _describe_action(entry: PlannedChange) -> str:
-    """Return the action for a change as text."""
-    change, reversal = entry.change, entry.inverse
-    if entry.conflict is not None:
-        return _format_conflict(entry.conflict)
-    if change.prior.kind == "directory":
-        return "create the empty directory again"
-    if change.new.kind == "directory":
-        return "remove the empty directory"
-    if reversal is None:
-        return f"restore {describe_state(change.prior)}, if the changes above restore the value of this one"
-    note = f" ({escape_text(reversal.note.encode())})" if reversal.note else ""
-    if reversal.is_noop:
-        return f"nothing to do{note}"
-    if reversal.desired_state.kind == "absent":
-        return f"remove{note}"
-    if change.op == "expire":
-        at = reversal.desired_state.expires_at if change.field is None else reversal.desired_state.field_expires_at
-        return f"{'remove the expiry' if at is None else f'set the expiry to {format_local_time(at)}'}{note}"
-    return f"restore {describe_state(reversal.desired_state)}{note}"
+    def stop(_number: int, _frame: Any) -> None:
+        rollback.stop()
+        signal.signal(signal.SIGINT, previous)
 
-
-def _format_conflict(conflict: RollbackConflict) -> str:
-    return f"conflict: {escape_text(conflict.reason.encode())}"
-
-
-def _entry_to_json(
-    entry: PlannedChange, result: str, conflict: RollbackConflict | None = None, error: str | None = None
-) -> dict[str, Any]:
-    conflict = conflict or entry.conflict
-    return {
-        **change_to_json(entry.change),
-        "result": result,
-        "action": _describe_action(entry),
-        "conflict": None if conflict is None else conflict.reason,
-        "found": None if conflict is None else describe_state(conflict.current.state),
-        "together": None if conflict is None else conflict.combined_command,
-        "failure": error,
-    }
+    try:
+        previous = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

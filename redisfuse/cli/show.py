@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.batching import CHUNK_BYTES
-from redisfuse.cli._changes import STATE_STYLES, change_to_json, describe_state, format_path
+from redisfuse.cli._changes import STATE_STYLES, change_to_json
 from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import (
     LinePrinter,
@@ -22,7 +21,9 @@ from redisfuse.cli._output import (
     print_json,
 )
 from redisfuse.cli._params import CHANGE_ID
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotFoundError, UsageError
+from redisfuse.journal.descriptions import describe_state, format_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,7 +50,11 @@ def command(id: int, which: str | None, logical: bool, as_json: bool, journal_fi
 
     `redisfuse show 42 --prior > file` exports the content that change 42 replaced. For a collection that is its DUMP
     payload, or with --logical its elements. On a terminal, control characters are escaped.
-    """
+
+    \b
+    redisfuse show 42
+    redisfuse show 42 --prior > value
+    """  # noqa: D301 - click reads the control character \b
     if logical and not which:
         raise UsageError("--logical requires --prior or --new")
     with open_journal(journal_file) as journal:
@@ -89,8 +94,10 @@ def _change_details(journal: Journal, change: Change) -> dict[str, Any]:
         "prior": _state_to_json(change.prior),
         "new": _state_to_json(change.new),
         "reverted_by": journal.find_reverting_ids(change.id),
+        "partly_reverted_by": _find_partly_reverting_ids(journal, change),
         "later": [later.id for later in journal.find_later_changes(change, MAX_LATER_CHANGES)],
         "with": _other_group_ids(journal, change),
+        "slots": _count_slots(journal, change),
     }
 
 
@@ -141,10 +148,13 @@ def _print_change(journal: Journal, change: Change) -> None:
         "key": escape_text(change.key),
         "field": "" if change.field is None else escape_text(change.field) or "(empty)",
         "reverts": str(change.reverts or ""),
+        "reverts part": str(change.reverts_part or ""),
         "applies": str(change.applies or ""),
         "reverted by": ", ".join(map(str, journal.find_reverting_ids(change.id))),
+        "in part by": ", ".join(map(str, _find_partly_reverting_ids(journal, change))),
         "later": _format_ids(later.id for later in journal.find_later_changes(change, MAX_LATER_CHANGES)),
         "together": _format_ids(_other_group_ids(journal, change)),
+        "slots": _describe_slots(_count_slots(journal, change)),
         "session": f"{change.session_id}: {escape_text((session.mountpoint or 'a command').encode())} by "
         f"{escape_text(session.user.encode())} on {escape_text(session.host.encode())}",
         "server": escape_text(change.server_name.encode()),
@@ -166,9 +176,32 @@ def _print_change(journal: Journal, change: Change) -> None:
             printer.print(f"    {line}", style)
 
 
+def _find_partly_reverting_ids(journal: Journal, change: Change) -> list[int]:
+    """Return the ids of the changes that took back a part of one, newest first."""
+    return journal.create_reversal_index().find_partly_reverting_ids([change.id]).get(change.id, [])
+
+
 def _other_group_ids(journal: Journal, change: Change) -> list[int]:
     """Return the ids of the other changes of the same operation."""
     return [other.id for other in journal.get_group(change.group_id) if other.id != change.id]
+
+
+def _count_slots(journal: Journal, change: Change) -> int | None:
+    """Return the number of a cluster's slots that the operation is about.
+
+    None if the server is no cluster.
+    """
+    from redisfuse.client.slot_map import key_slot
+
+    if journal.get_session(change.session_id).metadata.server.scheme != "cluster":
+        return None
+    return len({key_slot(other.key) for other in journal.get_group(change.group_id)})
+
+
+def _describe_slots(count: int | None) -> str:
+    if count is None or count < 2:
+        return ""
+    return f"the operation has keys of {count} slots: one transaction for each, so it is not atomic as a whole"
 
 
 def _format_ids(ids: Iterable[int]) -> str:

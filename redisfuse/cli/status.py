@@ -1,103 +1,144 @@
 """Show the mounts and their state."""
 
-import errno
 import json
-import os
-import queue
-import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from redisfuse.cli._output import format_bytes
-from redisfuse.cli._params import PATH
+from redisfuse.cli._mount_status import fetch_status
+from redisfuse.cli._mountpoint_param import MOUNTPOINT
+from redisfuse.cli._output import format_bytes, format_count, is_terminal
+from redisfuse.cli._status_metrics import format_metrics
 from redisfuse.cli._terminal import print_out
-from redisfuse.errors import MountError
+from redisfuse.client.replication import MasterLink
+from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse import mountpoint as mountpoints
-from redisfuse.keyspace.heartbeat import MasterLink
 from redisfuse.text import for_terminal
-
-STATUS_TIMEOUT_SECONDS = 5.0  # for the reply of a mount
-STATUS_XATTR = "user.redisfuse.status"  # of a mount's root; served by mount/adapter.py
 
 
 @click.command
-@click.argument("mountpoint", type=PATH, required=False)
+@click.argument("mountpoint", type=MOUNTPOINT, required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line for each mount.")
-def command(mountpoint: Path | None, as_json: bool) -> None:
+@click.option("--prometheus", is_flag=True, help="Print metrics in Prometheus's text format.")
+@click.option("--watch", is_flag=True, help="Show the state until q or Ctrl-C; with --json, print it again and again.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.1),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch: how often.",
+)
+def command(mountpoint: Path | None, as_json: bool, prometheus: bool, watch: bool, interval: float) -> None:
     """Show the state of one mount, or of all mounts.
 
-    Without MOUNTPOINT, mounts of other users are only named, and are omitted from --json. The exit status is 1 if
-    nothing is mounted, or if a mount does not respond.
-    """
-    mounts = mountpoints.list_redisfuse_mounts()
-    if mountpoint is not None:
-        path = mountpoints.absolute_path(mountpoint)
-        mounts = [mount for mount in mounts if mount.mountpoint == path]
+    Without MOUNTPOINT, mounts of other users are only named, and are omitted from --json and --prometheus. The exit
+    status is 1 if nothing is mounted, or if a mount does not respond.
+
+    \b
+    redisfuse status
+    redisfuse status --watch ~/redis
+    redisfuse status --json | jq .commands
+    redisfuse status --prometheus > /var/lib/node_exporter/redisfuse.prom
+    """  # noqa: D301 - click reads the control character \b
+    if prometheus and (as_json or watch):
+        raise UsageError("--prometheus prints metrics once; it can't be combined with --json or --watch")
+    path = None if mountpoint is None else mountpoints.absolute_path(mountpoint)
+    if watch:
+        _watch(path, interval, as_json=as_json)
+        return
+    survey = _survey_mounts(path)
+    if prometheus:
+        for line in format_metrics(survey.facts):
+            click.echo(line)
+    else:
+        _print_survey(survey, as_json=as_json)
+    if survey.errors:
+        raise MountError("; ".join(survey.errors))
+
+
+def _watch(path: Path | None, interval: float, *, as_json: bool) -> None:
+    from redisfuse.cli import _status_watch
+
+    if not as_json and not is_terminal():
+        raise UsageError("--watch is for a terminal; with --json it prints lines to a pipe")
+
+    def read() -> _status_watch.Report:
+        survey = _survey_mounts(path)
+        if as_json and survey.errors:
+            raise MountError("; ".join(survey.errors))
+        facts = [facts for facts in survey.facts.values() if facts is not None]
+        return _status_watch.Report(facts, [*survey.notes, *survey.errors])
+
+    if as_json:
+        _status_watch.watch_lines(read, interval)
+    else:
+        _status_watch.watch_screen(read, interval, _format_status)
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """The state of mounts."""
+
+    facts: dict[str, dict[str, Any] | None]  # by mount point; None: the mount does not respond
+    notes: list[str]  # on mounts of other users
+    errors: list[str]
+
+
+def _survey_mounts(path: Path | None) -> _Survey:
+    """Return the state of the mount at `path`, or of all mounts."""
+    survey = _Survey({}, [], [])
+    mounts = [mount for mount in mountpoints.list_redisfuse_mounts() if path is None or mount.mountpoint == path]
     if not mounts:
-        raise MountError("nothing is mounted" if mountpoint is None else f"{mountpoint} is not a redisfuse mount")
-    errors = []
+        survey.errors.append("nothing is mounted" if path is None else f"{path} is not a redisfuse mount")
+        if path is not None:
+            survey.facts[str(path)] = None
     for mount in mounts:
         try:
-            facts = json.loads(_fetch_status(mount.mountpoint))
+            survey.facts[str(mount.mountpoint)] = json.loads(fetch_status(mount.mountpoint))
         except PermissionError:
-            if mountpoint is not None:
-                errors.append(f"{mountpoint} {_describe_owner(mount)}")
-            elif not as_json:
-                print_out(f"{mount.mountpoint} {_describe_owner(mount)}")
-            continue
+            (survey.notes if path is None else survey.errors).append(f"{mount.mountpoint} {_describe_owner(mount)}")
         except OSError as error:
-            errors.append(f"{mount.mountpoint} does not respond: {error.strerror}")
+            survey.facts[str(mount.mountpoint)] = None
+            survey.errors.append(f"{mount.mountpoint} does not respond: {error.strerror}")
+    return survey
+
+
+def _print_survey(survey: _Survey, *, as_json: bool) -> None:
+    for facts in survey.facts.values():
+        if facts is None:
             continue
         if as_json:
             click.echo(json.dumps(facts))
         else:
             for line in _format_status(facts):
                 print_out(line)
-    if errors:
-        raise MountError("; ".join(errors))
+    if not as_json:
+        for note in survey.notes:
+            print_out(note)
 
 
 def _describe_owner(mount: mountpoints.MountInfo) -> str:
     return f"is a mount of another user (uid {mount.owner_uid}), and only that user can see its status"
 
 
-def _fetch_status(mountpoint: Path) -> bytes:
-    """Return a mount's status as JSON.
-
-    Raises OSError, also if the mount does not reply in time (its process may be stopped).
-    """
-    replies: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
-
-    def read_xattr() -> None:
-        try:
-            replies.put(os.getxattr(mountpoint, STATUS_XATTR))
-        except OSError as error:
-            replies.put(error)
-
-    threading.Thread(target=read_xattr, daemon=True).start()
-    try:
-        reply = replies.get(timeout=STATUS_TIMEOUT_SECONDS)
-    except queue.Empty:
-        raise TimeoutError(errno.ETIMEDOUT, f"no reply within {STATUS_TIMEOUT_SECONDS:g} s") from None
-    if isinstance(reply, OSError):
-        raise reply
-    return reply
-
-
-def _format_status(facts: dict[str, Any]) -> list[str]:
+def _format_status(facts: Mapping[str, Any]) -> list[str]:
     """Return the status of one mount as lines."""
-    rate = facts["cache_hit_rate"]
     rows = [
         ("mounted", f"{facts['server']} ({facts['server_version']}), {facts['mode']}"),
         ("keys", _format_key_count(facts)),
         ("changes", "tracked by the server" if facts["live"] else f"not tracked: {facts['reason']}"),
-        *([("replica", MasterLink(**facts["master_link"]).text)] if facts["master_link"] else []),
+        *([("replica", _format_link(facts, facts["max_lag_seconds"]))] if facts["master_link"] else []),
+        *_format_shards(facts),
+        *([("sentinels", "{} of {} answer".format(*facts["sentinels"]))] if facts.get("sentinels") else []),
         ("kernel cache", "invalidated when a key changes" if facts["kernel_cache"] else _format_no_cache(facts)),
         *_format_hashes(facts),
         ("sent", f"{facts['commands']} commands in {facts['round_trips']} round trips"),
-        ("cache", "not used yet" if rate is None else f"{rate:.0%} hit rate"),
+        ("cache", _format_cache(facts)),
+        *_format_evictions(facts),
         (
             "memory",
             f"{format_bytes(facts['memory_bytes'])}, of which {format_bytes(facts['index_bytes'])} for the index"
@@ -110,7 +151,49 @@ def _format_status(facts: dict[str, Any]) -> list[str]:
     return [for_terminal(facts["mountpoint"]), *(f"  {name:<13}{text}" for name, text in rows)]
 
 
-def _format_hashes(facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _format_cache(facts: Mapping[str, Any]) -> str:
+    if facts["cache_hit_rate"] is None:
+        return "not used yet"
+    size, limit = format_bytes(facts["cache_bytes"]), format_bytes(facts["cache_limit_bytes"])
+    return f"{facts['cache_hit_rate']:.0%} hit rate, {size} of {limit} in use"
+
+
+def _format_evictions(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a row about what the cache could not hold, if there is anything."""
+    keys, contents = facts["cache_evicted_keys"], facts["cache_evicted_contents"]
+    if not keys and not contents:
+        return []
+    evicted = f"the attributes of {format_count(keys, 'key')} and {format_count(contents, 'content')}"
+    return [("evicted", f"{evicted}, which did not fit into --cache-memory")]
+
+
+def _format_shards(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a row for each shard of a cluster, and one about unserved slots."""
+    rows = []
+    for shard in facts.get("shards", ()):
+        state = "tracked" if shard["live"] else f"not tracked: {shard['reason']}"
+        if shard["live"] and not shard["ready"]:
+            state = f"tracked, scanning: {shard['scanned']} keys so far"
+        if shard["master_link"]:
+            state += f"; {_format_link(shard, facts['max_lag_seconds'])}"
+        rows.append(("shard", f"{shard['node']}, {format_count(shard['slots'], 'slot')}, {state}"))
+    if facts.get("unserved_slots"):
+        kind = "replica" if facts["replicas"] else "node"
+        rows.append(("cluster", f"no {kind} serves {format_count(facts['unserved_slots'], 'slot')}"))
+    return rows
+
+
+def _format_link(facts: Mapping[str, Any], limit: float) -> str:
+    """Return the state of a replica's link, and how old its values may be."""
+    text, lag = MasterLink(**facts["master_link"]).text, facts["lag_seconds"]
+    if lag is not None:
+        text += f"; values are at most {lag:.0f} s old"
+    if limit and (lag is None or lag > limit):
+        text += f", so reads are refused (--max-lag {limit:g})"
+    return text
+
+
+def _format_hashes(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a row about the layout of hashes, unless all are listed as fields."""
     if facts["hashes"] != "auto":
         return [("hashes", f"listed as {facts['hashes']}")]
@@ -122,12 +205,14 @@ def _format_hashes(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [("hashes", f"listed as files in {shown}{more} (more than --hash-limit hashes)")]
 
 
-def _format_key_count(facts: dict[str, Any]) -> str:
+def _format_key_count(facts: Mapping[str, Any]) -> str:
+    if facts.get("paused"):
+        return "read when the mount is used again"
     if not facts["ready"]:
         total = facts["scan_total"]
         return f"scanning: {facts['scanned']} of {total or 'an unknown number'}"
     return f"{facts['keys']}{' (rescanning)' if facts['scanning'] else ''}"
 
 
-def _format_no_cache(facts: dict[str, Any]) -> str:
+def _format_no_cache(facts: Mapping[str, Any]) -> str:
     return f"expires after one second: {facts['kernel_cache_reason'] or 'changes are not tracked yet'}"

@@ -29,6 +29,9 @@ READ_RULES = (
 )
 """All read commands except PFCOUNT, which writes, and KEYS, which blocks the server; and connection commands."""
 
+CLUSTER_RULES = ("+cluster|slots", "+asking", "+readonly")
+"""The rules for reading each node of a cluster, besides `READ_RULES`."""
+
 TRACKING_RULES = ("+client|tracking", "+subscribe", f"&{INVALIDATION_CHANNEL.decode()}")
 
 WRITE_RULES = (
@@ -47,6 +50,7 @@ def build_required_acl(mode: AccessMode, server_info: ServerInfo, key_glob: str 
     rules += [_key_rule(mode, server_info, key_glob), *READ_RULES]
     if server_info.has_no_touch:
         rules.append("+client|no-touch")
+    rules += CLUSTER_RULES if server_info.is_cluster else ()
     if mode in ("following", "write"):
         rules += [rule for rule in TRACKING_RULES if rule[0] != "&" or server_info.version_at_least((6, 2))]
     if mode == "write":
@@ -95,8 +99,12 @@ class AclReport:
         return next(access for access in self.modes if access.mode == mode)
 
 
-def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = False) -> AclReport:
+def check_acl(
+    client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = False, suffix: bytes = b"redisfuse:doctor"
+) -> AclReport:
     """Check what the current user may do with keys that begin with `prefix`.
+
+    `suffix`: the rest of the key that is tried; the node of a cluster must own its slot.
 
     Changes nothing, creates no key. If the user may not run ACL DRYRUN (an administrator's command), commands are
     queued and discarded. A denial then appears in the server's ACL LOG, so writes are queued only with `queue_writes`.
@@ -104,7 +112,7 @@ def check_acl(client: RedisClient, *, prefix: bytes = b"", queue_writes: bool = 
     """
     server_info = client.server_info
     user = client.address.username or "default"
-    key = prefix + b"redisfuse:doctor"
+    key = prefix + suffix
     key_glob = _build_prefix_glob(prefix)
     command_filter = DiscardedTransactionFilter()
     with client.dedicated_channel(command_filter=command_filter) as channel:
@@ -171,6 +179,7 @@ def _read_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
         *([(b"CLIENT", b"NO-TOUCH", b"ON")] if server_info.has_no_touch else []),
         *([(b"HPEXPIRETIME", key, b"FIELDS", 1, b"f")] if server_info.has_hash_field_ttl else []),
         *([(b"JSON.GET", key)] if server_info.has_json else []),
+        *(((b"CLUSTER", b"SLOTS"), (b"ASKING",), (b"READONLY",)) if server_info.is_cluster else ()),
         *([(b"HRANDFIELD", key, 1)] if server_info.version_at_least((6, 2)) else []),
     )
 
@@ -194,7 +203,7 @@ def _write_commands(server_info: ServerInfo, key: bytes) -> _CommandTuples:
 def _rule_for_command(command: tuple[CommandArgument, ...]) -> str:
     """Return the ACL rule that allows a command: `+scan`, `+client|tracking`."""
     words = [bytes(word).decode().lower() for word in command[:2] if isinstance(word, bytes)]
-    return "+" + ("|".join(words) if words[0] in ("client", "xgroup") else words[0])
+    return "+" + ("|".join(words) if words[0] in ("client", "cluster", "xgroup") else words[0])
 
 
 # -- probes ----------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ Pure: no host name is resolved here.
     redis://[[user]:password@]host[:port][/db]      rediss:// the same, over TLS
     unix://[[user]:password@]/path/to/socket[?db=N]
     redis+sentinel://[...@]host[:port][,host[:port]...]/service[/db]
-    redis+cluster://...                              parsed, and refused when connecting
+    redis+cluster://[...@]host[:port][,host[:port]...][/db]      rediss+cluster:// the same, over TLS
 
 No password appears in str(), repr(), `redacted_url`, `url` or an error message.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -24,12 +25,14 @@ _KIND_BY_SCHEME: dict[str, AddressKind] = {
     "unix": "unix",
     "redis+sentinel": "sentinel",
     "redis+cluster": "cluster",
+    "rediss+cluster": "cluster",
 }
-_SCHEME_BY_KIND = {kind: scheme for scheme, kind in _KIND_BY_SCHEME.items()}
+_SCHEME_BY_KIND = {kind: scheme for scheme, kind in reversed(_KIND_BY_SCHEME.items())}
 _DEFAULT_PORT = 6379
 _DEFAULT_SENTINEL_PORT = 26379
 _FORMS_HELP = (
-    "use HOST PORT, redis://HOST:PORT/DB, rediss://, unix:///PATH?db=N or redis+sentinel://HOST:PORT/SERVICE/DB"
+    "use HOST PORT, redis://HOST:PORT/DB, rediss://, unix:///PATH?db=N, redis+cluster://HOST:PORT,HOST:PORT or "
+    "redis+sentinel://HOST:PORT/SERVICE/DB"
 )
 
 
@@ -46,7 +49,10 @@ class TlsOptions:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """One server, database and user. Addresses are equal if all fields are."""
+    """One server or cluster, database and user.
+
+    Addresses are equal if all fields are.
+    """
 
     kind: AddressKind = "tcp"
     host: str = ""
@@ -57,9 +63,11 @@ class Address:
     password: str | None = field(default=None, repr=False)
     sentinels: tuple[tuple[str, int], ...] = ()  # the Sentinels to query, in order
     service_name: str = ""  # the Sentinels' name for the master
+    seeds: tuple[tuple[str, int], ...] = ()  # nodes of the cluster to ask for the others, in order
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
     tls: TlsOptions | None = None  # None: no TLS
+    via: tuple[str, int] | str | None = None  # where it is reached from here: an address or a socket; None: directly
 
     @staticmethod
     def parse(
@@ -74,6 +82,7 @@ class Address:
         if not colon or scheme.lower() not in _KIND_BY_SCHEME:
             raise UsageError(f"not an address of a Redis server: {_FORMS_HELP}")
         kind = _KIND_BY_SCHEME[scheme.lower()]
+        uses_tls = scheme.lower().startswith("rediss")
         try:
             parts = urlsplit(url)
             userinfo, _, hosts = parts.netloc.rpartition("@")
@@ -87,7 +96,7 @@ class Address:
             kind=kind,
             username=unquote(user) or options.pop("username", None) or username,
             password=(unquote(secret) or None) if colon else None,
-            tls=_parse_tls(options) if kind == "tls" or options.pop("ssl", "") in ("1", "true", "True") else None,
+            tls=_parse_tls(options) if uses_tls or options.pop("ssl", "") in ("1", "true", "True") else None,
         )
         address = replace(
             address,
@@ -102,8 +111,7 @@ class Address:
             raise UsageError(
                 f"unknown options in the address: ?{names}; time-outs and the like are command-line options"
             )
-        parse_hosts = _parse_unix if kind == "unix" else _parse_sentinel if kind == "sentinel" else _parse_tcp
-        address, path_db = parse_hosts(address, hosts, unquote(parts.path))
+        address, path_db = _HOST_PARSERS[kind](address, hosts, unquote(parts.path))
         return replace(address, db=_parse_number("database", db if db is not None else query_db or path_db or 0, 2**31))
 
     @staticmethod
@@ -130,8 +138,10 @@ class Address:
         if self.kind == "unix":
             return self.unix_path
         if self.kind == "sentinel":
-            return f"{self.service_name} of {', '.join(_format_host_port(*node) for node in self.sentinels)}"
-        return _format_host_port(self.host, self.port)
+            return f"{self.service_name} of {', '.join(format_host_port(*node) for node in self.sentinels)}"
+        if self.kind == "cluster":
+            return ",".join(format_host_port(*node) for node in self.seeds)
+        return format_host_port(self.host, self.port)
 
     @property
     def identity(self) -> str:
@@ -140,12 +150,14 @@ class Address:
         It is the same for every spelling of the address.
         """
         if self.kind == "sentinel":
-            nodes = ",".join(_format_host_port(*node) for node in sorted(self.sentinels))
+            nodes = ",".join(format_host_port(*node) for node in sorted(self.sentinels))
             return f"redis+sentinel://{nodes}/{self.service_name}"
+        if self.kind == "cluster":
+            return f"redis+cluster://{','.join(format_host_port(*node) for node in sorted(self.seeds))}"
         return (
             f"unix://{quote(self.unix_path)}"
             if self.kind == "unix"
-            else f"redis://{_format_host_port(self.host, self.port)}"
+            else f"redis://{format_host_port(self.host, self.port)}"
         )
 
     @property
@@ -165,6 +177,8 @@ class Address:
 
     def _format_url(self, userinfo: str) -> str:
         scheme = f"{_SCHEME_BY_KIND[self.kind]}://"
+        if self.kind == "cluster" and self.tls is not None:
+            scheme = "rediss+cluster://"
         query = [f"{name}={quote(str(value), safe='/')}" for name, value in self._tls_options()]
         if self.kind == "unix":
             query[:0] = [f"db={self.db}"] if self.db else []
@@ -172,10 +186,12 @@ class Address:
         elif self.kind == "sentinel":
             if self.sentinel_username:
                 query.append(f"sentinel_username={quote(self.sentinel_username, safe='')}")
-            hosts = ",".join(_format_host_port(*node) for node in self.sentinels)
+            hosts = ",".join(format_host_port(*node) for node in self.sentinels)
             text = f"{scheme}{userinfo}{hosts}/{quote(self.service_name, safe='')}/{self.db}"
+        elif self.kind == "cluster":
+            text = f"{scheme}{userinfo}{self.endpoint}/{self.db}"
         else:
-            text = f"{scheme}{userinfo}{_format_host_port(self.host, self.port)}/{self.db}"
+            text = f"{scheme}{userinfo}{format_host_port(self.host, self.port)}/{self.db}"
         return f"{text}?{'&'.join(query)}" if query else text
 
     def _tls_options(self) -> list[tuple[str, str]]:
@@ -184,7 +200,7 @@ class Address:
         defaults = TlsOptions()
         values = [(f"ssl_{name}", getattr(self.tls, name), getattr(defaults, name)) for name in TlsOptions.__slots__]
         options = [(name, str(value)) for name, value, default in values if value != default]
-        return options if self.kind == "tls" else [("ssl", "true"), *options]
+        return options if self.kind in ("tls", "cluster") else [("ssl", "true"), *options]
 
     def redact(self, text: str) -> str:
         """Replace the passwords in another library's message by `***`.
@@ -228,11 +244,13 @@ def _parse_number(name: str, value: Any, maximum: int) -> int:
     return number
 
 
-def _format_host_port(host: str, port: int) -> str:
+def format_host_port(host: str, port: int) -> str:
+    """Return `HOST:PORT`, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _parse_host_port(text: str, default_port: int) -> tuple[str, int]:
+def parse_host_port(text: str, default_port: int) -> tuple[str, int]:
+    """Parse `HOST`, `HOST:PORT` or `[IPv6]:PORT`. Raises UsageError."""
     if text.startswith("["):
         host, _, rest = text[1:].partition("]")
     else:
@@ -246,8 +264,13 @@ _AddressAndDb = tuple[Address, str]
 
 
 def _parse_tcp(address: Address, hosts: str, path: str) -> _AddressAndDb:
-    host, port = _parse_host_port(hosts.partition(",")[0] if address.kind == "cluster" else hosts, _DEFAULT_PORT)
+    host, port = parse_host_port(hosts, _DEFAULT_PORT)
     return replace(address, host=host, port=port), path.strip("/")
+
+
+def _parse_cluster(address: Address, hosts: str, path: str) -> _AddressAndDb:
+    seeds = tuple(parse_host_port(host, _DEFAULT_PORT) for host in hosts.split(","))
+    return replace(address, seeds=seeds), path.strip("/")
 
 
 def _parse_unix(address: Address, hosts: str, path: str) -> _AddressAndDb:
@@ -264,5 +287,14 @@ def _parse_sentinel(address: Address, hosts: str, path: str) -> _AddressAndDb:
         raise UsageError(
             "the address must name Sentinels and a service: redis+sentinel://HOST:PORT,HOST:PORT/SERVICE/DB"
         )
-    nodes = tuple(_parse_host_port(host, _DEFAULT_SENTINEL_PORT) for host in hosts.split(","))
+    nodes = tuple(parse_host_port(host, _DEFAULT_SENTINEL_PORT) for host in hosts.split(","))
     return replace(address, sentinels=nodes, service_name=service), db
+
+
+_HOST_PARSERS: dict[AddressKind, Callable[[Address, str, str], _AddressAndDb]] = {
+    "tcp": _parse_tcp,
+    "tls": _parse_tcp,
+    "unix": _parse_unix,
+    "sentinel": _parse_sentinel,
+    "cluster": _parse_cluster,
+}

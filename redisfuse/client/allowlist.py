@@ -16,9 +16,9 @@ import hiredis
 from redisfuse.errors import ForbiddenCommandError
 
 INVALIDATION_CHANNEL = b"__redis__:invalidate"
-"""The only channel that may be subscribed to: the server names it in invalidation messages (client-side caching)."""
+"""The only channel of a server that may be subscribed to: invalidation messages (client-side caching) name it."""
 
-_CONNECTION_COMMANDS = frozenset({b"AUTH", b"HELLO", b"INFO", b"PING", b"SELECT", b"TIME"})
+_CONNECTION_COMMANDS = frozenset({b"ASKING", b"AUTH", b"HELLO", b"INFO", b"PING", b"READONLY", b"SELECT", b"TIME"})
 
 _TRANSACTION_COMMANDS = frozenset({b"DISCARD", b"EXEC", b"MULTI", b"UNWATCH", b"WATCH"})
 """Read transactions: WATCH, chunks, MULTI, STRLEN, EXEC detects a change during a read.
@@ -41,8 +41,9 @@ _READ_COMMANDS = frozenset(
 
 _READ_SUBCOMMANDS = {
     b"CLIENT": frozenset({b"NO-TOUCH", b"SETNAME", b"TRACKING"}),
+    b"CLUSTER": frozenset({b"SLOTS"}),
     b"MEMORY": frozenset({b"USAGE"}),
-    b"OBJECT": frozenset({b"ENCODING"}),
+    b"OBJECT": frozenset({b"ENCODING", b"IDLETIME"}),
     b"XINFO": frozenset({b"GROUPS", b"STREAM"}),
 }
 
@@ -52,6 +53,7 @@ _WRITE_COMMANDS = frozenset(
         *(b"APPEND", b"SET", b"SETRANGE"),
         *(b"HDEL", b"HPERSIST", b"HPEXPIREAT", b"HSET", b"HSETEX"),
         *(b"RPUSH", b"SADD", b"ZADD", b"XADD", b"XSETID", b"JSON.SET"),
+        b"WAIT",
     }
 )
 
@@ -74,7 +76,7 @@ class AllowList:
         if word in self.commands:
             return True
         if word == b"SUBSCRIBE":
-            return b"SUBSCRIBE" in self.subcommands and len(command) == 2 and command[1] == INVALIDATION_CHANNEL
+            return len(command) == 2 and command[1] in self.subcommands.get(b"SUBSCRIBE", ())
         return word in self.subcommands and len(command) > 1 and command[1].upper() in self.subcommands[word]
 
     def check(self, commands: list[list[bytes]]) -> None:
@@ -103,8 +105,16 @@ WRITE_ALLOWLIST = AllowList(
 )
 """For the write connections, which only `transactions` uses."""
 
+SENTINEL_EVENTS = (b"+odown", b"+try-failover", b"+promoted-slave", b"+switch-master")
+"""The events of a Sentinel that may be subscribed to: the stages of a fail-over."""
+
 SENTINEL_ALLOWLIST = AllowList(
-    "Sentinel", frozenset({b"AUTH", b"HELLO", b"PING"}), {b"SENTINEL": frozenset({b"GET-MASTER-ADDR-BY-NAME"})}
+    "Sentinel",
+    frozenset({b"AUTH", b"HELLO", b"PING"}),
+    {
+        b"SENTINEL": frozenset({b"GET-MASTER-ADDR-BY-NAME", b"MASTER", b"MYID", b"REPLICAS", b"SENTINELS"}),
+        b"SUBSCRIBE": frozenset(SENTINEL_EVENTS),
+    },
 )
 """For connections to a Sentinel."""
 

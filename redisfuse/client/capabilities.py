@@ -51,6 +51,16 @@ class ServerInfo:
         return self.version[:2] >= (valkey if self.is_valkey else redis)
 
     @property
+    def has_asking_replicas(self) -> bool:
+        """Whether a replica redirects to the target of a moving slot (ASK)."""
+        return self.is_valkey and self.version >= (8, 0)
+
+    @property
+    def has_scan_type(self) -> bool:
+        """Whether SCAN can select keys by type."""
+        return self.version_at_least((6, 0))
+
+    @property
     def has_pexpiretime(self) -> bool:
         """Whether there is PEXPIRETIME, the absolute expiry time.
 
@@ -151,3 +161,15 @@ def parse_hello(reply: Sequence[Any] | Mapping[bytes, Any]) -> ServerInfo:
         mode=text(b"mode") or "standalone",
         role=text(b"role").replace("replica", "slave"),
     )
+
+
+def role_command(server_info: ServerInfo) -> tuple[bytes, ...]:
+    """Return the command whose reply `parse_role` takes. No ACL can forbid HELLO."""
+    return (b"HELLO",) if server_info.version_at_least((6, 0)) else (b"INFO", b"replication")
+
+
+def parse_role(reply: Any) -> str:
+    """Return "master" or "slave", as INFO spells it; empty if the reply is an error."""
+    if isinstance(reply, bytes | str):
+        return parse_info(reply if isinstance(reply, bytes) else reply.encode()).role
+    return parse_hello(reply).role if isinstance(reply, Mapping | list) else ""

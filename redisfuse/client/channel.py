@@ -8,8 +8,8 @@ called from another thread, and ends its wait.
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import hiredis
 import redis
@@ -19,7 +19,12 @@ from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
 from redisfuse.client.connection_errors import map_connection_error, map_lost_connection
 from redisfuse.client.connection_id import ConnectionId
-from redisfuse.client.connection_state import STATE_RESET_COMMANDS, STATEFUL_COMMANDS, is_left_in_multi
+from redisfuse.client.connection_state import (
+    MULTI_END_COMMANDS,
+    STATE_RESET_COMMANDS,
+    STATEFUL_COMMANDS,
+    is_left_in_multi,
+)
 from redisfuse.client.message_reader import InvalidMessageError, MessageReader
 from redisfuse.client.reply_bounds import (
     MAX_ELEMENT_BYTES,
@@ -37,9 +42,18 @@ from redisfuse.errors import (
 )
 
 CommandArgument = bytes | str | int
+WaitHook = Callable[[int], None]
+"""Called before a thread waits, with the descriptor that becomes readable then; -1: there is none."""
 RedisCommand = Sequence[CommandArgument]
 
 _READABLE_TIMEOUT_SECONDS = 0.05  # for a message of which a part has arrived
+
+
+class CommandExecutor(Protocol):
+    """Executes commands in one round trip."""
+
+    def execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
+        """Return the replies, errors among them as values."""
 
 
 class Channel:
@@ -55,7 +69,9 @@ class Channel:
         self._socket = connection.deadline_socket
         self._address = address
         self.timeout = timeout  # seconds; may be changed between commands
+        self.wait_hook: WaitHook | None = None
         self.connection_id: ConnectionId | None = None  # known of channels that may write
+        self.generation = 0  # the connector's when it was opened
         self._resp3 = resp3
         self._reader = MessageReader(connection.deadline_socket)
         self._buffered_pushes: deque[list[Any]] = deque()
@@ -66,6 +82,12 @@ class Channel:
         self._reader.max_message_bytes = self._unrequested_limit
         self._reset_command = b""
         self.closed = False
+        self.is_asking = False  # whether ASKING precedes each command and each MULTI
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """The host and port of the server; empty and 0 for a Unix socket."""
+        return self._address.host, self._address.port
 
     # -- sending ------------------------------------------------------------------------------------------------------
 
@@ -78,7 +100,15 @@ class Channel:
 
     def _send_tracked(self, commands: Sequence[tuple[CommandArgument, ...]]) -> bool:
         """Send commands; return whether any of them affects the state of the connection."""
-        self._send_packed(pack_commands(commands))
+        if self.closed:
+            self._raise_closed()
+        self._socket.set_deadline(self.timeout)
+        try:
+            self._connection.send_packed_command(pack_commands(commands), round_trips=1)
+        except ConnectionError as error:
+            self._fail(self._read_final_error() or error)
+        except OSError as error:
+            self._fail(error)
         names = [_normalize_name(command[0]) for command in commands]
         return self._expect_replies(names, max_reply_bytes(names, commands))
 
@@ -90,7 +120,8 @@ class Channel:
         the server rejected the command before its end, ValueError if the chunks do not add up to `size`, and whatever
         `chunks` raises.
         """
-        self._require_open()
+        if self.closed:
+            self._raise_closed()
         words = [word if isinstance(word, bytes) else str(word).encode() for word in head]
         try:
             self._connection.stats.add(round_trips=1)
@@ -121,17 +152,6 @@ class Channel:
         except UnavailableError:
             return None
 
-    def _send_packed(self, packed: bytes) -> None:
-        self._require_open()
-        self._socket.set_deadline(self.timeout)
-        try:
-            self._connection.send_packed_command(packed)
-        except ConnectionError as error:
-            self._fail(self._read_final_error() or error)
-        except OSError as error:
-            self._fail(error)
-        self._connection.stats.add(round_trips=1)
-
     def _expect_replies(self, names: list[bytes], max_bytes: int) -> bool:
         """Expect the replies to commands that were sent.
 
@@ -159,7 +179,8 @@ class Channel:
 
         Push messages are buffered.
         """
-        self._require_open()
+        if self.closed:
+            self._raise_closed()
         while not self._buffered_replies:
             self._buffer_message(self.timeout if timeout is None else timeout)
         return self._take_reply()
@@ -169,7 +190,8 @@ class Channel:
 
         None after `timeout` seconds without a message; the channel stays usable then.
         """
-        self._require_open()
+        if self.closed:
+            self._raise_closed()
         while not self._buffered_replies:
             try:
                 self._buffer_message(timeout, keep_open_on_timeout=True)
@@ -200,20 +222,45 @@ class Channel:
 
         Closes the channel if a reply to EXEC or DISCARD does not say that the server has left MULTI.
         """
+        if self.is_asking:
+            return self._execute_asking(commands)
+        return self._execute(commands)
+
+    def _execute_asking(self, commands: Sequence[RedisCommand]) -> list[Any]:
+        """Execute commands, each after ASKING; inside MULTI, that before MULTI counts."""
+        expanded: list[RedisCommand] = []
+        positions: list[int] = []
+        in_multi = self._reset_command == b"DISCARD"
+        for command in commands:
+            if not in_multi:
+                expanded.append((b"ASKING",))
+            positions.append(len(expanded))
+            expanded.append(command)
+            name = _normalize_name(command[0])
+            in_multi = name == b"MULTI" or (in_multi and name not in MULTI_END_COMMANDS)
+        replies = self._execute(expanded)
+        return [replies[position] for position in positions]
+
+    def _execute(self, commands: Sequence[RedisCommand]) -> list[Any]:
         is_stateful = self._send_tracked([tuple(command) for command in commands])
-        replies = self._receive_replies(len(commands))
+        replies = self.receive_many(len(commands))
         if is_stateful and is_left_in_multi([_normalize_name(command[0]) for command in commands], replies):
             self.close()
         return replies
 
-    def _receive_replies(self, count: int) -> list[Any]:
+    def receive_many(self, count: int) -> list[Any]:
+        """Return the next `count` replies."""
         replies: list[Any] = []
         names = self._pending_names
         if not (self._resp3 or self._buffered_replies) and len(names) == count:
-            while len(replies) < count:  # without push messages, take all complete replies at once
-                self._socket.set_deadline(self.timeout)
-                replies.append(self._read_message())
-                replies += self._read_complete_messages()
+            try:
+                while len(replies) < count:  # without push messages, take all complete replies at once
+                    if self.wait_hook is not None:
+                        self.wait_hook(self._socket.wait_descriptor)
+                    self._socket.set_deadline(self.timeout)
+                    replies += self._reader.read_available()
+            except (OSError, InvalidMessageError, ReplyTooLargeError) as error:
+                self._fail(error)
             if len(replies) > count:
                 self._fail(InvalidMessageError("more replies than commands"))
             self._check_replies(names, replies)
@@ -230,7 +277,8 @@ class Channel:
 
         Replies are buffered. `wakeup_fd`: a descriptor that ends the wait when it becomes readable.
         """
-        self._require_open()
+        if self.closed:
+            self._raise_closed()
         if wakeup_fd is not None:
             push = self.receive_push(0)
             return (
@@ -264,12 +312,6 @@ class Channel:
         except (OSError, InvalidMessageError, ReplyTooLargeError) as error:
             self._fail(error)
 
-    def _read_complete_messages(self) -> list[Any]:
-        try:
-            return self._reader.read_complete()
-        except InvalidMessageError as error:
-            self._fail(error)
-
     def download(self, file: BinaryIO, command: RedisCommand, max_bytes: int | None = None) -> int:
         """Write the bulk string that a command returns to `file`, as it arrives.
 
@@ -278,6 +320,8 @@ class Channel:
         closes the channel and raises the file's error.
         """
         self.send([command])
+        if self.wait_hook is not None:
+            self.wait_hook(-1)
         self._socket.set_deadline(self.timeout)
         try:
             received, size = self._reader.read_bulk_header()
@@ -343,9 +387,8 @@ class Channel:
         self.closed = True
         self._connection.disconnect()  # type: ignore[no-untyped-call]
 
-    def _require_open(self) -> None:
-        if self.closed:
-            raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed")
+    def _raise_closed(self) -> NoReturn:
+        raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed")
 
     def _fail(self, error: Exception) -> NoReturn:
         closed = self.closed

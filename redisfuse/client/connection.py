@@ -6,6 +6,7 @@ leaves errors in the statistics of servers that do not know these commands.
 """
 
 import contextlib
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,15 +39,28 @@ class FilteredConnection(AbstractConnection):
     stats: ClientStats
     token_bucket: TokenBucket
     handshake_timeout: float  # seconds for connecting and for the handshake
+    via: tuple[str, int] | str | None = None  # the address or the socket to connect to, in place of the server's
     deadline_socket: DeadlineSocket
 
     def _connect(self) -> Any:
-        inner = super()._connect()  # type: ignore[no-untyped-call, safe-super]  # the next class in the MRO has it
+        if self.via is None:
+            inner = super()._connect()  # type: ignore[no-untyped-call, safe-super]  # the next class in the MRO has it
+        else:
+            inner = self._wrap_socket(_connect_via(self.via, self.handshake_timeout))
         self.deadline_socket = DeadlineSocket(inner, self.stats, self.handshake_timeout)
         self.deadline_socket.receive_allowance = MAX_SCALAR_BYTES
         return self.deadline_socket
 
-    def send_packed_command(self, command: Any, check_health: bool = True) -> None:  # noqa: ARG002  # redis-py's
+    def _wrap_socket(self, inner: socket.socket) -> socket.socket:
+        """Return the socket to use in place of a connected one: TLS wraps it."""
+        return inner
+
+    def send_packed_command(
+        self,
+        command: Any,
+        check_health: bool = True,  # noqa: ARG002  # redis-py's
+        round_trips: int = 0,
+    ) -> None:
         """Send packed commands if the allow-list names all of them.
 
         Unlike redis-py's method, it neither reconnects nor closes the connection after an error: the caller does.
@@ -58,9 +72,10 @@ class FilteredConnection(AbstractConnection):
             packed = bytes(command) if isinstance(command, bytes | bytearray | memoryview) else b"".join(command)
         commands = parse_commands(packed)
         self.command_filter.check(commands)
-        self.token_bucket.acquire(len(commands))
-        self.stats.add(commands=len(commands))
+        if self.token_bucket.rate:
+            self.token_bucket.acquire(len(commands))
         self.deadline_socket.sendall(packed)
+        self.stats.add(commands=len(commands), round_trips=round_trips, bytes_sent=len(packed))
 
     def send_streamed(self, head: list[bytes], size: int, chunks: Iterable[bytes], timeout: float) -> None:
         """Send one command whose last argument, of `size` bytes, is given in chunks.
@@ -71,7 +86,7 @@ class FilteredConnection(AbstractConnection):
         """
         self.command_filter.check([head])
         self.token_bucket.acquire(1)
-        self.stats.add(commands=1)
+        self.stats.add(commands=1, bytes_sent=size)
         start = pack_commands([tuple(head)]).split(b"\r\n", 1)[1]
         self.deadline_socket.set_deadline(timeout)
         self.deadline_socket.sendall(b"*%d\r\n%b$%d\r\n" % (len(head) + 1, start, size))
@@ -96,11 +111,33 @@ class _TcpConnection(FilteredConnection, Connection):
 
 
 class _TlsConnection(FilteredConnection, SSLConnection):
-    pass
+    def _wrap_socket(self, inner: socket.socket) -> socket.socket:
+        try:
+            wrapped: socket.socket = self._wrap_socket_with_ssl(inner)  # type: ignore[no-untyped-call]
+        except BaseException:
+            inner.close()
+            raise
+        return wrapped
 
 
 class _UnixConnection(FilteredConnection, UnixDomainSocketConnection):
     host = ""  # redis-py does not set it, but reads it when it reports an error
+
+
+def _connect_via(via: tuple[str, int] | str, timeout: float) -> socket.socket:
+    """Connect to an address, or to the socket of a tunnel."""
+    if isinstance(via, tuple):
+        inner = socket.create_connection(via, timeout)
+        inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return inner
+    inner = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        inner.settimeout(timeout)
+        inner.connect(via)
+    except BaseException:
+        inner.close()
+        raise
+    return inner
 
 
 def _build_handshake_options() -> dict[str, Any]:
@@ -161,6 +198,7 @@ def open_connection(
     connection.stats = stats
     connection.token_bucket = token_bucket
     connection.handshake_timeout = timeout
+    connection.via = address.via
     try:
         connection.connect()  # type: ignore[no-untyped-call]
     except Exception as error:

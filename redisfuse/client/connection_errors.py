@@ -63,6 +63,8 @@ def map_handshake_error(error: Exception, address: Address) -> RedisFuseError:
     failure = map_connection_error(error, address)
     if isinstance(failure, ServerReplyError) and "DB index" in str(failure):
         return UsageError(f"the server at {address.endpoint} has no database {address.db}")
+    if isinstance(failure, ServerReplyError) and "not allowed in cluster mode" in str(failure):
+        return UsageError(f"{address.endpoint} is a node of a cluster, which has database 0 only, not {address.db}")
     if isinstance(failure, AccessError):
         action = "authentication with" if isinstance(error, redis.exceptions.AuthenticationError) else "access to"
         return AccessError(f"{action} {address.endpoint} failed: {failure}")
@@ -87,7 +89,8 @@ def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
         return type(mapped)(address.redact(str(mapped)))
     if "max number of clients" in message:
         return UnavailableError(f"{address.endpoint} has reached its limit of clients (maxclients)")
-    return UnavailableError(f"connecting to {address.endpoint} failed: {_explain_failure(message, address)}")
+    route = f" through {address.via[0]}:{address.via[1]}" if isinstance(address.via, tuple) else ""
+    return UnavailableError(f"connecting to {address.endpoint}{route} failed: {_explain_failure(message, address)}")
 
 
 def map_lost_connection(error: Exception, address: Address) -> ConnectionLostError:

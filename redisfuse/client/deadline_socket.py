@@ -30,6 +30,14 @@ class DeadlineSocket:
             inner_socket.settimeout(None)
         self.set_deadline(timeout)
 
+    @property
+    def wait_descriptor(self) -> int:
+        """The descriptor that is readable once a reply has arrived.
+
+        -1 with TLS, which may have read the reply already.
+        """
+        return -1 if self.is_encrypted else self._socket.fileno()
+
     def set_deadline(self, timeout: float) -> None:
         """Allow `timeout` seconds in total for what follows, up to the next call."""
         self._deadline = time.monotonic() + timeout
@@ -81,7 +89,6 @@ class DeadlineSocket:
             self._socket.sendall(data, *arguments)
         except OSError as error:
             raise _normalize_socket_error(error) from None
-        self._stats.add(bytes_sent=len(data))
 
     def settimeout(self, _seconds: float | None) -> None:
         """Do nothing: the deadline applies."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,6 +11,9 @@ class Limits:
 
     timeout: float = 5.0
     """Seconds to wait for a connection, a reply or a free pooled connection (`--timeout`)."""
+
+    survey_timeout: float | None = None
+    """Seconds to wait for the reply to a read, if no program in a mount waits for it; None: `timeout`."""
 
     connections: int = 4
     """Most connections at a time (`--connections`); a mount needs 2 (one for tracking), or 3 if it writes."""
@@ -26,6 +29,11 @@ class Limits:
 
     chunk_bytes: int = CHUNK_BYTES
     """Most bytes of a large value that one command requests."""
+
+    @property
+    def reply_timeout(self) -> float:
+        """Seconds to wait for the reply to a read."""
+        return self.timeout if self.survey_timeout is None else max(self.timeout, self.survey_timeout)
 
     @property
     def batch_size(self) -> int:

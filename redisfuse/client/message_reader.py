@@ -11,8 +11,8 @@ from redisfuse.errors import NotFoundError, RedisFuseError, ReplyTooLargeError
 _RECEIVE_BUFFER_BYTES = 131072  # most bytes of one read from the socket
 _MAX_HEADER_BYTES = 64 * 1024  # of a bulk string's header, or of an error reply, which is one line
 
-_PARSER_ERRORS = (MemoryError, TypeError, ValueError)
-"""Errors of hiredis for messages of an impossible length, and for maps with a list as key."""
+_PARSER_ERRORS = (hiredis.ProtocolError, MemoryError, TypeError, ValueError)
+"""Errors of hiredis: for what is no message, an impossible length, and maps with a list as key."""
 
 
 class InvalidMessageError(Exception):
@@ -38,36 +38,34 @@ class MessageReader:
         Error replies are RedisFuseError objects, push messages hiredis.PushNotification. Raises OSError,
         InvalidMessageError, ReplyTooLargeError. After a TimeoutError, the next call continues with the same message.
         """
-        while (message := self._parse()) is Ellipsis:
-            count = self._receive()
-            self._incomplete_bytes += count
-            if self._incomplete_bytes > self.max_message_bytes:
-                raise ReplyTooLargeError("a reply was longer than requested")
-            self._parser.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
+        gets = self._parser.gets
+        try:
+            while (message := gets()) is Ellipsis:
+                count = self._socket.recv_into(self._receive_buffer)
+                if not count:
+                    raise ConnectionResetError("Connection closed by server.")
+                self._incomplete_bytes += count
+                if self._incomplete_bytes > self.max_message_bytes:
+                    raise ReplyTooLargeError("a reply was longer than requested")
+                self._parser.feed(self._receive_buffer, 0, count)  # type: ignore[arg-type]  # any buffer is accepted
+        except _PARSER_ERRORS as error:
+            raise InvalidMessageError(str(error)) from None
         self._incomplete_bytes = 0
         return message
 
-    def read_complete(self) -> list[Any]:
-        """Return the messages that have been received completely.
+    def read_available(self) -> list[Any]:
+        """Return the next message, and those after it that have been received completely.
 
-        Raises InvalidMessageError.
+        Raises as `read` does.
         """
-        messages = []
-        while (message := self._parse()) is not Ellipsis:
-            messages.append(message)
-        return messages
-
-    def _parse(self) -> Any:
+        messages = [self.read()]
+        gets = self._parser.gets
         try:
-            return self._parser.gets()
-        except (hiredis.ProtocolError, *_PARSER_ERRORS) as error:
+            while (message := gets()) is not Ellipsis:
+                messages.append(message)
+        except _PARSER_ERRORS as error:
             raise InvalidMessageError(str(error)) from None
-
-    def _receive(self) -> int:
-        count = self._socket.recv_into(self._receive_buffer)
-        if not count:
-            raise ConnectionResetError("Connection closed by server.")
-        return count
+        return messages
 
     def discard(self) -> None:
         """Release the memory of an incomplete message."""
@@ -96,7 +94,10 @@ class MessageReader:
 
     def read_bytes(self) -> bytes:
         """Return what one read from the socket returns. Raises OSError."""
-        return bytes(memoryview(self._receive_buffer)[: self._receive()])
+        count = self._socket.recv_into(self._receive_buffer)
+        if not count:
+            raise ConnectionResetError("Connection closed by server.")
+        return bytes(memoryview(self._receive_buffer)[:count])
 
 
 def _create_parser() -> hiredis.Reader:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 from redisfuse.client.allowlist import CommandFilter
-from redisfuse.client.channel import Channel
+from redisfuse.client.channel import Channel, WaitHook
 from redisfuse.client.connector import Connector
 from redisfuse.errors import UnavailableError
 
@@ -28,14 +28,22 @@ class PoolGroup:
     def __init__(self, max_connections: int, *, writable: bool) -> None:
         self._max_connections = max_connections
         self._writable = writable
-        self.condition = threading.Condition()  # its lock guards all the pools, and all below
+        self.lock = threading.RLock()  # guards all the pools, and all below
+        self.condition = threading.Condition(self.lock)
         self.pools: list[ConnectionPool] = []
         self._dedicated_count = 0  # dedicated channels that are open or being opened
+        self.waiter_count = 0  # threads that wait for a connection of any pool
+        self.may_exceed = False  # whether channels that are lent may have to be closed when they are returned
 
     @property
     def connection_count(self) -> int:
         """Pooled connections that are open or being opened. The lock is held."""
         return sum(pool.size for pool in self.pools)
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether there are more pooled connections than at most. The lock is held."""
+        return self.connection_count > self.max_pooled or any(pool.size > pool.max_connections for pool in self.pools)
 
     @property
     def max_pooled(self) -> int:
@@ -64,18 +72,19 @@ class PoolGroup:
 
         Closes idle connections that exceed the limit.
         """
-        with self.condition:
+        with self.lock:
             self._dedicated_count += 1
             for pool in self.pools:
                 while pool.idle_channels and (
                     self.connection_count > self.max_pooled or pool.size > pool.max_connections
                 ):
                     pool.idle_channels.pop().close()
+            self.may_exceed = True
             self.condition.notify_all()
         try:
             yield
         finally:
-            with self.condition:
+            with self.lock:
                 self._dedicated_count -= 1
                 self.condition.notify_all()
 
@@ -99,8 +108,9 @@ class ConnectionPool:
         self._kind = kind
         self._connector = connector
         self._command_filter = command_filter
-        self._condition = group.condition
-        self._in_use_count = 0
+        self._lock, self._condition = group.lock, group.condition
+        self._in_use_count = 0  # channels that are lent, or being opened
+        self._lent: set[Channel] = set()
         self._waiters: list[object] = []  # first come, first served: otherwise a thread could starve
         self._owner_pid = os.getpid()
         self._closed = False
@@ -117,45 +127,59 @@ class ConnectionPool:
         return self._group.max_reading if self._kind == "read" else self._group.max_writing
 
     @contextmanager
-    def acquire(self, timeout: float, *, check_health: bool = False) -> Iterator[Channel]:
+    def acquire(
+        self, timeout: float, *, check_health: bool = False, wait_hook: WaitHook | None = None
+    ) -> Iterator[Channel]:
         """Lend a channel for the body of `with`, within `timeout` seconds.
 
-        `check_health`: never lend a channel that the server has closed. Raises UnavailableError if all stay busy, and
+        `check_health`: never lend a channel that the server has closed. `wait_hook` is called before a wait, also for a
+        new connection. Raises UnavailableError if all stay busy, and
         the errors of `Connector.open_channel`.
         """
-        channel = self._check_out(timeout, check_health=check_health)
+        channel = self.check_out(timeout, check_health=check_health, wait_hook=wait_hook)
         try:
             yield channel
         finally:
-            channel.reset()
-            self._check_in(channel)
+            self.check_in(channel)
 
-    def _check_out(self, timeout: float, *, check_health: bool) -> Channel:
+    def check_out(self, timeout: float, *, check_health: bool = False, wait_hook: WaitHook | None = None) -> Channel:
+        """Lend a channel, as `acquire`; pair it with `check_in`."""
         deadline = time.monotonic() + timeout
-        with self._condition:
-            self._reset_after_fork()
-            if not self._wait_turn(timeout):
+        with self._lock:
+            if os.getpid() != self._owner_pid:
+                self._reset_after_fork()
+            if wait_hook is not None and (self._waiters or not self.idle_channels):
+                wait_hook(-1)
+            if (self._waiters or not self.idle_channels or self._closed) and not self._wait_turn(timeout):
                 raise UnavailableError(f"all connections were busy for {timeout:.1f} s (see --connections)")
             if self._closed:
                 raise UnavailableError(CLOSED_MESSAGE)
             while self.idle_channels:
                 channel = self.idle_channels.pop()
-                if not check_health or channel.is_healthy():
+                is_current = channel.generation == self._connector.generation
+                if is_current and (not check_health or channel.is_healthy()):
                     self._in_use_count += 1
+                    self._lent.add(channel)
                     return channel
                 channel.close()
             if self._group.connection_count >= self._group.max_pooled:
                 self._evict_idle()
             self._in_use_count += 1
         try:
-            return self._connector.open_channel(
+            channel = self._connector.open_channel(
                 self._command_filter, max(0.001, deadline - time.monotonic()), identify=self._kind == "write"
             )
         except BaseException:
-            with self._condition:
+            with self._lock:
                 self._in_use_count -= 1
                 self._condition.notify_all()
             raise
+        with self._lock:
+            self._lent.add(channel)
+            is_current = channel.generation == self._connector.generation
+        if not is_current:
+            channel.close()  # the caller meets a lost connection, as though it had been lent before the switch
+        return channel
 
     def _wait_turn(self, timeout: float) -> bool:
         """Wait in line for a connection; return False after `timeout` seconds.
@@ -166,12 +190,14 @@ class ConnectionPool:
             return True
         ticket = object()
         self._waiters.append(ticket)
+        self._group.waiter_count += 1
         try:
             return self._condition.wait_for(
                 lambda: self._closed or (self._waiters[0] is ticket and self._is_available), timeout
             )
         finally:
             self._waiters.remove(ticket)
+            self._group.waiter_count -= 1
             self._condition.notify_all()
 
     @property
@@ -196,34 +222,55 @@ class ConnectionPool:
                 pool.idle_channels.pop().close()
                 return
 
-    def _check_in(self, channel: Channel) -> None:
-        with self._condition:
+    def check_in(self, channel: Channel) -> None:
+        """Take back a channel that was lent."""
+        channel.reset()
+        group = self._group
+        with self._lock:
             self._in_use_count -= 1
-            fits = self.size < self.max_connections and self._group.connection_count < self._group.max_pooled
-            if fits and not channel.closed and not self._closed:
-                self.idle_channels.append(channel)
-            else:
+            self._lent.discard(channel)
+            fits = not group.may_exceed or (
+                self.size < self.max_connections and group.connection_count < group.max_pooled
+            )
+            if not (fits and channel.generation == self._connector.generation) or channel.closed or self._closed:
                 channel.close()
-            self._condition.notify_all()
+            else:
+                self.idle_channels.append(channel)
+            if group.may_exceed:
+                group.may_exceed = group.is_exceeded
+            if group.waiter_count:
+                self._condition.notify_all()
 
     def _reset_after_fork(self) -> None:
-        if os.getpid() != self._owner_pid:
-            self._owner_pid = os.getpid()
-            self.idle_channels.clear()
-            self._waiters.clear()
-            self._in_use_count = 0
+        self._owner_pid = os.getpid()
+        self.idle_channels.clear()
+        self._waiters.clear()
+        self._group.waiter_count = 0
+        self._lent.clear()
+        self._in_use_count = 0
 
     def close_idle(self) -> None:
         """Close the idle connections: after one was lost, the others probably are, too."""
-        with self._condition:
+        with self._lock:
             idle, self.idle_channels = self.idle_channels, []
             self._condition.notify_all()
         for channel in idle:
             channel.close()
 
+    def drop_all(self) -> None:
+        """Close all connections: they lead to a server that another has replaced.
+
+        Waits of callers that use one end with UnavailableError.
+        """
+        self.close_idle()
+        with self._lock:
+            lent = list(self._lent)
+        for channel in lent:
+            channel.close()
+
     def close(self) -> None:
         """Close the idle connections now, and each other one when it is returned."""
-        with self._condition:
+        with self._lock:
             self._closed = True
             self._condition.notify_all()
         self.close_idle()

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError
 
 MAX_SCALAR_BYTES = CHUNK_BYTES
@@ -52,6 +52,14 @@ def _is_optional_bulk(reply: Any) -> bool:
     return reply is None or isinstance(reply, bytes)
 
 
+def _is_optional_count(reply: Any) -> bool:
+    return reply is None or _is_count(reply)
+
+
+def _is_object_property(reply: Any) -> bool:
+    return _is_optional_bulk(reply) or _is_count(reply)  # an encoding, or an idle time
+
+
 def _is_list_of_bulks(reply: Any) -> bool:
     return isinstance(reply, list) and set(map(type, reply)) <= {bytes}
 
@@ -93,16 +101,22 @@ def _is_list_of_entries(reply: Any) -> bool:
     )
 
 
+def _is_info_of_stream(reply: Any) -> bool:
+    return _is_flat_map(reply) or (
+        isinstance(reply, list) and all(_is_flat_map(group) and b"name" in group[::2] for group in reply)
+    )
+
+
+def _is_flat_map(reply: Any) -> bool:
+    return isinstance(reply, list) and len(reply) % 2 == 0 and _is_greeting(reply)
+
+
 def _is_time(reply: Any) -> bool:
     return _is_list_of_bulks(reply) and len(reply) == 2 and all(map(bytes.isdigit, reply))
 
 
 def _is_greeting(reply: Any) -> bool:
     return isinstance(reply, dict) or (isinstance(reply, list) and {type(name) for name in reply[::2]} <= {bytes})
-
-
-def _is_anything(_reply: Any) -> bool:
-    return True
 
 
 _COUNT_COMMANDS = frozenset(
@@ -115,7 +129,9 @@ _FORMS: dict[bytes, ReplyForm] = {
     **dict.fromkeys(_COUNT_COMMANDS, _is_count),
     **dict.fromkeys((b"PTTL", b"PEXPIRETIME"), _is_integer),
     **dict.fromkeys((b"TYPE", b"PING", b"GETRANGE"), _is_bulk),
-    **dict.fromkeys((b"HGET", b"DUMP", b"JSON.GET", b"OBJECT"), _is_optional_bulk),
+    **dict.fromkeys((b"HGET", b"DUMP", b"JSON.GET"), _is_optional_bulk),
+    b"OBJECT": _is_object_property,
+    b"MEMORY": _is_optional_count,
     **dict.fromkeys((b"LRANGE", b"HRANDFIELD", b"ZRANGE"), _is_list_of_bulks),
     **dict.fromkeys((b"SCAN", b"SSCAN", b"HSCAN"), _is_cursor_and_names),
     **dict.fromkeys((b"HPTTL", b"HPEXPIRETIME"), _is_list_of_integers),
@@ -124,12 +140,14 @@ _FORMS: dict[bytes, ReplyForm] = {
     b"HMGET": _is_list_of_optional_bulks,
     b"ZSCAN": _is_cursor_and_pairs,
     b"XRANGE": _is_list_of_entries,
+    b"XINFO": _is_info_of_stream,
     b"TIME": _is_time,
 }
 """The forms of replies to commands whose replies this process evaluates. HSCAN NOVALUES returns no pairs."""
 
 _SCALAR_COMMANDS = _COUNT_COMMANDS | {
     *(b"PTTL", b"PEXPIRETIME", b"TYPE", b"PING", b"OBJECT", b"INFO", b"TIME", b"SELECT", b"CLIENT", b"SUBSCRIBE"),
+    b"MEMORY",
     *(b"WATCH", b"UNWATCH", b"MULTI", b"DISCARD", b"HELLO", b"AUTH", b"HPTTL", b"HPEXPIRETIME"),
 }
 
@@ -146,10 +164,11 @@ def are_valid(names: Collection[bytes], replies: Sequence[Any]) -> bool:
         )
     if classes == {bytes} and {_FORMS.get(name) for name in set(names)} == {_is_bulk}:
         return True
-    return all(
-        isinstance(reply, RedisFuseError) or _FORMS.get(name, _is_anything)(reply)
-        for name, reply in zip(names, replies, strict=True)
-    )
+    for name, reply in zip(names, replies, strict=True):
+        form = _FORMS.get(name)
+        if form is not None and not form(reply) and not isinstance(reply, RedisFuseError):
+            return False
+    return True
 
 
 def max_reply_bytes(names: Sequence[bytes], commands: Sequence[Sequence[Any]]) -> int:

@@ -12,6 +12,7 @@ from redisfuse.errors import (
     NoSpaceError,
     NotFoundError,
     ReadOnlyError,
+    RedirectedError,
     RedisFuseError,
     ServerReplyError,
     TooLargeError,
@@ -35,8 +36,8 @@ _ERROR_CLASS_BY_CODE: dict[str, type[RedisFuseError]] = {
     "MISCONF": ReadOnlyError,
     "OOM": NoSpaceError,
     "WRONGTYPE": WrongTypeError,
-    "MOVED": UnavailableError,
-    "ASK": UnavailableError,
+    "MOVED": RedirectedError,
+    "ASK": RedirectedError,
 }
 
 _CODE_BY_REDIS_EXCEPTION: tuple[tuple[type[Exception], str], ...] = (
@@ -72,6 +73,7 @@ _MESSAGE_BY_CODE = {
 
 _TOO_LARGE_MESSAGES = ("string exceeds maximum allowed size", "invalid bulk length", "exceeds proto-max-bulk-len")
 _NO_SUCH_KEY_MESSAGE = "no such key"
+_MAX_SLOT_DIGITS = 5
 _EXECABORT_CAUSE_PREFIX = "Transaction discarded because of: "
 
 
@@ -130,4 +132,15 @@ def _map_reply(code: str, text: str) -> RedisFuseError:
     if code == "WRONGPASS" and "without any password" in text:
         return AccessError("a password was given, but the server has none for this user; omit the password")
     message = _MESSAGE_BY_CODE.get(code, f"{code} {{text}}")
+    if code in ("MOVED", "ASK"):
+        return _build_redirection(message, text)
     return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(message.replace("{text}", text))
+
+
+def _build_redirection(message: str, text: str) -> RedirectedError:
+    """Return the error for a redirection, whose text is `SLOT HOST:PORT`."""
+    slot, _, target = text.partition(" ")
+    error = RedirectedError(message)
+    error.slot = int(slot) if slot.isdigit() and len(slot) <= _MAX_SLOT_DIGITS else -1
+    error.target = target
+    return error

@@ -1,4 +1,4 @@
-"""What a C library prints."""
+"""Capturing the output of a C library."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 
 @contextlib.contextmanager
 def capture_stderr() -> Iterator[Callable[[], str]]:
-    """Catch what libfuse and fusermount print to descriptor 2, the only place where they say what is wrong."""
+    """Capture descriptor 2; yield a function that returns the text after the block.
+
+    libfuse and fusermount report their errors nowhere else.
+    """
     with tempfile.TemporaryFile() as file:
         text = ""
         try:
             saved = os.dup(2)
-        except OSError:  # no stderr at all
+        except OSError:  # stderr is closed
             yield lambda: text
             return
         os.dup2(file.fileno(), 2)

@@ -1,376 +1,369 @@
-"""The callbacks of libfuse, for both libraries: C's arguments in, `FuseOperations` asked, C's answers out.
+"""Dispatching requests: from their bytes to a call, from its result to a reply.
 
-Pointers arrive as plain addresses (no ctypes pointer objects), structures are written as packed bytes: a callback's
-cost is most of what a program waits for. The layouts are those of the library module (fuse, mfusepy) that is driven.
+Every request except FORGET, BATCH_FORGET and INTERRUPT gets exactly one reply, whatever it contains: a truncated
+request is answered EINVAL, an unknown opcode ENOSYS (logged once), an exception with its errno.
 """
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import errno
-import os
-import re
-import stat
+import logging
 import struct
 from collections.abc import Callable
-from ctypes import c_char_p, c_int, c_longlong, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
-from operator import itemgetter
-from typing import Any
+from functools import partial
 
-from redisfuse.errors import NotFoundError
-from redisfuse.fuse.interface import UTIME_NOW, UTIME_OMIT, FileAttributes, FuseOperations, OpenReply, UtimensTime
-from redisfuse.fuse.page_cache import PageCacheState
-from redisfuse.fuse.wire import UNSUPPORTED_XATTR_PREFIXES
-from redisfuse.paths.stale_names import is_stale, strip_stale_marker
+from redisfuse.errors import RedisFuseError
+from redisfuse.fuse import wire
+from redisfuse.fuse.interface import TIME_NOW, Buffer, FuseOperations, RequestContext, SetAttributes
+from redisfuse.fuse.request import MalformedRequestError, Request
+from redisfuse.fuse.wire import IN_HEADER_SIZE, OUT_HEADER_SIZE, Opcode, SetattrField
 
-# libfuse's own names for files removed while open (hide_node in lib/fuse.c): node id and a counter, in hexadecimal.
-FUSE_HIDDEN_NAME = re.compile(rb"/\.fuse_hidden[0-9a-f]{16,24}\Z")
+log = logging.getLogger("redisfuse.fuse")
 
-_UNKNOWN_INODE = 0xFFFFFFFF  # FUSE_UNKNOWN_INO of lib/fuse.c
-_BLOCK_BYTES = 4096
-_UTIME_NOW_NSEC = (1 << 30) - 1  # utimensat(2)
-_UTIME_OMIT_NSEC = (1 << 30) - 2
-_UNCHANGED_ID = 0xFFFFFFFF  # (uid_t) -1
+Reply = bytes | tuple[bytes, Buffer]
+_MAX_JOINED_BYTES = 32768  # bytes up to which copying a payload behind its header is cheaper than writev(2)
 
-# The C functions' types, with pointers as addresses.
-POINTER, STRING = c_void_p, c_char_p
-COMMON_CALLBACK_TYPES: dict[str, tuple[Any, ...]] = {
-    "mknod": (STRING, c_uint, c_ulonglong),
-    "mkdir": (STRING, c_uint),
-    "unlink": (STRING,),
-    "rmdir": (STRING,),
-    "symlink": (STRING, STRING),
-    "link": (STRING, STRING),
-    "open": (STRING, POINTER),
-    "read": (STRING, POINTER, c_size_t, c_longlong, POINTER),
-    "write": (STRING, POINTER, c_size_t, c_longlong, POINTER),
-    "access": (STRING, c_int),
-    "statfs": (STRING, POINTER),
-    "flush": (STRING, POINTER),
-    "release": (STRING, POINTER),
-    "fsync": (STRING, c_int, POINTER),
-    "setxattr": (STRING, STRING, POINTER, c_size_t, c_int),
-    "getxattr": (STRING, STRING, POINTER, c_size_t),
-    "listxattr": (STRING, POINTER, c_size_t),
-    "removexattr": (STRING, STRING),
-    "opendir": (STRING, POINTER),
-    "releasedir": (STRING, POINTER),
-    "create": (STRING, c_uint, POINTER),
+# Attributes that every `ls -l`, write or exec requests and that no file here has. (After ENOTSUP, ls requests none
+# again on this device; ENOSYS would disable all extended attributes.)
+_UNSUPPORTED_XATTR_PREFIXES = (b"system.posix_acl_", b"security.")
+
+# Constant replies. After ENOSYS the kernel does without the operation, and mostly never requests it again.
+_CONSTANT_ERRNOS = {
+    Opcode.READLINK: errno.EINVAL,
+    Opcode.SYMLINK: errno.EPERM,
+    Opcode.LINK: errno.EPERM,
+    Opcode.FALLOCATE: errno.EOPNOTSUPP,
+    Opcode.TMPFILE: errno.EOPNOTSUPP,
+    **dict.fromkeys((Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW, Opcode.BMAP, Opcode.IOCTL, Opcode.POLL), errno.ENOSYS),
+    **dict.fromkeys((Opcode.LSEEK, Opcode.COPY_FILE_RANGE, Opcode.COPY_FILE_RANGE_64), errno.ENOSYS),
+    **dict.fromkeys((Opcode.SYNCFS, Opcode.STATX), errno.ENOSYS),
 }
-# What a read-only mount never does. (flush and fsync are not there at all: the kernel then stops asking.)
-WRITE_CALLBACKS = {
-    "mknod",
-    "mkdir",
-    "unlink",
-    "rmdir",
-    "symlink",
-    "link",
-    "rename",
-    "chmod",
-    "chown",
-    "truncate",
-    "ftruncate",
-}
-WRITE_CALLBACKS |= {"utimens", "write", "create", "setxattr", "removexattr"}
-SYNC_CALLBACKS = {"flush", "fsync"}
-# What `FuseOperations` may answer from memory: it calls `Binding.prepare_to_block` itself. The others may always block.
-INLINE_CALLBACKS = {"getattr", "fgetattr", "open", "read", "write", "flush", "release"}
+_WITHOUT_REPLY = {Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT}
+_OPERATION_NAMES = {Opcode.RENAME2: "rename", Opcode.READDIRPLUS: "readdir"}
+_MAX_LOGGED_OPCODES = 100
+_MAX_ERRNO = 4095  # MAX_ERRNO of the kernel, which rejects a reply with a larger one
+_WRITE_DATA_OFFSET = IN_HEADER_SIZE + wire.WRITE_IN.size
+_unpack_header, _pack_header = wire.IN_HEADER.unpack_from, wire.OUT_HEADER.pack
+_unpack_read = wire.READ_IN_HEAD.unpack_from
+_unpack_handle = wire.UINT64.unpack_from
 
 
-class StatPacker:
-    """Packs an Attr as the library's `struct stat`, whatever the machine's order of its fields."""
+class _ReplyErrno(Exception):
+    """Reply this errno, ENOSYS included, which operations may not reply."""
 
-    def __init__(self, c_stat: type[ctypes.Structure]) -> None:
-        names = ["st_ino", "st_nlink", "st_mode", "st_uid", "st_gid", "st_size", "st_blksize", "st_blocks"]
-        places: list[tuple[int, int]] = []
-        for name in names:
-            field = getattr(c_stat, name)
-            places.append((field.offset, field.size))
-        word = ctypes.sizeof(ctypes.c_long)
-        for name in ("st_atimespec", "st_mtimespec", "st_ctimespec"):
-            offset = getattr(c_stat, name).offset
-            places += [(offset, word), (offset + word, word)]
-        order = sorted(range(len(places)), key=lambda index: places[index][0])
-        layout, end = "=", 0
-        for index in order:
-            offset, size = places[index]
-            layout += f"{offset - end}x" + {2: "H", 4: "I", 8: "Q"}[size]
-            end = offset + size
-        self.size = ctypes.sizeof(c_stat)
-        self._struct = struct.Struct(layout + f"{self.size - end}x")
-        self._reorder = None if order == list(range(len(order))) else itemgetter(*order)
-        self._packed_types: dict[int, bytes] = {}
-
-    def pack(self, attr: FileAttributes) -> bytes:
-        inode, mode, nlink, size, mtime_ns, uid, gid, allocated = attr
-        seconds, nanoseconds = divmod(mtime_ns, 1_000_000_000)
-        blocks = ((size if allocated is None else allocated) + 511) // 512
-        if self._reorder is None:
-            return self._struct.pack(
-                inode, nlink, mode, uid, gid, size, _BLOCK_BYTES, blocks,
-                seconds, nanoseconds, seconds, nanoseconds, seconds, nanoseconds,
-            )  # fmt: skip
-        times = (seconds, nanoseconds) * 3
-        return self._struct.pack(*self._reorder((inode, nlink, mode, uid, gid, size, _BLOCK_BYTES, blocks, *times)))
-
-    def pack_type(self, mode: int, inode: int) -> bytes:
-        """Only what a plain directory entry takes: the type, and the inode number if known."""
-        if inode:
-            return self.pack(FileAttributes(inode, mode, 0, 0, 0, 0, 0))
-        packed = self._packed_types.get(mode)
-        if packed is None:
-            packed = self._packed_types[mode] = self.pack(FileAttributes(_UNKNOWN_INODE, mode, 0, 0, 0, 0, 0))
-        return packed
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
-class LibfuseCallbacks:
-    """The callbacks whose arguments are the same on libfuse 2 and 3; the others are in the subclasses."""
+_Handler = Callable[[Request], Buffer | None]
 
-    filler_type: Any  # the type of readdir's filler function
 
-    def __init__(self, library: Any, operations: FuseOperations) -> None:
-        self.operations = operations
-        self.stat_packer = StatPacker(library.c_stat)
-        info = library.fuse_file_info
-        self._handle_offset = info.fh.offset
-        self._c_statvfs = library.c_statvfs
-        self._file_info_type = info
-        self._is_root = os.geteuid() == 0
-        self._filler_functions: dict[int, Callable[..., int]] = {}
-        self.page_cache = PageCacheState()
-        self.no_open = False  # files are read without being opened
+class Dispatcher:
+    """The handlers of one mount, by opcode.
 
-    # -- helpers ---------------------------------------------------------------------------------------------------
+    `requests` are those of all threads, for INTERRUPT.
+    """
 
-    def _read_handle(self, info: int) -> int:
-        return c_uint64.from_address(info + self._handle_offset).value
+    def __init__(self, operations: FuseOperations, read_only: bool) -> None:
+        self._operations = operations
+        self.requests: list[Request] = []
+        self._logged_opcodes: set[int] = set()
+        self._handlers: list[_Handler] = [self._reply_unknown] * (max(Opcode) + 1)
+        self._min_sizes = [IN_HEADER_SIZE] * len(self._handlers)
+        for opcode, number in _CONSTANT_ERRNOS.items():
+            self._handlers[opcode] = _always_reply(number)
+        for opcode, (body_size, handler) in self._list_handlers(operations).items():
+            blocking = _OPERATION_NAMES.get(opcode, opcode.name.lower()) in operations.blocking_operations
+            self._handlers[opcode] = _promote_first(handler) if blocking else handler
+            self._min_sizes[opcode] = IN_HEADER_SIZE + body_size
+        if read_only:  # no close can fail: after ENOSYS the kernel sends no FLUSH for any file
+            self._handlers[Opcode.FLUSH] = _always_reply(errno.ENOSYS)
 
-    def _open_with(self, info: int, path: bytes, open_file: Callable[[bytes, int], OpenReply]) -> int:
-        known = self.page_cache
-        version = known.begin_open(path)
-        try:
-            flags = c_int.from_address(info).value
-            opened = open_file(path, flags)
-        except BaseException:
-            known.abort_open(path, version)
-            raise
-        direct_io, keep_cache = known.finish_open(path, version, opened)
-        if flags & os.O_TRUNC:
-            known.on_truncate(path, None, 0)
-        c_uint64.from_address(info + self._handle_offset).value = opened.handle
-        if direct_io or keep_cache or opened.nonseekable:
-            fi = self._file_info_type.from_address(info)
-            fi.direct_io = direct_io
-            fi.keep_cache = keep_cache
-            fi.nonseekable = opened.nonseekable
-        return 0
+    def _list_handlers(self, operations: FuseOperations) -> dict[Opcode, tuple[int, _Handler]]:
+        """Return by opcode the minimum size of the body in bytes, and the handler."""
+        return {
+            Opcode.LOOKUP: (2, self._lookup),
+            Opcode.FORGET: (wire.UINT64.size, self._forget),
+            Opcode.BATCH_FORGET: (wire.BATCH_FORGET_IN.size, self._batch_forget),
+            Opcode.GETATTR: (wire.GETATTR_IN.size, self._getattr),
+            Opcode.SETATTR: (wire.SETATTR_IN.size, self._setattr),
+            Opcode.ACCESS: (wire.ACCESS_IN.size, self._access),
+            Opcode.MKNOD: (wire.MKNOD_IN.size + 2, self._mknod),
+            Opcode.MKDIR: (wire.MKDIR_IN.size + 2, self._mkdir),
+            Opcode.UNLINK: (2, _handle_name(operations.unlink)),
+            Opcode.RMDIR: (2, _handle_name(operations.rmdir)),
+            Opcode.RENAME: (wire.RENAME_IN.size + 4, partial(self._rename, wire.RENAME_IN)),
+            Opcode.RENAME2: (wire.RENAME2_IN.size + 4, partial(self._rename, wire.RENAME2_IN)),
+            Opcode.OPEN: (wire.OPEN_IN.size, self._open),
+            Opcode.CREATE: (wire.CREATE_IN.size + 2, self._create),
+            Opcode.READ: (wire.READ_IN.size, self._read),
+            Opcode.WRITE: (wire.WRITE_IN.size, self._write),
+            Opcode.FLUSH: (wire.FLUSH_IN.size, _handle_file_handle(operations.flush)),
+            Opcode.FSYNC: (wire.FSYNC_IN.size, _handle_sync(operations.fsync)),
+            Opcode.RELEASE: (wire.RELEASE_IN.size, _handle_file_handle(operations.release)),
+            Opcode.OPENDIR: (wire.OPEN_IN.size, self._opendir),
+            Opcode.READDIR: (wire.READ_IN.size, partial(self._readdir, False)),
+            Opcode.READDIRPLUS: (wire.READ_IN.size, partial(self._readdir, True)),
+            Opcode.RELEASEDIR: (wire.RELEASE_IN.size, _handle_file_handle(operations.releasedir)),
+            Opcode.FSYNCDIR: (wire.FSYNC_IN.size, _handle_sync(operations.fsyncdir)),
+            Opcode.STATFS: (0, self._statfs),
+            Opcode.GETXATTR: (wire.GETXATTR_IN.size + 2, self._getxattr),
+            Opcode.LISTXATTR: (wire.GETXATTR_IN.size, self._listxattr),
+            Opcode.SETXATTR: (wire.SETXATTR_IN.size + 2, self._setxattr),
+            Opcode.REMOVEXATTR: (2, _handle_name(operations.removexattr)),
+            Opcode.INTERRUPT: (wire.INTERRUPT_IN.size, self._interrupt),
+            Opcode.DESTROY: (0, lambda _request: b""),
+        }
 
-    def _fill_stat(self, buffer: int, path: bytes | None, handle: int | None) -> int:
-        if path is not None:
-            self.page_cache.on_lookup(path)
-        if self.no_open and path is not None and (handle is not None or is_stale(path)):
-            attr = self.operations.getattr_node(path, for_read=handle is not None)
-        else:
-            attr = self.operations.getattr(path, handle)
-        if path is not None:
-            self.page_cache.on_getattr(path, attr.size)
-        ctypes.memmove(buffer, self.stat_packer.pack(attr), self.stat_packer.size)
-        return 0
+    def process(self, request: Request, size: int) -> Reply | None:
+        """Serve the request of `size` bytes in the buffer.
 
-    def _rename(self, old: bytes, new: bytes, flags: int) -> int:
-        if (
-            FUSE_HIDDEN_NAME.search(new)
-            and not FUSE_HIDDEN_NAME.search(old)
-            and os.path.dirname(old) == os.path.dirname(new)
-        ):
-            self.operations.unlink_open(old, new)
-        else:
-            self.operations.rename(old, new, flags)
-        return 0
-
-    def _chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> int:
-        self.operations.chown(path, -1 if uid == _UNCHANGED_ID else uid, -1 if gid == _UNCHANGED_ID else gid, handle)
-        return 0
-
-    def _truncate(self, path: bytes | None, length: int, handle: int | None) -> int:
-        self.operations.truncate(path, length, handle)
-        self.page_cache.on_truncate(path, handle, length)
-        return 0
-
-    def _utimens(self, path: bytes | None, times: int, handle: int | None) -> int:
-        if times:
-            longs = (ctypes.c_long * 4).from_address(times)
-            self.operations.utimens(
-                path, _parse_timespec(longs[0], longs[1]), _parse_timespec(longs[2], longs[3]), handle
-            )
-        else:
-            self.operations.utimens(path, UTIME_NOW, UTIME_NOW, handle)
-        return 0
-
-    def _fill_dot_entries(self, offset: int, fill: Callable[[bytes, bytes, int], int]) -> bool:
-        """Give `.` and `..`, which have the kernel's offsets 1 and 2; what `FuseOperations` lists follows from 3 on.
-
-        `fill` takes name, packed attributes and offset. False if the buffer is full.
+        Returns the reply; None if the kernel expects none.
         """
-        directory = self.stat_packer.pack_type(stat.S_IFDIR, 0)
-        if offset < 1 and fill(b".", directory, 1):
-            return False
-        return offset > 1 or not fill(b"..", directory, 2)
-
-    def _get_filler(self, filler: int) -> Callable[..., int]:
-        function = self._filler_functions.get(filler)
-        if function is None:
-            function = self._filler_functions[filler] = self.filler_type(filler)
-        return function
-
-    # -- the callbacks -----------------------------------------------------------------------------------------------
-
-    def mknod(self, path: bytes, mode: int, device: int) -> int:
-        self.operations.mknod(path, mode, device)
-        return 0
-
-    def mkdir(self, path: bytes, mode: int) -> int:
-        self.operations.mkdir(path, mode)
-        return 0
-
-    def unlink(self, path: bytes) -> int:
-        self.operations.unlink(path)
-        return 0
-
-    def rmdir(self, path: bytes) -> int:
-        self.operations.rmdir(path)
-        return 0
-
-    def symlink(self, target: bytes, path: bytes) -> int:
-        self.operations.symlink(target, path)
-        return 0
-
-    def link(self, old: bytes, new: bytes) -> int:
-        self.operations.link(old, new)
-        return 0
-
-    def rename_to_stale(self, old: bytes, new: bytes, _flags: int = 0) -> int:
-        """The rename of a mount whose files are not opened, which is read-only."""
-        if not is_stale(new):
-            return -errno.EROFS
-        if not is_stale(old):  # below a directory that is retired itself nothing changes any more
-            self.operations.detach_node(old, new)
-        return 0
-
-    def open(self, path: bytes, info: int) -> int:
-        if self.no_open:
-            return -errno.ENOSYS  # it never asks again
+        if size < IN_HEADER_SIZE:
+            log.error("the kernel sent a request of %d bytes, less than its header", size)
+            return None
+        request.size = size
+        _, opcode, request.unique, request.node_id = _unpack_header(request.buffer)
         try:
-            return self._open_with(info, path, self.operations.open)
-        except NotFoundError:
-            # The kernel believed that it is there. On ESTALE it looks again, and then says ENOENT or creates it.
-            return -errno.ESTALE
+            if opcode >= len(self._handlers):
+                self._reply_unknown(request)
+            if size < self._min_sizes[opcode]:
+                raise MalformedRequestError(f"{size} bytes")
+            payload = self._handlers[opcode](request)
+            if payload is None:
+                return None
+            header = _pack_header(OUT_HEADER_SIZE + len(payload), 0, request.unique)
+            return header + payload if len(payload) <= _MAX_JOINED_BYTES else (header, payload)
+        except _ReplyErrno as error:
+            number = error.number
+        except MalformedRequestError as error:
+            log.error("the kernel sent a malformed request (opcode %d): %s", opcode, error)
+            number = errno.EINVAL
+        except BaseException as error:
+            number = _errno_from_exception(error, Opcode(opcode).name)
+        if opcode in _WITHOUT_REPLY:
+            return None
+        return _pack_header(OUT_HEADER_SIZE, -number, request.unique)
 
-    def create(self, path: bytes, mode: int, info: int) -> int:
-        return self._open_with(info, path, lambda where, flags: self.operations.create(where, flags, mode))
+    def _reply_unknown(self, request: Request) -> bytes:
+        (opcode,) = wire.UINT32.unpack_from(request.buffer, wire.OPCODE_OFFSET)
+        if opcode not in self._logged_opcodes and len(self._logged_opcodes) < _MAX_LOGGED_OPCODES:
+            self._logged_opcodes.add(opcode)
+            log.warning("the kernel sent opcode %d, which is not implemented", opcode)
+        raise _ReplyErrno(errno.ENOSYS)
 
-    def read(self, path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        handle = self._read_handle(info)
-        if handle or path is None:
-            data = self.operations.read(handle, size, offset)
-        else:
-            data = self.operations.read_node(path, size, offset, *self.page_cache.kernel_size(path))
-        if not isinstance(data, bytes):
-            data = bytes(data)
-        length = len(data)
-        if length > size:
-            raise ValueError(f"read gave {length} bytes where {size} were asked for")
-        ctypes.memmove(buffer, data, length)
-        return length
+    # -- names -----------------------------------------------------------------------------------------------------
 
-    def write(self, _path: bytes | None, buffer: int, size: int, offset: int, info: int) -> int:
-        handle = self._read_handle(info)
-        # The flags are those of this moment (fcntl can change O_APPEND). A page of a mapping goes to its place.
-        append = (
-            bool(c_int.from_address(info).value & os.O_APPEND) and not self._file_info_type.from_address(info).writepage
+    def _lookup(self, request: Request) -> bytes:
+        reply = self._operations.lookup(request, request.names(IN_HEADER_SIZE, 1)[0])
+        if isinstance(reply, tuple):
+            return wire.pack_entry(reply)
+        if reply <= 0:
+            raise _ReplyErrno(errno.ENOENT)
+        return wire.pack_negative_entry(reply)
+
+    def _forget(self, request: Request) -> None:
+        (count,) = wire.UINT64.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.forget([(request.node_id, count)])
+
+    def _batch_forget(self, request: Request) -> None:
+        count, _ = wire.BATCH_FORGET_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        start = IN_HEADER_SIZE + wire.BATCH_FORGET_IN.size
+        end = start + count * wire.FORGET_ONE.size
+        if end > request.size:
+            raise MalformedRequestError(f"BATCH_FORGET of {count} nodes in {request.size} bytes")
+        self._operations.forget(list(wire.FORGET_ONE.iter_unpack(request.buffer[start:end])))
+
+    def _mknod(self, request: Request) -> bytes:
+        mode, device, _, _ = wire.MKNOD_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.MKNOD_IN.size, 1)
+        return wire.pack_entry(self._operations.mknod(request, name, mode, device))
+
+    def _mkdir(self, request: Request) -> bytes:
+        mode, _ = wire.MKDIR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.MKDIR_IN.size, 1)
+        return wire.pack_entry(self._operations.mkdir(request, name, mode))
+
+    def _rename(self, body: struct.Struct, request: Request) -> bytes:
+        new_parent_id, *flags = body.unpack_from(request.buffer, IN_HEADER_SIZE)
+        name, new_name = request.names(IN_HEADER_SIZE + body.size, 2)
+        self._operations.rename(request, name, new_parent_id, new_name, flags[0] if flags else 0)
+        return b""
+
+    # -- attributes ------------------------------------------------------------------------------------------------
+
+    def _getattr(self, request: Request) -> bytes:
+        flags, _, handle = wire.GETATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        reply = self._operations.getattr(request, handle if flags & wire.GETATTR_FH else None)
+        return wire.pack_attributes(reply)
+
+    def _setattr(self, request: Request) -> bytes:
+        fields = wire.SETATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        valid, _, handle, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = fields
+        changes = SetAttributes(
+            mode if valid & SetattrField.MODE else None,
+            uid if valid & SetattrField.UID else None,
+            gid if valid & SetattrField.GID else None,
+            size if valid & SetattrField.SIZE else None,
+            _time_ns(valid, SetattrField.ATIME, SetattrField.ATIME_NOW, atime, atime_nsec),
+            _time_ns(valid, SetattrField.MTIME, SetattrField.MTIME_NOW, mtime, mtime_nsec),
         )
-        written = self.operations.write(handle, ctypes.string_at(buffer, size), offset, append=append)
-        if not 0 < written <= size and size:
-            raise ValueError(f"write took {written} of {size} bytes")
-        self.page_cache.on_write(handle, offset + written)
-        return written
+        reply = self._operations.setattr(request, changes, handle if valid & SetattrField.HANDLE else None)
+        return wire.pack_attributes(reply)
 
-    def access(self, path: bytes, mask: int) -> int:
-        """access(2) and chdir(2), where the kernel doesn't check permissions: then only the owner gets here."""
-        mode = self.operations.getattr(path, None).mode
-        granted = mode >> 6 & 7
-        if self._is_root:
-            granted |= os.R_OK | os.W_OK
-        return -errno.EACCES if mask & 7 & ~granted else 0
+    def _access(self, request: Request) -> bytes:
+        mask, _ = wire.ACCESS_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        self._operations.access(request, mask & 7)
+        return b""
 
-    def statfs(self, path: bytes, buffer: int) -> int:
-        answer = self._c_statvfs.from_address(buffer)
-        for name, value in self.operations.statfs(path).items():
-            setattr(answer, name, value)
-        return 0
+    def _statfs(self, request: Request) -> bytes:
+        return wire.pack_statfs(self._operations.statfs(request))
 
-    def flush(self, _path: bytes | None, info: int) -> int:
-        self.operations.flush(self._read_handle(info))
-        return 0
+    def _getxattr(self, request: Request) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.GETXATTR_IN.size, 1)
+        if name.startswith(_UNSUPPORTED_XATTR_PREFIXES):
+            raise _ReplyErrno(errno.ENOTSUP)
+        return _fit_xattr(self._operations.getxattr(request, name), size)
 
-    def release(self, _path: bytes | None, info: int) -> int:
-        handle = self._read_handle(info)
-        self.page_cache.on_release(handle)
-        self.operations.release(handle)
-        return 0
+    def _listxattr(self, request: Request) -> bytes:
+        size, _ = wire.GETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        return _fit_xattr(b"".join(name + b"\0" for name in self._operations.listxattr(request)), size)
 
-    def fsync(self, _path: bytes | None, datasync: int, info: int) -> int:
-        self.operations.fsync(self._read_handle(info), bool(datasync))
-        return 0
+    def _setxattr(self, request: Request) -> bytes:
+        size, flags = wire.SETXATTR_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        start = IN_HEADER_SIZE + wire.SETXATTR_IN.size
+        (name,) = request.names(start, 1)
+        start += len(name) + 1
+        if start + size > request.size:
+            raise MalformedRequestError(f"SETXATTR of {size} bytes in {request.size} bytes")
+        if name.startswith(_UNSUPPORTED_XATTR_PREFIXES):
+            raise _ReplyErrno(errno.ENOTSUP)
+        self._operations.setxattr(request, name, bytes(request.buffer[start : start + size]), flags)
+        return b""
 
-    def setxattr(self, path: bytes, name: bytes, value: int, size: int, flags: int) -> int:
-        if name.startswith(UNSUPPORTED_XATTR_PREFIXES):
-            return -errno.ENOTSUP
-        self.operations.setxattr(path, name, ctypes.string_at(value, size) if size else b"", flags)
-        return 0
+    # -- files -----------------------------------------------------------------------------------------------------
 
-    def getxattr(self, path: bytes, name: bytes, buffer: int, size: int) -> int:
-        if name.startswith(UNSUPPORTED_XATTR_PREFIXES):
-            return -errno.ENOTSUP
-        return _reply_xattr(self.operations.getxattr(strip_stale_marker(path), name), buffer, size)
+    def _open(self, request: Request) -> bytes:
+        flags, _ = wire.OPEN_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        reply = self._operations.open(request, flags)
+        if reply is None:
+            raise _ReplyErrno(errno.ENOSYS)
+        return wire.pack_open(reply)
 
-    def listxattr(self, path: bytes, buffer: int, size: int) -> int:
-        return _reply_xattr(
-            b"".join(name + b"\0" for name in self.operations.listxattr(strip_stale_marker(path))), buffer, size
-        )
+    def _create(self, request: Request) -> bytes:
+        flags, mode, _, _ = wire.CREATE_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        (name,) = request.names(IN_HEADER_SIZE + wire.CREATE_IN.size, 1)
+        entry, opened = self._operations.create(request, name, flags, mode)
+        return wire.pack_entry(entry) + wire.pack_open(opened)
 
-    def removexattr(self, path: bytes, name: bytes) -> int:
-        if name.startswith(UNSUPPORTED_XATTR_PREFIXES):
-            return -errno.ENOTSUP
-        self.operations.removexattr(path, name)
-        return 0
+    def _read(self, request: Request) -> Buffer:
+        handle, offset, size = _unpack_read(request.buffer, IN_HEADER_SIZE)
+        return self._operations.read(request, handle, offset, size)
 
-    def opendir(self, path: bytes, info: int) -> int:
-        c_uint64.from_address(info + self._handle_offset).value = self.operations.opendir(path)
-        return 0
+    def _write(self, request: Request) -> bytes:
+        handle, offset, size, write_flags, _, flags, _ = wire.WRITE_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        end = _WRITE_DATA_OFFSET + size
+        if end > request.size:
+            raise MalformedRequestError(f"WRITE of {size} bytes in {request.size} bytes")
+        data = request.buffer[_WRITE_DATA_OFFSET:end]
+        is_mapped = bool(write_flags & wire.WRITE_CACHE)
+        return wire.WRITE_OUT.pack(self._operations.write(request, handle, offset, data, flags, is_mapped), 0)
 
-    def releasedir(self, _path: bytes | None, info: int) -> int:
-        self.operations.releasedir(self._read_handle(info))
-        return 0
+    # -- directories -----------------------------------------------------------------------------------------------
+
+    def _opendir(self, request: Request) -> bytes:
+        flags, _ = wire.OPEN_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        return wire.pack_open(self._operations.opendir(request, flags))
+
+    def _readdir(self, wants_attributes: bool, request: Request) -> bytes:
+        handle, offset, size = _unpack_read(request.buffer, IN_HEADER_SIZE)
+        buffer = wire.DirectoryBuffer(size, wants_attributes)
+        self._operations.readdir(request, handle, offset, buffer)
+        return buffer.to_bytes()
+
+    # -- the connection --------------------------------------------------------------------------------------------
+
+    def _interrupt(self, request: Request) -> None:
+        # Only the leader reads, so that request is in its thread by now, or was answered and needs no interrupt.
+        (unique,) = wire.INTERRUPT_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        for other in self.requests:
+            if other.unique == unique:
+                other.interrupt(unique)
 
 
-def _parse_timespec(seconds: int, nanoseconds: int) -> UtimensTime:
-    if nanoseconds == _UTIME_NOW_NSEC:
-        return UTIME_NOW
-    if nanoseconds == _UTIME_OMIT_NSEC:
-        return UTIME_OMIT
-    return seconds * 1_000_000_000 + nanoseconds
+def _errno_from_exception(error: BaseException, operation: str) -> int:
+    """Return the positive errno for an exception of an operation.
+
+    It is EIO for an unexpected exception, whose traceback is logged.
+    """
+    if isinstance(error, RedisFuseError | OSError):
+        number = error.errno
+        if isinstance(number, int) and 0 < number <= _MAX_ERRNO:
+            # After ENOSYS the kernel would never send this request again.
+            return number if number != errno.ENOSYS else errno.ENOTSUP
+    with contextlib.suppress(BaseException):  # a reply is due even if logging fails
+        log.error("%s: unexpected %s", operation, type(error).__name__, exc_info=error)
+    return errno.EIO
 
 
-def _reply_xattr(data: bytes, buffer: int, size: int) -> int:
-    """Answer as getxattr(2) wants: the length alone if `size` is 0, ERANGE if it doesn't fit."""
-    if size:
-        if len(data) > size:
-            return -errno.ERANGE
-        ctypes.memmove(buffer, data, len(data))
-    return len(data)
+def _always_reply(number: int) -> _Handler:
+    def reply(_request: Request) -> bytes:
+        raise _ReplyErrno(number)
+
+    return reply
 
 
-def reply_read_only(*_: Any) -> int:
-    """What a read-only mount says to any change, should one ever get past the kernel's `ro`."""
-    return -errno.EROFS
+def _handle_name(operation: Callable[[RequestContext, bytes], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        operation(request, request.names(IN_HEADER_SIZE, 1)[0])
+        return b""
+
+    return handle
+
+
+def _handle_file_handle(operation: Callable[[RequestContext, int], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        operation(request, _unpack_handle(request.buffer, IN_HEADER_SIZE)[0])
+        return b""
+
+    return handle
+
+
+def _handle_sync(operation: Callable[[RequestContext, int, bool], None]) -> _Handler:
+    def handle(request: Request) -> bytes:
+        handle, flags, _ = wire.FSYNC_IN.unpack_from(request.buffer, IN_HEADER_SIZE)
+        operation(request, handle, bool(flags & wire.FSYNC_FDATASYNC))
+        return b""
+
+    return handle
+
+
+def _promote_first(handler: _Handler) -> _Handler:
+    def promote_and_handle(request: Request) -> Buffer | None:
+        request.prepare_to_block()
+        return handler(request)
+
+    return promote_and_handle
+
+
+def _time_ns(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:
+    if not valid & given:
+        return None
+    if valid & now:
+        return TIME_NOW
+    return (seconds - (seconds >> 63 << 64)) * 1_000_000_000 + nanoseconds  # seconds are signed
+
+
+def _fit_xattr(value: bytes, size: int) -> bytes:
+    """Return the reply to GETXATTR or LISTXATTR for a buffer of `size` bytes.
+
+    Size 0 requests the length alone. Raises ERANGE if the buffer is too small.
+    """
+    if size == 0:
+        return wire.GETXATTR_OUT.pack(len(value), 0)
+    if len(value) > size:
+        raise _ReplyErrno(errno.ERANGE)
+    return value

@@ -1,76 +1,65 @@
-"""The answer to the kernel's first request, FUSE_INIT, where the library asks for less than the kernel offers.
-
-libfuse 2 knows nothing newer than 2012. Of what came since, some need nothing of a library and matter here: lookups and
-listings in one directory side by side, pages dropped when a file's mtime changes, reads of up to 1 MiB; and, unknown to
-libfuse 3.14 too, that no write need be preceded by a question for `security.capability` (files here have no
-capabilities or set-uid bits that a write would have to take away).
-So libfuse's answer is caught on a socket that stands in for the kernel's descriptor, and passed on with those added.
-"""
+"""The reply to INIT: the version of the protocol and the accepted flags."""
 
 from __future__ import annotations
 
 import os
-import socket
-import struct
-from collections.abc import Callable
 
-_FUSE_INIT = 26  # opcode
-_IN_HEADER_SIZE = 40  # struct fuse_in_header
-_OUT_HEADER_SIZE = 16  # struct fuse_out_header
-_INIT_FLAGS_OFFSET = _IN_HEADER_SIZE + 12  # where the kernel's flags are
-_INIT_OUT = struct.Struct("=IIIIHHIIHHI7I")  # struct fuse_init_out since 7.28
-_INIT_OUT_COMPAT_22 = struct.Struct("=IIIIHHI")  # before
+from redisfuse.errors import MountError
+from redisfuse.fuse.interface import ConnectionInfo, FuseSessionOptions
+from redisfuse.fuse.wire import (
+    IN_HEADER_SIZE,
+    INIT_IN,
+    INIT_OUT,
+    KERNEL_MAJOR,
+    KERNEL_MINOR_MAX,
+    KERNEL_MINOR_MIN,
+    MAX_WRITE_BYTES,
+    UINT32,
+    InitFlag,
+)
 
-_AUTO_INVAL_DATA = 1 << 12
-_PARALLEL_DIROPS = 1 << 18
-_MAX_PAGES = 1 << 22
-_HANDLE_KILLPRIV_V2 = 1 << 28
-_MAX_REQUEST_PAGES = (1 << 20) // os.sysconf("SC_PAGE_SIZE")
-_MAX_REQUEST_BYTES = 135_168  # bytes of a request, as libfuse 2 allows for
+_MAX_PAGES = MAX_WRITE_BYTES // os.sysconf("SC_PAGE_SIZE")
+_MAX_BACKGROUND, _CONGESTION_THRESHOLD = 64, 48  # requests that no program waits for (read-ahead, RELEASE)
+_ALWAYS = (
+    InitFlag.ASYNC_READ
+    | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.BIG_WRITES
+    | InitFlag.DO_READDIRPLUS
+    | InitFlag.ASYNC_DIO
+    | InitFlag.NO_OPEN_SUPPORT
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.MAX_PAGES
+    | InitFlag.NO_OPENDIR_SUPPORT
+    # No GETXATTR of security.capability before each write: files have no capabilities or set-uid bits here.
+    | InitFlag.HANDLE_KILLPRIV_V2
+    | InitFlag.INIT_EXT
+    | InitFlag.HAS_EXPIRE_ONLY
+    | InitFlag.DIRECT_IO_ALLOW_MMAP  # direct I/O does not prevent shared mappings
+)
 
 
-def negotiate(kernel_fd: int, library_fd: int, process_request: Callable[[bytes], None]) -> bool:
-    """Read INIT from `kernel`, let `process` (the library, which writes to descriptor `library`) answer it, send that.
+def negotiate(request: memoryview, options: FuseSessionOptions) -> tuple[bytes, ConnectionInfo | None]:
+    """Return the body of the reply, and the negotiated parameters.
 
-    Afterwards `library` is the kernel's descriptor again. False if the mount had ended before.
+    These are None if the kernel will send INIT again with our major version. READDIRPLUS_AUTO is not accepted: with it,
+    the kernel requests no attributes for programs that read a whole directory before they open its files (grep, find).
+    Raises MountError if the kernel is too old.
     """
-    try:
-        request = os.read(kernel_fd, _MAX_REQUEST_BYTES)
-    except OSError:
-        return False
-    (opcode,) = struct.unpack_from("=I", request, 4)
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with near, far:
-        os.dup2(near.fileno(), library_fd, inheritable=False)
-        try:
-            process_request(request)
-            far.setblocking(False)
-            reply = far.recv(_MAX_REQUEST_BYTES)
-        finally:
-            os.dup2(kernel_fd, library_fd, inheritable=False)
-    try:
-        os.write(kernel_fd, _add_capabilities(request, reply) if opcode == _FUSE_INIT else reply)
-    except OSError:
-        return False
-    return True
-
-
-def _add_capabilities(request: bytes, reply: bytes) -> bytes:
-    """`reply` with what the kernel offers in `request` and the library left out."""
-    (offered,) = struct.unpack_from("=I", request, _INIT_FLAGS_OFFSET)
-    _, error, unique = struct.unpack_from("=IiQ", reply)
-    size = len(reply) - _OUT_HEADER_SIZE
-    if size == _INIT_OUT_COMPAT_22.size:
-        major, minor, readahead, flags, background, threshold, write = _INIT_OUT_COMPAT_22.unpack_from(
-            reply, _OUT_HEADER_SIZE
+    major, minor, max_readahead, offered = INIT_IN.unpack_from(request, IN_HEADER_SIZE)
+    if major > KERNEL_MAJOR:
+        return INIT_OUT.pack(KERNEL_MAJOR, KERNEL_MINOR_MAX, *[0] * 16), None
+    if (major, minor) < (KERNEL_MAJOR, KERNEL_MINOR_MIN):
+        raise MountError(
+            f"the kernel has FUSE {major}.{minor}, but Linux 5.4 or later ({KERNEL_MAJOR}.{KERNEL_MINOR_MIN}) is needed"
         )
-        flags |= offered & (_AUTO_INVAL_DATA | _PARALLEL_DIROPS | _MAX_PAGES | _HANDLE_KILLPRIV_V2)
-        pages = _MAX_REQUEST_PAGES if flags & _MAX_PAGES else 0
-        body = _INIT_OUT.pack(major, minor, readahead, flags, background, threshold, write, 0, pages, 0, 0, *[0] * 7)
-    elif size == _INIT_OUT.size:
-        fields = list(_INIT_OUT.unpack_from(reply, _OUT_HEADER_SIZE))
-        fields[3] |= offered & (_PARALLEL_DIROPS | _HANDLE_KILLPRIV_V2)  # the former is forgotten by libfuse 3.14
-        body = _INIT_OUT.pack(*fields)
-    else:
-        return reply  # an error
-    return struct.pack("=IiQ", _OUT_HEADER_SIZE + len(body), error, unique) + body
+    if offered & InitFlag.INIT_EXT and len(request) >= IN_HEADER_SIZE + INIT_IN.size + UINT32.size:
+        offered |= UINT32.unpack_from(request, IN_HEADER_SIZE + INIT_IN.size)[0] << 32
+    wanted = _ALWAYS | (InitFlag.EXPLICIT_INVAL_DATA if options.explicit_invalidation else InitFlag.AUTO_INVAL_DATA)
+    flags = offered & wanted
+    minor = min(minor, KERNEL_MINOR_MAX)
+    reply = INIT_OUT.pack(
+        *(KERNEL_MAJOR, minor, max_readahead, flags & 0xFFFFFFFF),
+        *(_MAX_BACKGROUND, _CONGESTION_THRESHOLD, MAX_WRITE_BYTES, 1, _MAX_PAGES, 0, flags >> 32),
+        *[0] * 7,
+    )
+    return reply, ConnectionInfo(minor, flags)

@@ -1,4 +1,4 @@
-"""What the main thread waits on while others serve: signals, `stop`, and the end of a thread."""
+"""The pipe by which signals, `stop` and workers wake the main thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _EXIT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class SelfPipe:
-    """The pipe that the main thread waits on. Signals reach it only if it is made in the main thread."""
+    """A pipe to wait on.
+
+    Signals are written into it only if the main thread creates it.
+    """
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -39,10 +42,10 @@ class SelfPipe:
         os.close(self._read_fd)
 
     def wake(self, data: bytes) -> None:
-        with contextlib.suppress(OSError):  # full (then it wakes anyway) or closed already
+        with contextlib.suppress(OSError):  # full, so that it wakes anyway, or closed
             os.write(self._write_fd, data)
 
     def wait(self, timeout: float | None) -> bytes:
-        """What came since, or nothing after `timeout` seconds."""
+        """Return the bytes written since, or none after `timeout` seconds."""
         ready, _, _ = select.select([self._read_fd], [], [], timeout)
         return os.read(self._read_fd, 512) if ready else b""

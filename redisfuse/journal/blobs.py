@@ -11,13 +11,15 @@ import hashlib
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import chunked
+
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.models import Blob, ChangeIntent
 from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter
 
@@ -39,6 +41,20 @@ class PreparedBlob:
 
 class BlobPrunedError(Exception):
     """A content was pruned after it was prepared, so it must be staged."""
+
+
+def collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, bool]]:
+    """Return each content of the intents once, by digest, and whether it is new.
+
+    A prior content is not: it is often the new content of an earlier change.
+    """
+    contents: dict[bytes, tuple[Blob, bool]] = {}
+    for intent in intents:
+        for state in (intent.prior, intent.new):
+            for content in (state.content, state.portable_copy):
+                if content is not None:
+                    contents.setdefault(content.digest, (content, state is intent.new))
+    return contents
 
 
 def prepare_blob(
@@ -115,7 +131,7 @@ def _stage_blob(writer: JournalWriter, content: Blob) -> int:
     try:
         sha = hashlib.sha256()
         number = 0
-        for batch in batched(content.iter_chunks(), CHUNKS_PER_TRANSACTION):
+        for batch in chunked(content.iter_chunks(), CHUNKS_PER_TRANSACTION):
             rows = []
             for data in batch:
                 sha.update(data)

@@ -12,7 +12,7 @@ from typing import Any
 
 from redisfuse.errors import JournalError, NotFoundError
 from redisfuse.journal import blobs, database
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 
 BLOB_COLUMNS = ("prior_blob", "prior_logical", "new_blob", "new_logical")

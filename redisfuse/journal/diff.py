@@ -44,14 +44,15 @@ def diff_change(change: Change) -> Iterator[DiffLine]:
     Type, expiry and length are first, then the contents.
     """
     prior, new = change.prior, change.new
-    yield from _diff_metadata(prior, new)
+    yield from diff_metadata(prior, new)
     if "object" in (prior.kind, new.kind):
-        yield from _diff_objects(prior, new)
+        yield from diff_objects(prior, new)
     elif prior.content != new.content or prior.kind != new.kind:
-        yield from _diff_bytes(prior, new)
+        yield from diff_bytes(prior, new)
 
 
-def _diff_metadata(prior: State, new: State) -> Iterator[DiffLine]:
+def diff_metadata(prior: State, new: State) -> Iterator[DiffLine]:
+    """Yield the differences of type, expiry and length, and the notes."""
     if prior.kind == "absent" or new.kind == "absent":
         if prior.kind != new.kind:
             yield DiffLine(
@@ -91,7 +92,8 @@ def _format_expiry(milliseconds: int | None) -> str:
 # -- strings and fields ----------------------------------------------------------------------------------------------
 
 
-def _diff_bytes(prior: State, new: State) -> Iterator[DiffLine]:
+def diff_bytes(prior: State, new: State) -> Iterator[DiffLine]:
+    """Yield the difference of two strings or fields."""
     start, before, after, is_truncated = _read_differing_parts(prior.content, new.content)
     base = prior.offset if prior.kind == "slice" else new.offset if new.kind == "slice" else 0
     if start or base:
@@ -204,7 +206,8 @@ def _diff_lines(before: Sequence[str], after: Sequence[str]) -> Iterator[DiffLin
 # -- collections -----------------------------------------------------------------------------------------------------
 
 
-def _diff_objects(prior: State, new: State) -> Iterator[DiffLine]:
+def diff_objects(prior: State, new: State) -> Iterator[DiffLine]:
+    """Yield the difference of two collections, by element."""
     for state in (prior, new):
         if state.kind == "object" and state.portable_copy is None:
             yield DiffLine(

@@ -16,8 +16,18 @@ from types import TracebackType
 from typing import Any
 
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import blobs, change_rows, database, directory_rows, files, fingerprint_rows, sessions
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal import (
+    blobs,
+    change_rows,
+    database,
+    directory_rows,
+    files,
+    fingerprint_rows,
+    key_history,
+    operations,
+    sessions,
+)
+from redisfuse.journal.change_filter import ChangeFilter, KeySpan
 from redisfuse.journal.directory_rows import DirectoryComponents
 from redisfuse.journal.models import (
     Blob,
@@ -29,21 +39,35 @@ from redisfuse.journal.models import (
     SessionMetadata,
     State,
 )
+from redisfuse.journal.operations import OperationSummary
+from redisfuse.journal.processes import DEFAULT_IDLE_MS, OperationTracker
 from redisfuse.journal.reader import JournalReader
-from redisfuse.journal.writer import JournalWriter, no_op
+from redisfuse.journal.reversals import ReversalIndex
+from redisfuse.journal.writer import CHECKPOINT_BYTES, JournalWriter, no_op
 from redisfuse.text import literal_glob
 
 
 class Journal:
     """An open journal, as `Journal.open` returns it."""
 
-    def __init__(self, path: Path, *, writable: bool, busy_timeout: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        writable: bool,
+        busy_timeout: float,
+        operation_idle_ms: int | None = DEFAULT_IDLE_MS,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+    ) -> None:
         self.path = path
         self.writable = writable
         self.reader = JournalReader(path, busy_timeout=busy_timeout)
         self._pid = os.getpid()
         self._has_unpublished_outcomes = False  # set before outcomes are enqueued; queries would not see them yet
-        self._writer = JournalWriter(path, busy_timeout=busy_timeout) if writable else None
+        self._operations = OperationTracker(operation_idle_ms)
+        self._writer = (
+            JournalWriter(path, busy_timeout=busy_timeout, checkpoint_bytes=checkpoint_bytes) if writable else None
+        )
 
     @classmethod
     def open(
@@ -53,16 +77,26 @@ class Journal:
         create: bool = False,
         writable: bool = True,
         busy_timeout: float = database.BUSY_TIMEOUT_SECONDS,
+        operation_idle_ms: int | None = DEFAULT_IDLE_MS,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
     ) -> Journal:
         """Open the journal at `path`, or create it if `create` is true.
 
         Without a path it is `files.default_path()`. `busy_timeout`: seconds that a write waits for another process's
-        transaction. Raises JournalError, with the reason and the path, if the file is not a journal that only this user
-        can read; then nothing was changed.
+        transaction. `operation_idle_ms`: how long a process may pause within an operation; None: any time.
+        `checkpoint_bytes`: the size of the log at which it is copied into the database. Raises
+        JournalError, with the reason and the path, if the file is not a journal that only this user can read; then
+        nothing was changed.
         """
         path = path if path is not None else files.default_path()
         database.prepare_database(path, create=create)
-        return cls(path, writable=writable, busy_timeout=busy_timeout)
+        return cls(
+            path,
+            writable=writable,
+            busy_timeout=busy_timeout,
+            operation_idle_ms=operation_idle_ms,
+            checkpoint_bytes=checkpoint_bytes,
+        )
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -133,7 +167,7 @@ class Journal:
         writer = self._require_writer()
         if not intents:
             return []
-        contents = _collect_blobs(intents)
+        contents = blobs.collect_blobs(intents)
         recorded_at = now_ms()
         for force_stage in (False, True):
             prepared: list[blobs.PreparedBlob] = []
@@ -154,6 +188,7 @@ class Journal:
                         error=error,
                         recorded_at=recorded_at,
                         grouping=grouping,
+                        operations=self._operations,
                         connection_id=connection_id,
                     )
 
@@ -225,6 +260,11 @@ class Journal:
             raise NotFoundError(f"there is no change {change_id} in the journal {self.path}")
         return change
 
+    def fetch_changes(self, change_ids: Sequence[int]) -> Iterator[Change]:
+        """Yield the changes with these ids that exist, in this order."""
+        self._publish_own_outcomes()
+        return change_rows.fetch_changes(self.reader, list(change_ids))
+
     def find_changes(self, change_filter: ChangeFilter = ChangeFilter()) -> Iterator[Change]:  # noqa: B008 - frozen
         """Yield the changes that match a filter, fetched a page at a time.
 
@@ -255,17 +295,29 @@ class Journal:
             key_glob=literal_glob(change.key),
             outcomes=("applied", "pending", "unknown"),
         )
-        later = (other for other in self._iter_newer(same_key, change.id) if _overlaps(other, change))
+        later = (other for other in self._iter_newer(same_key, change.id) if change_rows.overlaps(other, change))
         return list(islice(later, limit))
+
+    def find_operations(self, change_filter: ChangeFilter = ChangeFilter()) -> Iterator[OperationSummary]:  # noqa: B008
+        """Yield the operations with changes that meet a filter, newest first."""
+        self._publish_own_outcomes()
+        return operations.find_operations(self.reader, change_filter)
+
+    def find_key_history(self, name: bytes, server_name: str | None = None) -> tuple[KeySpan, ...]:
+        """Return when a path, or a key, had which name.
+
+        Empty if no change has it, or for a directory.
+        """
+        return key_history.find_key_history(self.reader, name, server_name)
 
     def find_reverting_ids(self, change_id: int) -> list[int]:
         """Return the ids of the applied changes that reverted one, newest first."""
+        return self.create_reversal_index().find_reverting_ids([change_id]).get(change_id, [])
+
+    def create_reversal_index(self) -> ReversalIndex:
+        """Return an index of what was taken back until now."""
         self._publish_own_outcomes()
-        rows = self.query(
-            "SELECT id FROM changes WHERE reverts = ? AND reverts IS NOT NULL AND +state = 'applied' ORDER BY id DESC",
-            (change_id,),
-        )
-        return [id for (id,) in rows]
+        return ReversalIndex(self.reader)
 
     def _iter_newer(self, change_filter: ChangeFilter, change_id: int) -> Iterator[Change]:
         for change in self.find_changes(change_filter):
@@ -311,6 +363,7 @@ class Journal:
                 error=None,
                 recorded_at=recorded_at,
                 grouping=True,
+                operations=self._operations,
             )
             if group_id is not None:
                 change_rows.join_group(connection, change_ids, group_id)
@@ -370,28 +423,6 @@ class Journal:
 def now_ms() -> int:
     """Return the Unix time in ms."""
     return time.time_ns() // 1_000_000
-
-
-def _collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, bool]]:
-    """Return each content of the intents once, by digest, and whether it is new.
-
-    A prior content is not: it is often the new content of an earlier change.
-    """
-    contents: dict[bytes, tuple[Blob, bool]] = {}
-    for intent in intents:
-        for state in (intent.prior, intent.new):
-            for content in (state.content, state.portable_copy):
-                if content is not None:
-                    contents.setdefault(content.digest, (content, state is intent.new))
-    return contents
-
-
-def _overlaps(later: Change, change: Change) -> bool:
-    """Return whether two changes of one key affect the same datum.
-
-    Changes of two different fields do not.
-    """
-    return later.field is None or change.field is None or later.field == change.field
 
 
 __all__ = [

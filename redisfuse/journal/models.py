@@ -17,8 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError
+from redisfuse.journal.processes import CallingProcess
 
 StateKind = Literal["absent", "value", "slice", "object", "directory"]
 Outcome = Literal["pending", "applied", "failed", "unknown", "refused", "held"]
@@ -251,9 +252,12 @@ class ChangeIntent:
     prior: State
     new: State
     reverts: int | None = None  # the change whose prior state this one writes back
+    reverts_through: int | None = None  # with it, all changes of the target up to this one are taken back
+    reverts_part: int | None = None  # the change of whose text this one takes back some places
     applies: int | None = None  # the refused change whose new state this one writes
     new_path: bytes | None = None  # rename: the new path
     supersedes: int | None = None  # the held change of the same content, whose row this one replaces
+    process: CallingProcess | None = None  # the process that makes the change; None: unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +282,11 @@ class Change:
     settled_at: int | None  # when the outcome was last recorded, ms; None: never
     server_name: str  # ServerIdentity.name
     connection_id: str | None = None  # the connection that was to execute it; None: unknown
+    operation_id: int = 0  # id of the first change of the process's operation, of which the group is a part
+    pid: int | None = None  # the process that made it; None: unknown
+    command: str | None = None  # the name of that process
+    reverts_through: int | None = None  # with `reverts`: the last of the changes that this one took back
+    reverts_part: int | None = None  # the change of whose text this one took back some places
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +309,8 @@ class ServerIdentity:
         """
         if self.unix_path is not None:
             return f"{self.unix_path}/{self.db}"
+        if self.scheme == "cluster":
+            return f"{self.host}/{self.db}"
         host = f"[{self.host}]" if self.host and ":" in self.host else self.host or "localhost"
         return f"{host}:{self.port or 6379}/{self.db}"
 

@@ -42,7 +42,17 @@ def decode_copy(chunks: Iterable[bytes]) -> tuple[dict[str, Any], Iterator[Eleme
     metadata = json.loads(next(lines, b"null"))
     if not isinstance(metadata, dict):
         raise ValueError("not a portable copy of a key")
-    return metadata, (tuple(_decode_part(part) for part in json.loads(line)) for line in lines)
+    return metadata, (decode_record(json.loads(line)) for line in lines)
+
+
+def decode_record(element: Any) -> ElementRecord:
+    """Return the element that a line's JSON value is.
+
+    Raises ValueError, KeyError, TypeError.
+    """
+    if not isinstance(element, list):
+        raise TypeError("an element is no array")
+    return tuple(_decode_part(part) for part in element)
 
 
 def _encode_part(part: ElementPart) -> Any:

@@ -10,7 +10,8 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from redisfuse.batching import batched
+from more_itertools import chunked
+
 from redisfuse.journal import blobs, database, fingerprint_rows
 from redisfuse.journal.journal import Journal, now_ms
 
@@ -153,7 +154,7 @@ def _collect_sessions(journal: Journal, connection: sqlite3.Connection, before_m
 
 def _remove_changes(connection: sqlite3.Connection) -> None:
     ranges = connection.execute("SELECT first, last FROM temp.doomed ORDER BY first").fetchall()
-    for batch in batched(ranges, MAX_ROWS_PER_TRANSACTION):
+    for batch in chunked(ranges, MAX_ROWS_PER_TRANSACTION):
         with _begin_immediate(connection):
             connection.executemany("DELETE FROM changes WHERE id BETWEEN ? AND ?", batch)
 
@@ -164,7 +165,7 @@ def _remove_blobs(connection: sqlite3.Connection, newest_change_id: int) -> None
     A change is newer if its id is greater than `newest_change_id`.
     """
     ids = [id for (id,) in connection.execute("SELECT id FROM temp.unused ORDER BY id")]
-    for batch in batched(ids, MAX_ROWS_PER_TRANSACTION):
+    for batch in chunked(ids, MAX_ROWS_PER_TRANSACTION):
         with _begin_immediate(connection):
             rows = connection.execute(
                 "SELECT prior_blob, prior_logical, new_blob, new_logical FROM changes WHERE id > ?", (newest_change_id,)

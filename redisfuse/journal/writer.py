@@ -34,7 +34,10 @@ WriteTask = Callable[[sqlite3.Connection], T]
 MAX_PIGGYBACK_DELAY_SECONDS = 0.1  # that enqueued rows wait for a transaction to share
 MAX_JOBS_PER_TRANSACTION = 256
 CHECKPOINT_BYTES = 4 << 20  # written to the log before it is copied into the database
+BULK_CHECKPOINT_BYTES = 64 << 20  # the same, for commands that change many keys: a page is copied once for many rows
 ESTIMATED_LOG_BYTES_PER_ROW = 8192
+ESTIMATED_LOG_BYTES_PER_FURTHER_ROW = 2048  # of a transaction of more than ROWS_WITH_OWN_PAGES
+ROWS_WITH_OWN_PAGES = 100
 
 _SAFE_ERROR_CODES = (  # after these the log is not suspect
     sqlite3.SQLITE_FULL,
@@ -78,8 +81,15 @@ class JournalWriter:
     Thread-safe. Can't be used after a fork.
     """
 
-    def __init__(self, path: Path, *, busy_timeout: float = database.BUSY_TIMEOUT_SECONDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        busy_timeout: float = database.BUSY_TIMEOUT_SECONDS,
+        checkpoint_bytes: int = CHECKPOINT_BYTES,
+    ) -> None:
         self._path = path
+        self._checkpoint_bytes = checkpoint_bytes
         self._busy_timeout = busy_timeout
         # Used by callers and the thread:
         self._queue: queue.SimpleQueue[_WriteJob[Any] | None] = queue.SimpleQueue()  # None: only wakes the thread
@@ -220,7 +230,7 @@ class JournalWriter:
             raise
         for _ in range(row_count):
             self._piggybacked_rows.popleft()
-        self._bytes_since_checkpoint += (connection.total_changes - changes_before) * ESTIMATED_LOG_BYTES_PER_ROW
+        self._bytes_since_checkpoint += _estimate_log_bytes(connection.total_changes - changes_before)
 
     def _write_piggybacked_rows(self, connection: sqlite3.Connection, row_count: int) -> None:
         """Write the oldest enqueued rows, in their order."""
@@ -286,7 +296,7 @@ class JournalWriter:
 
         No caller waits for this.
         """
-        if self._bytes_since_checkpoint < CHECKPOINT_BYTES or self._guard.is_truncated:
+        if self._bytes_since_checkpoint < self._checkpoint_bytes or self._guard.is_truncated:
             return
         self._bytes_since_checkpoint = 0
         try:
@@ -295,3 +305,9 @@ class JournalWriter:
             self._guard.record(connection)
         except sqlite3.Error as error:
             self._is_wal_suspect = getattr(error, "sqlite_errorcode", 0) & 0xFF not in _SAFE_ERROR_CODES
+
+
+def _estimate_log_bytes(rows: int) -> int:
+    """Return the approximate bytes that a transaction wrote to the log."""
+    further_rows = max(0, rows - ROWS_WITH_OWN_PAGES)
+    return (rows - further_rows) * ESTIMATED_LOG_BYTES_PER_ROW + further_rows * ESTIMATED_LOG_BYTES_PER_FURTHER_ROW

@@ -7,8 +7,9 @@ Modules, from the bottom: `listener` (the protocols by which changes are announc
 (with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`,
 `change_times`, `expiry_queue`, `drift`, `overload` and `interruption_log` (bookkeeping); `scanner`, `exists` and
 `tracking` with `liveness` and `heartbeat` (the commands); `reconciler`, `monitor_state`, `verifier`, `index_builder`
-and `change_follower`, of which `monitor` (`KeyspaceMonitor`) consists; `metadata` (`MetadataStore`) with
-`metadata_cache`, `prefetch`, `queries` and `hash_fields`.
+and `change_follower`, of which `shard_monitor` and `monitor` (`KeyspaceMonitor`) consist; `cluster_reconciler` and
+`cluster_monitor`, the same for a cluster; `metadata` (`MetadataStore`) with `metadata_entry`, `packed_metadata`,
+`prefetch`, `prefetch_planner`, `entry_table`, `metadata_cache`, `queries`, `extended` and `hash_fields`.
 
 Imported by: `transactions`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length commands).
 
@@ -16,6 +17,6 @@ Threads: `redisfuse-follow` (tracking), `redisfuse-look` (verifying), `redisfuse
 moves to disk, `redisfuse-move`; monitor.py describes them. `MetadataStore` and all queries run in the caller's thread.
 
 Lock order: `IndexReconciler._lock` before `Index._lock`; `KeyVerifier._condition` before `ExpiryQueue._lock`. All other
-locks are leaves: `MonitorState._condition`, `ChangeClock._lock`, `OwnWriteFilter._lock`, `MetadataCache._lock`. No lock
-is held while a thread waits for the server or calls a `ChangeListener`.
+locks are leaves: `MonitorState._condition`, `ClusterState._condition`, `ChangeClock._lock`, `OwnWriteFilter._lock`,
+`MetadataCache._lock`. No lock is held while a thread waits for the server or calls a `ChangeListener`.
 """

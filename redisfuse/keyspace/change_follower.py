@@ -11,16 +11,17 @@ import logging
 import time
 
 from redisfuse.client.client import RedisClient
+from redisfuse.client.replication import MasterLink, parse_master_link
 from redisfuse.errors import RedisFuseError
 from redisfuse.keyspace.change_times import ChangeClock
 from redisfuse.keyspace.drift import DriftDetector
-from redisfuse.keyspace.heartbeat import Heartbeat, MasterLink, parse_master_link
+from redisfuse.keyspace.heartbeat import Heartbeat
 from redisfuse.keyspace.interruption_log import InterruptionLog
 from redisfuse.keyspace.listener import ChangeListener
 from redisfuse.keyspace.monitor_state import MonitorState
 from redisfuse.keyspace.overload import OverloadDetector
 from redisfuse.keyspace.own_writes import OwnWriteFilter
-from redisfuse.keyspace.reconciler import IndexReconciler
+from redisfuse.keyspace.reconciler import ShardIndex
 from redisfuse.keyspace.tracking import FlushProbe, TrackingClient
 from redisfuse.keyspace.verifier import KeyVerifier
 
@@ -41,7 +42,7 @@ class ChangeFollower:
         self,
         client: RedisClient,
         state: MonitorState,
-        reconciler: IndexReconciler,
+        reconciler: ShardIndex,
         change_clock: ChangeClock,
         own_writes: OwnWriteFilter,
         drift_detector: DriftDetector,
@@ -68,6 +69,7 @@ class ChangeFollower:
         self._interruption_log = InterruptionLog()
         self._tracking_client: TrackingClient | None = None
         self.may_expire = True  # whether a key of the database may have a time to live
+        self._is_outdated = False  # the replica's values are too old
         self.master_link: MasterLink | None = None  # of a replica, as of the last heartbeat
 
     # -- the connection ----------------------------------------------------------------------------------------------
@@ -143,13 +145,17 @@ class ChangeFollower:
     def on_heartbeat(self, heartbeat: Heartbeat, invalidated_keys: int) -> None:
         """Scan again if the server's count of keys and the index drift apart."""
         self._set_master_link(heartbeat.master_link)
+        if heartbeat.is_master:
+            self._client.leave_master()
         self.may_expire = heartbeat.expiring_count != 0
         if not self.may_expire:
             self._listener.no_key_expires()
         reconciler = self._reconciler
         if not reconciler.is_ready or reconciler.is_scanning or self._prefix or heartbeat.key_count is None:
             return
-        index_count = len(reconciler.index)
+        index_count = reconciler.count_keys()
+        if index_count is None:
+            return
         pending_changes = invalidated_keys + reconciler.dirty_count
         if self._drift_detector.check_counts(heartbeat.key_count, index_count, pending_changes, time.monotonic()):
             log.info(
@@ -203,8 +209,25 @@ class ChangeFollower:
     def _set_master_link(self, link: MasterLink | None) -> None:
         """Set the state of a replica's link, and log when it goes down or up."""
         was_down, self.master_link = self.master_link is not None and not self.master_link.is_up, link
+        self._follow_lag(link)
         if link is not None and link.is_up == was_down:
             log.log(logging.INFO if link.is_up else logging.WARNING, "the server is a replica: %s", link.text)
+
+    def _follow_lag(self, link: MasterLink | None) -> None:
+        """Drop what is cached while the replica's values are too old."""
+        guard = self._client.lag_guard
+        if guard is None:
+            return
+        guard.record(link)
+        if guard.is_exceeded and self._state.begin_silence(guard.explain()):
+            self._is_outdated = True
+            log.warning("%s: reads are refused until it is current again", self._state.degraded_reason)
+            self._listener.reset()
+        elif self._is_outdated and not guard.is_exceeded:
+            self._is_outdated = False
+            log.info("the replica's values are current again")
+            if self._state.end_silence():
+                self._listener.state_changed()
 
     def check_lag(self, lag: float) -> None:
         """Suspend tracking if keys are verified too late; `lag` in seconds."""

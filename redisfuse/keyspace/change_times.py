@@ -153,6 +153,18 @@ class ChangeClock:
                 return moment
             return own.mtime_ns if field is None else own.field_mtimes_ns.get(field, own.mtime_ns)
 
+    def mtime_at(self, key: bytes, version: int) -> int | None:
+        """Return the mtime of the key's file; None if the key has another version."""
+        moment = self.changed_at(key)
+        if moment != version:
+            return None
+        return moment if key not in self._own_changes else self.mtime_ns(key, None)
+
+    @property
+    def has_hot_keys(self) -> bool:
+        """Whether any key may be hot."""
+        return bool(self._hot_keys)
+
     def is_hot(self, key: bytes) -> bool:
         """Return whether a key has changed twice within a second, less than a second ago."""
         return bool(self._hot_keys) and time.time_ns() - self._hot_keys.get(key, 0) < HOT_WINDOW_NS
@@ -160,6 +172,17 @@ class ChangeClock:
     def is_recently_changed(self, key: bytes) -> bool:
         """Return whether a key is known to have changed less than a second ago."""
         return time.time_ns() - self.changed_at(key) < HOT_WINDOW_NS
+
+    @property
+    def latest(self) -> int:
+        """The present time, which no time of a key exceeds yet."""
+        return max(self._last_timestamp_ns, time.time_ns())
+
+    def was_changed_by_others(self, key: bytes, since: int) -> bool:
+        """Return whether the last change of a key is after a time, and not by this mount."""
+        with self._lock:
+            moment, own = self.changed_at(key), self._own_changes.get(key)
+        return moment > since and (own is None or own.recorded_ns != moment)
 
     def changed_at(self, key: bytes) -> int:
         """Return when the key was last seen to change."""

@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.client.scan_guard import ScanGuard
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, NotFoundError, RedisFuseError, WrongTypeError
-from redisfuse.keyspace.metadata_cache import FetchToken, FieldValue, MetadataCache, UnknownField
+from redisfuse.keyspace.metadata_cache import MetadataCache
+from redisfuse.keyspace.metadata_entry import FetchToken, FieldValue, UnknownField
 
 COMPACT_ENCODINGS = (b"listpack", b"ziplist", b"listpackex")  # replies of OBJECT ENCODING for hashes with small values
 
@@ -155,10 +158,10 @@ class HashFields:
             scans = [_FieldScan(key, field_counts[key], max_fields, ScanGuard("HSCAN", timeout)) for key in unknown]
             with self._cache.begin_fetch() as token:
                 self._choose_commands(scans)
-                for group in batched(
-                    scans, len(scans), max_weight=_MAX_FIELDS_PER_ROUND_TRIP, weigh=lambda scan: scan.round_trip_weight
+                for group in constrained_batches(
+                    scans, _MAX_FIELDS_PER_ROUND_TRIP, None, lambda scan: scan.round_trip_weight, strict=False
                 ):
-                    self._run_scans(group)
+                    self._run_scans(list(group))
                 for scan in scans:
                     names_by_key[scan.key] = self._cache_scan(token, scan)
         return names_by_key
@@ -184,10 +187,13 @@ class HashFields:
         compact = {scan.key: self._cache.is_compact(scan.key) for scan in scans}
         unknown = [key for key, is_compact in compact.items() if is_compact is None]
         encodings = self._client.execute_many([(b"OBJECT", b"ENCODING", key) for key in unknown])
-        compact.update({key: encoding in COMPACT_ENCODINGS for key, encoding in zip(unknown, encodings, strict=True)})
+        encoding_by_key = dict(zip(unknown, encodings, strict=True))
+        compact.update({key: encoding in COMPACT_ENCODINGS for key, encoding in encoding_by_key.items()})
         server_info = self._client.server_info
         has_hrandfield = server_info.version_at_least((6, 2))
         for scan in scans:
+            encoding = encoding_by_key.get(scan.key)
+            scan.encoding = encoding if isinstance(encoding, bytes) else None
             scan.compact = bool(compact[scan.key])
             scan.use_hrandfield = not scan.compact and scan.field_count <= _MAX_FIELDS_PER_COMMAND and has_hrandfield
             scan.use_novalues = not scan.compact and server_info.has_hscan_novalues
@@ -203,7 +209,9 @@ class HashFields:
     def _cache_scan(self, token: FetchToken, scan: "_FieldScan") -> list[bytes] | None:
         if scan.failed:
             return None
-        self._cache.store_fields(token, scan.key, scan.values, complete=True, compact=scan.compact)
+        self._cache.store_fields(
+            token, scan.key, scan.values, complete=True, compact=scan.compact, encoding=scan.encoding
+        )
         return list(scan.values)
 
 
@@ -215,6 +223,7 @@ class _FieldScan:
     field_count: int  # by HLEN
     max_fields: int
     guard: ScanGuard
+    encoding: bytes | None = None  # if it was fetched
     compact: bool = False
     use_hrandfield: bool = False
     use_novalues: bool = False

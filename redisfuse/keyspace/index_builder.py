@@ -13,7 +13,7 @@ from redisfuse.keyspace.drift import DriftDetector
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.listener import ChangeListener
 from redisfuse.keyspace.monitor_state import MonitorState, ScanReasons
-from redisfuse.keyspace.reconciler import IndexReconciler, ScanSupersededError
+from redisfuse.keyspace.reconciler import ScanSupersededError, ShardIndex
 from redisfuse.keyspace.scanner import ScanObserver, scan_keys
 
 _MAX_REPORTED_DIFFERENCES = 100_000  # changed keys that a scan announces one by one; more are announced as a reset
@@ -29,7 +29,7 @@ class IndexBuilder(ScanObserver):
         self,
         client: RedisClient,
         state: MonitorState,
-        reconciler: IndexReconciler,
+        reconciler: ShardIndex,
         change_clock: ChangeClock,
         drift_detector: DriftDetector,
         listener: ChangeListener,

@@ -10,19 +10,21 @@ Threads: any. No lock is held while waiting for the server, nor while `Freshness
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import chunked
+
 from redisfuse.client.client import RedisClient, RedisCommand
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
+from redisfuse.keyspace.extended import ExtendedMetadata, ExtendedMetadataReader
 from redisfuse.keyspace.hash_fields import COMPACT_ENCODINGS, HashFields
 from redisfuse.keyspace.listener import Freshness
-from redisfuse.keyspace.metadata_cache import UNKNOWN_FIELD, FetchToken, KeyMetadata, MetadataCache, UnknownField
-from redisfuse.keyspace.prefetch import MAX_PREFETCH_VALUE_BYTES, SortKey
+from redisfuse.keyspace.metadata_cache import MetadataCache
+from redisfuse.keyspace.metadata_entry import UNKNOWN_FIELD, FetchToken, KeyMetadata, UnknownField
+from redisfuse.keyspace.prefetch import MAX_PREFETCH_VALUE_BYTES, MIN_SEQUENTIAL_READS, Listing, SortKey
 from redisfuse.keyspace.queries import ABSENT, MetadataQuery
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.rendering.renderer import length_command
 
 __all__ = ["ABSENT", "UNREADABLE", "ExtendedMetadata", "KeyMetadata", "MetadataStore"]
 
@@ -32,16 +34,6 @@ UNREADABLE = KeyMetadata(b"unreadable", -1)
 
 _MAX_KEYS_PER_BATCH = 1000  # so that a fetch is short
 _MAX_FETCH_ATTEMPTS = 4  # for keys that change their type between two commands
-
-
-@dataclass(frozen=True, slots=True)
-class ExtendedMetadata:
-    """The metadata that a key's extended attributes show."""
-
-    type: bytes
-    ttl_ms: int  # -1: none
-    encoding: bytes  # as OBJECT ENCODING returns it; empty if unknown
-    length: int  # as in KeyMetadata
 
 
 class MetadataStore:
@@ -63,6 +55,7 @@ class MetadataStore:
         self._freshness = freshness
         self.cache = MetadataCache(max_cache_bytes, freshness, sort_key)
         self._hash_fields = HashFields(client, self.cache)
+        self._extended = ExtendedMetadataReader(client, self.cache, freshness)
 
     @property
     def hits(self) -> int:
@@ -80,19 +73,22 @@ class MetadataStore:
         """Return the metadata of one key, as `get_many`."""
         return self.get_many([key])[0]
 
-    def get_many(self, keys: Sequence[bytes]) -> list[KeyMetadata]:
+    def get_many(self, keys: Sequence[bytes], listing: Listing | None = None) -> list[KeyMetadata]:
         """Return the metadata of keys, in order.
 
         Two round trips for each 1000 keys that are not cached. ABSENT for a key that does not exist, UNREADABLE for one
-        that the ACL hides. Raises UnavailableError and the like.
+        that the ACL hides. `listing`: the one that `keys` continue; without it, many keys are one. Raises
+        UnavailableError and the like.
         """
         cached = self.cache.get_many(keys)
         missing = list(dict.fromkeys([key for key, metadata in zip(keys, cached, strict=True) if metadata is None]))
         if not missing:
             return [metadata for metadata in cached if metadata is not None]
+        if listing is None and len(missing) > MIN_SEQUENTIAL_READS:
+            listing = Listing()
         fetched: dict[bytes, KeyMetadata] = {}
-        for batch in batched(missing, _MAX_KEYS_PER_BATCH):
-            fetched |= self._fetch_metadata(batch)
+        for batch in chunked(missing, _MAX_KEYS_PER_BATCH):
+            fetched |= self._fetch_metadata(batch, listing=listing)
         return [metadata or fetched[key] for key, metadata in zip(keys, cached, strict=True)]
 
     def get_with_content(self, key: bytes) -> KeyMetadata:
@@ -106,23 +102,27 @@ class MetadataStore:
         """Return the metadata if it is cached; sends no command."""
         return self.cache.get(key)
 
-    def get_cached_content(self, key: bytes) -> bytes | None:
-        """Return a string's content if it is cached; sends no command."""
-        return self.cache.peek_content(key)
-
-    def _fetch_metadata(self, keys: Sequence[bytes], *, head_bytes: int = 0) -> dict[bytes, KeyMetadata]:
+    def _fetch_metadata(
+        self, keys: Sequence[bytes], *, head_bytes: int = 0, listing: Listing | None = None
+    ) -> dict[bytes, KeyMetadata]:
         results: dict[bytes, KeyMetadata] = {}
         remaining = list(keys)
         for _ in range(_MAX_FETCH_ATTEMPTS):
             with self.cache.begin_fetch() as token:
                 types = self._client.execute_many([(b"TYPE", key) for key in remaining])
-                remaining = self._fetch_details(token, dict(zip(remaining, types, strict=True)), results, head_bytes)
+                type_by_key = dict(zip(remaining, types, strict=True))
+                remaining = self._fetch_details(token, type_by_key, results, head_bytes, listing)
             if not remaining:
                 return results
         raise BusyError(f"key {remaining[0]!r} keeps changing its type; try again later")
 
     def _fetch_details(
-        self, token: FetchToken, types: dict[bytes, Any], results: dict[bytes, KeyMetadata], head_bytes: int
+        self,
+        token: FetchToken,
+        types: dict[bytes, Any],
+        results: dict[bytes, KeyMetadata],
+        head_bytes: int,
+        listing: Listing | None,
     ) -> list[bytes]:
         """Fetch and cache the metadata of keys of these types.
 
@@ -131,18 +131,20 @@ class MetadataStore:
         includes_ttl = self._choose_ttl_queries(list(types), head_bytes)
         queries = [MetadataQuery.for_key(key, type, head_bytes, includes_ttl[key]) for key, type in types.items()]
         sent_at = time.monotonic()
-        replies = iter(self._client.execute_many([command for query in queries for command in query.commands]))
-        changed = []
+        replies = self._client.execute_many([command for query in queries for command in query.commands])
+        changed, end = [], 0
         fetched: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
         for query in queries:
+            start, end = end, end + len(query.commands)
             try:
-                fetched[query.key] = query.parse_replies([next(replies) for _ in query.commands], sent_at)
+                fetched[query.key] = query.parse_replies(replies[start:end], sent_at)
+                results[query.key] = fetched[query.key][0]
             except WrongTypeError:
                 changed.append(query.key)
             except AccessError:
                 results[query.key] = UNREADABLE
-        self._cache_results(token, fetched, listed_together=True)
-        results.update({key: metadata for key, (metadata, _) in fetched.items()})
+        with_expiry = {key for key in fetched if includes_ttl[key]}
+        self._cache_results(token, fetched, listing=listing, with_expiry=with_expiry)
         return changed
 
     def _choose_ttl_queries(self, keys: Sequence[bytes], head_bytes: int) -> dict[bytes, bool]:
@@ -159,9 +161,10 @@ class MetadataStore:
         token: FetchToken,
         results: dict[bytes, tuple[KeyMetadata, bytes | None]],
         *,
-        listed_together: bool = False,
+        listing: Listing | None = None,
+        with_expiry: Collection[bytes] = (),
     ) -> None:
-        self.cache.store(token, results, listed_together=listed_together)
+        self.cache.store(token, results, listing=listing, with_expiry=with_expiry)
         for key, (metadata, _) in results.items():
             if metadata.expires_at is not None:
                 self._freshness.expires_at(key, metadata.expires_at)
@@ -268,31 +271,29 @@ class MetadataStore:
                 raise reply
         return b"".join(replies)
 
-    def fetch_extended(self, key: bytes) -> ExtendedMetadata:
-        """Fetch the extended attributes: one round trip if the type is cached.
+    def get_extended(self, key: bytes) -> ExtendedMetadata:
+        """Return the metadata that the extended attributes of a key show.
 
-        Raises NotFoundError, AccessError.
+        One round trip for several keys, if their metadata is cached. Raises NotFoundError, AccessError.
         """
         for _ in range(_MAX_FETCH_ATTEMPTS):
             metadata = self.get(key)
             if metadata.type == b"none":
                 break
-            command = length_command(metadata.type)
-            commands: list[RedisCommand] = [(b"TYPE", key), (b"PTTL", key), (b"OBJECT", b"ENCODING", key)]
-            type, ttl, encoding, *length = self._client.execute_many(
-                [*commands, *([(command, key)] if command else [])]
-            )
-            if isinstance(type, RedisFuseError):
-                raise type
-            if type == metadata.type:
-                return ExtendedMetadata(
-                    type,
-                    ttl if isinstance(ttl, int) else -1,
-                    encoding if isinstance(encoding, bytes) else b"",
-                    length[0] if length and isinstance(length[0], int) else -1,
-                )
+            if metadata.type == UNREADABLE.type:
+                raise AccessError(f"the server's ACL does not let this user read {key!r}")
+            extended = self._extended.get(key, metadata)
+            if extended is not None:
+                return extended
             self.cache.invalidate([key])
         raise NotFoundError(f"key {key!r} does not exist")
+
+    def get_field_expiry(self, key: bytes, field: bytes) -> float | None:
+        """Return a hash field's own expiry (time.monotonic()); None if it has none.
+
+        Raises NotFoundError.
+        """
+        return self._extended.get_field_expiry(key, field, self.cache.get_field_names(key) or ())
 
     # -- fields -------------------------------------------------------------------------------------------------------
 
@@ -322,9 +323,12 @@ class MetadataStore:
         types: dict[bytes, Any] = {}
         if unknown:
             commands: list[RedisCommand] = [(b"TYPE", name) for name in unknown]
-            *replies, encoding = self._client.execute_many([*commands, (b"OBJECT", b"ENCODING", hash_key)])
-            types = dict(zip(unknown, replies, strict=True))
-            compact = encoding in COMPACT_ENCODINGS
+            if compact is None and (cached[0] or not cached[1] or cached[1].type == b"none"):
+                commands.append((b"OBJECT", b"ENCODING", hash_key))  # unless the other key exists, it may be a hash
+            replies = self._client.execute_many(commands)
+            types = dict(zip(unknown, replies, strict=False))
+            if len(replies) > len(unknown):
+                compact = replies[-1] in COMPACT_ENCODINGS
         hash_key_type = types[hash_key] if cached[0] is None else cached[0].type
         value = self.cache.get_fields([(hash_key, field)])[0] if cached[0] else UNKNOWN_FIELD
         probe: list[RedisCommand] = []
@@ -343,7 +347,7 @@ class MetadataStore:
                 results[query.key] = fetched[query.key][0]
             except AccessError:
                 results[query.key] = UNREADABLE
-        self._cache_results(token, fetched)
+        self._cache_results(token, fetched, with_expiry=fetched)
         if probe:
             value = self._hash_fields.parse_probe(probe_replies)
             self.cache.store_fields(token, hash_key, {field: value}, compact=compact)

@@ -1,8 +1,7 @@
 """The cache of keys' metadata, small contents and fields.
 
 It is bounded in bytes and in age. An entry belongs to one key and is dropped as a whole: when the key changes
-(`invalidate`), when it expires, when it is older than its maximum age, or as the least recently used when memory is
-short.
+(`invalidate`), when it expires, when it is older than its maximum age, or when memory is short (entry_table.py).
 
 The result of a fetch that began before its key was invalidated must not be cached, however late it is stored. So a
 caller fetches within `begin_fetch()`, and its results are ignored for every key that was invalidated since.
@@ -10,74 +9,30 @@ caller fetches within `begin_fetch()`, and its results are ignored for every key
 Threads: any. One lock, a leaf, held for bookkeeping only; `Freshness.max_age` is called without it.
 """
 
+import math
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
 from threading import Lock
-from typing import NamedTuple
 
+from redisfuse.keyspace.entry_table import EntryTable
 from redisfuse.keyspace.listener import Freshness
-from redisfuse.keyspace.prefetch import (
-    MAX_PREFETCH_CANDIDATES,
-    MAX_PREFETCH_TOTAL_BYTES,
-    MAX_PREFETCH_VALUE_BYTES,
-    MIN_SEQUENTIAL_READS,
-    AccessPattern,
-    SortKey,
+from redisfuse.keyspace.metadata_entry import (
+    CONTENT_OVERHEAD_BYTES,
+    ENTRY_OVERHEAD_BYTES,
+    EXPIRY_OVERHEAD_BYTES,
+    UNKNOWN_FIELD,
+    ExtendedEntry,
+    FetchToken,
+    FieldValue,
+    KeyMetadata,
+    MetadataCacheEntry,
+    UnknownField,
+    field_size,
 )
-
-ENTRY_OVERHEAD_BYTES = 400  # memory of an entry besides its key and its contents
-FIELD_OVERHEAD_BYTES = 160  # memory of a field besides its name and its value
+from redisfuse.keyspace.prefetch import AccessPattern, Listing, ReadingOrder, SortKey
 
 MAX_RECENT_CHANGES = 10_000  # keys in the set of recently changed keys
 RECENT_OVERFLOW_SECONDS = 60.0  # after an overflow of that set, every key counts as recently changed for this time
-
-FieldValue = bytes | int | None
-"""A field's content, or its length in bytes (-1: it exists, its length is unknown); None: there is no such field."""
-
-
-class UnknownField:
-    """The type of `UNKNOWN_FIELD`: nothing is cached about a field."""
-
-
-UNKNOWN_FIELD = UnknownField()
-
-
-class KeyMetadata(NamedTuple):
-    """The metadata of a key that stat needs."""
-
-    type: bytes  # as TYPE returns it; b"none": there is no such key; b"unreadable": the ACL denies TYPE
-    length: int  # bytes of a string, elements of a collection; -1 for types without a length command
-    expires_at: float | None = None  # time.monotonic() at which it expires, if known
-
-
-@dataclass(slots=True)
-class MetadataCacheEntry:
-    """The entry of one key. Changed only under the cache's lock."""
-
-    metadata: KeyMetadata
-    fetched_at: float  # time.monotonic()
-    max_age: float  # seconds, as of when it was fetched
-    size_bytes: int
-    content: bytes | None = None  # of a string, complete
-    fields: dict[bytes, FieldValue] | None = None
-    fields_complete: bool = False  # `fields` holds all fields of the hash
-    compact: bool | None = None  # for a hash: whether its encoding implies small values
-    access_pattern: AccessPattern | None = None  # of the keys whose metadata was fetched together
-    position: int = 0  # in `access_pattern`
-    is_prefetched: bool = False  # its content is or was prefetched, and was not requested yet
-
-
-@dataclass(slots=True, eq=False)
-class FetchToken:
-    """A running fetch."""
-
-    started_at: float
-    max_age: float
-    invalidated_keys: set[bytes] = field(default_factory=set)
-    all_invalidated: bool = False
 
 
 class MetadataCache:
@@ -87,17 +42,34 @@ class MetadataCache:
     """
 
     def __init__(self, max_bytes: int, freshness: Freshness, sort_key: SortKey = len) -> None:
-        self._max_bytes = max_bytes
         self._freshness = freshness
-        self._sort_key = sort_key
         self._lock = Lock()  # guards all below
-        self._entries: OrderedDict[bytes, MetadataCacheEntry] = OrderedDict()
+        self._table = EntryTable(max_bytes, sort_key)
         self._active_fetches: list[FetchToken] = []
         self._recent_changes: set[bytes] = set()
         self._all_recent_until = 0.0
-        self.memory_bytes = 0  # in use, estimated
         self.hits = 0
         self.misses = 0
+
+    @property
+    def max_bytes(self) -> int:
+        """The memory that may be in use."""
+        return self._table.max_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory in use, estimated."""
+        return self._table.memory_bytes
+
+    @property
+    def evicted_keys(self) -> int:
+        """The number of keys whose metadata was evicted and must be fetched again."""
+        return self._table.evicted_keys
+
+    @property
+    def evicted_contents(self) -> int:
+        """The number of contents that were evicted."""
+        return self._table.evicted_contents
 
     # -- look-ups -----------------------------------------------------------------------------------------------------
 
@@ -118,6 +90,7 @@ class MetadataCache:
                 self.misses += 1
                 return None
             self.hits += 1
+            self._table.record_use(entry)
             return entry.metadata
 
     def get_content(self, key: bytes) -> bytes | None:
@@ -139,10 +112,7 @@ class MetadataCache:
             if entry is None or entry.content is None:
                 return None
             self.hits += 1
-            if entry.is_prefetched:
-                entry.is_prefetched = False
-                if entry.access_pattern is not None:
-                    entry.access_pattern.record_hit()
+            self._table.record_read(key, entry)
             return entry.content
 
     def select_prefetch(self, key: bytes) -> dict[bytes, KeyMetadata]:
@@ -150,39 +120,22 @@ class MetadataCache:
 
         Call within `begin_fetch`.
         """
-        selected: dict[bytes, KeyMetadata] = {}
         with self._lock:
-            entry = self._entries.get(key)
-            pattern = entry.access_pattern if entry is not None else None
-            if entry is None or pattern is None or not pattern.keys:
-                return selected
-            if not pattern.has_order:
-                if not pattern.detect_order(key, self._sort_key):
-                    return selected
-                self._assign_positions(pattern)
-            max_keys, last, remaining = pattern.plan_prefetch(entry.position), entry.position, MAX_PREFETCH_TOTAL_BYTES
-            for position, candidate in enumerate(
-                pattern.keys[last + 1 : last + 1 + MAX_PREFETCH_CANDIDATES] if max_keys else (), last + 1
-            ):
-                other = self._entries.get(candidate)
-                if other is None or other.access_pattern is not pattern:
-                    continue
-                if other.is_prefetched or other.content is not None:
-                    continue
-                if other.metadata.type == b"string" and other.metadata.length <= MAX_PREFETCH_VALUE_BYTES:
-                    remaining -= other.metadata.length
-                    if remaining < 0 or len(selected) >= max_keys:
-                        break
-                    other.is_prefetched, last = True, position
-                    selected[candidate] = other.metadata
-            pattern.record_prefetch(len(selected), last)
-        return selected
+            recorded = self._table.planner.record_read(key)
+        if recorded is not None:
+            self._find_order(*recorded)
+        with self._lock:
+            return self._table.planner.select_contents(key, self._table.prefetch_room)
 
-    def _assign_positions(self, access_pattern: AccessPattern) -> None:
-        for position, key in enumerate(access_pattern.keys):
-            entry = self._entries.get(key)
-            if entry is not None and entry.access_pattern is access_pattern:
-                entry.position = position
+    def _find_order(self, pattern: AccessPattern, possible_orders: Sequence[int]) -> None:
+        for number in possible_orders:
+            order = ReadingOrder.sort(pattern.table, number, self._table.planner.sort_key)  # slow: without the lock
+            with self._lock:
+                if self._table.planner.adopt_order(pattern, order):
+                    return
+        if possible_orders:
+            with self._lock:
+                pattern.reject_orders()
 
     def get_fields(self, pairs: Sequence[tuple[bytes, bytes]]) -> list[FieldValue | UnknownField]:
         """Return what is cached about (key, field) pairs."""
@@ -209,6 +162,27 @@ class MetadataCache:
             entry = self._get_valid(key, max_age, now)
             return entry.compact if entry else None
 
+    def get_extended(self, keys: Sequence[bytes]) -> list[ExtendedEntry]:
+        """Return what is cached of the extended metadata of keys."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
+        with self._lock:
+            return [_get_extended(self._get_valid(key, max_age, now)) for key in keys]
+
+    def select_extended(self, key: bytes) -> list[bytes]:
+        """Return the keys whose extended metadata may be fetched with that of `key`.
+
+        `key` is the first.
+        """
+        with self._lock:
+            return self._table.planner.select_extended(key)
+
+    def get_field_expiry(self, key: bytes, field: bytes) -> float | UnknownField | None:
+        """Return a field's cached expiry (time.monotonic()); None: never."""
+        max_age, now = self._freshness.max_age(), time.monotonic()
+        with self._lock:
+            entry = self._get_valid(key, max_age, now)
+            return UNKNOWN_FIELD if entry is None else (entry.field_expiries or {}).get(field, UNKNOWN_FIELD)
+
     def changed_recently(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which keys changed recently.
 
@@ -220,14 +194,15 @@ class MetadataCache:
             return [key in self._recent_changes for key in keys]
 
     def _get_valid(self, key: bytes, max_age: float, now: float) -> MetadataCacheEntry | None:
-        entry = self._entries.get(key)
+        entry = self._table.use(key)
+        if entry is None and math.isinf(max_age):
+            entry = self._table.get_or_restore(key)
         if entry is None:
             return None
         expires_at = entry.metadata.expires_at
         if now - entry.fetched_at > min(max_age, entry.max_age) or (expires_at is not None and now >= expires_at):
-            self._remove_entry(key)
+            self._table.remove(key)
             return None
-        self._entries.move_to_end(key)
         return entry
 
     @staticmethod
@@ -245,57 +220,62 @@ class MetadataCache:
 
     # -- stores -------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def begin_fetch(self) -> Iterator[FetchToken]:
-        """Register a fetch for the body of `with`.
+    def begin_fetch(self) -> FetchToken:
+        """Return a fetch that is registered for the body of `with`.
 
         It spans from before the first command to the last store.
         """
-        token = FetchToken(started_at=time.monotonic(), max_age=self._freshness.max_age())
-        with self._lock:
-            self._active_fetches.append(token)
-        try:
-            yield token
-        finally:
-            with self._lock:
-                self._active_fetches.remove(token)
+        return FetchToken(time.monotonic(), self._freshness.max_age(), self._active_fetches, self._lock)
 
     def store(
         self,
         token: FetchToken,
         results: Mapping[bytes, tuple[KeyMetadata, bytes | None]],
         *,
-        listed_together: bool = False,
+        listing: Listing | None = None,
+        with_expiry: Collection[bytes] = (),
     ) -> None:
         """Store metadata, each with the complete content of a string or None.
 
-        Replaces the entries of these keys. `listed_together`: the keys were listed, and may be read, one after the
-        other.
+        Replaces the entries of these keys. `listing`: to which they belong; they may be read one after the other.
+        `with_expiry`: those of the keys whose expiry was fetched.
         """
-        is_pattern = listed_together and len(results) > MIN_SEQUENTIAL_READS
-        pattern = AccessPattern(list(results)) if is_pattern else None
         with self._lock:
-            for position, (key, (metadata, content)) in enumerate(results.items()):
+            pattern = None if listing is None else self._record_listing(token, listing, results, with_expiry)
+            for key, (metadata, content) in results.items():
                 if not self._is_current(token, key):
                     continue
-                entry = MetadataCacheEntry(
-                    metadata,
-                    token.started_at,
-                    token.max_age,
-                    ENTRY_OVERHEAD_BYTES + len(key) + len(content or b""),
-                    content,
-                )
-                old = self._entries.get(key)
+                size = ENTRY_OVERHEAD_BYTES + len(key)
+                size += 0 if content is None else CONTENT_OVERHEAD_BYTES + len(content)
+                entry = MetadataCacheEntry(metadata, token.started_at, token.max_age, size, content)
+                entry.is_expiry_known = key in with_expiry
+                old = self._table.get(key)
                 if old is not None:
-                    self._remove_entry(key)
+                    entry.keep_extended(old)
+                    entry.is_prefetched = entry.is_read_once = old.is_prefetched
+                    entry.access_pattern = old.access_pattern
+                    self._table.remove(key)
                 if pattern is not None:
-                    entry.access_pattern, entry.position = pattern, position
-                elif old is not None:
-                    entry.access_pattern, entry.position = old.access_pattern, old.position
-                    entry.is_prefetched = old.is_prefetched
-                self._entries[key] = entry
-                self.memory_bytes += entry.size_bytes
-            self._evict()
+                    entry.access_pattern = pattern
+                elif old is None or old.metadata != metadata:
+                    self._table.planner.record_metadata(key, metadata)
+                self._table.put(key, entry)
+            self._table.evict()
+
+    def _record_listing(
+        self,
+        token: FetchToken,
+        listing: Listing,
+        results: Mapping[bytes, tuple[KeyMetadata, bytes | None]],
+        with_expiry: Collection[bytes],
+    ) -> AccessPattern:
+        is_announced = math.isinf(token.max_age)
+        listed = {
+            key: metadata if is_announced and self._is_current(token, key) else None
+            for key, (metadata, _) in results.items()
+            if metadata.type != b"none"
+        }
+        return self._table.planner.record_listing(listing, listed, token.started_at, with_expiry)
 
     def store_fields(
         self,
@@ -305,44 +285,59 @@ class MetadataCache:
         *,
         complete: bool = False,
         compact: bool | None = None,
+        encoding: bytes | None = None,
     ) -> None:
         """Store fields of a hash whose entry is cached.
 
-        `complete`: `values` holds all fields.
+        `complete`: `values` holds all fields. `encoding`: the hash's, if it was fetched.
         """
         with self._lock:
-            entry = self._entries.get(key)
+            entry = self._table.use(key)
             if entry is None or entry.metadata.type != b"hash" or not self._is_current(token, key):
                 return
-            entry.fetched_at = min(entry.fetched_at, token.started_at)
-            entry.max_age = min(entry.max_age, token.max_age)
+            entry.limit_age(token)
             if compact is not None:
                 entry.compact = compact
+            if encoding is not None:
+                entry.encoding = encoding
             entry.fields_complete = entry.fields_complete or complete
             old_fields = entry.fields or {}
             entry.fields = dict(values) if complete else {**old_fields, **values}
-            self.memory_bytes -= entry.size_bytes
-            entry.size_bytes += sum(map(_field_size, entry.fields.items())) - sum(map(_field_size, old_fields.items()))
-            self.memory_bytes += entry.size_bytes
-            self._entries.move_to_end(key)
-            if entry.size_bytes > self._max_bytes // 4:
-                self._remove_entry(key)
-            self._evict()
+            added = sum(map(field_size, entry.fields.items())) - sum(map(field_size, old_fields.items()))
+            self._table.resize(entry, added)
+            if entry.size_bytes > self.max_bytes // 4:
+                self._table.remove(key)
+            self._table.evict()
+
+    def store_extended(self, token: FetchToken, results: Mapping[bytes, ExtendedEntry]) -> None:
+        """Store extended metadata of keys whose entries are cached."""
+        with self._lock:
+            for key, extended in results.items():
+                entry = self._table.get(key)
+                if entry is None or not self._is_current(token, key):
+                    continue
+                entry.encoding = extended.encoding
+                if extended.is_expiry_known:
+                    entry.is_expiry_known = True
+                    entry.metadata = entry.metadata._replace(expires_at=extended.expires_at)
+                    self._table.planner.record_metadata(key, entry.metadata)
+                entry.limit_age(token)
+
+    def store_field_expiries(self, token: FetchToken, key: bytes, expiries: Mapping[bytes, float | None]) -> None:
+        """Store the expiries of fields of a hash whose entry is cached."""
+        with self._lock:
+            entry = self._table.get(key)
+            if entry is None or not self._is_current(token, key):
+                return
+            known = entry.field_expiries = entry.field_expiries or {}
+            added = sum([EXPIRY_OVERHEAD_BYTES + len(name) for name in expiries if name not in known])
+            known.update(expiries)
+            self._table.resize(entry, added)
+            entry.limit_age(token)
+            self._table.evict()
 
     def _is_current(self, token: FetchToken, key: bytes) -> bool:
         return not token.all_invalidated and key not in token.invalidated_keys
-
-    def _evict(self) -> None:
-        while self.memory_bytes > self._max_bytes and self._entries:
-            _, entry = self._entries.popitem(last=False)
-            self.memory_bytes -= entry.size_bytes
-            if entry.access_pattern is not None:
-                entry.access_pattern.keys = ()  # else the few remaining entries would hold the names of all keys
-
-    def _remove_entry(self, key: bytes) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self.memory_bytes -= entry.size_bytes
 
     # -- invalidation -------------------------------------------------------------------------------------------------
 
@@ -355,7 +350,8 @@ class MetadataCache:
             for token in self._active_fetches:
                 token.invalidated_keys.update(keys)
             for key in keys:
-                self._remove_entry(key)
+                self._table.remove(key)
+            self._table.planner.record_changes(keys)
             self._recent_changes.update(keys)
             if len(self._recent_changes) > MAX_RECENT_CHANGES:
                 self._assume_all_recent()
@@ -369,8 +365,7 @@ class MetadataCache:
             for token in self._active_fetches:
                 token.all_invalidated = True
                 token.invalidated_keys.clear()
-            self._entries.clear()
-            self.memory_bytes = 0
+            self._table.clear()
             self._assume_all_recent()
 
     def clear_recent_changes(self) -> None:
@@ -387,6 +382,7 @@ class MetadataCache:
         self._all_recent_until = time.monotonic() + RECENT_OVERFLOW_SECONDS
 
 
-def _field_size(item: tuple[bytes, FieldValue]) -> int:
-    name, value = item
-    return FIELD_OVERHEAD_BYTES + len(name) + (len(value) if isinstance(value, bytes) else 0)
+def _get_extended(entry: MetadataCacheEntry | None) -> ExtendedEntry:
+    if entry is None:
+        return ExtendedEntry(None, False, None)
+    return ExtendedEntry(entry.encoding, entry.is_expiry_known, entry.metadata.expires_at)

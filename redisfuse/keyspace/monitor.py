@@ -15,7 +15,8 @@ Keeps the index, the scan and the tracking connection consistent.
 
 Threads: tracking (`redisfuse-follow`), which only records what the server announces; verifying (`redisfuse-look`),
 which looks keys up and calls `keys_changed`; scanning (`redisfuse-scan`). The monitor itself has no lock; it calls its
-listener while none of the room's locks is held.
+listener while none of the room's locks is held. A standalone server is one shard (shard_monitor.py); cluster_monitor.py
+has one for each primary of a cluster.
 """
 
 from __future__ import annotations
@@ -26,26 +27,22 @@ import time
 from collections.abc import Callable, Collection
 
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import AccessError, RedisFuseError, UnavailableError
-from redisfuse.keyspace.change_follower import ChangeFollower
+from redisfuse.client.replication import MasterLink
 from redisfuse.keyspace.change_times import ChangeClock, directory_prefixes
-from redisfuse.keyspace.drift import DriftDetector
-from redisfuse.keyspace.heartbeat import MasterLink
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.index_backend import KeyLayout
-from redisfuse.keyspace.index_builder import IndexBuilder
 from redisfuse.keyspace.listener import ChangeListener, NullListener
-from redisfuse.keyspace.monitor_state import MonitorState
+from redisfuse.keyspace.monitor_state import KeyspaceState, MonitorState
 from redisfuse.keyspace.own_writes import OwnWriteFilter
-from redisfuse.keyspace.reconciler import IndexReconciler, ScanSupersededError
+from redisfuse.keyspace.reconciler import IndexReconciler, ShardIndex
+from redisfuse.keyspace.shard_monitor import ShardMonitor, run_supervised
 from redisfuse.keyspace.verifier import KeyVerifier
 from redisfuse.paths.grammar import KeyRef, PathCodec
 
 log = logging.getLogger(__name__)
 
-_MIN_RETRY_DELAY_SECONDS = 0.25  # after a failed scan; doubled up to the maximum
-_MAX_RETRY_DELAY_SECONDS = 5.0
-_DENIED_RETRY_DELAY_SECONDS = 60.0  # after a scan that the ACL denies: each attempt adds an entry to the ACL LOG
+
+_MAX_RESUME_SECONDS = 2.0  # how long the first request after a pause waits for the scan
 
 
 class KeyspaceMonitor:
@@ -60,12 +57,15 @@ class KeyspaceMonitor:
         index_memory: int = 512 * 1024 * 1024,
         rescan_interval: float = 30.0,
         heartbeat_interval: float = 2.0,
+        follow: bool = True,
+        idle_seconds: float = 0.0,
         listener: ChangeListener | None = None,
     ) -> None:
         """Create a monitor, which `start` starts.
 
         `index_memory`: most bytes of the index in memory; a larger one moves to disk. `rescan_interval`: seconds
         between scans without tracking. `heartbeat_interval`: seconds between queries of the server's counts.
+        Without `follow`, keys are only scanned. After `idle_seconds` without use, following pauses; 0: never.
         """
         layout = layout or PathCodec()
         self._client = client
@@ -73,44 +73,62 @@ class KeyspaceMonitor:
         self._prefix = prefix
         self._listener: ChangeListener = listener or NullListener()
 
-        self._reconciler = IndexReconciler(layout, max_memory_bytes=index_memory)
-        self._state = MonitorState(self._reconciler, rescan_interval=rescan_interval, timeout=client.limits.timeout)
+        self._rescan_interval = rescan_interval
+        self._follow = follow
+        self._idle_seconds = idle_seconds
+        self._used_at = time.monotonic()  # a hint without a lock
+        self._pausing = threading.Lock()  # guards `is_paused` and its transitions
+        self.is_paused = False
+        self._ending = threading.Event()
+        self._heartbeat_interval = heartbeat_interval
         self._change_clock = ChangeClock()
         self._own_writes = OwnWriteFilter()
-        drift_detector = DriftDetector()
+        self._threads: list[threading.Thread] = []
+        self.shards: tuple[ShardMonitor, ...] = ()  # replaced, never changed
+        self._reconciler = self._create_reconciler(layout, index_memory)
+        self._state = self._create_state()
         self._verifier = KeyVerifier(
             client, self._state, self._reconciler, self._change_clock, self._listener, self._separator
         )
-        self._index_builder = IndexBuilder(
+        self._create_shards()
+
+    def _create_reconciler(self, layout: KeyLayout, index_memory: int) -> IndexReconciler:
+        return IndexReconciler(layout, max_memory_bytes=index_memory)
+
+    def _create_state(self) -> KeyspaceState:
+        return self._create_shard_state(self._reconciler)
+
+    def _create_shards(self) -> None:
+        """Create the only shard, whose state is that of the keyspace."""
+        assert isinstance(self._state, MonitorState)
+        self.shards = (self._create_shard(self._client, self._state, self._reconciler, self._listener),)
+
+    def _create_shard_state(self, reconciler: ShardIndex) -> MonitorState:
+        return MonitorState(reconciler, rescan_interval=self._rescan_interval, timeout=self._client.limits.timeout)
+
+    def _create_shard(
+        self, client: RedisClient, state: MonitorState, reconciler: ShardIndex, listener: ChangeListener
+    ) -> ShardMonitor:
+        return ShardMonitor(
             client,
-            self._state,
-            self._reconciler,
-            self._change_clock,
-            drift_detector,
-            self._listener,
-            separator=self._separator,
-            prefix=prefix,
-        )
-        self._follower = ChangeFollower(
-            client,
-            self._state,
-            self._reconciler,
+            state,
+            reconciler,
             self._change_clock,
             self._own_writes,
-            drift_detector,
             self._verifier,
-            self._listener,
-            prefix=prefix,
-            rescan_interval=rescan_interval,
-            heartbeat_interval=heartbeat_interval,
+            listener,
+            separator=self._separator,
+            prefix=self._prefix,
+            rescan_interval=self._rescan_interval,
+            heartbeat_interval=self._heartbeat_interval,
+            follow=self._follow,
         )
-        self._threads: list[threading.Thread] = []
 
     # -- state --------------------------------------------------------------------------------------------------------
 
     @property
     def index(self) -> Index:
-        """The index in use; empty until `is_ready`.
+        """The index in use; incomplete until `is_ready`.
 
         It may be replaced at any time: read this once for one listing.
         """
@@ -120,6 +138,11 @@ class KeyspaceMonitor:
     def is_ready(self) -> bool:
         """Whether the index is complete."""
         return self._reconciler.is_ready
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether the next use waits: for the end of a pause, or for the index."""
+        return self.is_paused or not self._state.is_index_current
 
     @property
     def is_coherent(self) -> bool:
@@ -145,12 +168,14 @@ class KeyspaceMonitor:
 
         0: unknown.
         """
-        return self._index_builder.progress
+        progress = [shard.builder.progress for shard in self.shards]
+        total = sum(total for _, total in progress) if all(total for _, total in progress) else 0
+        return sum(visited for visited, _ in progress), total
 
     @property
     def may_expire(self) -> bool:
         """Whether a key of this database may have a time to live."""
-        return self._follower.may_expire
+        return any(shard.follower.may_expire for shard in self.shards)
 
     @property
     def master_link(self) -> MasterLink | None:
@@ -158,7 +183,16 @@ class KeyspaceMonitor:
 
         None if the server is no replica, or that is unknown.
         """
-        return self._follower.master_link
+        return next((shard.follower.master_link for shard in self.shards if shard.follower.master_link), None)
+
+    @property
+    def unserved_slots(self) -> int:
+        """The number of slots of a cluster that no node serves."""
+        return 0
+
+    def describe_shards(self) -> list[dict[str, object]]:
+        """Return the state of each shard of a cluster; empty for a server."""
+        return []
 
     def wait_until_ready(self, timeout: float | None = None) -> None:
         """Wait until the index is complete and follows the server.
@@ -166,6 +200,8 @@ class KeyspaceMonitor:
         Waits up to `timeout` seconds; None: without limit. Raises the error that prevents it (UnavailableError,
         AccessError, NoSpaceError), or TryAgainError after `timeout`.
         """
+        self.record_use()
+        self._client.require_current()
         if not self._state.is_index_current:
             self._state.wait_until_ready(timeout)
 
@@ -185,6 +221,15 @@ class KeyspaceMonitor:
         """
         return self._change_clock.mtime_ns(target.key, target.field)
 
+    def mtime_at(self, key: bytes, version: int) -> int | None:
+        """Return the mtime of a key's file in ns; None if it has another version."""
+        return self._change_clock.mtime_at(key, version)
+
+    @property
+    def has_hot_keys(self) -> bool:
+        """Whether any key may be hot."""
+        return self._change_clock.has_hot_keys
+
     def is_hot(self, key: bytes) -> bool:
         """Return whether a key has changed twice within a second, less than a second ago."""
         return self._change_clock.is_hot(key)
@@ -196,6 +241,18 @@ class KeyspaceMonitor:
     def get_version(self, key: bytes) -> int:
         """Return a number that grows whenever the key changes or may have changed."""
         return self._change_clock.changed_at(key)
+
+    @property
+    def latest_version(self) -> int:
+        """A number that no key's version exceeds yet."""
+        return self._change_clock.latest
+
+    def was_changed_by_others(self, key: bytes, version: int) -> bool:
+        """Return whether a key has, or may have, changed since a version.
+
+        A change by this mount does not count, if it is the last one.
+        """
+        return self._change_clock.was_changed_by_others(key, version)
 
     # -- changes that the caller makes or knows -----------------------------------------------------------------------
 
@@ -212,7 +269,7 @@ class KeyspaceMonitor:
 
         Returns False if changes are not announced, or if the server does not answer in time.
         """
-        return self._follower.wait_for_invalidations()
+        return all(shard.follower.wait_for_invalidations() for shard in self.shards)
 
     def record_key_state(self, key: bytes, exists: bool) -> None:
         """Update the index at once with the state of one key.
@@ -231,6 +288,13 @@ class KeyspaceMonitor:
         """Record the mtime of a file that the caller has saved, in ns since the epoch."""
         self._change_clock.record_save(target.key, target.field, mtime_ns)
 
+    def record_directory_change(self, prefix: bytes) -> None:
+        """Record that the caller has changed the names in a directory.
+
+        `prefix`: that of its keys; the root's is `b""`.
+        """
+        self._change_clock.record_changes((prefix,))
+
     def mark_dirty(self, key: bytes) -> None:
         """Have a key verified that may have changed."""
         if not key.startswith(self._prefix):
@@ -246,6 +310,39 @@ class KeyspaceMonitor:
         """
         return self._verifier.schedule_expiry(key, deadline)
 
+    def record_use(self) -> None:
+        """Note that a program uses the mount; resume following if it is paused."""
+        self._used_at = time.monotonic()
+        if self.is_paused:
+            with self._pausing:
+                self._resume()
+
+    def _resume(self) -> None:
+        if self.is_paused and not self._state.is_closing:
+            log.debug("following is resumed")
+            for shard in self.shards:
+                shard.resume()
+            # The end of the scan drops what is cached, so what is looked up before could not be read after.
+            deadline = time.monotonic() + _MAX_RESUME_SECONDS
+            for shard in self.shards:
+                shard.has_scanned.wait(max(0.0, deadline - time.monotonic()))
+            self.is_paused = False
+
+    def _watch_use(self) -> None:
+        """Pause following whenever the mount has not been used for a while."""
+        while not self._ending.wait(min(1.0, self._idle_seconds / 4)):
+            began = time.monotonic()
+            if self.is_paused or began - self._used_at < self._idle_seconds:
+                continue
+            reason = f"paused, as nothing has used the mount for {self._idle_seconds:g} s"
+            log.debug("following is %s", reason)
+            with self._pausing:
+                for shard in self.shards:
+                    shard.pause(reason)
+                self.is_paused = True
+                if self._used_at >= began:  # meanwhile
+                    self._resume()
+
     def request_rescan(self) -> None:
         """Scan again; the current index is used until then.
 
@@ -257,67 +354,43 @@ class KeyspaceMonitor:
 
     def start(self) -> None:
         """Start the threads; call this after the fork."""
-        self._state.begin_connecting()
-        self._follower.start()
-        for name, loop in (("look", self._verify_loop), ("scan", self._scan_loop)):
-            thread = threading.Thread(target=self._run_supervised, args=(loop,), name=f"redisfuse-{name}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+        for shard in self.shards:
+            shard.start()
+        self._start_thread("look", self._verify_loop)
+        if self._idle_seconds:
+            self._start_thread("idle", self._watch_use)
+
+    def _start_thread(self, name: str, loop: Callable[[], None]) -> None:
+        thread = threading.Thread(
+            target=run_supervised, args=(loop, self._state, self._recover), name=f"redisfuse-{name}", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
 
     def close(self) -> None:
         """End the threads; callers that wait get UnavailableError."""
         self._state.close()
+        self._ending.set()
         self._verifier.wake()
-        self._follower.close()
+        for shard in self.shards:
+            shard.close()
+        timeout = self._client.limits.timeout + 1
+        for shard in self.shards:
+            shard.join(timeout)
         for thread in self._threads:
             if thread is not threading.current_thread():
-                thread.join(self._client.limits.timeout + 1)
+                thread.join(timeout)
 
-    # -- threads ------------------------------------------------------------------------------------------------------
+    # -- the verifying thread -----------------------------------------------------------------------------------------
 
-    def _run_supervised(self, loop: Callable[[], None]) -> None:
-        """Run a thread's loop, and restart it if a bug ends it.
-
-        Without it the mount would show stale keys.
-        """
-        while not self._state.is_closing:
-            try:
-                loop()
-            except Exception:
-                log.exception("a thread of the keyspace failed; all keys are scanned again")
-                self._follower.lose_coherence(UnavailableError("the keyspace failed; all keys are scanned again"))
-                self._follower.disconnect()
-                time.sleep(1)
+    def _recover(self) -> None:
+        for shard in self.shards:
+            shard.recover()
 
     def _verify_loop(self) -> None:
         while not self._state.is_closing:
             lag = self._verifier.verify_next()
             self._state.record_verified_batch()
             if lag is not None:
-                self._follower.check_lag(lag)
-
-    def _scan_loop(self) -> None:
-        delay = _MIN_RETRY_DELAY_SECONDS
-        while not self._state.is_closing:
-            work = self._state.wait_for_work()
-            if work == "resume tracking":
-                self._follower.start()
-            elif work == "scan":
-                try:
-                    self._index_builder.build()
-                    delay = _MIN_RETRY_DELAY_SECONDS
-                    self._follower.poll_master_link()
-                except ScanSupersededError:
-                    pass
-                except RedisFuseError as error:
-                    log.warning("scanning the keys failed: %s", error)
-                    self._handle_scan_failure(error)
-                    self._state.retry_scan(_DENIED_RETRY_DELAY_SECONDS if isinstance(error, AccessError) else delay)
-                    delay = min(2 * delay, _MAX_RETRY_DELAY_SECONDS)
-
-    def _handle_scan_failure(self, error: RedisFuseError) -> None:
-        is_polling = self._state.record_scan_error(error)
-        if is_polling and self._reconciler.is_ready and isinstance(error, UnavailableError):
-            # Without tracking, only a scan notices that the server is down.
-            self._follower.reset_state()
-            self._listener.reset()
+                for shard in self.shards:
+                    shard.follower.check_lag(lag)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from redisfuse.errors import RedisFuseError, TryAgainError, UnavailableError
-from redisfuse.keyspace.reconciler import IndexReconciler
+from redisfuse.keyspace.reconciler import ShardIndex
 
 _SCAN_INTERVAL_FACTOR = 10  # periodic scans leave this many times their own duration between them
 
@@ -24,6 +24,39 @@ class ScanReasons:
     drift_detected: bool  # because of the server's count of keys
 
 
+class KeyspaceState(Protocol):
+    """The state of the keyspace as a whole, with all of its shards."""
+
+    is_closing: bool
+
+    @property
+    def is_coherent(self) -> bool:
+        """Whether every change is announced."""
+
+    @property
+    def is_index_current(self) -> bool:
+        """Whether the index is complete, and follows the servers."""
+
+    @property
+    def degraded_reason(self) -> str:
+        """Why the keyspace is not coherent; empty if it is."""
+
+    def record_verified_batch(self) -> None:
+        """Note that the verifying thread has finished a batch, or found no dirty keys."""
+
+    def notify(self) -> None:
+        """Wake all waiting threads."""
+
+    def request_rescan(self) -> None:
+        """Request a scan of a suspect index."""
+
+    def wait_until_ready(self, timeout: float | None) -> None:
+        """Wait until the index is current, up to `timeout` seconds."""
+
+    def close(self) -> None:
+        """End all waits."""
+
+
 class MonitorState:
     """Coherence and scan requests.
 
@@ -32,7 +65,7 @@ class MonitorState:
     connection is being established or the server is silent, and scans wait for it.
     """
 
-    def __init__(self, reconciler: IndexReconciler, *, rescan_interval: float, timeout: float) -> None:
+    def __init__(self, reconciler: ShardIndex, *, rescan_interval: float, timeout: float) -> None:
         """Create the state; `rescan_interval` and `timeout` in seconds."""
         self._reconciler = reconciler
         self._rescan_interval = rescan_interval
@@ -40,7 +73,7 @@ class MonitorState:
 
         self._condition = threading.Condition()  # guards what is below; notified whenever a waiting thread may continue
         self.is_closing = False
-        self.is_coherent = False
+        self.is_coherent: bool = False
         self.is_silent = False  # the server does not answer, but the connection is not lost
         self._batches_to_verify = 0  # after a silence, before the index is right again
         self._degraded_reason = "not started"
@@ -79,6 +112,15 @@ class MonitorState:
             self._scan_error = None
             self._failing_since = None
             self._request_scan()
+
+    def pause(self, reason: str) -> None:
+        """Leave all phases until `begin_connecting`: nothing is followed or scanned."""
+        with self._condition:
+            self.is_coherent = self.is_silent = self._is_polling = self._scan_requested = False
+            self._batches_to_verify = 0
+            self._degraded_reason = reason
+            self._scan_error = None
+            self._failing_since = self._lost_since = None
 
     def begin_silence(self, reason: str) -> bool:
         """Leave the coherent phase for as long as the server is silent.

@@ -9,7 +9,7 @@ from typing import Any
 
 from redisfuse.client.client import RedisCommand
 from redisfuse.errors import RedisFuseError
-from redisfuse.keyspace.metadata_cache import KeyMetadata
+from redisfuse.keyspace.metadata_entry import KeyMetadata
 from redisfuse.rendering.renderer import length_command
 
 ABSENT = KeyMetadata(b"none", 0)

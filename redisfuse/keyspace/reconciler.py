@@ -11,10 +11,13 @@ keys are verified and corrected, and this process writes keys itself. They are r
 Thread-safe: every method is one step under one lock. Lock order: `IndexReconciler._lock` → `Index._lock`.
 """
 
+from __future__ import annotations
+
 import threading
 import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.index_backend import KeyLayout
@@ -39,6 +42,60 @@ class IndexScan:
 
     index: Index
     epoch: int
+
+
+class ShardIndex(Protocol):
+    """The part of a reconciler that the follower and scanner of a server use."""
+
+    @property
+    def index(self) -> Index:
+        """The index in use."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the index has all keys of the server."""
+
+    @property
+    def is_scanning(self) -> bool:
+        """Whether the server is being scanned."""
+
+    @property
+    def dirty_count(self) -> int:
+        """The number of keys to verify."""
+
+    @property
+    def has_unverifiable_keys(self) -> bool:
+        """Whether the ACL has denied EXISTS since the last scan began."""
+
+    def count_keys(self) -> int | None:
+        """Return the number of the server's keys in the index; None if that is unknown."""
+
+    def reset(self) -> None:
+        """Drop everything about the server's keys."""
+
+    def clear_dirty(self) -> None:
+        """Forget the dirty keys: a scan follows."""
+
+    def mark_dirty(self, keys: Iterable[bytes]) -> int:
+        """Have keys verified; return how many keys are dirty now."""
+
+    def sample_keys(self, count: int) -> list[bytes]:
+        """Return some keys that should exist on the server."""
+
+    def begin_scan(self) -> IndexScan:
+        """Begin a scan."""
+
+    def register_scan_command(self) -> None:
+        """Note that a SCAN is about to be sent."""
+
+    def add_scanned(self, scan: IndexScan, keys: list[bytes]) -> None:
+        """Add the reply to the last SCAN but one."""
+
+    def finish_scan(self, scan: IndexScan) -> Index | None:
+        """Finish a scan; return the index that a new one has replaced."""
+
+    def abandon_scan(self, scan: IndexScan) -> None:
+        """End a scan that has failed or finished."""
 
 
 class IndexReconciler:
@@ -71,6 +128,10 @@ class IndexReconciler:
     def dirty_count(self) -> int:
         """The number of keys to verify."""
         return len(self._dirty_keys)
+
+    def count_keys(self) -> int | None:
+        """Return the number of keys in the index."""
+        return len(self.index)
 
     def reset(self) -> None:
         """Drop everything and begin a new epoch."""
@@ -109,9 +170,13 @@ class IndexReconciler:
                 else:
                     index.discard(key)
             self._written_keys.add(key)
-            if self._building_index is not None:
-                self._verified_keys.add(key)
+            self._record_verified((key,))
             self._mark_dirty((key,))
+
+    def _record_verified(self, keys: Collection[bytes]) -> None:
+        """Ignore what a running scan still returns about these keys. The lock is held."""
+        if self._building_index is not None:
+            self._verified_keys.update(keys)
 
     def _active_indexes(self) -> list[Index]:
         """Return the indexes that a change must update."""
@@ -152,8 +217,7 @@ class IndexReconciler:
                 index.add_many(missing)
                 moved.update(missing)
                 moved.update(key for key in absent if index.discard(key))
-            if self._building_index is not None:
-                self._verified_keys.update(present, absent)
+            self._record_verified([*present, *absent])
             self.has_unverifiable_keys = self.has_unverifiable_keys or None in existence
         return moved
 

@@ -12,7 +12,7 @@ _GLOB_METACHARACTERS = b"*?[]\\^"  # bytes with a special meaning in a Redis glo
 
 
 MAX_UNCOUNTED_KEYS = 1 << 40
-"""Assumed where the ACL denies DBSIZE and only keys with a prefix are returned."""
+"""Assumed where the ACL denies DBSIZE and only some of the keys are returned."""
 
 
 class ScanObserver:
@@ -33,9 +33,11 @@ def build_match_pattern(prefix: bytes) -> bytes:
 
 
 def scan_keys(
-    client: RedisClient, *, prefix: bytes = b"", observer: ScanObserver | None = None
+    client: RedisClient, *, prefix: bytes = b"", type: bytes | None = None, observer: ScanObserver | None = None
 ) -> Iterator[list[bytes]]:
     """Yield the keys in batches of about `limits.scan_count`.
+
+    With `type` only those of this type, as TYPE replies it; servers before Redis 6 can't select by type.
 
     A key may be yielded twice; one that is created or deleted during the scan may be yielded or not. The next SCAN is
     sent before a batch is yielded, so that the server works while the caller processes the batch. Raises
@@ -46,6 +48,8 @@ def scan_keys(
     options: list[bytes | str | int] = [b"COUNT", count]
     if prefix:
         options += [b"MATCH", build_match_pattern(prefix)]
+    if type is not None:
+        options += [b"TYPE", type]
     guard = ScanGuard("SCAN", client.limits.timeout)
     with client.dedicated_channel() as channel:
         observer.before_scan_command()
@@ -65,7 +69,8 @@ def scan_keys(
             key_count += len(keys)
             if guard.is_exhausted:  # the database may have grown
                 total = channel.execute([(b"DBSIZE",)])[0]
-                expected = total if isinstance(total, int) else MAX_UNCOUNTED_KEYS if prefix else key_count
+                is_filtered = bool(prefix) or type is not None
+                expected = total if isinstance(total, int) else MAX_UNCOUNTED_KEYS if is_filtered else key_count
                 guard.expect_elements(expected, count)
             guard.check(sent, cursor)
             if cursor != b"0":

@@ -16,7 +16,8 @@ import sqlite3
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 
-from redisfuse.batching import batched
+from more_itertools import chunked
+
 from redisfuse.errors import NoSpaceError
 from redisfuse.keyspace.index_backend import MAX_ITEMS_PER_BATCH, Child, KeyLayout, is_long_key
 
@@ -119,7 +120,7 @@ class SqliteIndex:
         Not `executemany`: that releases the GIL at each row, and waits 5 ms for it while other threads compute.
         """
         changed = 0
-        for batch in batched(values, MAX_KEYS_PER_STATEMENT):
+        for batch in chunked(values, MAX_KEYS_PER_STATEMENT):
             changed += self._execute(statement.format(",".join(["(?)"] * len(batch))), batch)
         return changed
 

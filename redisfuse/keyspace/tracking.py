@@ -30,6 +30,7 @@ from redisfuse.keyspace.liveness import PING_INTERVAL_SECONDS, LiveChannel, Sile
 
 _MIN_RECONNECT_DELAY_SECONDS = 0.05  # between two attempts to connect; doubled up to the maximum
 _MAX_RECONNECT_DELAY_SECONDS = 5.0
+_MAX_FAILOVER_DELAY_SECONDS = 0.5  # the same where Sentinels name the server, which another may replace at any time
 _MAX_KEYS_PER_EVENT = 20_000  # keys of one `on_invalidate`
 _MAX_PROBE_ATTEMPTS = 20  # look-ups of surviving keys while databases are flushed repeatedly
 _COALESCE_SECONDS = 0.002  # how long messages are collected after others have arrived
@@ -247,7 +248,8 @@ class TrackingClient:
             if connected_at is not None and time.monotonic() - connected_at > _MAX_RECONNECT_DELAY_SECONDS:
                 delay = _MIN_RECONNECT_DELAY_SECONDS
             self._closing.wait(delay)
-            delay = min(2 * delay, _MAX_RECONNECT_DELAY_SECONDS)
+            has_failover = self._client.sentinels is not None
+            delay = min(2 * delay, _MAX_FAILOVER_DELAY_SECONDS if has_failover else _MAX_RECONNECT_DELAY_SECONDS)
 
     def _report_failure(self, error: RedisFuseError, *, was_connected: bool) -> None:
         if self._closing.is_set():

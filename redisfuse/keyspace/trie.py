@@ -17,7 +17,8 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 
-from redisfuse.batching import batched
+from more_itertools import chunked
+
 from redisfuse.keyspace.index_backend import (
     MAX_ITEMS_PER_BATCH,
     MIN_LONG_KEY_BYTES,
@@ -27,6 +28,11 @@ from redisfuse.keyspace.index_backend import (
 )
 from redisfuse.keyspace.packed_directory import KEY_FLAG, TransitionCache, pack_tails, unpack_tails
 from redisfuse.keyspace.trie_walk import MISSING, TrieNode, iter_keys, sample_keys, symmetric_difference
+
+_MIN_SAMPLED_KEYS = 100  # in a batch, of which some directories may be remembered
+_WIDE_SAMPLES = 8  # keys of a batch whose directories may be remembered
+_MIN_WIDE_ENTRIES = 256  # of a directory that is remembered
+_MAX_WIDE_DIRECTORIES = 1000  # that are remembered
 
 MIN_MEASURED_ENTRIES = 10_000  # entries of a dict whose memory is measured instead of estimated
 
@@ -60,6 +66,7 @@ class PackedTrie:
         self._root: TrieNode = {}
         self._long_keys: dict[bytes, bytes] = {}  # SHA-256 digest → key
         self._transitions = TransitionCache()
+        self._wide: dict[bytes, TrieNode] = {}  # some large directories, by the names of their parents and their own
         self._count = 0
         self.memory_bytes = 0  # estimated
 
@@ -90,10 +97,45 @@ class PackedTrie:
             for key in long:
                 self._add_long(key)
             keys = [key for key in keys if key not in long]
+        if self._wide:
+            keys = self._insert_into_wide(keys)
         added, memory = self._insert_keys(self._root, keys)
         self._count += added
         self.memory_bytes += memory
+        if len(keys) >= _MIN_SAMPLED_KEYS and len(self._separator) == 1:
+            for key in keys[:: len(keys) // _WIDE_SAMPLES + 1]:
+                self._record_wide(key)
         return len(self) - before
+
+    def _insert_into_wide(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Insert the keys of directories that are known to be large.
+
+        Returns the others, and those that may be present.
+        """
+        separator, find_wide = self._separator, self._wide.get
+        others: list[bytes] = []
+        memory = 0
+        for key in keys:
+            directory, found, name = key.rpartition(separator)
+            node = find_wide(directory) if found else None
+            if node is None or name in node:
+                others.append(key)
+            else:
+                node[name] = None
+                memory += (_OBJECT_OVERHEAD_BYTES + 15 + len(name)) & ~15
+        added = len(keys) - len(others)
+        self._count += added
+        self.memory_bytes += memory + _DICT_SLOT_BYTES * added
+        return others
+
+    def _record_wide(self, key: bytes) -> None:
+        """Remember the directory of a key if it is large."""
+        *directory, _ = key.split(self._separator)
+        node, _ = self._find_directory(tuple(directory))
+        if directory and node is not None and len(node) >= _MIN_WIDE_ENTRIES:
+            if len(self._wide) >= _MAX_WIDE_DIRECTORIES:
+                self._wide.clear()
+            self._wide[self._separator.join(directory)] = node
 
     def _insert_keys(self, root: TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
         """Insert keys below a dict.
@@ -253,6 +295,8 @@ class PackedTrie:
             entry = parent.get(head, MISSING)
             if type(entry) is not dict:
                 continue
+            if not entry or (len(entry) == 1 and None in entry):
+                self._wide.clear()
             if not entry:
                 del parent[head]
                 self.memory_bytes -= _DICT_OVERHEAD_BYTES + _DICT_SLOT_BYTES + _bytes_object_size(len(head))
@@ -392,7 +436,7 @@ class PackedTrie:
             yield [start + tail for tail in tails]
             return
         keys = iter_keys(node, start, self._separator)
-        yield from batched(keys, MAX_ITEMS_PER_BATCH)
+        yield from chunked(keys, MAX_ITEMS_PER_BATCH)
 
     def sample_keys(self, count: int) -> list[bytes]:
         """Return some keys, up to `count`, in no particular order."""
@@ -417,4 +461,4 @@ class PackedTrie:
     def iter_long_key_batches(self) -> Iterator[list[bytes]]:
         """Yield the long keys in batches."""
         keys = list(self._long_keys.values())
-        yield from batched(keys, MAX_ITEMS_PER_BATCH)
+        yield from chunked(keys, MAX_ITEMS_PER_BATCH)

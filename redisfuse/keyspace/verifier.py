@@ -10,13 +10,13 @@ import threading
 import time
 
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import RedisFuseError
+from redisfuse.errors import RedisFuseError, UnavailableError
 from redisfuse.keyspace.change_times import ChangeClock, directory_prefixes
-from redisfuse.keyspace.exists import exists_many
+from redisfuse.keyspace.exists import exists_each
 from redisfuse.keyspace.expiry_queue import ExpiryQueue
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.listener import ChangeListener
-from redisfuse.keyspace.monitor_state import MonitorState
+from redisfuse.keyspace.monitor_state import KeyspaceState
 from redisfuse.keyspace.reconciler import IndexReconciler, VerifyBatch
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class KeyVerifier:
     def __init__(
         self,
         client: RedisClient,
-        state: MonitorState,
+        state: KeyspaceState,
         reconciler: IndexReconciler,
         change_clock: ChangeClock,
         listener: ChangeListener,
@@ -109,24 +109,44 @@ class KeyVerifier:
 
     def _verify_batch(self, batch: VerifyBatch) -> None:
         try:
-            existence = exists_many(self._client, batch.keys)
+            existence, failed = self._look_up(batch)
         except RedisFuseError as error:
             log.debug("looking up changed keys failed: %s", error)
             self._reconciler.requeue_batch(batch)
             self._listener.keys_changed(batch.keys)  # caches must not wait for the index
             time.sleep(_RETRY_DELAY_SECONDS)
             return
-        for start in range(0, len(existence), _MAX_KEYS_PER_INDEX_UPDATE):
+        keys, replies = list(existence), list(existence.values())
+        for start in range(0, len(keys), _MAX_KEYS_PER_INDEX_UPDATE):
             part = slice(start, start + _MAX_KEYS_PER_INDEX_UPDATE)
-            moved = self._reconciler.apply_verified(batch.keys[part], existence[part], batch.epoch)
+            moved = self._reconciler.apply_verified(keys[part], replies[part], batch.epoch)
             if moved is None:
+                self._reconciler.requeue_batch(batch)
                 return
             if moved:
                 self._change_clock.record_changes(directory_prefixes(moved, self._separator))
-        if None in existence:
+        if None in replies:
             self._state.notify()  # only a periodic scan finds changes of unverifiable keys
         self._spill_if_full()
         self._listener.keys_changed(batch.keys)
+        if failed:
+            log.debug("looking up %d changed keys failed", len(failed))
+            self._reconciler.mark_dirty(failed)
+            time.sleep(_RETRY_DELAY_SECONDS)
+
+    def _look_up(self, batch: VerifyBatch) -> tuple[dict[bytes, bool | None], list[bytes]]:
+        """Return which keys of a batch exist; None: the ACL denies the answer.
+
+        Also returns the keys of a cluster whose nodes can't answer. Raises UnavailableError.
+        """
+        replies = exists_each(self._client, batch.keys)
+        existence = {
+            key: reply
+            for key, reply in zip(batch.keys, replies, strict=True)
+            if not isinstance(reply, UnavailableError)
+        }
+        failed = [key for key in batch.keys if key not in existence] if len(existence) < len(batch.keys) else []
+        return existence, failed
 
     def _spill_if_full(self) -> None:
         """Move an index that has outgrown its memory to disk, in a thread of its own."""

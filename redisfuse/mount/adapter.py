@@ -1,607 +1,382 @@
-"""The kernel's requests, served from the tree.
+"""The operations of the FUSE session, served from the tree.
 
-Paths, flags and handles in, attributes and bytes out. The only module that knows both `fuse` and `vfs`. Every method
-may run in many threads at once. The lock guards the table of handles; nothing blocks and nothing is called while it is
-held.
+A node id leads to its inode, the path of the inode to the tree. Each reply has its own time-outs: long ones while the
+kernel is notified of every change, else short ones.
+
+Threads: many workers call every method at once. This module has no lock.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
 import stat
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Sequence
 
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import (
     AccessError,
-    BadHandleError,
-    ExistsError,
+    ConflictError,
     InvalidArgumentError,
-    IsDirectoryError,
     NoAttributeError,
-    NotDirectoryError,
     NotFoundError,
     NotPermittedError,
-    NotSupportedError,
     ReadOnlyError,
 )
-from redisfuse.fuse import procfs
-from redisfuse.fuse.interface import UTIME_OMIT, Binding, Dirent, FileAttributes, OpenReply, UtimensTime
-from redisfuse.paths.grammar import FILE_MARK
-from redisfuse.paths.stale_names import is_stale, strip_stale_marker
-from redisfuse.vfs.coherence import Coherence
-from redisfuse.vfs.content_types import FileContent, InlineContent
-from redisfuse.vfs.dentry_tracker import DentryTracker
-from redisfuse.vfs.directory_handle import DirectoryHandle
-from redisfuse.vfs.filesystem import Filesystem, Stat
-from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
-from redisfuse.vfs.handles import Handle, MemoryHandle, ReadHandle, ReadWriteHandle
-from redisfuse.vfs.inode_content import InodeContentCache, PinnedContent
-from redisfuse.vfs.inode_source import TreeContentSource
-from redisfuse.vfs.memory_fs import MemoryFS
-from redisfuse.vfs.namespace import NamespaceOperations
-from redisfuse.vfs.nodes import (
-    DIRECTORY_NODE_TYPES,
-    DirectoryNode,
-    KeyNode,
-    MemoryNode,
-    OpenFileNode,
-    RefreshNode,
-    TreeNode,
+from redisfuse.fuse.interface import (
+    AttributesReply,
+    Buffer,
+    ConnectionInfo,
+    EntryReply,
+    FileAttributes,
+    OpenReply,
+    RequestContext,
+    SetAttributes,
+    StatfsReply,
 )
-from redisfuse.vfs.overlay import Overlay
-from redisfuse.vfs.readdir_cache import ReaddirCache
+from redisfuse.fuse.wire import DirectoryBuffer, InitFlag
+from redisfuse.mount.attributes import AttributeBuilder, inode_number
+from redisfuse.mount.closing import ends_writing
+from redisfuse.mount.control import MountControl
+from redisfuse.mount.directories import OpenDirectories, is_directory_node
+from redisfuse.mount.open_handles import OpenHandles
+from redisfuse.mount.opening import FileOpener
+from redisfuse.mount.setattr_requests import SetattrRequests
+from redisfuse.mount.unopened_files import UnopenedFiles, end_pause
+from redisfuse.mount.xattr_requests import XattrRequests
+from redisfuse.vfs.coherence import Coherence
+from redisfuse.vfs.dentry_tracker import DentryTracker
+from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.handles import ReadHandle, ReadWriteHandle
+from redisfuse.vfs.inodes import Inode, InodeTable
+from redisfuse.vfs.namespace import NamespaceOperations
+from redisfuse.vfs.nodes import KeyNode, RefreshNode, TreeNode
 from redisfuse.vfs.statfs import StatfsProvider
-from redisfuse.vfs.xattrs import DERIVED_XATTRS, TTL_XATTR, XATTR_PREFIX, parse_ttl
 
-MAX_HOT_VALUE_BYTES = 64 * 1024
-"""A longer value is not fetched before it is read."""
-
-_WRITE_FLAGS = os.O_ACCMODE | os.O_TRUNC  # open(2) flags that are all zero only when opening for reading
 RENAME_NOREPLACE = 1  # renameat2(2)
-STATUS_XATTR = b"user.redisfuse.status"  # on the root, never listed; `redisfuse status` reads it
-
-
-@dataclass(frozen=True, slots=True)
-class Permissions:
-    """Owner and permission bits.
-
-    Files have 0400 and directories 0500, in write mode 0600 and 0700, widened by `-o umask=`.
-    """
-
-    uid: int
-    gid: int
-    umask: int
-    is_writable: bool
-
-    def file_mode(self, file_stat: Stat) -> int:
-        """Return the type and permission bits."""
-        if file_stat.mode is not None:
-            return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | file_stat.mode
-        bits = 0o777 if file_stat.is_directory else 0o666 if file_stat.is_readable else 0
-        if not self.is_writable or not file_stat.is_editable:
-            bits &= ~0o222
-        return (stat.S_IFDIR if file_stat.is_directory else stat.S_IFREG) | (bits & ~self.umask)
-
-
-class MountControl(Protocol):
-    """The mount around the tree: its start and end, its refresh file, and its status."""
-
-    def start(self) -> None:
-        """Start what serves the mount: it answers requests now."""
-
-    def stop(self) -> None:
-        """Commit what is left and stop: the mount has ended."""
-
-    def refresh(self) -> None:
-        """Scan the keyspace again."""
-
-    def encode_status(self) -> bytes:
-        """Return the status as JSON."""
-
-
-class ReaddirItem(NamedTuple):
-    """One name of a directory listing."""
-
-    name: bytes
-    mode: int
-    inode: int
-    node: KeyNode | None  # of a string: its attributes go to the kernel with its name
-
-
-@dataclass(slots=True)
-class OpenFileEntry:
-    """An open file and its path, as far as this mount knows it."""
-
-    handle: Handle
-    path: bytes
-    is_unlinked: bool = False  # unlinked or replaced through this mount
 
 
 class FuseAdapter:
-    """Serves the kernel's requests from the tree.
+    """The operations of one mount; implements `fuse.interface.FuseOperations`."""
 
-    Implements `fuse.interface.FuseOperations`.
-    """
+    blocking_operations = frozenset(
+        (
+            *("setattr", "mknod", "mkdir", "unlink", "rmdir", "rename", "create", "fsync", "fsyncdir", "opendir"),
+            *("readdir", "statfs", "getxattr", "listxattr", "setxattr", "removexattr"),
+        )
+    )
 
     def __init__(
         self,
         filesystem: Filesystem,
         namespace: NamespaceOperations | None,
-        permissions: Permissions,
+        attributes: AttributeBuilder,
+        inodes: InodeTable,
         *,
         mount: MountControl,
         mountpoint: bytes,
-        binding: Binding,
         coherence: Coherence,
         dentry_tracker: DentryTracker,
+        directories: OpenDirectories,
+        unopened_files: UnopenedFiles | None,
+        xattr_requests: XattrRequests,
         statfs: StatfsProvider,
     ) -> None:
-        """`namespace` is None in a read-only mount.
+        """Keep the parts of a mount.
 
-        Every request that would change something raises ReadOnlyError.
+        `namespace` is None in a read-only mount, where every request to change something raises ReadOnlyError.
+        `unopened_files` is None where the kernel sends OPEN.
         """
         self._filesystem = filesystem
         self._namespace = namespace
-        self._permissions = permissions
-        self._string_mode = permissions.file_mode(Stat(False, 0, 0, True))
+        self._attributes = attributes
+        self._inodes = inodes
         self._mount = mount
         self._mountpoint = mountpoint
-        self._binding = binding
         self._coherence = coherence
         self._dentry_tracker = dentry_tracker
+        self._directories = directories
+        self._unopened_files = unopened_files
+        self._xattrs = xattr_requests
         self._statfs = statfs
-        self._lock = threading.Lock()
-        self._handle_numbers = itertools.count(1)
-        self._file_handles: dict[int, OpenFileEntry] = {}
-        self._directory_handles: dict[int, DirectoryHandle[ReaddirItem]] = {}
-        self.readdir_cache: ReaddirCache[ReaddirItem] = ReaddirCache(filesystem.grammar.split_key)
-        self._content_source = TreeContentSource(filesystem, coherence)
-        self.content_cache = InodeContentCache(self._content_source)
-
-    def _caller_tid(self) -> int:
-        """Return the thread that made the current request."""
-        return self._binding.get_caller()[2]
+        self._handles = OpenHandles(inodes)
+        self._setattrs = SetattrRequests(filesystem, self._handles)
+        self._opener = FileOpener(filesystem, self._handles, coherence)
+        self._is_root = os.geteuid() == 0
 
     # -- start and end -----------------------------------------------------------------------------------------------
 
-    def init(self) -> None:
+    def init(self, connection: ConnectionInfo) -> None:
+        self._opener.writes_directly = bool(connection.flags & InitFlag.DIRECT_IO_ALLOW_MMAP)
         self._mount.start()
 
     def destroy(self) -> None:
         self._mount.stop()
 
-    # -- attributes --------------------------------------------------------------------------------------------------
+    # -- names and attributes ----------------------------------------------------------------------------------------
 
-    def getattr(self, path: bytes | None, handle: int | None) -> FileAttributes:
-        if handle is not None:
-            self._binding.prepare_to_block()
-            if (attributes := self._open_file_attr(handle, has_path=path is not None)) is not None:
-                return attributes
-        if path is None:
-            raise BadHandleError("no file is open under this handle")
-        if (pinned := self.content_cache.get_pinned(path)) is not None:
-            self._dentry_tracker.track_path(path[1:])
-            return self._pinned_attr(path[1:], pinned, for_read=False)
-        path = path[1:]
-        self._dentry_tracker.track_path(path)
-        node: TreeNode | None = self._filesystem.resolver.resolve_cached(path) if self._namespace is None else None
-        if node is None:
-            self._binding.prepare_to_block()
-            node = self._filesystem.resolver.resolve(path)
-        if type(node) is KeyNode:
-            if self._is_hot_value(node):
-                return self._prefetch_attr(path, node)
-            if node.is_plain:
-                return self._string_attr(path, node)
+    def lookup(self, context: RequestContext, name: bytes) -> EntryReply | float:
+        parent = self._inodes.get(context.node_id)
+        path = parent.child_path(name)
+        token = self._track_path(context, path)
+        try:
+            return self._entry(context, parent, name, path, token)
+        except NotFoundError:
+            seconds = self._coherence.absent_seconds
+            if not seconds or not self._inodes.record_absent(parent, name):
+                return 0.0
+            return seconds if self._dentry_tracker.is_tracked(path, token) else 0.0
+
+    def _look_up_created(self, context: RequestContext, parent: Inode, name: bytes) -> EntryReply:
+        path = parent.child_path(name)
+        return self._entry(context, parent, name, path, self._track_path(context, path))
+
+    def _track_path(self, context: RequestContext, path: bytes) -> int:
+        end_pause(context, self._filesystem, path)
+        return self._dentry_tracker.track_path(path)
+
+    def _entry(self, context: RequestContext, parent: Inode, name: bytes, path: bytes, token: int) -> EntryReply:
+        """Return the entry of a name, and count a lookup of its inode."""
+        if parent.is_detached:
+            raise NotFoundError("the directory was removed")
+        node = self._resolve(context, path)
+        valid = self._coherence.valid_seconds
         if isinstance(node, RefreshNode):
             self._mount.refresh()
-        return self._reply_attr(path, self._filesystem.stat(node))
-
-    def _is_hot_value(self, node: KeyNode) -> bool:
-        """Return whether a value changes so often that it may differ when it is read.
-
-        Applies only to mounts without OPEN requests.
-        """
-        if not self._filesystem.keyspace.is_hot(node.target.key) or not self._binding.uses_no_open:
-            return False
-        return node.is_editable and node.length <= MAX_HOT_VALUE_BYTES
-
-    def _prefetch_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
-        """Return the attributes, and pin the content that they describe until it is read."""
-        self._binding.prepare_to_block()
-        pinned = self.content_cache.preload(b"/" + path, self._content_source.load_node(node, None))
-        return self._build_attr(path, Stat(False, pinned.content.size, pinned.mtime_ns, True))
-
-    def getattr_node(self, node: bytes, *, for_read: bool) -> FileAttributes:
-        path = strip_stale_marker(node)[1:]
-        self._binding.prepare_to_block()
-        if path == node[1:]:
-            self._dentry_tracker.track_path(path)
+            valid = 0.0
+        if self._unopened_files is not None and isinstance(node, KeyNode):
+            inode, attributes, is_settled = self._unopened_files.look_up(context, parent, name, node)
+            valid = valid if is_settled else 0.0
         else:
-            self._binding.disable_attr_cache()
-        pinned = self.content_cache.get_pinned(node)
-        if pinned is None:
-            file_stat = self._filesystem.stat(self._filesystem.resolver.resolve(path))
-            if not for_read or file_stat.has_exact_size or procfs.is_reading(self._caller_tid()) is False:
-                return self._reply_attr(path, file_stat)
-            pinned = self.content_cache.get_or_load(node, self._binding.current_node_id())
-        return self._pinned_attr(path, pinned, for_read=for_read)
+            known = parent.children.get(name) if parent.children is not None else None
+            version = 0
+            if known is not None and self._is_superseded(context, known, node):
+                version = self._version_of(node)
+                for handle in known.handles:
+                    handle.freeze()
+            inode = self._inodes.look_up(parent, name, is_directory=is_directory_node(node), version=version)
+            attributes, is_settled = self._stat_current(inode, path, node)
+            valid = valid if is_settled else 0.0
+        inode.size = attributes.size
+        if not self._dentry_tracker.is_tracked(path, token):
+            valid = 0.0  # it may have changed since it was resolved
+        return EntryReply(inode.node_id, 0, attributes, valid, valid)
 
-    def _reply_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
-        """Return the attributes.
+    def _resolve(self, context: RequestContext, path: bytes) -> TreeNode:
+        node = self._filesystem.resolver.resolve(path)
+        if isinstance(node, KeyNode) and not node.is_editable:
+            context.prepare_to_block()  # rendering or decoding takes long
+        return node
 
-        The kernel must not cache the size of a streamed file that it doesn't open.
+    def _version_of(self, node: TreeNode) -> int:
+        return self._filesystem.keyspace.get_version(node.target.key) if isinstance(node, KeyNode) else 0
+
+    def _is_superseded(self, context: RequestContext, inode: Inode, node: TreeNode) -> bool:
+        """Return whether an inode's handles read another content than its path's."""
+        if not inode.version or not isinstance(node, KeyNode):
+            return False
+        if inode.handles:
+            context.prepare_to_block()
+        if self._reads_other_length(inode, node):  # the server's message has yet to arrive
+            self._filesystem.metadata.invalidate([node.target.key])
+            self._filesystem.keyspace.mark_dirty(node.target.key)
+        version = self._version_of(node)
+        if not inode.is_outdated(version):
+            return False
+        by_others = self._filesystem.keyspace.was_changed_by_others(node.target.key, inode.version)
+        if by_others and not all(handle.follow() for handle in inode.handles):
+            return True
+        inode.version = version
+        return False
+
+    def _stat_current(self, inode: Inode, path: bytes, node: TreeNode) -> tuple[FileAttributes, bool]:
+        """Return the attributes of an inode, and whether the kernel may cache them.
+
+        It is not superseded. Their size is the one that is being read, also if the file has grown since the node was
+        resolved.
         """
-        if not file_stat.has_exact_size and self._binding.uses_no_open:
-            self._binding.disable_attr_cache()
-        return self._build_attr(path, file_stat)
+        if inode.version and isinstance(node, KeyNode) and self._reads_other_length(inode, node):
+            return self._attributes.of_open(inode), False
+        return self._stat(path, node), True
 
-    def _pinned_attr(self, path: bytes, pinned: PinnedContent, *, for_read: bool) -> FileAttributes:
-        """Return the attributes of a file with pinned content.
+    def _reads_other_length(self, inode: Inode, node: KeyNode) -> bool:
+        handles = inode.handles
+        return bool(handles) and node.is_editable and handles[0].size != node.length
 
-        The size is that of the pinned content plus the appended bytes.
+    def _stat(self, path: bytes, node: TreeNode) -> FileAttributes:
+        if type(node) is KeyNode and node.is_plain:
+            return self._attributes.of_string(path, node)
+        return self._attributes.of_stat(path, self._filesystem.stat(node))
+
+    def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
+        forgotten = self._inodes.forget(forgets)
+        if self._unopened_files is not None:
+            self._unopened_files.forget(forgotten)
+
+    def getattr(self, context: RequestContext, handle: int | None) -> AttributesReply:
+        inode = self._inodes.get(context.node_id)
+        reply = self._getattr(context, inode, is_descriptor=handle is not None)
+        inode.size = reply.attributes.size
+        return reply
+
+    def access(self, context: RequestContext, mask: int) -> None:
+        """Check the permissions of the owner.
+
+        Where the kernel checks none, all requests come from the owner or root.
         """
-        if pinned.stale_since or pinned.is_streamed or is_stale(pinned.node_path):
-            self._binding.disable_attr_cache()
-        if pinned.is_streamed:
-            if for_read:
-                self.content_cache.stream_more(
-                    pinned, self._binding, until_end=not procfs.is_reading(self._caller_tid())
-                )
-            return self._build_attr(path, Stat(False, pinned.streamed_bytes, pinned.mtime_ns, True))
-        mtime = pinned.mtime_ns
-        if isinstance(pinned.content, GrowingContent) and is_stale(pinned.node_path):
-            self._binding.prepare_to_block()
-            before = pinned.content.size
-            pinned.content.refresh()
-            if pinned.content.size != before:
-                mtime = pinned.mtime_ns = time.time_ns()
-        return self._build_attr(path, Stat(False, pinned.content.size, mtime, True))
+        mode = self._getattr(context, self._inodes.get(context.node_id), is_descriptor=False).attributes.mode
+        granted = mode >> 6 & 7
+        if self._is_root:
+            granted |= os.R_OK | os.W_OK
+        if mask & ~granted:
+            raise AccessError("the mode of the file does not allow this")
 
-    def _open_file_attr(self, handle: int, *, has_path: bool) -> FileAttributes | None:
-        """Return the attributes of an edited, new or unlinked file.
+    def _getattr(self, context: RequestContext, inode: Inode, *, is_descriptor: bool) -> AttributesReply:
+        valid = self._coherence.valid_seconds
+        if self._unopened_files is not None and not inode.is_directory:
+            attributes, is_settled = self._unopened_files.getattr(context, inode, is_descriptor=is_descriptor)
+            return AttributesReply(attributes, valid if is_settled else 0.0)
+        attributes, is_settled = self._describe(context, inode)
+        return AttributesReply(attributes, valid if is_settled else 0.0)
 
-        Whatever its path leads to now.
+    def _describe(self, context: RequestContext, inode: Inode) -> tuple[FileAttributes, bool]:
+        """Return the attributes of an inode, and whether the kernel may cache them."""
+        if inode.handles and (attributes := self._attributes.of_edited(inode)) is not None:
+            return attributes, True
+        if inode.is_detached:
+            context.prepare_to_block()
+            return self._attributes.of_open(inode), True
+        path = inode.path
+        self._track_path(context, path)
+        try:
+            node = self._resolve(context, path)
+            if self._is_superseded(context, inode, node):
+                return self._attributes.of_open(inode), True
+            return self._stat_current(inode, path, node)
+        except NotFoundError:
+            if not inode.handles:
+                raise
+            context.prepare_to_block()
+            return self._attributes.of_open(inode), True
 
-        Without `has_path` (libfuse no longer has one), also those of any other open file; else None for these.
-        """
-        entry = self._file_handles.get(handle)
-        if entry is None:
-            return None
-        opened, path = entry.handle, entry.path
-        if isinstance(opened, ReadWriteHandle) and opened.file.size is not None:
-            return self._build_attr(path, self._filesystem.stat(OpenFileNode(opened.file)))
-        if has_path:
-            return None
-        if not entry.is_unlinked:
-            with contextlib.suppress(NotFoundError):
-                file_stat = self._filesystem.stat(self._filesystem.resolver.resolve(path))
-                if not file_stat.is_directory:
-                    return self._build_attr(path, file_stat)
-        # The size of what the handle reads.
-        return self._build_attr(
-            path, Stat(False, opened.size, self._filesystem.mount_time_ns, isinstance(opened, ReadWriteHandle))
-        )
+    def setattr(self, context: RequestContext, changes: SetAttributes, handle: int | None) -> AttributesReply:
+        inode = self._inodes.get(context.node_id)
+        self._setattrs.apply(self._require_namespace(), inode, changes, handle)
+        return self.getattr(context, handle)
 
-    def _string_attr(self, path: bytes, node: KeyNode) -> FileAttributes:
-        """Return what `_build_attr` would, faster: most files are plain strings."""
-        owner, tree = self._permissions, self._filesystem
-        return FileAttributes(
-            inode_number(path), self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), owner.uid, owner.gid
-        )
-
-    def _build_attr(self, path: bytes, file_stat: Stat) -> FileAttributes:
-        owner = self._permissions
-        nlink = 2 if file_stat.is_directory else int(file_stat.is_linked)
-        return FileAttributes(
-            inode_number(path),
-            owner.file_mode(file_stat),
-            nlink,
-            file_stat.size,
-            file_stat.mtime_ns,
-            owner.uid,
-            owner.gid,
-            file_stat.allocated_bytes,
-        )
+    def statfs(self, context: RequestContext) -> StatfsReply:
+        blocks, free_blocks, files, free_files, block_size, name_max = self._statfs.statfs()
+        return StatfsReply(blocks, free_blocks, free_blocks, files, free_files, block_size, name_max)
 
     # -- directories -------------------------------------------------------------------------------------------------
 
-    def opendir(self, path: bytes) -> int:
-        path = path[1:]
-        node = self._filesystem.resolver.resolve(path)
-        if not isinstance(node, DIRECTORY_NODE_TYPES) and not (isinstance(node, MemoryNode) and node.is_directory):
-            raise NotDirectoryError("not a directory")
-        handle = DirectoryHandle(_DirectoryListing(self, path, node))
-        with self._lock:
-            number = next(self._handle_numbers)
-            self._directory_handles[number] = handle
-        return number
+    def opendir(self, context: RequestContext, flags: int) -> OpenReply:
+        return OpenReply(self._directories.open(self._inodes.get(context.node_id)))
 
-    def _iter_listing(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
-        # Only listings that come from Redis alone are cached; in write mode memory files and open files are listed too.
-        if self._namespace is None and isinstance(node, DirectoryNode) and self._coherence.is_coherent:
-            return self.readdir_cache.get_or_build(node.directory, lambda: self._iter_names(path, node))
-        return self._iter_names(path, node)
+    def readdir(self, context: RequestContext, handle: int, offset: int, buffer: DirectoryBuffer) -> None:
+        self._directories.read(handle, offset, buffer)
 
-    def _iter_names(self, path: bytes, node: TreeNode) -> Iterator[ReaddirItem]:
-        base = path + b"/" if path else b""
-        for name, child in self._filesystem.readdir(path, node):
-            if type(child) is KeyNode and child.is_plain and not name.endswith(FILE_MARK):
-                yield ReaddirItem(name, self._string_mode, inode_number(base + name), child)
-            else:
-                # These get attributes only on request: a collection's size is that of its rendering, too expensive for
-                # a plain `ls`, and a marked name (`user%`) is invalidated only if it was looked up.
-                directory = isinstance(child, DIRECTORY_NODE_TYPES) or (
-                    isinstance(child, MemoryNode) and child.is_directory
-                )
-                yield ReaddirItem(
-                    name, self._permissions.file_mode(Stat(directory, 0, 0, True)), inode_number(base + name), None
-                )
+    def releasedir(self, context: RequestContext, handle: int) -> None:
+        self._directories.close(handle)
 
-    def readdir(self, handle: int, offset: int) -> Iterator[Dirent]:
-        directory = self._directory_handles.get(handle)
-        if directory is None:
-            raise BadHandleError("no directory is open under this handle")
-        for batch in directory.batches(offset):
-            # Track before checking versions: a change after this point is pushed to the kernel.
-            self._dentry_tracker.track_keys([node.target.key for _, _, _, node in batch if node is not None])
-            for name, mode, inode, node in batch:
-                yield Dirent(name, mode, None if node is None else self._readdirplus_attr(inode, node), inode)
-
-    def _readdirplus_attr(self, inode: int, node: KeyNode) -> FileAttributes | None:
-        """Return the attributes of a listed string.
-
-        Returns None if it may have changed since the listing was built.
-        """
-        owner, tree = self._permissions, self._filesystem
-        key = node.target.key
-        if tree.keyspace.get_version(key) != node.version:
-            return None
-        if self.content_cache.has_stale_content(key) or self._is_hot_value(node):
-            return None
-        return FileAttributes(
-            inode, self._string_mode, 1, node.length, tree.get_mtime_ns(node.target), owner.uid, owner.gid
-        )
-
-    def releasedir(self, handle: int) -> None:
-        self._directory_handles.pop(handle, None)
+    def fsyncdir(self, context: RequestContext, handle: int, datasync: bool) -> None:
+        """Do nothing: a change of a directory is in Redis when its call returns."""
 
     # -- opening -----------------------------------------------------------------------------------------------------
 
-    def open(self, path: bytes, flags: int) -> OpenReply:
-        path = path[1:]
-        if (
-            self._namespace is None
-            and not flags & _WRITE_FLAGS
-            and (content := self._filesystem.open_cached(path)) is not None
-        ):
-            return self._reply_open_content(content, path)
-        self._binding.prepare_to_block()
-        node = self._filesystem.resolver.resolve(path)
+    def open(self, context: RequestContext, flags: int) -> OpenReply | None:
+        if self._unopened_files is not None:
+            return None
+        inode = self._inodes.get(context.node_id)
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
-        if writing and self._namespace is None:
-            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
-        if isinstance(node, MemoryNode) and not node.is_directory:
-            return self._open_memory_file(path, flags)
-        if isinstance(node, OpenFileNode) or (
-            self._overlay is not None and isinstance(node, KeyNode) and node.is_editable
-        ):
-            return self._open_key_file(path, node, flags, writing)
         if writing:
-            raise AccessError("only strings and hash fields can be edited")
-        if isinstance(node, RefreshNode):
-            self._mount.refresh()
-            return self._reply_open_content(InlineContent(b""), path)
-        if not isinstance(node, KeyNode):
-            raise IsDirectoryError("a directory")
-        content, is_streamed = self._filesystem.content_loader.open_content(node)
-        return self._reply_open_content(content, path, is_streamed=is_streamed)
-
-    @property
-    def _overlay(self) -> Overlay | None:
-        return self._filesystem.overlay
-
-    def _open_memory_file(self, path: bytes, flags: int) -> OpenReply:
-        assert self._overlay is not None
-        file = self._overlay.memory_fs.open(path)
-        if flags & os.O_TRUNC:
-            file.truncate(0)
-        return self._reply_open(MemoryHandle(file), path, None, shares_pages=True)
-
-    def _open_key_file(self, path: bytes, node: KeyNode | OpenFileNode, flags: int, writing: bool) -> OpenReply:
-        assert self._overlay is not None
-        files = self._overlay.open_files
-        if isinstance(node, OpenFileNode):
-            file = files.add_handle(node.file, is_writer=writing)
-        else:
-            if writing:
-                files.key_writer.check_allowed(node.target.key)
-            file = files.open_handle(node.target, path, is_writer=writing)
+            self._require_namespace()
+        if writing or inode.is_detached or inode.handles:
+            context.prepare_to_block()
+        if inode.is_detached:  # through /proc/PID/fd
+            return self._opener.open_detached(inode, flags, writing=writing, opener=context.pid)
         try:
-            content = None
-            if writing:
-                file.begin_edit()
-                if flags & os.O_TRUNC:
-                    file.truncate(0)
-            elif file.size is None and file.target is not None:
-                content = self._filesystem.content_loader.open_growing(file.target)
-        except BaseException:
-            files.close_handle(file, is_writer=writing)
-            raise
-        opener = self._caller_tid() if writing else 0
-        handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener)
-        return self._reply_open(handle, path, content, shares_pages=file.readers_share_content(handle))
+            path = inode.path
+            end_pause(context, self._filesystem, path)
+            node = self._filesystem.resolver.resolve(path)
+            if not isinstance(node, KeyNode) or not node.is_editable or node.length > CHUNK_BYTES:
+                context.prepare_to_block()
+            if isinstance(node, RefreshNode):
+                self._mount.refresh()
+            if self._is_superseded(context, inode, node):
+                raise ConflictError("the file was changed before it was opened")  # looked up again, see below
+            version = 0 if writing or (inode.handles and not inode.version) else self._version_of(node)
+            reply = self._opener.open(inode, node, flags, writing=writing, opener=context.pid)
+            inode.version = version
+            return reply
+        except NotFoundError as error:  # with ESTALE the kernel looks the name up once more, and creates it if O_CREAT
+            context.prepare_to_block()
+            self._filesystem.keyspace.wait_for_invalidations()
+            raise ConflictError("the file was removed before it was opened") from error
 
-    def create(self, path: bytes, flags: int, mode: int) -> OpenReply:
-        path = path[1:]
-        if self._namespace is None or self._overlay is None:
-            raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
-        opener = self._caller_tid()
-        file = self._namespace.create(path, exclusive=bool(flags & os.O_EXCL), mode=mode, caller=opener)
-        if isinstance(file, bytes):
-            return self._open_memory_file(file, flags)
+    def create(self, context: RequestContext, name: bytes, flags: int, mode: int) -> tuple[EntryReply, OpenReply]:
+        parent = self._inodes.get(context.node_id)
+        path = parent.child_path(name)
+        created = self._require_namespace().create(
+            path, exclusive=bool(flags & os.O_EXCL), mode=mode, caller=context.pid
+        )
+        self._filesystem.touch_directory(parent.path)
         try:
-            if not file.is_new:
-                file.begin_edit()
-                if flags & os.O_TRUNC:
-                    file.truncate(0)
+            entry = self._look_up_created(context, parent, name)
         except BaseException:
-            self._overlay.open_files.close_handle(file, is_writer=True)
+            self._opener.discard_created(created)
             raise
-        handle = ReadWriteHandle(self._overlay.open_files, file, None, flags, is_writer=True, opener_tid=opener)
-        return self._reply_open(handle, path, None, shares_pages=file.readers_share_content(handle))
-
-    def _reply_open_content(self, content: FileContent, path: bytes, *, is_streamed: bool = False) -> OpenReply:
-        """Open a handle that only reads."""
-        number = self._register_handle(ReadHandle(content), path)
-        if is_streamed:
-            return OpenReply(number, direct_io=True)
-        return OpenReply(
-            number, keep_cache=self._coherence.is_coherent, size=content.size, content_hash=_hash_content(content)
-        )
-
-    def _reply_open(self, handle: Handle, path: bytes, content: FileContent | None, *, shares_pages: bool) -> OpenReply:
-        """Open a handle in write mode.
-
-        It reads `content`, or (None) the file being edited.
-        """
-        size = None if content is None else content.size
-        number, keep = self._register_handle(handle, path), self._coherence.is_coherent
-        return OpenReply(
-            number, keep_cache=keep, size=size, shares_pages=shares_pages, content_hash=_hash_content(content)
-        )
-
-    def _register_handle(self, handle: Handle, path: bytes) -> int:
-        with self._lock:
-            number = next(self._handle_numbers)
-            self._file_handles[number] = OpenFileEntry(handle, path)
-        return number
-
-    def _get_handle(self, handle: int) -> Handle:
-        return self._get_open_file(handle).handle
-
-    def _get_open_file(self, handle: int) -> OpenFileEntry:
-        entry = self._file_handles.get(handle)
-        if entry is None:
-            raise BadHandleError("no file is open under this handle")
-        return entry
-
-    def _retarget_open_files(self, old: bytes, new: bytes | None) -> None:
-        """Update the paths of files open at or below a renamed path.
-
-        A new path of None means that the file was unlinked.
-        """
-        below = old + b"/"
-        with self._lock:
-            for entry in self._file_handles.values():
-                if entry.is_unlinked or not (entry.path == old or entry.path.startswith(below)):
-                    continue
-                if new is None:
-                    entry.is_unlinked = True
-                else:
-                    entry.path = new + entry.path[len(old) :]
+        inode = self._inodes.get(entry.node_id)
+        return entry, self._opener.open_created(inode, created, flags, opener=context.pid)
 
     # -- bytes -------------------------------------------------------------------------------------------------------
 
-    def read(self, handle: int, size: int, offset: int) -> bytes:
-        opened = self._get_handle(handle)
-        if type(opened) is ReadHandle and (data := opened.try_read(offset, size)) is not None:
-            return data
-        self._binding.prepare_to_block()
-        return opened.read(offset, size)
+    def read(self, context: RequestContext, handle: int, offset: int, size: int) -> Buffer:
+        if self._unopened_files is not None:
+            return self._unopened_files.read(context, self._inodes.get(context.node_id), offset, size)
+        opened = self._handles.get_file(handle).handle
+        data = opened.try_read(offset, size)
+        if data is None:
+            context.prepare_to_block()
+            data = opened.read(offset, size)
+        return data
 
-    # Requests of files that the kernel does not open (read-only mounts).
+    def write(
+        self, context: RequestContext, handle: int, offset: int, data: memoryview, flags: int, is_mapped: bool
+    ) -> int:
+        entry, written, append = self._handles.get_file(handle), bytes(data), bool(flags & os.O_APPEND)
+        opened, inode = entry.handle, entry.inode
+        inode.page_token = None
+        if is_mapped and isinstance(opened, ReadWriteHandle):
+            context.prepare_to_block()
+            opened.write_mapped(offset, written)
+        elif not (type(opened) is ReadWriteHandle and opened.try_write(offset, written, append=append)):
+            context.prepare_to_block()
+            opened.write(offset, written, append=append)
+        inode.size = max(inode.size, offset + len(written))
+        return len(written)
 
-    def read_node(self, node: bytes, size: int, offset: int, kernel_size: int | None, is_size_stable: bool) -> bytes:
-        cache, node_id = self.content_cache, self._binding.current_node_id()
-        data = cache.read_cached(node, node_id, size, offset, kernel_size, is_size_stable)
-        if data is not None:
-            return data
-        self._binding.prepare_to_block()
-        return cache.read(node, node_id, size, offset, kernel_size, is_size_stable, self._binding)
-
-    def detach_node(self, node: bytes, stale_node: bytes) -> None:
-        self.content_cache.detach(node, stale_node)
-
-    def forget(self, node_ids: Iterable[int]) -> None:
-        self.content_cache.drop_forgotten(node_ids, self._binding)
-
-    def has_been_read(self, node: bytes) -> bool:
-        return self.content_cache.was_read(node)
-
-    def list_read_nodes(self) -> Sequence[bytes]:
-        return self.content_cache.list_read_paths()
-
-    def write(self, handle: int, data: bytes, offset: int, *, append: bool) -> int:
-        opened = self._get_handle(handle)
-        if not (type(opened) is ReadWriteHandle and opened.try_write(offset, data, append=append)):
-            self._binding.prepare_to_block()
-            opened.write(offset, data, append=append)
-        return len(data)
-
-    def truncate(self, path: bytes | None, length: int, handle: int | None) -> None:
-        if handle is not None:
-            self._get_handle(handle).truncate(length)
-            return
-        assert path is not None
-        path = path[1:]
-        namespace = self._require_namespace()
-        node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, MemoryNode):
-            assert self._overlay is not None
-            file = self._overlay.memory_fs.open(path)
-            file.truncate(length)
-            file.close()
-        else:
-            namespace.truncate(path, length)
-
-    def flush(self, handle: int) -> None:
-        entry = self._get_open_file(handle)
+    def flush(self, context: RequestContext, handle: int) -> None:
+        entry = self._handles.get_file(handle)
         opened = entry.handle
-        if type(opened) is ReadWriteHandle and not opened.is_writer:
+        if not isinstance(opened, ReadWriteHandle) or not opened.is_writer:
             return
-        self._binding.prepare_to_block()
-        is_final = True
-        if isinstance(opened, ReadWriteHandle) and opened.file.is_dirty:
-            is_final = self._is_final_close(opened.opener_tid, entry.path, has_writes=opened.file.has_unsaved_writes)
-        opened.flush(is_final)
+        context.prepare_to_block()
+        path = entry.inode.path
+        absolute = self._mountpoint + b"/" + path
+        opened.flush(not opened.file.is_dirty or ends_writing(context.pid, opened, absolute, inode_number(path)))
 
-    def _is_final_close(self, opener: int, path: bytes, *, has_writes: bool) -> bool:
-        """Return whether a close(2) ends the writing.
+    def fsync(self, context: RequestContext, handle: int, datasync: bool) -> None:
+        self._handles.get_file(handle).handle.fsync()
 
-        It doesn't when a child closes what it inherited while the process that opened the file still has it open:
-        `sh -c 'a; b' > file` closes once for each command. A file to which nothing was written yet is still to be
-        written if the program that closes it has another descriptor: a shell duplicates the descriptor of `> file`,
-        and closes the first one before it writes.
-        """
-        caller, absolute_path = self._caller_tid(), self._mountpoint + b"/" + path
-        if caller != opener:
-            process = procfs.find_process_id(opener)
-            if process != procfs.find_process_id(caller) and procfs.has_file_open(process, absolute_path):
-                return False
-        # False, not None: if /proc may not be read, the last close is known only at its release.
-        return has_writes or procfs.has_file_open(caller, absolute_path) is False
-
-    def fsync(self, handle: int, datasync: bool) -> None:
-        self._get_handle(handle).fsync()
-
-    def release(self, handle: int) -> None:
-        with self._lock:
-            entry = self._file_handles.pop(handle, None)
+    def release(self, context: RequestContext, handle: int) -> None:
+        entry = self._handles.remove_file(handle)
         if entry is None:
             return
         opened = entry.handle
         if type(opened) is ReadWriteHandle and opened.try_release():
             return
         if type(opened) is not ReadHandle or not opened.is_in_memory:
-            self._binding.prepare_to_block()
+            context.prepare_to_block()
         opened.release()
 
     # -- the tree ----------------------------------------------------------------------------------------------------
@@ -611,130 +386,63 @@ class FuseAdapter:
             raise ReadOnlyError("the mount is read-only: mount with --write to change keys")
         return self._namespace
 
-    def mkdir(self, path: bytes, mode: int) -> None:
-        self._require_namespace().mkdir(path[1:], mode)
-
-    def rmdir(self, path: bytes) -> None:
-        self._require_namespace().rmdir(path[1:])
-
-    def unlink(self, path: bytes) -> None:
-        self._require_namespace().unlink(path[1:], caller=self._caller_tid())
-
-    def unlink_open(self, path: bytes, hidden_path: bytes) -> None:
-        caller = self._caller_tid()
-        self._require_namespace().unlink_open(
-            path[1:], hidden_path[1:], is_removal=procfs.is_unlinking(caller), caller=caller
-        )
-        self._retarget_open_files(path[1:], None)
-
-    def rename(self, old: bytes, new: bytes, flags: int) -> None:
-        if flags & ~RENAME_NOREPLACE:
-            raise InvalidArgumentError("of the flags of renameat2(2), only RENAME_NOREPLACE is supported")
-        self._require_namespace().rename(old[1:], new[1:], replace=not flags & RENAME_NOREPLACE)
-        self._retarget_open_files(old[1:], new[1:])
-
-    def symlink(self, target: bytes, path: bytes) -> None:
-        raise NotPermittedError("Redis has no symbolic links")
-
-    def link(self, old: bytes, new: bytes) -> None:
-        raise NotPermittedError("Redis has no hard links")
-
-    def mknod(self, path: bytes, mode: int, device: int) -> None:
+    def mknod(self, context: RequestContext, name: bytes, mode: int, device: int) -> EntryReply:
         if not stat.S_ISREG(mode):
             raise NotPermittedError("Redis has no devices, pipes or sockets")
-        opened = self.create(path, os.O_WRONLY | os.O_EXCL, mode | 0o044)
-        self.release(opened.handle)
+        entry, opened = self.create(context, name, os.O_WRONLY | os.O_EXCL, mode | 0o044)
+        self.release(context, opened.handle)
+        return entry
 
-    def _find_memory_fs(self, path: bytes) -> MemoryFS | None:
-        """Return the memory filesystem if the path is in it."""
-        overlay = self._overlay
-        return overlay.memory_fs if overlay is not None and overlay.memory_fs.exists(path[1:]) else None
+    def mkdir(self, context: RequestContext, name: bytes, mode: int) -> EntryReply:
+        parent = self._inodes.get(context.node_id)
+        self._require_namespace().mkdir(parent.child_path(name), mode)
+        self._filesystem.touch_directory(parent.path, parent.child_path(name))
+        return self._look_up_created(context, parent, name)
 
-    def chmod(self, path: bytes | None, mode: int, handle: int | None) -> None:
-        """Succeed without effect, except on memory files: programs fail otherwise."""
-        self.getattr(path, handle)
-        if path is not None and (memory_fs := self._find_memory_fs(path)) is not None:
-            memory_fs.set_mode(path[1:], mode)
+    def rmdir(self, context: RequestContext, name: bytes) -> None:
+        parent = self._inodes.get(context.node_id)
+        self._require_namespace().rmdir(parent.child_path(name))
+        self._inodes.detach(parent, name)
+        self._filesystem.touch_directory(parent.path)
 
-    def chown(self, path: bytes | None, uid: int, gid: int, handle: int | None) -> None:
-        """Succeed without effect: programs fail otherwise."""
-        self.getattr(path, handle)
+    def unlink(self, context: RequestContext, name: bytes) -> None:
+        parent = self._inodes.get(context.node_id)
+        with self._inodes.leaving(parent, name):
+            self._require_namespace().unlink(parent.child_path(name), caller=context.pid)
+        self._inodes.detach(parent, name)
+        self._filesystem.touch_directory(parent.path)
 
-    def utimens(self, path: bytes | None, atime: UtimensTime, mtime: UtimensTime, handle: int | None) -> None:
-        """Succeed without effect, except on memory files: programs fail otherwise."""
-        self.getattr(path, handle)
-        if mtime != UTIME_OMIT and path is not None and (memory_fs := self._find_memory_fs(path)) is not None:
-            memory_fs.set_mtime(path[1:], mtime if isinstance(mtime, int) else time.time_ns())
-
-    def statfs(self, path: bytes) -> Mapping[str, int]:
-        return self._statfs.statfs()
+    def rename(self, context: RequestContext, name: bytes, new_parent_id: int, new_name: bytes, flags: int) -> None:
+        if flags & ~RENAME_NOREPLACE:
+            raise InvalidArgumentError("of the flags of renameat2(2), only RENAME_NOREPLACE is supported")
+        parent, new_parent = self._inodes.get(context.node_id), self._inodes.get(new_parent_id)
+        old, new = parent.child_path(name), new_parent.child_path(new_name)
+        replace = not flags & RENAME_NOREPLACE
+        with self._inodes.leaving(parent, name):
+            self._require_namespace().rename(old, new, replace=replace, caller=context.pid)
+        if old != new:
+            moved = self._inodes.rename(parent, name, new_parent, new_name)
+            if moved is not None and moved.handles:
+                self._opener.follow_rename(moved, new)
+            if moved is not None and moved.is_directory:
+                self._filesystem.touch_directory(new)
+        self._filesystem.touch_directory(parent.path, new_parent.path)
 
     # -- extended attributes -----------------------------------------------------------------------------------------
 
-    def getxattr(self, path: bytes, name: bytes) -> bytes:
-        path = path[1:]
-        if name.startswith(XATTR_PREFIX):
-            return self._filesystem.xattrs.get(self._filesystem.resolver.resolve(path), name)
-        if name == STATUS_XATTR and not path:
-            return self._mount.encode_status()
-        if self._overlay is not None and self._overlay.memory_fs.exists(path):
-            return self._overlay.memory_fs.getxattr(path, name)
-        raise NoAttributeError("no such attribute")
+    def getxattr(self, context: RequestContext, name: bytes) -> bytes:
+        inode = self._inodes.get(context.node_id)
+        if inode.is_detached:
+            raise NoAttributeError("the file was unlinked, and has no attributes any more")
+        return self._xattrs.get(inode.path, name)
 
-    def listxattr(self, path: bytes) -> Sequence[bytes]:
-        path = path[1:]
-        node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, MemoryNode):
-            assert self._overlay is not None
-            return self._overlay.memory_fs.listxattr(path)
-        return self._filesystem.xattrs.list_names(node)
+    def listxattr(self, context: RequestContext) -> Sequence[bytes]:
+        inode = self._inodes.get(context.node_id)
+        return () if inode.is_detached else self._xattrs.list_names(inode.path)
 
-    def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int) -> None:
-        path = path[1:]
-        namespace = self._require_namespace()
-        if self._overlay is not None and self._overlay.memory_fs.exists(path):
-            self._overlay.memory_fs.setxattr(path, name, value, flags)
-            return
-        if name in DERIVED_XATTRS:
-            return  # succeed without effect, as chmod does: programs that copy a file's attributes fail otherwise
-        if name != TTL_XATTR:
-            raise NotSupportedError("only user.redis.ttl can be set")
-        if flags & os.XATTR_CREATE:
-            raise ExistsError("user.redis.ttl always exists")
-        namespace.set_expiry(path, parse_ttl(value))
+    def setxattr(self, context: RequestContext, name: bytes, value: bytes, flags: int) -> None:
+        inode = self._inodes.get_attached(context.node_id)
+        self._xattrs.set(self._require_namespace(), inode.path, name, value, flags)
 
-    def removexattr(self, path: bytes, name: bytes) -> None:
-        path = path[1:]
-        namespace = self._require_namespace()
-        if self._overlay is not None and self._overlay.memory_fs.exists(path):
-            self._overlay.memory_fs.removexattr(path, name)
-        elif name == TTL_XATTR:
-            namespace.set_expiry(path, -1)
-        else:
-            raise NoAttributeError("no such attribute")
-
-
-@dataclass(frozen=True, slots=True)
-class _DirectoryListing:
-    """An open directory, which each iteration lists again."""
-
-    adapter: FuseAdapter
-    path: bytes
-    node: TreeNode
-
-    def __iter__(self) -> Iterator[ReaddirItem]:
-        return self.adapter._iter_listing(self.path, self.node)
-
-
-def _hash_content(content: FileContent | None) -> int | None:
-    """Return a hash of the bytes of a content that is in memory; else None."""
-    data = inline_bytes(content)
-    return None if data is None else hash(data)
-
-
-def inode_number(path: bytes) -> int:
-    """Return the inode number of a path, the same in every mount.
-
-    Two paths share one with probability 2^-63.
-    """
-    return int.from_bytes(blake2b(path, digest_size=8).digest(), "little") >> 1 or 1
+    def removexattr(self, context: RequestContext, name: bytes) -> None:
+        self._xattrs.remove(self._require_namespace(), self._inodes.get_attached(context.node_id).path, name)

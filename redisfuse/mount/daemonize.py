@@ -16,6 +16,7 @@ from typing import Protocol
 from redisfuse.config import Config
 from redisfuse.errors import MountError, RedisFuseError
 from redisfuse.mount.log_file import configure_logging, open_daemon_log
+from redisfuse.mount.service_manager import ServiceManager
 
 
 class StartupReport(Protocol):
@@ -24,13 +25,24 @@ class StartupReport(Protocol):
     def ready(self, banner: str) -> None:
         """Report that the mount answers. `banner` is one line for the user."""
 
+    def stopping(self) -> None:
+        """Report that the mount has ended, and saves are being completed."""
 
-class TerminalReport:
-    """The report of a mount in the foreground."""
+
+class ForegroundReport:
+    """The report to the terminal, and to a service manager."""
+
+    def __init__(self, manager: ServiceManager) -> None:
+        self._manager = manager
 
     def ready(self, banner: str) -> None:
         """Print the banner on standard error."""
         print(banner, file=sys.stderr, flush=True)
+        self._manager.ready(banner.partition(";")[0])
+
+    def stopping(self) -> None:
+        """Notify the service manager."""
+        self._manager.stopping("unmounted; completing saves")
 
 
 class _PipeReport:
@@ -44,6 +56,9 @@ class _PipeReport:
 
     def ready(self, banner: str) -> None:
         self._send("ready", banner)
+
+    def stopping(self) -> None:
+        """Do nothing: the process that would report it has ended."""
 
     def fail(self, error: RedisFuseError) -> None:
         self._send("error", error)

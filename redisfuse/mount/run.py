@@ -12,22 +12,24 @@ from dataclasses import replace
 from pathlib import Path
 
 from redisfuse.client.address import Address, TlsOptions
-from redisfuse.client.client import RedisClient
+from redisfuse.client.address_map import AddressMap
 from redisfuse.client.limits import Limits
+from redisfuse.client.opening import open_client
+from redisfuse.client.ssh_tunnels import check_destination, create_address_map
 from redisfuse.config import Config
 from redisfuse.errors import UsageError
-from redisfuse.fuse.abort_watchdog import AbortWatchdog
-from redisfuse.fuse.backends import select_binding
-from redisfuse.fuse.interface import Binding, FuseSessionOptions
-from redisfuse.fuse.mountpoint import validate_mountpoint
+from redisfuse.fuse.device import FuseDevice, select_device
+from redisfuse.fuse.interface import FuseSessionOptions
+from redisfuse.fuse.session import FuseSession
+from redisfuse.mount.abort_watchdog import AbortWatchdog
 from redisfuse.mount.context import MountContext
-from redisfuse.mount.daemonize import StartupReport, TerminalReport, daemonize
+from redisfuse.mount.daemonize import ForegroundReport, StartupReport, daemonize
 from redisfuse.mount.log_file import configure_logging
+from redisfuse.mount.preflight import validate_mountpoint
+from redisfuse.mount.service_manager import ServiceManager
 
-READ_AHEAD_KIB = 1024
-"""The kernel's read-ahead, set where the mount may set it (root). Measured: tests/benchmarks/RESULTS.md."""
-
-_M_ARENA_MAX = -8  # malloc.h
+_MMAP_THRESHOLD_BYTES = 4 << 20  # more than the largest reply to the kernel
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
 
 def mount_and_serve(config: Config) -> None:
@@ -36,46 +38,59 @@ def mount_and_serve(config: Config) -> None:
     Raises RedisFuseError if the mount fails; nothing is left mounted then.
     """
     address = build_address(config)
-    binding = select_binding(None if config.binding == "auto" else config.binding)
+    AddressMap.parse(config.cluster_map)  # errors of usage come before the fork
+    if config.ssh is not None:
+        check_destination(config.ssh)
+    device = select_device(None if config.binding == "auto" else config.binding)
     mountpoint = validate_mountpoint(config.mountpoint, nonempty=_allows_nonempty(config))
+    manager = ServiceManager.from_environment()
     if config.daemon:
-        daemonize(config, lambda report: _serve(config, address, binding, mountpoint, report))
+        daemonize(config, lambda report: _serve(config, address, device, mountpoint, report))
     else:
         configure_logging(config)
-        _serve(config, address, binding, mountpoint, TerminalReport())
+        _serve(config, address, device, mountpoint, ForegroundReport(manager))
 
 
-def _serve(config: Config, address: Address, binding: Binding, mountpoint: Path, report: StartupReport) -> None:
+def _serve(config: Config, address: Address, device: FuseDevice, mountpoint: Path, report: StartupReport) -> None:
     """Open connections, start threads and serve, all in the serving process."""
     with AbortWatchdog(mountpoint):  # first, because it forks
-        _limit_malloc_arenas()
-        client = RedisClient(
+        _configure_malloc()
+        address_map = create_address_map(config.cluster_map, config.ssh)
+        client = open_client(
             address,
             build_limits(config),
             writable=config.write,
             # A password in the URL has priority, and is not the file's.
             password_file=config.password_file if address.password == config.password else None,
+            address_map=address_map,
+            replicas=config.replicas,
+            max_lag=config.max_lag,
+            wait_replicas=config.wait_replicas,
         )
         try:
-            client.connect()
-            context = MountContext(config, client, binding, mountpoint, report)
+            session = FuseSession(device)
+            context = MountContext(config, client, session, mountpoint, report)
             try:
-                options = build_session_options(config, address, mountpoint)
-                binding.run(context.adapter, options, context.invalidation_queue)
+                session.run(context.adapter, build_session_options(config, address, mountpoint))
             finally:
                 context.close()
         finally:
             client.close()
+            address_map.close()
 
 
-def _limit_malloc_arenas() -> None:
-    """Limit glibc to one malloc arena (mallopt(3)).
+def _configure_malloc() -> None:
+    """Limit glibc to one malloc arena, and fix its mmap threshold (mallopt(3)).
 
     Each thread would otherwise get an arena of its own, whose free memory no other thread can use, while the GIL lets
-    only one thread run Python anyway. A listing of a million names then takes 163 MiB instead of 205.
+    only one thread run Python anyway. A listing of a million names then takes 163 MiB instead of 205. And once a large
+    table is freed, glibc would raise the threshold, so that the tables after it leave holes in the heap that are never
+    returned: the same listing takes 163 MiB instead of 197.
     """
     with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
 
 
 def build_address(config: Config) -> Address:
@@ -134,12 +149,10 @@ def build_session_options(config: Config, address: Address, mountpoint: Path) ->
     return FuseSessionOptions(
         mountpoint=mountpoint,
         read_only=not config.write,
-        no_open=not config.write and not config.ask_on_open,
         fsname=address.url,
         allow_other=options.allow_other,
         nonempty=_allows_nonempty(config),
         extra=extra,
-        read_ahead=READ_AHEAD_KIB,
     )
 
 

@@ -1,23 +1,25 @@
-"""The write half of a mount.
+"""The objects of a mount that writes.
 
-It has the journal, key writer, open files, memory filesystem, and a timer for delayed changes. Created only for
-`--write`: a read-only mount has no object of this class.
+They are the journal, the key writer, the open files, the memory filesystem and a timer for delayed changes. They exist
+with `--write` only.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
 from redisfuse.errors import RedisFuseError
-from redisfuse.fuse import procfs
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionMetadata
+from redisfuse.mount import procfs
+from redisfuse.transactions.callers import RequestingProcess
 from redisfuse.transactions.held import recover_held
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.session_start import start_session
@@ -42,7 +44,7 @@ TIMER_TICK_SECONDS = 0.05
 
 
 class WriteSupport:
-    """Everything that a mount needs to write."""
+    """The objects with which a mount writes."""
 
     def __init__(
         self,
@@ -51,13 +53,24 @@ class WriteSupport:
         content_loader: ContentLoader,
         mountpoint: Path,
         coherence: Coherence,
+        get_caller_thread: Callable[[], int],
     ) -> None:
+        """`get_caller_thread` returns the thread whose request this thread serves.
+
+        0: there is none.
+        """
         self._config = config
         self._coherence = coherence
-        self.journal = Journal.open(config.journal_file, create=True)
+        self.journal = Journal.open(
+            config.journal_file, create=True, operation_idle_ms=round(config.operation_idle * 1000)
+        )
         try:
             allow = [repr(glob)[2:-1] for glob in config.allow]
-            options = {"conflict_check": config.conflict_check, "allow": allow}
+            options = {
+                "conflict_check": config.conflict_check,
+                "allow": allow,
+                "separator": os.fsdecode(config.separator),
+            }
             info = build_session_info(client, mountpoint, options)
             self.session_id = start_session(self.journal, client, info, prefix=config.prefix)
             recover_held(self.journal, client, self.session_id)
@@ -71,6 +84,7 @@ class WriteSupport:
                 allow=config.allow,
                 dump_limit=config.dump_limit,
                 listener=coherence,
+                identify_caller=RequestingProcess(get_caller_thread),
             )
         except BaseException:
             self.journal.close()
@@ -85,6 +99,7 @@ class WriteSupport:
             hold_seconds=config.park_seconds,
             clock=self._clock,
             wake_event=self._wakeup,
+            processes=procfs,
         )
         self.pending_removals = PendingRemovals(self._clock, self._wakeup)
         self.memory_fs = MemoryFS(config.scratch_memory)
@@ -155,11 +170,9 @@ class WriteSupport:
             log.exception("a delayed change could not be committed")
 
     def close(self, *, busy_at_unmount: bool = False) -> None:
-        """Commit what is left and end the session; log what could not be committed.
+        """Commit delayed changes and end the session; never raises.
 
-        Never raises.
-
-        `busy_at_unmount`: programs still have files open.
+        Changes that can't be committed are logged. `busy_at_unmount`: programs still have files open.
         """
         if self._closing.is_set():
             return
@@ -179,11 +192,11 @@ class WriteSupport:
 
 
 def build_session_info(client: RedisClient, mountpoint: Path | None, options: Mapping[str, object]) -> SessionMetadata:
-    """Return what the journal records about a session on this server."""
+    """Return the journal's record of a session on this server."""
     server_info, address = client.server_info, client.address
     identity = ServerIdentity(
         scheme=address.kind,
-        host=address.host or None,
+        host=",".join(sorted(address.endpoint.split(","))) if address.kind == "cluster" else address.host or None,
         port=address.port or None,
         unix_path=address.unix_path or None,
         db=address.db,

@@ -5,12 +5,21 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from redisfuse.errors import UsageError
-from redisfuse.paths.encoding import decode_component, decode_field, encode_component, encode_field, split_long_name
+from redisfuse.paths.encoding import (
+    CONTINUATION,
+    decode_component,
+    decode_field,
+    encode_component,
+    encode_field,
+    split_long_name,
+)
 
 FILE_MARK = b"%"
 DIGEST_DIR = b"%long"
 REFRESH_FILE = b".updater"
-VIEW_SUFFIXES = {b"%json": "json", b"%dump": "dump"}
+VIEW_SUFFIXES = {b"%json": "json", b"%dump": "dump", b"%text": "text"}
+FIELD_VIEWS = frozenset(("text",))
+"""The views that a hash field has, too."""
 PATH_MAX = 3000  # bytes from the mount's root; the kernel's 4096 include the mount point
 
 SHORT_KEY_BYTES = 900
@@ -139,6 +148,14 @@ class PathBuilder:
         """Return the path of an encoded name in a directory, without leading slash."""
         names = [self.directory_name(component, in_root=depth == 0) for depth, component in enumerate(directory)]
         return b"/".join(segment for whole in (*names, name) for segment in split_long_name(whole))
+
+    def view_path(self, path: bytes, view: str) -> bytes:
+        """Return the path of a view of the file at `path`."""
+        folders = path.split(b"/")
+        name = folders.pop()
+        while folders and folders[-1].endswith(CONTINUATION):
+            name = folders.pop()[: -len(CONTINUATION)] + name
+        return b"/".join((*folders, *split_long_name(name + FILE_MARK + view.encode())))
 
     def directory_path(self, directory: Sequence[bytes]) -> bytes:
         """Return the path of a directory; empty for the root."""

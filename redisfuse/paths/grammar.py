@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # hashed by identity, which is fast
 class PathCodec(PathBuilder):
     """Writes and parses the paths under one separator.
 

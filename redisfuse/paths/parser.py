@@ -10,6 +10,7 @@ from functools import lru_cache
 from redisfuse.errors import NotFoundError
 from redisfuse.paths.builder import (
     DIGEST_DIR,
+    FIELD_VIEWS,
     FILE_MARK,
     PATH_MAX,
     REFRESH_FILE,
@@ -96,7 +97,7 @@ def _parse_hex_digest(name: bytes, path: bytes) -> str:
 def _parse_digest_entry(name: bytes, path: bytes) -> DigestEntry:
     bare, marked, view = _strip_mark_and_view(name)
     key, dot, field = bare.partition(b".")
-    if dot and view:
+    if dot and view and view not in FIELD_VIEWS:
         raise _not_found_error(path)
     return DigestEntry(_parse_hex_digest(key, path), _parse_hex_digest(field, path) if dot else None, marked, view)
 
@@ -105,7 +106,7 @@ def _parse_name(builder: PathBuilder, directory: tuple[bytes, ...], name: bytes,
     bare, marked, view = _strip_mark_and_view(name)
     component = decode_component(bare)
     as_key = component if component is not None and builder.separator not in component else None
-    as_field = parse_field_name(bare) if view is None else None
+    as_field = parse_field_name(bare) if view is None or view in FIELD_VIEWS else None
     if as_field and builder.separator in as_field[0]:
         as_field = None
     as_directory = None
@@ -166,7 +167,7 @@ def parse_path(builder: PathBuilder, path: bytes) -> ParsedPath:
     if len(names) > 1 and names[-2].endswith(DIGEST_DIR) and names[-2] != DIGEST_DIR:
         fields_dir = parse_path(builder, path[: -len(name) - 1])
         bare, marked, view = _strip_mark_and_view(name)
-        if not isinstance(fields_dir, DigestFieldsDir) or view:
+        if not isinstance(fields_dir, DigestFieldsDir) or (view and view not in FIELD_VIEWS):
             raise _not_found_error(path)
-        return DigestField(fields_dir.directory, fields_dir.component, _parse_hex_digest(bare, path), marked)
+        return DigestField(fields_dir.directory, fields_dir.component, _parse_hex_digest(bare, path), marked, view)
     return _parse_name(builder, _parse_directory(builder, names[:-1], path), name, path)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class KeyRef:
+class KeyRef(NamedTuple):
     """A value that can be read or written: a key, or one field of a hash.
 
     With `field` it is that field of the hash at `key`.
@@ -47,7 +46,7 @@ class PathCandidates(NamedTuple):
     has_file_mark: bool = False
     """`NAME%`: a file, even where a directory has that name"""
     view: str | None = None
-    """"json" or "dump": a view of the key"""
+    """"json", "dump" or "text": a view of the key; a field has "text" only"""
 
     @property
     def dotted(self) -> bool:
@@ -100,6 +99,7 @@ class DigestField:
     component: bytes
     digest: str
     has_file_mark: bool = False
+    view: str | None = None
 
 
 ParsedPath = (

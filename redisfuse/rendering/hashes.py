@@ -1,4 +1,7 @@
-"""Whole hashes: `field<TAB>value` a line, in no order. In JSON, an object."""
+"""Whole hashes: `field<TAB>value` a line. In JSON, an object.
+
+Sorted by field if they are few enough; otherwise in the server's order, which differs between equal hashes.
+"""
 
 from collections.abc import Iterator
 
@@ -13,6 +16,7 @@ class HashRenderer(TypeRenderer):
 
     type = b"hash"
     line_format = b"%b\t%b\n"
+    is_unordered = True
     json_brackets = (b"{", b"}")
     is_json_object = True
 

@@ -9,15 +9,19 @@ just the end: NotFoundError, WrongTypeError.
 import hashlib
 from collections.abc import Iterator
 
-from redisfuse.batching import CHUNK_BYTES
+from more_itertools import chunked
+
 from redisfuse.client.client import RedisClient
 from redisfuse.client.scan_guard import ScanGuard
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotFoundError, ReplyTooLargeError, WrongTypeError
 from redisfuse.rendering.renderer import Element
 
 MAX_BATCH_ELEMENTS = 1000
 MAX_EMPTY_READS = 3  # of a collection that seems empty: none is, except a hash whose fields are all expiring just now
+MAX_SORTED_BYTES = 4 << 20  # of elements that are collected to be sorted
 DEDUP_WINDOW_ELEMENTS = 1 << 16  # elements among which a repetition is recognised
+_MAX_STORED_NAME_BYTES = 32  # of a name that is remembered as it is
 
 
 class BatchSizer:
@@ -86,17 +90,37 @@ class Deduplicator:
 
         Elements are identified by their first parts.
         """
+        if self._add_if_new([element[0] for element in batch]):
+            return batch
         new_elements = []
         for element in batch:
             name = element[0]
-            if len(name) > 32:  # a digest; the suffix makes it longer than any name that is stored as it is
+            if len(name) > _MAX_STORED_NAME_BYTES:  # a digest; the suffix makes it the longest
                 name = hashlib.blake2b(name, digest_size=32).digest() + b"#"
             if name not in self._recent and name not in self._previous:
                 self._recent.add(name)
                 new_elements.append(element)
+        self._limit_window()
+        return new_elements
+
+    def filter_new_names(self, names: list[bytes]) -> list[bytes]:
+        """Return the names that did not occur before."""
+        return names if self._add_if_new(names) else [name for (name,) in self.filter_new([(one,) for one in names])]
+
+    def _add_if_new(self, names: list[bytes]) -> bool:
+        """Add names if all are new and short, as usual; return whether they were."""
+        new = set(names)
+        if len(new) < len(names) or max(map(len, names), default=0) > _MAX_STORED_NAME_BYTES:
+            return False
+        if not (self._recent.isdisjoint(new) and self._previous.isdisjoint(new)):
+            return False
+        self._recent |= new
+        self._limit_window()
+        return True
+
+    def _limit_window(self) -> None:
         if len(self._recent) >= DEDUP_WINDOW_ELEMENTS:
             self._previous, self._recent = self._recent, set()
-        return new_elements
 
 
 def count_bytes(batch: list[Element]) -> int:
@@ -139,6 +163,23 @@ def iter_scan(
             empty_scans += 1
             if has_elements or empty_scans == MAX_EMPTY_READS:
                 return
+
+
+def sort_batches(batches: Iterator[list[Element]], max_elements: int) -> Iterator[list[Element]]:
+    """Yield the elements sorted by their bytes, if they are few.
+
+    That is at most `max_elements` of 4 MiB in total; otherwise they are in the order of `batches`.
+    """
+    collected: list[Element] = []
+    size = 0
+    for batch in batches:
+        collected += batch
+        size += count_bytes(batch)
+        if len(collected) > max_elements or size > MAX_SORTED_BYTES:
+            yield collected
+            yield from batches
+            return
+    yield from chunked(sorted(collected), MAX_BATCH_ELEMENTS)
 
 
 def iter_range(

@@ -6,22 +6,27 @@ One element per line, streamed as the key is iterated.
 `{"member", "score"}` for a zset; of `{"id", "fields"}` for a stream), an object (hash), the document itself (JSON
 module) or null (other modules). Bytes that are not UTF-8 are `{"base64": "…"}`. Fields of a hash whose *names* are not
 UTF-8 can't be names in JSON: they follow as `"binary_fields": [[field, value], …]`, which is present only if the hash
-has such fields.
+has such fields. A string that `NAME%text` decodes has `"decoded": "gzip > JSON"` after its value. After the entries of
+a stream follow its consumer groups, as `"groups": [{"name", …}, …]`.
 """
 
 from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotFoundError
-from redisfuse.rendering import rejson, strings
+from redisfuse.rendering import rejson, streams, strings
+from redisfuse.rendering.decoding.decoder import describe_value
+from redisfuse.rendering.decoding.limits import DecodeLimits
 from redisfuse.rendering.json_encoding import JSON_CHUNK_BYTES, encode_json, encode_json_file, is_utf8
-from redisfuse.rendering.registry import RENDERERS
+from redisfuse.rendering.registry import RENDERERS, iter_elements
 from redisfuse.rendering.renderer import TypeRenderer
 
 
-def render_json_document(client: RedisClient, key: bytes) -> Iterator[bytes]:
+def render_json_document(
+    client: RedisClient, key: bytes, *, decode_limits: DecodeLimits | None = None, max_sorted: int = 0
+) -> Iterator[bytes]:
     """Yield the document, in chunks.
 
     Raises NotFoundError; WrongTypeError or ConflictError if the key changes midway.
@@ -37,27 +42,31 @@ def render_json_document(client: RedisClient, key: bytes) -> Iterator[bytes]:
     yield b',\n  "type": '
     yield from encode_json(type)
     yield b',\n  "ttl": %d,\n  "value": ' % max(ttl, -1)
-    yield from _render_value(client, key, type)
+    if type == b"string":
+        yield from _render_string(client, key, decode_limits)
+    else:
+        yield from _render_value(client, key, type, max_sorted)
+    if type == streams.StreamRenderer.type:
+        yield b',\n  "groups": '
+        yield from streams.render_groups(client, key)
     yield b"\n}\n"
 
 
-def _render_value(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]:
+def _render_value(client: RedisClient, key: bytes, type: bytes, max_sorted: int) -> Iterator[bytes]:
     if type in RENDERERS:
-        yield from _render_collection(client, key, RENDERERS[type])
-    elif type == b"string":
-        yield from _render_string(client, key)
+        yield from _render_collection(client, key, RENDERERS[type], max_sorted)
     elif type == rejson.JSON_TYPE:
         yield from rejson.fetch_json(client, key)
     else:
         yield b"null"
 
 
-def _render_collection(client: RedisClient, key: bytes, renderer: TypeRenderer) -> Iterator[bytes]:
+def _render_collection(client: RedisClient, key: bytes, renderer: TypeRenderer, max_sorted: int) -> Iterator[bytes]:
     opening, closing = renderer.json_brackets
     is_first = True
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as binary_fields:
         yield opening
-        for batch in renderer.iter_batches(client, key):
+        for batch in iter_elements(client, key, renderer, max_sorted):
             output: list[bytes] = []
             for element in batch:
                 if renderer.is_json_object and not is_utf8([element[0]]):
@@ -80,7 +89,15 @@ def _render_collection(client: RedisClient, key: bytes, renderer: TypeRenderer) 
             yield b"\n  ]"
 
 
-def _render_string(client: RedisClient, key: bytes) -> Iterator[bytes]:
+def _render_string(client: RedisClient, key: bytes, decode_limits: DecodeLimits | None) -> Iterator[bytes]:
     with SpooledTemporaryFile(max_size=CHUNK_BYTES) as file:
         file.writelines(strings.iter_chunks(client, key))
+        size = file.tell()
         yield from encode_json_file(file)
+        if decode_limits is None:
+            return
+        file.seek(0)
+        encoding = describe_value(file.read(decode_limits.input_bytes), decode_limits, size)
+        if encoding is not None:
+            yield b',\n  "decoded": '
+            yield from encode_json(encoding.encode())

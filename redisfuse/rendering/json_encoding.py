@@ -30,7 +30,7 @@ def encode_json_file(file: IO[bytes]) -> Iterator[bytes]:
         decoder = codecs.getincrementaldecoder("utf-8")()
         yield b'"'
         for chunk in _iter_file(file):
-            yield _encode_string(decoder.decode(chunk))[1:-1].encode()
+            yield encode_json_string(decoder.decode(chunk))[1:-1].encode()
         yield b'"'
     else:
         yield b'{"base64": "'
@@ -59,10 +59,11 @@ def _iter_file(file: IO[bytes]) -> Iterator[bytes]:
 
 def _encode_small(data: bytes) -> bytes:
     try:
-        return _encode_string(data.decode()).encode()
+        return encode_json_string(data.decode()).encode()
     except UnicodeDecodeError:
         return b'{"base64": "%b"}' % base64.b64encode(data)
 
 
-def _encode_string(text: str) -> str:
+def encode_json_string(text: str) -> str:
+    """Return a text as a JSON string, in quotation marks."""
     return _CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))

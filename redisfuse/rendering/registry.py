@@ -1,13 +1,15 @@
 """The registry of types, and the text of a key's file."""
 
+import math
+import time
 from collections.abc import Iterable, Iterator
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotFoundError
 from redisfuse.rendering import rejson, strings
 from redisfuse.rendering.hashes import HashRenderer
-from redisfuse.rendering.iterate import count_bytes
+from redisfuse.rendering.iterate import count_bytes, sort_batches
 from redisfuse.rendering.lists import ListRenderer
 from redisfuse.rendering.renderer import Element, TypeRenderer
 from redisfuse.rendering.sets import SetRenderer
@@ -24,7 +26,16 @@ RENDERERS: dict[bytes, TypeRenderer] = {
 _DELIMITERS = (b"\t", b"\n", b"=")
 
 
-def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]:
+def iter_elements(client: RedisClient, key: bytes, renderer: TypeRenderer, max_sorted: int) -> Iterator[list[Element]]:
+    """Yield the elements of a collection in batches.
+
+    Unordered ones are sorted if they are at most `max_sorted`.
+    """
+    batches = renderer.iter_batches(client, key)
+    return sort_batches(batches, max_sorted) if renderer.is_unordered and max_sorted else batches
+
+
+def render_text(client: RedisClient, key: bytes, type: bytes, *, max_sorted: int = 0) -> Iterator[bytes]:
     """Yield the text of a key's file, in chunks.
 
     A chunk has about 1 MiB or 1000 elements, and is fetched when it is needed.
@@ -34,7 +45,7 @@ def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]
     """
     if type in RENDERERS:
         renderer = RENDERERS[type]
-        for batch in renderer.iter_batches(client, key):
+        for batch in iter_elements(client, key, renderer, max_sorted):
             yield from format_lines(renderer, batch)
     elif type == b"string":
         yield from strings.iter_chunks(client, key)
@@ -46,16 +57,17 @@ def render_text(client: RedisClient, key: bytes, type: bytes) -> Iterator[bytes]
         yield describe_unknown_type(type)
 
 
-def join_within(chunks: Iterable[bytes], max_bytes: int) -> bytes | None:
+def join_within(chunks: Iterable[bytes], max_bytes: int, max_seconds: float | None = None) -> bytes | None:
     """Return all chunks joined, or None if they have more than `max_bytes` bytes.
 
-    Stops at the first excess chunk.
+    The same if producing them takes more than `max_seconds` of processor time. Stops at the first excess chunk.
     """
+    deadline = math.inf if max_seconds is None else time.thread_time() + max_seconds
     joined: list[bytes] = []
     size = 0
     for chunk in chunks:
         size += len(chunk)
-        if size > max_bytes:
+        if size > max_bytes or time.thread_time() > deadline:
             return None
         joined.append(chunk)
     return b"".join(joined)

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from tempfile import SpooledTemporaryFile
 from typing import BinaryIO, cast
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
 from redisfuse.client.reply_bounds import MAX_ELEMENT_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ServerReplyError
 from redisfuse.rendering.iterate import require_key_type
 

@@ -38,6 +38,7 @@ class TypeRenderer(ABC):
     line_format: ClassVar[bytes]  # of a line, with a %b for each part; with `has_pairs`, what precedes the pairs
     json_brackets: ClassVar[tuple[bytes, bytes]] = (b"[", b"]")  # around the elements in JSON
     is_json_object: ClassVar[bool] = False  # its JSON is an object, whose names must be UTF-8
+    is_unordered: ClassVar[bool] = False  # `iter_batches` yields the elements in no particular order
     has_pairs: ClassVar[bool] = False  # the parts from 1 on are pairs, written name=value; a "=" in a name is escaped
 
     @abstractmethod

@@ -1,4 +1,7 @@
-"""Sets: one member a line, in no order. In JSON, an array."""
+"""Sets: one member a line. In JSON, an array.
+
+Sorted if they are few enough; otherwise in the server's order, which differs between equal sets.
+"""
 
 from collections.abc import Iterator
 
@@ -13,6 +16,7 @@ class SetRenderer(TypeRenderer):
 
     type = b"set"
     line_format = b"%b\n"
+    is_unordered = True
 
     def iter_batches(self, client: RedisClient, key: bytes) -> Iterator[list[Element]]:
         """Yield the members, in no order."""

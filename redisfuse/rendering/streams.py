@@ -1,13 +1,14 @@
 r"""Streams: `id<TAB>field=value<TAB>field=value…` a line, by ID.
 
 JSON is an array of `{"id", "fields"}`. In a field's name `=` is written `\x3d`, so the first `=` ends the name.
-Consumer groups are not shown.
+The consumer groups are in the JSON document of the key only.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from redisfuse.client.client import RedisClient
-from redisfuse.errors import ReplyTooLargeError
+from redisfuse.errors import AccessError, ReplyTooLargeError, ServerReplyError
 from redisfuse.rendering.iterate import BatchSizer, require_key_type
 from redisfuse.rendering.json_encoding import encode_json
 from redisfuse.rendering.renderer import Element, TypeRenderer
@@ -54,6 +55,37 @@ class StreamRenderer(TypeRenderer):
             yield from encode_json(element[number + 1])
             yield b"]"
         yield b"]}"
+
+
+def render_groups(client: RedisClient, key: bytes) -> Iterator[bytes]:
+    """Yield the consumer groups of a stream as a JSON array, a group a line.
+
+    `null` if the ACL denies XINFO. Raises NotFoundError, WrongTypeError.
+    """
+    try:
+        groups = client.execute(b"XINFO", b"GROUPS", key)
+    except AccessError:
+        yield b"null"
+        return
+    except ServerReplyError:  # the reply for a key that was deleted meanwhile
+        require_key_type(client, key, StreamRenderer.type)
+        raise
+    yield b"["
+    for number, group in enumerate(groups):
+        yield b",\n    " if number else b"\n    "
+        yield from _render_group(dict(zip(group[::2], group[1::2], strict=True)))
+    yield b"\n  ]" if groups else b"]"
+
+
+def _render_group(group: dict[bytes, Any]) -> Iterator[bytes]:
+    for number, name in enumerate((b"name", b"consumers", b"pending", b"last-delivered-id", b"entries-read", b"lag")):
+        yield b'%b"%b": ' % (b", " if number else b"{", name.replace(b"-", b"_"))
+        value = group.get(name)
+        if isinstance(value, bytes):
+            yield from encode_json(value)
+        else:
+            yield b"%d" % value if isinstance(value, int) else b"null"
+    yield b"}"
 
 
 def next_entry_id(entry_id: bytes) -> bytes:

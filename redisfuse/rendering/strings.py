@@ -5,8 +5,8 @@ A change of the length on the way is an error.
 
 from collections.abc import Iterator, Sequence
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
 
 

@@ -6,6 +6,8 @@ lets it plan its mutations from what is there, journals them with their prior st
 MULTI and EXEC. A reply that is lost is resolved by reading (`in_doubt.py`), a crash by recovery (`recovery.py`); a
 write is never sent twice. The promise and its steps are in docs/undo.md and docs/architecture.md.
 
+In a cluster, a transaction is of one slot: `chunked.py` runs an operation with several in several transactions.
+
 `key_writer.py` is the interface for the tree of files; `selection.py`, `rollback_plan.py`, `rollback.py`, `apply.py`
 and `recovery.py` are the interface for commands.
 

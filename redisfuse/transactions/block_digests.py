@@ -7,7 +7,7 @@ overwrites or cuts off. These parts are remembered as digests of whole blocks, a
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 
 BLOCK_BYTES = 64 * 1024
 """Bytes of one block; the last one of a string may be shorter. A whole number of blocks makes one chunk."""

@@ -4,8 +4,8 @@ Pure: sends nothing. Most transactions have one command. In those with several, 
 that remove data.
 """
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import ServerInfo
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotSupportedError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef

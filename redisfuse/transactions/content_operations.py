@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError
 from redisfuse.journal.final_newline import find_added_newline
 from redisfuse.journal.models import Blob, ChangeIntent, State
@@ -32,7 +32,8 @@ class SaveWhole(Operation):
     """Replace the whole content of a string or field, or create it.
 
     The expiry of an existing value stays. `expiry` is that of a created one. `supersedes`: the held change of the same
-    content. `drop_added_newline`: if the program added a newline at the end of a value that had none, save it without.
+    content. `reverts_part`: the changes of which this one takes back some places, first and last (None: there is only
+    one). `drop_added_newline`: if the program added a newline at the end of a value that had none, save it without.
     `saved` is the content of the last `plan`.
     """
 
@@ -44,6 +45,7 @@ class SaveWhole(Operation):
     expiry: Expiry | None = None
     supersedes: int | None = None
     drop_added_newline: bool = False
+    reverts_part: tuple[int, int | None] | None = None
     saved: SavedContent = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +91,9 @@ class SaveWhole(Operation):
         if self.expiry is not None:
             new = self.expiry.apply(new, current, state.server_info, state.fetch_time_ms())
         intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
+        if self.reverts_part is not None:
+            first_id, last_id = self.reverts_part
+            intent = replace(intent, reverts_part=first_id, reverts_through=last_id)
         _check_precondition(self.precondition, state, self.target, intent)
         if self.expiry is None:
             commands = command_builder.build_write(self.target, current, content, state.server_info)

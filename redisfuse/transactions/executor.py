@@ -8,32 +8,34 @@ import contextlib
 import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
-from redisfuse.batching import batched
 from redisfuse.client.client import Channel, RedisClient
 from redisfuse.errors import (
     BusyError,
-    ConflictError,
     ConnectionLostError,
     JournalError,
     NoSpaceError,
+    RedirectedError,
     RedisFuseError,
     TryAgainError,
     UnavailableError,
 )
 from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import ChangeIntent
 from redisfuse.keyspace.listener import WriteListener
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.group_commit import CommitQueue, CommitRequest
+from redisfuse.transactions.callers import CallerIdentifier, attribute_intents, identify_no_process
+from redisfuse.transactions.chunked import REDIRECTING_CODES, run_chunked, spans_partitions
+from redisfuse.transactions.group_commit import CommitQueue, CommitRequest, fail_requests
 from redisfuse.transactions.in_doubt import (
     RETRY_DELAY_SECONDS,
     ExecResult,
     InDoubtResolver,
     raise_if_not_applied,
 )
-from redisfuse.transactions.matching import holds_state
+from redisfuse.transactions.matching import are_unchanged
 from redisfuse.transactions.multi_exec import MultiRefusedError, TransactionRejectedError, run_multi_exec
 from redisfuse.transactions.mutation import (
     MAX_MUTATIONS_PER_TRANSACTION,
@@ -43,7 +45,6 @@ from redisfuse.transactions.mutation import (
     Mutation,
     collect_intents,
     collect_targets,
-    split_into_transactions,
 )
 from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
 from redisfuse.transactions.state_reader import CurrentState, ReadRequest
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 16  # attempts at an operation while its keys keep changing
 
-CHUNK_CONFLICT_MESSAGE = "a key changed while many were being changed; the rest was left as it is (see `redisfuse log`)"
+KEY_MOVING_MESSAGE = "the key is moving to another node of the cluster; try again later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +70,26 @@ class TransactionExecutor:
 
     Thread-safe: threads share channels, fsyncs and transactions. `dump_limit`: the number of elements above which a
     collection is not DUMPed. `listener` receives the changed keys after each operation, in the thread that ran it, also
-    if the outcome is unknown.
+    if the outcome is unknown. `identify_caller` returns the process for which the calling thread works.
     """
 
     def __init__(
-        self, client: RedisClient, journal: Journal, session_id: int, *, dump_limit: int, listener: WriteListener
+        self,
+        client: RedisClient,
+        journal: Journal,
+        session_id: int,
+        *,
+        dump_limit: int,
+        listener: WriteListener,
+        identify_caller: CallerIdentifier = identify_no_process,
     ) -> None:
         self.client = client
         self.journal = journal
         self.session_id = session_id
         self.reader = WatchedReader(client, dump_limit=dump_limit)
         self._listener = listener
-        self._resolver = InDoubtResolver(client, journal, self.reader)
+        self._identify_caller = identify_caller
+        self.resolver = InDoubtResolver(client, journal, self.reader)
         self._commit_queue = CommitQueue()
 
     def run(self, operation: Operation) -> list[int]:
@@ -90,9 +99,9 @@ class TransactionExecutor:
         the server's error replies (nothing was changed); PartiallyAppliedError; UnavailableError (nothing was changed);
         OutcomeUnknownError (the rows stay pending).
         """
-        request = CommitRequest(operation)
+        request = CommitRequest(operation, process=self._identify_caller())
         try:
-            if operation.may_share_transaction:
+            if operation.may_share_transaction and not self.client.is_partitioned:
                 self._run_shared(request)
             else:
                 self._run_single(request)
@@ -104,6 +113,10 @@ class TransactionExecutor:
             raise request.error
         assert request.change_ids is not None
         return request.change_ids
+
+    def attribute(self, intents: Sequence[ChangeIntent]) -> list[ChangeIntent]:
+        """Return the intents as those of the process for which this thread works."""
+        return attribute_intents(intents, self._identify_caller())
 
     def _publish_failed_change(self, request: CommitRequest) -> None:
         """Publish the outcome before the error is raised, and name the change in it."""
@@ -119,7 +132,7 @@ class TransactionExecutor:
         """
         changed_keys: ChangedKeys = {}
         try:
-            self._resolver.resolve_in_doubt(changed_keys, keys)
+            self.resolver.resolve_in_doubt(changed_keys, keys)
         finally:
             if changed_keys:
                 self._listener.keys_written(changed_keys)
@@ -140,13 +153,13 @@ class TransactionExecutor:
         if len(requests) > 1:
             try:
                 keys = {key for request in requests for key in request.keys}
-                self._resolver.resolve_in_doubt(requests[0].changed_keys, keys)
+                self.resolver.resolve_in_doubt(requests[0].changed_keys, keys)
                 self._attempt_transaction(requests)
             except NotStartedError as lost:
                 if not isinstance(lost.error, ConnectionLostError | TryAgainError):
-                    _fail_requests(requests, lost.error)
+                    fail_requests(requests, lost.error)
             except BaseException as error:
-                _fail_requests(requests, error)
+                fail_requests(requests, error)
         for request in requests:
             if request.is_pending:
                 self._run_single(request)
@@ -160,18 +173,21 @@ class TransactionExecutor:
     def _run_with_retries(self, request: CommitRequest) -> None:
         deadline = time.monotonic() + self.client.limits.timeout
         has_reconnected = False
+        after: RedirectedError | None = None
+        is_chunked = len(request.reads) > MAX_MUTATIONS_PER_TRANSACTION or spans_partitions(self.client, request.reads)
         attempts = 0
         while attempts < MAX_ATTEMPTS:
             try:
-                self._resolver.resolve_in_doubt(request.changed_keys, request.keys)
-                if len(request.reads) > MAX_MUTATIONS_PER_TRANSACTION or not self._attempt_transaction([request]):
-                    self._run_chunked(request)
+                self.resolver.resolve_in_doubt(request.changed_keys, request.keys)
+                if is_chunked or not self._attempt_transaction([request], after):
+                    run_chunked(self, request)
             except NotStartedError as lost:
-                may_retry = isinstance(lost.error, TryAgainError) or (
+                after = lost.error if isinstance(lost.error, RedirectedError) else None
+                may_retry = isinstance(lost.error, TryAgainError | RedirectedError) or (
                     isinstance(lost.error, ConnectionLostError) and not has_reconnected
                 )
                 if not may_retry or time.monotonic() > deadline:
-                    raise lost.error from None
+                    raise (lost.error if after is None else TryAgainError(KEY_MOVING_MESSAGE)) from None
                 has_reconnected = has_reconnected or isinstance(lost.error, ConnectionLostError)
                 time.sleep(RETRY_DELAY_SECONDS if isinstance(lost.error, TryAgainError) else 0)
                 continue
@@ -182,23 +198,23 @@ class TransactionExecutor:
 
     # -- one transaction ----------------------------------------------------------------------------------------------
 
-    def _attempt_transaction(self, requests: Sequence[CommitRequest]) -> bool:
+    def _attempt_transaction(self, requests: Sequence[CommitRequest], after: RedirectedError | None = None) -> bool:
         """Try all requests in one transaction.
 
         Returns False if the one request is too large for that. A request stays pending if a watched key changed, or if
-        the server rejected a transaction of several requests.
+        the server rejected a transaction of several requests. `after`: how the last attempt was redirected.
         """
-        with self.client.write_channel() as channel:
+        with self.client.write_channel(requests[0].reads[0].target.key, after) as channel:
             states = self.reader.read(channel, [read for request in requests for read in request.reads])
-            plans = [(request, self._plan_request(request, states)) for request in requests]
+            plans = [(request, self.plan_request(request, states)) for request in requests]
             plans = [(request, mutations) for request, mutations in plans if mutations]
             if not plans:
                 return True
             all_mutations = [mutation for _, mutations in plans for mutation in mutations]
             if len(all_mutations) > 1 and sum(each.approximate_bytes for each in all_mutations) > MAX_TRANSACTION_BYTES:
                 return False
-            all_journaled, planned = self._record_intents(plans, channel)
-            result = self._send_transaction(channel, all_journaled, states)
+            all_journaled, planned = self.record_intents(plans, channel)
+            result = self.send_transaction(channel, all_journaled, states)
         if isinstance(result, TransactionRejectedError):
             if len(planned) == 1:
                 raise result.reason
@@ -206,7 +222,7 @@ class TransactionExecutor:
         self._record_results(planned, all_journaled, result)
         return True
 
-    def _plan_request(self, request: CommitRequest, states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
+    def plan_request(self, request: CommitRequest, states: Mapping[KeyRef, CurrentState]) -> list[Mutation]:
         """Return the mutations of a request.
 
         If there are none, the request has its outcome.
@@ -216,7 +232,10 @@ class TransactionExecutor:
             mutations = list(request.operation.plan(watched))
         except MutationRefusedError as refused:
             change_ids = self.journal.record_intents(
-                self.session_id, refused.intents, outcome="refused", error=str(refused.error)
+                self.session_id,
+                attribute_intents(refused.intents, request.process),
+                outcome="refused",
+                error=str(refused.error),
             )
             request.recorded_change_id = id = change_ids[0]
             request.error = type(refused.error)(
@@ -231,7 +250,7 @@ class TransactionExecutor:
             request.change_ids = []
         return mutations
 
-    def _record_intents(
+    def record_intents(
         self, plans: Sequence[tuple[CommitRequest, list[Mutation]]], channel: Channel | None
     ) -> tuple[JournaledMutations, list[_Planned]]:
         """Journal the mutations of all requests with one fsync.
@@ -248,7 +267,11 @@ class TransactionExecutor:
         connection_id = None if channel is None else channel.connection_id
         change_ids = self.journal.record_intents(
             self.session_id,
-            collect_intents(all_mutations),
+            [
+                intent
+                for request, mutations in plans
+                for intent in attribute_intents(collect_intents(mutations), request.process)
+            ],
             grouping=group_sizes,
             connection_id=None if connection_id is None else connection_id.text,
         )
@@ -259,13 +282,24 @@ class TransactionExecutor:
             each.request.recorded_change_id = each.journaled.change_ids[0]
         return all_journaled, planned
 
-    def _send_transaction(
+    def send_transaction(
         self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
     ) -> ExecResult | TransactionRejectedError:
-        """Run MULTI, the commands, EXEC.
+        """Run MULTI, the commands, EXEC, and confirm that no fail-over undoes them.
 
         Where certainly nothing was executed, the rows are recorded as failed.
         """
+        result = self._execute(channel, journaled, states)
+        if isinstance(result, list):
+            try:
+                self.client.confirm_write(channel)
+            except UnavailableError as error:
+                return error
+        return result
+
+    def _execute(
+        self, channel: Channel, journaled: JournaledMutations, states: Mapping[KeyRef, CurrentState]
+    ) -> ExecResult | TransactionRejectedError:
         commands = journaled.commands
         try:
             try:
@@ -277,6 +311,8 @@ class TransactionExecutor:
                 if isinstance(rejected.reason, NoSpaceError) and all(command.is_removal for command in commands):
                     return self._remove_without_multi(channel, journaled, states)
                 self.journal.record_outcome(journaled.change_ids, "failed", str(rejected.reason))
+                if rejected.reason.reply_code in REDIRECTING_CODES and isinstance(rejected.reason, UnavailableError):
+                    raise NotStartedError(rejected.reason) from None
                 return rejected
         except UnavailableError as lost:
             return lost
@@ -296,7 +332,7 @@ class TransactionExecutor:
         nothing, so the targets are compared once more right before. A change after that comparison is not noticed.
         """
         requests = [ReadRequest(target) for target in collect_targets(journaled.mutations)]
-        if not _are_unchanged(states, self.reader.read(channel, requests)):
+        if not are_unchanged(states, self.reader.read(channel, requests)):
             return None
         return channel.execute([command.args for command in journaled.commands])
 
@@ -313,7 +349,7 @@ class TransactionExecutor:
             own_result = result[start:end] if isinstance(result, list) else result
             start = end
             try:
-                if self._resolver.record_result(each.journaled, own_result, each.request.changed_keys):
+                if self.resolver.record_result(each.journaled, own_result, each.request.changed_keys):
                     each.request.change_ids = each.journaled.change_ids
             except RedisFuseError as error:
                 each.request.error = error
@@ -324,9 +360,9 @@ class TransactionExecutor:
         """Find out the outcomes of several requests, whose one reply was lost."""
         first = planned[0].request
         try:
-            outcomes = self._resolver.resolve(all_journaled, cause, first.changed_keys)
+            outcomes = self.resolver.resolve(all_journaled, cause, first.changed_keys)
         except RedisFuseError as error:
-            _fail_requests([each.request for each in planned], error)
+            fail_requests([each.request for each in planned], error)
             return
         start = 0
         for each in planned:
@@ -337,63 +373,3 @@ class TransactionExecutor:
             except UnavailableError as error:
                 each.request.error = error
             start = end
-
-    # -- more than one transaction ------------------------------------------------------------------------------------
-
-    def _run_chunked(self, request: CommitRequest) -> None:
-        """Journal all mutations, then apply them in several transactions.
-
-        Each transaction reads its targets again. If the keys of a transaction have changed since, it and those after it
-        are not applied: ConflictError, and the rows say which.
-        """
-        states: dict[KeyRef, CurrentState] = {}
-        for batch in batched(request.reads, MAX_MUTATIONS_PER_TRANSACTION):
-            with self.client.write_channel() as channel:
-                states |= self.reader.read(channel, batch)
-        mutations = self._plan_request(request, states)
-        if not mutations:
-            return
-        all_journaled, _ = self._record_intents([(request, mutations)], None)
-        reads = {read.target: read for read in request.reads}
-        started = 0
-        try:
-            for chunk in all_journaled.split(list(split_into_transactions(mutations))):
-                with self.client.write_channel() as channel:
-                    targets = collect_targets(chunk.mutations)
-                    current = self.reader.read(channel, [reads[target] for target in targets])
-                    if not _are_unchanged(states, current):
-                        raise ConflictError(CHUNK_CONFLICT_MESSAGE)
-                    started += len(chunk.change_ids)
-                    chunk = self._assign_connection(chunk, channel)
-                    result = self._send_transaction(channel, chunk, current)
-                if isinstance(result, TransactionRejectedError):
-                    raise result.reason
-                if not self._resolver.record_result(chunk, result, request.changed_keys):
-                    raise ConflictError(CHUNK_CONFLICT_MESSAGE)
-        except (RedisFuseError, NotStartedError) as problem:
-            error = problem.error if isinstance(problem, NotStartedError) else problem
-            if all_journaled.change_ids[started:]:
-                self.journal.record_outcome(all_journaled.change_ids[started:], "failed", f"not started: {error}")
-            raise error from None
-        request.change_ids = all_journaled.change_ids
-
-    def _assign_connection(self, chunk: JournaledMutations, channel: Channel) -> JournaledMutations:
-        """Record that this channel is to execute a chunk."""
-        if channel.connection_id is None:
-            return chunk
-        self.journal.record_connection(chunk.change_ids, channel.connection_id.text)
-        return replace(chunk, connection_id=channel.connection_id)
-
-
-def _fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> None:
-    for request in requests:
-        if request.is_pending:
-            request.error = error
-
-
-def _are_unchanged(before: Mapping[KeyRef, CurrentState], current: Mapping[KeyRef, CurrentState]) -> bool:
-    """Whether each target of `current` holds its state of `before`, expiry included."""
-    return all(
-        before[target].key_type == now.key_type and holds_state(now, before[target].state, compare_expiry=True)
-        for target, now in current.items()
-    )

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from redisfuse.journal.processes import CallingProcess
 from redisfuse.transactions.mutation import ChangedKeys
 from redisfuse.transactions.operation import Operation
 from redisfuse.transactions.state_reader import ReadRequest
@@ -31,6 +32,7 @@ class CommitRequest:
     """
 
     operation: Operation
+    process: CallingProcess | None = None  # that has asked for it
     reads: Sequence[ReadRequest] = field(init=False)
     change_ids: list[int] | None = None
     error: BaseException | None = None
@@ -111,3 +113,10 @@ class CommitQueue:
             self._queued = [request for request in self._queued if request not in batch]
             self._last_batch_size = len(batch)
         return batch
+
+
+def fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> None:
+    """Give the requests that have no outcome yet this error."""
+    for request in requests:
+        if request.is_pending:
+            request.error = error

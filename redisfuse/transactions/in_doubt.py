@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from redisfuse.batching import batched
+from more_itertools import chunked
+
 from redisfuse.client.client import ConnectionId, RedisClient
-from redisfuse.errors import OutcomeUnknownError, RedisFuseError, UnavailableError
+from redisfuse.errors import OutcomeUnknownError, RedisFuseError, UnavailableError, UnconfirmedWriteError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ChangeIntent, Outcome, State
 from redisfuse.paths.grammar import KeyRef
@@ -185,7 +186,8 @@ class InDoubtResolver:
                     ) from cause
                 time.sleep(delay)
                 delay = min(2 * delay, MAX_RETRY_DELAY_SECONDS)
-        self._record_outcomes(write, outcomes, REPLY_LOST_MESSAGE, changed_keys)
+        reason = str(cause) if isinstance(cause, UnconfirmedWriteError) else REPLY_LOST_MESSAGE
+        self._record_outcomes(write, outcomes, reason, changed_keys)
         return outcomes
 
     def resolve_in_doubt(self, changed_keys: ChangedKeys, keys: Collection[bytes] = ()) -> None:
@@ -253,7 +255,7 @@ class InDoubtResolver:
         merged = write.merge_by_target()
         requests = [build_read_request(target, intent.prior, intent.new) for target, intent in merged.items()]
         states: dict[KeyRef, CurrentState] = {}
-        for batch in batched(requests, MAX_MUTATIONS_PER_TRANSACTION):
+        for batch in chunked(requests, MAX_MUTATIONS_PER_TRANSACTION):
             states |= self._reader.read_unguarded(batch)
         now_ms = fetch_server_time_ms(self._client)
         outcomes: dict[KeyRef, Outcome] = {

@@ -9,16 +9,17 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, InvalidArgumentError, TooLargeError, UnavailableError
 from redisfuse.journal.directory_rows import DirectoryComponents, encode_directory
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, State
+from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, Change, ChangeIntent, State
 from redisfuse.keyspace.listener import NullListener, WriteListener
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.text import glob_matches
 from redisfuse.transactions import command_builder
+from redisfuse.transactions.callers import CallerIdentifier, identify_no_process
 from redisfuse.transactions.content_operations import PatchRange, SaveWhole
 from redisfuse.transactions.executor import TransactionExecutor
 from redisfuse.transactions.expiry import Expiry
@@ -36,7 +37,8 @@ class KeyWriter:
     Thread-safe; `client` is writable. `allow`: the Redis globs of the keys that may be changed; empty: all keys.
     `added_newline`: false: a newline that a program adds at the end of a value that had none is not saved.
     `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` is called before each
-    operation, and after it in the same thread, also if the outcome is unknown.
+    operation, and after it in the same thread, also if the outcome is unknown. `identify_caller` returns the process
+    for which the calling thread works.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class KeyWriter:
         allow: Collection[bytes] = (),
         dump_limit: int = DEFAULT_DUMP_LIMIT_ELEMENTS,
         listener: WriteListener | None = None,
+        identify_caller: CallerIdentifier = identify_no_process,
     ) -> None:
         self.journal = journal
         self.session_id = session_id
@@ -58,7 +61,14 @@ class KeyWriter:
         self._allowed_globs = tuple(allow)
         self._listener: WriteListener = listener or NullListener()
         self._server_name = journal.get_session(session_id).metadata.server.name
-        self.executor = TransactionExecutor(client, journal, session_id, dump_limit=dump_limit, listener=self._listener)
+        self.executor = TransactionExecutor(
+            client,
+            journal,
+            session_id,
+            dump_limit=dump_limit,
+            listener=self._listener,
+            identify_caller=identify_caller,
+        )
 
     # -- content of strings and fields --------------------------------------------------------------------------------
 
@@ -124,7 +134,9 @@ class KeyWriter:
         """
         prior = replace(ABSENT, note="the prior state was not read")
         intents = [ChangeIntent(path, "write", target.key, target.field, prior, new) for new in states]
-        return self.journal.record_intents(self.session_id, intents, outcome="refused", error=error)[0]
+        return self.journal.record_intents(
+            self.session_id, self.executor.attribute(intents), outcome="refused", error=error
+        )[0]
 
     def record_held(
         self, target: KeyRef, content: Blob, *, path: bytes, expiry: Expiry | None, supersedes: int | None
@@ -139,7 +151,7 @@ class KeyWriter:
         else:
             new = State.from_value(content, b"field", field_expires_at=value_ms)
         intent = ChangeIntent(path, "create", target.key, target.field, ABSENT, new, supersedes=supersedes)
-        return self.journal.record_intents(self.session_id, [intent], outcome="held")[0]
+        return self.journal.record_intents(self.session_id, self.executor.attribute([intent]), outcome="held")[0]
 
     def discard_held(self, change_id: int) -> None:
         """Remove the journaled content of a temporary file that was removed."""
@@ -196,6 +208,28 @@ class KeyWriter:
             return []
         return self.executor.run(Rename(pairs, path, new_path, allow_replace))
 
+    def rename_over(
+        self,
+        source: KeyRef,
+        destination: KeyRef,
+        *,
+        path: bytes,
+        new_path: bytes,
+        precondition: Precondition,
+        removed_expiry: Expiry | None,
+    ) -> State:
+        """Rename a key or field as a save; return the state of its new name.
+
+        `removed_expiry`: the expiry of a destination that the program has just removed, for a source without one.
+        Raises ConflictError if the destination violates the precondition (the content is kept in the journal), and as
+        `rename` does.
+        """
+        self._begin([source, destination])
+        pairs = (RenamePair(source, destination),)
+        operation = Rename(pairs, path, new_path, precondition=self._relax(precondition), removed_expiry=removed_expiry)
+        self.executor.run(operation)
+        return operation.written[destination]
+
     def expire(self, target: KeyRef, expires_at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires: absolute Unix time in ms, or None for never.
 
@@ -226,14 +260,14 @@ class KeyWriter:
         """Make an empty directory."""
         intent = ChangeIntent(path, "mkdir", encode_directory(directory), None, ABSENT, DIRECTORY)
         self.journal.update_directories(
-            self._server_name, add=[directory], session_id=self.session_id, intents=[intent]
+            self._server_name, add=[directory], session_id=self.session_id, intents=self.executor.attribute([intent])
         )
 
     def remove_directory(self, directory: DirectoryComponents, *, path: bytes) -> None:
         """Remove an empty directory."""
         intent = ChangeIntent(path, "rmdir", encode_directory(directory), None, DIRECTORY, ABSENT)
         self.journal.update_directories(
-            self._server_name, remove=[directory], session_id=self.session_id, intents=[intent]
+            self._server_name, remove=[directory], session_id=self.session_id, intents=self.executor.attribute([intent])
         )
 
     def rename_directories(
@@ -258,7 +292,7 @@ class KeyWriter:
             add=[new for _, new in moves],
             remove=[old for old, _ in moves],
             session_id=self.session_id,
-            intents=intents,
+            intents=self.executor.attribute(intents),
             group_id=group_id,
         )
 
@@ -274,16 +308,16 @@ class KeyWriter:
         except UnavailableError:
             return
 
-    def get_applied_state(self, change_id: int) -> State | None:
-        """Return the new state of a change of this session if it was applied after all.
+    def resolve_change(self, change_id: int) -> Change:
+        """Return a change of this session after an attempt to find out its outcome.
 
-        Raises UnavailableError.
+        It is still pending if it may yet be applied. Raises UnavailableError.
         """
         change = self.journal.get_change(change_id)
         if change.outcome == "pending":
             self.executor.resolve_in_doubt({change.key})
             change = self.journal.get_change(change_id)
-        return change.new if change.outcome == "applied" else None
+        return change
 
     def check_allowed(self, key: bytes) -> None:
         """Raise AccessError for a key that this mount may not change (--allow)."""

@@ -4,7 +4,7 @@ Pure. Rollbacks and recovery rely on it.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -150,3 +150,11 @@ def infer_outcome(intent: ChangeIntent, current: CurrentState, now_ms: int) -> R
     """
     index = find_last_reached_state((intent.prior, intent.new), current, now_ms)
     return "unknown" if index is None else "applied" if index else "failed"
+
+
+def are_unchanged(before: Mapping[KeyRef, CurrentState], current: Mapping[KeyRef, CurrentState]) -> bool:
+    """Whether each target of `current` holds its state of `before`, expiry included."""
+    return all(
+        before[target].key_type == now.key_type and holds_state(now, before[target].state, compare_expiry=True)
+        for target, now in current.items()
+    )

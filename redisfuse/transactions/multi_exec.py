@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import Channel
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, UnavailableError
 from redisfuse.transactions.write_command import CommandSeries, WriteCommand, estimate_command_bytes, unwrap_reply
 
@@ -97,8 +99,8 @@ def _queue_command(channel: Channel, command: WriteCommand) -> int:
 
 def _queue_series(channel: Channel, series: CommandSeries) -> int:
     count = 0
-    for batch in batched(
-        series.generate(), MAX_COMMANDS_PER_PIPELINE, max_weight=CHUNK_BYTES, weigh=estimate_command_bytes
+    for batch in constrained_batches(
+        series.generate(), CHUNK_BYTES, MAX_COMMANDS_PER_PIPELINE, estimate_command_bytes, strict=False
     ):
         for reply in channel.execute([command.full_args for command in batch]):
             unwrap_reply(reply)

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import ConnectionId
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.paths.grammar import KeyRef
@@ -29,6 +31,7 @@ class Mutation:
     intents: tuple[ChangeIntent, ...]
     commands: tuple[WriteCommand, ...]
     group_index: int = 0
+    is_first_half: bool = False  # whether it is to be reverted if the next mutation is not applied
 
     @property
     def approximate_bytes(self) -> int:
@@ -86,12 +89,14 @@ def collect_targets(mutations: Sequence[Mutation]) -> list[KeyRef]:
 
 def split_into_transactions(mutations: Sequence[Mutation]) -> Iterator[list[Mutation]]:
     """Yield the mutations in the fewest transactions that are within the limits."""
-    return batched(
+    batches = constrained_batches(
         mutations,
+        MAX_TRANSACTION_BYTES,
         MAX_MUTATIONS_PER_TRANSACTION,
-        max_weight=MAX_TRANSACTION_BYTES,
-        weigh=lambda mutation: mutation.approximate_bytes,
+        lambda mutation: mutation.approximate_bytes,
+        strict=False,
     )
+    return map(list, batches)
 
 
 def key_exists_after(intent: ChangeIntent) -> bool | None:

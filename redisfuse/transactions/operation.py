@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from redisfuse.batching import batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import RedisClient, ServerInfo
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
@@ -49,11 +50,12 @@ class WatchedState:
         return partial(self._read_ranges, target.key)
 
     def _read_ranges(self, key: bytes, ranges: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-        for batch in batched(
+        for batch in constrained_batches(
             ranges,
+            MAX_PIPELINED_REPLY_BYTES,
             MAX_PIPELINED_COMMANDS,
-            max_weight=MAX_PIPELINED_REPLY_BYTES,
-            weigh=lambda bounds: bounds[1] - bounds[0],
+            lambda bounds: bounds[1] - bounds[0],
+            strict=False,
         ):
             for reply in self.client.execute_many([(b"GETRANGE", key, start, end - 1) for start, end in batch]):
                 yield bytes(unwrap_reply(reply))

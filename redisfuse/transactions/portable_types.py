@@ -8,8 +8,10 @@ from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import ServerInfo
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.portable import ElementRecord
 from redisfuse.transactions.spool import MAX_PAGE_ELEMENTS, RecordSpool
 from redisfuse.transactions.write_command import (
@@ -214,7 +216,9 @@ def _next_stream_id(stream_id: bytes) -> bytes:
 
 def _batch_records(records: Iterable[tuple[CommandArgument, ...]]) -> Iterator[list[WriteCommand]]:
     commands = (WriteCommand(record) for record in records)
-    return batched(commands, MAX_PAGE_ELEMENTS, max_weight=CHUNK_BYTES, weigh=estimate_command_bytes)
+    return map(
+        list, constrained_batches(commands, CHUNK_BYTES, MAX_PAGE_ELEMENTS, estimate_command_bytes, strict=False)
+    )
 
 
 def _batch_elements(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.models import Blob, State
 from redisfuse.transactions.block_digests import BlockDigests
 
@@ -63,10 +63,20 @@ class Precondition:
         """
         return cls("blocks", blocks.size, blocks=blocks, is_unchanged=is_unchanged)
 
-    @classmethod
-    def unconditional(cls) -> Self:
+    @staticmethod
+    def unconditional() -> "Precondition":
         """Accept everything (a file opened without reading, `apply --force`)."""
-        return cls("anything")
+        return _UNCONDITIONAL
+
+    @classmethod
+    def of_blob(cls, content: Blob) -> Self:
+        """Require this content."""
+        return cls.content_equals(content.size, content.digest)
+
+    @classmethod
+    def unchanged(cls, is_unchanged: UnchangedCheck) -> Self:
+        """Require that no change was observed, for a content that is not known."""
+        return cls("anything", is_unchanged=is_unchanged)
 
     def without_enforcement(self) -> Self:
         """Return the same expectation as a mere hint.
@@ -102,10 +112,11 @@ class Precondition:
         The state is a whole value, a slice or absent. `read` reads what a slice does not contain. Raises the errors of
         reading.
         """
-        if self.kind == "anything" or not self.is_enforced:
+        if not self.is_enforced:
             return True
-        if self.kind == "absent":
-            return state.kind == "absent"
+        if self.kind in ("anything", "absent"):
+            is_as_required = self.kind == "anything" or state.kind == "absent"
+            return is_as_required and (self.is_unchanged is None or self.is_unchanged())
         if state.kind not in ("value", "slice") or state.content is None or state.size != self.size:
             return False
         if self.blocks is not None:
@@ -128,3 +139,6 @@ class Precondition:
             return blocks.match(0, content.iter_chunks())
         ranges = blocks.known_ranges()
         return all(blocks.match(start, [data]) for (start, _), data in zip(ranges, read(ranges), strict=True))
+
+
+_UNCONDITIONAL = Precondition("anything")

@@ -74,6 +74,18 @@ class ProjectedState:
     def __init__(self, states: Mapping[KeyRef, CurrentState]) -> None:
         self._states = dict(states)
 
+    def add(self, states: Mapping[KeyRef, CurrentState]) -> None:
+        """Add states that were read."""
+        self._states.update(states)
+
+    def has_target(self, change: Change) -> bool:
+        """Return whether the state of a change's target is known."""
+        return KeyRef(change.key, change.field) in self._states
+
+    def discard(self, change: Change) -> None:
+        """Forget the target of a change."""
+        self._states.pop(KeyRef(change.key, change.field), None)
+
     def get_target_state(self, change: Change) -> CurrentState:
         """Return what the target of a change will hold."""
         return self._states[KeyRef(change.key, change.field)]

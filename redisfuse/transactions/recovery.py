@@ -66,7 +66,8 @@ def resolve_changes(
     """Resolve these changes, all of one server, as `recover_pending` does."""
     resolved: list[tuple[Change, Outcome]] = []
     in_flight_ids = {change.id for change in pending if _is_in_flight(journal, change, session_id)}
-    undeliverable = _end_connections(client, [change for change in pending if change.id not in in_flight_ids])
+    settleable = [change for change in pending if change.id not in in_flight_ids]
+    undeliverable = _end_connections(journal, client, settleable, session_id)
     for batch in _batch_chains(_group_into_chains(pending)):
         for chain, outcomes in zip(batch, _determine_outcomes(journal, client, batch), strict=True):
             for change, outcome in zip(chain, outcomes, strict=True):
@@ -82,14 +83,24 @@ def resolve_changes(
     return resolved
 
 
-def _end_connections(client: RedisClient, changes: Sequence[Change]) -> set[str | None]:
+def _end_connections(
+    journal: Journal, client: RedisClient, changes: Sequence[Change], session_id: int | None
+) -> set[str | None]:
     """Close the connections of these changes at the server.
 
-    Returns the identities of those that can execute nothing any more, with None, which is that of a connection that was
-    not recorded (by an older redisfuse, or of a server before Redis 6).
+    Those of other running sessions are only checked. Returns the identities of those that can execute nothing any more,
+    with None, which is that of a connection that was not recorded (by an older redisfuse, or of a server before Redis
+    6).
     """
-    identities = {change.connection_id for change in changes if change.connection_id is not None}
-    gone = client.terminate_connections([ConnectionId.parse(identity) for identity in identities])
+    in_use: dict[ConnectionId, bool] = {}
+    for change in changes:
+        if change.connection_id is not None:
+            connection = ConnectionId.parse(change.connection_id)
+            in_use[connection] = change.session_id != session_id and _is_session_running(journal, change.session_id)
+    gone: set[ConnectionId] = set()
+    for only_check in (False, True):
+        connections = [connection for connection, is_in_use in in_use.items() if is_in_use is only_check]
+        gone |= client.terminate_connections(connections, only_check=only_check)
     return {None, *(connection.text for connection in gone)}
 
 
@@ -132,13 +143,17 @@ def _is_in_flight(journal: Journal, change: Change, session_id: int | None) -> b
     """Whether another session may be about to apply the change right now."""
     if change.session_id == session_id or now_ms() - change.recorded_at > IN_FLIGHT_LIMIT_MS:
         return False
-    session = journal.get_session(change.session_id)
+    return _is_session_running(journal, change.session_id)
+
+
+def _is_session_running(journal: Journal, session_id: int) -> bool:
+    session = journal.get_session(session_id)
     return session.ended_at is None and not session.has_died
 
 
 def _determine_outcomes(journal: Journal, client: RedisClient, chains: Sequence[ChangeChain]) -> list[list[Outcome]]:
     requests = [build_read_request(_get_target(chain[0]), *_list_states(chain)) for chain in chains]
-    with client.dedicated_channel() as channel:
+    with client.reading_channel() as channel:
         states = StateReader(client, channel, dump_limit=0).read(requests)
     server_time_ms = fetch_server_time_ms(client)
     outcomes: list[list[Outcome]] = []

@@ -1,18 +1,19 @@
 """The rename of keys of any type, of fields, and between strings and fields."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import ServerInfo
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, ConflictError, ExistsError, InvalidArgumentError, NotFoundError
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
-from redisfuse.transactions.expiry import FIELD_EXPIRY_LOST_NOTE
+from redisfuse.transactions.expiry import FIELD_EXPIRY_LOST_NOTE, Expiry
 from redisfuse.transactions.key_operations import GONE_MESSAGE
 from redisfuse.transactions.mutation import Mutation
-from redisfuse.transactions.operation import Operation, WatchedState
+from redisfuse.transactions.operation import MutationRefusedError, Operation, WatchedState
+from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.state_reader import CurrentState, ReadRequest
 from redisfuse.transactions.write_command import WriteCommand
 
@@ -30,13 +31,18 @@ class Rename(Operation):
     """Rename keys or fields as one operation.
 
     A directory's rename has many pairs. No target may occur twice. Absent sources are skipped. A destination's expiry
-    stays if the destination is there; otherwise the source's expiry moves along.
+    stays if the destination is there; otherwise the source's expiry moves along or, if it has none, `removed_expiry`
+    that of a destination which the program has just removed. Every destination must satisfy the precondition. `written`
+    are the states that the last `plan` gives to the destinations.
     """
 
     pairs: tuple[RenamePair, ...]
     path: bytes
     new_path: bytes
     allow_replace: bool = True
+    precondition: Precondition = field(default_factory=Precondition.unconditional)
+    removed_expiry: Expiry | None = None
+    written: dict[KeyRef, State] = field(default_factory=dict, compare=False)
 
     def reads(self) -> Sequence[ReadRequest]:
         """Return a read of every source and destination."""
@@ -47,24 +53,43 @@ class Rename(Operation):
 
         Raises NotFoundError (no source is there), ExistsError (`allow_replace` is false), AccessError (a string or
         field would replace a collection), InvalidArgumentError (a collection can't become a field), ConflictError (the
-        destination's key is not a hash).
+        destination's key is not a hash), MutationRefusedError (ConflictError: the precondition).
         """
+        self.written.clear()
         present = [pair for pair in self.pairs if state[pair.source].state.kind != "absent"]
         if not present:
             raise NotFoundError(GONE_MESSAGE)
         if not self.allow_replace and any(state[pair.destination].state.kind != "absent" for pair in present):
             raise ExistsError("the new name exists already")
-        return [self._build_mutation(pair, state) for pair in present]
+        return [mutation for pair in present for mutation in self._build_mutations(pair, state)]
 
-    def _build_mutation(self, pair: RenamePair, state: WatchedState) -> Mutation:
+    def _build_mutations(self, pair: RenamePair, state: WatchedState) -> list[Mutation]:
+        """Return the mutation of a pair.
+
+        In a cluster, a copy and a removal if its keys are of different slots.
+        """
         source, destination = state[pair.source], state[pair.destination]
         _check_types(pair, source, destination)
         new = _build_destination_state(pair, source, destination, state.server_info)
+        if self.removed_expiry is not None and _get_expiry(source.state) is None:
+            new = self.removed_expiry.apply(new, destination, state.server_info, state.fetch_time_ms())
         intents = (
             self._build_intent(pair.source, source.state, ABSENT),
             self._build_intent(pair.destination, destination.state, new),
         )
-        return Mutation(intents, tuple(_build_commands(pair, source, destination, new, state.server_info)))
+        if not self.precondition.holds_for(destination.state, state.range_reader(pair.destination)):
+            change = "is gone" if destination.state.kind == "absent" else "was changed by another client"
+            error = ConflictError(f"the {_name(pair.destination)} {change} since the program read it")
+            raise MutationRefusedError(error, intents[1:])
+        self.written[pair.destination] = new
+        if state.client.partition(pair.source.key) != state.client.partition(pair.destination.key):
+            copy = command_builder.build_restore(pair.destination, destination, new, state.server_info)
+            removal = command_builder.build_remove(pair.source, state.server_info)
+            return [
+                Mutation((intents[1],), tuple(copy), is_first_half=True),
+                Mutation((intents[0],), tuple(removal)),
+            ]
+        return [Mutation(intents, tuple(_build_commands(pair, source, destination, new, state.server_info)))]
 
     def _build_intent(self, target: KeyRef, prior: State, new: State) -> ChangeIntent:
         return ChangeIntent(self.path, "rename", target.key, target.field, prior, new, new_path=self.new_path)
@@ -104,6 +129,10 @@ def _build_destination_state(
     if field_expires_at == expires_at:
         return new
     return replace(new, note=FIELD_EXPIRY_LOST_NOTE)
+
+
+def _name(target: KeyRef) -> str:
+    return "key" if target.field is None else "field"
 
 
 def _get_expiry(state: State) -> int | None:

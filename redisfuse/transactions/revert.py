@@ -3,12 +3,13 @@
 It reverts several operations of the user, decided from one read.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.client import RedisClient, ServerInfo
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ChangeIntent
+from redisfuse.journal.models import Change, ChangeIntent
+from redisfuse.transactions.combined_change import ChangeGroup, get_reverted_range
 from redisfuse.transactions.command_builder import build_rename
 from redisfuse.transactions.inverse import Inverse, invert
 from redisfuse.transactions.matching import is_same_state
@@ -16,7 +17,6 @@ from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.operation import Operation, WatchedState
 from redisfuse.transactions.projection import ProjectedState, build_read_requests
 from redisfuse.transactions.rollback_plan import RollbackConflict, find_conflict
-from redisfuse.transactions.selection import ChangeGroup
 from redisfuse.transactions.state_commands import build_state_commands
 from redisfuse.transactions.state_reader import ReadRequest
 
@@ -30,11 +30,13 @@ class RevertDecision:
 
     inverses: list[Inverse] = field(default_factory=list)
     conflicts: list[RollbackConflict] = field(default_factory=list)
+    skipped: list[Change] = field(default_factory=list)  # of groups with a conflict, those without one
 
     def clear(self) -> None:
         """Forget the previous decision."""
         self.inverses.clear()
         self.conflicts.clear()
+        self.skipped.clear()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Revert(Operation):
 
     journal: Journal
     groups: tuple[ChangeGroup, ...]
-    selected_ids: frozenset[int]
+    selected_ids: Set[int]
     force: bool = False
     portable: bool = False
     decision: RevertDecision = field(default_factory=RevertDecision, compare=False)
@@ -80,10 +82,13 @@ class Revert(Operation):
         conflicts = [find_conflict(self.journal, inverse, self.selected_ids) for inverse in inverses]
         if any(conflict is not None for conflict in conflicts):
             self.decision.conflicts += [conflict for conflict in conflicts if conflict is not None]
+            self.decision.skipped += [
+                change for change, conflict in zip(group, conflicts, strict=True) if conflict is None
+            ]
             return []
         mutations: list[Mutation] = []
         renamed_ids: set[int] = set()
-        for restored, removed in _find_renames(inverses):
+        for restored, removed in _find_renames(inverses, state.client):
             mutations.append(_build_rename_back(restored, removed, group_index))
             self.decision.inverses += [restored, removed]
             renamed_ids |= {restored.change.id, removed.change.id}
@@ -104,6 +109,7 @@ class Revert(Operation):
 
 def _build_intent(inverse: Inverse) -> ChangeIntent:
     change = inverse.change
+    reverts, reverts_through = get_reverted_range(change)
     return ChangeIntent(
         change.path,
         "rollback",
@@ -111,12 +117,13 @@ def _build_intent(inverse: Inverse) -> ChangeIntent:
         change.field,
         inverse.current.state,
         inverse.desired_state,
-        reverts=change.id,
+        reverts=reverts,
+        reverts_through=reverts_through,
         new_path=change.new_path,
     )
 
 
-def _find_renames(inverses: Sequence[Inverse]) -> Iterator[tuple[Inverse, Inverse]]:
+def _find_renames(inverses: Sequence[Inverse], client: RedisClient) -> Iterator[tuple[Inverse, Inverse]]:
     """Yield the pairs (restored, removed) of whole keys that one RENAME reverts.
 
     The two changes of a rename were recorded one after the other.
@@ -130,7 +137,8 @@ def _find_renames(inverses: Sequence[Inverse]) -> Iterator[tuple[Inverse, Invers
             change.new.kind == restored.current.state.kind == "absent" and restored.desired_state.kind != "absent"
         )
         is_removed = removed.change.prior.kind == removed.desired_state.kind == "absent" and not removed.is_noop
-        if is_restored and is_removed and is_same_state(change.prior, removed.change.new):
+        is_possible = client.partition(change.key) == client.partition(removed.change.key)
+        if is_possible and is_restored and is_removed and is_same_state(change.prior, removed.change.new):
             yield restored, removed
 
 

@@ -4,13 +4,15 @@ A batch is one pipelined read, one fsync and one transaction for many operations
 finished by running it again: changes that are reverted already are not selected again.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import chain
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError, ReadOnlyError, RedisFuseError, ServerReplyError, UnavailableError
 from redisfuse.journal.directory_rows import decode_directory
 from redisfuse.journal.models import Change, ChangeIntent
+from redisfuse.transactions.combined_change import ChangeGroup, count_changes
 from redisfuse.transactions.executor import TransactionExecutor
 from redisfuse.transactions.inverse import Inverse
 from redisfuse.transactions.mutation import PartiallyAppliedError
@@ -18,7 +20,6 @@ from redisfuse.transactions.projection import DependencyTracker
 from redisfuse.transactions.recovery import ProgressCallback
 from redisfuse.transactions.revert import Revert, RevertDecision
 from redisfuse.transactions.rollback_plan import RollbackConflict, is_directory_change
-from redisfuse.transactions.selection import ChangeGroup
 
 MAX_CHANGES_PER_BATCH = 250
 MAX_BATCH_BYTES = 16 * CHUNK_BYTES
@@ -33,11 +34,18 @@ class RollbackReport:
     conflicts: list[RollbackConflict] = field(default_factory=list)
     failures: list[tuple[Change, RedisFuseError]] = field(default_factory=list)
     notes: list[tuple[Change, str]] = field(default_factory=list)
+    skipped: list[Change] = field(default_factory=list)  # without a conflict, but their group has one
+    inverses: dict[int, Inverse] = field(default_factory=dict)  # by id of the change: how it was reverted
+    is_interrupted: bool = False  # `Rollback.stop` left the rest undone
 
     @property
     def is_clean(self) -> bool:
         """Whether every change was reverted, or needed nothing."""
-        return not self.conflicts and not self.failures
+        return not self.conflicts and not self.failures and not self.is_interrupted
+
+
+ReportConsumer = Callable[[RollbackReport], None]
+"""Receives what a batch did; the report is then emptied."""
 
 
 class Rollback:
@@ -50,22 +58,55 @@ class Rollback:
         self._executor = executor
         self._server_name = server_name
         self._force = force
-        self._selected_ids: frozenset[int] = frozenset()
+        self._selected_ids: Set[int] = frozenset()
+        self._is_stopping = False
+        self._blocked_groups: set[int] = set()  # group_id, of those with a conflict or a failure
         self.report = RollbackReport()
+        self.remaining: Iterable[Sequence[ChangeGroup]] = ()  # batches that `stop` left undone
 
-    def run(self, groups: Sequence[ChangeGroup], *, progress: ProgressCallback = lambda _count: None) -> RollbackReport:
-        """Revert the operations, in order.
+    def run(
+        self,
+        groups: Iterable[ChangeGroup],
+        selected_ids: Set[int],
+        *,
+        progress: ProgressCallback = lambda _count: None,
+        consume: ReportConsumer | None = None,
+    ) -> RollbackReport:
+        """Revert the operations, in order; return the report.
 
-        Raises UnavailableError, ReadOnlyError or JournalError if it can't continue; `report` then has what was done.
+        `selected_ids`: all changes that are to be rolled back, also those that are combined. With `consume`, the report
+        of each batch goes there instead, so that the memory is bounded. Raises UnavailableError, ReadOnlyError or
+        JournalError if it can't continue; `report` then has what was done.
         """
-        self._selected_ids = frozenset(change.id for group in groups for change in group)
-        for batch in _batch_groups([part for group in groups for part in _split_directories(group)]):
+        self._selected_ids = selected_ids
+        batches = _batch_groups(part for group in groups for part in _split_directories(group))
+        for batch in batches:
+            if self._is_stopping:
+                self.report.is_interrupted = True
+                self.remaining = chain([batch], batches)
+                break
             if is_directory_change(batch[0][0]):
                 self._revert_directories(batch[0])
             else:
                 self._revert_batch(batch)
-            progress(sum(len(group) for group in batch))
+            if consume is not None:
+                self._note_blocked()
+                consume(self.report)
+                self.report = RollbackReport()
+            progress(sum(count_changes(group) for group in batch))
         return self.report
+
+    def _note_blocked(self) -> None:
+        """Remember the groups with a conflict or a failure."""
+        self._blocked_groups |= {conflict.change.group_id for conflict in self.report.conflicts}
+        self._blocked_groups |= {change.group_id for change, _ in self.report.failures}
+
+    def stop(self) -> None:
+        """Make `run` return after the current batch.
+
+        Any thread, or a signal handler, may call this.
+        """
+        self._is_stopping = True
 
     def _revert_batch(self, batch: Sequence[ChangeGroup]) -> None:
         try:
@@ -94,7 +135,9 @@ class Rollback:
             self._executor.run(operation)
         except PartiallyAppliedError as partial:
             errors_by_change = {
-                intent.reverts: error for mutation, error in partial.failures for intent in mutation.intents
+                intent.reverts_through or intent.reverts: error
+                for mutation, error in partial.failures
+                for intent in mutation.intents
             }
         refused = self._report_decision(operation.decision, errors_by_change)
         if refused and not portable:
@@ -105,9 +148,11 @@ class Rollback:
     ) -> list[Change]:
         """Add an attempt to the report; return the changes whose DUMP the server refused."""
         self.report.conflicts += decision.conflicts
+        self.report.skipped += decision.skipped
         refused: list[Change] = []
         for inverse in decision.inverses:
             change, error = inverse.change, errors_by_change.get(inverse.change.id)
+            self.report.inverses[change.id] = inverse
             if error is not None and _is_payload_refused(error):
                 refused.append(change)
                 continue
@@ -129,9 +174,9 @@ class Rollback:
         were renamed with them have a conflict or failed.
         """
         journal, group_id = self._executor.journal, group[0].group_id
-        if any(conflict.change.group_id == group_id for conflict in self.report.conflicts):
-            return
-        if any(change.group_id == group_id for change, _ in self.report.failures):
+        self._note_blocked()
+        if group_id in self._blocked_groups:
+            self.report.skipped += group
             return
         add = [decode_directory(change.key) for change in group if change.prior.kind == "directory"]
         remove = [decode_directory(change.key) for change in group if change.new.kind == "directory"]
@@ -146,7 +191,7 @@ class Rollback:
             add=add,
             remove=remove,
             session_id=self._executor.session_id,
-            intents=intents,
+            intents=self._executor.attribute(intents),
             group_id=next(reverting_ids, None),
         )
         self.report.reverted += group
@@ -164,7 +209,7 @@ def _split_directories(group: ChangeGroup) -> Iterator[ChangeGroup]:
     yield from filter(None, (keys, directories))
 
 
-def _batch_groups(groups: Sequence[ChangeGroup]) -> Iterator[list[ChangeGroup]]:
+def _batch_groups(groups: Iterable[ChangeGroup]) -> Iterator[list[ChangeGroup]]:
     """Yield batches of groups that can be decided from one read.
 
     A large group, or one of directories, is alone.

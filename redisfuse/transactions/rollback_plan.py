@@ -1,16 +1,20 @@
 """Plans a rollback: the state of each target afterwards, and the conflicts."""
 
-from collections.abc import Sequence, Set
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
-from redisfuse.batching import batched
+from more_itertools import chunked, constrained_batches
+
 from redisfuse.client.client import RedisClient
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.text import escape_text, literal_glob
+from redisfuse.transactions.combined_change import ChangeGroup, CombinedChange, count_changes
 from redisfuse.transactions.inverse import Inverse, invert
 from redisfuse.transactions.projection import DependencyTracker, ProjectedState, build_read_requests
-from redisfuse.transactions.selection import ChangeGroup, is_reverted
+from redisfuse.transactions.recovery import ProgressCallback
 from redisfuse.transactions.state_reader import CurrentState, StateReader, fetch_server_time_ms
 
 MAX_TARGETS_PER_READ = 500
@@ -36,7 +40,11 @@ class RollbackConflict:
         """
         if not self.later_changes:
             return None
-        return " ".join(["redisfuse rollback", *(str(change.id) for change in (*self.later_changes, self.change))])
+        words = ["redisfuse rollback", *(str(change.id) for change in self.later_changes)]
+        if isinstance(self.change, CombinedChange):
+            glob = escape_text(literal_glob(self.change.key))
+            return " ".join([*words, f"{self.change.first_id}-{self.change.id}", "--key", shlex.quote(glob)])
+        return " ".join([*words, str(self.change.id)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +78,66 @@ def is_directory_change(change: Change) -> bool:
 
 
 def plan_rollback(
-    journal: Journal, client: RedisClient, groups: Sequence[ChangeGroup], *, force: bool = False
+    journal: Journal,
+    client: RedisClient,
+    groups: Iterable[ChangeGroup],
+    selected_ids: Set[int],
+    *,
+    force: bool = False,
+    progress: ProgressCallback = lambda _count: None,
 ) -> RollbackPlan:
     """Read all targets and return the plan, without changing anything.
 
-    Raises as `StateReader.read` does.
+    It is held in memory; `iter_plan` needs less. `selected_ids`: all changes that are to be rolled back. Raises as
+    `StateReader.read` does.
+    """
+    groups = tuple(groups)
+    entries = iter_plan(journal, client, groups, selected_ids, force=force, progress=progress)
+    return RollbackPlan(groups, tuple(entries))
+
+
+def iter_plan(
+    journal: Journal,
+    client: RedisClient,
+    groups: Iterable[ChangeGroup],
+    selected_ids: Set[int],
+    *,
+    force: bool = False,
+    is_repeated: Callable[[Change], bool] = lambda _change: True,
+    progress: ProgressCallback = lambda _count: None,
+) -> Iterator[PlannedChange]:
+    """Yield the entries of the plan; targets are read page by page.
+
+    `is_repeated`: whether several of the changes are of the change's key, so that its state must be remembered.
+    `progress` receives the number of changes. Raises as `StateReader.read` does.
     """
     dependencies = DependencyTracker()
-    predictable_ids: set[int] = set()
-    for group in groups:
-        key_changes = [change for change in group if not is_directory_change(change)]
-        predictable_ids |= {change.id for change in key_changes if dependencies.is_predictable(change)}
-        for change in key_changes:
-            dependencies.add(change)
-    predictable = [change for group in groups for change in group if change.id in predictable_ids]
-    projected = ProjectedState(_read_states(client, predictable))
-    now_ms = fetch_server_time_ms(client)
-    selected_ids = {change.id for group in groups for change in group}
-    entries: list[PlannedChange] = []
-    for group in groups:
-        for change in group:
-            if change.id not in predictable_ids:
-                entries.append(PlannedChange(change, None))
-                continue
-            inverse = invert(change, projected.get_target_state(change), now_ms, force=force)
-            conflict = find_conflict(journal, inverse, selected_ids)
-            if conflict is None:
-                projected.set_state(inverse.target, inverse.desired_state)
-            entries.append(PlannedChange(change, inverse, conflict))
-    return RollbackPlan(tuple(groups), tuple(entries))
+    projected = ProjectedState({})
+    for page in constrained_batches(groups, MAX_TARGETS_PER_READ, get_len=len, strict=False):
+        predictable: list[Change] = []
+        for group in page:
+            key_changes = [change for change in group if not is_directory_change(change)]
+            predictable += [change for change in key_changes if dependencies.is_predictable(change)]
+            for change in key_changes:
+                if is_repeated(change):
+                    dependencies.add(change)
+        predictable_ids = {change.id for change in predictable}
+        projected.add(_read_states(client, [change for change in predictable if not projected.has_target(change)]))
+        now_ms = fetch_server_time_ms(client)
+        for group in page:
+            for change in group:
+                if change.id not in predictable_ids:
+                    yield PlannedChange(change, None)
+                    continue
+                inverse = invert(change, projected.get_target_state(change), now_ms, force=force)
+                conflict = find_conflict(journal, inverse, selected_ids)
+                if conflict is None:
+                    projected.set_state(inverse.target, inverse.desired_state)
+                yield PlannedChange(change, inverse, conflict)
+        for change in predictable:
+            if not is_repeated(change):
+                projected.discard(change)
+        progress(count_changes(change for group in page for change in group))
 
 
 def find_conflict(journal: Journal, inverse: Inverse, selected_ids: Set[int]) -> RollbackConflict | None:
@@ -111,15 +150,19 @@ def find_conflict(journal: Journal, inverse: Inverse, selected_ids: Set[int]) ->
     later = {
         change.id: change for change in journal.find_later_changes(inverse.change) if change.id not in selected_ids
     }
-    in_effect = [
-        change for change in later.values() if change.reverts not in later and not is_reverted(journal, change.id)
-    ]
+    reverted = journal.create_reversal_index().find_reverted(later)
+    in_effect = [change for change in later.values() if change.reverts not in later and change.id not in reverted]
     return RollbackConflict(inverse.change, inverse.conflict_reason, inverse.current, tuple(in_effect))
 
 
 def _read_states(client: RedisClient, changes: Sequence[Change]) -> dict[KeyRef, CurrentState]:
+    """Read the targets of changes, without WATCH.
+
+    Of their contents only digests stay in memory.
+    """
     states: dict[KeyRef, CurrentState] = {}
-    with client.dedicated_channel() as channel:
-        for batch in batched(build_read_requests(changes), MAX_TARGETS_PER_READ):
-            states |= StateReader(client, channel, dump_limit=0).read(batch)
+    with client.reading_channel() as channel:
+        reader = StateReader(client, channel, dump_limit=0, watch=False)
+        for batch in chunked(build_read_requests(changes), MAX_TARGETS_PER_READ):
+            states |= reader.read(batch)
     return states

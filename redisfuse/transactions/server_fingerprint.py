@@ -10,7 +10,7 @@ as such, since later changes touch those keys, and further restarts follow.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from redisfuse.client.client import ConnectionId, RedisClient, RedisCommand
 from redisfuse.errors import RedisFuseError
@@ -67,17 +67,27 @@ def _scan_keys(client: RedisClient, prefix: bytes) -> tuple[int | None, list[byt
     """
     options = ("MATCH", literal_glob(prefix) + b"*") if prefix else ()
     scan: RedisCommand = ("SCAN", b"0", *options, "COUNT", SCAN_COUNT)
-    size, reply = client.execute_many([("DBSIZE",), scan])
+    sizes: list[Any] = []
     keys: dict[bytes, None] = {}
-    for _ in range(MAX_SCANS):
-        if isinstance(reply, RedisFuseError):
-            break
-        cursor, names = reply
-        keys |= dict.fromkeys(key for key in names if len(key) <= MAX_SAMPLED_KEY_BYTES)
-        if cursor == b"0" or len(keys) >= MAX_CANDIDATE_KEYS:
-            break
-        (reply,) = client.execute_many([("SCAN", cursor, *scan[2:])])
-    return (size if isinstance(size, int) else None), list(keys)[:MAX_CANDIDATE_KEYS]
+    for number, server in enumerate(client.servers, start=1):  # one, or the primaries of a cluster
+        max_keys = MAX_CANDIDATE_KEYS * number // len(client.servers)
+        size, reply = server.execute_many([("DBSIZE",), scan])
+        sizes.append(size)
+        for _ in range(MAX_SCANS):
+            if isinstance(reply, RedisFuseError):
+                break
+            cursor, names = reply
+            short_names = [key for key in names if len(key) <= MAX_SAMPLED_KEY_BYTES]
+            keys |= dict.fromkeys(short_names[: max(0, max_keys - len(keys))])
+            if cursor == b"0" or len(keys) >= max_keys:
+                break
+            (reply,) = server.execute_many([("SCAN", cursor, *scan[2:])])
+    return _add_sizes(sizes), list(keys)
+
+
+def _add_sizes(sizes: Sequence[Any]) -> int | None:
+    """Return the sum of replies to DBSIZE; None if one of them is an error."""
+    return sum(sizes) if all(isinstance(size, int) for size in sizes) else None
 
 
 def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
@@ -105,7 +115,21 @@ def _fetch_digests(client: RedisClient, types: Mapping[bytes, bytes]) -> dict[by
 # -- comparing -------------------------------------------------------------------------------------------------------
 
 
-def compare_servers(journal: Journal, client: RedisClient, changes: Iterable[Change]) -> list[ServerComparison]:
+class ChangeOfSession(Protocol):
+    """A change, or several, as far as their server is concerned."""
+
+    @property
+    def session_id(self) -> int:
+        """The session."""
+
+    @property
+    def connection_id(self) -> str | None:
+        """The connection; None: unknown."""
+
+
+def compare_servers(
+    journal: Journal, client: RedisClient, changes: Iterable[ChangeOfSession]
+) -> list[ServerComparison]:
     """Compare the server with those on which changes were made.
 
     Returns one comparison for each run of a server. The evidence of the newest session of a run counts. Raises
@@ -139,7 +163,7 @@ class _RunIds:
         self._journal = journal
         self._session_run_ids: dict[int, str] = {}
 
-    def get_run_id(self, change: Change) -> str:
+    def get_run_id(self, change: ChangeOfSession) -> str:
         """Return the run_id of the server process that a change was sent to.
 
         If that is unknown, it is the one at the begin of the session.
@@ -213,8 +237,8 @@ def _judge(journal: Journal, client: RedisClient, session: JournalSession, run_i
         if 2 * equal >= len(samples):
             return "same_data", found
         return "other_data", f"it seems to be another one, as only {found}"
-    (size,) = client.execute_many([("DBSIZE",)])
-    if recorded.key_count is None or not isinstance(size, int):
+    size = _add_sizes([server.execute_many([("DBSIZE",)])[0] for server in client.servers])
+    if recorded.key_count is None or size is None:
         return "unrecognized", "it may be another one, as nothing is recorded by which to recognize it"
     sizes = f"it has {size:,} keys, and had {recorded.key_count:,}"
     unexplained = recorded.key_count - size - journal.count_changes(server_name, session.started_at)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import BinaryIO, cast
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal import portable
 from redisfuse.journal.models import Blob
 from redisfuse.journal.portable import ElementRecord

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef

@@ -12,8 +12,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redisfuse.batching import CHUNK_BYTES
-from redisfuse.client.client import Channel, RedisClient
+from redisfuse.client.client import CommandExecutor, RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, WrongTypeError
 from redisfuse.journal.models import ABSENT, Blob, State
 from redisfuse.paths.grammar import KeyRef
@@ -42,6 +42,7 @@ class ReadRequest:
     byte_range: tuple[int, int] | None = None  # (offset, length): read only this part of a string
     read_objects: bool = True  # False: of types other than string read only the type's name
     required_size: int | None = None  # read a value of more than 1 MiB only if it has this size
+    typical_bytes: int = CHUNK_BYTES  # of a reply with a value or DUMP: how many share a pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +81,32 @@ class _PendingRead:
         """The approximate number of bytes that the replies have."""
         if self.request.expected_size is not None:
             return min(self.request.expected_size, CHUNK_BYTES)
-        return sum(CHUNK_BYTES if command[0] in ("GETRANGE", "HGET", "DUMP") else 0 for command in self.commands)
+        value_count = sum(command[0] in ("GETRANGE", "HGET", "DUMP") for command in self.commands)
+        return value_count * self.request.typical_bytes
 
 
 class StateReader:
-    """Reads states on one channel, whose WATCH then guards them."""
+    """Reads states on one channel, whose WATCH then guards them.
 
-    def __init__(self, client: RedisClient, channel: Channel, *, dump_limit: int) -> None:
+    Without `watch`, nothing guards them: a value and its expiry may be from moments between which the key changed.
+    """
+
+    def __init__(self, client: RedisClient, channel: CommandExecutor, *, dump_limit: int, watch: bool = True) -> None:
         self._client = client
         self._channel = channel
         self._dump_limit = dump_limit
+        self._watch = watch
         self._server_info = client.server_info
 
     def read(
         self, requests: Sequence[ReadRequest], *, preamble: PipelinedCommands | None = None
     ) -> dict[KeyRef, CurrentState]:
-        """Watch the keys, then read every target.
+        """Watch the keys, with `watch`, then read every target.
 
         `preamble` is sent first, in the same round trip; its replies must not be errors. Raises the server's error
         replies, and UnavailableError.
         """
-        keys = list(dict.fromkeys(request.target.key for request in requests))
+        keys = list(dict.fromkeys(request.target.key for request in requests)) if self._watch else []
         first_commands = list(preamble or [])
         first_commands += [
             ("WATCH", *keys[start : start + MAX_KEYS_PER_WATCH]) for start in range(0, len(keys), MAX_KEYS_PER_WATCH)

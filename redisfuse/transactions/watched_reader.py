@@ -53,10 +53,20 @@ class WatchedReader:
     def read_unguarded(self, requests: Sequence[ReadRequest]) -> dict[KeyRef, CurrentState]:
         """Read the targets on a channel of their own, for information only.
 
-        Raises UnavailableError.
+        No fail-over undoes the states, and the replicas of --wait-replicas have them. Raises UnavailableError.
         """
+        if self._client.is_partitioned and not self._client.wait_replicas:
+            with self._client.reading_channel() as executor:
+                return StateReader(self._client, executor, dump_limit=self.dump_limit).read(requests)
+        by_partition: dict[int, list[ReadRequest]] = {}
+        for request in requests:
+            by_partition.setdefault(self._client.partition(request.target.key), []).append(request)
+        states: dict[KeyRef, CurrentState] = {}
         try:
-            with self._client.write_channel() as channel:
-                return self.read(channel, requests)
+            for own in by_partition.values():
+                with self._client.write_channel(own[0].target.key) as channel:
+                    states |= self.read(channel, own)
+                    self._client.confirm_state(channel)
         except NotStartedError as lost:
             raise lost.error from None
+        return states

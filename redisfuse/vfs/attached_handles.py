@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from redisfuse.errors import ConflictError
+from redisfuse.errors import RedisFuseError
 from redisfuse.vfs.content_types import FileContent
 from redisfuse.vfs.growing_content import inline_bytes
+from redisfuse.vfs.write_tracker import WriteTracker
 
 
 class AttachedHandle(Protocol):
@@ -18,12 +19,23 @@ class AttachedHandle(Protocol):
         """Whether it was opened for reading."""
         ...
 
+    @property
+    def is_writer(self) -> bool:
+        """Whether it was opened for writing."""
+        ...
+
+    @property
+    def opener_tid(self) -> int:
+        """The thread that opened it; 0 if unknown."""
+        ...
+
     def private_view(self) -> FileContent | None:
         """Return the content that only this handle reads; None: the current one."""
         ...
 
-    def mark_conflicted(self, error: ConflictError) -> None:
-        """Note that the edits made through this handle were refused."""
+    @property
+    def writes(self) -> WriteTracker:
+        """The state of the writes through it."""
         ...
 
 
@@ -44,10 +56,35 @@ class AttachedHandles:
         """Detach a handle."""
         self._handles.discard(handle)
 
-    def mark_conflicted(self, error: ConflictError) -> None:
-        """Mark all handles as conflicted."""
+    def opener_tids(self) -> set[int]:
+        """Return the threads that opened them."""
+        return {handle.opener_tid for handle in list(self._handles)}
+
+    def mark_written(self) -> None:
+        """Note a write that no handle made, as one of each writer."""
         for handle in list(self._handles):
-            handle.mark_conflicted(error)
+            if handle.is_writer:
+                handle.writes.mark_written()
+
+    def mark_saved(self) -> None:
+        """Note a commit of all edits."""
+        for handle in list(self._handles):
+            handle.writes.mark_saved()
+
+    def mark_in_doubt(self) -> None:
+        """Note a commit of all edits whose outcome is unknown."""
+        for handle in list(self._handles):
+            handle.writes.mark_in_doubt()
+
+    def settle_in_doubt(self, *, was_applied: bool) -> None:
+        """Note the outcome of the commit that was in doubt."""
+        for handle in list(self._handles):
+            handle.writes.settle_in_doubt(was_applied=was_applied)
+
+    def mark_refused(self, error: RedisFuseError) -> None:
+        """Note that all edits were discarded."""
+        for handle in list(self._handles):
+            handle.writes.mark_refused(error)
 
     def have_ranged_view(self) -> bool:
         """Return whether a handle reads a private content that is not in memory."""

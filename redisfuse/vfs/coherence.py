@@ -1,24 +1,23 @@
-"""The one fan-out of changes.
+"""The one fan-out of changes: caches of this process, the index, the kernel.
 
-Process caches first, then the index, then the kernel. Three sources announce changes here: the keyspace monitor (what
-other clients did), the transactions (what this mount did) and the journal (empty directories). The order is always the
-same, so that no later step can cache again what an earlier one still held:
+Three sources announce changes: the keyspace monitor (those of other clients), the transactions (those of this mount)
+and the journal (empty directories). The order is fixed, so that no step can cache again a state that a later one drops:
 
-1. `keys_touched` drops the keys' metadata, cached listings and pinned contents;
-2. the index follows (the monitor verified the keys already; after a write of our own, `keys_written` updates it);
-3. the kernel follows: names and attributes that it may have cached are invalidated.
+1. `keys_touched` drops the metadata and the cached listings of the keys;
+2. the index is corrected (by the monitor, which has verified the keys; after a write of this mount, by `keys_written`);
+3. the kernel's cached names and attributes are invalidated.
 
-The kernel gets long time-outs only while the monitor is coherent, its index is ready and the kernel accepts
-invalidations; otherwise everything is valid for `INCOHERENT_SECONDS`.
+The kernel may cache for `COHERENT_SECONDS` while the monitor is coherent, its index is ready and the kernel accepts
+invalidations, otherwise for `INCOHERENT_SECONDS`.
 
-Threads: any. This module has no lock of its own; each receiver takes its own, one at a time, and calls nothing back.
+Threads: any. This module has no lock. Each receiver takes its own, one at a time, and calls nothing back.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError
@@ -28,62 +27,33 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
-from redisfuse.vfs.inode_content import InodeContentCache
+from redisfuse.vfs.kernel_cache import KernelCache
 from redisfuse.vfs.readdir_cache import ReaddirCache
 
 COHERENT_SECONDS = 3600.0
-"""How long the kernel may cache while every change is pushed to it."""
+"""How long the kernel may cache while it is notified of every change."""
 
 INCOHERENT_SECONDS = 1.0
-"""How long anything is valid while changes are not announced."""
-
-
-class KernelCache(Protocol):
-    """The kernel's cache of this mount: how to invalidate it.
-
-    Every method returns immediately.
-    """
-
-    @property
-    def is_supported(self) -> bool:
-        """Whether the kernel accepts invalidations."""
-
-    def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
-        """Invalidate paths: their names too unless `keep_dentry`.
-
-        With `ancestors`, all directories above as well.
-        """
-
-    def invalidate_all(self) -> None:
-        """Invalidate everything."""
-
-
-class KernelTimeouts(Protocol):
-    """Where the kernel's time-outs are set."""
-
-    def set_timeouts(self, entry: float, attr: float, negative: float) -> None:
-        """Set the seconds that names, attributes and absent names are valid, from now on."""
+"""How long everything is valid while changes are not announced."""
 
 
 class Coherence:
-    """Announces each change to everything that caches.
+    """Announces each change to all caches.
 
-    Implements ChangeListener, Freshness and WriteListener.
+    Implements `ChangeListener`, `Freshness` and `WriteListener`.
     """
 
-    def __init__(
-        self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache, timeouts: KernelTimeouts
-    ) -> None:
+    def __init__(self, client: RedisClient, path_codec: PathCodec, kernel_cache: KernelCache) -> None:
         self._client = client
         self._path_codec = path_codec
         self.kernel_cache = kernel_cache
-        self._timeouts = timeouts
+        self.valid_seconds = INCOHERENT_SECONDS  # how long the kernel may cache names and attributes
+        self.absent_seconds = 0.0  # how long it may cache absent names
         self._monitor: KeyspaceMonitor
         self._metadata: MetadataStore
         self._content_loader: ContentLoader
         self._dentry_tracker: DentryTracker
         self._readdir_cache: ReaddirCache[Any]
-        self._content_cache: InodeContentCache
 
     def connect(
         self,
@@ -93,15 +63,13 @@ class Coherence:
         content_loader: ContentLoader,
         dentry_tracker: DentryTracker,
         readdir_cache: ReaddirCache[Any],
-        content_cache: InodeContentCache,
     ) -> None:
-        """Name the receivers. Called once, before any of them is started."""
+        """Set the receivers. Called once, before any of them is started."""
         self._monitor = monitor
         self._metadata = metadata
         self._content_loader = content_loader
         self._dentry_tracker = dentry_tracker
         self._readdir_cache = readdir_cache
-        self._content_cache = content_cache
 
     # -- Freshness ---------------------------------------------------------------------------------------------------
 
@@ -111,7 +79,7 @@ class Coherence:
         return self._monitor.is_coherent and self._monitor.is_ready and self.kernel_cache.is_supported
 
     def max_age(self) -> float:
-        """Return the seconds that what this process caches is valid."""
+        """Return the seconds for which caches of this process are valid."""
         return math.inf if self._monitor.is_coherent else INCOHERENT_SECONDS
 
     def may_expire(self) -> bool:
@@ -126,18 +94,17 @@ class Coherence:
         if not self._monitor.schedule_expiry(key, deadline):
             self.keys_changed([key])
 
-    # -- ChangeListener: what other clients did ----------------------------------------------------------------------
+    # -- ChangeListener: changes by other clients --------------------------------------------------------------------
 
     def keys_touched(self, keys: Collection[bytes]) -> None:
-        """Drop what this process caches of these keys."""
+        """Drop the caches of this process for these keys."""
         self._metadata.invalidate(keys)
         self._readdir_cache.invalidate_keys(keys)
-        self._content_cache.mark_keys_stale(keys)
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
-        """Drop what this process and the kernel cache of these keys.
+        """Drop the caches of this process and the kernel for these keys.
 
-        The index has them right.
+        The index is correct already.
         """
         self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
@@ -151,44 +118,48 @@ class Coherence:
     def state_changed(self) -> None:
         """Set the kernel's time-outs for the current state.
 
-        Invalidates what was cached under the previous one.
+        Listings and names cached under the previous state are invalidated.
         """
         if self.is_coherent:
-            self._timeouts.set_timeouts(COHERENT_SECONDS, COHERENT_SECONDS, COHERENT_SECONDS)
+            self.valid_seconds = self.absent_seconds = COHERENT_SECONDS
         else:
-            self._timeouts.set_timeouts(INCOHERENT_SECONDS, INCOHERENT_SECONDS, 0.0)
+            self.valid_seconds, self.absent_seconds = INCOHERENT_SECONDS, 0.0
+        if self._monitor.is_paused:
+            return  # the request that ends the pause waits for this: nothing was cached since the pause began
         self._readdir_cache.invalidate_all()
-        self._content_cache.mark_all_stale()
         self._dentry_tracker.invalidate_all()
 
     def no_key_expires(self) -> None:
-        """Stop asking for the TTL of keys that changed lately."""
+        """Stop querying the TTLs of recently changed keys."""
         self._metadata.clear_recent_changes()
 
-    # -- WriteListener: what this mount did --------------------------------------------------------------------------
+    # -- WriteListener: changes by this mount ------------------------------------------------------------------------
 
     def keys_will_change(self, keys: Collection[bytes]) -> None:
-        """Let the monitor recognise the announcements of our own writes."""
+        """Let the monitor recognise the messages about our own writes."""
         self._monitor.announce_writes(keys)
 
     def keys_written(self, keys: Mapping[bytes, bool | None]) -> None:
-        """Follow our own write at once: caches, index, kernel."""
+        """Announce our own write: caches, index, kernel.
+
+        The values are whether the keys exist now; None if that must be looked up.
+        """
         self._metadata.invalidate(keys)
         uncertain = [key for key, exists in keys.items() if exists is None]
-        looked_up = dict(zip(uncertain, self._look_up_existence(uncertain), strict=True))
+        if uncertain:
+            keys = {**keys, **dict(zip(uncertain, self._look_up_existence(uncertain), strict=True))}
         for key, exists in keys.items():
-            exists_now = looked_up[key] if exists is None else exists
-            if exists_now is None:
+            if exists is None:
                 self._monitor.mark_dirty(key)
             else:
-                self._monitor.record_key_state(key, exists_now)
+                self._monitor.record_key_state(key, exists)
         self._dentry_tracker.invalidate_keys(keys)
 
     def _look_up_existence(self, keys: Sequence[bytes]) -> Sequence[bool | None]:
         try:
             return exists_many(self._client, keys)
         except RedisFuseError:
-            return [None] * len(keys)  # the monitor's thread looks again
+            return [None] * len(keys)  # the monitor looks them up later
 
     # -- the tree ----------------------------------------------------------------------------------------------------
 
@@ -198,13 +169,6 @@ class Coherence:
         The time is in ns since the epoch.
         """
         self._monitor.record_save(target, mtime_ns)
-
-    def keys_reappeared(self, keys: Collection[bytes]) -> None:
-        """Invalidate keys after an edit was discarded.
-
-        The tree shows them again as Redis holds them.
-        """
-        self._dentry_tracker.invalidate_keys(keys)
 
     def directories_changed(self, directories: Collection[tuple[bytes, ...]]) -> None:
         """Invalidate empty directories that came or went in the journal."""

@@ -63,6 +63,14 @@ class CommittedContent:
         """Whether Redis has it without the newline at its end."""
         return self.local is not None and self.saved is not None and self.saved.size < self.local.size
 
+    @property
+    def version(self) -> Precondition:
+        """The precondition that Redis still has it."""
+        if self.blocks is not None:
+            return Precondition.blocks_equal(self.blocks)
+        assert self.saved is not None
+        return Precondition.of_blob(self.saved)
+
     def open(self, loader: ContentLoader, target: KeyRef) -> tuple[BaseContent, Precondition]:
         """Return the content as the base of further edits, and their precondition."""
         if self.blocks is not None:

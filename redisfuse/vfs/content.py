@@ -17,10 +17,12 @@ from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata import UNREADABLE, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.rendering.decoding.limits import DecodeLimits
 from redisfuse.rendering.dump import fetch_dump
 from redisfuse.rendering.json_document import render_json_document
 from redisfuse.rendering.registry import join_within, render_text
 from redisfuse.rendering.strings import fetch_length
+from redisfuse.rendering.text_view import decode_target, render_decoded_text
 from redisfuse.transactions.block_digests import BlockDigests
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import (
@@ -31,7 +33,8 @@ from redisfuse.vfs.content_types import (
     StreamedContent,
     sha256_of_content,
 )
-from redisfuse.vfs.growing_content import GrowingContent
+from redisfuse.vfs.growing_content import GrowingContent, inline_bytes
+from redisfuse.vfs.known_versions import UnchangedByOthers
 from redisfuse.vfs.nodes import KeyNode
 from redisfuse.vfs.observed_content import MAX_OBSERVED_BYTES, ObservedContent
 from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
@@ -52,6 +55,7 @@ class ContentLoader:
         *,
         render_limit: int,
         dump_limit: int,
+        decode_limits: DecodeLimits,
     ) -> None:
         self._client = client
         self._metadata = metadata
@@ -59,6 +63,7 @@ class ContentLoader:
         self._freshness = freshness
         self._render_limit = render_limit
         self._dump_limit = dump_limit
+        self._decode_limits = decode_limits
         self._renderings = RenderingCache()
 
     # -- strings and fields ------------------------------------------------------------------------------------------
@@ -77,7 +82,9 @@ class ContentLoader:
             # changes of the key only, which may concern another field.
             field = self._open_large(target)
             return field, Precondition.content_equals(field.size, sha256_of_content(field))
-        is_unchanged = _KeyUnchanged(self._keyspace, target.key) if self._keyspace.is_coherent else None
+        is_unchanged = None
+        if self._keyspace.wait_for_invalidations():  # a change from before must not count as one from now on
+            is_unchanged = _KeyUnchanged(self._keyspace, target.key)
         blocks = BlockDigests(fetch_length(self._client, target.key))
         content = ObservedContent(self._client, target.key, blocks, is_unchanged)
         if is_unchanged is None and blocks.size <= MAX_OBSERVED_BYTES:
@@ -103,14 +110,22 @@ class ContentLoader:
         version = self._keyspace.get_version(target.key)
         return GrowingContent(self.reload(target), version, target, self)
 
-    def open_cached(self, target: KeyRef) -> FileContent | None:
-        """Return the same as `open_growing` for a string whose content is cached.
+    def precondition_of(self, content: FileContent, target: KeyRef) -> Precondition | None:
+        """Return the precondition that a target has a content.
 
-        Returns None otherwise. Doesn't block.
+        `open_growing` has just returned it. Of a large string, which is still to be read, it is that no other client
+        was seen to change the key. None: the content is not compared.
         """
+        data = inline_bytes(content)
+        if data is not None:
+            return Precondition.from_bytes(data)
+        if target.field is not None:  # the server announces changes of whole keys; the content is in a temporary file
+            return Precondition.content_equals(content.size, sha256_of_content(content))
+        if not isinstance(content, GrowingContent):
+            return None
+        self._keyspace.wait_for_invalidations()
         version = self._keyspace.get_version(target.key)
-        data = self._metadata.get_cached_content(target.key)
-        return None if data is None else GrowingContent(InlineContent(data), version, target, self)
+        return Precondition.unchanged(UnchangedByOthers(self._keyspace, target.key, version, is_exact=True))
 
     def current_version(self, target: KeyRef) -> int:
         """Return a number that grows whenever the target may have changed."""
@@ -151,7 +166,8 @@ class ContentLoader:
             text = self._get_rendering(node)
         if text is not None:
             return InlineContent(text), False
-        return StreamedContent(_Rendering(self._client, node)), True
+        max_sorted = self._render_limit if node.length <= self._render_limit else 0
+        return StreamedContent(_Rendering(self._client, node, self._decode_limits, max_sorted)), True
 
     def measure_size(self, node: KeyNode) -> tuple[int, bool]:
         """Return a file's size in bytes, and whether it streams; then its size is 0."""
@@ -173,14 +189,14 @@ class ContentLoader:
             return None
         key = node.target.key
         version, now = self._keyspace.get_version(key), time.monotonic()
-        cached = self._renderings.get(key, _MEMORY_ENTRY)
+        cached = self._renderings.get(node.target, _MEMORY_ENTRY)
         if cached is None or not self._is_current(cached, version, now):
             try:
                 reply = self._client.execute(b"MEMORY", b"USAGE", key)
             except (AccessError, NotFoundError, ServerReplyError):
                 reply = None
             cached = CachedRendering(version, now, None, reply if isinstance(reply, int) else None)
-            self._renderings.put(key, _MEMORY_ENTRY, cached)
+            self._renderings.put(node.target, _MEMORY_ENTRY, cached)
         return cached.memory_bytes
 
     def describe_unmeasured(self, node: KeyNode) -> str:
@@ -190,7 +206,7 @@ class ContentLoader:
         """
         if node.is_editable or node.view is not None or not node.length:
             return ""
-        cached = self._renderings.get(node.target.key, None)
+        cached = self._renderings.get(node.target, None)
         if node.length <= self._render_limit and (cached is None or cached.text is not None):
             return ""
         return f"{node.type.decode('ascii', 'backslashreplace')} of {node.length} elements"
@@ -203,24 +219,25 @@ class ContentLoader:
         Returns None if it streams.
         """
         key, view = node.target.key, node.view
-        if node.length > self._render_limit and view != "dump":
+        if node.length > self._render_limit and view != "dump" and (view != "text" or node.is_collection):
             return None
-        if view == "json" and self._may_expire(key):
-            return None  # the document contains the TTL, which differs each time
+        if view == "json" and (node.type == b"stream" or self._may_expire(key)):
+            # The document contains the TTL, which differs each time, or the groups, whose changes are not announced.
+            return None
         version = self._keyspace.get_version(key)
         now = time.monotonic()
-        cached = self._renderings.get(key, view)
+        cached = self._renderings.get(node.target, view)
         if cached is not None and self._is_current(cached, version, now):
             return cached.text
         text = self._render_within_limit(node)
-        self._renderings.put(key, view, CachedRendering(version, now, text))
+        self._renderings.put(node.target, view, CachedRendering(version, now, text))
         return text
 
     def _is_current(self, cached: CachedRendering, version: int, now: float) -> bool:
         return cached.version == version and now - cached.rendered_at < self._freshness.max_age()
 
     def _find_rendering_of_size(self, node: KeyNode, size: int | None) -> bytes | None:
-        cached = self._renderings.get(node.target.key, node.view)
+        cached = self._renderings.get(node.target, node.view)
         if cached is None or cached.text is None or len(cached.text) != size:
             return None
         return cached.text
@@ -232,7 +249,20 @@ class ContentLoader:
     def _render_within_limit(self, node: KeyNode) -> bytes | None:
         if node.view == "dump":
             return fetch_dump(self._client, node.target.key, self._dump_limit)
-        return join_within(_Rendering(self._client, node), MAX_RENDERED_BYTES)
+        max_seconds = self._decode_limits.seconds if node.view == "text" and node.is_collection else None
+        chunks = _Rendering(self._client, node, self._decode_limits, self._render_limit)
+        return join_within(chunks, MAX_RENDERED_BYTES, max_seconds)
+
+    def describe_encoding(self, node: KeyNode) -> str | None:
+        """Return how a string or field is encoded, such as `gzip > msgpack`.
+
+        None for a collection.
+
+        Raises NotFoundError, WrongTypeError, ConflictError.
+        """
+        if node.is_collection:
+            return None
+        return decode_target(self._client, node.target, self._decode_limits).summary
 
     def clear_renderings(self) -> None:
         """Drop every cached rendering."""
@@ -245,11 +275,19 @@ class _Rendering:
 
     client: RedisClient
     node: KeyNode
+    decode_limits: DecodeLimits
+    max_sorted: int = 0  # elements of a set or hash that are sorted; of more, none is
 
     def __iter__(self) -> Iterator[bytes]:
         if self.node.view is None:
-            return render_text(self.client, self.node.target.key, self.node.type)
-        return render_json_document(self.client, self.node.target.key)
+            return render_text(self.client, self.node.target.key, self.node.type, max_sorted=self.max_sorted)
+        if self.node.view == "text":
+            return render_decoded_text(
+                self.client, self.node.target, self.node.type, self.decode_limits, max_sorted=self.max_sorted
+            )
+        return render_json_document(
+            self.client, self.node.target.key, decode_limits=self.decode_limits, max_sorted=self.max_sorted
+        )
 
 
 class _KeyUnchanged:

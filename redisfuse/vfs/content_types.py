@@ -17,8 +17,8 @@ from tempfile import TemporaryFile
 from threading import Lock, Thread
 from typing import BinaryIO, Protocol
 
-from redisfuse.batching import CHUNK_BYTES
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import BadHandleError, ConflictError, RedisFuseError, ReplyTooLargeError
 from redisfuse.rendering.strings import fetch_ranges
 
@@ -29,6 +29,10 @@ class FileContent(Protocol):
     @property
     def size(self) -> int:
         """Its length in bytes."""
+
+    @property
+    def data(self) -> bytes | None:
+        """All its bytes if they are in memory."""
 
     def read(self, offset: int, size: int) -> bytes:
         """Return the bytes from `offset`: `size` of them, or up to the end."""
@@ -60,6 +64,7 @@ class RangedContent:
     requested bytes only, until a second read is close to it.
     """
 
+    data = None
     MAX_CACHED_CHUNKS = 4
     MAX_READ_AHEAD_CHUNKS = 3
 
@@ -184,6 +189,8 @@ class SpooledContent:
     the disk outside the journal), so that memory doesn't grow with it. `length` is the reply of HSTRLEN at open.
     """
 
+    data = None
+
     def __init__(self, client: RedisClient, key: bytes, field: bytes, length: int) -> None:
         self.size = length
         self._client = client
@@ -236,6 +243,8 @@ class StreamedContent:
     before the reader can be read again, but a read before that iterates over the text again, which may have changed
     since.
     """
+
+    data = None
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         """`chunks` can be iterated over again and again.

@@ -10,7 +10,6 @@ from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.vfs.directory_retention import DirectoryRetention
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.memory_inodes import Origin
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.staged_replace import PendingRemoval
@@ -31,13 +30,11 @@ class DelayedChanges:
         self,
         overlay: Overlay,
         key_writer: KeyWriter,
-        displaced_files: DisplacedFiles,
         retention: DirectoryRetention,
         coherence: Coherence,
     ) -> None:
         self._overlay = overlay
         self._key_writer = key_writer
-        self._displaced_files = displaced_files
         self._retention = retention
         self._coherence = coherence
 
@@ -49,11 +46,10 @@ class DelayedChanges:
         remaining: list[bytes] = []
         with self._overlay.pending_removals.take_expired(now, key_prefix) as due:
             for removal in due:
-                self._displaced_files.discard(removal.target)
                 if not self._commit_removal(removal):
                     remaining.append(removal.target.key)
         if remaining:
-            self._coherence.keys_reappeared(remaining)
+            self._coherence.keys_changed(remaining)
         self._overlay.open_files.commit_expired_holds(now, key_prefix)
 
     def _commit_removal(self, removal: PendingRemoval) -> bool:

@@ -3,10 +3,11 @@
 They are invalidated when keys change.
 
 Only names that were looked up or listed are tracked, in bounded memory; beyond the bound, everything is invalidated at
-once. A name is tracked *before* the server is queried about it: a change in between causes an invalidation too many,
-never one too few. Keys and paths are stored as hashes.
+once. A name is tracked *before* the server is queried about it. An invalidation ends the tracking: a reply may be
+cached only if its name is still tracked once its inode, or that there is none, is recorded. Keys and paths are stored
+as hashes.
 
-Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once (fuse/notify.py).
+Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.paths.grammar import VIEW_SUFFIXES, PathCandidates, PathCodec, RefreshFile, RootDir
 
 if TYPE_CHECKING:
-    from redisfuse.vfs.coherence import KernelCache
+    from redisfuse.vfs.kernel_cache import KernelCache
 
 MAX_TRACKED_NAMES = 400_000  # keys and names, at about 100 bytes each
 MAX_CHANGED_KEYS = 5_000  # changed keys whose names are invalidated one by one; beyond, everything is invalidated
@@ -43,16 +44,19 @@ class DentryTracker:
         self._field_paths: dict[int, set[bytes]] = {}  # hash of a key -> paths looked up that may name its fields
         self._directory_existence: dict[int, bool] = {}  # hash of a prefix -> whether it existed at the last look-up
         self._tracked_count = 0
+        self._invalidation_count = 0  # incremented before names lose their tracking
+        self.reset_count = 0  # the same, of all names
 
-    def track_path(self, path: bytes) -> None:
+    def track_path(self, path: bytes) -> int:
         """Track a path (without its leading slash) that is being looked up.
 
-        The kernel will cache the reply.
+        Returns a token for `is_tracked`.
         """
+        token = self._invalidation_count
         try:
             parsed_path = self._grammar.parse(path)
         except NotFoundError:
-            return  # no key can ever have this name
+            return token  # no key can ever have this name
         if isinstance(parsed_path, PathCandidates):
             with self._lock:
                 self._track_candidates(path, parsed_path)
@@ -62,9 +66,25 @@ class DentryTracker:
         elif not isinstance(parsed_path, RootDir | RefreshFile):
             with self._lock:
                 self._key_hashes.add(_SPLIT_OR_DIGEST_NAMES)
+        return token
+
+    def is_tracked(self, path: bytes, token: int) -> bool:
+        """Return whether a path is still tracked since its `track_path`."""
+        if token == self._invalidation_count:
+            return True
+        try:
+            parsed_path = self._grammar.parse(path)
+        except NotFoundError:
+            return True
+        if isinstance(parsed_path, PathCandidates):
+            return self._tracks_candidates(path, parsed_path)
+        return isinstance(parsed_path, RootDir | RefreshFile) or _SPLIT_OR_DIGEST_NAMES in self._key_hashes
 
     def track_keys(self, keys: Iterable[bytes]) -> None:
-        """Track keys that are about to be listed with cacheable attributes."""
+        """Track keys that are about to be listed with cacheable attributes.
+
+        They may be cached if `reset_count` is the same once their inodes are recorded.
+        """
         with self._lock:
             count_before = len(self._key_hashes)
             self._key_hashes.update(map(hash, keys))
@@ -93,6 +113,16 @@ class DentryTracker:
         count_after = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
         self._tracked_count += count_after - count_before
 
+    def _tracks_candidates(self, path: bytes, candidates: PathCandidates) -> bool:
+        """Return whether all that `_track_candidates` has added is still there."""
+        grammar, directory = self._grammar, candidates.directory
+        key, name, field = candidates.as_key, candidates.as_directory, candidates.as_field
+        if key is not None and hash(grammar.join_key((*directory, key))) not in self._key_hashes:
+            return False
+        if name is not None and hash(grammar.key_prefix((*directory, name))) not in self._directory_existence:
+            return False
+        return field is None or path in self._field_paths.get(hash(grammar.join_key((*directory, field[0]))), ())
+
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
         """Invalidate the cached names of keys that were created, changed or deleted."""
         if len(keys) > MAX_CHANGED_KEYS:
@@ -118,6 +148,7 @@ class DentryTracker:
         *directory, leaf = grammar.split_key(key)
         key_hash = hash(key)
         with self._lock:
+            self._invalidation_count += 1
             is_tracked = key_hash in self._key_hashes
             if is_tracked:
                 self._key_hashes.discard(key_hash)
@@ -142,14 +173,14 @@ class DentryTracker:
         They are the directory that lists the key, and those that appeared or vanished with it.
         """
         grammar, index = self._grammar, self._keyspace.index
-        if not directory or hash(grammar.key_prefix(directory)) in self._directory_existence:
-            listing_paths.add(grammar.directory_path(directory))
+        listing_paths.add(b"")
         for depth in range(len(directory), 0, -1):
             ancestor = tuple(directory[:depth])
             prefix_hash = hash(grammar.key_prefix(ancestor))
             existed = self._directory_existence.get(prefix_hash)
             if existed is None:
                 continue
+            listing_paths.add(grammar.directory_path(ancestor))  # its times, and its number of subdirectories
             exists = index.is_directory(ancestor)
             if exists != existed:
                 with self._lock:
@@ -174,6 +205,8 @@ class DentryTracker:
     def invalidate_all(self) -> None:
         """Invalidate everything that the kernel has cached, and track nothing any more."""
         with self._lock:
+            self._invalidation_count += 1
+            self.reset_count += 1
             self._key_hashes.clear()
             self._field_paths.clear()
             self._directory_existence.clear()

@@ -6,6 +6,7 @@ Read-only: `vfs/namespace.py` changes the tree. Every method may be called from 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -14,9 +15,8 @@ from typing import NamedTuple
 from redisfuse.errors import NotDirectoryError, NotFoundError
 from redisfuse.keyspace.metadata import UNREADABLE, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from redisfuse.paths.grammar import KeyRef, PathCandidates, PathCodec
+from redisfuse.paths.grammar import KeyRef, PathCandidates, PathCodec, RootDir
 from redisfuse.vfs.content import ContentLoader
-from redisfuse.vfs.content_types import FileContent
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.junk_rules import JunkRules
 from redisfuse.vfs.nodes import (
@@ -53,8 +53,8 @@ class Stat(NamedTuple):
     is_readable: bool = True  # False: the server's ACL denies reading the key
     mode: int | None = None  # the permission bits of junk; None: those of the mount
     is_streamed: bool = False  # the size is unknown: read with direct I/O until the end
+    link_count: int = 1  # of a directory: 2 and its subdirectories, or 1 if these are too many to be counted
     allocated_bytes: int | None = None  # for st_blocks, if it is not the size
-    is_linked: bool = True  # False: the file was unlinked while it was open
 
     @property
     def has_exact_size(self) -> bool:
@@ -190,14 +190,6 @@ class Filesystem:
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def open_cached(self, path: bytes) -> FileContent | None:
-        """Return the content of the string that a path leads to, if it is cached.
-
-        Returns None otherwise. For read-only mounts.
-        """
-        node = self.resolver.resolve_cached(path)
-        return self.content_loader.open_cached(node.target) if isinstance(node, KeyNode) else None
-
     def stat(self, node: TreeNode) -> Stat:
         """Return the attributes of a node. Raises the errors of measuring a collection."""
         if isinstance(node, KeyNode):
@@ -212,18 +204,53 @@ class Filesystem:
             )
         if isinstance(node, DirectoryNode):
             prefix = self.grammar.key_prefix(node.directory)
-            return Stat(True, 0, max(self.keyspace.changed_at(prefix), self.mount_time_ns), True)
+            mtime_ns = max(self.keyspace.changed_at(prefix), self.mount_time_ns)
+            return Stat(True, 0, mtime_ns, True, link_count=self._count_links(node.directory))
         if isinstance(node, OpenFileNode):
             file = node.file
             mtime = file.mtime_ns or (self.mount_time_ns if file.target is None else self.get_mtime_ns(file.target))
-            return Stat(False, file.size or 0, mtime, True, is_linked=file.target is not None)
+            return Stat(False, file.size or 0, mtime, True, link_count=int(file.target is not None))
         if isinstance(node, MemoryNode):
             assert self.overlay is not None
             junk = self.overlay.memory_fs.stat(node.path)
-            return Stat(junk.is_directory, junk.size, junk.mtime_ns, True, mode=junk.mode)
+            links = 2 + self.overlay.memory_fs.count_subdirectories(node.path) if junk.is_directory else 1
+            return Stat(junk.is_directory, junk.size, junk.mtime_ns, True, mode=junk.mode, link_count=links)
         if isinstance(node, RefreshNode):
             return Stat(False, 0, self.mount_time_ns, False)
-        return Stat(True, 0, self.mount_time_ns, False)
+        return Stat(True, 0, self.mount_time_ns, False, link_count=2)
+
+    def _count_links(self, directory: tuple[bytes, ...]) -> int:
+        """Return 2 and the number of subdirectories.
+
+        Returns 1 (unknown, as Btrfs has it) for a long directory.
+        """
+        index = self.keyspace.index
+        subdirectories: set[bytes] = set()
+        try:
+            batches = index.iter_child_batches(directory) if self.keyspace.is_ready else iter(())
+            for number, batch in enumerate(batches):
+                if number:
+                    return 1
+                subdirectories.update(child.component for child in batch if child.is_directory)
+        except NotFoundError:
+            pass  # an empty directory
+        if self._empty_directories is not None:
+            subdirectories.update(self._empty_directories.children(directory))
+        count = 2 + len(subdirectories)
+        if self.overlay is not None:
+            count += self.overlay.memory_fs.count_subdirectories(self.grammar.directory_path(directory))
+        return count
+
+    def touch_directory(self, *paths: bytes) -> None:
+        """Move the times of directories in which a name was created, removed or renamed."""
+        for path in paths:
+            with contextlib.suppress(NotFoundError):
+                parsed_path = self.grammar.parse(path)
+                if isinstance(parsed_path, RootDir):
+                    self.keyspace.record_directory_change(b"")
+                elif isinstance(parsed_path, PathCandidates) and parsed_path.as_directory is not None:
+                    directory = (*parsed_path.directory, parsed_path.as_directory)
+                    self.keyspace.record_directory_change(self.grammar.key_prefix(directory))
 
     def get_mtime_ns(self, target: KeyRef) -> int:
         """Return a file's mtime in ns since the epoch.

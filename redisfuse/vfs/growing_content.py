@@ -40,12 +40,18 @@ class GrowingContent:
         self._content = content
         self._version = version
         self._is_closed = False
+        self.is_replaced = False  # whether the target had another content when it was last loaded
         self._tail = b""  # the last bytes of a content that isn't inline, once they were read
 
     @property
     def size(self) -> int:
         """The length in bytes of the content being read."""
         return self._content.size
+
+    @property
+    def data(self) -> bytes | None:
+        """The content being read, if it is in memory."""
+        return self._content.data
 
     @property
     def current_content(self) -> FileContent:
@@ -82,7 +88,9 @@ class GrowingContent:
             try:
                 new = self._source.reload(self._target)
                 is_appended = new.size > old.size and self._is_appended(old, new)
+                self.is_replaced = not is_appended and not _have_same_bytes(old, new)
             except RedisFuseError:
+                self.is_replaced = True
                 return  # deleted, of another type, or unavailable: the reader reads the old content to its end
             if is_appended:
                 self._content = new
@@ -99,6 +107,10 @@ class GrowingContent:
             self._content.close()
 
 
+def _have_same_bytes(old: FileContent, new: FileContent) -> bool:
+    return isinstance(old, InlineContent) and isinstance(new, InlineContent) and old.data == new.data
+
+
 def unwrap_content(content: FileContent | None) -> FileContent | None:
     """Return the content that a growing content reads now; any other content itself."""
     return content.current_content if isinstance(content, GrowingContent) else content
@@ -106,8 +118,7 @@ def unwrap_content(content: FileContent | None) -> FileContent | None:
 
 def inline_bytes(content: FileContent | None) -> bytes | None:
     """Return the bytes of a content that is in memory; None for any other content."""
-    content = unwrap_content(content)
-    return content.data if isinstance(content, InlineContent) else None
+    return None if content is None else content.data
 
 
 def read_cached(content: FileContent, offset: int, size: int) -> bytes | None:
@@ -115,9 +126,9 @@ def read_cached(content: FileContent, offset: int, size: int) -> bytes | None:
 
     The bytes are in memory and current; else None.
     """
-    if isinstance(content, GrowingContent):
-        current = content.current_content
-        if not isinstance(current, InlineContent) or not (offset + size <= current.size or content.is_current):
-            return None
-        return current.read(offset, size)
-    return content.read(offset, size) if isinstance(content, InlineContent) else None
+    data = content.data
+    if data is None:
+        return None
+    if offset + size > len(data) and isinstance(content, GrowingContent) and not content.is_current:
+        return None
+    return data[offset : offset + size]

@@ -7,14 +7,16 @@ Every method may be called from any thread. Lock order: `ReadWriteHandle` takes 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Protocol
 
-from redisfuse.errors import BadHandleError, ConflictError
+from redisfuse.errors import BadHandleError, RedisFuseError
 from redisfuse.vfs.content_types import FileContent
-from redisfuse.vfs.growing_content import inline_bytes, read_cached
+from redisfuse.vfs.growing_content import GrowingContent, inline_bytes, read_cached
 from redisfuse.vfs.memory_file import MemoryFile
 from redisfuse.vfs.open_file import OpenFile
 from redisfuse.vfs.open_file_table import OpenFileTable
+from redisfuse.vfs.write_tracker import WriteTracker
 
 
 class Handle(Protocol):
@@ -23,6 +25,10 @@ class Handle(Protocol):
     @property
     def size(self) -> int:
         """Length in bytes, for a stat without a path."""
+        ...
+
+    def try_read(self, offset: int, size: int) -> bytes | None:
+        """Return what `read` returns, without blocking; None if it would block."""
         ...
 
     def read(self, offset: int, size: int) -> bytes:
@@ -55,12 +61,25 @@ class Handle(Protocol):
         """Handle the close of the last descriptor."""
         ...
 
+    def follow(self) -> bool:
+        """Add the bytes that were appended since the open.
+
+        Returns False if it reads a content that the file no longer has.
+        """
+        ...
+
+    def freeze(self) -> None:
+        """Keep the content that it reads: another inode has the file's name."""
+        ...
+
 
 class ReadHandle:
     """A handle for reading: the content as of its open."""
 
     def __init__(self, content: FileContent) -> None:
         self._content = content
+        data = inline_bytes(content)
+        self.content_hash = None if data is None else hash(data)  # of the bytes as of its open, if they are in memory
 
     @property
     def size(self) -> int:
@@ -72,7 +91,6 @@ class ReadHandle:
         return inline_bytes(self._content) is not None
 
     def try_read(self, offset: int, size: int) -> bytes | None:
-        """Return what `read` returns, without blocking; None if it would block."""
         return read_cached(self._content, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
@@ -92,6 +110,12 @@ class ReadHandle:
 
     def release(self) -> None:
         self._content.close()
+
+    def follow(self) -> bool:
+        return _follow_content(self._content)
+
+    def freeze(self) -> None:
+        """Do nothing: its content never changes."""
 
 
 class ReadWriteHandle:
@@ -121,29 +145,69 @@ class ReadWriteHandle:
         self._open_files = open_files
         self._content = content
         self._content_version = file.content_version
-        self._has_written = False
-        self._conflict: ConflictError | None = None  # why writes through this handle were not saved
-        file.attached_handles.add(self)
+        self._is_frozen = False
+        self.writes = WriteTracker(has_unsaved=is_writer and file.is_new)  # a new file is saved even if it is empty
+        with file.lock:
+            file.attach(self)
+            try:
+                self._load_dropped_edits()
+            except BaseException:
+                file.attached_handles.discard(self)
+                raise
+            if self.is_reader:
+                open_files.record_read(file, self._content, opener_tid)
 
-    def mark_conflicted(self, error: ConflictError) -> None:
-        """Refuse writes through this handle, or over the content as of its open."""
-        self._conflict = error
+    def _load_dropped_edits(self) -> None:
+        """Open the content if the edits to read have been dropped meanwhile.
+
+        Another handle's release does that. Without a content, the version that the program reads would not be known,
+        and a rename over the file would not be checked against it.
+        """
+        if self._content is not None or self.file.size is not None or self.file.target is None:
+            return
+        if self.is_writer:
+            self.file.begin_edit()
+        else:
+            self._content = self._open_files.content_loader.open_growing(self.file.target)
+            self._content_version = self.file.content_version
 
     def private_view(self) -> FileContent | None:
         """Return the content that only this handle reads; None: the current one."""
+        if self._is_frozen:
+            return self._content
         return (
             None if self.file.size is not None or self._content_version != self.file.content_version else self._content
         )
 
+    def follow(self) -> bool:
+        with self.file.lock:
+            content = self.private_view()
+        return content is None or _follow_content(content)
+
+    def freeze(self) -> None:
+        with self.file.lock:
+            self._is_frozen = self.private_view() is not None
+
+    @property
+    def edited_size(self) -> int | None:
+        """The length of the edits that it reads; None if it reads none."""
+        return None if self._is_frozen else self.file.size
+
     @property
     def size(self) -> int:
         with self.file.lock:
-            edited_size = self.file.size
+            edited_size = self.edited_size
             return self._current_content().size if edited_size is None else edited_size
+
+    def try_read(self, offset: int, size: int) -> bytes | None:
+        file, content = self.file, self._content
+        if content is None or file.size is not None or self._content_version != file.content_version:
+            return None
+        return read_cached(content, offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
         with self.file.lock:
-            edited = self.file.read(offset, size)
+            edited = None if self._is_frozen else self.file.read(offset, size)
             if edited is not None:
                 return edited
             content = self._current_content()
@@ -154,7 +218,7 @@ class ReadWriteHandle:
 
         Only replacements by this mount count.
         """
-        if self._content is None or self._content_version != self.file.content_version:
+        if self._content is None or not (self._is_frozen or self._content_version == self.file.content_version):
             return self._reload()
         return self._content
 
@@ -173,8 +237,16 @@ class ReadWriteHandle:
         return self._content
 
     def write(self, offset: int, data: bytes, *, append: bool = False) -> None:
-        self._prepare_write()
-        self.file.write(None if append else offset, data)
+        with self.file.lock:
+            self._prepare_write()
+            self.file.write(None if append else offset, data)
+            self.writes.mark_written()
+
+    def write_mapped(self, offset: int, data: bytes) -> None:
+        """Write bytes of a shared mapping, which may be that of another handle."""
+        with self.file.lock:
+            self.write(offset, data)
+            self.file.attached_handles.mark_written()
 
     def try_write(self, offset: int, data: bytes, *, append: bool) -> bool:
         """Write without blocking; return False, without effect, if it would block.
@@ -192,35 +264,53 @@ class ReadWriteHandle:
             self.file.lock.release()
 
     def truncate(self, size: int) -> None:
-        self._prepare_write()
-        self.file.truncate(size)
+        with self.file.lock:
+            self._prepare_write()
+            self.file.truncate(size)
+            self.writes.mark_written()
 
     def _prepare_write(self) -> None:
         if not self.is_writer:
             raise BadHandleError("the file was not opened for writing")
-        self._check_no_conflict()
-        self._has_written = True
+        self.writes.check_may_write()
 
-    def _check_no_conflict(self) -> None:
-        """Raise the conflict again until the file is reopened.
+    @property
+    def has_unsaved_writes(self) -> bool:
+        """Whether a close must commit or fail.
 
-        Otherwise a later success would look like a save.
+        A handle has written since the last commit, or writes of this one were discarded. Waits for a commit that is
+        running.
         """
-        if self._conflict is not None:
-            raise self._conflict.with_traceback(None)
+        with self.file.lock:
+            return self.writes.has_loss or self.file.has_unsaved_writes
 
     def flush(self, is_final: bool) -> None:
-        if self.is_writer and is_final:
-            self._check_own_writes()
-            self.file.flush()
+        if not self.is_writer or not is_final:
+            return
+        with self.file.lock:
+            try:
+                self._commit(self.file.flush)
+            except RedisFuseError as error:
+                self.file.refuse_edits(error)
+                raise
 
     def fsync(self) -> None:
-        self._check_own_writes()
-        self.file.fsync()
+        with self.file.lock:
+            self._commit(self.file.fsync)
 
-    def _check_own_writes(self) -> None:
-        if self._has_written:
-            self._check_no_conflict()
+    def _commit(self, commit: Callable[[], None]) -> None:
+        """Commit the edits of all handles.
+
+        Raises an error only if writes of this handle were not saved.
+        """
+        self.writes.check_nothing_lost()
+        has_unsaved = self.writes.has_unsaved
+        try:
+            commit()
+        except RedisFuseError:
+            self.writes.check_nothing_lost()
+            if has_unsaved:
+                raise
 
     def try_release(self) -> bool:
         """Release without blocking; return False, without effect, if it would block.
@@ -238,10 +328,12 @@ class ReadWriteHandle:
             self.file.lock.release()
 
     def release(self) -> None:
-        self.file.attached_handles.discard(self)
-        if self._content is not None:
-            self._content.close()
-        self._open_files.close_handle(self.file, is_writer=self.is_writer)
+        try:
+            self._open_files.close_handle(self.file, is_writer=self.is_writer)
+        finally:
+            self.file.attached_handles.discard(self)  # not before: the program knows what the close commits
+            if self._content is not None:
+                self._content.close()
 
 
 class MemoryHandle:
@@ -253,6 +345,9 @@ class MemoryHandle:
     @property
     def size(self) -> int:
         return self.file.size
+
+    def try_read(self, offset: int, size: int) -> bytes:
+        return self.file.read(offset, size)
 
     def read(self, offset: int, size: int) -> bytes:
         return self.file.read(offset, size)
@@ -274,3 +369,16 @@ class MemoryHandle:
 
     def release(self) -> None:
         self.file.close()
+
+    def follow(self) -> bool:
+        return True
+
+    def freeze(self) -> None:
+        """Do nothing: all handles read the same bytes."""
+
+
+def _follow_content(content: FileContent) -> bool:
+    if not isinstance(content, GrowingContent):
+        return False
+    content.refresh()
+    return not content.is_replaced

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from redisfuse.client.client import RedisClient
 from redisfuse.keyspace.listener import NullListener
@@ -38,9 +39,11 @@ class JunkKey:
 class _TotalObserver(ScanObserver):
     def __init__(self, on_total: Callable[[int], None]) -> None:
         self._on_total = on_total
+        self._sum = 0
 
     def set_total(self, total: int) -> None:
-        self._on_total(total)
+        self._sum += total
+        self._on_total(self._sum)
 
 
 class JunkScanner:
@@ -78,7 +81,9 @@ class JunkScanner:
         Raises UnavailableError, AccessError.
         """
         yielded: set[KeyRef] = set()
-        for keys in scan_keys(self._client, prefix=self._prefix, observer=_TotalObserver(on_total)):
+        observer = _TotalObserver(on_total)
+        servers = self._client.servers  # one, or the primaries of a cluster
+        for keys in chain.from_iterable(scan_keys(each, prefix=self._prefix, observer=observer) for each in servers):
             for junk_key in self._find_in_batch(keys):
                 if junk_key.target not in yielded:  # SCAN may return a key twice
                     yielded.add(junk_key.target)

@@ -65,6 +65,13 @@ class MemoryFS:
             below = [parent[len(start) :] for parent in self._inodes.child_names if parent.startswith(start)]
         return {name.partition(b"/")[0] for name in below if name}
 
+    def count_subdirectories(self, path: bytes) -> int:
+        """Return the number of directories of this filesystem in a directory.
+
+        The directory may be one of Redis.
+        """
+        return sum(self.is_directory(path + b"/" + name if path else name) for name in self.listdir(path))
+
     def stat(self, path: bytes) -> MemoryFileStat:
         """Return mode, size and time of a file or directory. Raises NotFoundError."""
         with self._lock:
@@ -168,18 +175,6 @@ class MemoryFS:
             inodes.move(old, new)
             if inode.is_directory:
                 inodes.move_below(old, new)
-
-    def hide(self, path: bytes, hidden_path: bytes) -> None:
-        """Unlink an open file: until its last close it has a path that no listing shows.
-
-        libfuse calls this and then `unlink(hidden_path)`, but omits the latter if the last close overtakes the former.
-        So the last close removes the file in any case. Raises NotFoundError, IsDirectoryError.
-        """
-        with self._lock:
-            if self._inodes.require_file(path).handle_count:
-                self._inodes.hide(path, hidden_path)
-            else:
-                self._inodes.remove(path)
 
     def unlink_and_seal(self, path: bytes) -> None:
         """Unlink a file whose contents were saved elsewhere.

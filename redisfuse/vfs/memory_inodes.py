@@ -50,7 +50,6 @@ class MemoryInode:
     is_linked: bool = True
     is_sealed: bool = False  # writes are refused: the contents were saved elsewhere
     origin: Origin = NO_ORIGIN  # its place in Redis, which it gets again if it is moved back
-    hidden_path: bytes | None = None  # its path, if no listing shows it
 
     def stat(self) -> MemoryFileStat:
         """Return mode, size and time."""
@@ -110,12 +109,11 @@ class MemoryInodes:
         self.reserve(entry_bytes(path))
         self.link(path, MemoryInode(is_directory, mode & 0o7777, time.time_ns()))
 
-    def link(self, path: bytes, inode: MemoryInode, *, is_listed: bool = True) -> None:
+    def link(self, path: bytes, inode: MemoryInode) -> None:
         """Put an inode at a path, without counting the bytes of its entry."""
         self.by_path[path] = inode
         directory, _, name = path.rpartition(b"/")
-        if is_listed:
-            self.child_names.setdefault(directory, {})[name] = None
+        self.child_names.setdefault(directory, {})[name] = None
         self._update_mtime(directory)
 
     def unlink(self, path: bytes) -> MemoryInode:
@@ -123,7 +121,7 @@ class MemoryInodes:
         directory, _, name = path.rpartition(b"/")
         names = self.child_names.get(directory)
         if names is not None:
-            names.pop(name, None)  # a hidden file is in no listing
+            names.pop(name, None)
             if not names:
                 del self.child_names[directory]
         self._update_mtime(directory)
@@ -136,38 +134,23 @@ class MemoryInodes:
     def move(self, old: bytes, new: bytes) -> None:
         """Give the inode at `old` the path `new`."""
         self.used_bytes += len(new) - len(old)  # never refused: a longer name adds a few bytes only
-        directory, _, name = old.rpartition(b"/")
-        is_listed = name in self.child_names.get(directory, ())
-        inode = self.unlink(old)
-        self.link(new, inode, is_listed=is_listed)
-        if inode.hidden_path is not None:
-            inode.hidden_path = new
+        self.link(new, self.unlink(old))
 
     def move_below(self, old: bytes, new: bytes) -> None:
         """Move everything below the directory `old` to below `new`."""
         for path in [path for path in self.by_path if path.startswith(old + b"/")]:
             self.move(path, new + path[len(old) :])
 
-    def hide(self, path: bytes, hidden_path: bytes) -> None:
-        """Move the inode at `path` to `hidden_path`, which no listing shows."""
-        self.used_bytes += len(hidden_path) - len(path)
-        inode = self.unlink(path)
-        self.link(hidden_path, inode, is_listed=False)
-        inode.hidden_path = hidden_path
-
     def remove(self, path: bytes) -> None:
         """Unlink an inode; its contents are freed once no handle is open on it."""
         inode = self.unlink(path)
         inode.is_linked = False
-        inode.hidden_path = None
         self.used_bytes -= entry_bytes(path)
         self._free_if_unreferenced(inode)
 
     def release_handle(self, inode: MemoryInode) -> None:
-        """Count one handle less; the last close of a hidden or unlinked file frees it."""
+        """Count one handle less; the last close of an unlinked file frees it."""
         inode.handle_count -= 1
-        if inode.hidden_path is not None and not inode.handle_count:
-            self.remove(inode.hidden_path)
         self._free_if_unreferenced(inode)
 
     def _free_if_unreferenced(self, inode: MemoryInode) -> None:

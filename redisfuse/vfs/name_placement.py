@@ -79,10 +79,13 @@ class NamePlacement:
             return only_target
         if require_key or self._strings_only or candidates.name.endswith(b".lock"):
             return key
-        owner = KeyRef(field.key)
-        if self._overlay.find_open_node(owner) is not None:
-            return key
-        return field if self._filesystem.metadata.get_with_content(field.key).type in (b"none", b"hash") else key
+        return field if self._can_hold_fields(field.key) else key
+
+    def _can_hold_fields(self, key: bytes) -> bool:
+        """Return whether a key is a hash, or absent."""
+        if self._overlay.find_open_node(KeyRef(key)) is not None:
+            return False
+        return self._filesystem.metadata.get_with_content(key).type in (b"none", b"hash")
 
     def resolve_destination(
         self, path: bytes, *, require_key: bool = False, origin: KeyRef | None = None
@@ -97,7 +100,11 @@ class NamePlacement:
         node = self._filesystem.resolver.resolve_file(candidates)
         if node is not None:
             target = require_target(node)
-        elif origin is not None and origin in self.candidate_targets(candidates):
+        elif (
+            origin is not None
+            and origin in self.candidate_targets(candidates)
+            and (origin.field is None or (not require_key and self._can_hold_fields(origin.key)))
+        ):
             target = origin
         else:
             target = self.choose_target(candidates, require_key=require_key)

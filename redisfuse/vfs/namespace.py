@@ -14,12 +14,12 @@ import time
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import AccessError, ExistsError, NotDirectoryError, NotEmptyError, NotFoundError
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.delayed_changes import DelayedChanges
 from redisfuse.vfs.directory_retention import DirectoryRetention
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.junk_rules import JunkRules
@@ -31,7 +31,6 @@ from redisfuse.vfs.nodes import (
     MemoryNode,
     OpenFileNode,
     SegmentNode,
-    is_editable_node,
     require_target,
 )
 from redisfuse.vfs.open_file import OpenFile
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence
 
 log = logging.getLogger(__name__)
-
-UNLINK_DELAY_SECONDS = 0.2  # delay of the unlink of an open file, which may be the first half of a rename over it
 
 
 class NamespaceOperations:
@@ -74,8 +71,7 @@ class NamespaceOperations:
         self._placement = NamePlacement(filesystem, overlay, junk_rules, strings_only=strings_only)
         self._retention = DirectoryRetention(filesystem, overlay, empty_directories)
         self._recent_removals = RecentRemovals(processes)
-        self._displaced_files = DisplacedFiles(overlay.open_files)
-        self._delayed_changes = DelayedChanges(overlay, key_writer, self._displaced_files, self._retention, coherence)
+        self._delayed_changes = DelayedChanges(overlay, key_writer, self._retention, coherence)
         self._rename_operations = RenameOperations(
             filesystem,
             overlay,
@@ -83,7 +79,6 @@ class NamespaceOperations:
             empty_directories,
             placement=self._placement,
             retention=self._retention,
-            displaced_files=self._displaced_files,
             recent_removals=self._recent_removals,
             delayed_changes=self._delayed_changes,
             coherence=coherence,
@@ -121,6 +116,7 @@ class NamespaceOperations:
                 hold=decision.is_held and removal is None,
                 pending_removal=removal,
                 expiry=None if removed is None else removed.expiry,
+                created_version=self._filesystem.keyspace.latest_version,
             )
             removals.cancel(target)  # not before begin_create, or the tree would show the old content for a moment
         return file
@@ -150,8 +146,6 @@ class NamespaceOperations:
 
         `caller`: the thread that does so. Raises what `KeyWriter.remove` raises.
         """
-        if self._overlay.open_files.remove_hidden(path):
-            return
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, MemoryNode):
             self._overlay.memory_fs.unlink(path)
@@ -163,10 +157,10 @@ class NamespaceOperations:
         file = self._overlay.open_files.get(target)
         if file is None:
             removed = self._key_writer.remove([target], path=path)
-            self._recent_removals.add(target, removed.get(target), caller)
+            self._note_removal(target, removed.get(target), caller)
         else:
             with file.lock:
-                self._remove_open(file, target, path, Precondition.unconditional(), caller)
+                self._remove_open(file, target, path, caller)
         self._retention.keep_parent_of(target)
         self._retention.keep_segments(path)
         if unmeasured:
@@ -176,62 +170,23 @@ class NamespaceOperations:
                 unmeasured,
             )
 
-    def _remove_open(
-        self, file: OpenFile, target: KeyRef, path: bytes, precondition: Precondition, caller: int
-    ) -> None:
+    def _remove_open(self, file: OpenFile, target: KeyRef, path: bytes, caller: int) -> None:
         """Remove the target of an open file, whose handles keep its bytes.
 
         The caller holds the file's lock.
         """
         contents = file.copy_for_handles()
+        precondition = Precondition.unconditional()
         if file.is_new and file.pending_removal is not None:
             precondition = file.pending_removal.precondition
         if not file.is_new or file.pending_removal is not None:
             removed = self._key_writer.remove([target], path=path, precondition=precondition)
-            self._recent_removals.add(target, removed.get(target), caller)
+            self._note_removal(target, removed.get(target), caller)
         self._overlay.open_files.detach(file, contents)
 
-    def unlink_open(self, path: bytes, hidden_path: bytes, *, is_removal: bool, caller: int) -> None:
-        """Unlink an open file, whose handles keep its bytes.
-
-        `caller`: the thread that does so. libfuse calls it by `hidden_path` until its last close. `is_removal`: the
-        program calls unlink(2). Otherwise it may be about to rename another file over it, which shows in the next
-        moment; until then the removal is pending (`vfs/staged_replace.py`).
-        """
-        node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, MemoryNode):
-            self._overlay.memory_fs.hide(path, hidden_path)
-            return
-        target = require_target(node)
-        files = self._overlay.open_files
-        file = files.get_or_unregistered(target, path)
-        with file.lock:
-            is_editable = is_editable_node(node) if isinstance(node, KeyNode | OpenFileNode) else True
-            precondition = self._precondition_of_removal(file, target, is_editable=is_editable)
-            if not is_removal:
-                self._displaced_files.displace(target, file, is_editable=is_editable)
-                if precondition is not None:
-                    self._overlay.pending_removals.schedule(target, path, precondition, UNLINK_DELAY_SECONDS, None)
-            elif not is_editable:
-                self._key_writer.remove([target], path=path)  # its handles have contents of their own
-            else:
-                self._remove_open(file, target, path, precondition or Precondition.unconditional(), caller)
-            files.hide(file, hidden_path)
-        self._retention.keep_parent_of(target)
-        self._retention.keep_segments(path)
-
-    def _precondition_of_removal(self, file: OpenFile, target: KeyRef, *, is_editable: bool) -> Precondition | None:
-        """Return the precondition for removing the target of an open file.
-
-        It is None if Redis does not have the target. Raises AccessError (--allow), and what reading raises.
-        """
-        if file.is_new:
-            return None if file.pending_removal is None else file.pending_removal.precondition
-        self._key_writer.check_allowed(target.key)
-        if not is_editable:
-            return Precondition.unconditional()
-        _content, precondition = self._overlay.open_files.content_loader.open_with_precondition(target)
-        return precondition
+    def _note_removal(self, target: KeyRef, removed: State | None, caller: int) -> None:
+        self._recent_removals.add(target, removed, caller)
+        self._overlay.open_files.known_versions.record_change(target, [caller], Precondition.absent())
 
     def rmdir(self, path: bytes) -> None:
         """Remove an empty directory.
@@ -265,12 +220,12 @@ class NamespaceOperations:
 
     # -- renaming and delayed changes --------------------------------------------------------------------------------
 
-    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+    def rename(self, old: bytes, new: bytes, *, replace: bool, caller: int) -> None:
         """Rename a file or a directory.
 
-        Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
+        `caller`: the thread that does so. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
         """
-        self._rename_operations.rename(old, new, replace=replace)
+        self._rename_operations.rename(old, new, replace=replace, caller=caller)
 
     def commit_expired(self, now: float | None) -> None:
         """Commit the pending removals and held files that are due.
@@ -302,7 +257,9 @@ class NamespaceOperations:
         """
         node = self._filesystem.resolver.resolve(path)
         if isinstance(node, OpenFileNode) and (node.file.target is None or node.file.writer_count):
-            node.file.truncate(size)
+            with node.file.lock:
+                node.file.truncate(size)
+                node.file.attached_handles.mark_written()
             return
         if isinstance(node, KeyNode) and not node.is_editable:
             raise AccessError("only strings and hash fields can be edited")

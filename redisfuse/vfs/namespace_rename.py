@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.errors import (
     AccessError,
@@ -19,13 +21,15 @@ from redisfuse.errors import (
 )
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.content_types import iter_content_chunks
 from redisfuse.vfs.delayed_changes import DelayedChanges
 from redisfuse.vfs.directory_retention import DirectoryRetention
-from redisfuse.vfs.displaced_files import DisplacedFiles
 from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.known_versions import UnchangedByOthers
 from redisfuse.vfs.memory_inodes import Origin
 from redisfuse.vfs.name_placement import NamePlacement, reject_junk_name
 from redisfuse.vfs.nodes import (
@@ -37,12 +41,19 @@ from redisfuse.vfs.nodes import (
     is_editable_node,
     require_target,
 )
-from redisfuse.vfs.open_file import OpenFile
 from redisfuse.vfs.overlay import Overlay
 from redisfuse.vfs.recent_removals import RecentRemovals
 
 if TYPE_CHECKING:
     from redisfuse.vfs.coherence import Coherence
+
+
+class _Destination(NamedTuple):
+    """The key or field that a rename writes."""
+
+    target: KeyRef
+    precondition: Precondition
+    removed_expiry: Expiry | None  # of what the program has just removed there
 
 
 class RenameOperations:
@@ -61,7 +72,6 @@ class RenameOperations:
         *,
         placement: NamePlacement,
         retention: DirectoryRetention,
-        displaced_files: DisplacedFiles,
         recent_removals: RecentRemovals,
         delayed_changes: DelayedChanges,
         coherence: Coherence,
@@ -69,45 +79,29 @@ class RenameOperations:
     ) -> None:
         self._filesystem = filesystem
         self._overlay = overlay
+        self._known_versions = overlay.open_files.known_versions
         self._key_writer = key_writer
         self._empty_directories = empty_directories
         self._placement = placement
         self._retention = retention
-        self._displaced_files = displaced_files
         self._recent_removals = recent_removals
         self._delayed_changes = delayed_changes
         self._coherence = coherence
         self._removal_delay_seconds = removal_delay_seconds  # --park-seconds
 
-    def rename(self, old: bytes, new: bytes, *, replace: bool) -> None:
+    def rename(self, old: bytes, new: bytes, *, replace: bool, caller: int) -> None:
         """Rename a file or a directory.
 
-        Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
+        `caller`: the thread that does so. Raises ExistsError unless `replace`, and what `KeyWriter.rename` raises.
         """
         try:
             targets = self._placement.candidate_targets(self._filesystem.grammar.parse_new(new))
         except RedisFuseError:
             targets = []  # not a name for a key or field, but perhaps one for junk
         with self._overlay.pending_removals.claim(targets):
-            try:
-                self._rename_claimed(old, new, targets, replace=replace)
-            except BaseException:
-                self._restore_displaced(targets)
-                raise
-            for target in targets:
-                self._displaced_files.discard(target)
+            self._rename_claimed(old, new, replace=replace, caller=caller)
 
-    def _restore_displaced(self, targets: Sequence[KeyRef]) -> None:
-        """Restore the open files that were displaced for a rename that failed."""
-        for target in targets:
-            removal = self._overlay.pending_removals.get(target)
-            if removal is not None and removal.copy_path is not None:
-                self._displaced_files.discard(target)
-            elif self._displaced_files.restore(target):
-                self._overlay.pending_removals.cancel(target)
-                self._coherence.keys_reappeared([target.key])
-
-    def _rename_claimed(self, old: bytes, new: bytes, targets: Sequence[KeyRef], *, replace: bool) -> None:
+    def _rename_claimed(self, old: bytes, new: bytes, *, replace: bool, caller: int) -> None:
         source = self._filesystem.resolver.resolve(old)
         try:
             existing: TreeNode | None = self._filesystem.resolver.resolve(new)
@@ -122,23 +116,21 @@ class RenameOperations:
         if isinstance(existing, DirectoryNode):
             raise IsDirectoryError("a directory has that name")
         if isinstance(source, MemoryNode):
-            self._rename_from_memory(source, old, new)
+            self._rename_from_memory(source, old, new, caller)
             return
         if not isinstance(source, KeyNode | OpenFileNode):
             raise CrossDeviceError("this can't be renamed")
         decision = self._placement.decide_junk(new)
         is_editable = is_editable_node(source)
-        if is_editable and self._displaced_files.include_uneditable(targets):
-            raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
         if decision.is_junk and is_editable:
-            self._rename_to_memory(source, old, new)
+            self._rename_to_memory(source, old, new, caller)
         else:
             reject_junk_name(decision)
-            self._rename_file(source, old, new, existing)
+            self._rename_file(source, old, new, existing, caller)
 
     # -- junk --------------------------------------------------------------------------------------------------------
 
-    def _rename_from_memory(self, source: MemoryNode, old: bytes, new: bytes) -> None:
+    def _rename_from_memory(self, source: MemoryNode, old: bytes, new: bytes, caller: int) -> None:
         memory_fs = self._overlay.memory_fs
         if self._placement.decide_junk(new, is_directory=source.is_directory).is_junk:
             memory_fs.rename(old, new)
@@ -147,7 +139,8 @@ class RenameOperations:
         if source.is_directory:
             raise CrossDeviceError("junk is not in Redis: a directory of it can only be copied there")
         origin = memory_fs.get_origin(old)
-        target, precondition = self._placement.resolve_destination(new, origin=origin.target)
+        destination = self._resolve_destination(new, caller, origin=origin.target)
+        target = destination.target
         with memory_fs.open_copy(old) as file:
             content = Blob.from_file(file)
             removal = self._overlay.pending_removals.get(target)
@@ -156,20 +149,23 @@ class RenameOperations:
             )
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
-                self._key_writer.save(
-                    target,
-                    content,
-                    precondition=precondition,
-                    path=new,
-                    op="write",
-                    expiry=origin.expiry,
-                    is_rewritten=True,
-                )
+                expiry = origin.expiry or destination.removed_expiry
+                with self._displace(target), _busy_after_conflict():
+                    content = self._key_writer.save(
+                        target,
+                        content,
+                        precondition=destination.precondition,
+                        path=new,
+                        op="write",
+                        expiry=expiry,
+                        is_rewritten=True,
+                    )
                 self._coherence.file_saved(target, mtime_ns)
+            self._known_versions.record_change(target, [caller], Precondition.of_blob(content))
         self._overlay.pending_removals.cancel(target)
         memory_fs.unlink_and_seal(old)
 
-    def _rename_to_memory(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes) -> None:
+    def _rename_to_memory(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes, caller: int) -> None:
         """Rename a file to a junk name, and delay its removal.
 
         That is the first half of an editor's save.
@@ -188,7 +184,8 @@ class RenameOperations:
                         )
                     files.detach(file, file.copy_for_handles())
                     return
-                _commit_before_rename(file)
+                with _busy_after_conflict():
+                    file.commit()
         self._key_writer.check_allowed(target.key)
         content, precondition = files.content_loader.open_with_precondition(target)
         memory_fs.write_file(new, iter_content_chunks(content))
@@ -198,15 +195,55 @@ class RenameOperations:
             with file.lock:
                 files.detach(file, file.copy_for_handles())
         self._overlay.pending_removals.schedule(target, old, precondition, self._removal_delay_seconds, new)
+        self._known_versions.record_change(target, [caller], Precondition.absent())
 
     # -- files -------------------------------------------------------------------------------------------------------
 
-    def _rename_file(self, source: KeyNode | OpenFileNode, old: bytes, new: bytes, existing: TreeNode | None) -> None:
+    def _resolve_destination(
+        self,
+        path: bytes,
+        caller: int,
+        *,
+        require_key: bool = False,
+        origin: KeyRef | None = None,
+        created_version: int | None = None,
+    ) -> _Destination:
+        """Return the key or field that a rename writes, and the state that it must have.
+
+        A rename over a key is a save: the precondition is what the caller's process last read there. If it never did,
+        the key must be as it was when the temporary file was created (`created_version`; None: it is not a temporary
+        file). `origin`: the key or field that the file was.
+        """
+        targets = self._placement.candidate_targets(self._filesystem.grammar.parse_new(path))
+        known, removed = self._known_versions.find(targets, caller), self._recent_removals.take(targets, caller)
+        if known is not None:
+            origin = known[0]
+        elif removed is not None:
+            origin = removed.target
+        target, precondition = self._placement.resolve_destination(path, require_key=require_key, origin=origin)
+        if target not in self._overlay.pending_removals:
+            if known is not None and known[0] == target:
+                precondition = known[1]
+            elif created_version is not None and target.field is None:  # of a field, changes are not announced
+                is_unchanged = UnchangedByOthers(self._filesystem.keyspace, target.key, created_version, is_exact=False)
+                precondition = replace(precondition, is_unchanged=is_unchanged)
+        return _Destination(target, precondition, None if removed is None else removed.expiry)
+
+    def _rename_file(
+        self, source: KeyNode | OpenFileNode, old: bytes, new: bytes, existing: TreeNode | None, caller: int
+    ) -> None:
         if isinstance(source, KeyNode) and source.view is not None:
             raise AccessError("a view of a key can't be renamed")
         target = require_target(source)
-        destination, precondition = self._placement.resolve_destination(new, require_key=not is_editable_node(source))
-        if destination == target:
+        is_new = isinstance(source, OpenFileNode) and source.file.is_new
+        destination = self._resolve_destination(
+            new,
+            caller,
+            require_key=not is_editable_node(source),
+            created_version=source.file.created_version if isinstance(source, OpenFileNode) and is_new else None,
+        )
+        new_target = destination.target
+        if new_target == target:
             return
         if isinstance(existing, MemoryNode):
             self._overlay.memory_fs.unlink(new)
@@ -215,25 +252,60 @@ class RenameOperations:
             mtime_ns = self._filesystem.get_mtime_ns(target)  # not stat, which would measure a collection
         else:
             mtime_ns = self._filesystem.stat(source).mtime_ns
-        replaced = files.get(destination)
-        if replaced is not None:
-            with replaced.lock:
-                files.detach(replaced, replaced.copy_for_handles())
+        with self._displace(new_target), _busy_after_conflict():
+            file = files.get(target)
+            if file is None:
+                self._rename_key(target, destination, old, new, caller)
+            else:
+                with file.lock:
+                    if file.is_new:
+                        saved = file.commit_as(new_target, new, destination.precondition, destination.removed_expiry)
+                        self._known_versions.record_change(new_target, [caller], saved)
+                    else:
+                        file.commit()
+                        self._rename_key(target, destination, old, new, caller)
+                    files.retarget(file, target, new_target, new)
+                files.remove_if_idle(file)
+        self._coherence.file_saved(new_target, mtime_ns)
+        self._overlay.pending_removals.cancel(new_target)
+        self._retention.keep_parent_of(target)
+
+    def _rename_key(self, target: KeyRef, destination: _Destination, old: bytes, new: bytes, caller: int) -> None:
+        written = self._key_writer.rename_over(
+            target,
+            destination.target,
+            path=old,
+            new_path=new,
+            precondition=destination.precondition,
+            removed_expiry=destination.removed_expiry,
+        )
+        self._known_versions.record_change(target, [caller], Precondition.absent())
+        content = written.content if written.kind == "value" else None
+        saved = None if content is None else Precondition.of_blob(content)
+        self._known_versions.record_change(destination.target, [caller], saved)
+
+    @contextlib.contextmanager
+    def _displace(self, target: KeyRef) -> Iterator[None]:
+        """Detach the open file of a target that the body replaces.
+
+        Its handles keep its bytes.
+
+        If the body raises, the file is attached again.
+        """
+        files = self._overlay.open_files
         file = files.get(target)
         if file is None:
-            self._key_writer.rename([(target, destination)], path=old, new_path=new)
-        else:
-            with file.lock:
-                if file.is_new:
-                    file.commit_as(destination, new, precondition)
-                else:
-                    _commit_before_rename(file)
-                    self._key_writer.rename([(target, destination)], path=old, new_path=new)
-                files.retarget(file, target, destination, new)
-            files.remove_if_idle(file)
-        self._coherence.file_saved(destination, mtime_ns)
-        self._overlay.pending_removals.cancel(destination)
-        self._retention.keep_parent_of(target)
+            yield
+            return
+        with file.lock:
+            state = file.attachment_state
+            files.detach(file, file.copy_for_handles())
+        try:
+            yield
+        except BaseException:
+            files.reattach(file, state)
+            self._coherence.keys_changed([target.key])
+            raise
 
     # -- directories -------------------------------------------------------------------------------------------------
 
@@ -258,19 +330,21 @@ class RenameOperations:
         self._delayed_changes.commit_expired(None, old_prefix)
         for file in self._overlay.open_files.iter_files():
             if file.target is not None and file.target.key.startswith(old_prefix):
-                _commit_before_rename(file)
+                with _busy_after_conflict():
+                    file.commit()
         keys = list(index.iter_keys_below(source.directory)) if index.is_directory(source.directory) else []
         keys += [key for key in index.iter_long_keys() if key.startswith(old_prefix)]
         moves = [(KeyRef(key), KeyRef(new_prefix + key[len(old_prefix) :])) for key in keys]
         change_ids = self._key_writer.rename(moves, path=old, new_path=new) if moves else []
         self._retarget_below(dict(moves), old_prefix, new_prefix, old, new)
+        for prefix in (old_prefix, new_prefix):
+            self._known_versions.forget_below(prefix)
         empty_moves = self._empty_directories.plan_rename(source.directory, destination, include_self=not moves)
         if empty_moves:
             group_id = change_ids[0] if change_ids else None
             self._key_writer.rename_directories(empty_moves, path=old, new_path=new, group_id=group_id)
             self._empty_directories.load()
         self._retention.keep(source.directory[:-1])
-        self._overlay.open_files.rename_hidden_below(old, new)
         self._overlay.memory_fs.rename_below(old, new)
 
     def _retarget_below(
@@ -285,12 +359,10 @@ class RenameOperations:
                     self._overlay.open_files.retarget(file, target, new_target, new_path + file.path[len(old_path) :])
 
 
-def _commit_before_rename(file: OpenFile) -> None:
-    """Commit the edits of a file that is about to be renamed.
-
-    Raises BusyError for a conflict: after ESTALE the kernel would retry the rename.
-    """
+@contextlib.contextmanager
+def _busy_after_conflict() -> Iterator[None]:
+    """Raise BusyError for a conflict: after ESTALE the kernel would retry the rename."""
     try:
-        file.commit()
+        yield
     except ConflictError as error:
         raise BusyError(str(error)) from error

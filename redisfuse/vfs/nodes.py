@@ -56,13 +56,18 @@ class KeyNode(NamedTuple):
     target: KeyRef
     type: bytes  # the reply of TYPE; FIELD_TYPE for a hash field
     length: int  # bytes of a string or field, elements of a collection
-    view: str | None = None  # "json" or "dump"
+    view: str | None = None  # "json", "dump" or "text"
     version: int = 0  # `KeyspaceMonitor.get_version` before the metadata was fetched; only in listings
 
     @property
     def is_plain(self) -> bool:
         """Whether it is a string shown unrendered, so that its size is its length."""
         return self.type == b"string" and self.view is None
+
+    @property
+    def is_collection(self) -> bool:
+        """Whether it has elements, or a module's type."""
+        return self.type not in EDITABLE_TYPES
 
     @property
     def is_editable(self) -> bool:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from contextlib import suppress
 from itertools import pairwise
 
-from redisfuse.batching import CHUNK_BYTES, batched
+from more_itertools import constrained_batches
+
 from redisfuse.client.client import RedisClient
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, UnavailableError, WrongTypeError
 from redisfuse.transactions.block_digests import BLOCK_BYTES, BlockDigests
 from redisfuse.transactions.precondition import UnchangedCheck
@@ -75,13 +77,14 @@ class ObservedContent(RangedContent):
             if end - start <= CHUNK_BYTES:
                 super().read(start, end - start)  # reads ahead of a program that overwrites from start to end
                 return
-            for batch in batched(
+            for batch in constrained_batches(
                 self.blocks.unknown_ranges(start, end),
+                MAX_OBSERVED_BYTES,
                 MAX_OBSERVED_BYTES // BLOCK_BYTES,
-                max_weight=MAX_OBSERVED_BYTES,
-                weigh=lambda bounds: bounds[1] - bounds[0],
+                lambda bounds: bounds[1] - bounds[0],
+                strict=False,
             ):
-                self._fetch_ranges(batch)
+                self._fetch_ranges(list(batch))
         except (ConflictError, NotFoundError, WrongTypeError):
             self.blocks.has_changed = True
 

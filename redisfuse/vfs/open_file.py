@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.errors import (
     ConflictError,
+    JournalError,
     NotFoundError,
     OutcomeUnknownError,
     RedisFuseError,
@@ -74,6 +75,7 @@ class OpenFile:
 
         # Guarded by `lock`; single reads don't need it:
         self.target: KeyRef | None = target  # None: unlinked, only its handles have its bytes
+        self.former_target = target  # if it is unlinked
         self.path = path  # as the program wrote it, for the journal
         self.buffer: WriteBuffer | None = None  # None: no edits; Redis has the content
         self.content_version = 0  # incremented when the content in Redis was replaced through this file
@@ -83,11 +85,13 @@ class OpenFile:
         # The time of the clock before which it is not committed, unless renamed; math.inf while it is open.
         self.hold_deadline: float | None = None
         self.expiry: Expiry | None = None  # that a new file gets at its first commit
+        self.created_version = 0  # of a new file: the version of the keyspace when it was created
         self._held_copy = HeldCopy(table.key_writer)
         self._precondition = Precondition.unconditional()
         self._written_since_commit = False
         self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
         self._commit_error: RedisFuseError | None = None  # of the last commit
+        self._refused_at_close: RedisFuseError | None = None  # of edits that the program knows not to be saved
         # An earlier commit whose outcome is unknown: its change, and the content that it leaves if it is applied.
         self._in_doubt: tuple[int, CommittedContent] | None = None
         self._modified_since_in_doubt = False  # since that commit
@@ -107,11 +111,12 @@ class OpenFile:
         hold: bool,
         pending_removal: PendingRemoval | None,
         expiry: Expiry | None = None,
+        created_version: int = 0,
     ) -> None:
         """Prepare for writing a new file.
 
         `precondition` describes what Redis has at the target: no value, or one whose removal is pending. `expiry`: that
-        of the value that the program has just removed.
+        of the value that the program has just removed. `created_version`: the keyspace's latest version.
         """
         with self.lock:
             if self.is_new:
@@ -123,6 +128,7 @@ class OpenFile:
             self.pending_removal = pending_removal
             self.hold_deadline = math.inf if hold else None
             self.expiry = expiry
+            self.created_version = created_version
 
     def _load_base(self) -> None:
         content, self._precondition = self._open_target()
@@ -205,7 +211,7 @@ class OpenFile:
 
     def _mark_modified(self) -> None:
         self._held_copy.is_current = False
-        self._commit_error = None
+        self._commit_error = self._refused_at_close = None
         self._modified_since_in_doubt = True
         self.mtime_ns = time.time_ns()
 
@@ -224,6 +230,33 @@ class OpenFile:
                 self.commit()
             elif self.size:
                 self._record_held()
+
+    def attach(self, handle: AttachedHandle) -> None:
+        """Attach a new handle.
+
+        It must not read or commit edits that a close has reported as not saved.
+        """
+        with self.lock:
+            if not self.is_new:
+                self._discard_refused()
+            self.attached_handles.add(handle)
+
+    def refuse_edits(self, error: RedisFuseError) -> None:
+        """Note that a close has reported the edits as not saved.
+
+        They are discarded, and journaled as refused, before another handle can commit them.
+        """
+        if error is not self._commit_error or isinstance(error, UnavailableError):
+            return  # an earlier error; or the program does not know whether they were saved
+        self._refused_at_close = error
+        if self.writer_count > 1:
+            self._discard_refused()
+
+    def _discard_refused(self) -> None:
+        error = self._refused_at_close
+        if error is not None and self.is_dirty:
+            self._preserve_unsaved_edits()
+            self.attached_handles.mark_refused(error)
 
     def fsync(self) -> None:
         """Commit all edits, or journal the copy of a held file.
@@ -262,9 +295,31 @@ class OpenFile:
             return self.attached_handles.readers_share_content(newest_handle)
 
     @property
+    def clean_content(self) -> FileContent | None:
+        """The content in memory to which no edit was made yet; None if there is none."""
+        buffer = self.buffer
+        base = None if buffer is None or buffer.is_modified or self.is_new else buffer.base
+        return base if isinstance(base, InlineContent) else None
+
+    @property
     def is_dirty(self) -> bool:
         """Whether it has edits that Redis does not have."""
         return self.target is not None and self.buffer is not None and (self.is_new or self.buffer.is_modified)
+
+    @property
+    def read_version(self) -> Precondition | None:
+        """The precondition of what its handles read.
+
+        None: it is new, its content is large and edited, or it is in Redis alone.
+        """
+        with self.lock:
+            if self.buffer is None or self.is_new:
+                return None
+            if self.target is not None and not self.buffer.is_modified:
+                return self._precondition
+            if self.buffer.size > MAX_WHOLE_WRITE_BYTES:
+                return None
+            return Precondition.from_bytes(self.buffer.read(0, self.buffer.size))
 
     def to_blob(self) -> Blob:
         """Return all its bytes, valid while the caller holds `lock`."""
@@ -273,15 +328,16 @@ class OpenFile:
 
     # -- committing --------------------------------------------------------------------------------------------------
 
-    def commit(self) -> None:
+    def commit(self, *, keep_refused: bool = False) -> Precondition | None:
         """Commit the edits as one change in the journal and in Redis.
 
-        Raises RedisFuseError. The edits are kept then, except after a conflict, where the journal has them as a refused
-        change.
+        Returns the precondition that the target still has them; None: nothing was to be done, or it is unknown. Raises
+        RedisFuseError. The edits are kept then, except (without `keep_refused`) after a conflict: the journal has them
+        as a refused change.
         """
         with self.lock:
             if not self.is_dirty:
-                return
+                return None
             assert self.buffer is not None
             assert self.target is not None
             self.hold_deadline = None
@@ -289,7 +345,9 @@ class OpenFile:
             committed: CommittedContent | None = None
             try:
                 committed = self._resolve_in_doubt(self.buffer)
-                if committed is None:
+                if committed is not None:
+                    self._held_copy.discard(self.path)  # made since that commit, as by the rename that reported it
+                else:
                     committed = CommittedContent.from_buffer(self.buffer, self.target)
                     saved = write_back(
                         self._table.key_writer,
@@ -307,19 +365,24 @@ class OpenFile:
                 self._held_copy.is_current = False
                 if isinstance(error, OutcomeUnknownError) and error.change_id is not None and committed is not None:
                     self._in_doubt, self._modified_since_in_doubt = (error.change_id, committed), False
-                if isinstance(error, ConflictError):
+                    self.attached_handles.mark_in_doubt()
+                if isinstance(error, ConflictError) and not keep_refused:
                     if error.change_id is None:  # it was found while reading: the journal does not have the edits yet
                         self._preserve_unsaved_edits()
                     self._discard_edits()
-                    self.attached_handles.mark_conflicted(error)
+                    self.attached_handles.mark_refused(error)
                 raise
-            self._commit_error = None
+            self._commit_error = self._refused_at_close = None
+            self.attached_handles.mark_saved()
             self._held_copy.forget()
+            tids = self.attached_handles.opener_tids()
+            self._table.known_versions.record_change(self.target, tids, committed.version)
             if self.mtime_ns is not None:
                 self._table.coherence.file_saved(self.target, self.mtime_ns)
             self._clear_new()
             self.content_version += 1
             self._rebase_on_committed(committed)
+            return committed.version
 
     def _resolve_in_doubt(self, buffer: WriteBuffer) -> CommittedContent | None:
         """Return the content in Redis if a commit in doubt has applied all edits.
@@ -330,11 +393,13 @@ class OpenFile:
         if self._in_doubt is None:
             return None
         change_id, content = self._in_doubt
-        applied = self._table.key_writer.get_applied_state(change_id)
+        change = self._table.key_writer.resolve_change(change_id)
         self._in_doubt = None
-        if applied is None:
+        if change.outcome in ("applied", "failed"):
+            self.attached_handles.settle_in_doubt(was_applied=change.outcome == "applied")
+        if change.outcome != "applied":
             return None
-        content = content.as_saved(applied.content if applied.kind == "value" else None)
+        content = content.as_saved(change.new.content if change.new.kind == "value" else None)
         if not self._modified_since_in_doubt:
             return content
         assert self.target is not None
@@ -359,19 +424,26 @@ class OpenFile:
         self._set_base(base)
         self._has_unsaved_newline = content.lacks_newline
 
-    def commit_as(self, target: KeyRef, path: bytes, precondition: Precondition) -> None:
+    def commit_as(
+        self, target: KeyRef, path: bytes, precondition: Precondition, removed_expiry: Expiry | None
+    ) -> Precondition | None:
         """Commit a new file at another target: it was renamed before its first commit.
 
-        Raises what `commit` raises; the file is unchanged then.
+        `removed_expiry`: that of what the program has just removed there. Returns and raises what `commit` does; if it
+        raises, the file is unchanged.
         """
         with self.lock:
-            before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline)
+            before = (self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline, self.expiry)
+            self.expiry = self.expiry or removed_expiry
             self.target, self.path, self._precondition = target, path, precondition
             self.pending_removal = self._in_doubt = None
             try:
-                self.commit()
+                return self.commit(keep_refused=True)
             except RedisFuseError:
-                self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline = before
+                self.target, self.path, self._precondition, self.pending_removal, self.hold_deadline, self.expiry = (
+                    before
+                )
+                self._commit_error = None
                 raise
 
     def _clear_new(self) -> None:
@@ -385,7 +457,8 @@ class OpenFile:
         self.content_version += 1
         self._drop_buffer()
         if self.target is not None:
-            self._table.coherence.keys_reappeared([self.target.key])
+            # The server's message about a change in conflict with the edits may not have arrived yet.
+            self._table.coherence.keys_changed([self.target.key])
 
     # -- closing -----------------------------------------------------------------------------------------------------
 
@@ -455,7 +528,7 @@ class OpenFile:
                 return
             self._drop_buffer()
             self.buffer = contents or WriteBuffer()
-            self.target = None
+            self.former_target, self.target = self.target, None
             self.hold_deadline = None
             self._held_copy.discard(self.path)
             self._clear_new()
@@ -476,6 +549,9 @@ class OpenFile:
             self.expiry = state.expiry
             if not state.is_dirty:
                 self._drop_buffer()
+            elif self.hold_deadline is not None and self.size:
+                with contextlib.suppress(JournalError):
+                    self._record_held()
 
     def reload_after_rename(self) -> None:
         """Read contents that are fetched in chunks from the new name of the target."""

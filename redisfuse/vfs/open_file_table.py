@@ -1,6 +1,6 @@
-"""The table of open files in write mode: by target, hidden ones by path.
+"""The table of open files in write mode, by target.
 
-libfuse hides an unlinked file under another name until its last close. Lock order: `OpenFile.lock` before the lock of
+An unlinked file is not in it: its handles alone refer to it. Lock order: `OpenFile.lock` before the lock of
 the table. The latter is a leaf: it is held only to access the table and the handle counts of its files, never while a
 thread waits for a file's lock or for Redis.
 """
@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING
 from redisfuse.errors import RedisFuseError
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
+from redisfuse.vfs.content_types import FileContent
+from redisfuse.vfs.known_versions import KnownVersions
 from redisfuse.vfs.open_file import AttachmentState, OpenFile
+from redisfuse.vfs.processes import Processes
 from redisfuse.vfs.staged_replace import PausableClock
 from redisfuse.vfs.write_buffer import WriteBuffer
 
@@ -39,31 +42,24 @@ class OpenFileTable:
         hold_seconds: float,
         clock: PausableClock,
         wake_event: threading.Event,
+        processes: Processes,
     ) -> None:
         self.key_writer = key_writer
         self.content_loader = content_loader
         self.coherence = coherence
         self._hold_seconds = hold_seconds  # from the last close of a held file to its commit
+        self.known_versions = KnownVersions(processes)
         self._clock = clock
         self._wake_event = wake_event  # set whenever a deadline is added
         self._lock = threading.Lock()
         # Guarded by `_lock`; single look-ups don't need it:
         self._by_target: dict[KeyRef, OpenFile] = {}
-        self._hidden_by_path: dict[bytes, OpenFile] = {}
 
     # -- look-ups ----------------------------------------------------------------------------------------------------
 
     def get(self, target: KeyRef) -> OpenFile | None:
         """Return the open file of a target, if any."""
         return self._by_target.get(target)
-
-    def get_hidden(self, hidden_path: bytes) -> OpenFile | None:
-        """Return the unlinked file that libfuse calls by `hidden_path`, if any."""
-        return self._hidden_by_path.get(hidden_path)
-
-    def get_or_unregistered(self, target: KeyRef, path: bytes) -> OpenFile:
-        """Return the open file of a target, or a new one that is not in the table."""
-        return self._by_target.get(target) or OpenFile(self, target, path)
 
     def iter_files(self) -> Iterator[OpenFile]:
         """Iterate over a copy of the table: every file with a target."""
@@ -88,11 +84,22 @@ class OpenFileTable:
             return file
 
     def add_handle(self, file: OpenFile, *, is_writer: bool) -> OpenFile:
-        """Count one more handle on an existing file, which may be hidden or new."""
+        """Count one more handle on an existing file, which may be unlinked or new."""
         with self._lock:
             file.handle_count += 1
             file.writer_count += is_writer
             return file
+
+    def record_read(self, file: OpenFile, content: FileContent | None, opener_tid: int) -> None:
+        """Note the version that a program has opened for reading.
+
+        It is `content` or, if that is None, the file being edited.
+        """
+        target = file.target or file.former_target  # the program may not know that it was replaced just now
+        if not opener_tid:
+            return
+        version = file.read_version if content is None else self.content_loader.precondition_of(content, target)
+        self.known_versions.record_read(target, opener_tid, version)
 
     def close_handle(self, file: OpenFile, *, is_writer: bool) -> None:
         """Count one handle less; the close of the last writer commits uncommitted edits."""
@@ -105,13 +112,9 @@ class OpenFileTable:
             # Not before: until its edits are in Redis, a new open must find this file.
             with self._lock:
                 file.handle_count -= 1
-                if file.handle_count == 0:
-                    if file.hold_deadline is not None:
-                        file.hold_deadline = self._clock.now + self._hold_seconds
-                        self._wake_event.set()
-                    if file.target is None:
-                        for path in [path for path, hidden in self._hidden_by_path.items() if hidden is file]:
-                            del self._hidden_by_path[path]
+                if file.handle_count == 0 and file.hold_deadline is not None:
+                    file.hold_deadline = self._clock.now + self._hold_seconds
+                    self._wake_event.set()
             self.remove_if_idle(file)
 
     def remove_if_idle(self, file: OpenFile) -> None:
@@ -154,31 +157,6 @@ class OpenFileTable:
             if file.handle_count or file.hold_deadline is not None:
                 self._by_target[new_target] = file
         file.reload_after_rename()
-
-    def hide(self, file: OpenFile, hidden_path: bytes) -> None:
-        """Let libfuse call an unlinked file by `hidden_path` until its last close.
-
-        Compare `MemoryFS.hide`.
-        """
-        with self._lock:
-            if file.handle_count:
-                self._hidden_by_path[hidden_path] = file
-
-    def rename_hidden_below(self, old: bytes, new: bytes) -> None:
-        """Follow the rename of a directory: move hidden files from `old` to `new`."""
-        with self._lock:
-            self._hidden_by_path = {
-                new + path[len(old) :] if path.startswith(old + b"/") else path: file
-                for path, file in self._hidden_by_path.items()
-            }
-
-    def remove_hidden(self, hidden_path: bytes) -> bool:
-        """Drop the hidden name of an unlinked file after its last close.
-
-        Returns False if there is none.
-        """
-        with self._lock:
-            return self._hidden_by_path.pop(hidden_path, None) is not None
 
     # -- held files --------------------------------------------------------------------------------------------------
 

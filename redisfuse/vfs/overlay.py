@@ -26,19 +26,11 @@ class Overlay:
         # rmdir. Single operations on the set are atomic.
         self.dangling_segments: set[bytes] = set()
 
-    def resolve(self, path: bytes) -> OpenFileNode | MemoryNode | None:
-        """Return the node that a path leads to in this mount's own tables, if any."""
-        hidden = self.open_files.get_hidden(path)
-        if hidden is not None and hidden.buffer is not None:
-            return OpenFileNode(hidden)
+    def resolve(self, path: bytes) -> MemoryNode | None:
+        """Return the node that a path leads to in the memory filesystem, if any."""
         if self.memory_fs.exists(path):
             return MemoryNode(path, self.memory_fs.is_directory(path))
         return None
-
-    def resolve_hidden_path(self, path: bytes) -> bytes:
-        """Return the real path of a file that libfuse hides; else the path itself."""
-        hidden = self.open_files.get_hidden(path)
-        return path if hidden is None or hidden.target is None else hidden.path
 
     def find_open_node(self, target: KeyRef) -> OpenFileNode | None:
         """Return the node of an edit in progress on a target, if any."""

@@ -12,11 +12,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from redisfuse.batching import batched
+from more_itertools import chunked
+
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.index import Child, Index
 from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
+from redisfuse.keyspace.prefetch import Listing
 from redisfuse.paths.encoding import CONTINUATION, NAME_MAX
 from redisfuse.paths.grammar import DIGEST_DIR, KeyRef, PathCodec, sha256_hex
 from redisfuse.vfs.hash_layouts import HashLayout, HashLayouts
@@ -95,21 +97,21 @@ class DirectoryReader:
 
     def _unsplit_entries(self, directory: tuple[bytes, ...]) -> Iterator[NamedNode]:
         """Yield the names in a directory as written, of any length."""
-        expansion = _HashExpansion(self, directory)
-        for batch in batched(self.index.iter_children(directory), METADATA_BATCH_KEYS):
+        expansion, listing = _HashExpansion(self, directory), Listing()
+        for batch in chunked(self.index.iter_children(directory), METADATA_BATCH_KEYS):
             for child in batch:
                 if child.is_directory:
                     name = self.grammar.directory_name(child.component, in_root=not directory)
                     yield NamedNode(name, DirectoryNode((*directory, child.component)))
-            yield from self._key_entries(directory, [child for child in batch if child.is_key], expansion)
+            yield from self._key_entries(directory, [child for child in batch if child.is_key], expansion, listing)
         yield from expansion.flush()
 
     def _key_entries(
-        self, directory: tuple[bytes, ...], children: Sequence[Child], expansion: _HashExpansion
+        self, directory: tuple[bytes, ...], children: Sequence[Child], expansion: _HashExpansion, listing: Listing
     ) -> Iterator[NamedNode]:
         keys = [self.grammar.join_key((*directory, child.component)) for child in children]
         versions = list(map(self.keyspace.get_version, keys))  # before the server is queried
-        metadata_of_keys = self.metadata.get_many(keys)
+        metadata_of_keys = self.metadata.get_many(keys, listing)
         shadowed = self._keys_shadowed_by_fields(directory, [child.component for child in children])
         for child, key, metadata, version in zip(children, keys, metadata_of_keys, versions, strict=True):
             if metadata.type == b"none":
@@ -153,20 +155,23 @@ class DirectoryReader:
     def determine_layout(self, directory: tuple[bytes, ...]) -> HashLayout:
         """Return how the hashes of a directory are listed.
 
-        Queries the types of its keys, if that is not known from its last listing. Raises NotFoundError.
+        Queries the types of its keys, if that is not known from its last listing.
         """
         version = self.keyspace.changed_at(self.grammar.key_prefix(directory))
         layout = self.layouts.get(directory, version)
         if layout is None or (self.layouts.mode == "auto" and not self.keyspace.is_coherent):
-            layout = "files" if self._has_many_hashes(directory) else "fields"
+            try:
+                layout = "files" if self._has_many_hashes(directory) else "fields"
+            except NotFoundError:
+                return "fields"  # no key is below it
             self.record_layout(directory, layout, version)
         return layout
 
     def _has_many_hashes(self, directory: tuple[bytes, ...]) -> bool:
-        hash_count = 0
-        for batch in batched(self.index.iter_children(directory), METADATA_BATCH_KEYS):
+        hash_count, listing = 0, Listing()
+        for batch in chunked(self.index.iter_children(directory), METADATA_BATCH_KEYS):
             keys = [self.grammar.join_key((*directory, child.component)) for child in batch if child.is_key]
-            hash_count += sum(metadata.type == b"hash" for metadata in self.metadata.get_many(keys))
+            hash_count += sum(metadata.type == b"hash" for metadata in self.metadata.get_many(keys, listing))
             if hash_count > self.layouts.hash_limit:
                 return True
         return False
@@ -200,8 +205,9 @@ class DirectoryReader:
 
         They are the keys whose paths are too long, and the fields of such hashes.
         """
-        for keys in batched(self.index.iter_long_keys(), METADATA_BATCH_KEYS):
-            for key, metadata in zip(keys, self.metadata.get_many(keys), strict=True):
+        listing = Listing()
+        for keys in chunked(self.index.iter_long_keys(), METADATA_BATCH_KEYS):
+            for key, metadata in zip(keys, self.metadata.get_many(keys, listing), strict=True):
                 name = sha256_hex(key).encode()
                 pieces = self.field_pieces(key, metadata.length) if metadata.type == b"hash" else None
                 if pieces is not None:
@@ -293,7 +299,7 @@ class _HashExpansion:
         """Yield the fields of the hashes that are held back."""
         pending, self._pending = self._pending, []
         field_limit = self._reader.layouts.field_limit
-        for batch in batched(pending, FIELD_BATCH_HASHES):
+        for batch in chunked(pending, FIELD_BATCH_HASHES):
             small_keys = [key for _, key, length in batch if length <= field_limit]
             lengths_by_key = dict(zip(small_keys, self._reader.fetch_field_lengths(small_keys), strict=True))
             for child, key, length in batch:

@@ -8,7 +8,6 @@ over (docs/editing.md).
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -26,12 +25,7 @@ class RecentRemoval(NamedTuple):
     target: KeyRef
     expiry: Expiry | None
     caller: int  # the thread that removed it
-    removed_at: float  # time.monotonic()
-
-    @property
-    def is_recent(self) -> bool:
-        """Whether a new file of its name continues it."""
-        return time.monotonic() - self.removed_at <= RECREATE_SECONDS
+    removed_at: float  # Processes.now()
 
 
 class RecentRemovals:
@@ -47,13 +41,12 @@ class RecentRemovals:
 
     def add(self, target: KeyRef, removed: State | None, caller: int) -> None:
         """Note what a thread has removed from a target; None: nothing was there."""
-        removal = RecentRemoval(
-            target, None if removed is None else Expiry.from_state(removed), caller, time.monotonic()
-        )
+        now = self._processes.now()
+        removal = RecentRemoval(target, None if removed is None else Expiry.from_state(removed), caller, now)
         with self._lock:
             self._by_target.pop(target, None)
             self._by_target[target] = removal
-            while not (oldest := next(iter(self._by_target.values()))).is_recent:
+            while now - (oldest := next(iter(self._by_target.values()))).removed_at > RECREATE_SECONDS:
                 del self._by_target[oldest.target]
 
     def take(self, targets: Iterable[KeyRef], caller: int) -> RecentRemoval | None:
@@ -64,9 +57,9 @@ class RecentRemovals:
         for target in targets:
             with self._lock:
                 removal = self._by_target.get(target)
-            if removal is None or not removal.is_recent:
+            if removal is None or self._processes.now() - removal.removed_at > RECREATE_SECONDS:
                 continue
-            if self._processes.is_same_process(removal.caller, caller):
+            if self._processes.is_same_process(removal.caller, removal.removed_at, caller):
                 with self._lock:
                     self._by_target.pop(target, None)
                 return removal

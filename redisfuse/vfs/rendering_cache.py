@@ -9,6 +9,8 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple
 
+from redisfuse.paths.grammar import KeyRef
+
 MAX_CACHED_BYTES = 32 * 1024 * 1024
 ENTRY_OVERHEAD_BYTES = 200
 
@@ -28,7 +30,7 @@ class CachedRendering(NamedTuple):
 
 
 class RenderingCache:
-    """The most recently used renderings, by key and view.
+    """The most recently used renderings, by key or field, and view.
 
     Thread-safe: nothing is called under its lock.
     """
@@ -36,26 +38,26 @@ class RenderingCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Guarded by `_lock`:
-        self._renderings: OrderedDict[tuple[bytes, str | None], CachedRendering] = OrderedDict()
+        self._renderings: OrderedDict[tuple[KeyRef, str | None], CachedRendering] = OrderedDict()
         self._cached_bytes = 0
 
-    def get(self, key: bytes, view: str | None) -> CachedRendering | None:
+    def get(self, target: KeyRef, view: str | None) -> CachedRendering | None:
         """Return the cached rendering, however old, and mark it as used."""
         with self._lock:
-            rendering = self._renderings.get((key, view))
+            rendering = self._renderings.get((target, view))
             if rendering is not None:
-                self._renderings.move_to_end((key, view))
+                self._renderings.move_to_end((target, view))
             return rendering
 
-    def put(self, key: bytes, view: str | None, rendering: CachedRendering) -> None:
+    def put(self, target: KeyRef, view: str | None, rendering: CachedRendering) -> None:
         """Cache a rendering.
 
         Evicts the least recently used ones beyond `MAX_CACHED_BYTES`.
         """
         with self._lock:
-            replaced = self._renderings.pop((key, view), None)
+            replaced = self._renderings.pop((target, view), None)
             self._cached_bytes += rendering.cost_bytes - (0 if replaced is None else replaced.cost_bytes)
-            self._renderings[key, view] = rendering
+            self._renderings[target, view] = rendering
             while self._cached_bytes > MAX_CACHED_BYTES and len(self._renderings) > 1:
                 _, evicted = self._renderings.popitem(last=False)
                 self._cached_bytes -= evicted.cost_bytes

@@ -88,12 +88,12 @@ class PathResolver:
 
     def resolve(self, path: bytes) -> TreeNode:
         """Return the node that a path leads to. Raises NotFoundError, NameTooLongError."""
+        if path:  # the root is looked up by `redisfuse status`, too
+            self._keyspace.record_use()
         if len(path) > NAME_MAX and any(len(name) > NAME_MAX for name in path.split(b"/")):
             raise NameTooLongError(f"a name has more than {NAME_MAX} bytes")
-        if self._overlay is not None:
-            if (node := self._overlay.resolve(path)) is not None:
-                return node
-            path = self._overlay.resolve_hidden_path(path)
+        if self._overlay is not None and (node := self._overlay.resolve(path)) is not None:
+            return node
         parsed_path = self._grammar.parse(path)
         if isinstance(parsed_path, PathCandidates):
             return self._resolve_candidates(path, parsed_path)
@@ -104,28 +104,6 @@ class PathResolver:
         if isinstance(parsed_path, NameSegment):
             return self._resolve_segment(path, parsed_path)
         return self._resolve_digest_path(parsed_path)
-
-    def resolve_cached(self, path: bytes) -> DirectoryNode | KeyNode | None:
-        """Return the same as `resolve` for a directory or string that is cached.
-
-        Returns None otherwise. Doesn't block. For read-only mounts.
-        """
-        if self._prefix or len(path) > NAME_MAX:
-            return None  # rare: `resolve` checks --prefix and the length of each name
-        parsed_path = self._grammar.parse(path)
-        if not isinstance(parsed_path, PathCandidates):
-            return None
-        if parsed_path.as_directory is not None:
-            directory = (*parsed_path.directory, parsed_path.as_directory)
-            if self._is_directory(directory):
-                return DirectoryNode(directory)
-        if parsed_path.as_key is None or parsed_path.as_field or parsed_path.view:
-            return None
-        target = KeyRef(self._grammar.join_key((*parsed_path.directory, parsed_path.as_key)))
-        metadata = self._metadata.get_cached(target.key)
-        if metadata is None or metadata.type != b"string":
-            return None
-        return KeyNode(target, metadata.type, metadata.length)
 
     def _resolve_candidates(self, path: bytes, candidates: PathCandidates) -> TreeNode:
         directory = None if candidates.as_directory is None else (*candidates.directory, candidates.as_directory)
@@ -165,7 +143,7 @@ class PathResolver:
             return self._resolve_digest_entry(parsed_path)
         key = self._grammar.join_key((*parsed_path.directory, parsed_path.component))
         if isinstance(parsed_path, DigestField):
-            return self._resolve_field_by_digest(key, parsed_path.digest)
+            return self._resolve_field_by_digest(key, parsed_path.digest, parsed_path.view)
         if self._metadata.get_with_content(key).type != b"hash":
             raise NotFoundError("no such hash")
         return DigestFieldsNode(parsed_path.directory, parsed_path.component, key)
@@ -175,19 +153,19 @@ class PathResolver:
         if key is None:
             raise NotFoundError("no such long key")
         if entry.field_digest is not None:
-            return self._resolve_field_by_digest(key, entry.field_digest)
+            return self._resolve_field_by_digest(key, entry.field_digest, entry.view)
         metadata = self._metadata.get_with_content(key)
         if metadata.type == b"none":
             raise NotFoundError("no such long key")
         return KeyNode(KeyRef(key), metadata.type, metadata.length, entry.view)
 
-    def _resolve_field_by_digest(self, key: bytes, field_digest: str) -> KeyNode:
+    def _resolve_field_by_digest(self, key: bytes, field_digest: str, view: str | None) -> KeyNode:
         if self._metadata.get_with_content(key).type == b"hash":
             for field in self._metadata.list_fields(key, MAX_DIGEST_SCAN_FIELDS) or ():
                 if sha256_hex(field) == field_digest:
                     [length] = self._metadata.get_field_lengths(key, [field])
                     if length is not None:
-                        return KeyNode(KeyRef(key, field), FIELD_TYPE, length)
+                        return KeyNode(KeyRef(key, field), FIELD_TYPE, length, view)
         raise NotFoundError("no such long field")
 
     # -- directories -------------------------------------------------------------------------------------------------
@@ -199,7 +177,7 @@ class PathResolver:
         )
 
     def _is_directory(self, directory: tuple[bytes, ...]) -> bool:
-        if self._keyspace.is_ready and self._keyspace.index.is_directory(directory):
+        if self._keyspace.index.is_directory(directory):  # in a cluster, also while a node of it is down
             return True
         return self._empty_directories is not None and directory in self._empty_directories
 
@@ -218,15 +196,18 @@ class PathResolver:
     def resolve_file(self, candidates: PathCandidates) -> KeyNode | OpenFileNode | None:
         """Return the field, or else the key, that a parsed path names.
 
-        Returns None if neither exists. A file that is being edited here takes precedence over the value in Redis.
+        Returns None if neither exists. A file that is being edited here takes precedence over the value in Redis; its
+        views are those of the value.
         """
         field, key = self.candidate_targets(candidates)
         for target in (field, key):
             if target is not None and self._overlay is not None and (node := self._overlay.find_open_node(target)):
-                return node
+                if candidates.view is None:
+                    return node
+                break
         key_metadata, field_length = self._fetch_metadata(key, field)
         if field is not None and field_length is not None and not self.is_pending_removal(field):
-            return KeyNode(field, FIELD_TYPE, field_length)
+            return KeyNode(field, FIELD_TYPE, field_length, candidates.view)
         if key is not None and key_metadata is not None and not self.is_pending_removal(key):
             return KeyNode(key, key_metadata.type, key_metadata.length, candidates.view)
         return None
@@ -253,6 +234,8 @@ class PathResolver:
             field = KeyRef(self._grammar.join_key((*candidates.directory, component)), name)
         if candidates.as_key is not None:
             key = KeyRef(self._grammar.join_key((*candidates.directory, candidates.as_key)))
+        if not self._prefix:
+            return field, key
         return self._restrict_to_prefix(field), self._restrict_to_prefix(key)
 
     def _restrict_to_prefix(self, target: KeyRef | None) -> KeyRef | None:

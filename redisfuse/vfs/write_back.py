@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.journal.models import Blob, State
 from redisfuse.paths.grammar import KeyRef

@@ -14,7 +14,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Protocol
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 
 SPOOL_THRESHOLD_BYTES = 4 * 1024 * 1024  # written bytes held in memory before they move to a temporary file
 

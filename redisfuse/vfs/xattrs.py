@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import InvalidArgumentError, NoAttributeError
+from redisfuse.keyspace.extended import ExtendedMetadata, remaining_ms
 from redisfuse.keyspace.metadata import MetadataStore
 from redisfuse.paths.grammar import KeyRef, PathCodec
+from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.nodes import DirectoryNode, KeyNode, OpenFileNode, TreeNode
 from redisfuse.vfs.resolver import PathResolver
 
@@ -21,8 +23,14 @@ TYPE_XATTR = b"user.redis.type"
 TTL_XATTR = b"user.redis.ttl"
 ENCODING_XATTR = b"user.redis.encoding"
 LENGTH_XATTR = b"user.redis.length"
-DERIVED_XATTRS = frozenset((KEY_XATTR, FIELD_XATTR, TYPE_XATTR, ENCODING_XATTR, LENGTH_XATTR))
-"""The attributes that follow from a file's name and content."""
+DECODED_XATTR = b"user.redis.decoded"  # how the value of a string or field is encoded; fetches and decodes it
+DERIVED_XATTRS = frozenset(
+    (
+        *(KEY_XATTR, FIELD_XATTR, TYPE_XATTR, ENCODING_XATTR, LENGTH_XATTR, DECODED_XATTR),
+        *(PREFIX_XATTR, LISTED_AS_XATTR),
+    )
+)
+"""The attributes that follow from the name and content of a file or directory."""
 
 
 class XattrReader:
@@ -32,15 +40,24 @@ class XattrReader:
     """
 
     def __init__(
-        self, client: RedisClient, grammar: PathCodec, metadata: MetadataStore, resolver: PathResolver
+        self,
+        client: RedisClient,
+        grammar: PathCodec,
+        metadata: MetadataStore,
+        resolver: PathResolver,
+        content_loader: ContentLoader,
     ) -> None:
         self._client = client
         self._grammar = grammar
         self._metadata = metadata
         self._resolver = resolver
+        self._content_loader = content_loader
 
     def list_names(self, node: TreeNode) -> Sequence[bytes]:
-        """Return the names of a node's attributes, without a query."""
+        """Return the names of a node's attributes, without a query.
+
+        That of the encoding, which costs the value, is listed for `NAME%text` only.
+        """
         if isinstance(node, DirectoryNode):
             return (PREFIX_XATTR, LISTED_AS_XATTR)
         if isinstance(node, OpenFileNode) and node.file.is_new:
@@ -50,54 +67,71 @@ class XattrReader:
         )
         if target is None:
             return ()
-        names = (KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR)
-        return names if target.field is None else (*names, FIELD_XATTR)
+        names = [KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR]
+        if target.field is not None:
+            names.append(FIELD_XATTR)
+        if isinstance(node, KeyNode) and node.view == "text" and not node.is_collection:
+            names.append(DECODED_XATTR)
+        return names
 
     def get(self, node: TreeNode, name: bytes) -> bytes:
-        """Return one attribute, as it is on the server now.
+        """Return one attribute; cached like all metadata.
 
         Raises NoAttributeError, NotFoundError, AccessError.
         """
         if name == LISTED_AS_XATTR and isinstance(node, DirectoryNode):
             return self._resolver.create_reader().determine_layout(node.directory).encode()
-        value = self._fetch_all(node).get(name)
+        value = self._get(node, name)
         if value is None:
             raise NoAttributeError("no such attribute")
         return value
 
-    def _fetch_all(self, node: TreeNode) -> dict[bytes, bytes]:
+    def _get(self, node: TreeNode, name: bytes) -> bytes | None:
         if isinstance(node, DirectoryNode):
-            return {PREFIX_XATTR: self._grammar.key_prefix(node.directory)}
-        if isinstance(node, OpenFileNode) and node.file.target is not None:
-            stored = self._resolver.resolve_stored(node.file.target)
-            values = {} if stored is None else self._fetch_all(stored)
-            expiry = node.file.expiry
-            if expiry is not None and (expiry.is_explicit or not values):
-                expires_at_ms = expiry.value_ms
-                ttl = -1 if expires_at_ms is None else max(0, expires_at_ms - time.time_ns() // 1_000_000)
-                values[TTL_XATTR] = b"%d" % ttl
-            return values
-        if not isinstance(node, KeyNode):
-            return {}
+            return self._grammar.key_prefix(node.directory) if name == PREFIX_XATTR else None
+        if isinstance(node, OpenFileNode):
+            return self._get_of_open_file(node, name)
+        return self._get_of_key(node, name) if isinstance(node, KeyNode) else None
+
+    def _get_of_open_file(self, node: OpenFileNode, name: bytes) -> bytes | None:
+        if node.file.target is None:
+            return None
+        stored = self._resolver.resolve_stored(node.file.target)
+        expiry = node.file.expiry
+        if name == TTL_XATTR and expiry is not None and (expiry.is_explicit or stored is None):
+            expires_at_ms = expiry.value_ms
+            ttl = -1 if expires_at_ms is None else max(0, expires_at_ms - time.time_ns() // 1_000_000)
+            return b"%d" % ttl
+        return None if stored is None else self._get_of_key(stored, name)
+
+    def _get_of_key(self, node: KeyNode, name: bytes) -> bytes | None:
         target = node.target
-        extended = self._metadata.fetch_extended(target.key)
-        values = {KEY_XATTR: target.key, TYPE_XATTR: extended.type, ENCODING_XATTR: extended.encoding}
-        ttl, length = extended.ttl_ms, extended.length
-        if target.field is not None:
-            values[FIELD_XATTR] = target.field
-            ttl, length = self._fetch_field_ttl(target, ttl), node.length
-        return values | {TTL_XATTR: b"%d" % ttl, LENGTH_XATTR: b"%d" % length}
+        if name == KEY_XATTR:
+            return target.key
+        if name == FIELD_XATTR:
+            return target.field
+        if name == DECODED_XATTR:
+            encoding = self._content_loader.describe_encoding(node)
+            return None if encoding is None else encoding.encode()
+        if name == LENGTH_XATTR and target.field is not None:
+            return b"%d" % node.length
+        if name not in (TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR):
+            return None
+        extended = self._metadata.get_extended(target.key)
+        if name == TTL_XATTR:
+            return b"%d" % self._get_ttl_ms(target, extended)
+        return {TYPE_XATTR: extended.type, ENCODING_XATTR: extended.encoding}.get(name, b"%d" % extended.length)
 
-    def _fetch_field_ttl(self, target: KeyRef, key_ttl: int) -> int:
-        """Return a hash field's TTL in ms: its own if it has one, else its key's.
+    def _get_ttl_ms(self, target: KeyRef, extended: ExtendedMetadata) -> int:
+        """Return the TTL of a key, in ms; -1 for none.
 
-        -1 for none.
+        That of a hash field is its own, or else its key's.
         """
-        if not self._client.server_info.has_hash_field_ttl:
-            return key_ttl
-        assert target.field is not None
-        [ttl] = self._client.execute(b"HPTTL", target.key, b"FIELDS", 1, target.field) or [-1]
-        return int(ttl) if int(ttl) >= 0 else key_ttl
+        if target.field is not None and self._client.server_info.has_hash_field_ttl:
+            expires_at = self._metadata.get_field_expiry(target.key, target.field)
+            if expires_at is not None:
+                return remaining_ms(expires_at)
+        return extended.ttl_ms
 
 
 def parse_ttl(value: bytes) -> int:

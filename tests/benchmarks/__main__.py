@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
-Topics: reading, writing, undo and following; the default is all. `--write` writes the tables and the machine of the run
-to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and bench_rollback measure in more detail.
+Topics: reading, capacity, writing, undo, following, guest_cost and cluster; the default is all. `--write` writes the
+tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and
+bench_rollback measure in more detail.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.benchmarks import host_info
 from tests.benchmarks.baseline import SIZES, BenchmarkRun, temporary_folders
 from tests.benchmarks.report import ResultTable
 
-TOPICS = ("reading", "writing", "undo", "following")
+TOPICS = ("reading", "capacity", "writing", "undo", "following", "guest_cost", "cluster")
 RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 
 

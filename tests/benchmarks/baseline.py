@@ -43,6 +43,7 @@ class BenchmarkSizes:
     rolled_back_changes: int  # changes
     journal_rows: int  # rows
     following_seconds: float  # seconds of writing at full speed
+    cached_keys: tuple[int, ...]  # keys of a folder that is listed and read whole
 
     @property
     def grep_files(self) -> int:
@@ -64,10 +65,11 @@ _NORMAL = BenchmarkSizes(
     rolled_back_changes=10_000,
     journal_rows=200_000,
     following_seconds=8.0,
+    cached_keys=(100_000, 300_000),
 )
 SIZES = {
     "quick": BenchmarkSizes(
-        "quick", (20_000,), 2_000, 500, 10, 200, 20 * MIB, 5 * MIB, 10 * MIB, 200, 40, 500, 5_000, 2.0
+        "quick", (20_000,), 2_000, 500, 10, 200, 20 * MIB, 5 * MIB, 10 * MIB, 200, 40, 500, 5_000, 2.0, (20_000,)
     ),
     "normal": _NORMAL,
     "large": replace(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions.combined_change import count_changes
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rollback_plan import plan_rollback
-from redisfuse.transactions.selection import RollbackSelection, select_groups
-from tests.support.edit_bench import EditBench
+from tests.support.edit_bench import EditBench, select_for_rollback
 from tests.support.redis_server import RedisServer
 
 
@@ -59,16 +59,16 @@ def measure_rollback(changes: int, keys: int) -> None:
             make_changes(bench, changes, keys=keys)
             print_rate(f"bare SETs, {keys} keys", changes, measure_bare_sets(bench, changes, keys))
             started = time.perf_counter()
-            groups = select_groups(bench.journal, RollbackSelection(session=bench.session))
+            groups = select_for_rollback(bench.journal, session_id=bench.session)
             selected = time.perf_counter()
             print_rate(f"selecting, {keys} keys", changes, selected - started)
-            plan = plan_rollback(bench.journal, bench.server, groups)
+            plan = plan_rollback(bench.journal, bench.server, groups.groups, groups.ids)
             planned = time.perf_counter()
             print_rate(f"planning, {keys} keys", changes, planned - selected)
-            done = bench.create_rollback().run(plan.groups)
+            done = bench.create_rollback().run(plan.groups, groups.ids)
             print_rate(f"rolling back, {keys} keys", changes, time.perf_counter() - planned)
             assert done.is_clean
-            assert len(done.reverted) == changes
+            assert count_changes(done.reverted) == changes
             assert bench.redis.get("key:0") == b"before"
         finally:
             bench.close()

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from redisfuse.errors import RedisFuseError
-from redisfuse.fuse.backends import BINDING_NAMES, select_binding
+from redisfuse.fuse.device import BINDING_NAMES, select_device
 
 
 def list_bindings() -> list[str]:
@@ -19,7 +19,7 @@ def list_bindings() -> list[str]:
     bindings = []
     for name in reversed(BINDING_NAMES):
         try:
-            select_binding(name)
+            select_device(name)
         except RedisFuseError:
             continue
         bindings.append(name)
@@ -40,7 +40,7 @@ def describe_host() -> list[tuple[str, str]]:
         ("System", platform.freedesktop_os_release().get("PRETTY_NAME", "")),
         ("Python", f"{sys.version.split()[0]}, redis-py {version('redis')}, hiredis {version('hiredis')}"),
         ("Server", _server_version()),
-        ("Bindings", ", ".join(f"{name} on {select_binding(name).library}" for name in list_bindings())),
+        ("Bindings", ", ".join(f"{name} on {select_device(name).library}" for name in list_bindings())),
         ("redisfuse", f"{version('redisfuse')}, commit {_git_commit()}"),
     ]
 

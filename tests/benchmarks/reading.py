@@ -154,7 +154,7 @@ def _measure_small_strings(bench: BenchmarkRun, binding: str) -> ResultTable:
             "direct: the same with redis-py: SCAN, then TYPE and STRLEN, or GET, in pipelines of 1000; of single files "
             "one GET after the other.",
             "mount CPU: processor time of the mount's process, for each file where there are many.",
-            "binding alone: the same callbacks answered from a dictionary in memory (tests/support/memory_calls.py).",
+            "binding alone: the same requests answered from a tree in memory (tests/support/kernel_tree.py).",
         ],
     )
     folder = bench.memory_folder / "small"
@@ -360,7 +360,7 @@ def _add_binding_rows(bench: BenchmarkRun, table: ResultTable, binding: str) -> 
     each = bench.sizes.files_per_grep_directory
     tree = {f"d{number}": each for number in range(min(BINDING_DIRECTORIES, bench.sizes.grep_directories))}
     files = each * len(tree)
-    settings: dict[str, Any] = {"read_only": True, "keep_cache": True, "entry_timeout": 3600, "attr_timeout": 3600}
+    settings: dict[str, Any] = {"read_only": True, "keep_cache": True, "valid": 3600}
     with MemoryMount(binding, tree=tree, **settings) as memory:
         took = measure_seconds(lambda: run_program("grep", "-r", "nothing", *[memory.path / name for name in tree]))
         names = [f"{memory.path}/d0/f{number:06}" for number in range(each)]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.transactions.rollback_plan import plan_rollback
-from redisfuse.transactions.selection import RollbackSelection, select_groups
+from redisfuse.transactions.selection import select_changes
 from tests.benchmarks.baseline import BenchmarkRun, measure_seconds
 from tests.benchmarks.bench_journal import MAX_EXTRA_SECONDS, fill_journal, first_byte_seconds
 from tests.benchmarks.bench_rollback import make_changes, measure_bare_sets
@@ -34,12 +37,14 @@ def _measure_rollbacks(bench: BenchmarkRun) -> ResultTable:
             try:
                 make_changes(edit_bench, changes, keys=keys)
                 direct = measure_bare_sets(edit_bench, changes, keys)
-                selection = RollbackSelection(session=edit_bench.session)
-                selecting = measure_seconds(lambda: select_groups(edit_bench.journal, selection))  # noqa: B023
-                groups = select_groups(edit_bench.journal, selection)
-                planning = measure_seconds(lambda: plan_rollback(edit_bench.journal, edit_bench.server, groups))  # noqa: B023
-                plan = plan_rollback(edit_bench.journal, edit_bench.server, groups)
-                rolling = measure_seconds(lambda: edit_bench.create_rollback().run(plan.groups))  # noqa: B023
+                selection = ChangeFilter(session_id=edit_bench.session)
+                selecting = measure_seconds(lambda: select_changes(edit_bench.journal, selection))  # noqa: B023
+                groups = select_changes(edit_bench.journal, selection)
+                planning = measure_seconds(
+                    partial(plan_rollback, edit_bench.journal, edit_bench.server, groups.groups, groups.ids)
+                )
+                plan = plan_rollback(edit_bench.journal, edit_bench.server, groups.groups, groups.ids)
+                rolling = measure_seconds(lambda: edit_bench.create_rollback().run(plan.groups, groups.ids))  # noqa: B023
                 assert edit_bench.redis.get("key:0") == b"before"
             finally:
                 edit_bench.close()
@@ -73,15 +78,18 @@ def _measure_long_journal(bench: BenchmarkRun) -> ResultTable:
     )
     base = first_byte_seconds([], path)
     table.add_row("`redisfuse --version`", format_seconds(base))
-    middle = str(rows // 2)
+    middle, path_of_one = str(rows // 2), "service/0/user/77"
     for words in (
         ["log"],
         ["log", "--session", "3"],
         ["log", "--key", "service:3:user:77*", "--limit", "20"],
         ["log", "--since", "1h", "--limit", "20"],
         ["log", "--state", "failed", "--limit", "20"],
+        ["log", path_of_one],
         ["show", middle],
         ["diff", middle],
+        ["diff", path_of_one],
+        ["blame", path_of_one],
         ["sessions"],
     ):
         extra = first_byte_seconds(words, path) - base

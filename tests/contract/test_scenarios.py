@@ -904,7 +904,7 @@ def test_scenario(server: RedisServer, mount: MountedServer, script: Scenario) -
 def test_descriptors_do_not_mix_versions(server: RedisServer, mount: MountedServer) -> None:
     """When another client changes an open key, old descriptors read the old bytes, new ones the new bytes.
 
-    After an edit through the mount all of them read the edited file.
+    After an edit through the mount the new ones read the edited file.
     """
     client = server.client()
     flush_and_wait(server, mount)
@@ -919,12 +919,14 @@ def test_descriptors_do_not_mix_versions(server: RedisServer, mount: MountedServ
     assert os.pread(reader, 20_000, 0) == old
     second = open_file(path, os.O_RDONLY)
     assert (os.pread(second, 20_000, 0), os.pread(reader, 20_000, 0)) == (new, old)
-    os.close(second)
     writer = open_file(path, os.O_RDWR)
     assert os.pread(writer, 20_000, 0) == new
     os.pwrite(writer, b"mine", 10_000)
-    assert os.pread(reader, 20_000, 0) == os.pread(writer, 20_000, 0) == new[:10_000] + b"mine" + new[10_004:]
+    edited = new[:10_000] + b"mine" + new[10_004:]
+    assert os.pread(second, 20_000, 0) == os.pread(writer, 20_000, 0) == edited
     os.close(writer)
+    assert (os.pread(second, 20_000, 0), os.pread(reader, 20_000, 0)) == (edited, old)
+    os.close(second)
     assert client.get("k") == new[:10_000] + b"mine" + new[10_004:]
     os.close(reader)
 

@@ -23,12 +23,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.rollback import Rollback
-from redisfuse.transactions.selection import RollbackSelection, select_groups
+from tests.support.edit_bench import select_for_rollback
 from tests.support.expected_state import call_outcome
 from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer
@@ -620,8 +620,8 @@ class Life(RuleBasedStateMachine):
             executor = KeyWriter(client, journal, session).executor
             for event in reversed(self.events):
                 if event.groups:
-                    selected = select_groups(journal, RollbackSelection(ids=event.groups))
-                    report = Rollback(executor, mount_session.metadata.server.name).run(selected)
+                    selected = select_for_rollback(journal, *event.groups)
+                    report = Rollback(executor, mount_session.metadata.server.name).run(selected.groups, selected.ids)
                     assert report.is_clean, report
                 else:
                     event.restore()

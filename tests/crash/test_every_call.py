@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, State
 from tests.support.mount_forkserver import MountForkserver
@@ -153,3 +153,71 @@ def _succeeds(act: Callable[[Path], object], path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.expected_log("a mount held it when it died")
+@pytest.mark.parametrize("finish", ["close", "rename"])
+def test_a_held_file_is_written_after_every_call(
+    finish: str, nursery: MountForkserver, server: RedisServer, tmp_path: Path
+) -> None:
+    """After the next mount, a held file whose close was acknowledged is in Redis.
+
+    It has the name that its program knows: that of the key over which it was renamed, if that was acknowledged, too.
+    """
+    client = server.client()
+    journal = tmp_path / "state" / "redisfuse" / "journal.db"
+    kills = 0
+    for call in CALLS:
+        for number in range(1, MAX_CALLS):
+            mount = nursery.start_mount(tmp_path, server.tcp_url())
+            before = max((row.id for row in read_rows(journal, 0)), default=0)
+            try:
+                flush_and_wait(server, mount)
+                client.set("k", "old")
+                wait_until(lambda: mount.status()["keys"] == 1)  # noqa: B023
+                temporary = mount.path / "tmpab12cd34"
+                with kill_at_syscall(mount.process.pid, tmp_path / "strace.log", call, number):
+                    is_closed = _succeeds(_create_held, temporary)
+                    is_renamed = is_closed and finish == "rename" and _succeeds(_rename_to_k, temporary)
+                    survived = is_closed and is_renamed == (finish == "rename") and mount.process.poll() is None
+                    mount.process.kill()
+                    mount.process.wait(MOUNT_TIMEOUT_SECONDS)
+            finally:
+                mount.process.kill()
+            mount = nursery.start_mount(tmp_path, server.tcp_url())
+            mount.process.kill()
+            data = read_data(client)
+            if is_renamed:
+                assert data == {b"k": b"precious"}
+            elif is_closed and finish == "close":
+                assert data == {b"k": b"old", b"tmpab12cd34": b"precious"}
+            else:
+                _check_unacknowledged(data, read_rows(journal, before), is_closed=is_closed)
+            if survived:
+                break
+            kills += 1
+        else:
+            pytest.fail(f"more than {MAX_CALLS} calls of {call}")
+    clean_up_mount(nursery.start_mount(tmp_path, server.tcp_url()))
+    assert kills > 10
+
+
+def _create_held(path: Path) -> None:
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        os.write(descriptor, b"precious")
+    finally:
+        os.close(descriptor)
+
+
+def _rename_to_k(path: Path) -> None:
+    os.rename(path, path.with_name("k"))
+
+
+def _check_unacknowledged(data: Data, rows: list[Change], *, is_closed: bool) -> None:
+    """Check what the death during a call left: all of it or nothing, and what was acknowledged before in any case."""
+    renamed, written = {b"k": b"precious"}, {b"k": b"old", b"tmpab12cd34": b"precious"}
+    assert data in (renamed, written, {b"k": b"old"})
+    if is_closed and data == {b"k": b"old"}:  # the change that was to write it has its bytes
+        assert any(row.outcome == "failed" and can_restore(row.new, b"precious") for row in rows)

@@ -1,4 +1,7 @@
-"""SIGKILL at random moments under load: every acknowledged save is in Redis and in the journal."""
+"""SIGKILL at random moments under load: every acknowledged save is in Redis and in the journal.
+
+REDISFUSE_TEST_KILL_ROUNDS=300 kills more often.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from tests.support.mount_forkserver import MountForkserver
@@ -22,7 +25,7 @@ from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, clean_up_mount, mount_se
 from tests.support.redis_server import RedisServer
 
 WRITERS = 4
-ROUNDS = 5
+ROUNDS = int(os.environ.get("REDISFUSE_TEST_KILL_ROUNDS", "5"))
 MAX_WRITING_SECONDS = 0.6  # until the mount is killed
 
 
@@ -72,6 +75,7 @@ def changes(path: Path) -> list[Change]:
         return list(journal.find_changes(ChangeFilter(oldest_first=True)))
 
 
+@pytest.mark.timeout(120 + 20 * ROUNDS)
 def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
     """After a SIGKILL, each key of four writers has the last acknowledged value, or the one after it.
 
@@ -79,10 +83,11 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
     """
     client = own_redis.client()
     journal = tmp_path / "state" / "redisfuse" / "journal.db"
-    generator = random.Random(4)
+    generator = random.Random(ROUNDS)
     total = 0
     for round_ in range(ROUNDS):
-        mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
+        binding = ("fusepy", "mfusepy")[round_ % 2]
+        mount = nursery.start_mount(tmp_path, own_redis.tcp_url(), "--binding", binding)
         try:
             writers = [Writer(mount.path / f"r{round_}w{number}") for number in range(WRITERS)]
             (mount.path / f"d{round_}").mkdir()
@@ -103,6 +108,7 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
         if round_ == 0:  # recovery by the command; later by the next mount
             done = run_redisfuse(tmp_path, "recover")
             assert done.returncode == 0, done.stderr
+    print(f"{ROUNDS} rounds, {total} acknowledged saves")
     assert total > WRITERS * ROUNDS, "too few saves"
     mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
     try:

@@ -138,7 +138,7 @@ def test_saving_again_and_again(server: RedisServer, mount: MountedServer) -> No
         assert client.get("flag") == b"%d" % number
     rows = journal_rows(mount, before)
     assert [row["new_size"] for row in rows] == [1] * 5
-    assert run_redisfuse(mount.path.parent, "rollback", "--last").returncode == 0
+    assert run_redisfuse(mount.path.parent, "rollback", str(rows[-1]["id"])).returncode == 0
     assert client.get("flag") == b"4"
 
 

@@ -398,16 +398,20 @@ def test_a_renamed_held_file(client: redis.Redis, mount: MountedServer) -> None:
     assert [(row["op"], row["path"]) for row in journal_rows(mount, before)] == [("create", "report")]
 
 
-def test_saved_junk_rejects_writes(client: redis.Redis, mount: MountedServer) -> None:
-    """Writes to a temporary file after its rename over a key fail with ESTALE instead of being lost."""
+def test_a_descriptor_of_saved_junk_writes_to_the_key(client: redis.Redis, mount: MountedServer) -> None:
+    """Writes to a temporary file after its rename over a key are saved in the key by fsync and close."""
     path = mount.path / ".goutputstream-ABC123"
+    assert (mount.path / "h.f").read_bytes() == b"old"
     descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     os.write(descriptor, b"new")
     os.rename(path, mount.path / "h.f")
     assert client.hget("h", "f") == b"new"
-    assert_fails(errno.ESTALE, os.write, descriptor, b"more")
+    os.write(descriptor, b" more")
+    os.fsync(descriptor)
+    assert client.hget("h", "f") == b"new more"
+    os.write(descriptor, b" still")
     os.close(descriptor)
-    assert client.hget("h", "f") == b"new"
+    assert client.hget("h", "f") == b"new more still"
 
 
 # -- suspension and conflicts ------------------------------------------------------------------------------------------

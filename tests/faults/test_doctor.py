@@ -37,10 +37,10 @@ def test_all_is_well(redis_server: RedisServer) -> None:
     """On a server where the user may do everything all checks are ok, and the rules are printed."""
     result = doctor("127.0.0.1", str(redis_server.port))
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("\tok\t") == 5
+    assert result.stdout.count("\tok\t") == 6
     assert "ACL SETUSER redisfuse on '>PASSWORD' resetchannels '%R~*' +@read -pfcount -keys" in result.stdout
     findings = rows(doctor("--json", redis_server.url()))
-    assert list(findings) == ["fuse", "server", "read-only", "following", "write"]
+    assert list(findings) == ["fuse", "decoders", "server", "read-only", "following", "write"]
     assert all(row["ok"] for row in findings.values())
 
 
@@ -104,7 +104,7 @@ def test_a_mount_that_can_not_work(redis_server: RedisServer, script: str, reaso
 CHECK_AS_USER = """
 import os, sys
 from redisfuse.errors import MountError
-from redisfuse.fuse.mountpoint import check_mount_permission
+from redisfuse.mount.preflight import check_mount_permission
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 try: print("ok", check_mount_permission())
 except MountError as error: print(error)
@@ -149,7 +149,7 @@ def test_writes_are_checked_only_with_write(own_redis: RedisServer) -> None:
     assert own_redis.client().dbsize() == 0
 
 
-@pytest.mark.parametrize("arguments", [[], ["127.0.0.1"], ["127.0.0.1", "x"], ["a", "1", "b"], ["http://x"]])
+@pytest.mark.parametrize("arguments", [[], ["/run/redis.sock"], ["127.0.0.1", "x"], ["a", "1", "b"], ["http://x"]])
 def test_usage(arguments: list[str]) -> None:
     """An invalid address is a usage error, in one line."""
     result = doctor(*arguments)

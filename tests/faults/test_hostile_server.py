@@ -66,7 +66,7 @@ def test_endless_replies(command: tuple[str | int, ...], head: bytes) -> None:
     with HostileServer() as server, client_of(server) as client:
         client.connect()
         server.replies[name] = flood(head)
-        with at_most(seconds=3.0, mebibytes=180), pytest.raises(UnavailableError):
+        with at_most(seconds=3.0, mebibytes=256), pytest.raises(UnavailableError):
             client.execute(*command)
 
 
@@ -102,6 +102,9 @@ def test_an_endless_greeting(head: bytes) -> None:
         (("LRANGE", "k", 0, 9), array(b"-ERR x\r\n")),
         (("XRANGE", "k", "-", "+"), array(array(bulk(b"soon"), array()))),
         (("XRANGE", "k", "-", "+"), array(array(bulk(b"1-1"), array(bulk(b"f"))))),
+        (("XINFO", "GROUPS", "k"), bulk(b"name")),
+        (("XINFO", "GROUPS", "k"), array(array(bulk(b"name")))),
+        (("XINFO", "GROUPS", "k"), array(array(bulk(b"pending"), b":1\r\n"))),
         (("TIME",), array(bulk(b"now"), bulk(b"0"))),
         (("INFO",), b":1\r\n"),
         (("HELLO",), b"+OK\r\n"),
@@ -239,7 +242,7 @@ def test_invalid_messages_about_changes(push: Reply, caplog: pytest.LogCaptureFi
     with (
         HostileServer({b"CLIENT TRACKING": push}) as server,
         keyspace_of(server) as keyspace,
-        at_most(10.0, 180),
+        at_most(10.0, 256),
         contextlib.suppress(UnavailableError),
     ):
         keyspace.wait_until_ready(20.0)

@@ -14,8 +14,9 @@ from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.limits import Limits
 from redisfuse.client.termination import TerminationFilter
 from redisfuse.errors import ForbiddenCommandError, OutcomeUnknownError, ReadOnlyError, UnavailableError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.models import Blob, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.transactions import recovery
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.recovery import recover_pending
 from tests.faults.conftest import MakeMount
@@ -147,6 +148,26 @@ def test_recovery_of_a_late_command(
     assert own_redis.client().get("k") == (b"old" if may_kill else b"LATE")
     resolved += [outcome for change, outcome in recover_pending(bench.journal, bench.server, bench.session)]
     assert resolved == (["failed"] if may_kill else ["applied"])
+
+
+def test_recovery_leaves_the_connections_of_a_running_session(
+    make_bench: BenchFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of a session that still runs is settled only once its connection is gone, which is not closed."""
+    running, bench = make_bench(), make_bench()
+    monkeypatch.setattr(recovery, "IN_FLIGHT_LIMIT_MS", -1)
+    state = State.from_value(b"old")
+    intent = ChangeIntent(b"k", "write", b"k", None, state, State.from_value(b"new"))
+    with running.server.write_channel() as channel:
+        assert channel.connection_id is not None
+        running.journal.record_intents(running.session, [intent], connection_id=channel.connection_id.text)
+        assert recover_pending(bench.journal, bench.server, bench.session) == []
+        assert channel.execute([("PING",)]) == [b"PONG"]
+        channel.close()
+    deadline = time.monotonic() + 5
+    while not (resolved := recover_pending(bench.journal, bench.server, bench.session)):
+        assert time.monotonic() < deadline
+    assert [outcome for _, outcome in resolved] == ["failed"]
 
 
 def test_a_restart_ends_all_connections(make_bench: BenchFactory, own_redis: RedisServer) -> None:

@@ -43,12 +43,8 @@ def proxied(proxy: Proxy, client: redis.Redis, make_mount: MakeMount) -> Mounted
 
 
 def assert_states(mount: MountedServer, key: bytes, *expected: str) -> None:
-    """Check the states of a key's rows, oldest first.
-
-    The state `applied` is recorded within a second.
-    """
-    wait_until(lambda: change_states(mount, key) == list(expected), 3)
-    assert change_states(mount, key) == list(expected)
+    """Check the states of a key's rows, oldest first; `applied` is recorded a little later than the change."""
+    wait_until(lambda: change_states(mount, key) == list(expected))
 
 
 def assert_works(mount: MountedServer, client: redis.Redis) -> None:
@@ -217,7 +213,7 @@ def test_a_second_fsync_after_a_lost_reply(
     proxy.clear()
     if more:
         os.write(descriptor, more)
-    wait_until(lambda: errno_name(os.fsync, descriptor) not in UNAVAILABLE, 10)
+    wait_until(lambda: errno_name(os.fsync, descriptor) == "")
     assert errno_name(os.close, descriptor) == ""
     expected = (b"" if flags & os.O_TRUNC else b"o" * size) + written + more
     assert client.get("other") == expected
@@ -225,7 +221,7 @@ def test_a_second_fsync_after_a_lost_reply(
 
 
 @pytest.mark.parametrize(
-    "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.expected_log(f"did not reply in time.*{KEPT}"))]
+    "call", ["STRLEN", pytest.param("EXEC", marks=pytest.mark.possible_log(f"did not reply in time.*{KEPT}"))]
 )
 def test_a_hanging_request_does_not_block_others(
     client: redis.Redis, proxy: Proxy, proxied: MountedServer, call: str
@@ -246,6 +242,29 @@ def test_a_hanging_request_does_not_block_others(
     assert hanging.is_alive()
     hanging.join(20)
     assert took < TIMEOUT / 2
+
+
+@pytest.mark.parametrize("is_synced", [False, True])
+def test_a_rename_of_a_held_file_whose_reply_is_lost(
+    client: redis.Redis, proxy: Proxy, proxied: MountedServer, is_synced: bool
+) -> None:
+    """The server has renamed it, so its content is not saved again under the temporary name, nor held for recovery."""
+    client.set("k", "old")
+    wait_until(lambda: (proxied.path / "k").read_bytes() == b"old")
+    temporary = proxied.path / ".k.AbC123"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(descriptor, b"new")
+    proxy.inject("lost_reply", "EXEC", times=1)
+    proxy.refuse_connections()
+    assert errno_name(os.rename, temporary, proxied.path / "k") in UNAVAILABLE
+    if is_synced:
+        os.fsync(descriptor)
+    os.close(descriptor)
+    proxy.clear()
+    assert_works(proxied, client)
+    assert proxied.stop() == 0
+    assert (client.get("k"), client.keys()) == (b"new", [b"k"])
+    assert {change.outcome for change in journal_changes(proxied)} == {"applied"}
 
 
 # -- replies that are lost -------------------------------------------------------------------------------------------
@@ -437,7 +456,7 @@ def test_loading(make_mount: MakeMount) -> None:
         assert save_file(mount.path / "k1", b"new") in ("EAGAIN", "EIO")
         server.wait_until_answering()
         assert_works(mount, server.client())
-        assert len(os.listdir(mount.path)) == 150
+        wait_until(lambda: len(os.listdir(mount.path)) == 150, 10)
 
 
 @pytest.mark.possible_log("scanning the keys failed")

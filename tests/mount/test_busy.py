@@ -1,12 +1,10 @@
-"""Many concurrent programs are served on one processor, and each of their saves reaches the server."""
+"""Many concurrent programs save at once, and each of their saves reaches the server."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +14,6 @@ from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wa
 from tests.support.redis_server import RedisServer
 
 PROGRAMS, EACH = 8, 100
-PROCESSORS = os.sched_getaffinity(0)
 SAVE = """
 import os, sys
 path, each, end = sys.argv[1:]
@@ -44,25 +41,15 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     return server.client()
 
 
-def allowed_processors(mount: MountedServer) -> set[int]:
-    """Return the processors on which any thread of the mount may run."""
-    allowed: set[int] = set()
-    for task in Path(f"/proc/{mount.process.pid}/task").iterdir():
-        with suppress(ProcessLookupError):
-            allowed |= os.sched_getaffinity(int(task.name))
-    return allowed
-
-
 def test_many_programs_save_concurrently(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
-    """Each save is in its key; the mount uses one processor while the programs save, and only then."""
-    assert allowed_processors(mount) == PROCESSORS
+    """Each acknowledged save is in its key."""
     end = tmp_path / "end"
     programs = [
         subprocess.Popen([sys.executable, "-c", SAVE, mount.path / f"p{number}", str(EACH), end])
         for number in range(PROGRAMS)
     ]
     try:
-        wait_until(lambda: len(allowed_processors(mount)) == 1, 20)
+        wait_until(lambda: client.dbsize() == PROGRAMS * EACH, 60)
     finally:
         end.touch()
         statuses = [program.wait(60) for program in programs]
@@ -72,10 +59,3 @@ def test_many_programs_save_concurrently(client: redis.Redis, mount: MountedServ
     assert client.mget(names) == [expected[name] for name in names]
     assert client.dbsize() == len(expected)
     assert len(mount.path.joinpath("p0-1").read_bytes()) == 1
-
-    def look_up_from_one_program() -> bool:
-        for number in range(200):
-            mount.path.joinpath(f"absent{number}-{os.urandom(4).hex()}").exists()
-        return allowed_processors(mount) == PROCESSORS
-
-    wait_until(look_up_from_one_program, 20)

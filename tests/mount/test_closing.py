@@ -164,3 +164,16 @@ def test_a_new_empty_file_is_created_by_close(client: redis.Redis, mount: Mounte
     assert client.get("new") == b""
     subprocess.run(["touch", mount.path / "touched"], check=True, timeout=20)
     assert client.get("touched") == b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make bind mounts")
+def test_a_shell_saves_once_through_another_path(client: redis.Redis, mount: MountedServer, tmp_path: Path) -> None:
+    """A bind mount, as containers have: the shell has the file open under a path that the mount does not know."""
+    before = last_change_id(mount)
+    subprocess.run(["mount", "--bind", mount.path, tmp_path], check=True)
+    try:
+        subprocess.run(["sh", "-c", f"echo new > {tmp_path}/k; echo new > {tmp_path}/h.f"], check=True)
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+    assert (client.get("k"), client.hget("h", "f")) == (b"new\n", b"new\n")
+    assert [row["new_size"] for row in journal_rows(mount, before)] == [4, 4]

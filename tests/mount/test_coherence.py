@@ -230,6 +230,36 @@ def test_warm_reads_send_no_commands(client: redis.Redis, mount: MountedServer) 
     assert sent <= 3, "a keep-alive may be among them"
 
 
+@pytest.mark.parametrize("expiring", [True, False])
+def test_extended_attributes_are_cached(client: redis.Redis, mount: MountedServer, expiring: bool) -> None:
+    """Send at most 5 commands a key for all attributes of all files, and none for the second time."""
+    pipe = client.pipeline(transaction=False)
+    for number in range(200):
+        pipe.set(f"x:string:{number}", "x", px=100_000 if expiring else None)
+        pipe.set(f"x:dotted:{number}.txt", "x")
+        pipe.rpush(f"x:list:{number}", "a", "b")
+        pipe.zadd(f"x:zset:{number}", {"a": number})
+        pipe.hset(f"x:hash:{number}", "f", "value")
+    pipe.execute()
+    wait_until(lambda: mount.status()["keys"] == 1000)
+    time.sleep(2)  # until no key counts as changed just now
+    sent = []
+    for _ in range(2):
+        before = mount.status()["commands"]
+        result = subprocess.run(["getfattr", "-R", "-d", mount.path], capture_output=True, check=True, timeout=60)
+        sent.append(mount.status()["commands"] - before)
+        assert result.stdout.count(b"user.redis.encoding") == 1000
+        assert result.stdout.count(b"user.redis.ttl") == 1000
+        assert result.stdout.count(b'user.redis.ttl="-1"') == (800 if expiring else 1000)
+    others = 100  # keep-alives, and keys that two requests fetch at the same time
+    assert sent[0] <= 5 * 1000 + others
+    assert sent[1] <= others
+    client.persist("x:string:7")
+    client.pexpire("x:list:7", 100_000)
+    within_a_second(lambda: os.getxattr(mount.path / "x" / "string" / "7", "user.redis.ttl") == b"-1")
+    within_a_second(lambda: int(os.getxattr(mount.path / "x" / "list" / "7", "user.redis.ttl")) > 0)
+
+
 @contextlib.contextmanager
 def readers(mount: MountedServer, count: int) -> Iterator[list[str]]:
     """Read `count` files in as many threads, and yield the list of the files with wrong content."""
@@ -374,6 +404,32 @@ def test_a_reader_keeps_the_content_that_it_began_to_read(client: redis.Redis, m
         assert read(path) == b"b" * (size + 5)
 
 
+@pytest.mark.parametrize("difference", [5, -5, 100_000, -3000])
+@pytest.mark.parametrize("size", [5000, 600_000])
+@pytest.mark.parametrize("kind", ["string", "field"])
+def test_a_reader_keeps_its_content_and_size(
+    client: redis.Redis, mount: MountedServer, kind: str, size: int, difference: int
+) -> None:
+    """A value that gets longer or shorter is neither cut off nor filled with zeros for its reader, nor for others."""
+    for number in range(4):
+        name = f"kept{number}"
+        path = mount.path / (name if kind == "string" else f"{name}.f")
+
+        def put(value: str, name: str = name) -> None:
+            client.set(name, value) if kind == "string" else client.hset(name, "f", value)
+
+        put("a" * size)
+        within_a_second(path.exists)
+        with path.open("rb", buffering=0) as file:
+            assert file.read(1000) == b"a" * 1000
+            put("b" * (size + difference))
+            within_a_second(lambda path=path: rest_of(path) == b"b" * (size + difference))  # type: ignore[misc]
+            assert os.fstat(file.fileno()).st_size == size
+            assert rest_of(file) == b"a" * (size - 1000)
+            within_a_second(lambda path=path: path.stat().st_size == size + difference)  # type: ignore[misc]
+        assert read(path) == b"b" * (size + difference)
+
+
 def rest_of(file: Path | BinaryIO) -> bytes | None:
     """Return the content up to the end, None if it has changed in the meantime (ESTALE)."""
     try:
@@ -383,6 +439,18 @@ def rest_of(file: Path | BinaryIO) -> bytes | None:
         if error.errno != errno.ESTALE:
             raise
         return None
+
+
+def test_a_name_that_is_looked_up_during_a_reset(client: redis.Redis, mount: MountedServer) -> None:
+    """A name that was absent while everything was invalidated shows within a second of its creation."""
+    for round_number in range(25):
+        path = mount.path / f"new{round_number}"
+        client.flushall()
+        ends = time.monotonic() + 0.01
+        while time.monotonic() < ends:
+            assert read(path) is None
+        client.set(path.name, "1")
+        within_a_second(lambda path=path: read(path) == b"1")  # type: ignore[misc]
 
 
 def test_a_value_that_changes_constantly_is_read_whole(client: redis.Redis, mount: MountedServer) -> None:

@@ -141,7 +141,7 @@ def test_a_key_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edit:
     before = b"0123456789" if size == "small" else LARGE
     client.set("k", before, pxat=AT)
     path = mount.path / "k"
-    wait_until(path.exists)
+    wait_until(lambda: path.exists() and path.read_bytes() == before)
     edit(path)
     wait_until(lambda: client.get("k") not in (before, None))
     wait_until(lambda: path.read_bytes() == client.get("k"))
@@ -159,7 +159,7 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edi
         client.execute_command("HPEXPIREAT", "h", AT - 1000, "FIELDS", 1, "f")
         client.execute_command("HPEXPIREAT", "h", AT - 2000, "FIELDS", 1, "g")
     path = mount.path / "h.f"
-    wait_until(path.exists)
+    wait_until(lambda: path.exists() and path.read_bytes() == b"0123456789")
     edit(path)
     wait_until(lambda: client.hget("h", "f") not in (b"0123456789", None))
     wait_until(lambda: path.read_bytes() == client.hget("h", "f"))

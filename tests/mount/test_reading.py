@@ -377,3 +377,30 @@ def test_a_view_has_the_current_time_to_live(client: redis.Redis, mount: Mounted
     first = json.loads((mount.path / "k%json").read_bytes())["ttl"]
     time.sleep(0.1)
     assert json.loads((mount.path / "k%json").read_bytes())["ttl"] < first
+
+
+def test_a_view_has_the_current_groups(client: redis.Redis, mount: MountedServer) -> None:
+    """NAME%json of a stream has the current pending counts, though the server announces no change of a group."""
+    client.xadd("s", {"a": "b"}, id="1-0")
+    client.xgroup_create("s", "g", "0")
+    wait_until(lambda: mount.status()["keys"] == 1)
+
+    def read_group() -> tuple[int, int]:
+        [group] = json.loads((mount.path / "s%json").read_bytes())["groups"]
+        return group["pending"], group["lag"]
+
+    assert read_group() == (0, 1)
+    client.xreadgroup("g", "worker", {"s": ">"})
+    wait_until(lambda: read_group() == (1, 0), 1)
+    client.xack("s", "g", "1-0")
+    wait_until(lambda: read_group() == (0, 0), 1)
+
+
+def test_a_view_of_an_expiring_set_is_sorted(client: redis.Redis, mount: MountedServer) -> None:
+    """NAME%json of a set with a time to live, which has no exact size, is sorted all the same."""
+    client.sadd("t", *[f"{number} member" for number in range(500)])
+    client.expire("t", 1000)
+    wait_until(lambda: mount.status()["keys"] == 1)
+    members = json.loads((mount.path / "t%json").read_bytes())["value"]
+    assert members == sorted(members)
+    assert len(members) == 500

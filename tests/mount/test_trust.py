@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -186,3 +187,26 @@ def test_a_password_from_a_shell(own_redis: RedisServer) -> None:
     assert bash is not None
     done = subprocess.run([bash, "-c", script], capture_output=True, text=True, check=False, timeout=30)
     assert done.returncode == 0, done.stderr
+
+
+@needs_root
+def test_a_mount_of_another_user_is_not_unmounted(redis_server: RedisServer, tmp_path: Path) -> None:
+    """The message says why: fusermount's own is that the mount does not exist."""
+    command = f"""
+import os, sys
+from pathlib import Path
+from redisfuse.errors import MountError
+from redisfuse.fuse import mountpoint
+os.setuid({OTHER_UID})
+try:
+    mountpoint.unmount(Path(sys.argv[1]))
+except MountError as error:
+    print(error)
+"""
+    tmp_path.chmod(0o755)
+    with mount_server(tmp_path, redis_server.url()) as mount:
+        done = subprocess.run(
+            [sys.executable, "-c", command, str(mount.path)], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert done.stdout == f"{mount.path} is a mount of another user (uid 0): only that user or root can end it\n"
+        assert os.path.ismount(mount.path)

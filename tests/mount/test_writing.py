@@ -1,5 +1,6 @@
 """Writing through a real mount: each save is one change, in Redis and in the journal, and changes no other key."""
 
+import contextlib
 import mmap
 import os
 import shutil
@@ -75,6 +76,23 @@ def test_a_redirection_makes_one_change(
     assert 590_000 < client.pttl("k") <= 600_000
     [row] = journal_rows(mount, before)
     assert (row["state"], row["path"]) == ("applied", "k")
+
+
+def test_a_file_that_was_just_removed_can_be_created(client: redis.Redis, mount: MountedServer) -> None:
+    """O_CREAT of a name that the kernel caches creates the file if another client has just removed the key."""
+    created = 0
+    for _ in range(20):
+        client.set("gone", "before")
+        time.sleep(0.05)
+        wait_until(lambda: (mount.path / "gone").exists())
+        client.delete("gone")
+        descriptor = os.open(mount.path / "gone", os.O_WRONLY | os.O_CREAT)
+        os.write(descriptor, b"created")
+        with contextlib.suppress(OSError):  # ESTALE: the open did not know of the removal yet
+            os.close(descriptor)
+            assert client.get("gone") == b"created"
+            created += 1
+    assert created
 
 
 def test_new_files_become_strings_and_fields(client: redis.Redis, mount: MountedServer) -> None:

@@ -65,6 +65,13 @@ def contents(wheel: Path) -> dict[str, bytes]:
         return {name: archive.read(name) for name in archive.namelist() if not name.endswith("RECORD")}
 
 
+def test_the_package_index_accepts_them(released: tuple[Path, Path]) -> None:
+    """The metadata is valid, and the description is rendered."""
+    command = [sys.executable, "-m", "twine", "check", "--strict", *map(str, released)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_LIMIT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_the_wheel_holds_everything(released: tuple[Path, Path]) -> None:
     """Every module and data file of the package and every migration is in the wheel, and no test."""
     names = contents(released[0]).keys()

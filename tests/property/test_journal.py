@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.check import find_problems
 from redisfuse.journal.directory_rows import decode_directory, encode_directory
 from redisfuse.journal.journal import ChangeFilter, Journal, now_ms

@@ -198,15 +198,16 @@ def test_cuts_join(text: bytes) -> None:
 @given(separators, any_data, any_data)
 @settings(deadline=None, max_examples=300)
 def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
-    """The marked name and the views of a key parse to that key; the marked name of a field to that field."""
+    """The marked name and the views of a key parse to that key; the mark and the view of a field to that field."""
     grammar = PathCodec(separator)
     if grammar.key_needs_digest(key):
         return
     *above, leaf = grammar.split_key(key)
     for dots in (False, True):
         name = grammar.key_name(leaf, escape_dots=dots, in_root=not above)
-        for view in ("json", "dump"):
+        for view in ("json", "dump", "text"):
             meaning = grammar.parse(grammar.join_path(above, name + b"%" + view.encode()))
+            assert meaning == grammar.parse(grammar.view_path(grammar.join_path(above, name), view))
             assert isinstance(meaning, PathCandidates)
             assert (list(meaning.directory), meaning.as_key, meaning.view) == (above, leaf, view)
             assert meaning.as_directory is None
@@ -218,6 +219,10 @@ def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
         meaning = grammar.parse(grammar.join_path(above, grammar.add_file_mark(grammar.field_name(leaf, field))))
         assert isinstance(meaning, PathCandidates)
         assert (list(meaning.directory), meaning.as_field, meaning.has_file_mark) == (above, (leaf, field), True)
+        path = grammar.join_path(above, grammar.field_name(leaf, field))
+        meaning = grammar.parse(grammar.view_path(path, "text"))
+        assert isinstance(meaning, PathCandidates)
+        assert (list(meaning.directory), meaning.as_field, meaning.view) == (above, (leaf, field), "text")
 
 
 @given(separators, st.lists(any_data | st.sampled_from([b"x" * 253 + b"%+", b"%long"]), max_size=4).map(b"/".join))

@@ -336,7 +336,8 @@ def test_rollbacks_do_what_the_model_does(
         before = copy.deepcopy(model)
         possible = revert(model, chosen)
         newest = find_newest_change(bench)
-        report = bench.create_rollback().run([tuple(reversed(bench.journal.get_group(chosen.group)))])
+        group = tuple(reversed(bench.journal.get_group(chosen.group)))
+        report = bench.create_rollback().run([group], {change.id for change in group})
         assert report.is_clean == possible, (chosen, report)
         assert contents(bench.redis) == model, chosen
         reverts = find_changes_after(bench, newest)

@@ -18,17 +18,20 @@ from pathlib import Path
 from redisfuse.client.channel import Channel
 from redisfuse.client.client import RedisClient
 from redisfuse.config import Config
-from redisfuse.fuse.backends import select_binding
+from redisfuse.errors import RedirectedError
+from redisfuse.fuse.device import select_device
+from redisfuse.fuse.session import FuseSession
 from redisfuse.mount.context import MountContext
-from redisfuse.mount.daemonize import TerminalReport
+from redisfuse.mount.daemonize import ForegroundReport
 from redisfuse.mount.run import build_address, build_limits, build_session_options
+from redisfuse.mount.service_manager import ServiceManager
 
 
 class UnguardedClient(RedisClient):
     """A read-only client that uses its reading connections for writes, too."""
 
     @contextlib.contextmanager
-    def write_channel(self) -> Iterator[Channel]:
+    def write_channel(self, key: bytes = b"", after: RedirectedError | None = None) -> Iterator[Channel]:  # noqa: ARG002
         with self._read_pool.acquire(self.limits.timeout) as dialogue:
             yield dialogue
 
@@ -37,20 +40,20 @@ def main(barrier: str, binding_name: str, url: str, mountpoint: str, journal: st
     """Mount until unmounted."""
     logging.basicConfig(level=logging.INFO)
     path = Path(mountpoint)
-    settings = Config(target=url, mountpoint=path, journal_file=Path(journal), write=barrier != "changer")
+    write = barrier != "changer"
+    settings = Config(target=url, mountpoint=path, journal_file=Path(journal), write=write, ask_on_open=not write)
     address = build_address(settings)
     server = (UnguardedClient if barrier == "connection" else RedisClient)(
         address, build_limits(settings), writable=barrier != "connection"
     )
     server.connect()
-    binding = select_binding(binding_name)
-    mounted = MountContext(settings, server, binding, path, TerminalReport())
-    # Not `read_only`, for which the binding answers EROFS itself: the kernel's flag is all there is.
+    session = FuseSession(select_device(binding_name))
+    mounted = MountContext(settings, server, session, path, ForegroundReport(ServiceManager(None)))
     options = replace(build_session_options(settings, address, path), read_only=False)
     if barrier == "kernel":
         options = replace(options, extra=("ro",))
     try:
-        binding.run(mounted.adapter, options, mounted.invalidation_queue)
+        session.run(mounted.adapter, options)
     finally:
         mounted.close()
         server.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redisfuse.cli._changes import change_to_json
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.support.mounts import MountedServer
 from tests.support.redis_server import RedisServer

@@ -9,13 +9,14 @@ import redis
 from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
-from redisfuse.journal.journal import ChangeFilter, Journal
+from redisfuse.journal.change_filter import ChangeFilter, IdRange
+from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Blob, Change, ServerIdentity, SessionMetadata
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rollback import Rollback, RollbackReport
-from redisfuse.transactions.selection import RollbackSelection, select_groups
+from redisfuse.transactions.selection import SelectedChanges, select_changes
 from tests.support.listeners import RecordingWrites
 from tests.support.redis_server import RedisServer
 
@@ -71,13 +72,19 @@ class EditBench:
 
     def roll_back(self, *ids: int, force: bool = False, **wanted: object) -> RollbackReport:
         """Roll changes back, as the command does."""
-        groups = select_groups(self.journal, RollbackSelection(ids=ids, **wanted))  # type: ignore[arg-type]
-        return self.create_rollback(force=force).run(groups)
+        selected = select_for_rollback(self.journal, *ids, **wanted)  # type: ignore[arg-type]
+        return self.create_rollback(force=force).run(selected.groups, selected.ids)
 
     def create_rollback(self, *, force: bool = False) -> Rollback:
         """Return the rollback that the command runs."""
         name = self.journal.get_session(self.session).metadata.server.name
         return Rollback(self.key_writer.executor, name, force=force)
+
+
+def select_for_rollback(journal: Journal, *ids: int, last: int | None = None, **conditions: object) -> SelectedChanges:
+    """Return what `rollback` selects for ids, and for conditions as `ChangeFilter` has them."""
+    ranges = tuple(IdRange(id, id) for id in ids)
+    return select_changes(journal, ChangeFilter(id_ranges=ranges, **conditions), last=last)  # type: ignore[arg-type]
 
 
 BenchFactory = Callable[..., EditBench]

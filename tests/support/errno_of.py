@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from redisfuse.journal.change_rows import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from tests.support.mounts import MountedServer

@@ -1,8 +1,9 @@
-"""A mount of `memory_calls` in a process of its own, with a time-out on every step."""
+"""A mount of `kernel_tree` in a process of its own, with a time-out on everything."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -12,18 +13,26 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from redisfuse.fuse import mountpoint as mountpoints
 from tests.support import mount_logs
 
+BINDINGS = ["fusepy", "mfusepy"]
+LIBC = ctypes.CDLL(None, use_errno=True)
 ROOT = Path(__file__).parents[2]
-_MAX_LIFETIME_SECONDS = 60.0  # then the process is killed, so that no bug can hang a test
+_MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel
 
 
 class MemoryMount:
-    """A mount at `path` for the body of `with`; afterwards nothing is left. `settings` as in memory_calls."""
+    """Mounted while in the `with` block, at `path`; afterwards nothing is left.
+
+    `settings` as in `kernel_tree`.
+    """
 
     def __init__(self, binding: str, *, mountpoint: Path | None = None, **settings: Any) -> None:
         self._binding = binding
@@ -46,12 +55,12 @@ class MemoryMount:
                 self.__exit__()
                 raise AssertionError(f"not mounted: {self.log.read_text()}")
             time.sleep(0.02)
-        os.stat(self.path)  # the first answer comes after `started`
+        os.stat(self.path)  # the first reply comes after `init`
         return self
 
     def start(self) -> None:
-        """Start without waiting for the mount."""
-        command = [sys.executable, "-m", "tests.support.memory_calls", self._binding, str(self.path), self._control]
+        """Start the process without waiting for the mount."""
+        command = [sys.executable, "-m", "tests.support.kernel_tree", self._binding, str(self.path), self._control]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, json.dumps(self._settings)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT
@@ -81,11 +90,11 @@ class MemoryMount:
         return mountpoints.find_mount(self.path) is not None
 
     def wait_for_exit(self, timeout: float = 20) -> int:
-        """Wait until the process ends, and return its exit status."""
+        """Wait until the process has ended; return its exit status."""
         return self.process.wait(timeout)
 
     def send_request(self, action: str, **arguments: Any) -> Any:
-        """Send a request to memory_calls' control socket and return the reply."""
+        """Send one request to the control socket."""
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.settimeout(20)
@@ -100,15 +109,27 @@ class MemoryMount:
         self.send_request("put", path=path, data=data)
 
     def take_counts(self) -> dict[str, int]:
-        """Return how often each callback ran since the last call; 0 for those that did not."""
+        """Return how often each operation ran since the last call; those that did not are 0."""
         return _CallCounts(self.send_request("counts")["calls"])
-
-    def take_calls(self) -> list[str]:
-        """Return the logged callbacks since the last call."""
-        found: list[str] = self.send_request("counts")["log"]
-        return found
 
 
 class _CallCounts(dict[str, int]):
     def __missing__(self, key: str) -> int:
         return 0
+
+
+def call_errno(call: Callable[[], object]) -> int:
+    """Return the errno with which a call fails."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the errno is what is compared
+        call()
+    return caught.value.errno or 0
+
+
+def within(seconds: float, condition: Callable[[], bool]) -> bool:
+    """Return whether a condition becomes true within that time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

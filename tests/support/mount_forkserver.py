@@ -88,6 +88,7 @@ class MountForkserver:
         for line in self._forkserver.stdout:
             message = json.loads(line)
             if "pid" in message:
+                self._exit_statuses.pop(message["pid"], None)  # of an earlier process that had this id
                 self._started_pids.put(message["pid"])
             else:
                 self._exit_statuses[message["ended"]] = message["status"]
@@ -98,7 +99,7 @@ class MountForkserver:
         request = {"words": words, "environment": isolated_environment(folder), "log": str(log)}
         self._forkserver.stdin.write(json.dumps(request).encode() + b"\n")
         self._forkserver.stdin.flush()
-        return ForkedProcess(self._started_pids.get(timeout=MOUNT_TIMEOUT_SECONDS), self._exit_statuses)
+        return ForkedProcess(self._started_pids.get(timeout=3 * MOUNT_TIMEOUT_SECONDS), self._exit_statuses)
 
     def start_mount(
         self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
@@ -189,9 +190,9 @@ def _run_mount(request: dict[str, Any]) -> int:
 def _serve_requests() -> None:
     for name in ("redisfuse.cli.mount", "redisfuse.mount.run", "sqlite_utils", "platformdirs.unix", "encodings.idna"):
         importlib.import_module(name)
-    from redisfuse.fuse.backends import select_binding
+    from redisfuse.fuse.device import select_device
 
-    select_binding(None)
+    select_device(None)
     signal.signal(signal.SIGCHLD, lambda _number, _frame: _reap_children())
     children: list[int] = []
     buffer = b""

@@ -14,6 +14,7 @@ the test waits until the entry is in `mount.read_log()`.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ NORMAL = re.compile(
     r"|redisfuse: tracking the server's changes was interrupted for [\d.]+ s, and has resumed"  # after a warning
     r"|redisfuse: the database has \d+ keys, the index \d+; the keys are scanned again"
     r"|[\d-]{10} [\d:,]{12} (INFO|DEBUG) .*"  # with --daemon or --log-file
-    r"|(INFO|DEBUG):.*|ended"  # of tests/support/memory_calls.py and barrier_mount.py
+    r"|(INFO|DEBUG):.*|ended"  # of tests/support/kernel_tree.py and barrier_mount.py
 )
 # Entries that several tests expect.
 INTERRUPTED = "tracking the server's changes was interrupted"
@@ -35,6 +36,8 @@ ENDED = "the mount ended while it was open for writing"
 
 _ENTRY = re.compile(r"redisfuse: |(DEBUG|INFO|WARNING|ERROR|CRITICAL):|[\d-]{10} [\d:,]{12} [A-Z]+ |.* is mounted at ")
 _TRACEBACK = "Traceback (most recent call last):"
+
+EXPECTED_SECONDS = 5.0  # for which an expected entry may come after its test
 
 _positions: dict[Path, int] = {}  # log -> bytes that were read
 
@@ -87,11 +90,16 @@ class MountLogs:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
         """Check the logs when the test's own mounts have ended."""
+        expected = _patterns(item, "expected_log")
         try:
             yield
         finally:
-            logged = [(log, entry) for log in _positions for entry in entries(_new_text(log))]
-        expected = _patterns(item, "expected_log")
+            logged = _read_new_entries()
+            if item.stash.get(self._passed, False):  # a mount can still be handling the close of a file
+                deadline = time.monotonic() + EXPECTED_SECONDS
+                while _missing(expected, logged) and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    logged += _read_new_entries()
         allowed = [*expected, *_patterns(item, "possible_log")]
         wrong = [
             f"{log}: {entry}"
@@ -100,9 +108,16 @@ class MountLogs:
         ]
         if wrong:
             pytest.fail("a mount logged what this test does not expect:\n" + "\n".join(wrong), pytrace=False)
-        for pattern in expected if item.stash.get(self._passed, False) else ():
-            if not any(pattern.search(entry) for _, entry in logged):
-                pytest.fail(f"no mount logged what this test expects: {pattern.pattern}", pytrace=False)
+        for pattern in _missing(expected, logged) if item.stash.get(self._passed, False) else ():
+            pytest.fail(f"no mount logged what this test expects: {pattern.pattern}", pytrace=False)
+
+
+def _read_new_entries() -> list[tuple[Path, str]]:
+    return [(log, entry) for log in _positions for entry in entries(_new_text(log))]
+
+
+def _missing(expected: list[re.Pattern[str]], logged: list[tuple[Path, str]]) -> list[re.Pattern[str]]:
+    return [pattern for pattern in expected if not any(pattern.search(entry) for _, entry in logged)]
 
 
 def _patterns(item: pytest.Item, name: str) -> list[re.Pattern[str]]:

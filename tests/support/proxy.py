@@ -14,13 +14,13 @@ import struct
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
 FaultKind = Literal[
-    "delay",  # wait `seconds`, then send it on as usual
+    "delay",  # wait `seconds`, or until `released`, then send it on as usual
     "drop",  # hang up; the server never sees the command
     "reset",  # the same, with a TCP reset
     "hang",  # the server never sees it, and this connection gets no further replies
@@ -48,6 +48,7 @@ class Fault:
     seconds: float = 0.0
     text: str = "ERR injected"
     hits: int = 0
+    released: threading.Event = field(default_factory=threading.Event)
 
     def take_hit(self, name: str) -> bool:
         """Return whether this command is hit, and count it."""
@@ -269,7 +270,10 @@ class _ProxyConnection(threading.Thread):
             return
         if fault is not None:
             if fault.kind == "delay":
-                self._proxy._stopping.wait(fault.seconds)
+                deadline = time.monotonic() + fault.seconds
+                while not self._proxy._stopping.is_set() and (remaining := deadline - time.monotonic()) > 0:
+                    if fault.released.wait(min(remaining, 0.02)):
+                        break
                 fault = None
             elif fault.kind in _BLOCKING_KINDS:
                 self._apply_fault(fault, packed)

@@ -34,6 +34,7 @@ from tests.support.redis_server import RedisServer
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = (README, *sorted((ROOT / "redisfuse" / "docs").glob("*.md")))
+SETTLING_SECONDS = 0.5  # after a command of redis-cli: a mount shows a change within a second
 LIMIT = 30.0  # seconds for one command
 HOME = "/home/ada"  # the home directory in the pages
 COLUMNS = 100
@@ -45,6 +46,7 @@ _VARIES = (
     (re.compile(r"\b[A-Z][a-z]{2} [ \d]\d \d\d:\d\d\b"), "Jun  1 10:00"),
     (re.compile(r'(user\.redis\.ttl=|"ttl": )"?\d+"?'), r"\1…"),
     (re.compile(r"^  (sent|cache|memory|process) .*$", re.MULTILINE), r"  \1 …"),
+    (re.compile(r"\b(\w+)\[\d+\](?=\)$)", re.MULTILINE), r"\1[4711]"),  # a process
     (re.compile(r"\bredis \d+\.\d+\.\d+"), "redis …"),
     (re.compile(r"the journal is [\d.]+ \w+ smaller"), "the journal is … smaller"),
     (re.compile(r"compacting the file freed [\d.]+ \w+"), "compacting the file freed …"),
@@ -121,7 +123,8 @@ class Computer:
         programs = self._folder / "bin"
         programs.mkdir()
         port = str(self._server.port)
-        own = f'exec "{sys.executable}" -m redisfuse.cli.main "${{@//6379/{port}}}"'
+        configured = f"sed -i s/:6379/:{port}/ ~/.config/redisfuse/config.toml 2>/dev/null\n"
+        own = f'{configured}exec "{sys.executable}" -m redisfuse.cli.main "${{@//6379/{port}}}"'
         _script(programs / "redisfuse", own)
         _script(programs / "redis-cli", f'exec {shutil.which("redis-cli")} -p {port} "$@"')
         _script(programs / "vim", f'{shutil.which("vim")} -es "$@" >/dev/null </dev/null')
@@ -199,6 +202,8 @@ class Computer:
             finally:
                 os.close(ours)
         self._directory = where.read_text().strip()
+        if "redis-cli" in command:
+            time.sleep(SETTLING_SECONDS)
         if command.endswith("redisfuse umount ~/redis") and not shown:
             for mount in self._mounts:
                 mount.wait(LIMIT)

@@ -15,6 +15,9 @@ from typing import Self
 
 import redis
 
+PROGRAM_VARIABLE = "REDISFUSE_TEST_SERVER"
+"""In the environment: the server that the tests start, in place of the redis-server in PATH."""
+
 START_TIMEOUT_SECONDS = 20.0  # on two shared cores
 
 
@@ -23,7 +26,7 @@ MAX_PORT = 55_535
 
 
 def find_free_port() -> int:
-    """Return a loopback TCP port, at most HIGHEST_PORT, that was free a moment ago."""
+    """Return a loopback TCP port, at most MAX_PORT, that was free a moment ago."""
     while True:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.bind(("127.0.0.1", 0))
@@ -38,7 +41,7 @@ class RedisServer:
     `tcp=True` makes it listen on a free loopback port too (`port`; else 0); the Unix socket is always there.
     `arguments` go to the command line (`["--maxmemory", "5mb"]`). With `keep=True` the data outlives stop() and
     kill() (append-only file, every write synced), else the server keeps nothing. `config` is a file that is read first,
-    `program` another than the redis-server in PATH.
+    `program` another than the usual one: that of REDISFUSE_TEST_SERVER, else the redis-server in PATH.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class RedisServer:
     def command_line(self) -> list[str]:
         """Return the command line that starts the server."""
         return [
-            str(self.program or shutil.which("redis-server") or "redis-server"),
+            str(self.program or os.environ.get(PROGRAM_VARIABLE) or shutil.which("redis-server") or "redis-server"),
             *([str(self.config)] if self.config else []),
             *("--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket_path),
             *("--dir", str(self.directory), "--save", "", "--loglevel", "warning", "--logfile", "server.log"),

@@ -61,8 +61,16 @@ def test_sentinel_url() -> None:
 
 
 def test_cluster_url() -> None:
-    """A cluster URL is parsed, so that it can be refused with a reason."""
-    assert Address.parse("redis+cluster://h:7000").kind == "cluster"
+    """A cluster URL gives the seeds; rediss+cluster is the same over TLS."""
+    address = Address.parse("redis+cluster://me:secret@h:7000,[::1]:7001,other/0")
+    assert (address.kind, address.tls) == ("cluster", None)
+    assert address.seeds == (("h", 7000), ("::1", 7001), ("other", 6379))
+    assert address.url == "redis+cluster://me@h:7000,[::1]:7001,other:6379/0"
+    assert address.identity == "redis+cluster://[::1]:7001,h:7000,other:6379"
+    secure = Address.parse("rediss+cluster://h:7000?ssl_ca_certs=/ca.pem")
+    assert secure.tls is not None
+    assert secure.tls.ca_certs == "/ca.pem"
+    assert Address.parse(secure.url) == secure
 
 
 def test_host_port() -> None:

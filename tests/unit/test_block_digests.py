@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.transactions.block_digests import BLOCK_BYTES, BlockDigests
 
 SIZE = 2 * CHUNK_BYTES + BLOCK_BYTES + 100

@@ -22,6 +22,7 @@ EVERY_OPTION = """
     --user u --db 3 --tls --tls-ca /ca --tls-cert /cert --tls-key /key --tls-insecure --timeout 1.5
     --write --journal --journal-file /j.db --no-conflict-check --no-added-newline --allow a:* --allow b --dump-limit 4
     --separator :: --prefix app: --new-files string --render-limit 1 --field-limit 2 --hash-limit 3
+    --decode-input 1K --decode-output 2K --decode-depth 10 --decode-seconds 0.5
     --cache-memory 1MiB --index-memory 2M --connections 5 --rate 6 --scan-count 7
     --no-junk-filter --junk-file /p --junk *.x --keep y --show-junk --scratch-memory 8 --park-seconds 9
     --binding mfusepy --ask-on-open -o allow_other -o max_read=9 --daemon --log-file /l --debug
@@ -123,6 +124,10 @@ def test_every_option_sets_its_field() -> None:
         field_limit=2,
         hash_limit=3,
         dump_limit=4,
+        decode_input=1024,
+        decode_output=2048,
+        decode_depth=10,
+        decode_seconds=0.5,
         cache_memory=1024**2,
         index_memory=2 * 1024**2,
         connections=5,
@@ -165,7 +170,7 @@ def test_long_options_in_o() -> None:
     [
         ([], "Usage"),
         (["--write"], "HOST PORT MOUNTPOINT"),
-        (["127.0.0.1", "/mnt"], "HOST PORT MOUNTPOINT"),
+        (["127.0.0.1", "6379"], "HOST PORT MOUNTPOINT"),
         (["127.0.0.1", "port", "/mnt"], "not a port"),
         (["127.0.0.1", "65536", "/mnt"], "not a port"),
         (["redis://h"], "mount point is missing"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from typing import Any
 import pexpect
 import pytest
 
-from redisfuse.cli._params import parse_timestamp
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.journal.processes import CallingProcess
+from redisfuse.text import parse_timestamp
 from tests.unit.test_journal import INFO, add, intent
 
 PROGRAM = str(Path(sys.executable).with_name("redisfuse"))
@@ -87,7 +89,7 @@ def ids(done: subprocess.CompletedProcess[bytes]) -> list[int]:
 @pytest.mark.usefixtures("filled")
 def test_log_json(run: Run) -> None:
     """`log --json` prints a line per change, newest first, with at least the documented fields."""
-    printed = rows(run("log", "--json"))
+    printed = rows(run("log", "--keys", "--json"))
     assert [row["id"] for row in printed] == [7, 6, 5, 4, 3, 2, 1]
     documented = {"id", "session", "at", "op", "path", "key", "field", "state", "prior_size", "new_size", "reverts"}
     assert all(documented <= row.keys() for row in printed)
@@ -96,6 +98,8 @@ def test_log_json(run: Run) -> None:
     assert (last["state"], last["prior_size"], last["new_size"], last["reverts"]) == ("applied", 4, 4, 1)
     assert printed[-1]["prior_expires_at"] == "2027-01-15T08:00:00.000Z"
     assert datetime.fromisoformat(last["at"]).tzinfo is not None
+    latest = rows(run("log", "--json"))[0]
+    assert (latest["id"], latest["last"], latest["state"]) == (7, 7, "applied")
 
 
 @pytest.mark.usefixtures("filled")
@@ -118,25 +122,28 @@ def test_log_json(run: Run) -> None:
 )
 def test_log_filters(run: Run, words: list[str], expected: list[int]) -> None:
     """Each filter of `log` selects the right changes."""
-    assert ids(run("log", "--json", *words)) == expected
+    assert ids(run("log", "--keys", "--json", *words)) == expected
 
 
 @pytest.mark.usefixtures("filled")
 def test_log_piped(run: Run) -> None:
     """In a pipe, `log` prints tab-separated lines only, without titles or colours."""
-    done = run("log")
+    done = run("log", "--keys")
     lines = [line.split("\t") for line in done.stdout.decode().splitlines()]
     assert len(lines) == 7
-    assert {len(line) for line in lines} == {11}
+    assert {len(line) for line in lines} == {15}
     assert lines[0][0] == "7"
-    assert lines[0][2:] == ["1", "rollback", "applied", "4", "4", "cfg/app", "cfg:app", "", "1"]
+    assert lines[0][2:] == ["1", "rollback", "applied", "4", "4", "cfg/app", "cfg:app", "", "1", "1", "0", "", ""]
+    assert lines[-1][10:13] == ["", "1", "1"]
     assert lines[3][7] == "h → g"
     assert b"\x1b" not in done.stdout
     assert done.stderr == b""
 
 
 @pytest.mark.usefixtures("filled")
-@pytest.mark.parametrize("words", [["log"], ["show", "2"], ["diff", "2"], ["show", "2", "--new"], ["log", "--json"]])
+@pytest.mark.parametrize(
+    "words", [["log"], ["show", "2"], ["diff", "2"], ["show", "2", "--new"], ["log", "--keys", "--json"]]
+)
 def test_terminal_gets_no_escapes(path: Path, words: list[str]) -> None:
     """On a terminal, escape sequences of keys and values are escaped."""
     environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "100"}
@@ -150,17 +157,95 @@ def test_terminal_gets_no_escapes(path: Path, words: list[str]) -> None:
     assert b"\x1b[31m\\x" not in out.replace(b"\x1b[31m-", b"")
 
 
+def run_on_terminal(path: Path, *words: str, columns: int = 80, **environment: str) -> list[str]:
+    """Return the lines that the program prints on a terminal, without colours."""
+    private = {"REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": str(columns), "TZ": "UTC"}
+    child = pexpect.spawn(PROGRAM, [*words], env={**os.environ, **private, **environment}, timeout=30)
+    text = child.read().decode()
+    child.close()
+    assert child.exitstatus == 0, text
+    return re.sub(r"\x1b(\[[0-9;?]*[A-Za-z]|[=>])", "", text).splitlines()
+
+
 @pytest.mark.usefixtures("filled")
 def test_log_on_a_terminal(path: Path) -> None:
     """On a terminal, `log` prints a table with titles, local times and sizes."""
-    environment = {**os.environ, "REDISFUSE_JOURNAL_FILE": str(path), "TERM": "xterm", "COLUMNS": "120", "TZ": "UTC"}
-    child = pexpect.spawn(PROGRAM, ["log"], env=environment, timeout=30)
-    lines = child.read().decode().splitlines()
-    child.close()
-    assert "TIME" in lines[0]
+    lines = run_on_terminal(path, "log", "--no-pager", columns=120)
+    assert "TIME +00:00" in lines[0]
     assert "rollback" in lines[1]
-    assert "4 B → 4 B" in lines[1]
+    assert "4→4" in lines[1]
     assert "(reverts 1)" in lines[1]
+    assert "(refused)" in lines[2]
+    assert lines[4].split()[0] == "3+"
+    assert "(rolled back)" in lines[-1]
+
+
+def test_log_fits_the_terminal(path: Path) -> None:
+    """A row is as wide as the terminal at most: a long path is shortened, and its notes stay."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+        for number in range(1500):
+            process = CallingProcess(7, 1, "rm")
+            add(journal, session, intent(b"%s:%d" % ("ü".encode() * 200, number), op="remove", process=process))
+        add(journal, session, intent(b"k" * 300, op="rollback", reverts=1))
+    for columns in (80, 132):
+        lines = run_on_terminal(path, "log", "--no-pager", columns=columns)
+        assert max(map(len, lines)) <= columns
+        assert lines[1].endswith("(reverts 1)")
+        assert "  1+  " in lines[2]
+        assert ("(1,500 keys, 1 rolled back)" in lines[2]) == (columns == 132)
+        assert ("rm[7]" in lines[2]) == (columns == 132)
+    words = ("log", "--keys", "--no-pager")
+    assert len(run_on_terminal(path, *words)) == 102
+    assert "100; --limit N lists more" in run_on_terminal(path, *words)[-1]
+    assert len(run_on_terminal(path, *words, "--limit", "120")) == 121
+
+
+@pytest.mark.usefixtures("filled")
+def test_the_pager(path: Path, tmp_path: Path) -> None:
+    """On a terminal the output goes through $PAGER, unless --no-pager or the environment turns that off."""
+    pager = tmp_path / "pager"
+    pager.write_text("#!/bin/sh\nsed 's/^/> /'\n")
+    pager.chmod(0o700)
+    lines = run_on_terminal(path, "log", PAGER=str(pager))
+    assert len(lines) == 7
+    assert all(line.startswith("> ") for line in lines)
+    assert "TIME" in lines[0]
+    for words, environment in ((["--no-pager"], {}), ([], {"REDISFUSE_PAGER": "0"}), ([], {"PAGER": "cat"})):
+        assert not run_on_terminal(path, "log", *words, **{"PAGER": str(pager), **environment})[0].startswith(">")
+    pager.write_text('#!/bin/sh\nread -r line; echo "first: $line"\n')
+    assert run_on_terminal(path, "log", "--limit", "1000", PAGER=str(pager))[0].startswith("first:")
+    assert run_on_terminal(path, "log", PAGER="/nonexistent/pager")[0].lstrip().startswith("ID")
+
+
+@pytest.mark.usefixtures("filled")
+def test_log_of_named_changes_and_keys(run: Run) -> None:
+    """IDs, ranges, operations and the history of a path or a key select changes."""
+
+    def log(*words: str) -> list[int]:
+        return ids(run("log", "--keys", "--json", *words))
+
+    assert log("2", "5-6") == [6, 5, 2]
+    assert log("6..") == [7, 6]
+    assert log("3+") == [4, 3]
+    assert log("3+", "--key", "h") == [3]
+    assert log("g") == [5, 4, 3]
+    assert log("cfg:app") == log("/mnt/r/cfg/app") == [7, 1]
+    assert log("cfg") == [7, 6, 1]
+    assert log("--by", INFO.user, "--state", "refused") == [6]
+    assert log("--by", "another") == []
+    assert b"no change of nothing/here" in run("log", "nothing/here", status=1).stderr
+    assert b"give one path" in run("log", "g", "h", status=2).stderr
+    assert b"names no changes" in run("log", "7-3", status=2).stderr
+    [operation, *_] = rows(run("log", "--json", "3+"))
+    assert (operation["operation"], operation["changes"], operation["ops"], operation["path"]) == (
+        3,
+        2,
+        ["rename"],
+        "h",
+    )
+    [reverted] = rows(run("log", "--json", "1"))
+    assert reverted["rolled_back"] == 1
 
 
 @pytest.mark.usefixtures("filled")
@@ -198,7 +283,7 @@ def test_show_errors(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("filled")
-@pytest.mark.parametrize("words", ["show", "diff", "apply", "rollback", "rollback --group", "log --session", "log -n"])
+@pytest.mark.parametrize("words", ["show", "diff", "apply", "rollback", "export", "log --session", "log -n"])
 @pytest.mark.parametrize("number", [1 << 63, 10**30])
 def test_ids_out_of_range(run: Run, words: str, number: int) -> None:
     """An id that no change can have is a usage error."""
@@ -207,18 +292,52 @@ def test_ids_out_of_range(run: Run, words: str, number: int) -> None:
 
 @pytest.mark.usefixtures("filled")
 def test_diff(run: Run) -> None:
-    """`diff` shows text, bytes and elements of single changes, and of a session in order."""
+    """`diff` shows text, bytes and elements of single changes, and the net effect of a session in order."""
     lines = run("diff", "1").stdout.decode().splitlines()
-    assert "expiry: 2027-01-15T08:00:00.000Z → none" in lines
-    assert lines[-2:] == ["-b", "+B"]
-    assert run("diff", "5").stdout.decode().splitlines()[-3:] == ["-f: v", "+f: w", "+g: \\xff"]
-    titles = [line for line in run("diff", "--session", "1").stdout.decode().splitlines() if line.startswith("change ")]
-    assert [title.split(":")[0] for title in titles] == [f"change {id}" for id in range(1, 8)]
+    assert "  expiry: 2027-01-15T08:00:00.000Z → none" in lines
+    assert lines[3:] == [
+        "diff --git a/cfg/app b/cfg/app",
+        "--- a/cfg/app",
+        "+++ b/cfg/app",
+        "@@ -1,2 +1,2 @@",
+        *[" a", "-b", "+B"],
+    ]
+    assert run("diff", "5").stdout.decode().splitlines()[-3:] == ["- f: v", "+ f: w", "+ g: \\xff"]
+    titles = [line for line in run("diff", "--session", "1").stdout.splitlines() if line.startswith(b"change")]
+    assert [title.decode().split(":")[0] for title in titles] == ["changes 1-7", "change 2", "change 3", "changes 4-5"]
+    assert b"+mine" in run("diff", "6").stdout
+    assert b"mine" not in run("diff", "--session", "1").stdout
     (row,) = rows(run("diff", "1", "--json"))
     assert {"mark": "+", "text": "B"} in row["difference"]
     run("diff", status=2)
-    run("diff", "1", "--session", "1", status=2)
+    assert ids(run("diff", "1", "--session", "1", "--json")) == [1]
     assert b"no session 9" in run("diff", "--session", "9", status=1).stderr
+    assert b"no change 99" in run("diff", "99", status=1).stderr
+
+
+@pytest.mark.usefixtures("filled")
+def test_export(run: Run) -> None:
+    """`export` writes every change with its values, oldest first, so that nothing but the journal's file is lost."""
+    exported = rows(run("export", "--session", "1"))
+    assert [row["id"] for row in exported] == [1, 2, 3, 4, 5, 6, 7]
+    assert (exported[0]["prior"]["content"], exported[0]["new"]["content"]) == ("a\nb\n", "a\nB\n")
+    assert exported[1]["new"]["content"].keys() == {"base64"}
+    assert exported[4]["new"]["elements"].count("\n") == 3
+    assert ids(run("export", "2-3", "--op", "rename")) == [3]
+    run("export", status=2)
+
+
+@pytest.mark.usefixtures("filled")
+def test_differences_in_the_log(run: Run) -> None:
+    """`log -p` shows each operation's difference below it, `log --stat` its numbers of lines."""
+    text = run("log", "-p", "1").stdout.decode()
+    assert text.startswith("1\t")
+    assert text.endswith("-b\n+B\n\n")
+    assert (
+        " cfg/app | 2 +-\n 1 file changed, 1 insertions(+), 1 deletions(-)\n"
+        in run("log", "--stat", "1").stdout.decode()
+    )
+    assert run("diff", "1", "--word").stdout.decode().endswith("@@ -1 +1 @@\na\n[-b-]{+B+}\n")
 
 
 @pytest.mark.usefixtures("filled")
@@ -238,10 +357,10 @@ def test_prune(run: Run, path: Path) -> None:
     """`prune` removes old settled changes and prints how many; --dry-run only prints."""
     assert b"would remove 6 changes" in run("prune", "--older-than", "now", "-n").stdout
     assert b"no settled change is that old" in run("prune", "--older-than", "30d").stdout
-    assert len(ids(run("log", "--json"))) == 7
+    assert len(ids(run("log", "--keys", "--json"))) == 7
     (result,) = rows(run("prune", "--older-than", "0s", "--keep-last", "2", "--json"))
     assert (result["changes"], result["dry_run"]) == (5, False)
-    assert ids(run("log", "--json")) == [7, 6]
+    assert ids(run("log", "--keys", "--json")) == [7, 6]
     run("prune", status=2)
     assert path.stat().st_mode & 0o777 == 0o600
 

@@ -118,7 +118,7 @@ def test_a_conflict_is_explained(bench: EditBench, run: Run) -> None:
 
 
 def test_options_that_select_changes(bench: EditBench, run: Run) -> None:
-    """--last, --last N, --key, --since, --session and --group select changes."""
+    """--last, --last N, --key, --since, --session and an operation select changes."""
     for number in range(6):
         bench.save(b"a:%d" % number if number % 2 else b"b:%d" % number, b"v")
     assert run("rollback", "--last")[0] == 0
@@ -127,7 +127,7 @@ def test_options_that_select_changes(bench: EditBench, run: Run) -> None:
     assert bench.redis.exists("b:4", "a:3") == 0
     assert run("rollback", "--key", "a:*", "--since", "1h")[0] == 0
     assert sorted(bench.redis.keys()) == [b"b:0", b"b:2"]
-    assert run("rollback", "--group", str(bench.changes()[0].id))[0] == 0
+    assert run("rollback", f"{bench.changes()[0].id}+")[0] == 0
     assert run("rollback", "--session", str(bench.session), "--yes", "--json")[0] == 0
     assert bench.redis.keys() == []
 
@@ -218,3 +218,155 @@ def test_several_changes_need_confirmation_on_a_terminal(bench: EditBench) -> No
         child.close()
         assert child.exitstatus == status
         assert bench.redis.exists("a", "b") == remaining
+
+
+def test_a_long_plan_is_a_summary(bench: EditBench, run: Run) -> None:
+    """More than ten changes are summed up by folder and action; --verbose lists them; filters select some of them."""
+    bench.redis.mset({"a:gone": "v"})
+    for number in range(12):
+        bench.save(b"a:%d" % number, b"v")
+        bench.save(b"b", b"%d" % number)
+    bench.key_writer.remove([KeyRef(b"a:gone")], path=b"a/gone")
+    bench.redis.set("a:3", "foreign")
+    last = bench.last_change.id
+    status, out, _ = run("rollback", "--session", str(bench.session), "--dry-run")
+    assert status == 1
+    assert out.startswith("25 changes of 14 keys:\n")
+    assert "        12  remove     ./  (23 changes)\n" in out
+    assert "conflict: its value was changed since" in out
+    assert out.count("\n") < 12
+    _, out, _ = run("rollback", "--session", str(bench.session), "--dry-run", "--verbose")
+    assert "[12 changes]: remove" in out
+    assert out.count(": remove") == 12
+    assert run("rollback", f"{last}..", "--path", "a", "--op", "remove")[0] == 0
+    assert bench.redis.get("a:gone") == b"v"
+    assert run("rollback", "--key", "b", "--json", "--yes")[0] == 0
+    assert bench.redis.exists("b") == 0
+
+
+def test_a_summary_of_many_folders_counts_the_folders_above_them(bench: EditBench, run: Run) -> None:
+    """A folder for each key says nothing: they are counted as the folder above them."""
+    for number in range(25):
+        bench.key_writer.save(
+            KeyRef(b"cart:%d:item" % number),
+            Blob.from_bytes(b"v"),
+            precondition=Precondition.unconditional(),
+            path=b"cart/%d/item" % number,
+        )
+    _, out, _ = run("rollback", "--session", str(bench.session), "--dry-run")
+    assert out == "25 changes of 25 keys:\n         25  remove     cart/\n"
+
+
+def spawn(bench: EditBench, *words: str) -> "pexpect.spawn[str]":
+    bench.journal.flush()
+    arguments = ["-m", "redisfuse.cli.main", *words, "--journal-file", str(bench.journal.path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "TERM": "dumb"}
+    return pexpect.spawn(sys.executable, arguments, env=environment, timeout=30, encoding="utf-8")
+
+
+def answer(child: "pexpect.spawn[str]", *answers: str) -> str:
+    """Answer the questions, and return all output."""
+    output = ""
+    for each in answers:
+        child.expect_exact("[y,n,q,a,d,?]? ")
+        output += child.before or ""
+        child.sendline(each)
+    output += child.read()
+    child.close()
+    assert child.exitstatus == 0, output
+    return output
+
+
+def test_choosing_interactively(bench: EditBench, run: Run) -> None:
+    """--interactive asks for each key, and for each place of a text; only what was chosen is rolled back."""
+    before = [b"line %d\n" % number for number in range(30)]
+    after = [b"FIRST\n", *before[1:15], b"MIDDLE\n", *before[16:29], b"LAST\n"]
+    bench.redis.mset({"text": b"".join(before), "x": "old", "y": "old"})
+    for key, value in ((b"x", b"new"), (b"text", b"".join(after)), (b"y", b"new")):
+        bench.save(key, value)
+    output = answer(spawn(bench, "rollback", "-i", "--session", str(bench.session)), "n", "?", "y", "n", "y", "y")
+    assert "end the questions" in output
+    assert "+line 15" in output
+    assert bench.redis.mget("x", "y") == [b"old", b"new"]
+    expected = [*before[:15], b"MIDDLE\n", *before[16:]]
+    assert bench.redis.get("text") == b"".join(expected)
+    assert bench.last_change.op == "rollback"
+    text, part = str(bench.changes()[1].id), str(bench.last_change.id)
+    assert f"in part by   {part}\n" in run("show", text)[1]
+    assert f"reverts part {text}\n" in run("show", part)[1]
+    rows = {row["id"]: row for row in map(json.loads, run("log", "--keys", "--json")[1].splitlines())}
+    assert rows[int(text)]["partly_rolled_back"]
+    assert not rows[int(text)]["rolled_back"]
+    assert rows[int(part)]["reverts_part"] == int(text)
+    assert "(partly rolled back)" in spawn(bench, "log", "--no-pager", text).read()
+    assert f"(reverts a part of {text})" in spawn(bench, "log", "--no-pager", part).read()
+    answer(spawn(bench, "rollback", "-i", "text"), "a")
+    assert bench.redis.get("text") == b"".join(before)
+    assert not json.loads(run("log", "--keys", "--json", text)[1])["partly_rolled_back"]
+    assert run("rollback", "-i", "1")[0] == 2
+
+
+def test_a_long_line_is_shortened_on_a_terminal(bench: EditBench) -> None:
+    """Of a line of 100 000 bytes the beginning is shown; with --full and in a pipe, all of it."""
+    bench.save(b"long", b"x" * 100_000)
+    words = ("diff", "--no-pager", str(bench.last_change.id))
+    shortened = spawn(bench, *words).read()
+    assert "more bytes; --full prints all" in shortened
+    assert shortened.count("x") < 5000
+    assert spawn(bench, *words, "--full").read().count("x") >= 100_000
+
+
+def test_sessions_fit_a_terminal_of_80_columns(bench: EditBench) -> None:
+    """Servers and mount points are shortened; each session is one line."""
+    identity = ServerIdentity(host="a-server.with-a-long-name.example", port=6379)
+    bench.journal.begin_session(SessionMetadata(identity, mountpoint="/home/ada/mounts/production/redis"))
+    lines = spawn(bench, "sessions").read().splitlines()
+    assert len(lines) == 1 + len(list(bench.journal.iter_sessions()))
+    assert max(map(len, lines)) <= 80
+    assert "a-se…" in lines[1]
+
+
+def test_prune_asks_on_a_terminal(bench: EditBench) -> None:
+    """On a terminal prune asks; "no" removes nothing, --yes does not ask."""
+    for number in range(3):
+        bench.save(b"k", b"%d" % number)
+    for reply, remaining in (("n", 3), ("y", 0)):
+        child = spawn(bench, "prune", "--older-than", "0s")
+        child.expect("Remove 3 changes")
+        child.sendline(reply)
+        child.read()
+        child.close()
+        assert child.exitstatus == 0
+        assert len(bench.changes()) == remaining
+    bench.save(b"k", b"again")
+    child = spawn(bench, "prune", "--older-than", "0s", "--yes")
+    assert "removed 1 change" in child.read()
+
+
+def test_blame(bench: EditBench, run: Run) -> None:
+    """Each line names the change that wrote it, through renames; lines of others have no id."""
+    bench.redis.set("old", "a\nb\nc\n")
+    bench.save(b"old", b"a\nB\nc\n")
+    bench.key_writer.rename([(KeyRef(b"old"), KeyRef(b"new"))], path=b"old", new_path=b"new")
+    bench.save(b"new", b"a\nB\nc\nd\n")
+    bench.redis.set("new", "a\nB\nforeign\nd\n")
+    bench.save(b"new", b"first\na\nB\nforeign\nd\n")
+    status, out, _ = run("blame", "new")
+    assert status == 0
+    lines = [line.split("\t") for line in out.splitlines()]
+    assert [(line[0], line[3]) for line in lines] == [
+        ("5", "first"),
+        ("", "a"),
+        ("1", "B"),
+        ("", "foreign"),
+        ("4", "d"),
+    ]
+    first = json.loads(run("blame", "new", "--json")[1].splitlines()[0])
+    assert (first["line"], first["change"], first["text"]) == (1, 5, "first")
+    bench.save(b"bin", b"\0")
+    assert "no text" in run("blame", "bin")[2]
+    assert run("blame", "nothing")[0] == 1
+    bench.key_writer.remove([KeyRef(b"new")], path=b"new")
+    status, _, err = run("blame", "new")
+    assert status == 1
+    assert f"change {bench.last_change.id} removed new" in err

@@ -27,7 +27,7 @@ from redisfuse.client.reply_errors import map_error_line
         ("MASTERDOWN Link with MASTER is down", errors.TryAgainError),
         ("TRYAGAIN Multiple keys request during rehashing of slot", errors.TryAgainError),
         ("CLUSTERDOWN Hash slot not served", errors.TryAgainError),
-        ("MOVED 3999 127.0.0.1:6381", errors.UnavailableError),
+        ("MOVED 3999 127.0.0.1:6381", errors.RedirectedError),
         ("BUSYKEY Target key name already exists.", errors.ServerReplyError),
         ("NOREPLICAS Not enough good replicas to write.", errors.ServerReplyError),
         ("EXECABORT Transaction discarded because of previous errors.", errors.ServerReplyError),

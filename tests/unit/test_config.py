@@ -42,7 +42,7 @@ def test_sizes_round_trip(size: int) -> None:
 
 
 def test_mount_options() -> None:
-    """redisfuse's own options are parsed, those of mount(8) and systemd dropped, others passed to libfuse."""
+    """redisfuse's own options are parsed, those of mount(8) and systemd dropped, others passed on."""
     options = MountOptions.parse(
         [
             "ro,allow_other,uid=1000",
@@ -58,6 +58,15 @@ def test_mount_options() -> None:
         umask=0o027,
         passthrough=(("max_read", "4096"), ("nonempty", None)),
     )
+
+
+@pytest.mark.parametrize(
+    "word", ["attr_timeout=5", "entry_timeout=5", "kernel_cache", "hard_remove", "max_readahead=9"]
+)
+def test_options_of_libfuse_are_refused(word: str) -> None:
+    """An option that libfuse implements itself is a usage error that names it, as it would have no effect."""
+    with pytest.raises(UsageError, match=f"-o {word.partition('=')[0]} is an option of libfuse's own"):
+        MountOptions.parse([f"ro,{word}"])
 
 
 def test_no_mount_options() -> None:

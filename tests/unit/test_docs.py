@@ -3,21 +3,29 @@
 import errno
 import importlib
 import inspect
+import itertools
 import re
+import shlex
 from pathlib import Path
 
 import click
 import pytest
 
 from redisfuse import errors
+from redisfuse.cli import _where
 from redisfuse.cli.main import group
-from redisfuse.client import reply_bounds, scan_guard
+from redisfuse.client import key_transit, reply_bounds, scan_guard
 from redisfuse.client.limits import Limits
 from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
-from redisfuse.journal import database
+from redisfuse.fuse import notify
+from redisfuse.journal import database, key_history, line_matching
+from redisfuse.mount import directories
 from redisfuse.paths import encoding, grammar
-from redisfuse.transactions import executor, key_writer
-from redisfuse.vfs import content, inode_content, observed_content, resolver, write_buffer
+from redisfuse.rendering.decoding import notation, pickles, plain
+from redisfuse.review import basket, side_by_side
+from redisfuse.survey import changes, lines, naming, usage
+from redisfuse.transactions import archive_file, executor, key_writer, load
+from redisfuse.vfs import content, inodes, known_versions, observed_content, pinned_contents, resolver, write_buffer
 from tests.support import reference
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +36,9 @@ COMMANDS = reference.all_commands()
 SERVER_LIMITS = Limits()
 
 FIXED_LIMITS = {
+    "wait of such a command for a reply": _where.SURVEY_TIMEOUT_SECONDS,
+    "keys of a cluster's replicas that move between nodes": key_transit._MAX_KEYS,
+    "time that a key moves between nodes": key_transit.MAX_TRANSIT_SECONDS,
     "size of a value": key_writer.MAX_VALUE_BYTES,
     "bytes of a name": encoding.NAME_MAX,
     "bytes of a path": grammar.PATH_MAX,
@@ -44,10 +55,30 @@ FIXED_LIMITS = {
     "a single element": reply_bounds.MAX_ELEMENT_BYTES,
     "a message about changed keys": reply_bounds.MAX_PUSH_BYTES,
     "replies to `SCAN` without anything new": scan_guard.MAX_FRUITLESS_REPLIES,
-    "values kept for programs that are reading them": inode_content.MAX_INLINE_BYTES,
-    "larger values kept for programs that are reading them": inode_content.MAX_LARGE_NODES,
+    "values kept for programs that are reading them": pinned_contents.MAX_INLINE_BYTES,
+    "larger values kept for programs that are reading them": pinned_contents.MAX_LARGE_INODES,
+    "files that the kernel has cached": inodes.MAX_LISTED_INODES,
+    "invalidations that wait for the kernel": notify.MAX_QUEUED_NOTIFICATIONS,
     "an edit that is kept in memory": write_buffer.SPOOL_THRESHOLD_BYTES,
+    "keys and fields whose last version that a program read is known": known_versions.MAX_TARGETS,
+    "names of a folder that were listed when a program renames it": directories.MAX_FOLLOWED_NAMES,
+    "names under which the history of a key is followed": key_history.MAX_FOLLOWED_RENAMES,
+    "lines that are compared one by one in a text": line_matching.MAX_COMPARED_LINES,
     "attempts at a save while the key keeps changing": executor.MAX_ATTEMPTS,
+    "keys found before all names are known": naming.MAX_HELD_RECORDS,
+    "characters of a line that is searched whole": lines.MAX_LINE_CHARACTERS,
+    "folders that are measured": usage.MAX_FOLDERS,
+    "keys of an archive in one transaction": load.MAX_KEYS_PER_BATCH,
+    "bytes of a line of an archive": archive_file.MAX_LINE_BYTES,
+    "keys in conflict that are named": load.MAX_LISTED_KEYS,
+    "rows of a difference in `redisfuse review`": side_by_side.MAX_ROWS,
+    "a value that `redisfuse review` aligns whole": side_by_side.MAX_ALIGNED_BYTES,
+    "operations and changes in the basket of `redisfuse review`": basket.MAX_WORDS,
+    "encoded values within a value": notation.MAX_EMBEDDED,
+    "bytes that are shown in hexadecimal": plain.MAX_HEX_BYTES,
+    "opcodes of a pickle that are searched for imports": pickles.MAX_SEARCHED_OPCODES,
+    "imports of a pickle that are named": pickles.MAX_IMPORTS,
+    "keys whose changes are counted": changes.MAX_COUNTED_KEYS,
     "wait for another process that writes to the journal": database.BUSY_TIMEOUT_SECONDS,
 }
 """The limits without an option, by their name in limits.md."""
@@ -103,7 +134,7 @@ def test_the_tables_of_commands_and_options_are_current() -> None:
     page = reference.PAGE.read_text()
     assert page == reference.rewritten(page), "run `make docs`"
     assert "| `--render-limit N` | `10000` |" in page
-    assert "| `redisfuse rollback [ID...]` |" in page
+    assert "| `redisfuse rollback [ID\\|PATH]...` |" in page
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "SECURITY.md", *PAGES], ids=lambda page: page.stem)
@@ -112,9 +143,13 @@ def test_a_page_names_only_what_exists(page: Path) -> None:
     text = page.read_text()
     code = "\n".join(block or word for block, word in re.findall(r"```\w*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL))
     named = set(re.findall(r"^(?:\$ )?redisfuse ([a-z]+)\b(?![:+])", code, re.MULTILINE))
+    named -= set(re.findall(r"^\[server\.(\w+)\]$", code, re.MULTILINE))
     assert named <= COMMANDS.keys(), named - COMMANDS.keys()
     known = {
-        spelling for command in [group, *COMMANDS.values()] for option in command.params for spelling in option.opts
+        spelling
+        for command in [group, *COMMANDS.values()]
+        for option in command.params
+        for spelling in (*option.opts, *option.secondary_opts)
     }
     options = set(re.findall(r"(?:`|redisfuse )(--[a-z][a-z-]+)", text)) - {"--help", "--version"}
     assert options <= known, options - known
@@ -215,3 +250,43 @@ def test_the_changelog_is_kept() -> None:
     assert "## [Unreleased]" in text
     headings = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
     assert headings <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+# -- examples --------------------------------------------------------------------------------------------------------
+
+LEAVES = {name: command for name, command in COMMANDS.items() if not isinstance(command, click.Group)}
+_SHELL_OPERATORS = {"|", ">", "<", "&&", ";"}
+
+
+def parse_example(line: str) -> str:
+    """Parse a command line as redisfuse does, and return the name of its command."""
+    command_line = re.split(" {2,}", line.strip())[0]  # an explanation can follow
+    lexer = shlex.shlex(command_line, posix=True, punctuation_chars="|><;&")
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    after = itertools.dropwhile(lambda word: word != "redisfuse", lexer)
+    program, *words = itertools.takewhile(lambda word: word not in _SHELL_OPERATORS, after)
+    assert program == "redisfuse"
+    name = next(
+        (name for name in sorted(LEAVES, key=len, reverse=True) if words[: name.count(" ") + 1] == name.split()), ""
+    )
+    command, rest = (LEAVES[name], words[name.count(" ") + 1 :]) if name else (LEAVES["mount"], words)
+    command.make_context(name, rest)
+    return name
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_the_help_of_a_command_has_an_example(name: str) -> None:
+    """A paragraph of `--help` shows how the command is used, with words that it accepts."""
+    paragraph = (LEAVES[name].help or "").partition("\b\n")[2].partition("\n\n")[0]
+    examples = [line for line in paragraph.splitlines() if "redisfuse " in line]
+    assert examples
+    assert name in {parse_example(line) for line in examples}
+
+
+def test_recipes_have_a_line_for_each_task() -> None:
+    """`redisfuse help recipes` begins with a table of commands, which are correct."""
+    table = (DOCS / "recipes.md").read_text().partition("## In one line\n")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| ") and "redisfuse" in line]
+    used = {parse_example(row[1].removesuffix(" |").strip("`").replace("\\|", "|")) for row in rows}
+    assert {"find", "grep", "top", "dump", "load", "diff", "status", "service", "config", "rollback"} <= used

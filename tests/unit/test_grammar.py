@@ -167,7 +167,7 @@ def test_shadowed_and_hash() -> None:
 
 
 def test_views() -> None:
-    """`NAME%json` and `NAME%dump` are views of the key of that name, with or without the mark."""
+    """`NAME%json`, `%dump` and `%text` are views of the key of that name, with or without the mark."""
     assert parse_candidates(b"user%json") == PathCandidates((), b"user%json", as_key=b"user", view="json")
     assert parse_candidates(b"a.b%dump") == PathCandidates((), b"a.b%dump", as_key=b"a.b", view="dump")
     assert parse_candidates(b"%%json").as_key == b""
@@ -175,6 +175,10 @@ def test_views() -> None:
         (), b"user%%json", as_key=b"user", has_file_mark=True, view="json"
     )
     assert parse_candidates(b"hello.%json").as_key == b"hello."
+    text = parse_candidates(b"a.b%text")
+    assert (text.as_field, text.as_key, text.view) == ((b"a", b"b"), b"a.b", "text")
+    assert parse_candidates(b"a.%%text").as_field == (b"a", b"")
+    assert parse_candidates(b"a.b%json").as_field is None
 
 
 def test_root_and_updater() -> None:
@@ -224,9 +228,13 @@ def test_long_keys() -> None:
     assert colon.key_path(key) == b"%long/" + name.encode()
     assert colon.parse(colon.key_path(key)) == DigestEntry(name)
     assert colon.parse(colon.key_path(key) + b"%json") == DigestEntry(name, view="json")
+    assert colon.parse(colon.field_path(key, b"f") + b"%text") == DigestEntry(
+        name, hashlib.sha256(b"f").hexdigest(), view="text"
+    )
     assert colon.parse(colon.key_path(key) + b"%") == DigestEntry(name, has_file_mark=True)
     field = hashlib.sha256(b"f").hexdigest()
     assert colon.parse(colon.field_path(key, b"f")) == DigestEntry(name, field)
+    assert colon.parse(colon.field_path(key, b"f") + b"%text") == DigestEntry(name, field, view="text")
     assert is_rejected(colon.join_path((b"k",), b"x" * 3000))
     assert not colon.key_needs_digest(b"x" * 2900)
     assert colon.key_needs_digest(b"\x00" * 1000)
@@ -240,6 +248,9 @@ def test_long_fields() -> None:
     assert colon.field_path(b"d:v1.2", field) == b"d/v1%2E2%long/" + name.encode()
     assert colon.parse(b"d/v1%2E2%long") == DigestFieldsDir((b"d",), b"v1.2")
     assert colon.parse(colon.field_path(b"d:v1.2", field)) == DigestField((b"d",), b"v1.2", name)
+    path = colon.field_path(b"d:v1.2", field)
+    assert colon.parse(colon.view_path(path, "text")) == DigestField((b"d",), b"v1.2", name, view="text")
+    assert is_rejected(path + b"%json")
     assert colon.parse(colon.field_path(b"", field)) == DigestField((), b"", name)
     assert colon.parse(colon.field_path(b"h" * 255, field)) == DigestField((), b"h" * 255, name)
     assert is_rejected(colon.join_path((), colon.field_name(b"d", field)))

@@ -243,6 +243,28 @@ def test_very_deep_keys(on_disk: bool) -> None:
     assert list(index.iter_children(())) == []
 
 
+@pytest.mark.parametrize("separator", [b":", b"::"])
+def test_large_directories_are_filled_and_emptied(separator: bytes) -> None:
+    """Large directories are filled in batches, emptied and filled again; a name may be a directory, too."""
+    index = Index(PathCodec(separator=separator))
+    empty_bytes = index.memory_bytes
+    big = [separator.join([b"a", b"big", b"%d" % number]) for number in range(3000)]
+    deep = [separator.join([key, b"below", b"x"]) for key in big[:500]]
+    odd = [separator.join(parts) for parts in ([b"a", b"big", b""], [b"a", b"big", b"", b""], [b"", b"", b"1"], [b"a"])]
+    for _ in range(2):
+        for keys in (big[:1000], deep, big[500:2500], odd, big[2000:], big):
+            before = set(index.iter_keys_below(()))
+            assert index.add_many(keys) == len(set(keys) - before)
+            assert set(index.iter_keys_below(())) == before | set(keys)
+        assert len(index) == len(big) + len(deep) + len(odd)
+        assert index.get_child((b"a", b"big"), b"7") == Child(b"7", True, True)
+        for key in [*big, *deep, *odd]:
+            assert index.discard(key)
+        assert len(index) == 0
+        assert not index.is_directory((b"a",))
+    assert abs(index.memory_bytes - empty_bytes) < 20_000
+
+
 @BOTH
 def test_a_large_directory_streams(on_disk: bool) -> None:
     """A directory of 200 000 children lists each once, and holds no lock during the iteration."""

@@ -19,9 +19,11 @@ from typing import Any
 
 import pytest
 
-from redisfuse.batching import CHUNK_BYTES
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import change_rows, database
+from redisfuse.journal import change_filter as filters
+from redisfuse.journal import database
+from redisfuse.journal.change_filter import IdRange, KeySpan, parse_id_words
 from redisfuse.journal.check import find_problems
 from redisfuse.journal.journal import ChangeFilter, Journal, now_ms
 from redisfuse.journal.models import (
@@ -467,7 +469,7 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """
     clock = [1_000_000]
     monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda: clock[0])
-    monkeypatch.setattr(change_rows, "MAX_SCANNED_ROWS", 20)
+    monkeypatch.setattr(filters, "MAX_SCANNED_ROWS", 20)
     sessions = [journal.begin_session(INFO), journal.begin_session(SessionMetadata(ServerIdentity(host="other")))]
     for n in range(300):
         clock[0] += 1000
@@ -500,6 +502,23 @@ def test_filters(filled: Journal) -> None:
         ChangeFilter(since=1_100_000): lambda c: c.recorded_at >= 1_100_000,
         ChangeFilter(since=1_100_000, until=1_110_000): lambda c: 1_100_000 <= c.recorded_at < 1_110_000,
         ChangeFilter(since=9_000_000): lambda c: c is None,
+        ChangeFilter(user=INFO.user, session_id=1): lambda c: c.session_id == 1,
+        ChangeFilter(user="someone else"): lambda c: c is None,
+        ChangeFilter(id_ranges=(IdRange(7, 7), IdRange(20, 29), IdRange(295))): lambda c: (
+            c.id == 7 or 20 <= c.id <= 29 or c.id >= 295
+        ),
+        ChangeFilter(id_ranges=(IdRange(20, 29),), ops=("remove",), session_id=1): lambda c: c is None,
+        ChangeFilter(id_ranges=(IdRange(1, 29),), key_glob=b"a*", path=b"a"): lambda c: (
+            c.id <= 29 and c.key[:1] == b"a"
+        ),
+        ChangeFilter(id_ranges=(IdRange(20, 21),), operation_ids=(21, 40)): lambda c: c.id in (20, 21, 40),
+        ChangeFilter(operation_ids=(41,), since=1_100_000): lambda c: c is None,
+        ChangeFilter(key_spans=(KeySpan(b"a:10", None, 5), KeySpan(b"b:11"))): lambda c: c.key in (b"a:10", b"b:11"),
+        ChangeFilter(key_spans=(KeySpan(b"a:10", None, 50), KeySpan(b"b:11", b"f"))): lambda c: c.key == b"b:11",
+        ChangeFilter(key_spans=(KeySpan(b"a:10"),), id_ranges=(IdRange(1, 50),)): lambda c: c.key == b"a:10",
+        ChangeFilter(path=b"a", key_glob=b"a:1*", since=1_100_000): lambda c: (
+            c.key.startswith(b"a:1") and c.recorded_at >= 1_100_000
+        ),
         ChangeFilter(before_id=100, key_glob=b"b*", since=1_050_000, ops=("write",)): lambda c: (
             c.id < 100 and c.key[:1] == b"b" and c.recorded_at >= 1_050_000 and c.op == "write"
         ),
@@ -512,6 +531,42 @@ def test_filters(filled: Journal) -> None:
             assert [change.id for change in filled.find_changes(limited)] == expected[:limit], limited
             limited = replace(limited, oldest_first=True)
             assert [change.id for change in filled.find_changes(limited)] == expected[:limit][::-1], limited
+
+
+def test_a_path_selects_what_was_renamed_into_it(journal: Journal) -> None:
+    """A filter by path selects renames from it and to it, whether the rows are scanned or found by an index."""
+    session = journal.begin_session(INFO)
+    for path, new_path in ((b"a/1", b"b/1"), (b"a/2", b"c"), (b"c", b"b"), (b"bb", b"cc")):
+        add(journal, session, intent(b"k", path=path, op="rename", new_path=new_path))
+    for scanned in (0, 5000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(filters, "MAX_SCANNED_ROWS", scanned)
+            for path, ids in ((b"b", [3, 1]), (b"a", [2, 1]), (b"c", [3, 2]), (b"b/1", [1]), (b"d", [])):
+                assert [change.id for change in journal.find_changes(ChangeFilter(path=path))] == ids, path
+
+
+@pytest.mark.parametrize(
+    ("words", "ranges", "operations"),
+    [
+        (["7"], [(7, 7)], ()),
+        (["#7", "8-9", "20..30"], [(7, 9), (20, 30)], ()),
+        (["5..", "1"], [(1, 1), (5, (1 << 63) - 1)], ()),
+        (["..5", "#3-#8"], [(0, 8)], ()),
+        (["7+", "9", "7+"], [(9, 9)], (7,)),
+    ],
+)
+def test_ids_as_words(words: list[str], ranges: list[tuple[int, int]], operations: tuple[int, ...]) -> None:
+    """Ids, ranges and operations are parsed; ranges that overlap are joined."""
+    assert parse_id_words(words) == (tuple(IdRange(*each) for each in ranges), operations)
+
+
+@pytest.mark.parametrize(
+    "word", ["", "x", "-5", "5-3", "5--7", "1.5", "+5", "..", "7+8", str(1 << 63), "5-" + "9" * 30]
+)
+def test_words_that_name_no_changes(word: str) -> None:
+    """Other words are refused."""
+    with pytest.raises(ValueError, match="names no changes"):
+        parse_id_words([word])
 
 
 def test_a_clock_set_back_does_not_change_the_order(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

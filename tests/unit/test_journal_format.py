@@ -15,9 +15,9 @@ from typing import get_args
 
 import pytest
 
-from redisfuse.batching import CHUNK_BYTES
-from redisfuse.cli._journal_options import CHANGE_OPS
+from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal import database
+from redisfuse.journal.filter_options import CHANGE_OPS
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, Outcome, SessionMetadata, State, StateKind
 from tests.unit.test_journal import SERVER, add, intent

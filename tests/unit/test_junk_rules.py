@@ -115,7 +115,9 @@ def test_probes(number: str) -> None:
     [
         *(
             "sedAbC123",
+            "sedabcdef",
             "XXab12CD",
+            "XXabcdef",
             "tmpab12cd34",
             "tmpabcdefgh",
             ".tmpAbC123",
@@ -140,7 +142,7 @@ def test_behaviour(name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("x", "id_rsa", "a.config", "a.123456", "user.backup", ".userconfig", "sediments", "sediment", "zipcodes"),
+        *("x", "id_rsa", "a.config", "a.123456", "user.backup", ".userconfig", "sediment", "zipcodes"),
         *("tmpdirectory", "k.Cqaoyu1", "k-AbC12", "other-AbC123", "k-abcdef", "k-123456"),
     ],
 )

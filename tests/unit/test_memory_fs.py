@@ -178,40 +178,6 @@ def test_the_size_is_bounded() -> None:
     memory_fs.mkdir(b"zz", 0o700)
 
 
-def test_hide(memory_fs: MemoryFS) -> None:
-    """A hidden file has a path but no listing shows it; its last close removes it."""
-    memory_fs.create(b"d/f", 0o600)
-    used = memory_fs.used_bytes
-    file = memory_fs.open(b"d/f")
-    file.write(0, b"abc")
-    memory_fs.hide(b"d/f", b"d/.hidden")
-    assert not memory_fs.exists(b"d/f")
-    assert content(memory_fs, b"d/.hidden") == b"abc"
-    memory_fs.rename_below(b"d", b"e")
-    assert content(memory_fs, b"e/.hidden") == b"abc"
-    assert memory_fs.listdir(b"d") == memory_fs.listdir(b"e") == ()
-    assert memory_fs.child_directories(b"") == set()
-    other = memory_fs.open(b"e/.hidden")
-    file.close()
-    assert other.read(0, 9) == b"abc"
-    other.close()
-    assert used > memory_fs.used_bytes == 0
-    assert not memory_fs.exists(b"e/.hidden")
-    memory_fs.create(b"f", 0o600)
-    memory_fs.hide(b"f", b".hidden")  # no handle is open on it any more
-    assert memory_fs.used_bytes == 0
-    memory_fs.create(b"f", 0o600)
-    file = memory_fs.open(b"f")
-    memory_fs.hide(b"f", b".hidden")
-    memory_fs.unlink(b".hidden")
-    assert not memory_fs.exists(b".hidden")
-    file.close()
-    assert memory_fs.used_bytes == 0
-    memory_fs.mkdir(b"dir", 0o700)
-    with pytest.raises(IsDirectoryError):
-        memory_fs.hide(b"dir", b".hidden")
-
-
 def test_a_sealed_file_rejects_writes(memory_fs: MemoryFS) -> None:
     """Handles of a file that was saved elsewhere can read it but not write to it."""
     memory_fs.create(b"f", 0o600)

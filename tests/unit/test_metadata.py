@@ -184,21 +184,92 @@ def test_a_string_that_was_deleted_since_ls(store: MetadataStore, client: redis.
     assert store.get(b"k") == (KeyMetadata(b"list", 1) if change == "list" else ABSENT)
 
 
-def test_extended_attributes(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
-    """Type, TTL, encoding and length are current, in one round trip for a key whose type is cached."""
+def test_extended_metadata(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
+    """Type, TTL, encoding and length take one round trip if the type is cached, and none until the key changes."""
     client.set("k", "12345", px=60_000)
+    store.invalidate([b"k"])  # as the server's message does
     store.get(b"k")
     meter = Meter(server)
-    found = store.fetch_extended(b"k")
+    found = store.get_extended(b"k")
     assert (found.type, found.encoding, found.length) == (b"string", b"int", 5)
     assert 0 < found.ttl_ms <= 60_000
     assert meter.round_trips == 1
+    assert meter.commands == 1, "the listing has fetched the TTL"
+    assert store.get_extended(b"k").ttl_ms <= found.ttl_ms
+    assert meter.round_trips == 1
     client.delete("k")
     client.hset("k", "a", "b")
-    found = store.fetch_extended(b"k")
+    store.invalidate([b"k"])
+    found = store.get_extended(b"k")
     assert (found.type, found.ttl_ms, found.encoding, found.length) == (b"hash", -1, b"listpack", 1)
     with pytest.raises(NotFoundError):
-        store.fetch_extended(b"missing")
+        store.get_extended(b"missing")
+
+
+@pytest.mark.parametrize("may_expire", [True, False])
+def test_extended_metadata_of_many_keys(server: RedisClient, client: redis.Redis, may_expire: bool) -> None:
+    """In the order of a listing, they are fetched together: at most four commands a key, and few round trips."""
+    client.mset({f"k:{number}": "x" * (number % 90) for number in range(1000)})
+    for number in range(0, 1000, 3) if may_expire else ():
+        client.pexpire(f"k:{number}", 100_000)
+    store = MetadataStore(server, freshness=FixedFreshness(may_expire=may_expire))
+    keys = [b"k:%d" % number for number in range(1000)]
+    meter = Meter(server)
+    store.get_many(keys)
+    for number, key in enumerate(keys):
+        found = store.get_extended(key)
+        assert found.encoding in (b"embstr", b"raw")
+        assert (found.ttl_ms > 0) == (may_expire and number % 3 == 0)
+    assert meter.commands <= (4 if may_expire else 3) * 1000
+    assert meter.round_trips <= 20
+    for key in keys:
+        store.get_extended(key)
+    assert meter.commands <= (4 if may_expire else 3) * 1000
+
+
+def test_extended_metadata_of_scattered_keys(store: MetadataStore, server: RedisClient, client: redis.Redis) -> None:
+    """Out of order, nothing is fetched that was not requested."""
+    client.mset({f"k:{number}": "x" for number in range(1000)})
+    store.get_many([b"k:%d" % number for number in range(1000)])
+    meter = Meter(server)
+    for number in range(900, 0, -100):
+        store.get_extended(b"k:%d" % number)
+    assert meter.commands <= 2 * 9
+
+
+def test_extended_metadata_of_a_key_that_is_gone(store: MetadataStore, client: redis.Redis) -> None:
+    """A key that was deleted since it was cached is not found, and a changed one is fetched again."""
+    client.set("k", "1")
+    store.get(b"k")
+    client.delete("k")
+    with pytest.raises(NotFoundError):
+        store.get_extended(b"k")
+
+
+def test_expiries_of_fields(newer_redis: RedisServer) -> None:
+    """The expiries of all fields of a hash take one command for 1000 fields, and none until the hash changes."""
+    client = newer_redis.client()
+    client.flushall()
+    client.hset("h", mapping={f"f{number}": "x" for number in range(50)})
+    client.execute_command("HPEXPIRE", "h", 100_000, "FIELDS", 1, "f7")
+    server = RedisClient(Address.parse(newer_redis.url()))
+    store = MetadataStore(server, freshness=FixedFreshness())
+    try:
+        store.list_fields(b"h", 100)
+        meter = Meter(server)
+        expiries = {number: store.get_field_expiry(b"h", b"f%d" % number) for number in range(50)}
+        assert [number for number, expires_at in expiries.items() if expires_at is not None] == [7]
+        assert meter.commands == 1
+        client.hset("large", mapping={f"f{number}": "x" for number in range(3000)})
+        fields = store.list_fields(b"large", 3000) or []
+        meter = Meter(server)
+        assert [store.get_field_expiry(b"large", field) for field in fields] == [None] * 3000
+        assert meter.commands == 3
+        store.invalidate([b"h"])
+        with pytest.raises(NotFoundError):
+            store.get_field_expiry(b"h", b"missing")
+    finally:
+        server.close()
 
 
 def test_a_key_hidden_by_the_acl_is_unreadable(redis_server: RedisServer, client: redis.Redis) -> None:
@@ -399,9 +470,13 @@ def test_a_fetch_that_began_before_an_invalidation_is_not_cached() -> None:
     assert cache.get_many([b"a"]) == [old[0]]
 
 
-def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Redis) -> None:
-    """With a writer that changes keys and then invalidates them, the cache equals the server once the writer stops."""
-    store = MetadataStore(server, freshness=FixedFreshness())
+@pytest.mark.parametrize("max_cache_bytes", [64 << 20, 8_000, 5_000])
+def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Redis, max_cache_bytes: int) -> None:
+    """With a writer that changes keys and then invalidates them, the cache equals the server once the writer stops.
+
+    Also if most entries are evicted and restored.
+    """
+    store = MetadataStore(server, freshness=FixedFreshness(), max_cache_bytes=max_cache_bytes)
     keys = [b"k%d" % number for number in range(20)]
     stop = threading.Event()
     wrong: list[str] = []
@@ -443,6 +518,7 @@ def test_no_stale_entry_survives_a_writer(server: RedisClient, client: redis.Red
         assert not thread.is_alive()
     assert not wrong
     fresh = MetadataStore(server, freshness=FixedFreshness())
+    assert [store.get(key) for key in keys] == fresh.get_many(keys)
     assert store.get_many(keys) == fresh.get_many(keys)
     for key, attributes in zip(keys, store.get_many(keys), strict=True):
         target = KeyRef(key, b"f" if attributes.type == b"hash" else None)

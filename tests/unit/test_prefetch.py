@@ -1,27 +1,37 @@
 """Prefetching: fewer round trips, no more commands, nothing stale."""
 
+import math
 import random
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
 
 from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import NotFoundError, WrongTypeError
-from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
+from redisfuse.keyspace.metadata import ABSENT, KeyMetadata, MetadataStore
+from redisfuse.keyspace.packed_metadata import PackedMetadata
 from redisfuse.keyspace.prefetch import (
+    AS_LISTED,
     INITIAL_PREFETCH_KEYS,
     MAX_PREFETCH_KEYS,
     MAX_PREFETCH_VALUE_BYTES,
     MIN_SEQUENTIAL_READS,
     AccessPattern,
+    Listing,
+    ReadingHint,
+    ReadingOrder,
 )
 from redisfuse.paths.grammar import KeyRef
 from tests.support.listeners import FixedFreshness
 from tests.support.redis_server import RedisServer
 
 KEYS = [b"k:%d" % number for number in range(1000)]
+PACKABLE = (b"string", b"hash", b"list", b"set", b"zset", b"stream", b"module")
 
 
 @pytest.fixture
@@ -64,7 +74,65 @@ def test_sequential_reads(store: MetadataStore, server: RedisClient, order: Call
     """All strings of a listing, read in a known order, take one command each and few round trips."""
     commands, round_trips = read(store, server, KEYS if order is None else sorted(KEYS, key=order))
     assert commands == len(KEYS)
-    assert round_trips <= 40
+    assert round_trips <= MIN_SEQUENTIAL_READS + 5
+
+
+MANY = [b"many:%d" % number for number in range(20_000)]
+
+
+@pytest.fixture
+def many(server: RedisClient, client: redis.Redis) -> MetadataStore:
+    """Return a store that has listed 20 000 strings, in 20 batches."""
+    client.mset({key: b"content of " + key for key in MANY})
+    store = MetadataStore(server, freshness=FixedFreshness(), sort_key=lambda key: key[::-1])
+    store.get_many(MANY)
+    return store
+
+
+@pytest.mark.parametrize("order", [None, lambda key: key[::-1]], ids=["listed", "interleaved"])
+def test_a_long_directory(many: MetadataStore, server: RedisClient, order: Callable[[bytes], bytes] | None) -> None:
+    """Each string takes one command, and all together n/100 round trips, with the two for each 1000 of the listing.
+
+    The order is detected once, also where the reads are scattered over all batches.
+    """
+    commands, round_trips = read(many, server, MANY if order is None else sorted(MANY, key=order))
+    assert commands == len(MANY)
+    assert round_trips + 2 * len(MANY) // 1000 <= len(MANY) // 100
+
+
+def test_reads_of_few_keys_of_many_directories(many: MetadataStore, server: RedisClient) -> None:
+    """A wrong hint wastes few commands."""
+    read(many, server, MANY[:5000])
+    commands, _ = read(many, server, MANY[5500::1000])
+    assert commands <= 4 * 256 + 15 * (1 + INITIAL_PREFETCH_KEYS)
+
+
+def test_another_order_than_the_last_one(many: MetadataStore, server: RedisClient) -> None:
+    """Keys that are read in another order than before have that order detected."""
+    read(many, server, MANY[:3000])
+    keys = sorted(MANY[3000:], key=lambda key: key[::-1])
+    _, round_trips = read(many, server, keys)
+    assert round_trips <= len(keys) // 100
+
+
+@pytest.mark.parametrize("order", [None, lambda key: key[::-1]], ids=["listed", "interleaved"])
+def test_contents_that_do_not_fit(
+    server: RedisClient, client: redis.Redis, order: Callable[[bytes], bytes] | None
+) -> None:
+    """Contents that were read make room, so that metadata which was not used yet stays cached."""
+    for start in range(0, len(MANY), 1000):
+        client.mset({key: b"content of " + key + bytes(2000) for key in MANY[start : start + 1000]})
+    store = MetadataStore(
+        server, freshness=FixedFreshness(), sort_key=lambda key: key[::-1], max_cache_bytes=len(MANY) * 600
+    )
+    store.get_many(MANY)
+    before = server.stats.snapshot()
+    for key in MANY if order is None else sorted(MANY, key=order):
+        assert store.get_content(KeyRef(key)) == b"content of " + key + bytes(2000)
+    after = server.stats.snapshot()
+    assert after["commands"] - before["commands"] <= 1.1 * len(MANY)
+    assert after["round_trips"] - before["round_trips"] <= len(MANY) // 20
+    assert store.cache.memory_bytes <= store.cache.max_bytes
 
 
 def test_random_reads(store: MetadataStore, server: RedisClient) -> None:
@@ -113,7 +181,7 @@ def test_a_change_invalidates_a_prefetched_content(
     """A prefetched content is invalidated like any other when its key changes."""
     read(store, server, KEYS[:MIN_SEQUENTIAL_READS])
     changed = KEYS[MIN_SEQUENTIAL_READS + 2]
-    assert store.get_cached_content(changed) is not None
+    assert store.cache.peek_content(changed) is not None
     client.set(changed, "new")
     store.invalidate([changed])
     assert store.get_content(KeyRef(changed)) == b"new"
@@ -147,16 +215,146 @@ def test_no_content_is_prefetched_twice(store: MetadataStore) -> None:
 
 def test_prefetches_are_bounded() -> None:
     """No prefetch exceeds its bounds."""
-    batch = AccessPattern(KEYS)
-    assert [batch.detect_order(key, len) for key in KEYS[:MIN_SEQUENTIAL_READS]] == [False] * (
-        MIN_SEQUENTIAL_READS - 1
-    ) + [True]
-    place = MIN_SEQUENTIAL_READS - 1
-    while place < len(KEYS):
-        allowed = batch.plan_prefetch(place)
+    pattern = AccessPattern(0.0)
+    for key in KEYS:
+        pattern.table.put(key, None)
+    hint = ReadingHint()
+    possible = [pattern.record_read(key, len, hint) for key in KEYS[:MIN_SEQUENTIAL_READS]]
+    assert possible[:-1] == [[]] * (MIN_SEQUENTIAL_READS - 1)
+    assert AS_LISTED in possible[-1]
+    assert pattern.adopt_order(ReadingOrder.sort(pattern.table, AS_LISTED, len), hint)
+    rank = MIN_SEQUENTIAL_READS - 1
+    while rank < len(KEYS):
+        allowed = pattern.plan_prefetch(rank)
         assert INITIAL_PREFETCH_KEYS <= allowed <= MAX_PREFETCH_KEYS
-        batch.record_prefetch(allowed, place + allowed)
+        pattern.record_prefetch(allowed, rank + allowed)
         for _ in range(allowed):
-            batch.record_hit()
-        place += allowed + 1
+            pattern.record_hit()
+        rank += allowed + 1
     assert allowed == MAX_PREFETCH_KEYS
+
+
+# -- more keys than the cache has room for ----------------------------------------------------------------------------
+
+
+def make_small_store(server: RedisClient, **freshness: bool) -> MetadataStore:
+    """Return a store whose cache has room for the entries of less than 3000 keys."""
+    return MetadataStore(
+        server, freshness=FixedFreshness(**freshness), sort_key=lambda key: key[::-1], max_cache_bytes=2 << 20
+    )
+
+
+@pytest.mark.parametrize(
+    ("order", "may_expire"),
+    [(None, False), (lambda key: key, True), (lambda key: key[::-1], False)],
+    ids=["listed", "by name", "interleaved"],
+)
+def test_metadata_that_does_not_fit(
+    server: RedisClient, client: redis.Redis, order: Callable[[bytes], bytes] | None, may_expire: bool
+) -> None:
+    """At most 4 commands a key list and read many more keys than fit, in n/100 round trips; `stat` sends none."""
+    client.mset({key: b"content of " + key for key in MANY})
+    for key in MANY[::2] if may_expire else ():
+        client.pexpire(key, 1_000_000)
+    store = make_small_store(server, may_expire=may_expire)
+    before = server.stats.snapshot()
+    listed = store.get_many(MANY)
+    assert store.cache.memory_bytes <= 2 << 20
+    sent = server.stats.snapshot()["commands"]
+    for number, (key, metadata) in enumerate(zip(MANY, listed, strict=True)):
+        assert store.get(key) == metadata
+        assert (metadata.expires_at is not None) == (may_expire and number % 2 == 0)
+        assert metadata.length == len(b"content of " + key)
+    assert server.stats.snapshot()["commands"] == sent
+    read(store, server, MANY if order is None else sorted(MANY, key=order))
+    after = server.stats.snapshot()
+    assert after["commands"] - before["commands"] <= 4.01 * len(MANY)
+    assert after["round_trips"] - before["round_trips"] <= len(MANY) // 100
+    assert store.cache.memory_bytes <= 2 << 20
+
+
+def test_extended_metadata_that_does_not_fit(server: RedisClient, client: redis.Redis) -> None:
+    """The extended attributes of many more keys than fit take 4 commands a key and n/100 round trips."""
+    client.mset({key: b"content of " + key for key in MANY})
+    store = make_small_store(server, may_expire=True)
+    before = server.stats.snapshot()
+    store.get_many(MANY)
+    for key in MANY:
+        assert store.get_extended(key).encoding == b"embstr"
+    after = server.stats.snapshot()
+    assert after["commands"] - before["commands"] <= 4 * len(MANY)
+    assert after["round_trips"] - before["round_trips"] <= len(MANY) // 100
+
+
+def test_changes_of_keys_that_did_not_fit(server: RedisClient, client: redis.Redis) -> None:
+    """Listed metadata of a key is not used once the key has changed, expired or was fetched again."""
+    client.mset({key: b"content of " + key for key in MANY})
+    client.pexpire(MANY[3], 1500)
+    freshness = FixedFreshness(may_expire=True)
+    store = MetadataStore(server, freshness=freshness, max_cache_bytes=2 << 20)
+    store.get_many(MANY)
+    client.delete(MANY[0])
+    client.set(MANY[1], "new")
+    client.set(MANY[2], "longer than it was")
+    store.invalidate(MANY[:2])
+    assert store.get(MANY[0]) == ABSENT
+    assert store.get(MANY[1]).length == 3
+    assert store.get_content(KeyRef(MANY[2])) == b"longer than it was"
+    assert store.get(MANY[2]).length == len("longer than it was")
+    store.get_many(MANY[10_000:])
+    assert store.get(MANY[1]).length == 3
+    assert store.get(MANY[2]).length == len("longer than it was")
+    time.sleep(1.6)
+    assert store.get(MANY[3]) == ABSENT
+    meter = server.stats.snapshot()["commands"]
+    store.get(MANY[4])
+    assert server.stats.snapshot()["commands"] == meter
+    freshness.age = 0.5
+    store.get(MANY[5])
+    assert server.stats.snapshot()["commands"] > meter, "changes are not announced any more"
+    freshness.age = math.inf
+    store.invalidate_all()
+    meter = server.stats.snapshot()["commands"]
+    store.get(MANY[6])
+    assert server.stats.snapshot()["commands"] > meter
+
+
+def test_a_change_while_keys_are_listed(server: RedisClient) -> None:
+    """The metadata of a key that changed during the fetch is not restored later."""
+    cache = make_small_store(server).cache
+    with cache.begin_fetch() as fetch:
+        cache.invalidate([MANY[7]])
+        cache.store(fetch, {key: (KeyMetadata(b"string", 3), None) for key in MANY}, listing=Listing())
+    assert cache.get(MANY[7]) is None
+    assert cache.get(MANY[8]) == KeyMetadata(b"string", 3)
+
+
+def test_keys_beyond_all_memory(server: RedisClient, client: redis.Redis) -> None:
+    """The cache keeps to its memory, and counts the keys that it could not hold."""
+    store = MetadataStore(server, freshness=FixedFreshness(), max_cache_bytes=300_000)
+    client.mset(dict.fromkeys(MANY, b"x"))
+    for start in range(0, len(MANY), 5000):
+        store.get_many(MANY[start : start + 5000])
+        assert store.cache.memory_bytes <= 300_000
+    assert 10_000 < store.cache.evicted_keys < len(MANY)
+    meter = server.stats.snapshot()["commands"]
+    store.get_many(MANY[-500:])
+    assert server.stats.snapshot()["commands"] == meter
+    store.get(MANY[0])
+    assert server.stats.snapshot()["commands"] > meter
+
+
+@given(st.lists(st.tuples(st.binary(max_size=3), st.sampled_from(PACKABLE), st.integers(0, 2**32 - 1)), max_size=60))
+def test_packed_metadata(puts: list[tuple[bytes, bytes, int]]) -> None:
+    """A packed table has the keys in order, and of each what was put last."""
+    table = PackedMetadata()
+    expected: dict[bytes, KeyMetadata | None] = {}
+    for number, (key, type, length) in enumerate(puts):
+        metadata = KeyMetadata(type, length, number / 4 if number % 3 == 2 else None)
+        table.put(key, metadata)
+        expected[key] = None if type == b"module" else metadata
+    assert [table.get_key(position) for position in range(len(table))] == list(expected)
+    for position, (key, metadata) in enumerate(expected.items()):
+        assert table.find(key) == position
+        assert table.get_metadata(position) == metadata
+    assert table.find(b"missing") is None

@@ -78,6 +78,42 @@ def test_every_element_is_rendered_once(server: RedisClient, client: redis.Redis
     assert (sorted(lines) if type in ("set", "hash") else lines) == expected
 
 
+@pytest.mark.parametrize("type", ["set", "hash"])
+@pytest.mark.parametrize("count", [2, 1500])
+def test_equal_collections_have_equal_renderings(
+    server: RedisClient, client: redis.Redis, type: str, count: int
+) -> None:
+    """Sets and hashes are sorted by their bytes, as text and as JSON, up to the limit; larger ones are rendered too."""
+    names = [b"%d \xff" % number for number in range(count)]
+    for key, order in (("k", names), ("other", names[::-1])):
+        for name in order:
+            if type == "set":
+                client.sadd(key, name)
+            else:
+                client.hset(key, name, b"v")
+    key_type = type.encode()
+    for limit in (count, count + 1):
+        text = b"".join(render_text(server, b"k", key_type, max_sorted=limit))
+        assert text == b"".join(render_text(server, b"other", key_type, max_sorted=limit))
+        assert parts(text) == (sorted(names) if type == "set" else [b"v"] * count)
+        assert text.split(b"\n")[:-1] == sorted(text.split(b"\n")[:-1])
+        documents = [
+            b"".join(render_json_document(server, key, max_sorted=limit)).partition(b'"value"')[2]
+            for key in (b"k", b"other")
+        ]
+        assert documents[0] == documents[1]
+    text = b"".join(render_text(server, b"k", key_type, max_sorted=count - 1))
+    assert text.count(b"\n") == count
+
+
+def test_large_elements_are_not_collected(server: RedisClient, client: redis.Redis) -> None:
+    """A set of few but large members is rendered as it is fetched."""
+    for number in range(10):
+        client.sadd("k", b"%d" % number + bytes(1_000_000))
+    chunks = render_text(server, b"k", b"set", max_sorted=10_000)
+    assert sum(chunk.count(b"\n") for chunk in chunks) == 10
+
+
 def test_scores_read_as_redis_shows_them(server: RedisClient, client: redis.Redis) -> None:
     """Scores are written as the server writes them: 3, 1.5, inf."""
     client.zadd("k", {"low": float("-inf"), "three": 3, "half": 1.5, "big": 1e21, "high": float("inf")})
@@ -214,6 +250,37 @@ def test_documents_of_all_types(server: RedisClient, client: redis.Redis) -> Non
     assert read("x")["value"] == [{"id": "1-1", "fields": [["a", "b"], ["c", {"base64": "/w=="}]]}]
     with pytest.raises(NotFoundError):
         read("gone")
+
+
+def test_consumer_groups(server: RedisClient, client: redis.Redis, redis_server: RedisServer) -> None:
+    """The document of a stream has its groups, with pending counts and lag; `null` if the user may not see them."""
+
+    def read(reader: RedisClient) -> dict[str, object]:
+        document = json.loads(b"".join(render_json_document(reader, b"x")))
+        assert isinstance(document, dict)
+        return document
+
+    for number in range(1, 6):
+        client.xadd("x", {"n": number}, id=f"{number}-0")
+    assert read(server)["groups"] == []
+    client.xgroup_create("x", "mail", "0")
+    client.xgroup_create("x", b"\xff", "$")
+    client.xreadgroup("mail", "worker", {"x": ">"}, count=3)
+    client.xack("x", "mail", "1-0")
+    group: dict[str, object] = {"consumers": 1, "pending": 2, "last_delivered_id": "3-0", "entries_read": 3, "lag": 2}
+    groups = read(server)["groups"]
+    assert isinstance(groups, list)
+    assert {"name": "mail"} | group in groups
+    assert {"base64": "/w=="} in [other["name"] for other in groups]
+    client.execute_command("ACL", "SETUSER", "narrow", "on", "nopass", "~*", "+@read", "-xinfo", "+@connection")
+    narrow = RedisClient(Address.parse(redis_server.url(), username="narrow", password="any"))
+    try:
+        document = read(narrow)
+    finally:
+        narrow.close()
+        client.execute_command("ACL", "DELUSER", "narrow")
+    assert document["groups"] is None
+    assert document["value"] == read(server)["value"]
 
 
 @pytest.mark.parametrize("type", TYPES)

@@ -15,7 +15,7 @@ from redisfuse.rendering.iterate import DEDUP_WINDOW_ELEMENTS, BatchSizer, Dedup
 from redisfuse.rendering.registry import RENDERERS, format_lines
 from redisfuse.rendering.renderer import Element, TypeRenderer
 from redisfuse.rendering.streams import next_entry_id
-from redisfuse.text import escape_line, escape_line_chunks
+from redisfuse.text import are_plain_lines, escape_line, escape_line_chunks, escape_text
 from tests.support.unescape import unescape
 
 # Usual bytes and unusual ones: text, controls, halves of UTF-8 sequences, escapes.
@@ -86,7 +86,7 @@ def test_a_stray_backslash_is_rejected(text: bytes) -> None:
 def test_escaped_chunks_join(data: bytes) -> None:
     """A value that is escaped in chunks has the same text, wherever the chunks end."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_module, "CHUNK_BYTES", 7)
+        patch.setattr(text_module, "_DECODED_BYTES", 7)
         assert b"".join(escape_line_chunks(data)) == escape_line(data)
 
 
@@ -121,7 +121,7 @@ def test_large_elements_read_as_small_ones_do(renderer: TypeRenderer, data: st.D
     expected = b"".join(format_lines(renderer, batch))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "CHUNK_BYTES", 0)
-        patch.setattr(text_module, "CHUNK_BYTES", 5)
+        patch.setattr(text_module, "_DECODED_BYTES", 5)
         assert b"".join(format_lines(renderer, batch)) == expected
 
 
@@ -168,6 +168,16 @@ def test_repetitions_are_removed(names: list[bytes]) -> None:
         for (name,) in deduplicator.filter_new([(n,) for n in names[start:][:3]])
     ]
     assert passed == list(dict.fromkeys(names))
+    deduplicator = Deduplicator()
+    batches = [names[start:][:3] for start in range(0, len(names), 3)]
+    assert [name for batch in batches for name in deduplicator.filter_new_names(batch)] == passed
+
+
+@given(st.lists(st.binary(max_size=4), max_size=4))
+def test_lines_are_plain_if_none_needs_an_escape(lines: list[bytes]) -> None:
+    """Bytes at the end of one line and at the beginning of the next are no character."""
+    assert are_plain_lines(lines) == all(escape_text(line).encode("utf-8", "surrogateescape") == line for line in lines)
+    assert not are_plain_lines([b"\xc3", b"\xa9"])
 
 
 def test_the_window_of_repetitions() -> None:

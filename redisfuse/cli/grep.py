@@ -1,0 +1,167 @@
+"""Search values, fields and elements for a pattern, as `grep -r` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from redisfuse.cli._decode_options import build_decode_limits, decode_options
+from redisfuse.cli._match_output import MatchPrinter, OutputMode
+from redisfuse.cli._named_servers import complete_where
+from redisfuse.cli._options import SectionCommand, SectionOption
+from redisfuse.cli._output import json_option
+from redisfuse.cli._params import BYTES
+from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_options
+from redisfuse.errors import UsageError
+
+if TYPE_CHECKING:
+    import re
+
+    from redisfuse.client.client import RedisClient
+    from redisfuse.rendering.decoding.limits import DecodeLimits
+
+_MATCHING = "Matching"
+_KEYS = "Keys"
+_OUTPUT = "Output"
+
+
+def _flag(section: str, *names: str, help: str) -> Callable[[Any], Any]:
+    return click.option(*names, cls=SectionOption, section=section, is_flag=True, help=help)
+
+
+def _number(*names: str, metavar: str, help: str) -> Callable[[Any], Any]:
+    return click.option(*names, cls=SectionOption, section=_OUTPUT, type=click.IntRange(0), metavar=metavar, help=help)
+
+
+def _globs(name: str, help: str) -> Callable[[Any], Any]:
+    return click.option(name, cls=SectionOption, section=_KEYS, metavar="GLOB", multiple=True, type=BYTES, help=help)
+
+
+@click.command(cls=SectionCommand, epilog=WHERE_HELP)
+@click.argument("words", nargs=-1, metavar="PATTERN [WHERE]", shell_complete=complete_where)
+@click.option(
+    "-e",
+    "--regexp",
+    cls=SectionOption,
+    section=_MATCHING,
+    metavar="PATTERN",
+    multiple=True,
+    help="A pattern, which may begin with a dash; may be repeated. All words are WHERE then.",
+)
+@_flag(_MATCHING, "-E", "--extended-regexp", help="PATTERN is an extended regular expression, not a basic one.")
+@_flag(_MATCHING, "-F", "--fixed-strings", help="PATTERN is literal.")
+@_flag(_MATCHING, "-i", "--ignore-case", help="Ignore case.")
+@_flag(_MATCHING, "-w", "--word-regexp", help="Match whole words only.")
+@_flag(_MATCHING, "-x", "--line-regexp", help="Match whole lines only.")
+@_flag(_MATCHING, "-v", "--invert-match", help="Select the lines that don't match.")
+@click.option(
+    "--type",
+    cls=SectionOption,
+    section=_KEYS,
+    multiple=True,
+    metavar="TYPE[,TYPE…]",
+    help="Search string, list, set, zset, hash, stream or json keys only.",
+)
+@_globs("--name", "Search keys whose last component matches; may be repeated.")
+@_globs("--key", "Search keys that match as a whole; may be repeated.")
+@_flag(_KEYS, "--names", help="Search the names of keys and fields, too; a match prints the path.")
+@_flag(_KEYS, "--decode", help="Search what is inside values: their NAME%text, whose path a match prints.")
+@_flag(_OUTPUT, "-l", "--files-with-matches", help="Print only the paths of files with selected lines.")
+@_flag(_OUTPUT, "-c", "--count", help="Print the number of selected lines of each file that has any.")
+@_flag(_OUTPUT, "-n", "--line-number", help="Print line numbers.")
+@_flag(_OUTPUT, "-o", "--only-matching", help="Print only the parts of lines that match, one a line.")
+@_flag(_OUTPUT, "-a", "--text", help="Print lines of binary values, too.")
+@_number("-m", "--max-count", metavar="N", help="Print at most N lines of a file.")
+@_number("-A", "--after-context", metavar="N", help="Print N lines after each selected one.")
+@_number("-B", "--before-context", metavar="N", help="Print N lines before each selected one.")
+@_number("-C", "--context", metavar="N", help="Print N lines before and after each selected one.")
+@_flag(_OUTPUT, "-Z", "--null", "nul", help="End paths with a NUL byte; with -l, for xargs -0.")
+@click.option(
+    "--color",
+    cls=SectionOption,
+    section=_OUTPUT,
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Colour matches; auto is on a terminal.",
+)
+@json_option
+@decode_options
+@where_options
+@click.pass_context
+def command(context: click.Context, /, words: Sequence[str], **options: Any) -> int:
+    """Search values, fields and elements for a pattern, as `grep -r` does.
+
+    The lines are those of the files of a mount, but they are read in pipelines, without the kernel. Hashes are searched
+    field by field. The exit status is 1 if no line is selected.
+
+    \b
+    redisfuse grep -i timeout ~/redis/session
+    redisfuse grep -lF '"user": 1003' redis://host/0 --key 'session:*'
+    redisfuse grep -nE 'attempt": [3-9]' ~/redis/queue -C 1
+    redisfuse grep --decode -l ada@example.com ~/redis
+    """  # noqa: D301 - click reads the control character \b
+    from redisfuse.survey.patterns import compile_pattern
+
+    if not words and not options["regexp"]:
+        raise UsageError("no pattern is given: write PATTERN [WHERE]")
+    patterns, where = (options["regexp"], words) if options["regexp"] else (words[:1], words[1:])
+    if options["fixed_strings"] and options["extended_regexp"]:
+        raise UsageError("-E and -F contradict each other")
+    if options["as_json"] and (options["files_with_matches"] or options["count"] or options["nul"]):
+        raise UsageError("--json prints selected lines; it can't be combined with -l, -c or -Z")
+    expression = compile_pattern(
+        "\n".join(patterns),
+        fixed=options["fixed_strings"],
+        extended=options["extended_regexp"],
+        ignore_case=options["ignore_case"],
+        whole_word=options["word_regexp"],
+        whole_line=options["line_regexp"],
+    )
+    place = resolve_where(context, where)
+    with place.connect() as clients:
+        limits = build_decode_limits(context, place.decode_settings) if options["decode"] else None
+        return 0 if _search(place, clients, expression, options, limits) else 1
+
+
+def _search(
+    where: Where,
+    clients: Sequence[RedisClient],
+    pattern: re.Pattern[str],
+    options: dict[str, Any],
+    decode_limits: DecodeLimits | None,
+) -> bool:
+    """Print the selected lines; return whether there was any."""
+    from redisfuse.cli._result_writer import report_unreadable, result_writer
+    from redisfuse.survey.conditions import NameFilter, parse_types
+    from redisfuse.survey.naming import DirectorySet, PathNamer
+    from redisfuse.survey.scan import KeySurvey
+    from redisfuse.survey.search import ContentSearch
+
+    search = ContentSearch(
+        pattern,
+        options["invert_match"],
+        options["text"],
+        in_names=options["names"],
+        hashes_as_files=where.hashes == "files",
+        max_sorted=where.render_limit,
+        decode_limits=decode_limits,
+    )
+    directories = DirectorySet(where.codec.separator)
+    namer = PathNamer(where.codec, directories)
+    with result_writer("reading the names of keys") as writer:
+        printer = MatchPrinter(writer, where, search, OutputMode.from_options(options))
+        names = NameFilter(where.codec.separator, options["key"], options["name"])
+        survey = KeySurvey(clients, where.scope, names, writer, directories)
+        if where.scope.target is None:
+            survey.complete_directories()  # so that each match is printed when it is found, with its path
+        writer.restart("searching")
+        conditions = survey.scan_only([parse_types(options["type"])] if options["type"] else [])
+        for client, contents in search.iter_candidates(survey, conditions):
+            paths = namer.build_paths(client, [content.record for content in contents])
+            for content, path in zip(contents, paths, strict=True):
+                printer.print(content, path if decode_limits is None else where.codec.view_path(path, "text"))
+    report_unreadable(survey.unreadable)
+    return printer.has_selected

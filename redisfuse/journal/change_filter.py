@@ -1,0 +1,362 @@
+"""The selection of changes: conditions as one value, and quick search.
+
+Every query uses an index (tests/unit/test_journal_plans.py examines the plans). Ids are yielded newest first, never by
+time, because a clock can be set back.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from heapq import merge
+from itertools import groupby, islice
+from typing import Any
+
+from redisfuse.journal.models import Outcome
+from redisfuse.journal.reader import JournalReader
+from redisfuse.text import compile_glob
+
+MAX_CHANGE_ID = (1 << 63) - 1
+ROWS_PER_PAGE = 500  # fetched by one query
+MAX_SCANNED_ROWS = 5000  # newest rows scanned in order before an index is used that returns them out of order
+
+OPERATION = "coalesce(operation, group_id)"
+"""The SQL of a row's operation, which has an index."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdRange:
+    """The ids from `first` to `last`, both included."""
+
+    first: int = 0
+    last: int = MAX_CHANGE_ID
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpan:
+    """The changes of a key or field among the ids from `first` to `last`."""
+
+    key: bytes
+    field: bytes | None = None  # None: the key and all its fields
+    first: int = 0
+    last: int = MAX_CHANGE_ID
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeFilter:
+    """Conditions that a change must all meet. Without any, all changes do."""
+
+    session_id: int | None = None
+    server_name: str | None = None  # ServerIdentity.name
+    user: str | None = None  # of the session
+    id_ranges: tuple[IdRange, ...] = ()  # any of these, or one of `operation_ids`
+    operation_ids: tuple[int, ...] = ()
+    key_glob: bytes | None = None  # a glob as KEYS takes it: * ? [a-z], with \ as the escape character
+    key_spans: tuple[KeySpan, ...] = ()  # any of these: the history of one key (journal/key_history.py)
+    path: bytes | None = None  # this path and everything below it, also if it was renamed to there
+    since: int | None = None  # ms, inclusive
+    until: int | None = None  # ms, exclusive
+    outcomes: tuple[Outcome, ...] = ()
+    ops: tuple[str, ...] = ()
+    limit: int | None = None  # the newest, also with oldest_first
+    before_id: int = MAX_CHANGE_ID  # only ids less than this
+    oldest_first: bool = False  # instead of newest first
+
+    @property
+    def has_ids(self) -> bool:
+        """Whether ids or operations are among the conditions."""
+        return bool(self.id_ranges or self.operation_ids)
+
+
+_ID_WORD = re.compile(r"#?(\d+)(?:(\+)|(?:-|\.\.)#?(\d*))?|\.\.#?(\d+)")
+
+
+def is_id_word(word: str) -> bool:
+    """Return whether a word is written as `parse_id_words` expects it."""
+    return _ID_WORD.fullmatch(word) is not None
+
+
+def parse_id_words(words: Iterable[str]) -> tuple[tuple[IdRange, ...], tuple[int, ...]]:
+    """Return the ranges of ids, and the operations, that words name.
+
+    `42` is one change, `42-60` and `42..60` are a range, `42..` and `..60` are open ones, and `42+` is the whole
+    operation that begins with change 42. Raises ValueError.
+    """
+    ranges: list[IdRange] = []
+    operations: list[int] = []
+    for word in words:
+        match = _ID_WORD.fullmatch(word)
+        numbers = [int(number) for number in match.groups() if number and number != "+"] if match else []
+        if match is None or max(numbers) > MAX_CHANGE_ID or (len(numbers) == 2 and numbers[0] > numbers[1]):
+            raise ValueError(f"{word!r} names no changes")
+        if match[2]:
+            operations += numbers
+        elif match[4]:
+            ranges.append(IdRange(last=numbers[0]))
+        elif match[3] is None:
+            ranges.append(IdRange(numbers[0], numbers[0]))
+        else:
+            ranges.append(IdRange(numbers[0], numbers[1] if len(numbers) == 2 else MAX_CHANGE_ID))
+    return merge_ranges(ranges), tuple(dict.fromkeys(operations))
+
+
+def merge_ranges(ranges: Iterable[IdRange]) -> tuple[IdRange, ...]:
+    """Return the same ids as ranges that neither overlap nor touch, in order."""
+    merged: list[IdRange] = []
+    for each in sorted(ranges, key=lambda item: item.first):
+        if merged and each.first <= merged[-1].last + 1:
+            merged[-1] = IdRange(merged[-1].first, max(merged[-1].last, each.last))
+        else:
+            merged.append(each)
+    return tuple(merged)
+
+
+# -- search ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A part of a WHERE clause, and its values."""
+
+    sql: str
+    values: tuple[Any, ...] = ()
+    index: str = ""  # of a range, the index that finds its rows
+
+
+def find_ids(reader: JournalReader, change_filter: ChangeFilter, others: Sequence[Condition] = ()) -> Iterator[int]:
+    """Yield the ids of the changes that meet all conditions, newest first.
+
+    At most as many as the limit of the filter.
+    """
+    return islice(_iter_ids(reader, change_filter, others), change_filter.limit)
+
+
+def build_conditions(change_filter: ChangeFilter) -> list[Condition]:
+    """Return all conditions of a filter, for rows that another index finds."""
+    ids = [
+        Condition("+id <= ?", (change_filter.before_id - 1,)) if change_filter.before_id < MAX_CHANGE_ID else None,
+        any_of([_in_range(each) for each in change_filter.id_ranges] + _in_operations(change_filter.operation_ids))
+        if change_filter.has_ids
+        else None,
+        any_of([_in_span(span, "+") for span in change_filter.key_spans]) if change_filter.key_spans else None,
+    ]
+    paths = _build_path_range(change_filter, "+")
+    return [
+        *(condition for condition in ids if condition),
+        *_build_time(change_filter),
+        *([any_of(paths)] if paths else []),
+        *_build_equalities(change_filter, "+"),
+    ]
+
+
+def _iter_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+    """Yield ids, newest first.
+
+    An index on one exact value returns its ids in order. An index on a range (keys, paths, times) does not. There, the
+    newest rows are scanned first, which soon satisfies a range that matches much, and the index finds the rest.
+    """
+    if change_filter.user is not None:
+        sql = "SELECT (SELECT max(id) FROM changes WHERE session = sessions.id) FROM sessions WHERE user = ?"
+        newest_ids = [id for (id,) in reader.query(sql, (change_filter.user,)) if id is not None]
+        if not newest_ids:
+            return
+        change_filter = replace(change_filter, before_id=min(change_filter.before_id, max(newest_ids) + 1))
+    highest = change_filter.before_id - 1
+    if change_filter.has_ids:
+        yield from _iter_named_ids(reader, change_filter, extra)
+        return
+    if change_filter.key_spans:
+        yield from _iter_span_ids(reader, change_filter, extra)
+        return
+    equalities = [*_build_equalities(change_filter), *extra]
+    ranges = _build_path_range(change_filter) or _build_key_range(change_filter)
+    time = _build_time(change_filter)
+    if not ranges and not time:
+        yield from _iter_page_ids(reader, equalities, IdRange(0, highest))
+        return
+    newest = max(0, _fetch_highest_id(reader, highest) - MAX_SCANNED_ROWS)
+    if ranges:
+        plain = any_of(_build_path_range(change_filter, "+") or _build_key_range(change_filter, "+"))
+        others = [*time, *equalities]
+        yield from _iter_page_ids(reader, [plain, *others], IdRange(newest + 1, highest))
+        yield from _find_range_ids(reader, ranges, [*others, Condition("+id <= ?", (newest,))], change_filter.limit)
+        return
+    yield from _iter_page_ids(reader, [*time, *equalities], IdRange(newest + 1, highest))
+    ((low, high),) = reader.query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", time[0].values)
+    if low is not None:
+        yield from _iter_page_ids(reader, [*time, *equalities], IdRange(low, min(newest, high)))
+
+
+def _iter_named_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+    """Yield the named ids that meet the other conditions."""
+    others = [*build_conditions(replace(change_filter, id_ranges=(), operation_ids=())), *extra]
+    highest = change_filter.before_id - 1
+    streams = [_iter_ranges(reader, others, change_filter.id_ranges, highest)]
+    for operation in change_filter.operation_ids:
+        streams.append(_iter_page_ids(reader, [Condition(f"{OPERATION} = ?", (operation,)), *others], IdRange()))
+    yield from _merge_unique(streams)
+
+
+def _iter_ranges(
+    reader: JournalReader, conditions: Sequence[Condition], ranges: Sequence[IdRange], highest: int
+) -> Iterator[int]:
+    for each in reversed(ranges):
+        yield from _iter_page_ids(reader, conditions, IdRange(each.first, min(each.last, highest)))
+
+
+def _iter_span_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+    """Yield the ids of the history of a key that meet the other conditions."""
+    others = [*build_conditions(replace(change_filter, key_spans=())), *extra]
+    streams = [
+        _iter_page_ids(
+            reader, [_in_key(span), *others], IdRange(span.first, min(span.last, change_filter.before_id - 1))
+        )
+        for span in change_filter.key_spans
+    ]
+    yield from _merge_unique(streams)
+
+
+def _merge_unique(streams: Sequence[Iterator[int]]) -> Iterator[int]:
+    return (id for id, _ in groupby(merge(*streams, reverse=True)))
+
+
+def _iter_page_ids(reader: JournalReader, conditions: Sequence[Condition], ids: IdRange) -> Iterator[int]:
+    """Yield the ids that meet the conditions, from the highest to the lowest."""
+    where = all_of([*conditions, Condition("id >= ? AND id <= ?")])
+    sql = f"SELECT id FROM changes WHERE {where.sql} ORDER BY id DESC LIMIT ?"
+    highest = ids.last
+    while highest >= ids.first:
+        rows = reader.query(sql, (*where.values, ids.first, highest, ROWS_PER_PAGE))
+        for (id,) in rows:
+            yield id
+        if len(rows) < ROWS_PER_PAGE:
+            return
+        highest = rows[-1][0] - 1
+
+
+def _find_range_ids(
+    reader: JournalReader, ranges: Sequence[Condition], others: Sequence[Condition], limit: int | None
+) -> Iterator[int]:
+    """Yield the ids that are in one of the ranges."""
+    selects: list[str] = []
+    values: list[Any] = []
+    for each in ranges:
+        where = all_of([each, *others])
+        selects.append(f"SELECT id FROM changes INDEXED BY {each.index} WHERE {where.sql}")
+        values += where.values
+    sql = f"{' UNION '.join(selects)} ORDER BY id DESC LIMIT ?"
+    # The limit is an upper bound: the caller may have found some already.
+    yield from (id for (id,) in reader.query(sql, (*values, -1 if limit is None else limit)))
+
+
+def _fetch_highest_id(reader: JournalReader, highest_id: int) -> int:
+    ((highest_existing,),) = reader.query("SELECT max(id) FROM changes WHERE id <= ?", (highest_id,))
+    return highest_existing or 0
+
+
+# -- conditions ------------------------------------------------------------------------------------------------------
+# `prefix` is "+" if SQLite must not use the index of a column, else empty.
+
+
+def _build_equalities(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
+    conditions: list[Condition] = []
+    if change_filter.session_id is not None:
+        conditions.append(Condition(f"{prefix}session = ?", (change_filter.session_id,)))
+    for column, value in (("server", change_filter.server_name), ("user", change_filter.user)):
+        if value is not None:
+            conditions.append(Condition(f"+session IN (SELECT id FROM sessions WHERE {column} = ?)", (value,)))
+    if change_filter.outcomes:
+        conditions.append(_one_of(f"{prefix}state", change_filter.outcomes))
+        if "applied" not in change_filter.outcomes and not prefix:
+            conditions.append(Condition("state <> 'applied'"))  # so that SQLite uses the partial index
+    if change_filter.ops:
+        conditions.append(_one_of(f"{prefix}op", change_filter.ops))
+    if change_filter.key_glob is not None:
+        exact, pattern = compile_glob(change_filter.key_glob)
+        if pattern is None:
+            conditions.append(Condition(f'{prefix}"key" = ?', (exact,)))
+        else:
+            conditions.append(Condition('redis_glob(?, "key")', (change_filter.key_glob,)))
+    return conditions
+
+
+def _build_time(change_filter: ChangeFilter) -> list[Condition]:
+    if change_filter.since is None and change_filter.until is None:
+        return []
+    since = 0 if change_filter.since is None else change_filter.since
+    return [
+        Condition(
+            "+at >= ? AND +at < ?", (since, MAX_CHANGE_ID if change_filter.until is None else change_filter.until)
+        )
+    ]
+
+
+def _build_path_range(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
+    """Return the conditions of which a path must meet one.
+
+    The old path or the new one is in the directory.
+    """
+    path = (change_filter.path or b"").strip(b"/")
+    if not path:
+        return []
+    values = (path, path + b"/", path + b"0")  # 0 follows /
+    old, new = (f"{prefix}{column}" for column in ("path", "new_path"))
+    return [
+        Condition(f"({old} = ? OR ({old} >= ? AND {old} < ?))", values, "changes_path"),
+        Condition(f"({new} = ? OR ({new} >= ? AND {new} < ?)) AND new_path IS NOT NULL", values, "changes_new_path"),
+    ]
+
+
+def _build_key_range(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
+    if change_filter.key_glob is None:
+        return []
+    literal, pattern = compile_glob(change_filter.key_glob)
+    if pattern is None:
+        return []
+    column = f'{prefix}"key"'
+    return [Condition(f"({column} >= ? AND {column} < ?)", (literal, _prefix_upper_bound(literal)), "changes_key")]
+
+
+def _in_range(ids: IdRange) -> Condition:
+    return Condition("(+id >= ? AND +id <= ?)", (ids.first, ids.last))
+
+
+def _in_operations(operation_ids: Sequence[int]) -> list[Condition]:
+    return [_one_of(f"+{OPERATION}", operation_ids)] if operation_ids else []
+
+
+def _in_key(span: KeySpan) -> Condition:
+    if span.field is None:
+        return Condition('"key" = ?', (span.key,))
+    return Condition('"key" = ? AND (field IS NULL OR field = ?)', (span.key, span.field))
+
+
+def _in_span(span: KeySpan, prefix: str) -> Condition:
+    key = _in_key(span)
+    return Condition(f"({prefix}{key.sql} AND +id >= ? AND +id <= ?)", (*key.values, span.first, span.last))
+
+
+def _one_of(column: str, values: Sequence[Any]) -> Condition:
+    return Condition(f"{column} IN ({', '.join('?' * len(values))})", tuple(values))
+
+
+def all_of(conditions: Sequence[Condition]) -> Condition:
+    """Return the condition that all of these are met; there is at least one."""
+    values = tuple(value for condition in conditions for value in condition.values)
+    return Condition(" AND ".join(condition.sql for condition in conditions), values)
+
+
+def any_of(conditions: Sequence[Condition]) -> Condition:
+    """Return the condition that one of these is met; there is at least one."""
+    values = tuple(value for condition in conditions for value in condition.values)
+    return Condition(f"({' OR '.join(f'({condition.sql})' for condition in conditions)})", values)
+
+
+def _prefix_upper_bound(prefix: bytes) -> bytes:
+    """Return the least bytes greater than everything that begins with `prefix`.
+
+    A prefix of only 0xFF bytes has none; it gets 64 more of them, which few keys exceed.
+    """
+    stripped = prefix.rstrip(b"\xff")
+    return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else prefix + b"\xff" * 64

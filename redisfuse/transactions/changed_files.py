@@ -1,0 +1,121 @@
+"""Changes as changes of files: which path each has, and which are renames.
+
+The journal has one path for all keys of a directory that was renamed, and for all fields of a hash that was removed;
+the path of each is derived from its key.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from redisfuse.config import DEFAULTS
+from redisfuse.errors import NotFoundError
+from redisfuse.journal.journal import Journal
+from redisfuse.journal.models import Blob, Change, State
+from redisfuse.journal.net_change import NetChange, join_changes
+from redisfuse.journal.patch import FileChange, read_content
+from redisfuse.paths.grammar import PathCodec
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedFile:
+    """The net change of a file.
+
+    `departure` is that of the name from which it was renamed, if it was.
+    """
+
+    net: NetChange
+    old_path: bytes
+    new_path: bytes
+    departure: NetChange | None = None
+
+    @property
+    def prior(self) -> State:
+        """The state before, under the old name."""
+        return self.net.prior if self.departure is None else self.departure.prior
+
+    @property
+    def new(self) -> State:
+        """The state after."""
+        return self.net.new
+
+    @property
+    def is_file(self) -> bool:
+        """Whether both states are absent or whole values, so that a patch can carry them."""
+        return all(state.kind in ("absent", "value") for state in (self.prior, self.new))
+
+    def read(self) -> FileChange:
+        """Return the contents, in memory."""
+        prior, new = (_read_value(state) for state in (self.prior, self.new))
+        return FileChange(self.old_path, self.new_path, prior, new)
+
+
+def _read_value(state: State) -> bytes | None:
+    content: Blob | None = state.content
+    return None if state.kind == "absent" else read_content(content)
+
+
+class ChangedFiles:
+    """Turns changes into changes of files."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._codecs: dict[int, PathCodec] = {}  # by session
+
+    def join(self, changes: Iterable[Change]) -> Iterator[ChangedFile]:
+        """Yield the net changes of files.
+
+        `changes` are in order, oldest first.
+        """
+        net_changes = join_changes(changes)
+        by_first = {net.first.id: net for net in net_changes}
+        departures = self._find_departures(net_changes, by_first)
+        renamed = {id(departure) for departure in departures.values()}
+        for net in net_changes:
+            if id(net) in renamed:
+                continue
+            departure = departures.get(id(net))
+            path = self.find_path(net.last)
+            yield ChangedFile(net, path if departure is None else self.find_path(departure.first), path, departure)
+
+    def find_path(self, change: Change) -> bytes:
+        """Return the path of the key or field of a change."""
+        is_arrival = change.new_path is not None and change.new.kind != "absent"
+        recorded = change.new_path if is_arrival and change.new_path is not None else change.path
+        if "directory" in (change.prior.kind, change.new.kind):
+            return recorded
+        codec = self._get_codec(change.session_id)
+        derived = codec.key_path(change.key) if change.field is None else codec.field_path(change.key, change.field)
+        is_of_hash = change.field is not None and recorded == codec.key_path(change.key)
+        return derived if is_of_hash or derived.startswith(recorded + b"/") else recorded
+
+    def _find_departures(
+        self, net_changes: Sequence[NetChange], by_first: Mapping[int, NetChange]
+    ) -> dict[int, NetChange]:
+        """Return the departures of renames, by the identities of the arrivals."""
+        found: dict[int, NetChange] = {}
+        for net in net_changes:
+            # The two changes of a rename were recorded one after the other, the old name first.
+            arrival = by_first.get(net.last.id + 1)
+            if (
+                arrival is not None
+                and net.last.op == arrival.first.op == "rename"
+                and net.last.group_id == arrival.first.group_id
+                and net.new.kind == arrival.prior.kind == "absent"
+                and net.prior.kind == arrival.new.kind == "value"
+            ):
+                found[id(arrival)] = net
+        return found
+
+    def _get_codec(self, session_id: int) -> PathCodec:
+        if session_id not in self._codecs:
+            separator = DEFAULTS["separator"]
+            try:
+                recorded = self._journal.get_session(session_id).metadata.options.get("separator")
+                separator = os.fsencode(recorded) if isinstance(recorded, str) and recorded else separator
+            except NotFoundError:
+                pass
+            self._codecs[session_id] = PathCodec(separator)
+        return self._codecs[session_id]

@@ -1,0 +1,150 @@
+"""The kernel's cache of a mount, and its invalidation by node id.
+
+Threads: any. Every method queues its notifications, except those with `now` in their names. This module has no lock: a
+path takes a few look-ups in the inode table, each of them atomic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from redisfuse.vfs.inodes import Inode, InodeTable
+
+MAX_INVALIDATED_NAMES = 50_000
+"""For more names, the kernel's epoch is incremented instead (Linux 6.16)."""
+
+
+class KernelNotifier(Protocol):
+    """Sends notifications to the kernel in order; `fuse/notify.py` implements it."""
+
+    has_inc_epoch: bool
+    write_everything: Callable[[], None]
+    """Invalidates everything. Called by `invalidate_everything`, later, and when too much is queued; each notification
+    is written at once then."""
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether every notification reaches the kernel."""
+
+    @property
+    def unsupported_reason(self) -> str:
+        """The reason if `is_supported` is False; otherwise empty."""
+
+    def invalidate_inode(self, node_id: int) -> None:
+        """Drop the attributes and all pages of a node."""
+
+    def invalidate_attributes(self, node_id: int) -> None:
+        """Drop the attributes of a node, and keep its pages."""
+
+    def invalidate_entry(self, parent_id: int, name: bytes, *, expire_only: bool = False) -> None:
+        """Drop a name; with `expire_only`, programs keep using it meanwhile."""
+
+    def invalidate_everything(self) -> None:
+        """Have `write_everything` called in the thread that writes."""
+
+    def increment_epoch(self) -> None:
+        """Let every name be looked up again."""
+
+    def expire_attributes_now(self, node_id: int) -> None:
+        """Drop the attributes of a node before returning."""
+
+    def store_now(self, node_id: int, offset: int, data: bytes) -> None:
+        """Put bytes into the page cache of a node before returning."""
+
+
+class KernelCache:
+    """The kernel's cache of names, attributes and pages.
+
+    With `keeps_pages`, an inode stands for one version of its content, and a change invalidates no pages of files.
+    """
+
+    def __init__(self, inodes: InodeTable, notifier: KernelNotifier, *, keeps_pages: bool) -> None:
+        self._inodes = inodes
+        self._notifier = notifier
+        self._keeps_pages = keeps_pages
+        notifier.write_everything = self._write_everything
+
+    @property
+    def is_supported(self) -> bool:
+        """Whether the kernel accepts invalidations."""
+        return self._notifier.is_supported
+
+    def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
+        """Invalidate the inodes at these paths, and their names unless `keep_dentry`.
+
+        The name of a directory or open file expires: it is looked up again, and what still exists keeps its dentry, so
+        that getcwd(3) and /proc/PID/fd show its path. So does a name without an inode: mkdir(2) may be about to create
+        it, and the notification waits for that. Other names are dropped. With `ancestors`, the directories above are
+        invalidated too.
+        """
+        for path in paths:
+            self._invalidate_path(path, keep_dentry=keep_dentry, ancestors=ancestors)
+
+    def _invalidate_path(self, path: bytes, *, keep_dentry: bool, ancestors: bool) -> None:
+        directory: Inode = self._inodes.root
+        names = path.split(b"/") if path else []
+        for depth, name in enumerate(names):
+            child = directory.children.get(name) if directory.children is not None else None
+            if ancestors:
+                self._notifier.invalidate_inode(directory.node_id)
+            if depth == len(names) - 1:
+                if child is not None:
+                    self._invalidate_inode(child)
+                if child is None or not keep_dentry:
+                    expires = child is None or _is_in_use(child)
+                    self._notifier.invalidate_entry(directory.node_id, name, expire_only=expires)
+            elif child is None:
+                if ancestors:
+                    self._notifier.invalidate_entry(directory.node_id, name, expire_only=True)
+                return
+            else:
+                directory = child
+        if not names:
+            self._notifier.invalidate_inode(directory.node_id)
+
+    def _invalidate_inode(self, inode: Inode) -> None:
+        if self._keeps_pages and not inode.is_directory:
+            self._notifier.invalidate_attributes(inode.node_id)
+        else:
+            self._notifier.invalidate_inode(inode.node_id)
+
+    def invalidate_all(self) -> None:
+        """Invalidate everything: every name, attribute and page."""
+        self._notifier.invalidate_everything()
+
+    def _write_everything(self) -> None:
+        """Invalidate all that the kernel knows when this is called."""
+        notifier, inodes = self._notifier, self._inodes.list_all()
+        if len(inodes) > MAX_INVALIDATED_NAMES and notifier.has_inc_epoch:
+            notifier.increment_epoch()
+            inodes = [inode for inode in inodes if inode.is_directory or inode.handles or inode.content is not None]
+        else:
+            for inode in inodes:
+                if inode.parent is not None and not inode.is_detached:
+                    notifier.invalidate_entry(inode.parent.node_id, inode.name, expire_only=_is_in_use(inode))
+        for parent_id, name in self._inodes.take_absent():
+            notifier.invalidate_entry(parent_id, name, expire_only=True)
+        for inode in inodes:
+            self._invalidate_inode(inode)
+
+    def expire_attributes_now(self, inode: Inode) -> None:
+        """Invalidate the attributes of an inode before returning.
+
+        The kernel then fetches its size before it assumes the end of the file.
+        """
+        self._notifier.expire_attributes_now(inode.node_id)
+
+    def store_now(self, inode: Inode, offset: int, data: bytes) -> None:
+        """Put bytes into the pages of an inode, which grows, before returning."""
+        self._notifier.store_now(inode.node_id, offset, data)
+
+
+def _is_in_use(inode: Inode) -> bool:
+    """Return whether the dentry must stay.
+
+    Programs may hold the inode by it, or its name may soon be that of a directory.
+
+    The dentries of others are dropped: one that expires while the kernel revalidates it stays valid.
+    """
+    return inode.is_directory or inode.is_leaving or bool(inode.handles)
