@@ -175,6 +175,7 @@ class ClusterTopology:
             return
         try:
             self._refresh()
+            self._leave_strangers()
         except UnavailableError:
             pass  # the mount is ending
         finally:
@@ -196,6 +197,13 @@ class ClusterTopology:
         merged = merge_maps(self._reported_map, reports) if reports else self._reported_map
         if merged != self._reported_map or (self._options.replicas and self._choose(merged) != self._chosen):
             self._install(merged)
+
+    def _leave_strangers(self) -> None:
+        """Close the idle connections to nodes that own no slot: a late redirection or report may have led there."""
+        with self._lock:
+            strangers = [client for id, client in self._clients.items() if id not in self.slot_map.primaries]
+        for client in strangers:
+            client.close_idle()
 
     def _other_nodes(self) -> list[ClusterNode]:
         """Return the nodes that may be queried besides those in use."""

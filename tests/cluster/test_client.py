@@ -137,6 +137,18 @@ def test_a_collection_that_moves_is_not_mixed(cluster: RedisCluster, finished: b
         assert sum(map(len, iter_scan(client, key, b"set", b"SSCAN", 1))) == 5000
 
 
+def test_a_node_that_owns_nothing_is_left(cluster: RedisCluster) -> None:
+    """No connection to a node that a late redirection or report named, and that owns no slot, stays open."""
+    primaries = cluster.primaries()
+    replica = next(node for node in cluster.nodes if node not in primaries)
+    with client_of(cluster.url()) as client:
+        stranger = client.topology.client_at("127.0.0.1", replica.port)
+        assert stranger.execute(b"PING") == b"PONG"
+        assert "name=redisfuse" in replica.call("CLIENT", "LIST").decode()
+        client.topology.refresh()
+        wait_for(lambda: "name=redisfuse" not in replica.call("CLIENT", "LIST").decode(), 10)
+
+
 def test_reads_survive_a_crash(cluster: RedisCluster) -> None:
     """Reads of a crashed primary's keys wait for its replica; those of other nodes are not delayed."""
     keys = cluster.fill(30)
