@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import redis
 
 from tests.support.redis_cluster import RedisCluster
 
@@ -21,7 +22,7 @@ def cluster(shared_cluster: RedisCluster) -> RedisCluster:
     """Return the shared cluster, with all nodes up, and empty; a new one if a failed test left it beyond repair."""
     try:
         shared_cluster.repair()
-    except AssertionError:
+    except (AssertionError, StopIteration, redis.RedisError, OSError):
         shared_cluster.close()
         shared_cluster.start()
     shared_cluster.flush()

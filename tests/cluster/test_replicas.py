@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from redisfuse.client.opening import open_client
 from redisfuse.errors import TryAgainError, UnavailableError
 from redisfuse.keyspace.cluster_monitor import create_monitor
 from redisfuse.keyspace.monitor import KeyspaceMonitor
+from tests.support.cluster_keyspace import SETTLED_SECONDS, check_exact, keyspace_of
 from tests.support.commands import run_in_process
 from tests.support.mount_forkserver import MountForkserver
 from tests.support.mounts import wait_until
 from tests.support.redis_cluster import ClusterServer, ClusterWriter, RedisCluster, slot_of, wait_for
 
-SETTLED_SECONDS = 20.0
 OWN_STATISTICS = ("cmdstat_info", "cmdstat_replconf", "cmdstat_ping")  # of this test and of the replication
 
 
@@ -38,31 +38,9 @@ def replica_url(cluster: RedisCluster) -> str:
     return "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in replicas_of(cluster))
 
 
-@contextlib.contextmanager
-def keyspace_of(cluster: RedisCluster, timeout: float = 5.0, max_lag: float = 0.0) -> Iterator[KeyspaceMonitor]:
-    """Start the monitor of a cluster's replicas, and wait until it is ready."""
-    address = Address.parse(replica_url(cluster))
-    client = open_client(address, Limits(timeout=timeout), replicas=True, max_lag=max_lag)
-    keyspace = create_monitor(client, heartbeat_interval=0.2)
-    keyspace.start()
-    try:
-        keyspace.wait_until_ready(20)
-        yield keyspace
-    finally:
-        keyspace.close()
-        client.close()
-
-
 def read_ports(keyspace: KeyspaceMonitor) -> set[int]:
     """Return the ports of the nodes that are read."""
     return {shard.client.address.port for shard in keyspace.shards}
-
-
-def check_exact(cluster: RedisCluster, keyspace: KeyspaceMonitor, writer: ClusterWriter) -> None:
-    """Fail unless the index gets every key and no other, soon after the last write."""
-    with writer.paused():
-        expected = set(cluster.iter_keys())
-        wait_for(lambda: keyspace.is_ready and set(keyspace.index.iter_keys_below(())) == expected, SETTLED_SECONDS)
 
 
 def executed_commands(primaries: Sequence[ClusterServer]) -> dict[int, dict[str, int]]:
@@ -107,7 +85,7 @@ def test_the_primaries_execute_nothing(cluster: RedisCluster, nursery: MountFork
 def test_a_key_that_moves_is_not_absent(cluster: RedisCluster) -> None:
     """Until its slot has moved, no replica shows a migrated key: it stays listed, and reads of it fail with EAGAIN."""
     keys = cluster.fill(300)
-    with keyspace_of(cluster, timeout=1) as keyspace, ClusterWriter(cluster) as writer:
+    with keyspace_of(replica_url(cluster), timeout=1, replicas=True) as keyspace, ClusterWriter(cluster) as writer:
         client = keyspace.shards[0].client.router
         assert client is not None
         source = cluster.owner_of_key(keys[0])
@@ -130,7 +108,7 @@ def test_a_key_that_moves_is_not_absent(cluster: RedisCluster) -> None:
 def test_slots_fail_overs_and_flushes(cluster: RedisCluster) -> None:
     """The index of the replicas is exact while slots move, a replica is promoted, and a primary is flushed."""
     keys = cluster.fill(1000)
-    with keyspace_of(cluster) as keyspace, ClusterWriter(cluster) as writer:
+    with keyspace_of(replica_url(cluster), replicas=True) as keyspace, ClusterWriter(cluster) as writer:
         check_exact(cluster, keyspace, writer)
         target = cluster.primaries()[0]
         for key in [key for key in keys if cluster.owner_of_key(key) is not target][:10]:
@@ -183,13 +161,13 @@ def test_another_replica_is_read_when_one_crashes(cluster: RedisCluster) -> None
 def test_values_that_are_too_old_are_refused(cluster: RedisCluster) -> None:
     """With `--max-lag`, a replica whose link is down is not read for longer; the others are."""
     keys = cluster.fill(30)
-    with keyspace_of(cluster, timeout=30, max_lag=3) as keyspace:
+    with keyspace_of(replica_url(cluster), timeout=30, max_lag=3, replicas=True) as keyspace:
         router = keyspace.shards[0].client.router
         assert router is not None
         victim = replicas_of(cluster)[0]
-        (shard,) = [shard for shard in keyspace.shards if shard.client.address.port == victim.port]
-        lost = next(key for key in keys if shard.reconciler.owns(key))  # type: ignore[attr-defined]
-        kept = next(key for key in keys if not shard.reconciler.owns(key))  # type: ignore[attr-defined]
+        are_lost = {key: victim in cluster.replicas_of(cluster.owner_of_key(key)) for key in keys}
+        lost = next(key for key in keys if are_lost[key])
+        kept = next(key for key in keys if not are_lost[key])
         try:
             victim.call("CONFIG", "SET", "masteruser", "nobody", "masterauth", "wrong")
             victim.call("CLIENT", "KILL", "TYPE", "master")
@@ -210,7 +188,7 @@ def test_values_that_are_too_old_are_refused(cluster: RedisCluster) -> None:
 def test_a_shard_without_a_replica(cluster: RedisCluster) -> None:
     """When the only replica is promoted, listings and reads fail after the time-out, until there is another one."""
     keys = cluster.fill(100)
-    with keyspace_of(cluster, timeout=1) as keyspace, ClusterWriter(cluster) as writer:
+    with keyspace_of(replica_url(cluster), timeout=1, replicas=True) as keyspace, ClusterWriter(cluster) as writer:
         router = keyspace.shards[0].client.router
         assert router is not None
         victim = cluster.primaries()[1]

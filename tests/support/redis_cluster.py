@@ -27,6 +27,8 @@ PORTS = range(15_000, 21_999)
 SLOT_COUNT = 16_384
 START_SECONDS = 60.0
 REPAIR_SECONDS = 20.0
+FAIL_OVER_SECONDS = 6.0
+"""More than the 5 seconds after which a node gives a planned fail-over up."""
 _START_ATTEMPTS = 3
 
 
@@ -330,11 +332,43 @@ class RedisCluster:
                     node.call("CONFIG", "SET", "cluster-replica-no-failover", "no")
 
     def fail_over(self, primary: ClusterServer) -> ClusterServer:
-        """Make a replica take over from a primary, as planned; return the new primary."""
+        """Make a replica take over from a primary, as planned; return the new primary once all nodes agree on it.
+
+        An election that gets the epoch of a slot that has just been moved is undone by the nodes, so all must know of
+        each other's epochs before. It is repeated if it fails: no node votes for a replica of the same primary twice
+        within two node time-outs.
+        """
+        wait_for(self._epochs_are_known)
         replica = self.replicas_of(primary)[0]
-        replica.call("CLUSTER", "FAILOVER")
-        wait_for(lambda: b"role:master" in replica.call("INFO", "replication"))
+        running = [node for node in self.nodes if node.process is not None]
+        begun_at = -FAIL_OVER_SECONDS
+
+        def is_replaced() -> bool:
+            nonlocal begun_at
+            if time.monotonic() - begun_at > FAIL_OVER_SECONDS:
+                begun_at = time.monotonic()
+                replica.call("CLUSTER", "FAILOVER")
+            return all(primary not in self.primaries(ask=node) for node in running)
+
+        wait_for(is_replaced)
         return replica
+
+    def _epochs_are_known(self) -> bool:
+        """Whether all nodes report the same owners of slots with the same epochs, each another one."""
+        running = [node for node in self.nodes if node.process is not None]
+        views = set()
+        for node in running:
+            fields = [line.split() for line in node.call("CLUSTER", "NODES").decode().splitlines()]
+            own = {
+                (words[0], words[6], *(slots for slots in words[8:] if slots[0] != "["))
+                for words in fields
+                if words[8:]
+            }
+            current = next(line for line in node.call("CLUSTER", "INFO").split() if b"current_epoch" in line)
+            views.add((frozenset(own), current))
+            if len({words[1] for words in own}) < len(own):
+                return False
+        return len(views) == 1
 
     def move_slot(self, slot: int, target: ClusterServer, *, keys: bool = True) -> None:
         """Move a slot with MIGRATE and SETSLOT; with `keys` false, leave its keys behind."""
