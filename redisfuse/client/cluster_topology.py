@@ -199,7 +199,10 @@ class ClusterTopology:
             self._install(merged)
 
     def _leave_strangers(self) -> None:
-        """Close the idle connections to nodes that own no slot: a late redirection or report may have led there."""
+        """Close idle connections to nodes that own no slot.
+
+        A late redirection or report may have led there.
+        """
         with self._lock:
             strangers = [client for id, client in self._clients.items() if id not in self.slot_map.primaries]
         for client in strangers:

@@ -40,7 +40,7 @@ def names(keyspace: KeyspaceMonitor) -> set[bytes]:
 def check_exact(cluster: RedisCluster, keyspace: KeyspaceMonitor, writer: ClusterWriter | None = None) -> None:
     """Fail unless the index is complete, and gets every key and no other, soon after the last write.
 
-    What is expected is asked anew each time: the node that reports the slots may learn of a move late.
+    What is expected is determined each time: the node that reports the slots may learn of a move late.
     """
     differences: tuple[set[bytes], set[bytes]] = (set(), set())
 
