@@ -23,8 +23,8 @@ from redisfuse.journal.word_diff import compare_words
 from redisfuse.text import for_terminal
 
 if TYPE_CHECKING:
+    from redisfuse.journal.change_filter import ChangeFilter
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Change
     from redisfuse.journal.patch import FileChange, PatchLine
     from redisfuse.transactions.changed_files import ChangedFile
 
@@ -55,9 +55,9 @@ class PatchPrinter:
         self._printer = LinePrinter()
         self._on_terminal = is_terminal()
 
-    def print_changes(self, changes: Iterable[Change]) -> None:
-        """Print the net effect of changes, which are in order, oldest first."""
-        files = self._files.join(changes)
+    def print_changes(self, change_filter: ChangeFilter) -> None:
+        """Print the net effect of the changes that match a filter, oldest first."""
+        files = self._files.find(change_filter)
         if self._style == "stat":
             self._print_statistics(files)
             return

@@ -88,7 +88,7 @@ def command(
         check_selection(journal, change_filter)
         if not as_json:
             shown = leave_out_unwritten(change_filter)
-            PatchPrinter(journal, style or "patch", full=full).print_changes(journal.find_changes(shown))
+            PatchPrinter(journal, style or "patch", full=full).print_changes(shown)
             return 0
         from redisfuse.journal.diff import diff_change
 

@@ -45,7 +45,7 @@ def command(words: tuple[str, ...], patch: bool, limit: int | None, journal_file
         check_selection(journal, change_filter)
         if patch:
             shown = leave_out_unwritten(change_filter)
-            PatchPrinter(journal, full=True).print_changes(journal.find_changes(shown))
+            PatchPrinter(journal, full=True).print_changes(shown)
             return
         for change in journal.find_changes(change_filter):
             states = {"prior": _state_to_json(change.prior), "new": _state_to_json(change.new)}

@@ -115,8 +115,8 @@ def command(
             table = table or _LogTable(row)
             table.print(row)
             if style is not None:
-                shown = replace(change_filter, **row.selection, key_spans=(), limit=None, oldest_first=True)
-                PatchPrinter(journal, style, full=full).print_changes(journal.find_changes(shown))
+                shown = replace(change_filter, **row.selection, key_spans=(), limit=None)
+                PatchPrinter(journal, style, full=full).print_changes(shown)
                 LinePrinter().print()
 
 

@@ -7,7 +7,7 @@ time, because a clock can be set back.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import groupby, islice
@@ -19,6 +19,7 @@ from redisfuse.text import compile_glob
 
 MAX_CHANGE_ID = (1 << 63) - 1
 ROWS_PER_PAGE = 500  # fetched by one query
+MAX_IDS_PER_PAGE = 32_000  # of many ids, each page has twice as many as the one before, up to these
 MAX_SCANNED_ROWS = 5000  # newest rows scanned in order before an index is used that returns them out of order
 
 OPERATION = "coalesce(operation, group_id)"
@@ -225,14 +226,14 @@ def _iter_page_ids(reader: JournalReader, conditions: Sequence[Condition], ids: 
     """Yield the ids that meet the conditions, from the highest to the lowest."""
     where = all_of([*conditions, Condition("id >= ? AND id <= ?")])
     sql = f"SELECT id FROM changes WHERE {where.sql} ORDER BY id DESC LIMIT ?"
-    highest = ids.last
+    highest, page_size = ids.last, ROWS_PER_PAGE
     while highest >= ids.first:
-        rows = reader.query(sql, (*where.values, ids.first, highest, ROWS_PER_PAGE))
+        rows = reader.query(sql, (*where.values, ids.first, highest, page_size))
         for (id,) in rows:
             yield id
-        if len(rows) < ROWS_PER_PAGE:
+        if len(rows) < page_size:
             return
-        highest = rows[-1][0] - 1
+        highest, page_size = rows[-1][0] - 1, min(2 * page_size, MAX_IDS_PER_PAGE)
 
 
 def _find_range_ids(
@@ -267,11 +268,11 @@ def _build_equalities(change_filter: ChangeFilter, prefix: str = "") -> list[Con
         if value is not None:
             conditions.append(Condition(f"+session IN (SELECT id FROM sessions WHERE {column} = ?)", (value,)))
     if change_filter.outcomes:
-        conditions.append(_one_of(f"{prefix}state", change_filter.outcomes))
+        conditions.append(one_of(f"{prefix}state", change_filter.outcomes))
         if "applied" not in change_filter.outcomes and not prefix:
             conditions.append(Condition("state <> 'applied'"))  # so that SQLite uses the partial index
     if change_filter.ops:
-        conditions.append(_one_of(f"{prefix}op", change_filter.ops))
+        conditions.append(one_of(f"{prefix}op", change_filter.ops))
     if change_filter.key_glob is not None:
         exact, pattern = compile_glob(change_filter.key_glob)
         if pattern is None:
@@ -323,7 +324,7 @@ def _in_range(ids: IdRange) -> Condition:
 
 
 def _in_operations(operation_ids: Sequence[int]) -> list[Condition]:
-    return [_one_of(f"+{OPERATION}", operation_ids)] if operation_ids else []
+    return [one_of(f"+{OPERATION}", operation_ids)] if operation_ids else []
 
 
 def _in_key(span: KeySpan) -> Condition:
@@ -337,7 +338,8 @@ def _in_span(span: KeySpan, prefix: str) -> Condition:
     return Condition(f"({prefix}{key.sql} AND +id >= ? AND +id <= ?)", (*key.values, span.first, span.last))
 
 
-def _one_of(column: str, values: Sequence[Any]) -> Condition:
+def one_of(column: str, values: Collection[Any]) -> Condition:
+    """Return the condition that a column has one of some values."""
     return Condition(f"{column} IN ({', '.join('?' * len(values))})", tuple(values))
 
 

@@ -39,6 +39,7 @@ from redisfuse.journal.models import (
     SessionMetadata,
     State,
 )
+from redisfuse.journal.net_change import NetChanges
 from redisfuse.journal.operations import OperationSummary
 from redisfuse.journal.processes import DEFAULT_IDLE_MS, OperationTracker
 from redisfuse.journal.reader import JournalReader
@@ -272,6 +273,11 @@ class Journal:
         """
         self._publish_own_outcomes()
         return change_rows.find_changes(self.reader, change_filter)
+
+    def find_net_changes(self, change_filter: ChangeFilter) -> NetChanges:
+        """Return the net changes of what matches a filter, oldest first."""
+        self._publish_own_outcomes()
+        return NetChanges(self.reader, change_filter)
 
     def get_group(self, group_id: int) -> list[Change]:
         """Return the changes of one operation, in the order in which they were recorded."""

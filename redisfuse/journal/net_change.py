@@ -1,4 +1,4 @@
-"""The net effect of successive changes of one key or field. Pure.
+"""The net effect of successive changes of one key or field.
 
 Three saves of a file are one net change: from the content before the first to the content after the last. Changes
 join only if each finds what the one before it left: a change by another program in between separates them.
@@ -6,10 +6,18 @@ join only if each finds what the one before it left: a change by another program
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
+from more_itertools import chunked
+
+from redisfuse.journal.change_filter import ROWS_PER_PAGE, ChangeFilter, find_ids, one_of
+from redisfuse.journal.change_rows import ROWS_IN_FIRST_PAGE, fetch_changes
 from redisfuse.journal.models import Change, State
+from redisfuse.journal.reader import JournalReader
 
 NOT_IN_EFFECT = ("failed", "refused", "held")
 """The outcomes of changes that are not in Redis: they join with no other change."""
@@ -79,3 +87,63 @@ def is_continued(new: State, prior: State) -> bool:
     if new.kind == "object" and new.portable_copy is not None and prior.portable_copy is not None:
         return new.portable_copy == prior.portable_copy
     return new.content == prior.content
+
+
+class NetChanges:
+    """Yields the net changes of a selection, ordered by their first changes.
+
+    For one thread. The changes are read a page at a time, together with all other changes of the same keys that are
+    selected. So the first net changes arrive soon, whatever the number of changes.
+    """
+
+    def __init__(self, reader: JournalReader, change_filter: ChangeFilter) -> None:
+        """Find the ids of the changes that match a filter."""
+        self._reader = reader
+        self._ids = array("q", find_ids(reader, change_filter))  # ascending
+        self._ids.reverse()
+        self._loaded_keys: set[bytes] = set()
+        self._waiting: dict[int, NetChange] = {}  # those that were not yielded, by their first ids
+        self._queue: list[int] = []  # a heap of their first ids
+
+    def __iter__(self) -> Iterator[NetChange]:
+        """Yield the net changes."""
+        start, size = 0, ROWS_IN_FIRST_PAGE
+        while page := self._ids[start : start + size]:
+            self._load(page)
+            while self._queue and self._queue[0] <= page[-1]:
+                yield self._waiting.pop(heappop(self._queue))
+            start, size = start + len(page), ROWS_PER_PAGE
+
+    def find_beginning_with(self, change_id: int) -> NetChange | None:
+        """Return the net change that begins with a change.
+
+        None if there is none, or if it was yielded.
+        """
+        if self._includes(change_id):
+            self._load([change_id])
+        return self._waiting.get(change_id)
+
+    def _includes(self, change_id: int) -> bool:
+        index = bisect_left(self._ids, change_id)
+        return index < len(self._ids) and self._ids[index] == change_id
+
+    def _load(self, change_ids: Collection[int]) -> None:
+        """Read the selected changes of the keys of some changes, once."""
+        named = one_of("id", change_ids)
+        rows = self._reader.query(f'SELECT DISTINCT "key" FROM changes WHERE {named.sql}', named.values)
+        keys = {key for (key,) in rows} - self._loaded_keys
+        self._loaded_keys |= keys
+        if not keys:
+            return
+        of_keys = one_of('"key"', keys)
+        ids = self._reader.query(
+            f"SELECT id FROM changes WHERE {of_keys.sql} AND +id BETWEEN ? AND ? ORDER BY id",
+            (*of_keys.values, self._ids[0], self._ids[-1]),
+        )
+        for net in join_changes(self._fetch(id for (id,) in ids if self._includes(id))):
+            self._waiting[net.first.id] = net
+            heappush(self._queue, net.first.id)
+
+    def _fetch(self, change_ids: Iterable[int]) -> Iterator[Change]:
+        for page in chunked(change_ids, ROWS_PER_PAGE):
+            yield from fetch_changes(self._reader, page)

@@ -7,14 +7,15 @@ the path of each is derived from its key.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import NotFoundError
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Blob, Change, State
-from redisfuse.journal.net_change import NetChange, join_changes
+from redisfuse.journal.net_change import NetChange, NetChanges
 from redisfuse.journal.patch import FileChange, read_content
 from redisfuse.paths.grammar import PathCodec
 
@@ -64,19 +65,19 @@ class ChangedFiles:
         self._journal = journal
         self._codecs: dict[int, PathCodec] = {}  # by session
 
-    def join(self, changes: Iterable[Change]) -> Iterator[ChangedFile]:
-        """Yield the net changes of files.
+    def find(self, change_filter: ChangeFilter) -> Iterator[ChangedFile]:
+        """Yield the net changes of files, of the changes that match a filter.
 
-        `changes` are in order, oldest first.
+        They are in the order of their first changes.
         """
-        net_changes = join_changes(changes)
-        by_first = {net.first.id: net for net in net_changes}
-        departures = self._find_departures(net_changes, by_first)
-        renamed = {id(departure) for departure in departures.values()}
+        net_changes = self._journal.find_net_changes(change_filter)
+        departures: dict[int, NetChange] = {}  # of renames, by the first ids of the arrivals
         for net in net_changes:
-            if id(net) in renamed:
+            arrival = self._find_arrival(net_changes, net)
+            if arrival is not None:
+                departures[arrival.first.id] = net
                 continue
-            departure = departures.get(id(net))
+            departure = departures.pop(net.first.id, None)
             path = self.find_path(net.last)
             yield ChangedFile(net, path if departure is None else self.find_path(departure.first), path, departure)
 
@@ -91,23 +92,23 @@ class ChangedFiles:
         is_of_hash = change.field is not None and recorded == codec.key_path(change.key)
         return derived if is_of_hash or derived.startswith(recorded + b"/") else recorded
 
-    def _find_departures(
-        self, net_changes: Sequence[NetChange], by_first: Mapping[int, NetChange]
-    ) -> dict[int, NetChange]:
-        """Return the departures of renames, by the identities of the arrivals."""
-        found: dict[int, NetChange] = {}
-        for net in net_changes:
-            # The two changes of a rename were recorded one after the other, the old name first.
-            arrival = by_first.get(net.last.id + 1)
-            if (
-                arrival is not None
-                and net.last.op == arrival.first.op == "rename"
-                and net.last.group_id == arrival.first.group_id
-                and net.new.kind == arrival.prior.kind == "absent"
-                and net.prior.kind == arrival.new.kind == "value"
-            ):
-                found[id(arrival)] = net
-        return found
+    @staticmethod
+    def _find_arrival(net_changes: NetChanges, net: NetChange) -> NetChange | None:
+        """Return the arrival at the new name if a net change ends with a rename.
+
+        The two changes of a rename were recorded one after the other, the old name first.
+        """
+        if net.last.op != "rename" or net.new.kind != "absent" or net.prior.kind != "value":
+            return None
+        arrival = net_changes.find_beginning_with(net.last.id + 1)
+        is_arrival = (
+            arrival is not None
+            and arrival.first.op == "rename"
+            and arrival.first.group_id == net.last.group_id
+            and arrival.prior.kind == "absent"
+            and arrival.new.kind == "value"
+        )
+        return arrival if is_arrival else None
 
     def _get_codec(self, session_id: int) -> PathCodec:
         if session_id not in self._codecs:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import random
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from redisfuse.journal import line_matching
+from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.journal import Journal
 from redisfuse.journal.line_matching import MAX_COMPARED_LINES, match_lines
-from redisfuse.journal.models import ABSENT, Change, State
+from redisfuse.journal.models import ABSENT, Change, ChangeIntent, ServerIdentity, SessionMetadata, State
 from redisfuse.journal.net_change import join_changes
 from redisfuse.journal.patch import FileChange, iter_patch
 
@@ -177,6 +180,36 @@ def test_binary_contents(tmp_path: Path) -> None:
 
 def make_change(id: int, prior: State, new: State, outcome: str = "applied", key: bytes = b"k") -> Change:
     return Change(id, 1, id, 0, b"p", "write", key, None, prior, new, outcome, None, None, None, None, None, "s")  # type: ignore[arg-type]
+
+
+def test_net_changes_of_a_long_journal(tmp_path: Path) -> None:
+    """Read page by page, the net changes are those of all changes at once; each is found by its first change."""
+    rng = random.Random(3)
+    texts = [ABSENT, *(State.from_value(text) for text in (b"a", b"b", b"c"))]
+    tmp_path.chmod(0o700)
+    with Journal.open(tmp_path / "journal.db", create=True) as journal:
+        session = journal.begin_session(SessionMetadata(ServerIdentity(host="127.0.0.1", port=6379)))
+        for outcome in ("applied", "failed", "applied"):
+            intents = []
+            for _ in range(700):
+                key, field = b"%d" % rng.randrange(400), rng.choice([None, b"f"])
+                prior, new = rng.sample(texts, 2)
+                intents.append(ChangeIntent(key, rng.choice(["write", "rename"]), key, field, prior, new))
+            ids = journal.record_intents(session, intents, grouping=False)
+            journal.record_outcome(ids, outcome)  # type: ignore[arg-type]
+        for selection in (ChangeFilter(), ChangeFilter(outcomes=("applied",), before_id=1900), ChangeFilter(limit=77)):
+            expected = [
+                (net.first.id, net.last.id, net.count)
+                for net in join_changes(journal.find_changes(replace(selection, oldest_first=True)))
+            ]
+            net_changes = journal.find_net_changes(selection)
+            last_first = expected[-1][0]
+            found = net_changes.find_beginning_with(last_first)
+            assert found is not None
+            assert (found.first.id, found.last.id, found.count) == expected[-1]
+            assert net_changes.find_beginning_with(5000) is None
+            assert [(net.first.id, net.last.id, net.count) for net in net_changes] == expected
+            assert net_changes.find_beginning_with(last_first) is None
 
 
 def test_net_changes() -> None:
