@@ -35,6 +35,8 @@ class UsagePrinter:
         self._is_size = report.measure in ("memory", "bytes")
         self._total = report.folders[root]
         self._children = self._build_children()
+        # A terminal shows no column without a key; the others leave room for the names.
+        self._shown_expiries = [index for index, keys in enumerate(self._total.expiries) if round(keys)]
 
     # -- folders ------------------------------------------------------------------------------------------------------
 
@@ -83,11 +85,11 @@ class UsagePrinter:
     def print_table(self, paths: Sequence[bytes]) -> None:
         """Print the folders, and the biggest keys."""
         is_estimate = self._report.sampled_keys is not None
-        columns = [TableColumn(self._report.measure.upper(), 11, align_right=True)]
+        columns = [TableColumn(self._report.measure.upper(), 10, align_right=True)]
         columns += [TableColumn("±", 10, align_right=True)] if is_estimate else []
         columns += [TableColumn("SHARE", 6, align_right=True)]
-        columns += [TableColumn("KEYS", 11, align_right=True)] if self._report.measure != "keys" else []
-        columns += [TableColumn(name.upper(), 7, align_right=True) for name in EXPIRY_NAMES]
+        columns += [TableColumn("KEYS", 9, align_right=True)] if self._report.measure != "keys" else []
+        columns += [TableColumn(EXPIRY_NAMES[index].upper(), 6, align_right=True) for index in self._shown_expiries]
         table = TablePrinter([*columns, TableColumn("FOLDER", 0)])
         self._print_row(table, "total", self._total, is_estimate)
         for prefix, level, usage in self._iter_folders(self._root, 0):
@@ -114,7 +116,7 @@ class UsagePrinter:
         if self._report.measure != "keys":
             shown.append(f"{usage.keys:,.0f}")
             raw.append(round(usage.keys))
-        shown += map(_format_short, usage.expiries)
+        shown += [_format_short(usage.expiries[index]) for index in self._shown_expiries]
         raw += map(round, usage.expiries)
         table.print_row([*shown, name], [*raw, name.strip()])
 
@@ -125,10 +127,10 @@ class UsagePrinter:
         LinePrinter().print()
         table = TablePrinter(
             [
-                TableColumn(self._report.measure.upper(), 11, align_right=True),
-                TableColumn("TYPE", 7),
-                TableColumn("LENGTH", 14, align_right=True),
-                TableColumn("EXPIRES", 8, align_right=True),
+                TableColumn(self._report.measure.upper(), 10, align_right=True),
+                TableColumn("TYPE", 6),
+                TableColumn("LENGTH", 10, align_right=True),
+                TableColumn("EXPIRES", 7, align_right=True),
                 TableColumn("KEY", 0),
             ]
         )
