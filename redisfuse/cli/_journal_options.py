@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from redisfuse.cli._options import OptionList
-from redisfuse.cli._params import BYTES, CHANGE_WORD, CHANGED_PATH, MAX_SQLITE_INTEGER, PATH, SESSION_ID, TIMESTAMP
+from redisfuse.cli._params import BYTES, CHANGE_WORD, CHANGED_PATH, PATH, ROW_COUNT, SESSION_ID, TIMESTAMP
 from redisfuse.errors import UsageError
 from redisfuse.journal.filter_options import CHANGE_OPS, CHANGE_STATES
 
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 journal_option = click.option(
     "--journal-file",
     type=PATH,
-    metavar="FILE",
+    metavar="PATH",
     show_default="journal.db in the platform's state folder",
     help="Database file of the journal.",
 )
-limit_option = click.option(
-    "-n", "--limit", type=click.IntRange(0, MAX_SQLITE_INTEGER), metavar="N", help="Maximum number of rows to list."
-)
+limit_option = click.option("-n", "--limit", type=ROW_COUNT, metavar="N", help="Maximum number of rows to list.")
 change_words = click.argument("words", type=CHANGE_WORD, nargs=-1, metavar="[ID|PATH]...")
 """The argument that names changes, or the key whose history is meant."""
 
@@ -35,10 +33,14 @@ filter_options = OptionList(
     click.option("--by", metavar="USER", help="Only changes of sessions of this user."),
     click.option("--key", type=BYTES, metavar="GLOB", help="Only keys that match (*, ?, [a-z], as in Redis)."),
     click.option("--path", type=CHANGED_PATH, metavar="PATH", help="Only this path and the paths below it."),
-    click.option("--since", type=TIMESTAMP, metavar="TIME", help="From this time: ISO 8601, 14:30, 2h, yesterday."),
+    click.option(
+        "--since", type=TIMESTAMP, metavar="TIME", help="Only from this time on: ISO 8601, 14:30, 2h (ago), yesterday."
+    ),
     click.option("--until", type=TIMESTAMP, metavar="TIME", help="Only before this time."),
-    click.option("--state", type=click.Choice(CHANGE_STATES), multiple=True, help="Only in this state; repeatable."),
-    click.option("--op", type=click.Choice(CHANGE_OPS), multiple=True, help="Only this operation; repeatable."),
+    click.option(
+        "--state", type=click.Choice(CHANGE_STATES), multiple=True, help="Only in this state; may be repeated."
+    ),
+    click.option("--op", type=click.Choice(CHANGE_OPS), multiple=True, help="Only this operation; may be repeated."),
 )
 """The options that select changes; `build_change_filter` converts them."""
 

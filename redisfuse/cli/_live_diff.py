@@ -49,7 +49,7 @@ class _Side:
 def compare_live(context: click.Context, words: Sequence[str], *, as_json: bool) -> int:
     """Compare A and B, and return the exit status: 0 equal, 1 different, 2 failed."""
     if len(words) != 2:
-        raise UsageError("--live needs two words, A and B: each a URL, a path in a mount, or an archive")
+        raise UsageError("--live needs two arguments, A and B: each a URL, a path in a mount, or an archive")
     try:
         with ExitStack() as stack:
             left, right = (_open_side(context, word, stack) for word in words)
@@ -80,7 +80,7 @@ def _open_side(context: click.Context, word: str, stack: ExitStack) -> _Side:
             return _Side(None, None, archive)
     place = resolve_where(context, [word])
     if place.scope.target is not None:
-        raise UsageError(f"{word} is one key; compare folders, or keys with diff")
+        raise UsageError(f"{word} is a single key; compare folders, or two files with diff(1)")
     return _Side(place, stack.enter_context(place.connect_client()), None)
 
 
@@ -129,7 +129,7 @@ class _Comparison:
         if archive is not None:
             yield from archive
             if archive.expected_keys != archive.key_count:
-                raise UsageError("the archive is incomplete: `redisfuse dump` was interrupted, or it was cut")
+                raise UsageError("the archive is incomplete: `redisfuse dump` was interrupted, or the file was cut off")
             return
         assert self._left.client is not None
         reader = _open_reader(self._left.client)

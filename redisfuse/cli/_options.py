@@ -23,6 +23,10 @@ SUBCOMMAND_SETTINGS = {
 }
 """The context settings of commands inside a group."""
 
+TIMEOUT_HELP = "How long to wait for a reply of the server before failing."
+
+SEPARATOR_HELP = "Text that separates folders in the names of keys."
+
 PASSWORD_FILE_HELP = (
     "File with the password in its first line, readable only by you. "
     "REDISFUSE_PASSWORD can hold the password itself instead."
@@ -73,7 +77,7 @@ def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[De
     elif isinstance(default, bytes):
         default = os.fsdecode(default)
     if default is not None and default != () and default is not False:
-        attrs |= {"default": default, "show_default": default != ""}
+        attrs = {"default": default, "show_default": default != ""} | attrs
     return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
 
 
@@ -103,29 +107,35 @@ route_options = OptionList(
 )
 """How the addresses that servers announce are reached."""
 
-server_options = OptionList(
-    config_option("--user", section=_SECTION, metavar="NAME", help="ACL user, if the URL has none."),
-    config_option(
-        "--db", section=_SECTION, type=click.IntRange(0), metavar="N", help="Database number, instead of the URL's."
-    ),
-    click.option("--password-file", cls=SectionOption, section=_SECTION, type=PATH, help=PASSWORD_FILE_HELP),
-    config_option("--tls", section=_SECTION, is_flag=True, help="Use TLS, as a rediss:// URL does."),
-    config_option(
-        "--tls-ca", section=_SECTION, type=PATH, help="CA certificates to trust (PEM), instead of the system's."
-    ),
-    config_option("--tls-cert", section=_SECTION, type=PATH, help="Client certificate (PEM)."),
-    config_option("--tls-key", section=_SECTION, type=PATH, help="Private key of the client certificate (PEM)."),
-    config_option("--tls-insecure", section=_SECTION, is_flag=True, help="Don't verify the server's certificate."),
-    config_option(
-        "--timeout",
-        section=_SECTION,
-        type=click.FloatRange(0, min_open=True),
-        metavar="SECONDS",
-        help="How long to wait for a reply of the server before failing with EIO.",
-    ),
-    route_options,
-)
-"""How to reach a server: user, database, password file, TLS, time-out."""
+
+def build_server_options(timeout_help: str, *, shows_timeout: bool = True) -> OptionList:
+    """Return the options that say how to reach a server.
+
+    They are user, database, password file, TLS, time-out and route. With `shows_timeout`, `--help` has its default.
+    """
+    return OptionList(
+        config_option("--user", section=_SECTION, metavar="NAME", help="ACL user, if the URL has none."),
+        config_option(
+            "--db", section=_SECTION, type=click.IntRange(0), metavar="N", help="Database number, instead of the URL's."
+        ),
+        click.option("--password-file", cls=SectionOption, section=_SECTION, type=PATH, help=PASSWORD_FILE_HELP),
+        config_option("--tls", section=_SECTION, is_flag=True, help="Use TLS, as a rediss:// URL does."),
+        config_option(
+            "--tls-ca", section=_SECTION, type=PATH, help="CA certificates to trust (PEM), instead of the system's."
+        ),
+        config_option("--tls-cert", section=_SECTION, type=PATH, help="Client certificate (PEM)."),
+        config_option("--tls-key", section=_SECTION, type=PATH, help="Private key of the client certificate (PEM)."),
+        config_option("--tls-insecure", section=_SECTION, is_flag=True, help="Don't verify the server's certificate."),
+        config_option(
+            "--timeout",
+            section=_SECTION,
+            type=click.FloatRange(0, min_open=True),
+            metavar="SECONDS",
+            help=timeout_help,
+            show_default=shows_timeout,
+        ),
+        route_options,
+    )
 
 
 def is_host_and_port(text: str) -> bool:

@@ -37,6 +37,19 @@ class SizeParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer 
             self.fail(str(error), param, ctx)
 
 
+class RowCountParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A number of rows that SQLite can store."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse a number that is not negative."""
+        try:
+            return _parse_id(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number from 0 to {MAX_SQLITE_INTEGER}", param, ctx)
+
+
 class BytesParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
     """Bytes of a key, exactly as they were typed, UTF-8 or not."""
 
@@ -160,6 +173,7 @@ class ChangedPathParam(click.ParamType):  # type: ignore[type-arg]  # generic in
 
 
 SIZE = SizeParam()
+ROW_COUNT = RowCountParam()
 BYTES = BytesParam()
 PATH = FilePathParam()
 TIMESTAMP = TimestampParam()
@@ -170,7 +184,7 @@ CHANGE_WORD = ChangeWordParam()
 
 
 def _parse_id(value: Any) -> int:
-    """Return an id that SQLite can store. Raises ValueError."""
+    """Return an id or number that SQLite can store. Raises ValueError."""
     number = int(value)
     if not 0 <= number <= MAX_SQLITE_INTEGER:
         raise ValueError(f"out of range for SQLite: {number}")

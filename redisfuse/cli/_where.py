@@ -22,7 +22,13 @@ from click.core import ParameterSource
 from redisfuse.cli._decode_options import DECODE_SETTINGS
 from redisfuse.cli._mount_status import fetch_status
 from redisfuse.cli._named_servers import complete_where, expand_server, read_mount_setting
-from redisfuse.cli._options import OptionList, config_option, parse_server_address, server_options
+from redisfuse.cli._options import (
+    SEPARATOR_HELP,
+    OptionList,
+    build_server_options,
+    config_option,
+    parse_server_address,
+)
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._passwords import locate_password
 from redisfuse.config import DEFAULTS
@@ -56,15 +62,18 @@ _TARGET_XATTRS = (_PREFIX_XATTR, _KEY_XATTR, _FIELD_XATTR)
 where_argument = click.argument("where", nargs=-1, metavar="[WHERE]", shell_complete=complete_where)
 
 where_options = OptionList(
-    server_options,
+    build_server_options(
+        f"How long to wait for a reply of the server before failing; by default {SURVEY_TIMEOUT_SECONDS}.",
+        shows_timeout=False,
+    ),
     config_option("--prefix", section=_SECTION, type=BYTES, help="Only keys with this prefix; not for a path."),
-    config_option("--separator", section=_SECTION, type=BYTES, help="Separator of directories in a key."),
+    config_option("--separator", section=_SECTION, type=BYTES, help=SEPARATOR_HELP),
     config_option(
         "--rate",
         section=_SECTION,
         type=click.IntRange(0),
         metavar="N",
-        help="Maximum number of commands per second; 0 is unlimited.",
+        help="Maximum number of commands per second; 0: no limit.",
     ),
     config_option(
         "--scan-count",
@@ -160,7 +169,7 @@ def resolve_where(context: click.Context, words: Sequence[str]) -> Where:
         return _resolve_server(context, words)
     if len(words) > 2:
         raise UsageError(
-            f"{words[2]!r} is one word too many: WHERE is a path in a mount, a URL, a server, or HOST PORT"
+            f"{words[2]!r} is one argument too many: WHERE is a path in a mount, a URL, a server, or HOST PORT"
         )
     return _resolve_path(context, words[0] if words else "")
 
@@ -255,7 +264,7 @@ def _resolve_path(context: click.Context, spelling: str) -> Where:
 def locate_in_mount(spelling: str) -> tuple[Path, str]:
     """Return the mount that a path is in, and the rest of the path.
 
-        An empty path is the current directory. The mount is this user's or root's: its status decides where the user's
+    An empty path is the current directory. The mount is this user's or root's: its status decides where the user's
     password is sent, so the mount of another user is refused. Raises UsageError.
     """
     absolute = os.path.abspath(os.path.expanduser(spelling) or os.curdir)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from redisfuse.cli._options import PASSWORD_FILE_HELP, WAIT_REPLICAS_HELP, OptionList, route_options
+from redisfuse.cli._options import PASSWORD_FILE_HELP, TIMEOUT_HELP, WAIT_REPLICAS_HELP, OptionList, route_options
 from redisfuse.cli._params import PATH
 from redisfuse.cli._terminal import print_err
 from redisfuse.config import DEFAULTS
@@ -31,7 +31,7 @@ connector_options = OptionList(
         metavar="SECONDS",
         default=DEFAULTS["timeout"],
         show_default=True,
-        help="How long to wait for a reply of the server before failing.",
+        help=TIMEOUT_HELP,
     ),
     click.option(
         "--wait-replicas", type=click.IntRange(0), default=0, metavar="N", show_default=True, help=WAIT_REPLICAS_HELP

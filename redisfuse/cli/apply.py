@@ -1,4 +1,4 @@
-"""Write a refused edit, or repeat any change."""
+"""Write a refused edit, after you have inspected it with `redisfuse diff ID`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from redisfuse.journal.descriptions import format_key
 
 @click.command
 @click.argument("id", type=CHANGE_ID)
-@click.option("--force", is_flag=True, help="Overwrite later changes, values of another type, and another server.")
+@click.option("--force", is_flag=True, help="Write over later changes and other types, and to another server.")
 @json_option
 @connector_options
 @journal_option

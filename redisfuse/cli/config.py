@@ -45,9 +45,9 @@ class Setting:
 def _show_settings(**_: Any) -> None:
     """Show the settings of a mount, and where each value is from.
 
-    The words are those of `redisfuse mount`. Without any, the servers in the configuration and the settings of other
-    commands are listed, too. A source is `default`, `command line`, a variable in the environment, or a line of a file.
-    Passwords are not shown.
+    Takes the arguments and options of `redisfuse mount`, and mounts nothing. Without arguments, the servers in the
+    configuration and the settings of other commands are listed, too. A source is `default`, `command line`, a variable
+    in the environment, or a line of a file. Passwords are not shown.
 
     \b
     redisfuse config

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli._named_servers import complete_source, expand_server
-from redisfuse.cli._options import SectionCommand, parse_server_address, server_options
+from redisfuse.cli._options import TIMEOUT_HELP, SectionCommand, build_server_options, parse_server_address
 from redisfuse.cli._output import TableColumn, TablePrinter, json_option, print_json
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._passwords import find_password
@@ -41,7 +41,7 @@ class DoctorFinding:
 
 @click.command(cls=SectionCommand)
 @click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME)", shell_complete=complete_source)
-@server_options
+@build_server_options(TIMEOUT_HELP)
 @click.option("--prefix", type=BYTES, default=b"", help="Check access to keys with this prefix only.")
 @click.option(
     "--write",

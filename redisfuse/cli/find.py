@@ -56,9 +56,13 @@ def _output(*names: str, help: str, **attrs: Any) -> Callable[[Any], Any]:
 @_condition("--ttl", "[+-]TIME|none|any", "Time to live: -1h expires sooner, +7d later, none never.")
 @_condition("--idle", "[+-]TIME", "Time since the last access: +7d is longer.")
 @_condition("--encoding", "NAME", "Encoding in the server, such as listpack; may be repeated.", multiple=True)
-@_output("--sort", type=click.Choice(list(_SORT_PROPERTIES)), help="Largest first; by ttl soonest, by name first.")
+@_output(
+    "--sort",
+    type=click.Choice(list(_SORT_PROPERTIES)),
+    help="Sort: largest first, by ttl soonest first, by name A to Z.",
+)
 @_output("-r", "--reverse", is_flag=True, help="Reverse the order of --sort.")
-@_output("--limit", type=click.IntRange(1), metavar="N", help="List at most N.")
+@_output("--limit", type=click.IntRange(1), metavar="N", help="Maximum number of keys to list.")
 @_output("--count", is_flag=True, help="Print only the number of keys.")
 @_output("--ls", "long", is_flag=True, help="List type, length, time to live and path.")
 @_output("--keys", is_flag=True, help="Print keys instead of paths; this begins before the scan has ended.")

@@ -48,7 +48,7 @@ def _globs(name: str, help: str) -> Callable[[Any], Any]:
     section=_MATCHING,
     metavar="PATTERN",
     multiple=True,
-    help="A pattern, which may begin with a dash; may be repeated. All words are WHERE then.",
+    help="A pattern, which may begin with a dash; may be repeated. The only argument is WHERE then.",
 )
 @_flag(_MATCHING, "-E", "--extended-regexp", help="PATTERN is an extended regular expression, not a basic one.")
 @_flag(_MATCHING, "-F", "--fixed-strings", help="PATTERN is literal.")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import difflib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
+import redisfuse
 from redisfuse.cli._output import is_terminal
 from redisfuse.errors import UsageError
 
@@ -42,9 +44,15 @@ class Page:
 
 
 def read_pages() -> Mapping[str, Page]:
-    """Return the pages in redisfuse/docs by topic, sorted."""
+    """Return the pages by topic, sorted.
+
+    They are those in redisfuse/docs, and SECURITY.md, which is there in a wheel and above it in a source tree.
+    """
     folder = resources.files("redisfuse") / "docs"
     files = {file.name.removesuffix(".md"): file for file in folder.iterdir() if file.name.endswith(".md")}
+    security = Path(redisfuse.__file__).resolve().parents[1] / "SECURITY.md"
+    if "security" not in files and security.exists():
+        files["security"] = security
     return {topic: Page.read(files[topic]) for topic in sorted(files)}
 
 
@@ -63,25 +71,25 @@ class Topic(click.ParamType):  # type: ignore[type-arg]  # generic in newer clic
 
 
 @click.command
-@click.argument("topic", required=False, type=Topic())
+@click.argument("words", nargs=-1, type=Topic(), metavar="[TOPIC]")
 @click.pass_context
-def command(context: click.Context, /, topic: str | None) -> None:
+def command(context: click.Context, /, words: tuple[str, ...]) -> None:
     """Show a page of the documentation, or list the pages.
 
-    TOPIC is a page, or a command whose --help is shown. On a terminal, a page is formatted and shown in the pager; in a
-    pipe, it is Markdown.
+    TOPIC is a page, or a command whose --help is shown, such as rollback or junk scan. On a terminal, a page is
+    formatted and shown in the pager; in a pipe, it is Markdown.
 
     \b
     redisfuse help recipes
     redisfuse help rollback
     """  # noqa: D301 - click reads the control character \b
     pages = read_pages()
-    if topic is None:
+    if not words:
         _list_pages(pages)
-    elif topic in pages:
-        _show_page(pages[topic])
+    elif len(words) == 1 and words[0] in pages:
+        _show_page(pages[words[0]])
     else:
-        _show_command(context, topic, pages)
+        _show_command(context, words, pages)
 
 
 def _list_pages(pages: Mapping[str, Page]) -> None:
@@ -116,18 +124,24 @@ def _format_markdown(text: str) -> str:
     return capture.get()
 
 
-def _show_command(context: click.Context, name: str, pages: Mapping[str, Page]) -> None:
-    """Print the `--help` of a command.
+def _show_command(context: click.Context, words: Sequence[str], pages: Mapping[str, Page]) -> None:
+    """Print the `--help` of a command, or of a command in a group.
 
-    Raises UsageError for a name that is neither a page nor a command.
+    Raises UsageError for words that are neither a page nor a command.
     """
     from redisfuse.cli.main import group
 
     root = context.find_root()
-    command: Any = group.get_command(root, name)
+    command: Any = group
+    child = root
+    for word in words:
+        command = command.get_command(child, word) if isinstance(command, click.Group) else None
+        if command is None:
+            break
+        child = click.Context(command, parent=child, info_name=word)
     if command is None:
+        name = " ".join(words)
         similar = difflib.get_close_matches(name, [*pages, *group.list_commands(root)], n=MAX_SUGGESTIONS, cutoff=0.5)
         hint = f"did you mean {' or '.join(similar)}? " if similar else ""
         raise UsageError(f"no page or command {name!r}; {hint}`redisfuse help` lists the pages")
-    with click.Context(command, parent=root, info_name=name) as child:
-        click.echo(command.get_help(child))
+    click.echo(command.get_help(child))

@@ -15,7 +15,12 @@ from redisfuse.cli._terminal import print_out
 
 @click.group
 def command() -> None:
-    """Show the journal's path, or check its integrity."""
+    """Show the journal's path, or check its integrity.
+
+    \b
+    redisfuse journal path
+    redisfuse journal check
+    """  # noqa: D301 - click reads the control character \b
 
 
 @command.command(context_settings=SUBCOMMAND_SETTINGS)
@@ -35,7 +40,7 @@ def path(journal_file: Path | None) -> None:
 @json_option
 @journal_option
 def check(as_json: bool, journal_file: Path | None) -> int:
-    """Check schema, contents and states, and print a line for each problem.
+    """Check schema, contents and states; print each problem.
 
     The exit status is 1 if there is a problem.
 

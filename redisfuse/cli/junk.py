@@ -16,12 +16,14 @@ from more_itertools import chunked
 from redisfuse.cli._journal_options import journal_option
 from redisfuse.cli._named_servers import complete_source, expand_server
 from redisfuse.cli._options import (
+    SEPARATOR_HELP,
     SUBCOMMAND_SETTINGS,
+    TIMEOUT_HELP,
     WAIT_REPLICAS_HELP,
     OptionList,
     SectionCommand,
+    build_server_options,
     parse_server_address,
-    server_options,
 )
 from redisfuse.cli._output import (
     LinePrinter,
@@ -63,7 +65,12 @@ _pattern_options = OptionList(
 
 @click.group
 def command() -> None:
-    """Find and remove junk in Redis; list and test the junk patterns."""
+    """Find and remove junk in Redis; list and test the junk patterns.
+
+    \b
+    redisfuse junk check .notes.txt.swp
+    redisfuse junk scan redis://host:6379/0
+    """  # noqa: D301 - click reads the control character \b
 
 
 @command.command("list")
@@ -97,7 +104,7 @@ def list_patterns(junk_file: Path | None, junk: Sequence[str], keep: Sequence[st
 def check(
     names: Sequence[str], junk_file: Path | None, junk: Sequence[str], keep: Sequence[str], as_json: bool
 ) -> None:
-    """Show for each name whether it is junk, and the pattern that matches.
+    """Show whether names are junk, and by which pattern.
 
     A NAME may be a path from the mount's root; it ends in / for a directory. A key in Redis is data, regardless of its
     name. In a pipe, each line has these fields, separated by tabs: name, class, meaning of the class, pattern, program.
@@ -131,7 +138,7 @@ def check(
 
 _scan_options = OptionList(
     click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME)", shell_complete=complete_source),
-    server_options,
+    build_server_options(TIMEOUT_HELP),
     _pattern_options,
     click.option(
         "--separator",
@@ -139,7 +146,7 @@ _scan_options = OptionList(
         default=os.fsdecode(DEFAULTS["separator"]),
         show_default=True,
         metavar="TEXT",
-        help="Separator of directories in a key.",
+        help=SEPARATOR_HELP,
     ),
     click.option("--prefix", type=BYTES, default=b"", help="Scan only keys with this prefix."),
     click.option("--fields", is_flag=True, help="Scan the fields of small hashes, too."),

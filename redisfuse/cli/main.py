@@ -132,9 +132,10 @@ class CommandGroup(click.Group):
 @click.option(
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
     help="Configuration file, instead of /etc/redisfuse.toml and the user's.",
 )
-@click.option("--debug", is_flag=True, help="Show tracebacks, and log each step.")
+@click.option("--debug", is_flag=True, help="Log each step, and tracebacks.")
 def group(config: Path | None, debug: bool) -> None:
     """Mount Redis as a folder: read-only by default, writes journaled and reversible.
 

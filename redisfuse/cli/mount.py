@@ -11,12 +11,13 @@ from redisfuse.cli._config_files import load_config_option
 from redisfuse.cli._decode_options import decode_options
 from redisfuse.cli._named_servers import complete_source, expand_mount_source, find_servers
 from redisfuse.cli._options import (
+    SEPARATOR_HELP,
     WAIT_REPLICAS_HELP,
     SectionCommand,
     SectionOption,
+    build_server_options,
     config_option,
     is_host_and_port,
-    server_options,
 )
 from redisfuse.cli._params import BYTES, PATH, SIZE
 from redisfuse.cli._passwords import locate_password
@@ -33,7 +34,7 @@ RUN_SECTION = "Operation"
 
 @click.command(cls=SectionCommand, options_metavar="[OPTIONS]")
 @click.argument("source", nargs=-1, metavar="(HOST PORT | URL | NAME) MOUNTPOINT", shell_complete=complete_source)
-@server_options
+@build_server_options("How long to wait for a reply of the server before failing with EIO.")
 @config_option(
     "--replicas",
     section=REPLICA_SECTION,
@@ -45,7 +46,7 @@ RUN_SECTION = "Operation"
     section=REPLICA_SECTION,
     type=click.FloatRange(0),
     metavar="SECONDS",
-    help="With --replicas: fail with EIO when the replica's values may be older; 0 is unlimited.",
+    help="With --replicas: fail with EIO if the replica's values may be older; 0: no limit.",
 )
 @config_option(
     "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits change Redis, each journaled first."
@@ -99,7 +100,7 @@ RUN_SECTION = "Operation"
     metavar="SECONDS",
     help="Pause of a program after which its next change begins a new operation in the journal.",
 )
-@config_option("--separator", section=TREE_SECTION, type=BYTES, help="Separator of directories in a key.")
+@config_option("--separator", section=TREE_SECTION, type=BYTES, help=SEPARATOR_HELP)
 @config_option("--prefix", section=TREE_SECTION, type=BYTES, help="Mount only keys with this prefix.")
 @config_option(
     "--new-files",
@@ -132,7 +133,7 @@ RUN_SECTION = "Operation"
     section=TREE_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="With --hashes auto: maximum number of hashes of a directory to list as fields; with more, each hash is one "
+    help="With --hashes auto: maximum number of hashes in a folder to list as fields; with more, each hash is one "
     "file.",
 )
 @decode_options
@@ -151,7 +152,7 @@ RUN_SECTION = "Operation"
     section=LIMITS_SECTION,
     type=click.IntRange(0),
     metavar="N",
-    help="Maximum number of commands per second; 0 is unlimited.",
+    help="Maximum number of commands per second; 0: no limit.",
 )
 @config_option(
     "--scan-count",

@@ -11,15 +11,21 @@ import click
 
 from redisfuse.cli._journal_options import journal_option, open_journal
 from redisfuse.cli._output import format_bytes, format_count, json_option, print_json
-from redisfuse.cli._params import MAX_SQLITE_INTEGER, TIMESTAMP
+from redisfuse.cli._params import ROW_COUNT, TIMESTAMP
 from redisfuse.cli._terminal import print_out
 
 
 @click.command
-@click.option("--older-than", type=TIMESTAMP, required=True, metavar="AGE", help="An age such as 30d, 12h, or a time.")
+@click.option(
+    "--older-than",
+    type=TIMESTAMP,
+    required=True,
+    metavar="AGE",
+    help="Remove changes that are older: an age such as 30d or 12h, or a time.",
+)
 @click.option(
     "--keep-last",
-    type=click.IntRange(0, MAX_SQLITE_INTEGER),
+    type=ROW_COUNT,
     default=0,
     metavar="N",
     help="Keep the newest N changes in any case.",

@@ -22,7 +22,7 @@ OUTCOME_TEXTS = {
 
 
 @click.command
-@click.option("--force", is_flag=True, help="Also where the server seems to be another one than before.")
+@click.option("--force", is_flag=True, help="Settle changes even if the server seems to be another one.")
 @json_option
 @connector_options
 @journal_option

@@ -1,4 +1,4 @@
-"""Roll changes back: restore the earlier values."""
+"""Roll changes back: restore the earlier values, newest change first."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from redisfuse.cli._journal_options import (
     open_journal,
 )
 from redisfuse.cli._output import LinePrinter, ProgressBar, format_count, json_option, progress_bar
-from redisfuse.cli._params import MAX_SQLITE_INTEGER
+from redisfuse.cli._params import ROW_COUNT
 from redisfuse.cli._rollback_output import RollbackPrinter
 from redisfuse.cli._terminal import print_err
 from redisfuse.cli._write_session import (
@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     help="The newest operation that is not rolled back, or the newest N.",
 )
 @filter_options
-@click.option("--limit", type=click.IntRange(0, MAX_SQLITE_INTEGER), metavar="N", help="Only the newest N changes.")
+@click.option("--limit", type=ROW_COUNT, metavar="N", help="Only the newest N changes.")
 @click.option("-i", "--interactive", is_flag=True, help="Ask for each key, and for each place of a text that differs.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; change nothing.")
-@click.option("-v", "--verbose", is_flag=True, help="List each change of the plan, not only their numbers.")
+@click.option("-v", "--verbose", is_flag=True, help="List each change of the plan, not only a summary.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask for confirmation.")
-@click.option("--force", is_flag=True, help="Overwrite later changes (this is journaled, too), and another server.")
+@click.option("--force", is_flag=True, help="Write over later changes (journaled, too), and to another server.")
 @json_option
 @connector_options
 @journal_option

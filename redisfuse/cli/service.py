@@ -51,7 +51,7 @@ def _hide(param: click.Parameter) -> click.Parameter:
 def _print_unit(**_: Any) -> None:
     """Print a systemd unit that mounts a server.
 
-    The words are those of `redisfuse mount`, and are checked as it does. The unit starts with the system, or when you
+    Takes the arguments and options of `redisfuse mount`, and checks them. The unit starts with the system, or when you
     log in, is ready when the mount answers, and tries again every 5 seconds while the server can't be reached. Settings
     of the configuration stay there. A unit has no password: use --password-file, or a server in the configuration.
 
@@ -108,9 +108,9 @@ def _list_given_options(context: click.Context) -> list[str]:
 def _check_unit(context: click.Context, config: Config, words: Sequence[str]) -> None:
     """Raise UsageError for settings that no unit can have."""
     if config.daemon:
-        raise UsageError("--daemon: a service is in the foreground, and systemd is in the background; remove it")
+        raise UsageError("--daemon can't be in a unit, because systemd runs the mount in the background; remove it")
     if any(redact_passwords(word) != word for word in words):
-        raise UsageError("every user can read a unit, and so its password: use --password-file")
+        raise UsageError("every user can read a unit and the password in it: use --password-file")
     if config.password is not None and config.password == os.environ.get("REDISFUSE_PASSWORD"):
         raise UsageError("REDISFUSE_PASSWORD is not in the environment of a service: use --password-file")
     if any("\n" in word for word in words) or "\n" in str(context.find_root().params.get("config")):

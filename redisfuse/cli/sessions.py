@@ -1,4 +1,4 @@
-"""List the sessions: user, server, mount point, number of changes."""
+"""List the sessions, newest first: user, server, mount point, number of changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Show the mounts and their state."""
+"""Show the state of one mount, or of all mounts."""
 
 import json
 from collections.abc import Mapping

@@ -71,8 +71,8 @@ def _option(section: str, *names: str, help: str, **attrs: Any) -> Callable[[Any
     _VIEWS,
     "--seconds",
     type=click.FloatRange(0, min_open=True),
-    metavar="S",
-    help="With --changes: watch for S seconds, then print. Default: until Ctrl-C on a terminal, else 10.",
+    metavar="SECONDS",
+    help="With --changes: how long to watch before printing; by default until Ctrl-C on a terminal, else 10.",
 )
 @json_option
 @where_options

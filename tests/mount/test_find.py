@@ -158,7 +158,7 @@ def test_usage_errors(tmp_path: Path, mounted: MountedServer) -> None:
         ((mounted.path, "--prefix", "x"), "--prefix needs a server"),
         ((mounted.path, "--ttl", "soon"), "--ttl soon: not a time"),
         ((mounted.path, "--print0", "--json"), "can't be combined"),
-        (("a", "1", "b"), "one word too many"),
+        (("a", "1", "b"), "one argument too many"),
     ]:
         done = run_redisfuse(tmp_path, "find", *map(str, words), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, ""), done

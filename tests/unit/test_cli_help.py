@@ -11,8 +11,9 @@ import pytest
 from redisfuse.cli.help import read_pages
 from redisfuse.cli.main import main
 
-DOCS = Path(__file__).parents[2] / "redisfuse" / "docs"
-TOPICS = sorted(page.stem for page in DOCS.glob("*.md"))
+ROOT = Path(__file__).parents[2]
+FILES = {page.stem: page for page in (ROOT / "redisfuse" / "docs").glob("*.md")} | {"security": ROOT / "SECURITY.md"}
+TOPICS = sorted(FILES)
 LIMIT = 30  # seconds
 
 
@@ -42,7 +43,7 @@ def test_without_a_topic_every_page_is_listed(capsys: pytest.CaptureFixture[str]
     assert [row[0] for row in rows] == TOPICS
     assert ["names", "Names", "How every key and every hash field gets exactly one path."] in rows
     for topic, title, summary in rows:
-        assert (DOCS / f"{topic}.md").read_text().startswith(f"# {title}\n\n{summary}\n\n")
+        assert FILES[topic].read_text().startswith(f"# {title}\n\n{summary}\n\n")
 
 
 @pytest.mark.parametrize("topic", TOPICS)
@@ -50,7 +51,7 @@ def test_a_piped_page_is_its_markdown(topic: str, capsys: pytest.CaptureFixture[
     """A page is printed unchanged, except for the comments that mark sessions and tables."""
     assert main(["help", topic]) == 0
     shown = capsys.readouterr().out
-    page = (DOCS / f"{topic}.md").read_text()
+    page = FILES[topic].read_text()
     assert shown.splitlines() == [line for line in page.splitlines() if not line.startswith("<!--")]
 
 
@@ -61,6 +62,17 @@ def test_the_name_of_a_command_shows_its_options(capsys: pytest.CaptureFixture[s
     assert main(["help", "rollback"]) == 0
     assert capsys.readouterr().out == expected
     assert "--dry-run" in expected
+
+
+def test_the_name_of_a_command_in_a_group_shows_its_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """`redisfuse help junk scan` is `redisfuse junk scan --help`."""
+    assert main(["junk", "scan", "--help"]) == 0
+    expected = capsys.readouterr().out
+    assert main(["help", "junk", "scan"]) == 0
+    assert capsys.readouterr().out == expected
+    assert "Usage: redisfuse junk scan" in expected
+    assert main(["help", "rollback", "scan"]) == 2
+    assert "no page or command 'rollback scan'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
