@@ -1,5 +1,6 @@
 """The suite's own rules: the check of mounts' logs, and which tests may be tried again."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -130,3 +131,14 @@ def test_the_rules_of_timing(tmp_path: Path, test: str, error: str) -> None:
     printed = run(tmp_path, f"import pytest\n{test}\n")
     assert error in printed
     assert "passed" not in printed
+
+
+def test_the_readme_names_each_module_of_support_and_tests_that_exist() -> None:
+    """tests/README.md has every module that tiers share, and the tests in its examples exist."""
+    text = (ROOT / "tests" / "README.md").read_text()
+    modules = {path.name for path in (ROOT / "tests" / "support").glob("*.py")} - {"__init__.py"}
+    assert {name for name in modules if f"`{name}`" not in text} == set()
+    named = re.findall(r"(tests/\w+/\w+\.py)(?:::(\w+))?", text)
+    assert any(test for _path, test in named)
+    for path, test in named:
+        assert f"def {test}" in (ROOT / path).read_text(), test
