@@ -8,8 +8,9 @@ or discloses what it contains. A path is trusted if
   beside it (SQLite's -wal), or take its name before it exists;
 - other users can't replace any folder or symbolic link on the way to it (a sticky folder is enough there).
 
-A group is no other user if it is the user's private group: its name is the user's, and it has no other member. Folders
-of read-only filesystems are trusted, whatever their modes. docs/operating.md describes the rule for users.
+A group does not count as other users if it is the user's private group: its name is the user's, and it has no other
+member. Folders of read-only filesystems are trusted, whatever their modes. docs/operating.md describes the rule for
+users.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def load_config_files(explicit_path: Path | None) -> ConfigFiles:
         origins.update(lines)
         sections = content.pop(SERVER_TABLE, {})
         if not isinstance(sections, dict) or not all(isinstance(section, dict) for section in sections.values()):
-            raise UsageError(f"{lines[SERVER_TABLE,]}: a server has a section of its own: [server.NAME]")
+            raise UsageError(f"{lines[SERVER_TABLE,]}: write each server as a section of its own: [server.NAME]")
         servers.update({name: _normalize_keys(section) for name, section in sections.items()})
         content = _normalize_keys(content)
         top_level.update(_scalar_settings(content))

@@ -51,7 +51,7 @@ class CommandGroup(click.Group):
         return command
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert `mount` if the first word after the group's options is no command."""
+        """Insert `mount` if the first word after the group's options is not a command."""
         index = self._find_command_index(args)
         if index < len(args) and args[index] not in self.list_commands(ctx):
             args = [*args[:index], DEFAULT_COMMAND, *args[index:]]

@@ -189,7 +189,7 @@ def _other_group_ids(journal: Journal, change: Change) -> list[int]:
 def _count_slots(journal: Journal, change: Change) -> int | None:
     """Return the number of a cluster's slots that the operation is about.
 
-    None if the server is no cluster.
+    None if the server is not a cluster.
     """
     from redisfuse.client.slot_map import key_slot
 

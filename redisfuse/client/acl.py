@@ -287,7 +287,7 @@ class _DiscardedTransactionProbe(_AclProbe):
 def _denied_part(reply: object) -> str:
     """Return what the ACL denies: "command", "key" or "channel".
 
-    Returns "" if the reply is no denial.
+    Returns "" if the reply is not a denial.
     """
     if isinstance(reply, AccessError):
         text = str(reply)

@@ -219,7 +219,7 @@ class Connector:
         if server_info.is_cluster and not self._is_cluster_node:
             raise ClusterNodeError(f"{endpoint} is one node of a cluster, which holds only part of the keys")
         if self._is_cluster_node and not server_info.is_cluster and isinstance(reply, bytes | str):
-            raise UnavailableError(f"{endpoint} is no node of a cluster; use redis://{endpoint}")
+            raise UnavailableError(f"{endpoint} is not a node of a cluster; use redis://{endpoint}")
         if server_info.mode == "sentinel":
             raise UnavailableError(f"{endpoint} is a Sentinel, not a server: use redis+sentinel://{endpoint}/SERVICE")
         return server_info
@@ -235,7 +235,7 @@ class Connector:
                 "a fail-over is in progress; try again later"
             )
         if self._is_cluster_node:
-            raise TryAgainError(f"{address.endpoint} is no replica any more: a fail-over has begun; try again later")
+            raise TryAgainError(f"{address.endpoint} is no longer a replica: a fail-over has begun; try again later")
         raise UnavailableError(
             f"{address.endpoint} is a master, and --replicas reads replicas only: name one of its replicas, "
             "or mount without --replicas"

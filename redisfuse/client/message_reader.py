@@ -12,11 +12,11 @@ _RECEIVE_BUFFER_BYTES = 131072  # most bytes of one read from the socket
 _MAX_HEADER_BYTES = 64 * 1024  # of a bulk string's header, or of an error reply, which is one line
 
 _PARSER_ERRORS = (hiredis.ProtocolError, MemoryError, TypeError, ValueError)
-"""Errors of hiredis: for what is no message, an impossible length, and maps with a list as key."""
+"""Errors of hiredis: for bytes that are not a message, an impossible length, and maps with a list as key."""
 
 
 class InvalidMessageError(Exception):
-    """The peer sent something that is no message, or not the expected one."""
+    """The peer sent something that is not a message, or not the expected one."""
 
 
 class MessageReader:

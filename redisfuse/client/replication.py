@@ -43,13 +43,13 @@ class MasterLink:
 def parse_master_link(reply: Any) -> MasterLink | None:
     """Parse a reply to `INFO replication`.
 
-    Returns None if the server is no replica, or the ACL denies INFO.
+    Returns None if the server is not a replica, or the ACL denies INFO.
     """
     return None if isinstance(reply, RedisFuseError) else parse_link(split_info(reply))
 
 
 def parse_link(lines: dict[bytes, bytes]) -> MasterLink | None:
-    """Parse the lines of INFO. Returns None if the server is no replica."""
+    """Parse the lines of INFO. Returns None if the server is not a replica."""
     if lines.get(b"role") != b"slave":
         return None
     host, port = lines.get(b"master_host", b""), lines.get(b"master_port", b"")

@@ -1,7 +1,7 @@
 """The form and the size that the reply to a command may have.
 
 A broken or hostile server may reply anything. A reply of another form, or a longer one, closes the connection, so the
-rest of redisfuse may rely on both. The errors of a server are no part of this: any command may return one. Pure.
+rest of redisfuse may rely on both. The errors of a server are not part of this: any command may return one. Pure.
 """
 
 import re

@@ -49,6 +49,6 @@ class ScanGuard:
             raise UnavailableError(f"the server replied to {self._command} with the cursor that was sent")
         if self.is_exhausted:
             raise UnavailableError(
-                f"the server ended {self._command} neither after {self._reply_count} replies without anything new nor "
+                f"the server did not end {self._command} after {self._reply_count} replies without anything new, nor "
                 f"within {self._patience:g} s"
             )

@@ -6,7 +6,10 @@ and created by the files in migrations/. Nothing in this package uses Redis.
 `journal.Journal` is the way in. `models` has its data; `change_rows`, `directory_rows`, `sessions` and `blobs` each
 read and write one table; `fingerprint_rows` has the evidence by which a session's server is recognized. `writer` and
 `reader` own the connections; `database` and `files` open and check the file; `file_guard` notices its truncation or
-removal in use; `portable` is the format of an object's copy; `diff`, `check` and `prune` work on a whole journal.
+removal in use; `portable` is the format of an object's copy. `processes` and `operations` group changes by program;
+`change_filter` selects changes, `key_history` those of one key through its renames, and `reversals` those that were
+rolled back. `diff`, `net_change`, `patch`, `word_diff` and `blame` compare contents, and `descriptions` has the texts
+that commands print; `check` and `prune` work on a whole journal.
 
 Importers: `transactions` and the layers above it (pyproject.toml, [tool.importlinter]).
 

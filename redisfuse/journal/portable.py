@@ -51,7 +51,7 @@ def decode_record(element: Any) -> ElementRecord:
     Raises ValueError, KeyError, TypeError.
     """
     if not isinstance(element, list):
-        raise TypeError("an element is no array")
+        raise TypeError("an element is not an array")
     return tuple(_decode_part(part) for part in element)
 
 

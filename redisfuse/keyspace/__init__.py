@@ -11,12 +11,15 @@ and `change_follower`, of which `shard_monitor` and `monitor` (`KeyspaceMonitor`
 `cluster_monitor`, the same for a cluster; `metadata` (`MetadataStore`) with `metadata_entry`, `packed_metadata`,
 `prefetch`, `prefetch_planner`, `entry_table`, `metadata_cache`, `queries`, `extended` and `hash_fields`.
 
-Imported by: `transactions`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length commands).
+Imported by: `transactions`, `survey`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length
+commands).
 
-Threads: `redisfuse-follow` (tracking), `redisfuse-look` (verifying), `redisfuse-scan` (scanning) and, while an index
-moves to disk, `redisfuse-move`; monitor.py describes them. `MetadataStore` and all queries run in the caller's thread.
+Threads: `redisfuse-follow` (tracking), `redisfuse-look` (verifying), `redisfuse-scan` (scanning), `redisfuse-idle`
+(pauses), `redisfuse-slots` (a cluster's slots) and, while an index moves to disk, `redisfuse-move`; monitor.py
+describes them. `MetadataStore` and all queries run in the caller's thread.
 
 Lock order: `IndexReconciler._lock` before `Index._lock`; `KeyVerifier._condition` before `ExpiryQueue._lock`. All other
 locks are leaves: `MonitorState._condition`, `ClusterState._condition`, `ChangeClock._lock`, `OwnWriteFilter._lock`,
-`MetadataCache._lock`. No lock is held while a thread waits for the server or calls a `ChangeListener`.
+`MetadataCache._lock`. No lock is held while a thread waits for the server or calls a `ChangeListener`, except that of
+`KeyspaceMonitor`, which is held while following is paused or resumed.
 """

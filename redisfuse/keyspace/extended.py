@@ -101,7 +101,7 @@ class ExtendedMetadataReader:
         """Return a hash field's own expiry (time.monotonic()); None if it has none.
 
         `listed`: the fields of the hash, if they are known; those that follow are fetched too, then
-        those that precede. Raises NotFoundError; WrongTypeError if the key is no hash.
+        those that precede. Raises NotFoundError; WrongTypeError if the key is not a hash.
         """
         cached = self._cache.get_field_expiry(key, field)
         if not isinstance(cached, UnknownField):

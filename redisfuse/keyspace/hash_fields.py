@@ -124,7 +124,7 @@ class HashFields:
     def _fetch_integers(
         self, pairs: Sequence[tuple[bytes, bytes]], commands: Sequence[RedisCommand]
     ) -> list[int | None]:
-        """Return integer replies; None where the key is no hash.
+        """Return integer replies; None where the key is not a hash.
 
         The metadata of such a key is then invalidated.
         """
@@ -149,7 +149,7 @@ class HashFields:
     def list_names(self, field_counts: Mapping[bytes, int], max_fields: int) -> dict[bytes, list[bytes] | None]:
         """Return the field names of hashes, which are given with their HLEN.
 
-        None for a key that is no hash any more, or has more than `max_fields` now.
+        None for a key that is no longer a hash, or has more than `max_fields` now.
         """
         names_by_key: dict[bytes, list[bytes] | None] = {key: self._cache.get_field_names(key) for key in field_counts}
         unknown = [key for key, names in names_by_key.items() if names is None]
@@ -169,7 +169,7 @@ class HashFields:
     def iter_lengths(self, key: bytes, field_count: int) -> Iterator[dict[bytes, int]]:
         """Yield the fields of one hash with their lengths in bytes, in pieces.
 
-        Each field is yielded once, so the names are held in memory until the end. Ends if the key is no hash any more.
+        Each field is yielded once, so the names are held in memory until the end. Ends if the key is no longer a hash.
         """
         scan = _FieldScan(key, field_count, sys.maxsize, ScanGuard("HSCAN", self._client.limits.timeout))
         self._choose_commands([scan])

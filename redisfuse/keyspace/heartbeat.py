@@ -21,7 +21,7 @@ class Heartbeat:
     key_count: int | None  # keys in the database
     expiring_count: int | None  # those of them that have a time to live
     swapdb_count: int | None  # SWAPDB calls since the statistics were reset
-    master_link: MasterLink | None  # also None if the server is no replica
+    master_link: MasterLink | None  # also None if the server is not a replica
     is_master: bool = False
 
 

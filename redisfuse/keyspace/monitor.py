@@ -181,7 +181,7 @@ class KeyspaceMonitor:
     def master_link(self) -> MasterLink | None:
         """The link of a replica to its master.
 
-        None if the server is no replica, or that is unknown.
+        None if the server is not a replica, or that is unknown.
         """
         return next((shard.follower.master_link for shard in self.shards if shard.follower.master_link), None)
 

@@ -112,7 +112,7 @@ def validate_mountpoint(path: Path, *, nonempty: bool = False) -> Path:
     except OSError as error:
         raise MountError(f"mount point {path} can't be read: {error.strerror}") from None
     if occupied and not nonempty:
-        raise MountError(f"mount point {path} is not empty: choose another, or hide what is in it with -o nonempty")
+        raise MountError(f"mount point {path} is not empty: choose another, or hide its contents with -o nonempty")
     return path
 
 

@@ -1,5 +1,6 @@
 """The grammar of paths: key to path and back, as pure functions.
 
-Imported by every room above it: transactions, keyspace, rendering, vfs, fuse, mount and cli. Imports only errors and
-text. It has no threads and no locks; its caches are `functools.lru_cache`, which is thread-safe.
+Imported by every room above it except fuse: keyspace, rendering, transactions, survey, vfs, mount, review and cli.
+Imports only errors and text. It has no threads and no locks; its caches are `functools.lru_cache`, which is
+thread-safe.
 """

@@ -112,4 +112,6 @@ class PathCodec(PathBuilder):
                 shown, separator = for_terminal(name), for_terminal(self.separator)
                 corrected = for_terminal(name.replace(self.separator, b"/"))
                 return BadNameError(f"{shown}: {separator} separates directories in a key; use {corrected}")
-        return BadNameError(f"{for_terminal(path)} is no valid name: % begins an escape (write %25 for a percent sign)")
+        return BadNameError(
+            f"{for_terminal(path)} is not a valid name: % begins an escape (write %25 for a percent sign)"
+        )

@@ -20,7 +20,7 @@ from redisfuse.rendering.renderer import Element
 MAX_BATCH_ELEMENTS = 1000
 MAX_EMPTY_READS = 3  # of a collection that seems empty: none is, except a hash whose fields are all expiring just now
 MAX_SORTED_BYTES = 4 << 20  # of elements that are collected to be sorted
-DEDUP_WINDOW_ELEMENTS = 1 << 16  # elements among which a repetition is recognised
+DEDUP_WINDOW_ELEMENTS = 1 << 16  # elements among which a repetition is recognized
 _MAX_STORED_NAME_BYTES = 32  # of a name that is remembered as it is
 
 

@@ -85,7 +85,7 @@ def _compare(before: Any, after: Any, place: str) -> Iterator[JsonChange]:
 def _compare_arrays(before: list[Any], after: list[Any], place: str) -> Iterator[JsonChange]:
     """Yield the differences of arrays.
 
-    Elements that only moved up or down are no difference. A place of a removed element has its former index.
+    Elements that only moved up or down are not a difference. A place of a removed element has its former index.
     """
     if max(len(before), len(after)) > MAX_ARRAY_ELEMENTS:
         codes = [("replace", 0, len(before), 0, len(after))]

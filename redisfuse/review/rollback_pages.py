@@ -68,7 +68,7 @@ class RollbackPages:
 
         async def endpoint(request: Request) -> Response:
             if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
-                raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This is no form.")
+                raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This is not a form.")
             body = bytearray()
             async for chunk in request.stream():
                 body += chunk

@@ -26,7 +26,7 @@ _JOB_HASHES = (
     (re.compile(rb"(.*:)(?:wait|paused|active)"), b"", (b"timestamp",)),  # BullMQ and Bull
 )
 _JOB_ID = re.compile(rb"[\w:.-]{1,100}")
-_MIN_TIME = 1_000_000_000  # seconds; a smaller number is no time
+_MIN_TIME = 1_000_000_000  # seconds; a smaller number is not a time
 _MAX_FUTURE_SECONDS = 86_400
 
 
@@ -147,7 +147,7 @@ def parse_time(value: Any) -> float | None:
 
 
 def _check_time(seconds: float) -> float | None:
-    """Return seconds, from seconds or milliseconds; None if that is no time of a job."""
+    """Return seconds, from seconds or milliseconds; None if it is not a time."""
     latest = time.time() + _MAX_FUTURE_SECONDS
     for candidate in (seconds, seconds / 1000):
         if _MIN_TIME <= candidate <= latest:

@@ -1,17 +1,19 @@
 """Changes Redis, forwards and backwards: watch, journal, execute.
 
-Nothing else does. A caller creates an operation, a value (`operation.py`): SaveWhole, PatchRange, RemoveTogether,
-RemoveEach, Rename, SetExpiry, Apply, Revert. The executor (`executor.py`) reads under WATCH what the operation names,
-lets it plan its mutations from what is there, journals them with their prior states (one fsync), then runs them in
-MULTI and EXEC. A reply that is lost is resolved by reading (`in_doubt.py`), a crash by recovery (`recovery.py`); a
-write is never sent twice. The promise and its steps are in docs/undo.md and docs/architecture.md.
+No other room does. A caller creates an operation, a value (`operation.py`): SaveWhole, PatchRange, RemoveTogether,
+RemoveEach, Rename, SetExpiry, Apply, Revert, LoadKeys. The executor (`executor.py`) reads the operation's targets under
+WATCH, lets the operation plan its mutations from their states, journals them with their prior states (one fsync), then
+runs them in MULTI and EXEC. If a reply is lost, the outcome is read from the keys (`in_doubt.py`), after a crash by
+recovery (`recovery.py`); a write is never sent twice. The promise and its steps are in docs/undo.md and
+docs/architecture.md.
 
 In a cluster, a transaction is of one slot: `chunked.py` runs an operation with several in several transactions.
 
-`key_writer.py` is the interface for the tree of files; `selection.py`, `rollback_plan.py`, `rollback.py`, `apply.py`
-and `recovery.py` are the interface for commands.
+`key_writer.py` is the interface for the tree of files; `write_session.py`, `selection.py`, `rollback_plan.py`,
+`rollback.py`, `apply.py`, `recovery.py`, `archive_file.py` and `load.py` are the interface for commands.
 
-Importers: `vfs`, `mount` and `cli`. This room imports `journal`, `client`, `paths` and the modules beside the rooms.
+Importers: `vfs`, `mount`, `review` and `cli`. This room imports `keyspace`, `journal`, `client`, `paths` and the
+modules beside the rooms.
 
 Threads: the room starts none. Operations run in the caller's thread; with group commit, small ones run in the thread
 of the leader, which commits those of other threads along with its own (`group_commit.py`).

@@ -219,7 +219,7 @@ class ArchiveReader:
         self.total_bytes: int | None = None
         if source != STREAM_NAME and self._root is None:
             self.total_bytes = os.fstat(self._raw.fileno()).st_size
-        # Compression is recognised by its magic number: a pipe has no name.
+        # Compression is recognized by its magic number: a pipe has no name.
         is_compressed = self._raw.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]  # a BufferedReader
         self._file = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if is_compressed else self._raw
         self._line_number = 0

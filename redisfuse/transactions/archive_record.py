@@ -53,7 +53,7 @@ class ArchiveHeader:
             version = facts[_HEADER_NAME]
             header = cls(str(facts["server"]), bytes_from_json(facts["prefix"]), str(facts["created_at"]))
         except (ValueError, KeyError, TypeError):
-            raise InvalidArgumentError("it is not an archive of redisfuse: its first line is no header") from None
+            raise InvalidArgumentError("it is not an archive of redisfuse: its first line is not a header") from None
         if version != FORMAT_VERSION:
             raise InvalidArgumentError(
                 f"the archive has format {version}, this redisfuse reads format {FORMAT_VERSION}; use a newer one"
@@ -173,7 +173,7 @@ class _Assembly:
 def decode_records(lines: Iterable[tuple[str, bytes]]) -> Iterator[ArchivedKey | int]:
     """Yield the keys, and the number of keys that the end states.
 
-    `lines`: each with its place, for errors. Raises InvalidArgumentError for a line that is no record.
+    `lines`: each with its place, for errors. Raises InvalidArgumentError for a line that is not a record.
     """
     assembly: _Assembly | None = None
     for place, line in lines:
@@ -191,7 +191,7 @@ def decode_records(lines: Iterable[tuple[str, bytes]]) -> Iterator[ArchivedKey |
                 yield assembly.build()
                 assembly = None
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-            raise InvalidArgumentError(f"{place} is no record of a key: {error}") from None
+            raise InvalidArgumentError(f"{place} is not the record of a key: {error}") from None
     if assembly is not None:
         raise InvalidArgumentError("it ends within the record of a key")
 

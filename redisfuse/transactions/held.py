@@ -65,11 +65,11 @@ def _write_held(executor: TransactionExecutor, change: Change) -> Change:
     except UnavailableError:
         raise
     except RedisFuseError as error:
-        log.error("%s: a mount held it when it died, and it can't be written: %s", path, error)
+        log.error("%s: held by a mount that died, and can't be written: %s", path, error)
         if error.change_id is None:
             journal.record_outcome([change.id], "failed", str(error))
             return journal.get_change(change.id)
         journal.discard_held(change.id)  # the change that failed or was refused has its content
         return journal.get_change(error.change_id)
-    log.info("%s: a mount held it when it died, and it is written now", path)
+    log.info("%s: held by a mount that died, and written now", path)
     return journal.get_change(change_id)

@@ -60,7 +60,7 @@ def run_multi_exec(channel: Channel, commands: Sequence[WriteCommand]) -> list[A
         raise UnavailableError("the server sent an unexpected reply to MULTI")
     if isinstance(outcome, RedisFuseError):
         if channel.closed:
-            raise UnavailableError(f"EXEC got an error reply that does not say whether it was executed: {outcome}")
+            raise UnavailableError(f"the server's error reply to EXEC does not say whether it was executed: {outcome}")
         # An error while queueing is the reason; EXEC itself then only replies EXECABORT.
         raise TransactionRejectedError(next(reply for reply in replies if isinstance(reply, RedisFuseError)))
     if outcome is None:

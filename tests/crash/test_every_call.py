@@ -156,7 +156,7 @@ def _succeeds(act: Callable[[Path], object], path: Path) -> bool:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.expected_log("a mount held it when it died")
+@pytest.mark.expected_log("held by a mount that died")
 @pytest.mark.parametrize("finish", ["close", "rename"])
 def test_a_held_file_is_written_after_every_call(
     finish: str, nursery: MountForkserver, server: RedisServer, tmp_path: Path

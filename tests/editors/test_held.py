@@ -20,7 +20,7 @@ from tests.support.mounts import MountedServer, flush_and_wait, mount_server, ru
 from tests.support.redis_server import RedisServer
 
 TTL_MS = 3_600_000
-HELD = "a mount held it when it died"  # logged by the next mount
+HELD = "held by a mount that died"  # logged by the next mount
 HOLD_SECONDS = 600  # longer than any test: nothing here is written because its time is over
 
 

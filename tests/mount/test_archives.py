@@ -150,7 +150,7 @@ def test_another_maker_gets_the_elements(
 
 
 def test_standard_streams(source: RedisServer, target: RedisServer, tmp_path: Path) -> None:
-    """`-` is standard output and input; a compressed stream is recognised."""
+    """`-` is standard output and input; a compressed stream is recognized."""
     command = redisfuse_command("dump", f"{source.tcp_url()}#user:", "-")
     dumped = subprocess.run(command, capture_output=True, env=isolated_environment(tmp_path), check=True, timeout=30)
     assert dumped.stderr == b"14 keys written to -\n"
@@ -282,13 +282,13 @@ def test_comparisons_that_fail(target: RedisServer, archive: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("hello\n", "its first line is no header"),
+        ("hello\n", "its first line is not a header"),
         ('{"redisfuse_archive": 9, "server": "", "prefix": "", "created_at": ""}\n', "has format 9"),
-        ("HEADER{}\n", "line 2 is no record of a key"),
+        ("HEADER{}\n", "line 2 is not the record of a key"),
         ('HEADER{"key": "k", "type": "string"}\n', "a string has no value"),
         ('HEADER{"key": "k", "type": "TDIS-TYPE"}\n', "has no dump"),
-        ('HEADER{"key": "k", "type": "list", "elements": [3]}\n', "an element is no array"),
-        ('HEADER{"key": "k", "type": "string", "value": {"base64": "?"}}\n', "line 2 is no record"),
+        ('HEADER{"key": "k", "type": "list", "elements": [3]}\n', "an element is not an array"),
+        ('HEADER{"key": "k", "type": "string", "value": {"base64": "?"}}\n', "line 2 is not the record"),
         ('HEADER{"key": "k", "type": "string", "value": "v", "more": true}\n', "ends within the record"),
         ('HEADER{"key": "k", "type": "string", "value": "v"}\n', "has no end"),
         ('HEADER{"end": true, "keys": 2}\n', "has 0 keys, its end says 2"),

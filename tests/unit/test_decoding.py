@@ -58,7 +58,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressed_values(name: str) -> None:
-    """Each compression is recognised, and what is in it is decoded, too."""
+    """Each compression is recognized, and what is in it is decoded, too."""
     value = decode(COMPRESSORS[name](json.dumps(DOCUMENT).encode()))
     assert value.steps == (name, "JSON")
     assert json.loads(value.text) == DOCUMENT
@@ -129,7 +129,7 @@ def test_a_missing_library_is_named(name: str, module: str, monkeypatch: pytest.
 
 
 def test_base64_of_ordinary_bytes_is_text() -> None:
-    """A text that could be base64 is decoded only if what is inside is recognised beyond doubt."""
+    """A text that could be base64 is decoded only if what is inside is recognized beyond doubt."""
     for text in (b"deadbeefdeadbeef", b"Y2hhbmdlIG1lIG5vdyE=", b"ABCDEFGHIJKLMNOP", b"cafe" * 100):
         assert decode(text).steps == ("text",)
     url_safe = base64.urlsafe_b64encode(json.dumps({"q": "~~~???>>>"}).encode()).rstrip(b"=")
@@ -169,7 +169,7 @@ def test_base64_of_ordinary_bytes_is_text() -> None:
         (b"a|i:1;b|N;", "PHP session"),
     ],
 )
-def test_what_a_value_is_recognised_as(data: bytes, steps: str) -> None:
+def test_what_a_value_is_recognized_as(data: bytes, steps: str) -> None:
     """Each format by its evidence; a value without any is text or binary."""
     assert decode(data).summary == steps
     assert describe_value(data, LIMITS) == (None if steps in ("text", "empty") else steps)

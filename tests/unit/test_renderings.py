@@ -177,7 +177,7 @@ def test_no_element_is_repeated_when_a_table_shrinks(server: RedisClient, client
 
 @pytest.mark.parametrize("type", ["set", "hash", "list"])
 def test_streaming_keeps_memory_flat(server: RedisClient, client: redis.Redis, type: str) -> None:
-    """200 000 elements stream without being buffered: memory stays under 24 MB, most of it to recognise repetitions."""
+    """200 000 elements stream without being buffered: memory stays under 24 MB, most of it to recognize repetitions."""
     fill(client, type, 200_000)
     tracemalloc.start()
     try:

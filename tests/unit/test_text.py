@@ -181,7 +181,7 @@ def test_lines_are_plain_if_none_needs_an_escape(lines: list[bytes]) -> None:
 
 
 def test_the_window_of_repetitions() -> None:
-    """A name is still recognised after 65 536 others."""
+    """A name is still recognized after 65 536 others."""
     deduplicator = Deduplicator()
     for start in range(0, DEDUP_WINDOW_ELEMENTS, 1000):
         deduplicator.filter_new([(b"%d" % number,) for number in range(start, start + 1000)])

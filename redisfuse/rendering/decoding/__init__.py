@@ -1,6 +1,6 @@
 """Values decoded to text: compression, serialisation, plain text.
 
-`decoder.decode_value` gets bytes and returns text. It peels layers (`layers.py`), recognises the format below them
+`decoder.decode_value` gets bytes and returns text. It peels layers (`layers.py`), recognizes the format below them
 (`formats.py`), and writes it with one module a format. Nothing in a value is ever executed, and no decoder allocates
 what a value merely declares.
 

@@ -145,7 +145,7 @@ def _decode_layers(data: bytes, budget: DecodeBudget, *, is_cut: bool, depth: in
 
 
 def _find_base64(data: bytes, budget: DecodeBudget) -> Layer | None:
-    """Return the content of a base64 text, if it is recognised beyond doubt."""
+    """Return the content of a base64 text, if it is recognized beyond doubt."""
     layer = expand_base64(data)
     if layer is None or not layer.data:
         return None
@@ -158,7 +158,7 @@ def _find_base64(data: bytes, budget: DecodeBudget) -> Layer | None:
 
 
 def _find_brotli(data: bytes, budget: DecodeBudget) -> Layer | None:
-    """Return the content of brotli, if that is text or recognised beyond doubt."""
+    """Return the content of brotli, if that is text or recognized beyond doubt."""
     layer = expand_brotli(data, budget)
     if layer is None or not layer.data:
         return None

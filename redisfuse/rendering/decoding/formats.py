@@ -1,4 +1,4 @@
-"""The formats of values, and how each is recognised. Pure.
+"""The formats of values, and how each is recognized. Pure.
 
 Formats with a signature, and those that no other value can be by accident, come first; then text; then the binary
 formats without a signature, which must fit a value from its first byte to its last.
@@ -67,7 +67,7 @@ def render_format(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Renderi
     if not data:
         return Rendering(EMPTY, [])
     return (
-        _render_recognised(data, budget, is_cut=is_cut)
+        _render_recognized(data, budget, is_cut=is_cut)
         or _render_named(data)
         or (_render_text(data, budget) if plain.is_printable(data) else None)
         or _render_weak(data, budget, is_cut=is_cut)
@@ -76,7 +76,7 @@ def render_format(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Renderi
     )
 
 
-def _render_recognised(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Rendering | None:
+def _render_recognized(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Rendering | None:
     if is_json(data, is_cut=is_cut):
         return _render_json(data, budget)
     if data.startswith(signatures.JAVA):
@@ -135,7 +135,7 @@ def _render_weak(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Renderin
             )
             if rendering is not None:
                 return rendering
-            budget.check_time()  # if it is used up, nothing was recognised
+            budget.check_time()  # if it is used up, nothing was recognized
     return None
 
 
@@ -152,7 +152,7 @@ def _write(
     """Return the text of a value in one format, up to where it is damaged.
 
     `must_match`: return None for a value that is damaged, and restore the budget. With `allows_early_end`, a value that
-    ends early is no such value if it `is_cut`, or is a map whose first key is a text.
+    ends early is not such a value if it `is_cut`, or is a map whose first key is a text.
     """
     reader, writer = ByteReader(data), NotationWriter(budget)
     text_bytes = budget.text_bytes

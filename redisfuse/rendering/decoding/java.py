@@ -86,7 +86,7 @@ class JavaStreamParser:
         elif code in writers:
             writers[code]()
         else:
-            raise MalformedValueError(f"0x{code:02x} begins no content")
+            raise MalformedValueError(f"0x{code:02x} begins no known content")
 
     def _write_instance(self) -> None:
         description = self._take_class()
@@ -131,7 +131,7 @@ class JavaStreamParser:
         elif code in ("L", "["):
             self._write_object(self._reader.take_byte())
         else:
-            raise MalformedValueError(f"{code!r} is no type of a field")
+            raise MalformedValueError(f"{code!r} is not the type of a field")
 
     def _write_array(self) -> None:
         description = self._take_class()

@@ -48,10 +48,10 @@ class _Stream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """A way to compress, recognised by how it begins."""
+    """A way to compress, recognized by how it begins."""
 
     name: str
-    recognise: Callable[[bytes], bool]
+    recognize: Callable[[bytes], bool]
     create: Callable[[], Any]  # returns a `_Stream`; raises ImportError
     is_certain: bool = True  # the signature is long enough; else some of it must decompress
 
@@ -143,10 +143,10 @@ def list_decompressors() -> dict[str, bool]:
 def expand_compression(data: bytes, budget: DecodeBudget) -> Layer | None:
     """Return what a compressed value contains.
 
-    None if it is not compressed, or not recognisably.
+    None if it is not compressed, or not recognizably.
     """
     for compression in _COMPRESSIONS:
-        if compression.recognise(data):
+        if compression.recognize(data):
             return _expand(compression, data, budget)
     return None
 

@@ -33,7 +33,7 @@ def write_php(reader: ByteReader, writer: NotationWriter) -> None:
     elif kind == b"d":
         text = reader.take_until(b";", _MAX_NUMBER_CHARACTERS)
         if not _FLOAT.fullmatch(text):
-            raise MalformedValueError("a float is no number")
+            raise MalformedValueError("a float is not a number")
         writer.write_scalar(_FLOATS.get(text, text.decode("ascii")))
     elif kind in (b"r", b"R"):
         writer.write_scalar(f"reference({_take_integer(reader, b';')})")

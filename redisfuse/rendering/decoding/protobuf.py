@@ -1,6 +1,6 @@
 """Protocol Buffers, by wire type.
 
-Pure. A message has numbers and lengths, but neither names nor types, and no signature: to recognise one is a guess. A
+Pure. A message has numbers and lengths, but neither names nor types, and no signature: to recognize one is a guess. A
 field of variable length is shown as a text if it is one, else as a message if all of it can be one, else as bytes.
 """
 
@@ -39,12 +39,12 @@ def _take_tag(reader: ByteReader) -> tuple[int, int]:
     tag = _take_varint(reader)
     number, wire_type = tag >> 3, tag & 7
     if not 1 <= number <= MAX_FIELD_NUMBER or wire_type not in (_VARINT, _FIXED64, _LENGTH, _FIXED32):
-        raise MalformedValueError(f"{tag} is no tag of a field")
+        raise MalformedValueError(f"{tag} is not the tag of a field")
     return number, wire_type
 
 
 def _check_message(data: bytes, depth: int, writer: NotationWriter) -> None:
-    """Raise a DecodingError if the bytes are no message."""
+    """Raise a DecodingError if the bytes are not a message."""
     writer.budget.check_depth(depth)
     reader = ByteReader(data)
     fields = 0
