@@ -1,8 +1,8 @@
 # Each target sets up all it needs (see .ci/setup); a second run is quick.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# Tests that run side by side, three on two cores, as many wait; each has servers and mounts of its own. The long
-# modules come first in the alphabet.
+# Modules of tests that run at once: three on two cores, because tests wait a lot. Each has servers and mounts of its own.
+# They start in the order of their names (--no-loadscope-reorder), in which the long ones come first.
 JOBS ?= 3
 
 .PHONY: help demo test check words docs bench clean
@@ -39,7 +39,7 @@ docs: ## Bring the sessions, tables and manual pages of the documents up to date
 	$(BIN)/python -m tests.support.man_pages
 	$(BIN)/python -m tests.support.review_pictures
 
-bench: ## Run the benchmarks beside the direct way and tmpfs
+bench: ## Run the benchmarks: a mount compared with direct commands and with tmpfs
 	@bash .ci/setup test
 	$(BIN)/python -m tests.benchmarks
 

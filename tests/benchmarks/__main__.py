@@ -1,4 +1,4 @@
-"""The benchmarks: a mount compared with the direct way and with tmpfs, in one run.
+"""The benchmarks: a mount compared with direct commands and with tmpfs, in one run.
 
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
