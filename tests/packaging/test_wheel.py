@@ -90,6 +90,7 @@ def test_the_wheel_holds_the_documents(released: tuple[Path, Path]) -> None:
     pages = [page.name for page in (ROOT / "redisfuse" / "docs").glob("*.md")]
     assert "undo.md" in pages
     assert {f"redisfuse/docs/{name}" for name in pages} <= files.keys()
+    assert files["redisfuse/docs/security.md"] == (ROOT / "SECURITY.md").read_bytes()
     manuals = {Path(name).name: text for name, text in files.items() if ".data/data/share/man/man1/" in name}
     assert {"redisfuse.1", "redisfuse-mount.1", "redisfuse-junk-scan.1"} <= manuals.keys()
     assert manuals == {page.name: page.read_bytes() for page in (ROOT / "redisfuse" / "docs" / "man").iterdir()}
