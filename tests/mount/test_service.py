@@ -213,7 +213,7 @@ def test_a_unit_has_the_environment_and_the_configuration_file(tmp_path: Path, m
     ("words", "problem"),
     [
         (["redis://:s3cr3t@h", "/m"], "--password-file"),
-        (["--daemon", "h", "/m"], "foreground"),
+        (["--daemon", "h", "/m"], "systemd runs the mount"),
         (["h"], "MOUNTPOINT"),
         (["--max-lag", "3", "h", "/m"], "--replicas"),
         (["--prefix", "a\nb", "h", "/m"], "line break"),
