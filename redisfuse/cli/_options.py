@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,6 +69,10 @@ class SectionCommand(click.Command):
                 formatter.write_dl(records)
 
 
+section_option = partial(click.option, cls=SectionOption)
+"""The decorator of an option that has a `section`."""
+
+
 def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[Decorated], Decorated]:
     """Return the decorator of an option whose default is that of `Config`."""
     field = next(name for name in param_decls if name.startswith("--")).removeprefix("--").replace("-", "_")
@@ -78,7 +83,7 @@ def config_option(*param_decls: str, section: str, **attrs: Any) -> Callable[[De
         default = os.fsdecode(default)
     if default is not None and default != () and default is not False:
         attrs = {"default": default, "show_default": default != ""} | attrs
-    return click.option(*param_decls, cls=SectionOption, section=section, **attrs)
+    return section_option(*param_decls, section=section, **attrs)
 
 
 _HOST_AND_PORT = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)(?::[0-9]{1,5})?")
@@ -118,7 +123,7 @@ def build_server_options(timeout_help: str, *, shows_timeout: bool = True) -> Op
         config_option(
             "--db", section=_SECTION, type=click.IntRange(0), metavar="N", help="Database number, instead of the URL's."
         ),
-        click.option("--password-file", cls=SectionOption, section=_SECTION, type=PATH, help=PASSWORD_FILE_HELP),
+        section_option("--password-file", section=_SECTION, type=PATH, help=PASSWORD_FILE_HELP),
         config_option("--tls", section=_SECTION, is_flag=True, help="Use TLS, as a rediss:// URL does."),
         config_option(
             "--tls-ca", section=_SECTION, type=PATH, help="CA certificates to trust (PEM), instead of the system's."

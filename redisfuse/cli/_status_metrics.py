@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Facts = Mapping[str, Any]
-"""The status of a mount, as mount/status.py builds it."""
+from redisfuse.cli._mount_status import Facts
 
 Sample = tuple[Mapping[str, str], float | int | bool | None]
 """The labels of a sample beside `mountpoint`, and its value; None: the mount has no such sample."""
+
+_Collector = Callable[[Facts], Sequence[Sample]]
 
 _NAMESPACE = "redisfuse"
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
@@ -25,14 +26,14 @@ class _Metric:
     name: str  # without the namespace
     kind: Literal["gauge", "counter"]
     help: str
-    collect: Callable[[Facts], Sequence[Sample]]
+    collect: _Collector
 
 
-def _field(name: str) -> Callable[[Facts], Sequence[Sample]]:
+def _field(name: str) -> _Collector:
     return lambda facts: [({}, facts.get(name))]
 
 
-def _shard_field(name: str) -> Callable[[Facts], Sequence[Sample]]:
+def _shard_field(name: str) -> _Collector:
     return lambda facts: [({"node": shard["node"]}, shard[name]) for shard in facts["shards"]]
 
 

@@ -10,39 +10,29 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 import click
 
+from redisfuse.cli._mount_status import Facts, MountReport
 from redisfuse.cli._output import format_bytes
+from redisfuse.cli._status_output import format_status
 from redisfuse.cli._terminal import print_out
-
-Facts = Mapping[str, Any]
 
 _QUIT_KEYS = frozenset(b"qQ\x03\x04\x1b")
 """q, Ctrl-C, Ctrl-D and Escape."""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """The state of mounts at one moment."""
-
-    facts: Sequence[Facts]  # of the mounts that respond
-    errors: Sequence[str]  # a line for each other mount
-
-
-def watch_lines(read: Callable[[], Report], interval: float) -> None:
+def watch_lines(reports: Iterator[MountReport], interval: float) -> None:
     """Print one JSON object per line for each mount and interval, without end."""
-    while True:
-        for facts in read().facts:
+    for report in reports:
+        for facts in report.responding:
             click.echo(json.dumps(facts))
         sys.stdout.flush()
         time.sleep(interval)
 
 
-def watch_screen(read: Callable[[], Report], interval: float, format: Callable[[Facts], Sequence[str]]) -> None:
+def watch_screen(reports: Iterator[MountReport], interval: float) -> None:
     """Show the state until `q` or Ctrl-C, on the whole terminal; then print it."""
     from rich.console import Console
     from rich.live import Live
@@ -55,8 +45,8 @@ def watch_screen(read: Callable[[], Report], interval: float, format: Callable[[
             _KeyReader() as keys,
             Live(console=Console(), screen=True, auto_refresh=False, redirect_stdout=False) as live,
         ):
-            while True:
-                lines = _format_report(read(), format, earlier)
+            for report in reports:
+                lines = _format_report(report, earlier)
                 footer = f"every {interval:g} s; q ends"
                 live.update(Text("\n".join([*lines, "", footer]), no_wrap=True, overflow="ellipsis"), refresh=True)
                 if keys.wait_quit(interval):
@@ -67,20 +57,18 @@ def watch_screen(read: Callable[[], Report], interval: float, format: Callable[[
         print_out(line)
 
 
-def _format_report(
-    report: Report, format: Callable[[Facts], Sequence[str]], earlier: dict[str, tuple[float, Facts]]
-) -> list[str]:
+def _format_report(report: MountReport, earlier: dict[str, tuple[float, Facts]]) -> list[str]:
     """Return the lines of a report, with what was sent since the one before."""
     lines: list[str] = []
     now = time.monotonic()
-    for facts in report.facts:
-        lines += format(facts)
+    for facts in report.responding:
+        lines += format_status(facts)
         mountpoint = facts["mountpoint"]
         then, before = earlier.get(mountpoint, (now, facts))
         if now > then and before["pid"] == facts["pid"]:
             lines.append(f"  {'now':<13}{_format_rates(before, facts, now - then)}")
         earlier[mountpoint] = now, facts
-    return [*lines, *report.errors]
+    return [*lines, *report.notes, *report.errors]
 
 
 def _format_rates(before: Facts, after: Facts, seconds: float) -> str:

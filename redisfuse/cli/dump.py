@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from redisfuse.cli._interrupts import deferred_interrupt
-from redisfuse.cli._options import SectionCommand, SectionOption
+from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import format_count
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_options
@@ -28,19 +28,17 @@ _KEYS = "Keys"
 
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
 @click.argument("words", nargs=-1, metavar="[WHERE] (FILE|DIR/)")
-@click.option(
+@section_option(
     "--key",
-    cls=SectionOption,
     section=_KEYS,
     metavar="GLOB",
     multiple=True,
     type=BYTES,
     help="Only keys that match; may be repeated.",
 )
-@click.option(
+@section_option(
     "--type",
     "types",
-    cls=SectionOption,
     section=_KEYS,
     metavar="TYPE[,TYPE…]",
     multiple=True,

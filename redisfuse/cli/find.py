@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli._options import SectionCommand, SectionOption
+from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import json_option
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._record_output import RecordPrinter
@@ -36,26 +37,31 @@ _SORT_PROPERTIES: dict[str, Property | None] = {
 }
 
 
-def _condition(name: str, metavar: str, help: str, **attrs: Any) -> Callable[[Any], Any]:
-    return click.option(name, cls=SectionOption, section=_CONDITIONS, metavar=metavar, help=help, **attrs)
-
-
-def _output(*names: str, help: str, **attrs: Any) -> Callable[[Any], Any]:
-    return click.option(*names, cls=SectionOption, section=_OUTPUT, help=help, **attrs)
+_condition = partial(section_option, section=_CONDITIONS)
+_output = partial(section_option, section=_OUTPUT)
 
 
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
 @where_argument
-@_condition("--type", "TYPE[,TYPE…]", "string, list, set, zset, hash, stream, json, or a module's type.", multiple=True)
-@_condition("--name", "GLOB", "The last component of the key matches; may be repeated.", multiple=True, type=BYTES)
-@_condition("--key", "GLOB", "The whole key matches; may be repeated.", multiple=True, type=BYTES)
-@_condition("--field", "GLOB", "List the fields of hashes that match, instead of keys.", type=BYTES)
-@_condition("--size", "[+-]SIZE", "Bytes of a string or field: +1M is more, -1K is less.")
-@_condition("--elements", "[+-]N", "Elements of a collection: +1000 is more, -10 is fewer.")
-@_condition("--memory", "[+-]SIZE", "Memory in the server, as MEMORY USAGE estimates it.")
-@_condition("--ttl", "[+-]TIME|none|any", "Time to live: -1h expires sooner, +7d later, none never.")
-@_condition("--idle", "[+-]TIME", "Time since the last access: +7d is longer.")
-@_condition("--encoding", "NAME", "Encoding in the server, such as listpack; may be repeated.", multiple=True)
+@_condition(
+    "--type",
+    metavar="TYPE[,TYPE…]",
+    help="string, list, set, zset, hash, stream, json, or a module's type.",
+    multiple=True,
+)
+@_condition(
+    "--name", metavar="GLOB", help="The last component of the key matches; may be repeated.", multiple=True, type=BYTES
+)
+@_condition("--key", metavar="GLOB", help="The whole key matches; may be repeated.", multiple=True, type=BYTES)
+@_condition("--field", metavar="GLOB", help="List the fields of hashes that match, instead of keys.", type=BYTES)
+@_condition("--size", metavar="[+-]SIZE", help="Bytes of a string or field: +1M is more, -1K is less.")
+@_condition("--elements", metavar="[+-]N", help="Elements of a collection: +1000 is more, -10 is fewer.")
+@_condition("--memory", metavar="[+-]SIZE", help="Memory in the server, as MEMORY USAGE estimates it.")
+@_condition("--ttl", metavar="[+-]TIME|none|any", help="Time to live: -1h expires sooner, +7d later, none never.")
+@_condition("--idle", metavar="[+-]TIME", help="Time since the last access: +7d is longer.")
+@_condition(
+    "--encoding", metavar="NAME", help="Encoding in the server, such as listpack; may be repeated.", multiple=True
+)
 @_output(
     "--sort",
     type=click.Choice(list(_SORT_PROPERTIES)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from redisfuse.cli._decode_options import build_decode_limits, decode_options
 from redisfuse.cli._match_output import MatchPrinter, OutputMode
 from redisfuse.cli._named_servers import complete_where
-from redisfuse.cli._options import SectionCommand, SectionOption
+from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import json_option
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_options
@@ -27,60 +28,50 @@ _KEYS = "Keys"
 _OUTPUT = "Output"
 
 
-def _flag(section: str, *names: str, help: str) -> Callable[[Any], Any]:
-    return click.option(*names, cls=SectionOption, section=section, is_flag=True, help=help)
-
-
-def _number(*names: str, metavar: str, help: str) -> Callable[[Any], Any]:
-    return click.option(*names, cls=SectionOption, section=_OUTPUT, type=click.IntRange(0), metavar=metavar, help=help)
-
-
-def _globs(name: str, help: str) -> Callable[[Any], Any]:
-    return click.option(name, cls=SectionOption, section=_KEYS, metavar="GLOB", multiple=True, type=BYTES, help=help)
+_flag = partial(section_option, is_flag=True)
+_number = partial(section_option, section=_OUTPUT, type=click.IntRange(0))
+_globs = partial(section_option, section=_KEYS, metavar="GLOB", multiple=True, type=BYTES)
 
 
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
 @click.argument("words", nargs=-1, metavar="PATTERN [WHERE]", shell_complete=complete_where)
-@click.option(
+@section_option(
     "-e",
     "--regexp",
-    cls=SectionOption,
     section=_MATCHING,
     metavar="PATTERN",
     multiple=True,
     help="A pattern, which may begin with a dash; may be repeated. The only argument is WHERE then.",
 )
-@_flag(_MATCHING, "-E", "--extended-regexp", help="PATTERN is an extended regular expression, not a basic one.")
-@_flag(_MATCHING, "-F", "--fixed-strings", help="PATTERN is literal.")
-@_flag(_MATCHING, "-i", "--ignore-case", help="Ignore case.")
-@_flag(_MATCHING, "-w", "--word-regexp", help="Match whole words only.")
-@_flag(_MATCHING, "-x", "--line-regexp", help="Match whole lines only.")
-@_flag(_MATCHING, "-v", "--invert-match", help="Select the lines that don't match.")
-@click.option(
+@_flag("-E", "--extended-regexp", section=_MATCHING, help="PATTERN is an extended regular expression, not a basic one.")
+@_flag("-F", "--fixed-strings", section=_MATCHING, help="PATTERN is literal.")
+@_flag("-i", "--ignore-case", section=_MATCHING, help="Ignore case.")
+@_flag("-w", "--word-regexp", section=_MATCHING, help="Match whole words only.")
+@_flag("-x", "--line-regexp", section=_MATCHING, help="Match whole lines only.")
+@_flag("-v", "--invert-match", section=_MATCHING, help="Select the lines that don't match.")
+@section_option(
     "--type",
-    cls=SectionOption,
     section=_KEYS,
     multiple=True,
     metavar="TYPE[,TYPE…]",
     help="Search string, list, set, zset, hash, stream or json keys only.",
 )
-@_globs("--name", "Search keys whose last component matches; may be repeated.")
-@_globs("--key", "Search keys that match as a whole; may be repeated.")
-@_flag(_KEYS, "--names", help="Search the names of keys and fields, too; a match prints the path.")
-@_flag(_KEYS, "--decode", help="Search what is inside values: their NAME%text, whose path a match prints.")
-@_flag(_OUTPUT, "-l", "--files-with-matches", help="Print only the paths of files with selected lines.")
-@_flag(_OUTPUT, "-c", "--count", help="Print the number of selected lines of each file that has any.")
-@_flag(_OUTPUT, "-n", "--line-number", help="Print line numbers.")
-@_flag(_OUTPUT, "-o", "--only-matching", help="Print only the parts of lines that match, one a line.")
-@_flag(_OUTPUT, "-a", "--text", help="Print lines of binary values, too.")
+@_globs("--name", help="Search keys whose last component matches; may be repeated.")
+@_globs("--key", help="Search keys that match as a whole; may be repeated.")
+@_flag("--names", section=_KEYS, help="Search the names of keys and fields, too; a match prints the path.")
+@_flag("--decode", section=_KEYS, help="Search what is inside values: their NAME%text, whose path a match prints.")
+@_flag("-l", "--files-with-matches", section=_OUTPUT, help="Print only the paths of files with selected lines.")
+@_flag("-c", "--count", section=_OUTPUT, help="Print the number of selected lines of each file that has any.")
+@_flag("-n", "--line-number", section=_OUTPUT, help="Print line numbers.")
+@_flag("-o", "--only-matching", section=_OUTPUT, help="Print only the parts of lines that match, one a line.")
+@_flag("-a", "--text", section=_OUTPUT, help="Print lines of binary values, too.")
 @_number("-m", "--max-count", metavar="N", help="Print at most N lines of a file.")
 @_number("-A", "--after-context", metavar="N", help="Print N lines after each selected one.")
 @_number("-B", "--before-context", metavar="N", help="Print N lines before each selected one.")
 @_number("-C", "--context", metavar="N", help="Print N lines before and after each selected one.")
-@_flag(_OUTPUT, "-Z", "--null", "nul", help="End paths with a NUL byte; with -l, for xargs -0.")
-@click.option(
+@_flag("-Z", "--null", "nul", section=_OUTPUT, help="End paths with a NUL byte; with -l, for xargs -0.")
+@section_option(
     "--color",
-    cls=SectionOption,
     section=_OUTPUT,
     type=click.Choice(["auto", "always", "never"]),
     default="auto",

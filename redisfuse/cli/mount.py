@@ -14,10 +14,10 @@ from redisfuse.cli._options import (
     SEPARATOR_HELP,
     WAIT_REPLICAS_HELP,
     SectionCommand,
-    SectionOption,
     build_server_options,
     config_option,
     is_host_and_port,
+    section_option,
 )
 from redisfuse.cli._params import BYTES, PATH, SIZE
 from redisfuse.cli._passwords import locate_password
@@ -51,9 +51,8 @@ RUN_SECTION = "Operation"
 @config_option(
     "--write", section=WRITE_SECTION, is_flag=True, help="Write mode: edits change Redis, each journaled first."
 )
-@click.option(
+@section_option(
     "--journal",
-    cls=SectionOption,
     section=WRITE_SECTION,
     is_flag=True,
     help="Journal every change. Implied by --write, which always journals.",
@@ -229,10 +228,9 @@ RUN_SECTION = "Operation"
     is_flag=True,
     help="Without --write: show the content of a file as of its open, not as of its first read; slower.",
 )
-@click.option(
+@section_option(
     "-o",
     "options",
-    cls=SectionOption,
     section=RUN_SECTION,
     multiple=True,
     metavar="OPT[,OPT…]",
@@ -244,10 +242,9 @@ RUN_SECTION = "Operation"
     is_flag=True,
     help="Return when the mount is ready, and continue in the background.",
 )
-@click.option(
+@section_option(
     "-f",
     "--foreground",
-    cls=SectionOption,
     section=RUN_SECTION,
     is_flag=True,
     help="Stay in the foreground (the default).",
@@ -260,9 +257,8 @@ RUN_SECTION = "Operation"
     help="File for the log.",
 )
 @config_option("--debug", section=RUN_SECTION, is_flag=True, help="Log each step, and tracebacks.")
-@click.option(
+@section_option(
     "--config",
-    cls=SectionOption,
     section=RUN_SECTION,
     type=PATH,
     is_eager=True,

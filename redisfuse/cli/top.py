@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli._options import SectionCommand, SectionOption
+from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import json_option
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_argument, where_options
@@ -20,56 +20,56 @@ _VIEWS = "Views"
 _WHAT = "Selection"
 
 
-def _option(section: str, *names: str, help: str, **attrs: Any) -> Callable[[Any], Any]:
-    return click.option(*names, cls=SectionOption, section=section, help=help, **attrs)
-
-
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
 @where_argument
-@_option(
-    _WHAT,
+@section_option(
     "--by",
+    section=_WHAT,
     type=click.Choice(["memory", "bytes", "elements", "keys"]),
     default="memory",
     show_default=True,
     help="Measure: memory in the server, bytes of strings, elements of collections, or number of keys.",
 )
-@_option(
-    _WHAT,
+@section_option(
     "--depth",
+    section=_WHAT,
     type=click.IntRange(0, 64),
     default=1,
     show_default=True,
     metavar="N",
     help="Levels of folders to show; 0 is only the total.",
 )
-@_option(
-    _WHAT,
+@section_option(
     "--limit",
+    section=_WHAT,
     type=click.IntRange(0),
     default=10,
     show_default=True,
     metavar="N",
     help="Show at most N folders of a level, N keys, or N queues; 0 is all folders or queues, and no keys.",
 )
-@_option(_WHAT, "--key", help="Only keys that match; may be repeated.", metavar="GLOB", multiple=True, type=BYTES)
-@_option(
-    _WHAT,
+@section_option(
+    "--key", section=_WHAT, help="Only keys that match; may be repeated.", metavar="GLOB", multiple=True, type=BYTES
+)
+@section_option(
     "--sample",
+    section=_WHAT,
     type=click.IntRange(1),
     metavar="N",
     help="Estimate from about N keys, with the error.",
 )
-@_option(_VIEWS, "--queues", is_flag=True, help="Show lists and streams: length, oldest entry, consumers, lag.")
-@_option(
-    _VIEWS,
+@section_option(
+    "--queues", section=_VIEWS, is_flag=True, help="Show lists and streams: length, oldest entry, consumers, lag."
+)
+@section_option(
     "--changes",
+    section=_VIEWS,
     is_flag=True,
     help="Watch which keys change most, from the server's messages; includes other databases.",
 )
-@_option(
-    _VIEWS,
+@section_option(
     "--seconds",
+    section=_VIEWS,
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
     help="With --changes: how long to watch before printing; by default until Ctrl-C on a terminal, else 10.",
