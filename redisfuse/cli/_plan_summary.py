@@ -5,7 +5,7 @@ Counts by folder and action, and the first conflicts.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,6 @@ from redisfuse.transactions.combined_change import count_changes
 from redisfuse.transactions.plan_descriptions import name_action
 
 if TYPE_CHECKING:
-    from redisfuse.journal.models import Change
     from redisfuse.transactions.rollback_plan import PlannedChange, RollbackConflict
 
 MAX_LISTED_CHANGES = 10  # of a longer plan only the summary is printed, unless --verbose
@@ -24,11 +23,11 @@ MAX_COUNTED_FOLDERS = 10_000  # rows in memory; with more, the deepest folders a
 class PlanSummary:
     """Counts the entries of a plan.
 
-    `is_repeated`: whether several entries may be of a change's key.
+    `repeated_keys`: the keys, with their servers, that several entries may be of.
     """
 
-    def __init__(self, is_repeated: Callable[[Change], bool]) -> None:
-        self._is_repeated = is_repeated
+    def __init__(self, repeated_keys: Set[tuple[str, bytes]]) -> None:
+        self._repeated_keys = repeated_keys
         self._repeated_targets: set[tuple[bytes, bytes | None]] = set()
         self._single_targets = 0
         self.entry_count = 0
@@ -49,7 +48,7 @@ class PlanSummary:
         change, count = entry.change, count_changes([entry.change])
         self.entry_count += 1
         self.change_count += count
-        if self._is_repeated(change):
+        if (change.server_name, change.key) in self._repeated_keys:
             self._repeated_targets.add((change.key, change.field))
         else:
             self._single_targets += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 from redisfuse.cli._changes import change_to_json
@@ -26,16 +26,14 @@ class RollbackPrinter:
     """Prints the plan and the report of one server's rollback.
 
     As text or as JSON lines, in bounded memory.
-    `is_repeated`: whether several of the changes may be of a change's key.
+    `repeated_keys`: the keys, with their servers, that several of the changes may be of.
     """
 
-    def __init__(
-        self, *, as_json: bool, verbose: bool, is_repeated: Callable[[Change], bool] = lambda _change: True
-    ) -> None:
+    def __init__(self, repeated_keys: Set[tuple[str, bytes]], *, as_json: bool, verbose: bool) -> None:
         self._as_json = as_json
         self._verbose = verbose
         self._printer = LinePrinter()
-        self._plan = PlanSummary(is_repeated)
+        self._plan = PlanSummary(repeated_keys)
         self._report_lines: list[tuple[str, str]] = []  # printed at the end: a progress bar may be on the terminal
         self._conflicts = self._new_conflicts = 0  # of the reports, and those of them that the plan did not have
         self._done = self._unchanged = self._unchanged_entries = self._failed = 0

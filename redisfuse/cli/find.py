@@ -153,7 +153,7 @@ def _find(
             found = _order(unordered, options["sort"], reverse=options["reverse"], limit=options["limit"])
             if printer.needs_paths:
                 namer = PathNamer(where.codec, directories)
-                for record, path in iter_named(found, namer, directories, survey.complete_directories):
+                for record, path in iter_named(found, namer, survey.iter_all_keys()):
                     printer.print(record, path)
             else:
                 for _, record in found:

@@ -147,7 +147,8 @@ def _search(
         names = NameFilter(where.codec.separator, options["key"], options["name"])
         survey = KeySurvey(clients, where.scope, names, writer, directories)
         if where.scope.target is None:
-            survey.complete_directories()  # so that each match is printed when it is found, with its path
+            # Then each match is printed when it is found, with its path.
+            directories.complete(survey.iter_all_keys())
         writer.restart("searching")
         conditions = survey.scan_only([parse_types(options["type"])] if options["type"] else [])
         for client, contents in search.iter_candidates(survey, conditions):

@@ -111,7 +111,7 @@ def command(
             LinePrinter().print(f"nothing to roll back{': already rolled back' if change_filter.has_ids else ''}")
         for name in servers:
             mine = selected.of_server(name)
-            printer = RollbackPrinter(as_json=as_json, verbose=verbose, is_repeated=mine.groups.is_repeated)
+            printer = RollbackPrinter(mine.groups.repeated_keys, as_json=as_json, verbose=verbose)
             rollback = _RollbackCommand(journal, connector, name, mine, printer, force=force, last_count=last)
             if dry_run:
                 done = rollback.dry_run()
@@ -215,7 +215,7 @@ class _RollbackCommand:
                 self._groups,
                 self._selected_ids,
                 force=self._force,
-                is_repeated=self._groups.is_repeated,
+                repeated_keys=self._groups.repeated_keys,
                 progress=bar.advance,
             ):
                 self._printer.add_planned(entry, is_dry_run=is_dry_run)

@@ -10,7 +10,6 @@ Pure: no host name is resolved here.
 No password appears in str(), repr(), `redacted_url`, `url` or an error message.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -291,7 +290,7 @@ def _parse_sentinel(address: Address, hosts: str, path: str) -> _AddressAndDb:
     return replace(address, sentinels=nodes, service_name=service), db
 
 
-_HOST_PARSERS: dict[AddressKind, Callable[[Address, str, str], _AddressAndDb]] = {
+_HOST_PARSERS = {
     "tcp": _parse_tcp,
     "tls": _parse_tcp,
     "unix": _parse_unix,

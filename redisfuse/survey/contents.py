@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from tempfile import SpooledTemporaryFile
 from typing import Any, BinaryIO, cast
 
@@ -45,7 +44,7 @@ class Content:
 
     record: KeyRecord
     data: bytes | None  # None: it is large
-    chunks: Callable[[], Iterator[bytes]]  # all of it; fetched while it is consumed, if it is large
+    chunks: Iterable[bytes]  # all of it; of large data, fetched whenever they are iterated over
 
 
 class ContentReader:
@@ -98,7 +97,7 @@ class ContentReader:
             elif len(head) < HEAD_BYTES:
                 contents.append(self._build_value(record, head))
             else:
-                contents.append(self._build_large(record, self._iter_string, record.key, head))
+                contents.append(self._build_large(record, _Lazy(self._iter_string, record.key, head)))
         return contents
 
     def _iter_string(self, key: bytes, head: bytes) -> Iterator[bytes]:
@@ -147,7 +146,7 @@ class ContentReader:
                 for name, value in elements
             ]
         if self._decode_limits is not None:
-            return [Content(record, None, _Lazy(self._create_formatter(record), elements))]
+            return [Content(record, None, _Lazy(self._format, record, [elements]))]
         return [_whole_content(record, b"".join(format_lines(renderer, elements)))]
 
     def _read_large(self, record: KeyRecord) -> Iterator[Content]:
@@ -165,15 +164,14 @@ class ContentReader:
         return iter_elements(self._client, record.key, _renderer(record), self._max_sorted)
 
     def _render(self, record: KeyRecord) -> Iterator[bytes]:
-        format_batch = self._create_formatter(record)
-        for batch in self._tolerate(self._iter_batches(record)):
-            yield from format_batch(batch)
+        return self._format(record, self._tolerate(self._iter_batches(record)))
 
-    def _create_formatter(self, record: KeyRecord) -> Callable[[list[Element]], Iterator[bytes]]:
-        """Return the function that formats the elements of one collection, in order."""
-        if self._decode_limits is not None:
-            return ElementDecoder(_renderer(record), self._decode_limits).format_lines
-        return partial(format_lines, _renderer(record))
+    def _format(self, record: KeyRecord, batches: Iterable[list[Element]]) -> Iterator[bytes]:
+        """Yield the lines of the elements of one collection, in order."""
+        renderer = _renderer(record)
+        decoder = None if self._decode_limits is None else ElementDecoder(renderer, self._decode_limits)
+        for batch in batches:
+            yield from format_lines(renderer, batch) if decoder is None else decoder.format_lines(batch)
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
@@ -184,27 +182,28 @@ class ContentReader:
         text = render_decoded(decode_value(data, self._decode_limits))
         if len(text) <= MAX_DECODED_BYTES:
             return _whole_content(record, text)
-        return Content(record, None, _Lazy(self._decode, iter, [data]))
+        return self._build_large(record, [data])
 
-    def _build_large(self, record: KeyRecord, iterate: Callable[..., Iterator[bytes]], *arguments: Any) -> Content:
+    def _build_large(self, record: KeyRecord, chunks: Iterable[bytes]) -> Content:
         """Return the content of a value that is fetched while it is consumed."""
-        if self._decode_limits is None:
-            return Content(record, None, _Lazy(iterate, *arguments))
-        return Content(record, None, _Lazy(self._decode, iterate, *arguments))
+        return Content(record, None, chunks if self._decode_limits is None else _Lazy(self._decode, chunks))
 
-    def _decode(self, iterate: Callable[..., Iterator[bytes]], *arguments: Any) -> Iterator[bytes]:
+    def _decode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         assert self._decode_limits is not None
-        data = join_beginning(iterate(*arguments), self._decode_limits.input_bytes)
+        data = join_beginning(chunks, self._decode_limits.input_bytes)
         yield render_decoded(decode_value(data, self._decode_limits))
 
     # -- other types --------------------------------------------------------------------------------------------------
 
     def _describe_other(self, record: KeyRecord) -> Content:
         if record.type == FIELD_TYPE:
-            return self._build_large(record, self._download, (b"HGET", record.key, record.field))
+            return self._build_large(record, _Lazy(self._download, (b"HGET", record.key, record.field)))
         if record.type == rejson.JSON_TYPE:
-            return self._build_large(record, self._tolerate, rejson.fetch_json(self._client, record.key))
+            return self._build_large(record, _Lazy(self._fetch_json, record.key))
         return _whole_content(record, describe_unknown_type(record.type or b""))
+
+    def _fetch_json(self, key: bytes) -> Iterator[bytes]:
+        return self._tolerate(rejson.fetch_json(self._client, key))
 
     def _download(self, command: RedisCommand) -> Iterator[bytes]:
         """Yield a bulk string through a temporary file; memory use is constant."""
@@ -236,18 +235,18 @@ class ContentReader:
 
 
 class _Lazy:
-    """A call that is made when the chunks of a content are requested."""
+    """The chunks that a function yields, which is called whenever they are iterated over."""
 
     def __init__(self, function: Callable[..., Iterator[bytes]], *arguments: Any) -> None:
         self._function = function
         self._arguments = arguments
 
-    def __call__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[bytes]:
         return self._function(*self._arguments)
 
 
 def _whole_content(record: KeyRecord, data: bytes) -> Content:
-    return Content(record, data, _Lazy(iter, [data]))
+    return Content(record, data, [data])
 
 
 def _renderer(record: KeyRecord) -> TypeRenderer:

@@ -9,7 +9,7 @@ complete, and scans the names once more where it must not hold more.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from more_itertools import chunked
 
@@ -54,6 +54,13 @@ class DirectorySet:
                 prefixes.add(prefix)
                 prefix, found, _ = prefix.rpartition(separator)
 
+    def complete(self, names: Iterable[Collection[bytes]]) -> None:
+        """Add the directories above all keys of the scope, unless they are complete."""
+        if not self.is_complete:
+            for keys in names:
+                self.add_keys(keys)
+            self.is_complete = True
+
     def __contains__(self, key: bytes) -> bool:
         """Return whether the components of this key are a directory, too."""
         return key in self._prefixes
@@ -76,7 +83,7 @@ class PathNamer:
 
     def __init__(self, codec: PathCodec, directories: DirectorySet) -> None:
         self._codec = codec
-        self._directories = directories
+        self.directories = directories
 
     def build_paths(self, client: RedisClient, records: Sequence[KeyRecord]) -> list[bytes]:
         """Return the path of each record from the mount's root.
@@ -98,14 +105,14 @@ class PathNamer:
     def _build_path(self, record: KeyRecord, hashes: set[bytes], shadowed: set[bytes]) -> bytes:
         key = record.key
         if record.field is None:
-            if key not in self._directories and (path := build_plain_path(key, self._codec.separator)) is not None:
+            if key not in self.directories and (path := build_plain_path(key, self._codec.separator)) is not None:
                 return path
             return self._codec.key_path(
-                key, is_hash=key in hashes, shadowed=key in shadowed, is_directory=key in self._directories
+                key, is_hash=key in hashes, shadowed=key in shadowed, is_directory=key in self.directories
             )
         *directory, leaf = self._codec.split_key(key)
         component = self._codec.shadowing_directory(self._codec.field_name(leaf, record.field))
-        is_directory = component is not None and self._codec.join_key((*directory, component)) in self._directories
+        is_directory = component is not None and self._codec.join_key((*directory, component)) in self.directories
         return self._codec.field_path(key, record.field, is_directory=is_directory)
 
     @staticmethod
@@ -126,22 +133,23 @@ class PathNamer:
 
 
 def iter_named(
-    found: Iterable[FoundRecord], namer: PathNamer, directories: DirectorySet, complete: Callable[[], None]
+    found: Iterable[FoundRecord], namer: PathNamer, names: Iterable[Collection[bytes]]
 ) -> Iterator[tuple[KeyRecord, bytes]]:
     """Yield records with their paths, in order.
 
-    `complete` scans the names, which makes `directories` complete. Up to MAX_HELD_RECORDS records are held until it is.
+    Up to MAX_HELD_RECORDS records are held until the namer's directories are complete. If they are not then, they are
+    completed from `names`: all keys of the scope, in batches that are fetched while they are consumed.
     """
+    directories = namer.directories
     held: list[FoundRecord] = []
     for one in found:
         held.append(one)
         if len(held) >= (_RECORDS_PER_BATCH if directories.is_complete else MAX_HELD_RECORDS):
-            if not directories.is_complete:
-                complete()
+            directories.complete(names)
             yield from _name_batches(held, namer)
             held = []
-    if held and not directories.is_complete:
-        complete()
+    if held:
+        directories.complete(names)
     yield from _name_batches(held, namer)
 
 

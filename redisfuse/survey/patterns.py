@@ -9,7 +9,6 @@ the first one is taken, not the longest; only `-o` can show the difference.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from redisfuse.errors import UsageError
 
@@ -47,8 +46,9 @@ def compile_pattern(
     whole_line: bool = False,
 ) -> re.Pattern[str]:
     """Compile a pattern; its lines are alternatives. Raises UsageError."""
-    translate: Callable[[str], str] = re.escape if fixed else _Translator(extended).translate
-    expression = "|".join(f"(?:{translate(line)})" for line in pattern.split("\n"))
+    translator = _Translator(extended)
+    lines = (re.escape(line) if fixed else translator.translate(line) for line in pattern.split("\n"))
+    expression = "|".join(f"(?:{line})" for line in lines)
     if whole_line:
         expression = f"^(?:{expression})$"
     elif whole_word:

@@ -97,13 +97,10 @@ class KeySurvey:
         narrower = self.names.scan_prefix
         return narrower if narrower.startswith(self.scope.prefix) else self.scope.prefix
 
-    def complete_directories(self) -> None:
-        """Scan the names of all keys of the scope into `directories`."""
-        assert self.directories is not None
+    def iter_all_keys(self) -> Iterator[Collection[bytes]]:
+        """Yield all keys of the scope in batches, whatever their names and types; some more than once."""
         for client in self.clients:
-            for keys in scan_keys(client, prefix=self.scope.prefix):
-                self.directories.add_keys(keys)
-        self.directories.is_complete = True
+            yield from scan_keys(client, prefix=self.scope.prefix)
 
     # -- records ------------------------------------------------------------------------------------------------------
 

@@ -81,4 +81,4 @@ class ContentSearch:
     def search(self, content: Content, *, all_lines: bool = False) -> tuple[LineSearch, Iterator[Line]]:
         """Return a pass over a content, and its selected lines or all lines."""
         line_search = LineSearch(self.pattern, self.invert, self.as_text, all_lines)
-        return line_search, line_search.search(content.chunks())
+        return line_search, line_search.search(content.chunks)

@@ -1,7 +1,7 @@
 """Plans a rollback: the state of each target afterwards, and the conflicts."""
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from more_itertools import chunked, constrained_batches
@@ -103,12 +103,13 @@ def iter_plan(
     selected_ids: Set[int],
     *,
     force: bool = False,
-    is_repeated: Callable[[Change], bool] = lambda _change: True,
+    repeated_keys: Set[tuple[str, bytes]] | None = None,
     progress: ProgressCallback = lambda _count: None,
 ) -> Iterator[PlannedChange]:
     """Yield the entries of the plan; targets are read page by page.
 
-    `is_repeated`: whether several of the changes are of the change's key, so that its state must be remembered.
+    `repeated_keys`: the keys, with their servers, that several of the changes are of, so that their states must be
+    remembered; None: all.
     `progress` receives the number of changes. Raises as `StateReader.read` does.
     """
     dependencies = DependencyTracker()
@@ -119,7 +120,7 @@ def iter_plan(
             key_changes = [change for change in group if not is_directory_change(change)]
             predictable += [change for change in key_changes if dependencies.is_predictable(change)]
             for change in key_changes:
-                if is_repeated(change):
+                if repeated_keys is None or (change.server_name, change.key) in repeated_keys:
                     dependencies.add(change)
         predictable_ids = {change.id for change in predictable}
         projected.add(_read_states(client, [change for change in predictable if not projected.has_target(change)]))
@@ -135,7 +136,7 @@ def iter_plan(
                     projected.set_state(inverse.target, inverse.desired_state)
                 yield PlannedChange(change, inverse, conflict)
         for change in predictable:
-            if not is_repeated(change):
+            if repeated_keys is not None and (change.server_name, change.key) not in repeated_keys:
                 projected.discard(change)
         progress(count_changes(change for group in page for change in group))
 

@@ -60,15 +60,16 @@ class ChangeIds(Set[int]):
 class ChangeGroups:
     """The groups to revert, in order.
 
-    They are read from the journal whenever they are iterated over. `server_name`: only those of one server.
+    They are read from the journal whenever they are iterated over. `repeated_keys`: the keys, with their servers, that
+    several of the changes are of. `server_name`: only the groups of one server.
     """
 
     def __init__(
-        self, journal: Journal, runs: RunTable, repeated: Set[tuple[str, bytes]], server_name: str | None = None
+        self, journal: Journal, runs: RunTable, repeated_keys: Set[tuple[str, bytes]], server_name: str | None = None
     ) -> None:
         self._journal = journal
         self._runs = runs
-        self._repeated = repeated
+        self.repeated_keys = repeated_keys
         self._server_name = server_name
         counts = [count or len(ids) for count, ids in runs.iter_runs(server_name)]
         self._length = len(counts)
@@ -97,11 +98,7 @@ class ChangeGroups:
 
     def of_server(self, server_name: str) -> "ChangeGroups":
         """Return the groups of one server."""
-        return ChangeGroups(self._journal, self._runs, self._repeated, server_name)
-
-    def is_repeated(self, change: Change) -> bool:
-        """Return whether other selected changes are of this key, too."""
-        return (change.server_name, change.key) in self._repeated
+        return ChangeGroups(self._journal, self._runs, self.repeated_keys, server_name)
 
 
 def _build_group(count: int, changes: list[Change]) -> ChangeGroup:

@@ -627,7 +627,7 @@ def _measure_peak(bench: EditBench, count: int) -> int:
     try:
         selected = select_for_rollback(bench.journal, session_id=bench.session)
         entries = iter_plan(
-            bench.journal, bench.server, selected.groups, selected.ids, is_repeated=selected.groups.is_repeated
+            bench.journal, bench.server, selected.groups, selected.ids, repeated_keys=selected.groups.repeated_keys
         )
         assert sum(entry.inverse is not None and entry.conflict is None for entry in entries) == count
         return tracemalloc.get_traced_memory()[1]

@@ -246,7 +246,7 @@ def name_all(client: RedisClient) -> dict[bytes, bytes]:
     survey = KeySurvey([client], Scope(), NO_NAMES, directories=directories)
     namer = PathNamer(CODEC, directories)
     found = survey.iter_records()
-    return {record.key: path for record, path in iter_named(found, namer, directories, survey.complete_directories)}
+    return {record.key: path for record, path in iter_named(found, namer, survey.iter_all_keys())}
 
 
 NEIGHBOURS = {

@@ -36,6 +36,9 @@ _MIN_WEAK_BYTES = 2  # of a value in a format without a signature
 FORMAT_NAMES = ("JSON", "msgpack", "CBOR", "pickle", "PHP", "Java", "protobuf")
 
 
+_ValueWriter = Callable[[ByteReader, NotationWriter], None]
+
+
 class Rendering(NamedTuple):
     """A value below its layers, as text."""
 
@@ -49,7 +52,7 @@ class Rendering(NamedTuple):
 class _WeakFormat:
     name: str
     begins: Callable[[bytes], bool]
-    write: Callable[[ByteReader, NotationWriter], None]
+    write: _ValueWriter
 
 
 _WEAK_FORMATS = (
@@ -143,7 +146,7 @@ def _write(
     data: bytes,
     budget: DecodeBudget,
     name: str,
-    write: Callable[[ByteReader, NotationWriter], None],
+    write: _ValueWriter,
     *,
     must_match: bool = False,
     allows_early_end: bool = False,

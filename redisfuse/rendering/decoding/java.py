@@ -9,7 +9,6 @@ An object is `pkg.Class {field: value, …}`. Data that a class wrote with a met
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from redisfuse.rendering.decoding.byte_reader import ByteReader
@@ -64,7 +63,7 @@ class JavaStreamParser:
             self._write_object(code)
 
     def _write_object(self, code: int) -> None:
-        writers: dict[int, Callable[[], None]] = {
+        writers = {
             _OBJECT: self._write_instance,
             _ARRAY: self._write_array,
             _ENUM: self._write_enum,

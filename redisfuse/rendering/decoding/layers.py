@@ -185,7 +185,7 @@ def _expand(compression: Compression, data: bytes, budget: DecodeBudget) -> Laye
     problem = ""
     reached_limit = False
     try:
-        problem = _decompress_all(stream, compression.create, data, budget, pieces)
+        problem = _decompress_all(compression, stream, data, budget, pieces)
     except DecodingLimitError as error:
         problem, reached_limit = str(error), True
     except Exception as error:  # the errors of the libraries have no class in common
@@ -199,7 +199,7 @@ def _expand(compression: Compression, data: bytes, budget: DecodeBudget) -> Laye
 
 
 def _decompress_all(
-    stream: _Stream, create: Callable[[], Any], data: bytes, budget: DecodeBudget, pieces: list[bytes]
+    compression: Compression, stream: _Stream, data: bytes, budget: DecodeBudget, pieces: list[bytes]
 ) -> str:
     """Append the decompressed pieces to `pieces`; return what is wrong with the end.
 
@@ -222,6 +222,6 @@ def _decompress_all(
                 return ""
             if pending[:3] != data[:3]:
                 return f"{len(pending)} bytes follow its end"
-            stream = create()
+            stream = compression.create()
         elif stream.needs_input and not piece:
             return "the data ends early"
