@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Iterable, Set
 
 from redisfuse.errors import UsageError
 
@@ -20,21 +20,16 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
-def check_environment(usual_options: Set[str], list_all_options: Callable[[], Set[str]]) -> None:
-    """Raise UsageError for a variable REDISFUSE_* that is not an option.
-
-    `list_all_options` imports all commands, so it is called only for a name that is not in `usual_options`.
-    """
-    unknown = _find_unknown(usual_options)
-    if unknown:
-        options = list_all_options()
-        for name in _find_unknown(options):
-            known = _OTHER_VARIABLES | {_variable_name(option) for option in options}
-            advice = suggest_name(name, known) or "; unset it"
-            raise UsageError(f"the environment variable {name} is not an option{advice}")
+def check_environment(options: Set[str]) -> None:
+    """Raise UsageError for a variable REDISFUSE_* that is not one of the options."""
+    for name in find_unknown_variables(options):
+        known = _OTHER_VARIABLES | {_variable_name(option) for option in options}
+        advice = suggest_name(name, known) or "; unset it"
+        raise UsageError(f"the environment variable {name} is not an option{advice}")
 
 
-def _find_unknown(options: Set[str]) -> list[str]:
+def find_unknown_variables(options: Set[str]) -> list[str]:
+    """Return the names of the variables REDISFUSE_* that are not among the options."""
     known = _OTHER_VARIABLES | {_variable_name(option) for option in options}
     names = (name for name in os.environ if name.startswith(ENVIRONMENT_PREFIX) and name not in known)
     return sorted(name for name in names if not _FOREIGN_VARIABLE.fullmatch(name))

@@ -67,14 +67,7 @@ def write_session(
     """
     from redisfuse.transactions.write_session import open_write_session
 
-    with open_write_session(
-        journal,
-        connector,
-        changes,
-        force=force,
-        report=_print_comparisons,
-        confirm_other_server=lambda: ask and _confirm_other_server(),
-    ) as session:
+    with open_write_session(journal, connector, changes, force=force, check=_TerminalCheck(ask)) as session:
         yield session
 
 
@@ -82,17 +75,22 @@ def report_server_changes(journal: Journal, server: RedisClient, changes: Collec
     """Print whether the server was restarted or replaced since these changes."""
     from redisfuse.transactions.server_fingerprint import compare_servers
 
-    _print_comparisons(compare_servers(journal, server, changes))
+    _TerminalCheck(ask=False).report(compare_servers(journal, server, changes))
 
 
-def _print_comparisons(comparisons: Sequence[ServerComparison]) -> None:
-    for comparison in comparisons:
-        if comparison.explanation:
-            print_err(comparison.explanation)
+class _TerminalCheck:
+    """Prints differences between servers, and asks on a terminal (with `ask`)."""
 
+    def __init__(self, ask: bool) -> None:
+        self._ask = ask
 
-def _confirm_other_server() -> bool:
-    return sys.stdin.isatty() and click.confirm("Change this server all the same?", err=True)
+    def report(self, comparisons: Sequence[ServerComparison]) -> None:
+        for comparison in comparisons:
+            if comparison.explanation:
+                print_err(comparison.explanation)
+
+    def confirm(self) -> bool:
+        return self._ask and sys.stdin.isatty() and click.confirm("Change this server all the same?", err=True)
 
 
 def resolve_pending(

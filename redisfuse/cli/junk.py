@@ -291,9 +291,7 @@ def _remove_keys(server: RedisClient, junk_keys: Sequence[JunkKey], journal_file
     with Journal.open(journal_file, create=True, operation_idle_ms=None) as journal:
         session = start_session(journal, server, build_session_info(server, None, {"command": "junk clean"}))
         try:
-            key_writer = KeyWriter(
-                server, journal, session, dump_limit=DEFAULTS["dump_limit"], identify_caller=ThisProcess()
-            )
+            key_writer = KeyWriter(server, journal, session, dump_limit=DEFAULTS["dump_limit"], caller=ThisProcess())
             removed = 0
             for batch in chunked(junk_keys, _MAX_KEYS_PER_BATCH):
                 removed += key_writer.remove_independently({junk_key.target: junk_key.path for junk_key in batch})

@@ -192,9 +192,9 @@ def _key_loader(place: Where, journal_file: Path | None, existing: ExistingKeys)
                 session,
                 dump_limit=DEFAULTS["dump_limit"],
                 listener=NullListener(),
-                identify_caller=ThisProcess(),
+                caller=ThisProcess(),
             )
-            yield KeyLoader(executor, place.codec.key_path, existing=existing, allow=place.allow)
+            yield KeyLoader(executor, place.codec, existing=existing, allow=place.allow)
         finally:
             journal.end_session(session)
 

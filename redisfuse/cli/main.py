@@ -72,7 +72,7 @@ class CommandGroup(click.Group):
         A command without any option of a mount, such as `umount`, works with a wrong configuration.
         """
         from redisfuse.cli._config_files import load_config_files
-        from redisfuse.cli._spelling import check_environment
+        from redisfuse.cli._spelling import check_environment, find_unknown_variables
 
         mount = self.get_command(ctx, DEFAULT_COMMAND)
         assert mount is not None
@@ -82,7 +82,8 @@ class CommandGroup(click.Group):
             ctx.default_map = {name: ctx.obj.build_default_map(_TABLES.get(name, name), command)}
         if is_affected:
             ctx.obj.check_names(mount, self.list_commands(ctx))
-            check_environment(_list_options(mount) | _list_options(self), lambda: self._list_all_options(ctx))
+            if find_unknown_variables(_list_options(mount) | _list_options(self)):
+                check_environment(self._list_all_options(ctx))  # imports all commands
 
     def _list_all_options(self, ctx: click.Context) -> set[str]:
         commands = [self.get_command(ctx, name) for name in self.list_commands(ctx)]

@@ -4,7 +4,7 @@ Resolves the address through Sentinels, connects, detects the server, checks its
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from redisfuse.client.limits import Limits
 from redisfuse.client.password_file import read_password
 from redisfuse.client.rate_limit import TokenBucket
 from redisfuse.client.reply_errors import PASSWORD_REQUIRED_MESSAGE
-from redisfuse.client.sentinel import SentinelWatcher
+from redisfuse.client.sentinel import SentinelWatcher, SwitchHook
 from redisfuse.client.stats import ClientStats
 from redisfuse.errors import (
     AccessError,
@@ -56,7 +56,7 @@ class Connector:
         setup: Sequence[RedisCommand] = (),
         address_map: AddressMap | None = None,
         replicas: bool = False,
-        on_switch: Callable[[], None] = lambda: None,
+        on_switch: SwitchHook = lambda: None,
     ) -> None:
         """Create a connector.
 

@@ -41,6 +41,9 @@ POLL_SECONDS = 1.0
 MAX_SILENCE_SECONDS = 3.0
 """A Sentinel that has not answered for this long does not count."""
 
+SwitchHook = Callable[[], None]
+"""Is called when another server replaces the one to which connections lead."""
+
 _MAX_REPLY_SECONDS = 1.5  # of one Sentinel; then its connection is closed
 _GATHER_SECONDS = 0.3  # how long the first resolution waits for the other Sentinels after the first answer
 _AVOID_SECONDS = 5.0  # how long a replica that failed is chosen last
@@ -56,7 +59,7 @@ class SentinelWatcher:
         *,
         timeout: float,
         replicas: bool,
-        on_switch: Callable[[], None],
+        on_switch: SwitchHook,
     ) -> None:
         """Create a watcher of `address`, whose kind is sentinel.
 

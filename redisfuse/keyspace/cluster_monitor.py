@@ -71,7 +71,7 @@ class ClusterMonitor(KeyspaceMonitor):
         self.unserved_since: float | None = None  # since when a slot has no node; a hint without a lock
         self._shards_by_id: dict[str, ShardMonitor] = {}
         self._shard_listener = _ShardListener(self, self._listener)
-        self._reconciler.wake = self._verifier.wake
+        self._reconciler.verifier = self._verifier
         self._transit = self._client.topology.transit
         self._reconciler.transit = self._transit
         if self._transit is not None:

@@ -15,7 +15,7 @@ State only: no thread, no connection. Thread-safe, as reconciler.py; the lock is
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain
 
 from more_itertools import chunked
@@ -25,6 +25,7 @@ from redisfuse.client.slot_map import SLOT_COUNT, key_slot, select_keys
 from redisfuse.keyspace.index import Index
 from redisfuse.keyspace.index_backend import KeyLayout
 from redisfuse.keyspace.reconciler import IndexReconciler, IndexScan, ScanSupersededError, VerifyBatch
+from redisfuse.keyspace.verifier import KeyVerifier
 
 _MAX_AWAITED_KEYS = 100_000  # keys that a scan did not return, and that are verified at a time
 _KEYS_PER_STEP = 5_000  # keys of the index that are compared with a scan at a time
@@ -132,8 +133,7 @@ class ShardReconciler:
             else:
                 scan.index.add_many(added)
         if foreign:
-            self._parent.mark_dirty(foreign)
-            self._parent.wake()
+            self._parent.verify_soon(foreign)
         if self._seen is not None:
             self._seen.add_many(own)
             if self._seen.is_full:
@@ -152,8 +152,7 @@ class ShardReconciler:
                 self._require_current(scan)
                 if not self.is_ready:
                     self.awaited.update(keys)
-            self._parent.mark_dirty(keys)
-            self._parent.wake()
+            self._parent.verify_soon(keys)
             with self._lock:
                 while self.awaited:
                     self._parent.verified_condition.wait()
@@ -189,7 +188,7 @@ class ClusterReconciler(IndexReconciler):
         super().__init__(layout, max_memory_bytes=max_memory_bytes)
         self.lock = self._lock
         self.transit: KeyTransit | None = None  # set where replicas are read
-        self.wake: Callable[[], None] = _do_nothing  # wakes the verifying thread
+        self.verifier: KeyVerifier | None = None  # set before the threads start
         self.verified_condition = threading.Condition(self._lock)  # notified when `awaited` or an epoch has changed
         self.is_closed = False
         self._shards: dict[str, ShardReconciler] = {}
@@ -241,8 +240,13 @@ class ClusterReconciler(IndexReconciler):
         for step in chunked(keys, _KEYS_PER_STEP):
             moved = select_keys(step, slots)
             if moved:
-                self.mark_dirty(moved)
-                self.wake()
+                self.verify_soon(moved)
+
+    def verify_soon(self, keys: Collection[bytes]) -> None:
+        """Mark keys as dirty, and wake the verifying thread."""
+        self.mark_dirty(keys)
+        if self.verifier is not None:
+            self.verifier.wake()
 
     def requeue_batch(self, batch: VerifyBatch) -> None:
         """Have the keys of a batch verified again.
@@ -283,7 +287,3 @@ class ClusterReconciler(IndexReconciler):
         denied = [key for key, exists in zip(keys, existence, strict=True) if exists is None]
         for shard in self._shards.values():
             shard.has_unverifiable_keys = shard.has_unverifiable_keys or any(map(shard.owns, denied))
-
-
-def _do_nothing() -> None:
-    pass

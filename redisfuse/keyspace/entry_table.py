@@ -32,7 +32,7 @@ class EntryTable:
         self._prefetched_bytes = 0  # of the entries with contents that were not requested yet
         self._evicted_keys = 0  # without those that listings have fetched
         self.evicted_contents = 0
-        self.planner = PrefetchPlanner(self._entries, self.get_or_restore, sort_key, max_bytes // PATTERN_FRACTION)
+        self.planner = PrefetchPlanner(self, sort_key, max_bytes // PATTERN_FRACTION)
 
     @property
     def memory_bytes(self) -> int:

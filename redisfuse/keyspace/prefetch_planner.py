@@ -5,9 +5,9 @@ Bookkeeping only, under the lock of the cache whose entries it reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.keyspace.metadata_entry import KeyMetadata, MetadataCacheEntry, prefetched_size
 from redisfuse.keyspace.prefetch import (
@@ -21,12 +21,13 @@ from redisfuse.keyspace.prefetch import (
     SortKey,
 )
 
+if TYPE_CHECKING:
+    from redisfuse.keyspace.entry_table import EntryTable
+
 MAX_SEARCHED_PATTERNS = 32  # the most recent ones, which are searched for a key that has no entry
 MAX_CHANGED_KEYS = 50_000  # keys that changed since they were listed; more of them, and all patterns are dropped
 
 PATTERN_FRACTION = 4  # a pattern takes at most a quarter of the memory of all, about
-
-EntryGetter = Callable[[bytes], MetadataCacheEntry | None]
 
 
 class RestoredMetadata(NamedTuple):
@@ -40,14 +41,11 @@ class RestoredMetadata(NamedTuple):
 class PrefetchPlanner:
     """The access patterns of the keys that were listed, in at most `max_bytes`.
 
-    `entries` are the cache's; `get_entry` returns that of a key, restored if necessary.
+    `table` has the cache's entries.
     """
 
-    def __init__(
-        self, entries: Mapping[bytes, MetadataCacheEntry], get_entry: EntryGetter, sort_key: SortKey, max_bytes: int
-    ) -> None:
-        self._entries = entries
-        self._get_entry = get_entry
+    def __init__(self, table: EntryTable, sort_key: SortKey, max_bytes: int) -> None:
+        self._table = table
         self.sort_key = sort_key
         self._max_bytes = max_bytes
         self._hint = ReadingHint()
@@ -89,7 +87,7 @@ class PrefetchPlanner:
         while self.memory_bytes > self._max_bytes:
             oldest = next(iter(self._patterns))
             self.memory_bytes -= self._patterns.pop(oldest)
-            self.dropped_keys += sum([key not in self._entries for key in oldest.iter_keys(0, len(oldest.table))])
+            self.dropped_keys += sum([self._table.get(key) is None for key in oldest.iter_keys(0, len(oldest.table))])
             oldest.clear()
 
     def restore(self, key: bytes) -> RestoredMetadata | None:
@@ -133,7 +131,7 @@ class PrefetchPlanner:
     # -- selections ---------------------------------------------------------------------------------------------------
 
     def _find_pattern(self, key: bytes) -> AccessPattern | None:
-        entry = self._get_entry(key)
+        entry = self._table.get_or_restore(key)
         pattern = None if entry is None else entry.access_pattern
         return pattern if pattern in self._patterns else None
 
@@ -169,7 +167,7 @@ class PrefetchPlanner:
         room_bytes //= 2  # several directories share it
         remaining, last = MAX_PREFETCH_TOTAL_BYTES, rank
         for position, candidate in enumerate(pattern.iter_keys(rank + 1, rank + 1 + MAX_PREFETCH_CANDIDATES), rank + 1):
-            other = self._get_entry(candidate)
+            other = self._table.get_or_restore(candidate)
             if other is None or other.is_prefetched or other.content is not None:
                 continue
             if other.metadata.type == b"string" and other.metadata.length <= MAX_PREFETCH_VALUE_BYTES:
@@ -192,7 +190,7 @@ class PrefetchPlanner:
         if pattern is None or rank is None:
             return [key]
         others = pattern.iter_keys(rank + 1, rank + pattern.plan_extended(rank))
-        entries = [(other, self._get_entry(other)) for other in others]
+        entries = [(other, self._table.get_or_restore(other)) for other in others]
         return [key, *[other for other, entry in entries if entry is not None and entry.metadata.type != b"none"]]
 
     def record_hit(self, entry: MetadataCacheEntry) -> None:

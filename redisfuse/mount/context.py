@@ -26,6 +26,7 @@ from redisfuse.mount.xattr_requests import XattrRequests
 from redisfuse.paths.grammar import PathCodec
 from redisfuse.rendering.decoding.limits import DecodeLimits
 from redisfuse.text import for_terminal
+from redisfuse.transactions.callers import RequestingProcess
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content import ContentLoader
 from redisfuse.vfs.dentry_tracker import DentryTracker
@@ -102,7 +103,7 @@ class MountContext:
                 self.content_loader,
                 mountpoint,
                 self.coherence,
-                get_caller_thread=session.get_caller_thread,
+                caller=RequestingProcess(session),
             )
         overlay = self.write_support.overlay if self.write_support else None
         empty_directories = self.write_support.empty_directories if self.write_support else None

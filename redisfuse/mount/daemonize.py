@@ -29,6 +29,10 @@ class StartupReport(Protocol):
         """Report that the mount has ended, and saves are being completed."""
 
 
+ServeFunction = Callable[[StartupReport], None]
+"""Serves a mount until it is unmounted."""
+
+
 class ForegroundReport:
     """The report to the terminal, and to a service manager."""
 
@@ -71,7 +75,7 @@ class _PipeReport:
             pipe.write(pickle.dumps((outcome, value)))
 
 
-def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
+def daemonize(config: Config, serve: ServeFunction) -> None:
     """Run `serve(report)` in a process with a session of its own.
 
     Returns when that process reports that it is ready. Raises what `serve` raised before, and UsageError if the log
@@ -101,7 +105,7 @@ def daemonize(config: Config, serve: Callable[[StartupReport], None]) -> None:
     print(value, file=sys.stderr, flush=True)
 
 
-def _run_daemon(config: Config, serve: Callable[[StartupReport], None], pipe_fd: int, log_fd: int) -> int:
+def _run_daemon(config: Config, serve: ServeFunction, pipe_fd: int, log_fd: int) -> int:
     """Return the exit status of the background process."""
     log = logging.getLogger(__name__)
     report = _PipeReport(pipe_fd)

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from redisfuse.client.client import RedisClient
@@ -19,7 +19,7 @@ from redisfuse.errors import RedisFuseError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerIdentity, SessionMetadata
 from redisfuse.mount import procfs
-from redisfuse.transactions.callers import RequestingProcess
+from redisfuse.transactions.callers import Caller
 from redisfuse.transactions.held import recover_held
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.session_start import start_session
@@ -53,12 +53,8 @@ class WriteSupport:
         content_loader: ContentLoader,
         mountpoint: Path,
         coherence: Coherence,
-        get_caller_thread: Callable[[], int],
+        caller: Caller,
     ) -> None:
-        """`get_caller_thread` returns the thread whose request this thread serves.
-
-        0: there is none.
-        """
         self._config = config
         self._coherence = coherence
         self.journal = Journal.open(
@@ -84,7 +80,7 @@ class WriteSupport:
                 allow=config.allow,
                 dump_limit=config.dump_limit,
                 listener=coherence,
-                identify_caller=RequestingProcess(get_caller_thread),
+                caller=caller,
             )
         except BaseException:
             self.journal.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from starlette.concurrency import run_in_threadpool
@@ -26,8 +25,6 @@ from redisfuse.transactions.matching import holds_state
 MAX_FORM_BYTES = 64 * 1024
 FORM_TYPE = "application/x-www-form-urlencoded"
 APPLICABLE = ("refused", "failed")  # outcomes of changes that can be written after all
-
-FormHandler = Callable[[Request, Fields], Awaitable[Response]]
 
 
 class RollbackPages:
@@ -55,36 +52,33 @@ class RollbackPages:
         """Return the addresses of the pages, below their folder."""
         return [
             Route("/basket", self.show_basket, methods=["GET"]),
-            Route("/basket", self._receive_form(self.change_basket), methods=["POST"]),
+            Route("/basket", self.change_basket, methods=["POST"]),
             Route("/basket/plan", self.show_plan),
             Route("/rollback", self.confirm_rollback, methods=["GET"]),
-            Route("/rollback", self._receive_form(self.roll_back), methods=["POST"]),
+            Route("/rollback", self.roll_back, methods=["POST"]),
             Route("/changes/{id:int}/apply", self.show_apply, methods=["GET"]),
-            Route("/changes/{id:int}/apply", self._receive_form(self.apply), methods=["POST"]),
+            Route("/changes/{id:int}/apply", self.apply, methods=["POST"]),
         ]
 
-    def _receive_form(self, handler: FormHandler) -> Callable[[Request], Awaitable[Response]]:
-        """Return the endpoint of a form, which passes only forms of these pages."""
-
-        async def endpoint(request: Request) -> Response:
-            if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
-                raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This is not a form.")
-            body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_FORM_BYTES:
-                    raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
-            fields = Fields(bytes(body))
-            if not self._keys.is_csrf_token(fields.get("csrf")):
-                raise HTTPException(HTTPStatus.FORBIDDEN, "This form is not of these pages: load the page again.")
-            return await handler(request, fields)
-
-        return endpoint
+    async def _receive_form(self, request: Request) -> Fields:
+        """Return the fields of a form. Raises HTTPException if it is not of these pages."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
+            raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This is not a form.")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
+        fields = Fields(bytes(body))
+        if not self._keys.is_csrf_token(fields.get("csrf")):
+            raise HTTPException(HTTPStatus.FORBIDDEN, "This form is not of these pages: load the page again.")
+        return fields
 
     # -- the basket ---------------------------------------------------------------------------------------------------
 
-    async def change_basket(self, request: Request, fields: Fields) -> Response:  # noqa: ARG002
+    async def change_basket(self, request: Request) -> Response:
         """Add, remove or clear; then lead back to the page of the form, if it names one."""
+        fields = await self._receive_form(request)
         if word := fields.get("add"):
             self._basket.add(word)
         elif word := fields.get("remove"):
@@ -127,8 +121,9 @@ class RollbackPages:
             raise NotFoundError("nothing is left to roll back there")
         return self._renderer.render(request, "confirm.html", plan=plan)
 
-    async def roll_back(self, request: Request, fields: Fields) -> Response:
+    async def roll_back(self, request: Request) -> Response:
         """Roll back the plan that was confirmed."""
+        fields = await self._receive_form(request)
         change_filter = self._basket.build_filter()
         if change_filter is None:
             raise NotFoundError("the basket is empty")
@@ -174,8 +169,9 @@ class RollbackPages:
                 edit=compare_states(current.state, change.new),
             )
 
-    async def apply(self, request: Request, fields: Fields) -> Response:
+    async def apply(self, request: Request) -> Response:
         """Write an edit after all."""
+        fields = await self._receive_form(request)
         id = get_change_id(request)
         change = await run_in_threadpool(self._journal.get_change, id)
         if change.outcome not in APPLICABLE:

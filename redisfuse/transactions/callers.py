@@ -3,46 +3,56 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.journal.processes import CallingProcess, ProcessReader
 
-CallerIdentifier = Callable[[], CallingProcess | None]
-"""Returns the process for which the calling thread works; None: unknown, or no process has requested it."""
+
+class Caller(Protocol):
+    """The process for which the calling thread works."""
+
+    def identify(self) -> CallingProcess | None:
+        """Return the process; None: unknown, or no process has requested the operation."""
 
 
-def identify_no_process() -> CallingProcess | None:
-    """Return None: the process is unknown.
+class UnknownCaller:
+    """An unknown process. Each transaction is an operation of its own."""
 
-    Each transaction is an operation of its own.
-    """
-    return None
+    def identify(self) -> None:
+        """Return None."""
 
 
 class ThisProcess:
-    """Identifies the process that runs this code, such as `redisfuse rollback`."""
+    """The process that runs this code, such as `redisfuse rollback`."""
 
     def __init__(self) -> None:
         self._process = ProcessReader().read(os.getpid())
 
-    def __call__(self) -> CallingProcess | None:
+    def identify(self) -> CallingProcess | None:
         """Return this process."""
         return self._process
 
 
-class RequestingProcess:
-    """Identifies the process whose request the calling thread serves."""
+class RequestSource(Protocol):
+    """What receives the requests of programs."""
 
-    def __init__(self, get_thread: Callable[[], int]) -> None:
-        """`get_thread` returns the thread of the current request; 0: there is none."""
-        self._get_thread = get_thread
+    def get_caller_thread(self) -> int:
+        """Return the thread of the program whose request this thread serves; 0: none."""
+
+
+class RequestingProcess:
+    """The process whose request the calling thread serves."""
+
+    def __init__(self, source: RequestSource) -> None:
+        self._source = source
         self._reader = ProcessReader()
 
-    def __call__(self) -> CallingProcess | None:
+    def identify(self) -> CallingProcess | None:
         """Return the process."""
-        return self._reader.read(self._get_thread())
+        return self._reader.read(self._source.get_caller_thread())
 
 
 def attribute_intents(intents: Sequence[ChangeIntent], process: CallingProcess | None) -> list[ChangeIntent]:

@@ -26,7 +26,7 @@ from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.keyspace.listener import WriteListener
 from redisfuse.paths.grammar import KeyRef
-from redisfuse.transactions.callers import CallerIdentifier, attribute_intents, identify_no_process
+from redisfuse.transactions.callers import Caller, UnknownCaller, attribute_intents
 from redisfuse.transactions.chunked import REDIRECTING_CODES, run_chunked, spans_partitions
 from redisfuse.transactions.group_commit import CommitQueue, CommitRequest, fail_requests
 from redisfuse.transactions.in_doubt import (
@@ -70,7 +70,7 @@ class TransactionExecutor:
 
     Thread-safe: threads share channels, fsyncs and transactions. `dump_limit`: the number of elements above which a
     collection is not DUMPed. `listener` receives the changed keys after each operation, in the thread that ran it, also
-    if the outcome is unknown. `identify_caller` returns the process for which the calling thread works.
+    if the outcome is unknown. `caller`: the process for which the calling thread works.
     """
 
     def __init__(
@@ -81,14 +81,14 @@ class TransactionExecutor:
         *,
         dump_limit: int,
         listener: WriteListener,
-        identify_caller: CallerIdentifier = identify_no_process,
+        caller: Caller | None = None,
     ) -> None:
         self.client = client
         self.journal = journal
         self.session_id = session_id
         self.reader = WatchedReader(client, dump_limit=dump_limit)
         self._listener = listener
-        self._identify_caller = identify_caller
+        self._caller: Caller = caller or UnknownCaller()
         self.resolver = InDoubtResolver(client, journal, self.reader)
         self._commit_queue = CommitQueue()
 
@@ -99,7 +99,7 @@ class TransactionExecutor:
         the server's error replies (nothing was changed); PartiallyAppliedError; UnavailableError (nothing was changed);
         OutcomeUnknownError (the rows stay pending).
         """
-        request = CommitRequest(operation, process=self._identify_caller())
+        request = CommitRequest(operation, process=self._caller.identify())
         try:
             if operation.may_share_transaction and not self.client.is_partitioned:
                 self._run_shared(request)
@@ -116,7 +116,7 @@ class TransactionExecutor:
 
     def attribute(self, intents: Sequence[ChangeIntent]) -> list[ChangeIntent]:
         """Return the intents as those of the process for which this thread works."""
-        return attribute_intents(intents, self._identify_caller())
+        return attribute_intents(intents, self._caller.identify())
 
     def _publish_failed_change(self, request: CommitRequest) -> None:
         """Publish the outcome before the error is raised, and name the change in it."""

@@ -19,7 +19,7 @@ from redisfuse.keyspace.listener import NullListener, WriteListener
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.text import glob_matches
 from redisfuse.transactions import command_builder
-from redisfuse.transactions.callers import CallerIdentifier, identify_no_process
+from redisfuse.transactions.callers import Caller
 from redisfuse.transactions.content_operations import PatchRange, SaveWhole
 from redisfuse.transactions.executor import TransactionExecutor
 from redisfuse.transactions.expiry import Expiry
@@ -37,8 +37,8 @@ class KeyWriter:
     Thread-safe; `client` is writable. `allow`: the Redis globs of the keys that may be changed; empty: all keys.
     `added_newline`: false: a newline that a program adds at the end of a value that had none is not saved.
     `dump_limit`: the number of elements above which a collection is not DUMPed. `listener` is called before each
-    operation, and after it in the same thread, also if the outcome is unknown. `identify_caller` returns the process
-    for which the calling thread works.
+    operation, and after it in the same thread, also if the outcome is unknown. `caller`: the process for
+    which the calling thread works.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class KeyWriter:
         allow: Collection[bytes] = (),
         dump_limit: int = DEFAULT_DUMP_LIMIT_ELEMENTS,
         listener: WriteListener | None = None,
-        identify_caller: CallerIdentifier = identify_no_process,
+        caller: Caller | None = None,
     ) -> None:
         self.journal = journal
         self.session_id = session_id
@@ -67,7 +67,7 @@ class KeyWriter:
             session_id,
             dump_limit=dump_limit,
             listener=self._listener,
-            identify_caller=identify_caller,
+            caller=caller,
         )
 
     # -- content of strings and fields --------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ is, so loading the same archive again finishes what was interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,7 +24,7 @@ from redisfuse.errors import (
 )
 from redisfuse.journal import portable
 from redisfuse.journal.models import Blob, ChangeIntent, State
-from redisfuse.paths.grammar import KeyRef
+from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.text import glob_matches
 from redisfuse.transactions.archive_record import ArchivedKey
 from redisfuse.transactions.executor import TransactionExecutor
@@ -165,19 +165,19 @@ def _note_portable(state: State, *, portable: bool) -> tuple[State, str | None]:
 class KeyLoader:
     """Loads keys into one server.
 
-    `build_path` returns the path of a key for the journal. `allow`: the globs of keys that may be changed; empty: all.
+    `codec` builds the paths for the journal. `allow`: the globs of keys that may be changed; empty: all.
     """
 
     def __init__(
         self,
         executor: TransactionExecutor,
-        build_path: Callable[[bytes], bytes],
+        codec: PathCodec,
         *,
         existing: ExistingKeys = "refuse",
         allow: Collection[bytes] = (),
     ) -> None:
         self._executor = executor
-        self._build_path = build_path
+        self._codec = codec
         self._existing: ExistingKeys = existing
         self._allowed_globs = tuple(allow)
         self._server_info = executor.client.server_info
@@ -242,7 +242,7 @@ class KeyLoader:
         client = self._executor.client
         if client.is_partitioned:  # the keys of a slot share a transaction if they follow each other
             keys = sorted(keys, key=lambda archived: client.partition(archived.key))
-        paths = {archived.key: self._build_path(archived.key) for archived in keys}
+        paths = {archived.key: self._codec.key_path(archived.key) for archived in keys}
         operation = LoadKeys(tuple(keys), paths, self._existing, portable)
         errors: dict[bytes, RedisFuseError] = {}
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
@@ -57,6 +58,16 @@ class ServerConnector:
         )
 
 
+class ServerCheck(Protocol):
+    """What is asked before a server is changed that may be another one."""
+
+    def report(self, comparisons: Sequence[ServerComparison]) -> None:
+        """Receive the comparisons with the servers that were changed."""
+
+    def confirm(self) -> bool:
+        """Return whether to change the server, though it seems to be another one."""
+
+
 @dataclass(frozen=True, slots=True)
 class WriteSession:
     """A writable server, and the journal session of this command."""
@@ -74,22 +85,21 @@ def open_write_session(
     changes: Collection[ChangeOfSession],
     *,
     force: bool = False,
-    report: Callable[[Sequence[ServerComparison]], None] = lambda _comparisons: None,
-    confirm_other_server: Callable[[], bool] = lambda: False,
+    check: ServerCheck | None = None,
 ) -> Iterator[WriteSession]:
     """Connect, writable, to the server of these changes.
 
-    Settles the pending changes of that server first. `report` receives the comparisons with the servers that were
-    changed. If this seems to be another server, `confirm_other_server` decides; without it and without `force`,
-    ConflictError is raised.
+    Settles the pending changes of that server first. If this seems to be another server, `check` decides; without it
+    and without `force`, ConflictError is raised.
     """
     origin = journal.get_session(max(change.session_id for change in changes))
     server = connector.connect(origin, writable=True)
     try:
         comparisons = compare_servers(journal, server, changes)
-        report(comparisons)
+        if check is not None:
+            check.report(comparisons)
         is_recognized = all(comparison.verdict in ("same_run", "same_data") for comparison in comparisons)
-        if not is_recognized and not force and not confirm_other_server():
+        if not is_recognized and not force and (check is None or not check.confirm()):
             raise ConflictError(
                 f"nothing was changed, as {origin.metadata.server.name} may be another server than the one on which "
                 f"the changes were made; use --force if it is the right one"
@@ -108,7 +118,7 @@ def open_write_session(
                 session,
                 dump_limit=DEFAULTS["dump_limit"],
                 listener=NullListener(),
-                identify_caller=ThisProcess(),
+                caller=ThisProcess(),
             )
             yield WriteSession(server, executor, session, origin.metadata.server.name)
         finally:
