@@ -12,18 +12,17 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, BinaryIO, NoReturn, Protocol
 
 import hiredis
-import redis
 
 from redisfuse.client.address import Address
 from redisfuse.client.allowlist import pack_commands
 from redisfuse.client.connection import FilteredConnection
-from redisfuse.client.connection_errors import map_connection_error, map_lost_connection
+from redisfuse.client.connection_errors import map_channel_error
 from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.connection_state import (
-    MULTI_END_COMMANDS,
     STATE_RESET_COMMANDS,
     STATEFUL_COMMANDS,
     is_left_in_multi,
+    iter_in_multi,
 )
 from redisfuse.client.message_reader import InvalidMessageError, MessageReader
 from redisfuse.client.reply_bounds import (
@@ -100,8 +99,7 @@ class Channel:
 
     def _send_tracked(self, commands: Sequence[tuple[CommandArgument, ...]]) -> bool:
         """Send commands; return whether any of them affects the state of the connection."""
-        if self.closed:
-            self._raise_closed()
+        self._require_open()
         self._socket.set_deadline(self.timeout)
         try:
             self._connection.send_packed_command(pack_commands(commands), round_trips=1)
@@ -120,8 +118,7 @@ class Channel:
         the server rejected the command before its end, ValueError if the chunks do not add up to `size`, and whatever
         `chunks` raises.
         """
-        if self.closed:
-            self._raise_closed()
+        self._require_open()
         words = [word if isinstance(word, bytes) else str(word).encode() for word in head]
         try:
             self._connection.stats.add(round_trips=1)
@@ -179,8 +176,7 @@ class Channel:
 
         Push messages are buffered.
         """
-        if self.closed:
-            self._raise_closed()
+        self._require_open()
         while not self._buffered_replies:
             self._buffer_message(self.timeout if timeout is None else timeout)
         return self._take_reply()
@@ -190,8 +186,7 @@ class Channel:
 
         None after `timeout` seconds without a message; the channel stays usable then.
         """
-        if self.closed:
-            self._raise_closed()
+        self._require_open()
         while not self._buffered_replies:
             try:
                 self._buffer_message(timeout, keep_open_on_timeout=True)
@@ -228,16 +223,14 @@ class Channel:
 
     def _execute_asking(self, commands: Sequence[RedisCommand]) -> list[Any]:
         """Execute commands, each after ASKING; inside MULTI, that before MULTI counts."""
+        names = [_normalize_name(command[0]) for command in commands]
         expanded: list[RedisCommand] = []
         positions: list[int] = []
-        in_multi = self._reset_command == b"DISCARD"
-        for command in commands:
-            if not in_multi:
+        for command, is_in_multi in zip(commands, iter_in_multi(names, self._reset_command), strict=True):
+            if not is_in_multi:
                 expanded.append((b"ASKING",))
             positions.append(len(expanded))
             expanded.append(command)
-            name = _normalize_name(command[0])
-            in_multi = name == b"MULTI" or (in_multi and name not in MULTI_END_COMMANDS)
         replies = self._execute(expanded)
         return [replies[position] for position in positions]
 
@@ -277,8 +270,7 @@ class Channel:
 
         Replies are buffered. `wakeup_fd`: a descriptor that ends the wait when it becomes readable.
         """
-        if self.closed:
-            self._raise_closed()
+        self._require_open()
         if wakeup_fd is not None:
             push = self.receive_push(0)
             return (
@@ -387,28 +379,16 @@ class Channel:
         self.closed = True
         self._connection.disconnect()  # type: ignore[no-untyped-call]
 
-    def _raise_closed(self) -> NoReturn:
-        raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed")
+    def _require_open(self) -> None:
+        if self.closed:
+            raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed")
 
     def _fail(self, error: Exception) -> NoReturn:
+        """Close the channel, and raise the error as one of redisfuse."""
         closed = self.closed
         self.close()
         self._reader.discard()
-        if isinstance(error, ReplyTooLargeError):
-            raise ReplyTooLargeError(
-                f"{self._address.endpoint} sent a longer reply than was requested; the connection was closed"
-            ) from None
-        if isinstance(error, RedisFuseError):
-            raise error
-        if isinstance(error, InvalidMessageError):
-            raise UnavailableError(
-                f"{self._address.endpoint} sent an invalid reply; the connection was closed"
-            ) from None
-        if closed:
-            raise ConnectionLostError(f"the connection to {self._address.endpoint} was closed") from None
-        if not isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
-            raise map_lost_connection(error, self._address) from None
-        raise map_connection_error(error, self._address) from None
+        raise map_channel_error(error, self._address, was_closed=closed) from None
 
 
 @functools.lru_cache(1024)

@@ -8,11 +8,13 @@ import re
 import redis
 
 from redisfuse.client.address import Address, TlsOptions
+from redisfuse.client.message_reader import InvalidMessageError
 from redisfuse.client.reply_errors import map_redis_exception
 from redisfuse.errors import (
     AccessError,
     ConnectionLostError,
     RedisFuseError,
+    ReplyTooLargeError,
     ServerReplyError,
     UnavailableError,
     UsageError,
@@ -93,8 +95,23 @@ def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
     return UnavailableError(f"connecting to {address.endpoint}{route} failed: {_explain_failure(message, address)}")
 
 
-def map_lost_connection(error: Exception, address: Address) -> ConnectionLostError:
-    """Map the error with which an open connection ended."""
+def map_channel_error(error: Exception, address: Address, *, was_closed: bool) -> RedisFuseError:
+    """Map the error with which an open connection ended.
+
+    `was_closed`: this process had closed it before.
+    """
+    if isinstance(error, ReplyTooLargeError):
+        return ReplyTooLargeError(
+            f"{address.endpoint} sent a longer reply than was requested; the connection was closed"
+        )
+    if isinstance(error, RedisFuseError):
+        return error
+    if isinstance(error, InvalidMessageError):
+        return UnavailableError(f"{address.endpoint} sent an invalid reply; the connection was closed")
+    if was_closed:
+        return ConnectionLostError(f"the connection to {address.endpoint} was closed")
+    if isinstance(error, redis.exceptions.TimeoutError | TimeoutError):
+        return map_connection_error(error, address)
     reason = _explain_failure(" ".join(str(error).split()), address)
     return ConnectionLostError(f"the connection to {address.endpoint} was lost: {reason}")
 

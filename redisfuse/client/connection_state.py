@@ -3,7 +3,7 @@
 The states are WATCH and MULTI. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from redisfuse.errors import RedisFuseError
@@ -15,6 +15,17 @@ STATEFUL_COMMANDS = frozenset({b"SUBSCRIBE", *STATE_RESET_COMMANDS})
 
 MULTI_END_COMMANDS = {b"EXEC", b"DISCARD"}
 _DISCARDING_CODES = {"EXECABORT", "MOVED", "ASK", "CLUSTERDOWN", "TRYAGAIN", "CROSSSLOT"}
+
+
+def iter_in_multi(names: Iterable[bytes], reset_command: bytes) -> Iterator[bool]:
+    """Yield for each command whether it is sent inside MULTI.
+
+    `names`: of the commands, in upper case. `reset_command`: what resets the state before the first of them.
+    """
+    is_in_multi = reset_command == b"DISCARD"
+    for name in names:
+        yield is_in_multi
+        is_in_multi = name == b"MULTI" or (is_in_multi and name not in MULTI_END_COMMANDS)
 
 
 def _may_be_in_multi(reply: Any) -> bool:
