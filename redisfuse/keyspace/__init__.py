@@ -9,7 +9,8 @@ Modules, from the bottom: `listener` (the protocols by which changes are announc
 `tracking` with `liveness` and `heartbeat` (the commands); `reconciler`, `monitor_state`, `verifier`, `index_builder`
 and `change_follower`, of which `shard_monitor` and `monitor` (`KeyspaceMonitor`) consist; `cluster_reconciler` and
 `cluster_monitor`, the same for a cluster; `metadata` (`MetadataStore`) with `metadata_entry`, `packed_metadata`,
-`prefetch`, `prefetch_planner`, `entry_table`, `metadata_cache`, `queries`, `extended` and `hash_fields`.
+`prefetch`, `prefetch_planner`, `entry_table`, `metadata_cache`, `queries`, `extended`, `small_strings` and
+`hash_fields`.
 
 Imported by: `transactions`, `survey`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length
 commands).

@@ -16,14 +16,15 @@ from more_itertools import chunked
 
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.config import CHUNK_BYTES
-from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
+from redisfuse.errors import AccessError, BusyError, NotFoundError, WrongTypeError
 from redisfuse.keyspace.extended import ExtendedMetadata, ExtendedMetadataReader
 from redisfuse.keyspace.hash_fields import COMPACT_ENCODINGS, HashFields
 from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata_cache import MetadataCache
 from redisfuse.keyspace.metadata_entry import UNKNOWN_FIELD, FetchToken, KeyMetadata, UnknownField
-from redisfuse.keyspace.prefetch import MAX_PREFETCH_VALUE_BYTES, MIN_SEQUENTIAL_READS, Listing, SortKey
+from redisfuse.keyspace.prefetch import MIN_SEQUENTIAL_READS, Listing, SortKey
 from redisfuse.keyspace.queries import ABSENT, MetadataQuery
+from redisfuse.keyspace.small_strings import SmallStrings
 from redisfuse.paths.grammar import KeyRef
 
 __all__ = ["ABSENT", "UNREADABLE", "ExtendedMetadata", "KeyMetadata", "MetadataStore"]
@@ -54,6 +55,7 @@ class MetadataStore:
         self._client = client
         self._freshness = freshness
         self.cache = MetadataCache(max_cache_bytes, freshness, sort_key)
+        self._strings = SmallStrings(client, self.cache)
         self._hash_fields = HashFields(client, self.cache)
         self._extended = ExtendedMetadataReader(client, self.cache, freshness)
 
@@ -190,45 +192,18 @@ class MetadataStore:
         return self._fetch_string(target.key, metadata) if content is None else content
 
     def _fetch_string(self, key: bytes, cached: KeyMetadata) -> bytes | None:
-        """Fetch a string's content with one command, if its metadata is still right.
-
-        If not, fetches the metadata again.
-        """
+        """Fetch a string's content; if its metadata is outdated, fetch that again."""
         try:
-            with self.cache.begin_fetch() as token:
-                prefetched = self.cache.select_prefetch(key)
-                commands: list[RedisCommand] = [
-                    (b"GETRANGE", other, 0, MAX_PREFETCH_VALUE_BYTES) for other in prefetched
-                ]
-                content, *contents = self._client.execute_many([(b"GETRANGE", key, 0, CHUNK_BYTES), *commands])
-                self._cache_prefetched(token, prefetched, contents)
-                if isinstance(content, RedisFuseError):
-                    raise content
-                if len(content) <= CHUNK_BYTES and (content or not cached.length):
-                    self.cache.store(token, {key: (KeyMetadata(b"string", len(content), cached.expires_at), content)})
-                    return bytes(content)
+            content = self._strings.fetch(key, cached)
         except WrongTypeError:
             self.cache.invalidate([key])
             raise
+        if content is not None:
+            return content
         self.cache.invalidate([key])  # the string was deleted, emptied, or has grown
         metadata = self.get_with_content(key)
         self._require_type(key, metadata, b"string")
         return self.cache.get_content(key) if metadata.length <= CHUNK_BYTES else None
-
-    def _cache_prefetched(self, token: FetchToken, expected: dict[bytes, KeyMetadata], contents: Sequence[Any]) -> None:
-        """Cache prefetched contents that match their metadata.
-
-        Others are fetched when they are requested.
-        """
-        results: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
-        for (key, metadata), content in zip(expected.items(), contents, strict=True):
-            if (
-                isinstance(content, bytes)
-                and len(content) <= MAX_PREFETCH_VALUE_BYTES
-                and (content or not metadata.length)
-            ):
-                results[key] = KeyMetadata(b"string", len(content), metadata.expires_at), content
-        self.cache.store(token, results)
 
     def _get_field_content(self, key: bytes, field: bytes) -> bytes | None:
         value = self.cache.get_fields([(key, field)])[0]
@@ -256,20 +231,6 @@ class MetadataStore:
             raise WrongTypeError(
                 f"key {key!r} is a {metadata.type.decode(errors='replace')}, not a {required_type.decode()}"
             )
-
-    def get_range(self, key: bytes, offset: int, size: int) -> bytes:
-        """Fetch a range of a string, uncached.
-
-        It is shorter at the string's end, and empty if there is no such key. Raises WrongTypeError.
-        """
-        starts = range(offset, offset + size, CHUNK_BYTES)
-        replies = self._client.execute_many(
-            [(b"GETRANGE", key, start, min(start + CHUNK_BYTES, offset + size) - 1) for start in starts]
-        )
-        for reply in replies:
-            if isinstance(reply, RedisFuseError):
-                raise reply
-        return b"".join(replies)
 
     def get_extended(self, key: bytes) -> ExtendedMetadata:
         """Return the metadata that the extended attributes of a key show.
