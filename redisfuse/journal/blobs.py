@@ -12,6 +12,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,29 @@ class BlobPrunedError(Exception):
     """A content was pruned after it was prepared, so it must be staged."""
 
 
-def collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, bool]]:
+@contextmanager
+def prepared_blobs(
+    writer: JournalWriter, reader: JournalReader, intents: Sequence[ChangeIntent], *, force_stage: bool
+) -> Iterator[list[PreparedBlob]]:
+    """Prepare the contents of intents for the body, which inserts them.
+
+    `force_stage`: stage large contents even if the journal contains them already. What was staged is discarded if the
+    body fails.
+    """
+    prepared: list[PreparedBlob] = []
+    try:
+        for content, is_new in _collect_blobs(intents).values():
+            prepared.append(_prepare_blob(writer, reader, content, is_new=is_new, force_stage=force_stage))
+        yield prepared
+    except BaseException:
+        for each in prepared:
+            if each.staged_id is not None:
+                with suppress(JournalError):
+                    _enqueue_discard(writer, each.staged_id)
+        raise
+
+
+def _collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, bool]]:
     """Return each content of the intents once, by digest, and whether it is new.
 
     A prior content is not: it is often the new content of an earlier change.
@@ -57,13 +80,10 @@ def collect_blobs(intents: Sequence[ChangeIntent]) -> dict[bytes, tuple[Blob, bo
     return contents
 
 
-def prepare_blob(
-    writer: JournalWriter, reader: JournalReader, blob: Blob, *, is_new: bool, force_stage: bool = False
+def _prepare_blob(
+    writer: JournalWriter, reader: JournalReader, blob: Blob, *, is_new: bool, force_stage: bool
 ) -> PreparedBlob:
-    """Do all the work on a content that needs no transaction, or can have its own.
-
-    `force_stage`: stage a large content even if the journal contains it already.
-    """
+    """Do all the work on a content that needs no transaction, or can have its own."""
     if blob.size <= CHUNK_BYTES:
         return PreparedBlob(blob, is_new, *_compress(blob.read()))
     if not force_stage and reader.query("SELECT 1 FROM blobs WHERE digest = ?", (blob.digest,)):
@@ -111,7 +131,7 @@ DELETE_BLOB_SQL = ("DELETE FROM chunks WHERE blob = ?", "DELETE FROM blobs WHERE
 """Statements that delete a blob and its chunks; each takes the blob's id."""
 
 
-def enqueue_discard(writer: JournalWriter, blob_id: int) -> None:
+def _enqueue_discard(writer: JournalWriter, blob_id: int) -> None:
     """Enqueue the deletion of a staged content that is not needed."""
     for sql in DELETE_BLOB_SQL:
         writer.enqueue(sql, (blob_id,))
@@ -141,7 +161,7 @@ def _stage_blob(writer: JournalWriter, content: Blob) -> int:
         if sha.digest() != content.digest:
             raise JournalError("a file was altered while it was being journaled; save it again")
     except BaseException:
-        enqueue_discard(writer, blob_id)
+        _enqueue_discard(writer, blob_id)
         raise
     return blob_id
 

@@ -103,6 +103,32 @@ def insert_changes(
     return [row[0] for row in rows]
 
 
+def insert_applied_changes(
+    connection: sqlite3.Connection,
+    session_id: int,
+    intents: Sequence[ChangeIntent],
+    *,
+    recorded_at: int,
+    operations: OperationTracker,
+    group_id: int | None,
+) -> list[int]:
+    """Insert changes without contents that this transaction makes; return their ids.
+
+    They are one operation: that of the change `group_id`, or (None) one of their own.
+    """
+    change_ids = insert_changes(
+        *(connection, session_id, intents, {}),
+        outcome="applied",
+        error=None,
+        recorded_at=recorded_at,
+        grouping=True,
+        operations=operations,
+    )
+    if group_id is not None:
+        _join_group(connection, change_ids, group_id)
+    return change_ids
+
+
 def _fetch_held_process(connection: sqlite3.Connection, intent: ChangeIntent) -> tuple[int | None, str | None]:
     """Return the pid and name of the process that wrote a superseded held change."""
     row = None
@@ -111,7 +137,7 @@ def _fetch_held_process(connection: sqlite3.Connection, intent: ChangeIntent) ->
     return row or (None, None)
 
 
-def join_group(connection: sqlite3.Connection, change_ids: Sequence[int], group_id: int) -> None:
+def _join_group(connection: sqlite3.Connection, change_ids: Sequence[int], group_id: int) -> None:
     """Add changes with consecutive ids to the operation of another one.
 
     Does nothing if a change of another operation has an id between them: the ids of a group are consecutive.

@@ -10,6 +10,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +31,12 @@ from redisfuse.journal import (
 from redisfuse.journal.change_filter import ChangeFilter, KeySpan
 from redisfuse.journal.directory_rows import DirectoryComponents
 from redisfuse.journal.models import (
-    Blob,
     Change,
     ChangeIntent,
     JournalSession,
     Outcome,
     ServerFingerprint,
     SessionMetadata,
-    State,
 )
 from redisfuse.journal.net_change import NetChanges
 from redisfuse.journal.operations import OperationSummary
@@ -52,23 +51,19 @@ class Journal:
     """An open journal, as `Journal.open` returns it."""
 
     def __init__(
-        self,
-        path: Path,
-        *,
-        writable: bool,
-        busy_timeout: float,
-        operation_idle_ms: int | None = DEFAULT_IDLE_MS,
-        checkpoint_bytes: int = CHECKPOINT_BYTES,
+        self, path: Path, reader: JournalReader, writer: JournalWriter | None, operations: OperationTracker
     ) -> None:
         self.path = path
-        self.writable = writable
-        self.reader = JournalReader(path, busy_timeout=busy_timeout)
+        self.reader = reader
+        self._writer = writer
+        self._operations = operations
         self._pid = os.getpid()
         self._has_unpublished_outcomes = False  # set before outcomes are enqueued; queries would not see them yet
-        self._operations = OperationTracker(operation_idle_ms)
-        self._writer = (
-            JournalWriter(path, busy_timeout=busy_timeout, checkpoint_bytes=checkpoint_bytes) if writable else None
-        )
+
+    @property
+    def writable(self) -> bool:
+        """Whether the journal was opened for writing."""
+        return self._writer is not None
 
     @classmethod
     def open(
@@ -91,13 +86,9 @@ class Journal:
         """
         path = path if path is not None else files.default_path()
         database.prepare_database(path, create=create)
-        return cls(
-            path,
-            writable=writable,
-            busy_timeout=busy_timeout,
-            operation_idle_ms=operation_idle_ms,
-            checkpoint_bytes=checkpoint_bytes,
-        )
+        reader = JournalReader(path, busy_timeout=busy_timeout)
+        writer = JournalWriter(path, busy_timeout=busy_timeout, checkpoint_bytes=checkpoint_bytes) if writable else None
+        return cls(path, reader, writer, OperationTracker(operation_idle_ms))
 
     # -- sessions ----------------------------------------------------------------------------------------------------
 
@@ -168,36 +159,28 @@ class Journal:
         writer = self._require_writer()
         if not intents:
             return []
-        contents = blobs.collect_blobs(intents)
         recorded_at = now_ms()
+
+        def insert(connection: sqlite3.Connection, prepared: Sequence[blobs.PreparedBlob]) -> list[int]:
+            return change_rows.insert_changes(
+                connection,
+                session_id,
+                intents,
+                {each.blob.digest: blobs.insert_blob(connection, each) for each in prepared},
+                outcome=outcome,
+                error=error,
+                recorded_at=recorded_at,
+                grouping=grouping,
+                operations=self._operations,
+                connection_id=connection_id,
+            )
+
         for force_stage in (False, True):
-            prepared: list[blobs.PreparedBlob] = []
-            try:
-                for content, is_new in contents.values():
-                    prepared.append(
-                        blobs.prepare_blob(writer, self.reader, content, is_new=is_new, force_stage=force_stage)
-                    )
-
-                def insert(connection: sqlite3.Connection, prepared: list[blobs.PreparedBlob] = prepared) -> list[int]:
-                    blob_ids = {each.blob.digest: blobs.insert_blob(connection, each) for each in prepared}
-                    return change_rows.insert_changes(
-                        connection,
-                        session_id,
-                        intents,
-                        blob_ids,
-                        outcome=outcome,
-                        error=error,
-                        recorded_at=recorded_at,
-                        grouping=grouping,
-                        operations=self._operations,
-                        connection_id=connection_id,
-                    )
-
-                return writer.submit(insert)
-            except BaseException as problem:
-                self._discard_staged(writer, prepared)
-                if not isinstance(problem, blobs.BlobPrunedError) or force_stage:
-                    raise
+            with (
+                contextlib.suppress(blobs.BlobPrunedError),
+                blobs.prepared_blobs(writer, self.reader, intents, force_stage=force_stage) as prepared,
+            ):
+                return writer.submit(partial(insert, prepared=prepared))
         raise JournalError(
             f"a value was pruned from the journal {self.path} while a change of it was recorded; try again"
         )
@@ -244,12 +227,6 @@ class Journal:
         if self._writer is not None:
             self._has_unpublished_outcomes = False
             self._writer.submit(no_op)
-
-    def _discard_staged(self, writer: JournalWriter, prepared: list[blobs.PreparedBlob]) -> None:
-        for each in prepared:
-            if each.staged_id is not None:
-                with contextlib.suppress(JournalError):
-                    blobs.enqueue_discard(writer, each.staged_id)
 
     # -- reading changes ---------------------------------------------------------------------------------------------
 
@@ -363,17 +340,9 @@ class Journal:
             directory_rows.update_directories(connection, server_name, added, removed, recorded_at)
             if session_id is None or not intents:
                 return []
-            change_ids = change_rows.insert_changes(
-                *(connection, session_id, intents, {}),
-                outcome="applied",
-                error=None,
-                recorded_at=recorded_at,
-                grouping=True,
-                operations=self._operations,
+            return change_rows.insert_applied_changes(
+                connection, session_id, intents, recorded_at=recorded_at, operations=self._operations, group_id=group_id
             )
-            if group_id is not None:
-                change_rows.join_group(connection, change_ids, group_id)
-            return change_ids
 
         return self._require_writer().submit(update)
 
@@ -429,16 +398,3 @@ class Journal:
 def now_ms() -> int:
     """Return the Unix time in ms."""
     return time.time_ns() // 1_000_000
-
-
-__all__ = [
-    "Blob",
-    "Change",
-    "ChangeFilter",
-    "ChangeIntent",
-    "Journal",
-    "JournalSession",
-    "Outcome",
-    "SessionMetadata",
-    "State",
-]

@@ -8,7 +8,8 @@ import os
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError, UnavailableError
-from redisfuse.journal.journal import ChangeFilter, Journal
+from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.keyspace.listener import NullListener
 from redisfuse.paths.grammar import KeyRef

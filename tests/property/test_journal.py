@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from redisfuse.config import CHUNK_BYTES
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.check import find_problems
 from redisfuse.journal.directory_rows import decode_directory, encode_directory
-from redisfuse.journal.journal import ChangeFilter, Journal, now_ms
+from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, literal_glob

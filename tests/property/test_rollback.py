@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from redisfuse.errors import RedisFuseError
-from redisfuse.journal.journal import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition

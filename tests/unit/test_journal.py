@@ -23,9 +23,9 @@ from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import change_filter as filters
 from redisfuse.journal import database
-from redisfuse.journal.change_filter import IdRange, KeySpan, parse_id_words
+from redisfuse.journal.change_filter import ChangeFilter, IdRange, KeySpan, parse_id_words
 from redisfuse.journal.check import find_problems
-from redisfuse.journal.journal import ChangeFilter, Journal, now_ms
+from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import (
     ABSENT,
     DIRECTORY,
