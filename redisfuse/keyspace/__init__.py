@@ -4,13 +4,13 @@ Purpose: one index of all key names, because Redis has no directories; a cache o
 server's invalidation messages, which keep both coherent. The room reads only: it never writes to Redis.
 
 Modules, from the bottom: `listener` (the protocols by which changes are announced); `index` with its two forms, `trie`
-(with `packed_directory` and `trie_walk`) and `sqlite_index`, and `index_backend`, which both share; `own_writes`,
-`change_times`, `expiry_queue`, `drift`, `overload` and `interruption_log` (bookkeeping); `scanner`, `exists` and
-`tracking` with `liveness` and `heartbeat` (the commands); `reconciler`, `monitor_state`, `verifier`, `index_builder`
-and `change_follower`, of which `shard_monitor` and `monitor` (`KeyspaceMonitor`) consist; `cluster_reconciler` and
-`cluster_monitor`, the same for a cluster; `metadata` (`MetadataStore`) with `metadata_entry`, `packed_metadata`,
-`prefetch`, `prefetch_planner`, `entry_table`, `metadata_cache`, `queries`, `extended`, `small_strings` and
-`hash_fields`.
+(with `trie_memory`, `packed_directory`, `trie_walk`, `wide_directories` and `long_keys`) and `sqlite_index`, and
+`index_backend`, which both share; `own_writes`, `change_times`, `expiry_queue`, `drift`, `overload` and
+`interruption_log` (bookkeeping); `scanner`, `exists` and `tracking` with `liveness` and `heartbeat` (the commands);
+`reconciler`, `monitor_state`, `verifier`, `index_builder` and `change_follower`, of which `shard_monitor` and `monitor`
+(`KeyspaceMonitor`) consist; `cluster_reconciler` and `cluster_monitor`, the same for a cluster; `metadata`
+(`MetadataStore`) with `metadata_entry`, `packed_metadata`, `prefetch`, `prefetch_planner`, `entry_table`,
+`metadata_cache`, `queries`, `extended`, `small_strings` and `hash_fields`.
 
 Imported by: `transactions`, `survey`, `vfs`, `mount` and `cli`. Imports: `client`, `paths`, `rendering` (its length
 commands).

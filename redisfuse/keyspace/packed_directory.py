@@ -6,6 +6,8 @@ included), each after one byte with its length; a leading 0xFF says that the com
 
 from collections.abc import Iterable
 
+from redisfuse.keyspace.index_backend import Child
+
 MAX_PACKED_BYTES = 192  # a larger packed directory becomes a dict
 MAX_CACHED_TRANSITIONS = 20_000  # about 5 MB
 
@@ -29,6 +31,42 @@ def pack_tails(tails: Iterable[bytes], *, is_key: bool) -> bytes:
     """Pack tails, each shorter than 255 bytes."""
     row = b"".join(LENGTH_BYTES[len(tail)] + tail for tail in tails)
     return KEY_FLAG + row if is_key else row
+
+
+def list_tails_below(packed: bytes, components: list[bytes], separator: bytes) -> list[bytes]:
+    """Return what follows these components in the tails that begin with them."""
+    if not components:
+        return unpack_tails(packed)
+    start = len(separator.join([*components, b""]))
+    splits = ((tail, tail.split(separator)) for tail in unpack_tails(packed))
+    return [tail[start:] for tail, split in splits if split[:-1][: len(components)] == components]
+
+
+def get_packed_child(packed: bytes, components: list[bytes], separator: bytes) -> Child | None:
+    """Return what the last of the components is, below a packed directory.
+
+    None if it is neither a key nor a directory.
+    """
+    depth = len(components)
+    is_key = is_directory = False
+    start = separator.join(components)
+    for tail in unpack_tails(packed):
+        # Compare components: with a separator of several bytes, other components may join to the same bytes.
+        if tail.startswith(start) and (split := tail.split(separator))[:depth] == components:
+            if len(split) == depth:
+                is_key = True
+            else:
+                is_directory = True
+    return Child(components[-1], is_key, is_directory) if is_key or is_directory else None
+
+
+def collect_children(tails: Iterable[bytes], separator: bytes) -> list[Child]:
+    """Return the children that tails form."""
+    flags: dict[bytes, int] = {}  # 1: a key, 2: a directory
+    for tail in tails:
+        head, found, _ = tail.partition(separator)
+        flags[head] = flags.get(head, 0) | (2 if found else 1)
+    return [Child(name, bool(flag & 1), bool(flag & 2)) for name, flag in flags.items()]
 
 
 class TransitionCache:

@@ -13,8 +13,6 @@ the memory.
 This module has no lock: `Index` (index.py) serializes the calls.
 """
 
-import hashlib
-import sys
 from collections.abc import Iterator, Sequence
 
 from more_itertools import chunked
@@ -26,29 +24,30 @@ from redisfuse.keyspace.index_backend import (
     KeyLayout,
     is_long_key,
 )
-from redisfuse.keyspace.packed_directory import KEY_FLAG, TransitionCache, pack_tails, unpack_tails
+from redisfuse.keyspace.long_keys import LongKeys
+from redisfuse.keyspace.packed_directory import (
+    KEY_FLAG,
+    TransitionCache,
+    collect_children,
+    get_packed_child,
+    list_tails_below,
+    pack_tails,
+    unpack_tails,
+)
+from redisfuse.keyspace.trie_memory import (
+    DICT_OVERHEAD_BYTES,
+    DICT_SLOT_BYTES,
+    MIN_MEASURED_ENTRIES,
+    OBJECT_OVERHEAD_BYTES,
+    PACKED_OVERHEAD_BYTES,
+    bytes_object_size,
+    measure_dicts,
+)
 from redisfuse.keyspace.trie_walk import MISSING, TrieNode, iter_keys, sample_keys, symmetric_difference
+from redisfuse.keyspace.wide_directories import WideDirectories
 
-_MIN_SAMPLED_KEYS = 100  # in a batch, of which some directories may be remembered
-_WIDE_SAMPLES = 8  # keys of a batch whose directories may be remembered
-_MIN_WIDE_ENTRIES = 256  # of a directory that is remembered
-_MAX_WIDE_DIRECTORIES = 1000  # that are remembered
-
-MIN_MEASURED_ENTRIES = 10_000  # entries of a dict whose memory is measured instead of estimated
-
-# The parts of the memory estimate, in bytes: CPython's dict slots (33 to 60 a key, depending on the load) and headers.
-_DICT_SLOT_BYTES = 46
-_DICT_OVERHEAD_BYTES = 120
-_OBJECT_OVERHEAD_BYTES = 33
-_PACKED_OVERHEAD_BYTES = 24  # of a packed directory: 41, or nothing where equal ones are shared
-
-
-def _bytes_object_size(length: int) -> int:
-    """Return the memory of a bytes object of that length, in bytes.
-
-    CPython rounds up to 16.
-    """
-    return (_OBJECT_OVERHEAD_BYTES + length + 15) & ~15
+_MIN_SAMPLED_KEYS = 100  # in a batch, of which some directories may be remembered as wide
+_WIDE_SAMPLES = 8  # keys of a batch whose directories may be remembered as wide
 
 
 class PackedTrie:
@@ -64,9 +63,9 @@ class PackedTrie:
         self._layout = layout
         self._separator = layout.separator
         self._root: TrieNode = {}
-        self._long_keys: dict[bytes, bytes] = {}  # SHA-256 digest → key
+        self._long_keys = LongKeys()
         self._transitions = TransitionCache()
-        self._wide: dict[bytes, TrieNode] = {}  # some large directories, by the names of their parents and their own
+        self._wide = WideDirectories(layout.separator)
         self._count = 0
         self.memory_bytes = 0  # estimated
 
@@ -80,12 +79,9 @@ class PackedTrie:
         Their tables double, so the average of the estimate can be a third off. Only the root and its children are
         measured, and nothing if there are very many.
         """
-        correction = 0
-        if len(self._root) < MIN_MEASURED_ENTRIES:
-            for node in (self._root, *self._root.values()):
-                if type(node) is dict and len(node) >= MIN_MEASURED_ENTRIES:
-                    correction += sys.getsizeof(node) - _DICT_SLOT_BYTES * len(node)
-        return self.memory_bytes + correction
+        if len(self._root) >= MIN_MEASURED_ENTRIES:
+            return self.memory_bytes
+        return self.memory_bytes + measure_dicts((self._root, *self._root.values()))
 
     # -- changes -----------------------------------------------------------------------------------------------------
 
@@ -94,48 +90,22 @@ class PackedTrie:
         before = len(self)
         if keys and max(map(len, keys)) >= MIN_LONG_KEY_BYTES:
             long = {key for key in keys if is_long_key(self._layout, key)}
-            for key in long:
-                self._add_long(key)
+            self.memory_bytes += sum(map(self._long_keys.add, long))
             keys = [key for key in keys if key not in long]
         if self._wide:
-            keys = self._insert_into_wide(keys)
+            keys, added, memory = self._wide.insert_keys(keys)
+            self._count += added
+            self.memory_bytes += memory
         added, memory = self._insert_keys(self._root, keys)
         self._count += added
         self.memory_bytes += memory
         if len(keys) >= _MIN_SAMPLED_KEYS and len(self._separator) == 1:
             for key in keys[:: len(keys) // _WIDE_SAMPLES + 1]:
-                self._record_wide(key)
+                *directory, _ = key.split(self._separator)
+                node, _ = self._find_directory(tuple(directory))
+                if directory and node is not None:
+                    self._wide.record(directory, node)
         return len(self) - before
-
-    def _insert_into_wide(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Insert the keys of directories that are known to be large.
-
-        Returns the others, and those that may be present.
-        """
-        separator, find_wide = self._separator, self._wide.get
-        others: list[bytes] = []
-        memory = 0
-        for key in keys:
-            directory, found, name = key.rpartition(separator)
-            node = find_wide(directory) if found else None
-            if node is None or name in node:
-                others.append(key)
-            else:
-                node[name] = None
-                memory += (_OBJECT_OVERHEAD_BYTES + 15 + len(name)) & ~15
-        added = len(keys) - len(others)
-        self._count += added
-        self.memory_bytes += memory + _DICT_SLOT_BYTES * added
-        return others
-
-    def _record_wide(self, key: bytes) -> None:
-        """Remember the directory of a key if it is large."""
-        *directory, _ = key.split(self._separator)
-        node, _ = self._find_directory(tuple(directory))
-        if directory and node is not None and len(node) >= _MIN_WIDE_ENTRIES:
-            if len(self._wide) >= _MAX_WIDE_DIRECTORIES:
-                self._wide.clear()
-            self._wide[self._separator.join(directory)] = node
 
     def _insert_keys(self, root: TrieNode, keys: Sequence[bytes]) -> tuple[int, int]:
         """Insert keys below a dict.
@@ -162,7 +132,7 @@ class PackedTrie:
                 if not found:
                     if entry == b"":
                         node[head] = None
-                        memory += _DICT_SLOT_BYTES + ((_OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
+                        memory += DICT_SLOT_BYTES + ((OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
                         added += 1
                     elif entry is not None and entry[:1] != KEY_FLAG:
                         node[head] = KEY_FLAG + entry
@@ -177,9 +147,9 @@ class PackedTrie:
                     if longer is None:
                         unpacked, grown = self._unpack_directory(packed)
                         if entry == b"":
-                            memory += _DICT_SLOT_BYTES + _bytes_object_size(len(head))
+                            memory += DICT_SLOT_BYTES + bytes_object_size(len(head))
                         elif entry is not None:
-                            memory -= _PACKED_OVERHEAD_BYTES
+                            memory -= PACKED_OVERHEAD_BYTES
                         memory += grown
                         node[head] = unpacked
                         node = unpacked
@@ -187,12 +157,10 @@ class PackedTrie:
                 if longer != entry:  # not `is not`: the cache may return an equal object
                     if entry == b"":
                         memory += (
-                            _DICT_SLOT_BYTES
-                            + _PACKED_OVERHEAD_BYTES
-                            + ((_OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
+                            DICT_SLOT_BYTES + PACKED_OVERHEAD_BYTES + ((OBJECT_OVERHEAD_BYTES + 15 + len(head)) & ~15)
                         )
                     elif entry is None:
-                        memory += _PACKED_OVERHEAD_BYTES
+                        memory += PACKED_OVERHEAD_BYTES
                     node[head] = longer
                     memory += len(rest) + 1
                     added += 1
@@ -206,7 +174,7 @@ class PackedTrie:
         """
         node: TrieNode = {None: None} if packed[:1] == KEY_FLAG else {}
         tails = unpack_tails(packed)
-        growth = _DICT_OVERHEAD_BYTES - sum(len(tail) + 1 for tail in tails)
+        growth = DICT_OVERHEAD_BYTES - sum(len(tail) + 1 for tail in tails)
         if tails:
             head, found, _ = tails[0].partition(self._separator)
             start = head + found
@@ -214,17 +182,11 @@ class PackedTrie:
                 # All have the same first component (`user:1:session:…`): they stay packed, one directory deeper.
                 below = [tail[len(start) :] for tail in tails]
                 node[head] = pack_tails(below, is_key=False)
-                return node, growth + _DICT_SLOT_BYTES + _bytes_object_size(len(head)) + _PACKED_OVERHEAD_BYTES + sum(
+                return node, growth + DICT_SLOT_BYTES + bytes_object_size(len(head)) + PACKED_OVERHEAD_BYTES + sum(
                     len(tail) + 1 for tail in below
                 )
         _, memory = self._insert_keys(node, tails)
         return node, growth + memory
-
-    def _add_long(self, key: bytes) -> None:
-        digest = hashlib.sha256(key).digest()
-        if digest not in self._long_keys:
-            self._long_keys[digest] = key
-            self.memory_bytes += _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
 
     def discard(self, key: bytes) -> bool:
         """Remove a key and the directories that become empty.
@@ -232,10 +194,9 @@ class PackedTrie:
         Returns whether the key was present.
         """
         if is_long_key(self._layout, key):
-            if self._long_keys.pop(hashlib.sha256(key).digest(), None) is None:
-                return False
-            self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(32) + _bytes_object_size(len(key))
-            return True
+            freed = self._long_keys.discard(key)
+            self.memory_bytes -= freed
+            return freed > 0
         path: list[tuple[TrieNode, bytes]] = []  # the dicts on the way, each with its component
         node, rest = self._root, key
         while True:
@@ -260,7 +221,7 @@ class PackedTrie:
         """Remove the key that ends at this component."""
         if entry is None:
             del node[head]
-            self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
+            self.memory_bytes -= DICT_SLOT_BYTES + bytes_object_size(len(head))
             return True
         if type(entry) is dict:
             return entry.pop(None, MISSING) is not MISSING
@@ -281,12 +242,12 @@ class PackedTrie:
         if tails:
             node[head] = pack_tails(tails, is_key=is_key)
         else:
-            self.memory_bytes -= _PACKED_OVERHEAD_BYTES
+            self.memory_bytes -= PACKED_OVERHEAD_BYTES
             if is_key:
                 node[head] = None
             else:
                 del node[head]
-                self.memory_bytes -= _DICT_SLOT_BYTES + _bytes_object_size(len(head))
+                self.memory_bytes -= DICT_SLOT_BYTES + bytes_object_size(len(head))
         return True
 
     def _prune_empty(self, path: list[tuple[TrieNode, bytes]]) -> None:
@@ -299,10 +260,10 @@ class PackedTrie:
                 self._wide.clear()
             if not entry:
                 del parent[head]
-                self.memory_bytes -= _DICT_OVERHEAD_BYTES + _DICT_SLOT_BYTES + _bytes_object_size(len(head))
+                self.memory_bytes -= DICT_OVERHEAD_BYTES + DICT_SLOT_BYTES + bytes_object_size(len(head))
             elif len(entry) == 1 and None in entry:
                 parent[head] = None
-                self.memory_bytes -= _DICT_OVERHEAD_BYTES
+                self.memory_bytes -= DICT_OVERHEAD_BYTES
             else:
                 return
 
@@ -310,7 +271,7 @@ class PackedTrie:
 
     def __contains__(self, key: bytes) -> bool:
         if is_long_key(self._layout, key):
-            return hashlib.sha256(key).digest() in self._long_keys
+            return key in self._long_keys
         node, rest = self._root, key
         while True:
             head, found, rest = rest.partition(self._separator)
@@ -336,7 +297,7 @@ class PackedTrie:
                 node = entry
                 continue
             if type(entry) is bytes:
-                return self._get_packed_child(entry, [*directory[depth + 1 :], component])
+                return get_packed_child(entry, [*directory[depth + 1 :], component], self._separator)
             return None
         entry = node.get(component, MISSING)
         if entry is MISSING:
@@ -344,20 +305,6 @@ class PackedTrie:
         if type(entry) is dict:
             return Child(component, None in entry, True)
         return Child(component, entry is None or entry[:1] == KEY_FLAG, entry is not None)
-
-    def _get_packed_child(self, packed: bytes, components: list[bytes]) -> Child | None:
-        """Return what the last of the components is, below a packed directory."""
-        depth = len(components)
-        is_key = is_directory = False
-        start = self._separator.join(components)
-        for tail in unpack_tails(packed):
-            # Compare components: with a separator of several bytes, other components may join to the same bytes.
-            if tail.startswith(start) and (split := tail.split(self._separator))[:depth] == components:
-                if len(split) == depth:
-                    is_key = True
-                else:
-                    is_directory = True
-        return Child(components[-1], is_key, is_directory) if is_key or is_directory else None
 
     def is_directory(self, directory: tuple[bytes, ...]) -> bool:
         """Return whether a key lies below; the root is always a directory."""
@@ -369,7 +316,7 @@ class PackedTrie:
             elif entry is None or depth == len(directory):
                 return entry is not None
             else:
-                child = self._get_packed_child(entry, list(directory[depth:]))
+                child = get_packed_child(entry, list(directory[depth:]), self._separator)
                 return child is not None and child.is_directory
         return True
 
@@ -386,12 +333,7 @@ class PackedTrie:
                 continue
             if type(entry) is not bytes:
                 return None, []
-            below = list(directory[depth + 1 :])
-            if not below:
-                return None, unpack_tails(entry)
-            start = len(self._separator.join([*below, b""]))
-            splits = ((tail, tail.split(self._separator)) for tail in unpack_tails(entry))
-            return None, [tail[start:] for tail, split in splits if split[:-1][: len(below)] == below]
+            return None, list_tails_below(entry, list(directory[depth + 1 :]), self._separator)
         return node, []
 
     def iter_child_batches(self, directory: tuple[bytes, ...]) -> Iterator[list[Child]]:
@@ -402,7 +344,7 @@ class PackedTrie:
         node, tails = self._find_directory(directory)
         if node is None:
             if tails:
-                yield self._collect_children(tails)
+                yield collect_children(tails, self._separator)
             return
         names = list(node)
         new_tuple = tuple.__new__  # takes half the time of Child(), which matters in a directory of a million
@@ -419,14 +361,6 @@ class PackedTrie:
                 elif type(entry) is dict:
                     batch.append(Child(name, None in entry, True))
             yield batch
-
-    def _collect_children(self, tails: list[bytes]) -> list[Child]:
-        """Return the children that these tails form."""
-        flags: dict[bytes, int] = {}  # 1: a key, 2: a directory
-        for tail in tails:
-            head, found, _ = tail.partition(self._separator)
-            flags[head] = flags.get(head, 0) | (2 if found else 1)
-        return [Child(name, bool(flag & 1), bool(flag & 2)) for name, flag in flags.items()]
 
     def iter_key_batches_below(self, directory: tuple[bytes, ...]) -> Iterator[list[bytes]]:
         """Yield the keys below in batches, like `iter_child_batches`."""
@@ -448,7 +382,7 @@ class PackedTrie:
         Long keys are included. None if there are more than `max_keys`. Other threads may change both meanwhile: their
         changes may be in the result or not.
         """
-        long_keys = set(self._long_keys.values()) ^ set(other._long_keys.values())
+        long_keys = set(self._long_keys.list_all()) ^ set(other._long_keys.list_all())
         keys = symmetric_difference(self._root, other._root, self._separator, max_keys - len(long_keys))
         return None if keys is None else keys | long_keys
 
@@ -460,5 +394,4 @@ class PackedTrie:
 
     def iter_long_key_batches(self) -> Iterator[list[bytes]]:
         """Yield the long keys in batches."""
-        keys = list(self._long_keys.values())
-        yield from chunked(keys, MAX_ITEMS_PER_BATCH)
+        yield from chunked(self._long_keys.list_all(), MAX_ITEMS_PER_BATCH)
