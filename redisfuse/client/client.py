@@ -192,7 +192,7 @@ class RedisClient:
         while True:
             remaining = max(0.001, deadline - time.monotonic())
             if self.limits.rate:
-                self._report_wait()  # for tokens
+                self.report_wait()  # for tokens
             try:
                 channel = self._read_pool.check_out(min(remaining, self.limits.timeout), wait_hook=self.wait_hook)
                 try:
@@ -205,7 +205,7 @@ class RedisClient:
             except TryAgainError:
                 if time.monotonic() + delay >= deadline:
                     raise
-                self._report_wait()
+                self.report_wait()
                 time.sleep(delay)
                 delay = min(2 * delay, _MAX_RETRY_DELAY_SECONDS)
             except ConnectionLostError:
@@ -215,7 +215,8 @@ class RedisClient:
                 was_lost = True
                 self.stats.add(reconnects=1)
 
-    def _report_wait(self) -> None:
+    def report_wait(self) -> None:
+        """Call the wait hook: this thread is about to wait for an unknown time."""
         if self.wait_hook is not None:
             self.wait_hook(-1)
 
@@ -231,7 +232,7 @@ class RedisClient:
         the pool keeps at least one. `close` ends a wait in the channel. Only `acl.check_acl` and
         `terminate_connections` pass another `command_filter`.
         """
-        self._report_wait()
+        self.report_wait()
         with self._pool_group.reserve_dedicated():
             channel = self._connector.open_channel(command_filter, self.limits.timeout, resp3=resp3)
             try:

@@ -1,19 +1,17 @@
 """The client of a Redis Cluster.
 
-It has the interface of `RedisClient`. Each command goes to the node that owns its key's slot. A pipeline is split by
-node: all nodes are sent their commands before any reply is read. MOVED and ASK are followed. What a node did not answer
-is read again until the time-out, from the node that owns the slot by then, because reads have no effect.
+It has the interface of `RedisClient`. Each command goes to the node that owns its key's slot (cluster_reading.py,
+cluster_writing.py).
 """
 
 from __future__ import annotations
 
 import time
-from binascii import crc_hqx
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO
 
 from redisfuse.client.address import Address
 from redisfuse.client.address_map import AddressMap
@@ -21,19 +19,19 @@ from redisfuse.client.allowlist import READ_ALLOWLIST, CommandFilter
 from redisfuse.client.capabilities import ServerInfo
 from redisfuse.client.channel import Channel, CommandArgument, CommandExecutor, RedisCommand
 from redisfuse.client.client import RedisClient
-from redisfuse.client.cluster_errors import FollowableRedirection, MovedWhileReadError, have_unavailable
+from redisfuse.client.cluster_errors import MovedWhileReadError, have_unavailable
 from redisfuse.client.cluster_node import NodeClient, NodeOptions
+from redisfuse.client.cluster_reading import ClusterPipeline, run_on_owner
 from redisfuse.client.cluster_topology import ClusterTopology
 from redisfuse.client.cluster_writing import RoutedReader, lend_write_channel, terminate_on_all
-from redisfuse.client.command_keys import bind_cursor, command_cursor, command_key, is_cursor_command
+from redisfuse.client.command_keys import command_key
 from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.limits import Limits
 from redisfuse.client.rate_limit import TokenBucket
 from redisfuse.client.replication import OutdatedReplicaError
-from redisfuse.client.slot_map import ClusterNode, SlotMap, key_slot, parse_target
+from redisfuse.client.slot_map import ClusterNode, SlotMap, key_slot
 from redisfuse.client.stats import ClientStats
 from redisfuse.errors import (
-    AccessError,
     RedirectedError,
     RedisFuseError,
     ReplyTooLargeError,
@@ -41,23 +39,7 @@ from redisfuse.errors import (
     UnavailableError,
 )
 
-T = TypeVar("T")
-
-_ASKING: RedisCommand = (b"ASKING",)
-_MIN_RETRY_DELAY_SECONDS = 0.02  # before what failed is sent again; doubled up to the maximum
-_MAX_RETRY_DELAY_SECONDS = 0.25
-_MIN_TIMEOUT_SECONDS = 0.05
 _IMPATIENT_SECONDS = 1.0  # for callers that come again
-_IMMEDIATE_REDIRECTIONS = 4  # redirections that are followed without a delay
-
-
-@dataclass(slots=True)
-class _Request:
-    """The commands for one node, by their position in the pipeline."""
-
-    client: NodeClient
-    positions: list[int]
-    asking: bool = False  # whether the node is only about to get the slots
 
 
 class ClusterClient(RedisClient):
@@ -100,7 +82,7 @@ class ClusterClient(RedisClient):
         seeds = [ClusterNode(f"{host}:{port}", host, port) for host, port in self.address.seeds]
         self.topology.connect(seeds)
         # None of the identities of a single node is that of the cluster.
-        info = self._any_node().server_info
+        info = self.any_node().server_info
         if info.has_asking_replicas:
             self.topology.transit = None
         role = info.role if self.reads_replicas else "master"
@@ -124,7 +106,8 @@ class ClusterClient(RedisClient):
         """The clients of all primaries that own slots, or of a replica of each."""
         return [self.topology.client_of(node) for node in self.slot_map.primaries.values()]
 
-    def _any_node(self) -> NodeClient:
+    def any_node(self) -> NodeClient:
+        """Return the client of a node that can be reached, if there is one."""
         nodes = list(self.slot_map.primaries.values())
         clients = [self.topology.client_of(node) for node in nodes]
         if not clients:
@@ -138,7 +121,7 @@ class ClusterClient(RedisClient):
 
         A command without a key goes to any node.
         """
-        reply = self._execute_batch((command,), self.limits.reply_timeout)[0]
+        reply = ClusterPipeline(self, (command,)).execute(self.limits.reply_timeout)[0]
         if isinstance(reply, RedisFuseError):
             raise reply
         return reply
@@ -165,35 +148,8 @@ class ClusterClient(RedisClient):
         replies: list[Any] = []
         size = self.limits.batch_size
         for start in range(0, len(commands), size):
-            replies += self._execute_batch(commands[start : start + size], timeout, is_patient=is_patient)
-        return replies
-
-    def _execute_batch(self, commands: Sequence[RedisCommand], timeout: float, *, is_patient: bool = True) -> list[Any]:
-        deadline = time.monotonic() + timeout
-        replies: list[Any] = [None] * len(commands)
-        self._exchange(self._group_by_owner(commands, range(len(commands)), replies), commands, replies, deadline)
-        if not have_unavailable(replies):
-            return replies
-        self._report_wait()  # for other nodes, and for a refresh of the topology
-        delay, immediate = _MIN_RETRY_DELAY_SECONDS, _IMMEDIATE_REDIRECTIONS
-        while failed := [position for position, reply in enumerate(replies) if isinstance(reply, UnavailableError)]:
-            redirected = [position for position in failed if isinstance(replies[position], RedirectedError)]
-            retried = [
-                position
-                for position in (failed if is_patient else redirected)
-                if self.may_retry(command_key(commands[position]), replies[position])
-            ]
-            if not retried or time.monotonic() >= deadline:
-                break
-            if len(redirected) < len(retried) or not immediate:
-                if time.monotonic() + delay >= deadline:
-                    break
-                time.sleep(delay)
-                delay = min(2 * delay, _MAX_RETRY_DELAY_SECONDS)
-                self.topology.refresh_soon()
-            else:
-                immediate -= 1
-            self._exchange(self._group_again(commands, retried, replies), commands, replies, deadline)
+            pipeline = ClusterPipeline(self, commands[start : start + size])
+            replies += pipeline.execute(timeout, is_patient=is_patient)
         return replies
 
     def may_retry(self, key: bytes | None, error: UnavailableError) -> bool:
@@ -207,119 +163,6 @@ class ClusterClient(RedisClient):
         # Once a node has been down for longer than the time-out, waiting for it again helps no caller.
         since = None if client is None else client.unreachable_since
         return since is None or time.monotonic() - since < self.limits.timeout
-
-    def _group_by_owner(
-        self, commands: Sequence[RedisCommand], positions: Sequence[int], replies: list[Any]
-    ) -> list[_Request]:
-        owners = self.slot_map.owners
-        groups: dict[str | None, list[int]] = {}
-        anywhere: list[int] = []
-        for position in positions:
-            command = commands[position]
-            key = command_key(command)
-            if key is None:
-                anywhere.append(position)
-                continue
-            owner = owners[crc_hqx(key, 0) & 0x3FFF if b"{" not in key else key_slot(key)]  # mostly without a call
-            if is_cursor_command(command) and (cursor := command_cursor(command)) and cursor.node_id != owner:
-                replies[position] = MovedWhileReadError()
-            elif owner in groups:
-                groups[owner].append(position)
-            else:
-                groups[owner] = [position]
-        requests: list[_Request] = []
-        if anywhere:
-            requests.append(_Request(self._any_node(), anywhere))
-        for owner, own_positions in groups.items():
-            client = None if owner is None else self.topology.client_of_primary(owner)
-            if client is None:
-                for position in own_positions:
-                    replies[position] = TryAgainError("no node of the cluster serves this slot; try again later")
-            else:
-                requests.append(_Request(client, own_positions))
-        return requests
-
-    def _group_again(
-        self, commands: Sequence[RedisCommand], positions: Sequence[int], replies: list[Any]
-    ) -> list[_Request]:
-        """Group commands whose last replies were errors; follow redirections."""
-        asking: dict[tuple[str, int], list[int]] = {}
-        others: list[int] = []
-        for position in positions:
-            error = replies[position]
-            if isinstance(error, FollowableRedirection) and error.reply_code == "ASK" and error.endpoint is not None:
-                asking.setdefault(error.endpoint, []).append(position)
-                continue
-            if isinstance(error, FollowableRedirection):
-                self.topology.record_move(error, error.sender)
-            others.append(position)
-        requests = self._group_by_owner(commands, others, replies)
-        for endpoint, own_positions in asking.items():
-            try:
-                requests.append(_Request(self.topology.client_at(*endpoint), own_positions, asking=True))
-            except TryAgainError as error:
-                for position in own_positions:
-                    replies[position] = error
-        return requests
-
-    def _exchange(
-        self, requests: list[_Request], commands: Sequence[RedisCommand], replies: list[Any], deadline: float
-    ) -> None:
-        """Send all nodes their commands, then receive all replies.
-
-        Nodes that failed come last. Channels are acquired in the order of the nodes, so that threads can't wait for
-        each other in a circle.
-        """
-        if len(requests) > 1:
-            requests.sort(key=lambda request: (request.client.unreachable_since is not None, request.client.node.id))
-        with ExitStack() as stack:
-            sent: list[tuple[_Request, Channel]] = []
-            for request in requests:
-                own = [commands[position] for position in request.positions]
-                if request.asking:
-                    own = [each for command in own for each in (_ASKING, command)]
-                remaining = max(_MIN_TIMEOUT_SECONDS, deadline - time.monotonic())
-                try:
-                    channel = stack.enter_context(request.client.read_channel(remaining))
-                    channel.send(own)
-                    sent.append((request, channel))
-                except (UnavailableError, AccessError) as error:
-                    self._record_failure(request, replies, error)
-            for request, channel in sent:
-                channel.timeout = max(_MIN_TIMEOUT_SECONDS, deadline - time.monotonic())
-                count = len(request.positions)
-                try:
-                    received = channel.receive_many(2 * count)[1::2] if request.asking else channel.receive_many(count)
-                except UnavailableError as error:
-                    self._record_failure(request, replies, error)
-                    continue
-                self._store_replies(request, commands, replies, received)
-
-    def _record_failure(self, request: _Request, replies: list[Any], error: RedisFuseError) -> None:
-        if isinstance(error, UnavailableError):
-            request.client.record_failure(error)
-        for position in request.positions:
-            replies[position] = error
-
-    def _store_replies(
-        self, request: _Request, commands: Sequence[RedisCommand], replies: list[Any], received: list[Any]
-    ) -> None:
-        if len(received) == len(replies):
-            replies[:] = received  # the usual case of a single command
-        else:
-            for position, reply in zip(request.positions, received, strict=True):
-                replies[position] = reply
-        if self.topology.transit is not None:
-            self.topology.transit.revise(commands, request.positions, replies)
-        if not have_unavailable(received) and not any(is_cursor_command(commands[each]) for each in request.positions):
-            return
-        for position in request.positions:
-            reply = replies[position]
-            if isinstance(reply, RedirectedError):
-                is_bound = command_cursor(commands[position]) is not None
-                replies[position] = MovedWhileReadError() if is_bound else FollowableRedirection(reply, request.client)
-            elif is_cursor_command(commands[position]):
-                replies[position] = bind_cursor(reply, request.client.node.id)
 
     def download(self, file: BinaryIO, *command: CommandArgument, max_bytes: int | None = None) -> int:
         """Write the bulk string that a read command returns to a file.
@@ -335,39 +178,7 @@ class ClusterClient(RedisClient):
 
         key = command_key(command)
         assert key is not None
-        return self.run_on_owner(key, attempt)
-
-    def run_on_owner(self, key: bytes, operation: Callable[[Channel], T]) -> T:
-        """Call `operation`, which only reads, with a channel to a key's owner.
-
-        Follows redirections. Calls it again until the time-out, as `execute` sends a command again.
-        """
-        deadline = time.monotonic() + self.limits.timeout
-        delay = _MIN_RETRY_DELAY_SECONDS
-        asking: tuple[str, int] | None = None
-        while True:
-            client = self.topology.client_at(*asking) if asking else self.owner_client(key)
-            try:
-                with client.read_channel(max(_MIN_TIMEOUT_SECONDS, deadline - time.monotonic())) as channel:
-                    if asking:
-                        channel.execute([_ASKING])
-                    asking = None
-                    return operation(channel)
-            except RedirectedError as error:
-                self._report_wait()
-                if time.monotonic() >= deadline:
-                    raise
-                if error.reply_code == "ASK":
-                    asking = parse_target(error.target, client.node.host)
-                else:
-                    self.topology.record_move(error, client)
-            except UnavailableError as error:
-                if time.monotonic() + delay >= deadline or not self.may_retry(key, error):
-                    raise
-                self._report_wait()
-                time.sleep(delay)
-                delay = min(2 * delay, _MAX_RETRY_DELAY_SECONDS)
-                self.topology.refresh_soon()
+        return run_on_owner(self, key, attempt)
 
     def owner_client(self, key: bytes) -> NodeClient:
         """Return the client of a key's owner. Raises TryAgainError if there is none."""
@@ -390,7 +201,7 @@ class ClusterClient(RedisClient):
         self, *, resp3: bool = False, command_filter: CommandFilter = READ_ALLOWLIST
     ) -> Iterator[Channel]:
         """Open a channel to any node, as `RedisClient.dedicated_channel`."""
-        with self._any_node().dedicated_channel(resp3=resp3, command_filter=command_filter) as channel:
+        with self.any_node().dedicated_channel(resp3=resp3, command_filter=command_filter) as channel:
             yield channel
 
     @contextmanager
