@@ -36,19 +36,11 @@ from redisfuse.errors import (
     UnconfirmedWriteError,
 )
 
-__all__ = [
-    "Channel",
-    "CommandArgument",
-    "CommandExecutor",
-    "ConnectionId",
-    "Limits",
-    "RedisClient",
-    "RedisCommand",
-    "ServerInfo",
-    "WaitHook",
-]
+__all__ = ["RedisClient", "RedisCommand"]
 
 T = TypeVar("T")
+ChannelOperation = Callable[[Channel], T]
+"""Reads with a channel; it may be called again with another one."""
 
 _REPLY_TYPES = {bytes, int, list, type(None)}  # of all replies but errors and those of few commands
 _MIN_RETRY_DELAY_SECONDS = 0.02  # before the first retry of a temporary error; doubled up to the maximum
@@ -181,7 +173,7 @@ class RedisClient:
 
         return self._run_read(attempt)
 
-    def _run_read(self, operation: Callable[[Channel], T]) -> T:
+    def _run_read(self, operation: ChannelOperation[T]) -> T:
         """Call `operation` with a channel.
 
         Retries a temporary error until the time-out, and a lost connection once.

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from binascii import crc_hqx
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from redisfuse.client.channel import Channel, RedisCommand
+from redisfuse.client.client import ChannelOperation
 from redisfuse.client.cluster_errors import FollowableRedirection, MovedWhileReadError, have_unavailable
 from redisfuse.client.cluster_node import NodeClient
 from redisfuse.client.command_keys import bind_cursor, command_cursor, command_key, is_cursor_command
@@ -191,7 +192,7 @@ class ClusterPipeline:
                 replies[position] = bind_cursor(reply, request.client.node.id)
 
 
-def run_on_owner(client: ClusterClient, key: bytes, operation: Callable[[Channel], T]) -> T:
+def run_on_owner(client: ClusterClient, key: bytes, operation: ChannelOperation[T]) -> T:
     """Call `operation`, which only reads, with a channel to a key's owner.
 
     Follows redirections. Calls it again until the time-out, as `execute` sends a command again.

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from redisfuse.client.capabilities import ServerInfo
-from redisfuse.client.client import CommandExecutor, RedisCommand
+from redisfuse.client.channel import CommandExecutor
+from redisfuse.client.client import RedisCommand
 from redisfuse.client.info import parse_numbers, split_info
 from redisfuse.client.replication import MasterLink, parse_link
 from redisfuse.errors import RedisFuseError, UnavailableError

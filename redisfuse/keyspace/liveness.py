@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from redisfuse.client.client import Channel, RedisCommand
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisCommand
 
 PING_INTERVAL_SECONDS = 1.0  # between two commands on the connection
 MAX_SILENCE_SECONDS = 2.0  # since the last message

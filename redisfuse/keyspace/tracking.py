@@ -23,7 +23,8 @@ from typing import Any, Protocol
 from redisfuse.client.acl import TRACKING_RULES
 from redisfuse.client.allowlist import INVALIDATION_CHANNEL
 from redisfuse.client.capabilities import parse_hello
-from redisfuse.client.client import Channel, RedisClient
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError, ServerReplyError, UnavailableError
 from redisfuse.keyspace.heartbeat import Heartbeat, HeartbeatQuery
 from redisfuse.keyspace.liveness import PING_INTERVAL_SECONDS, LiveChannel, SilenceListener

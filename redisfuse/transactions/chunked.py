@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 
 from more_itertools import chunked
 
-from redisfuse.client.client import Channel, RedisClient
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import ConflictError, RedirectedError, RedisFuseError, TryAgainError, UnavailableError
 from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef

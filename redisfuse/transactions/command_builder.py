@@ -4,7 +4,7 @@ Pure: sends nothing. Most transactions have one command. In those with several, 
 that remove data.
 """
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.capabilities import ServerInfo
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotSupportedError
 from redisfuse.journal.models import Blob, State

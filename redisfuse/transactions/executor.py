@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from redisfuse.client.client import Channel, RedisClient
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import (
     BusyError,
     ConnectionLostError,

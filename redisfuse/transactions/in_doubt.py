@@ -14,7 +14,8 @@ from typing import Any
 
 from more_itertools import chunked
 
-from redisfuse.client.client import ConnectionId, RedisClient
+from redisfuse.client.client import RedisClient
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.errors import OutcomeUnknownError, RedisFuseError, UnavailableError, UnconfirmedWriteError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ChangeIntent, Outcome, State

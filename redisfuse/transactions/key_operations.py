@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.capabilities import ServerInfo
 from redisfuse.errors import ConflictError, NotFoundError
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef

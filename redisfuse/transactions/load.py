@@ -12,7 +12,8 @@ from typing import Literal
 
 from more_itertools import constrained_batches
 
-from redisfuse.client.client import RedisClient, ServerInfo
+from redisfuse.client.capabilities import ServerInfo
+from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import (
     AccessError,

@@ -9,7 +9,7 @@ from typing import Any
 
 from more_itertools import constrained_batches
 
-from redisfuse.client.client import Channel
+from redisfuse.client.channel import Channel
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, UnavailableError
 from redisfuse.transactions.write_command import CommandSeries, WriteCommand, estimate_command_bytes, unwrap_reply

@@ -6,7 +6,7 @@ from itertools import islice
 
 from more_itertools import constrained_batches
 
-from redisfuse.client.client import ConnectionId
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent

@@ -11,7 +11,8 @@ from functools import partial
 
 from more_itertools import constrained_batches
 
-from redisfuse.client.client import RedisClient, ServerInfo
+from redisfuse.client.capabilities import ServerInfo
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
 from redisfuse.paths.grammar import KeyRef

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.capabilities import ServerInfo
 from redisfuse.journal import portable
 from redisfuse.journal.models import Blob
 from redisfuse.transactions.portable_types import PORTABLE_TYPES, DecodedCopy, ElementScan

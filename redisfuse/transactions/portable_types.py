@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from more_itertools import constrained_batches
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.capabilities import ServerInfo
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.portable import ElementRecord
 from redisfuse.transactions.spool import MAX_PAGE_ELEMENTS, RecordSpool

@@ -8,7 +8,8 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from redisfuse.client.client import ConnectionId, RedisClient
+from redisfuse.client.client import RedisClient
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import Change, Outcome, State
 from redisfuse.paths.grammar import KeyRef

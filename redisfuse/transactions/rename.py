@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from redisfuse.client.client import ServerInfo
+from redisfuse.client.capabilities import ServerInfo
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, ConflictError, ExistsError, InvalidArgumentError, NotFoundError
 from redisfuse.journal.models import ABSENT, ChangeIntent, State

@@ -6,7 +6,8 @@ It reverts several operations of the user, decided from one read.
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 
-from redisfuse.client.client import RedisClient, ServerInfo
+from redisfuse.client.capabilities import ServerInfo
+from redisfuse.client.client import RedisClient
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, ChangeIntent
 from redisfuse.transactions.combined_change import ChangeGroup, get_reverted_range

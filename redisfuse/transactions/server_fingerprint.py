@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, Protocol
 
-from redisfuse.client.client import ConnectionId, RedisClient, RedisCommand
+from redisfuse.client.client import RedisClient, RedisCommand
+from redisfuse.client.connection_id import ConnectionId
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, JournalSession, ServerFingerprint

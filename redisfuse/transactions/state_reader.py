@@ -12,7 +12,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redisfuse.client.client import CommandExecutor, RedisClient
+from redisfuse.client.channel import CommandExecutor
+from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, WrongTypeError
 from redisfuse.journal.models import ABSENT, Blob, State

@@ -6,7 +6,8 @@ The channel is verified to permit transactions.
 import weakref
 from collections.abc import Sequence
 
-from redisfuse.client.client import Channel, RedisClient
+from redisfuse.client.channel import Channel
+from redisfuse.client.client import RedisClient
 from redisfuse.errors import UnavailableError
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.state_reader import CurrentState, ReadRequest, StateReader

@@ -11,7 +11,8 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, RedisClient
+from redisfuse.client.client import RedisClient
+from redisfuse.client.limits import Limits
 from redisfuse.errors import BadHandleError, ConflictError, NotFoundError, UnavailableError, WrongTypeError
 from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent, StreamedContent
 from tests.support.redis_server import RedisServer

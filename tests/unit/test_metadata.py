@@ -10,7 +10,8 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, RedisClient
+from redisfuse.client.client import RedisClient
+from redisfuse.client.limits import Limits
 from redisfuse.errors import NotFoundError, WrongTypeError
 from redisfuse.keyspace.metadata import ABSENT, UNREADABLE, KeyMetadata, MetadataStore
 from redisfuse.keyspace.metadata_cache import MAX_RECENT_CHANGES, MetadataCache

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from redisfuse.client.address import Address
-from redisfuse.client.client import Limits, RedisClient
+from redisfuse.client.client import RedisClient
+from redisfuse.client.limits import Limits
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, TooLargeError, WrongTypeError
 from redisfuse.rendering.dump import fetch_dump
 from redisfuse.rendering.json_document import render_json_document
