@@ -19,7 +19,6 @@ from redisfuse.cli._config_files import SERVER_TABLE, ConfigFiles, load_config_f
 from redisfuse.cli._redact import redact_passwords
 from redisfuse.errors import UsageError
 
-_OWN_SETTINGS = ("url", "mountpoint", "password")  # which are not options
 _NAME_KEY = "redisfuse.server"  # in the context's `meta`
 _ORIGINAL_KEY = "redisfuse.original"
 

@@ -143,23 +143,6 @@ class Address:
         return format_host_port(self.host, self.port)
 
     @property
-    def identity(self) -> str:
-        """The server's identity in the journal, without user and database.
-
-        It is the same for every spelling of the address.
-        """
-        if self.kind == "sentinel":
-            nodes = ",".join(format_host_port(*node) for node in sorted(self.sentinels))
-            return f"redis+sentinel://{nodes}/{self.service_name}"
-        if self.kind == "cluster":
-            return f"redis+cluster://{','.join(format_host_port(*node) for node in sorted(self.seeds))}"
-        return (
-            f"unix://{quote(self.unix_path)}"
-            if self.kind == "unix"
-            else f"redis://{format_host_port(self.host, self.port)}"
-        )
-
-    @property
     def url(self) -> str:
         """A URL for `parse` without any password.
 

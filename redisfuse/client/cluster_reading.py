@@ -44,7 +44,10 @@ class _NodeCommands:
 
 
 class ClusterPipeline:
-    """Commands to the nodes of a cluster, and their replies. One thread uses it, once."""
+    """Commands to the nodes of a cluster, and their replies.
+
+    One thread uses it, once.
+    """
 
     def __init__(self, client: ClusterClient, commands: Sequence[RedisCommand]) -> None:
         self._client = client

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from redisfuse.config import CHUNK_BYTES
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -26,9 +24,6 @@ class Limits:
 
     pipeline_size: int = 1000
     """Most commands that are sent before their replies are read."""
-
-    chunk_bytes: int = CHUNK_BYTES
-    """Most bytes of a large value that one command requests."""
 
     @property
     def reply_timeout(self) -> float:

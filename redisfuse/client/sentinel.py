@@ -162,12 +162,6 @@ class SentinelWatcher:
         if has_switched:
             self._on_switch()
 
-    @property
-    def is_failing_over(self) -> bool:
-        """Whether a fail-over is in progress, as of the last polls."""
-        with self._condition:
-            return self._is_failing_over(0.0)
-
     def count_sentinels(self) -> tuple[int, int]:
         """Return the number of Sentinels that answer, and of all that are known."""
         with self._condition:

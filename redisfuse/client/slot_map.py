@@ -95,11 +95,6 @@ class SlotMap:
 EMPTY_MAP = SlotMap((None,) * SLOT_COUNT, {})
 
 
-def changed_slots(before: SlotMap, after: SlotMap) -> bytes:
-    """Return a byte for each slot: 1 where the owner differs, else 0."""
-    return bytes([old != new for old, new in zip(before.owners, after.owners, strict=True)])
-
-
 def parse_slots(reply: Any, sender_host: str) -> SlotMap:
     """Parse the reply to CLUSTER SLOTS.
 

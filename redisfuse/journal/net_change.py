@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from heapq import heappop, heappush
 
 from more_itertools import chunked
@@ -43,10 +43,6 @@ class NetChange:
     def new(self) -> State:
         """The state after the last change."""
         return self.last.new
-
-    def as_change(self) -> Change:
-        """Return the net change as one: the last one, with the prior state of the first."""
-        return self.last if self.first is self.last else replace(self.last, prior=self.first.prior)
 
 
 def get_target(change: Change) -> Target:

@@ -16,11 +16,12 @@ Imported by: `transactions`, `survey`, `vfs`, `mount` and `cli`. Imports: `clien
 commands).
 
 Threads: `redisfuse-follow` (tracking), `redisfuse-look` (verifying), `redisfuse-scan` (scanning), `redisfuse-idle`
-(pauses), `redisfuse-slots` (a cluster's slots) and, while an index moves to disk, `redisfuse-move`; monitor.py
-describes them. `MetadataStore` and all queries run in the caller's thread.
+(pausing while the mount is not used), `redisfuse-slots` (the owners of a cluster's slots) and, while an index moves to
+disk, `redisfuse-move`; monitor.py describes them. `MetadataStore` and all queries run in the caller's thread.
 
-Lock order: `IndexReconciler._lock` before `Index._lock`; `KeyVerifier._condition` before `ExpiryQueue._lock`. All other
-locks are leaves: `MonitorState._condition`, `ClusterState._condition`, `ChangeClock._lock`, `OwnWriteFilter._lock`,
-`MetadataCache._lock`. No lock is held while a thread waits for the server or calls a `ChangeListener`, except that of
-`KeyspaceMonitor`, which is held while following is paused or resumed.
+Lock order: `KeyspaceMonitor._pausing` first, which is held while following is paused or resumed: that calls the
+`ChangeListener`, and waits for the next scan. `IndexReconciler._lock` before `Index._lock`; `KeyVerifier._condition`
+before `ExpiryQueue._lock`. All other locks are leaves: `MonitorState._condition`, `ClusterState._condition`,
+`ChangeClock._lock`, `OwnWriteFilter._lock`, `MetadataCache._lock`. No lock but the first is held while a thread waits
+for the server or calls a `ChangeListener`.
 """

@@ -169,10 +169,6 @@ class ChangeClock:
         """Return whether a key has changed twice within a second, less than a second ago."""
         return bool(self._hot_keys) and time.time_ns() - self._hot_keys.get(key, 0) < HOT_WINDOW_NS
 
-    def is_recently_changed(self, key: bytes) -> bool:
-        """Return whether a key is known to have changed less than a second ago."""
-        return time.time_ns() - self.changed_at(key) < HOT_WINDOW_NS
-
     @property
     def latest(self) -> int:
         """The present time, which no time of a key exceeds yet."""

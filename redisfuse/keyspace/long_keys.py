@@ -1,4 +1,4 @@
-"""Keys whose paths would be too long: in no directory, but found by their digests."""
+"""Keys whose paths would be too long: they are found by their digests."""
 
 import hashlib
 

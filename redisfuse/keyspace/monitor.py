@@ -14,9 +14,10 @@ Keeps the index, the scan and the tracking connection consistent.
   `is_coherent` is false, and `degraded_reason` says why.
 
 Threads: tracking (`redisfuse-follow`), which only records what the server announces; verifying (`redisfuse-look`),
-which looks keys up and calls `keys_changed`; scanning (`redisfuse-scan`). The monitor itself has no lock; it calls its
-listener while none of the room's locks is held. A standalone server is one shard (shard_monitor.py); cluster_monitor.py
-has one for each primary of a cluster.
+which looks keys up and calls `keys_changed`; scanning (`redisfuse-scan`); pausing (`redisfuse-idle`), while the mount
+is not used. The monitor's lock is held while following is paused or resumed; apart from that, it calls its listener
+while none of the room's locks is held. A standalone server is one shard (shard_monitor.py); cluster_monitor.py has one
+for each primary of a cluster.
 """
 
 from __future__ import annotations
@@ -233,10 +234,6 @@ class KeyspaceMonitor:
     def is_hot(self, key: bytes) -> bool:
         """Return whether a key has changed twice within a second, less than a second ago."""
         return self._change_clock.is_hot(key)
-
-    def is_recently_changed(self, key: bytes) -> bool:
-        """Return whether a key is known to have changed less than a second ago."""
-        return self._change_clock.is_recently_changed(key)
 
     def get_version(self, key: bytes) -> int:
         """Return a number that grows whenever the key changes or may have changed."""

@@ -1,4 +1,4 @@
-"""The contents of small strings: of the requested one, and of those that follow it.
+"""The contents of small strings.
 
 Part of metadata.py, whose cache it shares. Small strings that a program is likely to request next are fetched in the
 same round trip.

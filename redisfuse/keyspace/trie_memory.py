@@ -1,4 +1,7 @@
-"""The parts of the memory estimate of a trie, in bytes: CPython's objects and their headers. Pure."""
+"""The parts of the memory estimate of a trie, in bytes. Pure.
+
+They are those of CPython's objects and their headers.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -20,6 +23,6 @@ def bytes_object_size(length: int) -> int:
 
 
 def measure_dicts(nodes: Iterable[object]) -> int:
-    """Return by how much the slots of the largest dicts exceed their estimate, in bytes."""
+    """Return by how many bytes the largest dicts exceed their estimate."""
     large = (node for node in nodes if type(node) is dict and len(node) >= MIN_MEASURED_ENTRIES)
     return sum(sys.getsizeof(node) - DICT_SLOT_BYTES * len(node) for node in large)

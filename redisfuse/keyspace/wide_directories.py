@@ -1,4 +1,7 @@
-"""Large directories of a trie, which are remembered so that keys are inserted without a walk from the root."""
+"""Large directories of a trie.
+
+They are remembered so that keys are inserted without a walk from the root.
+"""
 
 from collections.abc import Sequence
 

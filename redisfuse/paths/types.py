@@ -48,11 +48,6 @@ class PathCandidates(NamedTuple):
     view: str | None = None
     """"json", "dump" or "text": a view of the key; a field has "text" only"""
 
-    @property
-    def dotted(self) -> bool:
-        """Whether the name has a field dot, so that a field of this name wins over a key."""
-        return self.as_field is not None
-
 
 @dataclass(frozen=True, slots=True)
 class NameSegment:

@@ -4,7 +4,8 @@ One small module per type, the registry of types, JSON documents and dumps. `reg
 text of a key's file, `json_document.render_json_document` that of `NAME%json`, and `dump.fetch_dump` returns the bytes
 of `NAME%dump`. Texts stream: a generator holds one batch of elements at a time.
 
-Imported by: `vfs`, `survey` and `cli`, and `keyspace` for the length commands of the types.
+Imported by: `survey`, `vfs` and `cli`, `keyspace` for the length commands of the types, and `mount` for the limits of
+decoding.
 
 Threads: none of its own; a generator belongs to the thread that iterates over it.
 

@@ -192,11 +192,6 @@ class NameFilter:
     name_globs: tuple[bytes, ...] = ()
 
     @property
-    def is_empty(self) -> bool:
-        """Whether every key passes."""
-        return not (self.key_globs or self.name_globs)
-
-    @property
     def scan_prefix(self) -> bytes:
         """The bytes that every key that passes begins with."""
         return compile_glob(self.key_globs[0])[0] if len(self.key_globs) == 1 else b""

@@ -235,7 +235,10 @@ class ContentReader:
 
 
 class _Lazy:
-    """The chunks that a function yields, which is called whenever they are iterated over."""
+    """The chunks that a function yields.
+
+    It is called whenever they are iterated over.
+    """
 
     def __init__(self, function: Callable[..., Iterator[bytes]], *arguments: Any) -> None:
         self._function = function

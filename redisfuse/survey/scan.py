@@ -98,7 +98,10 @@ class KeySurvey:
         return narrower if narrower.startswith(self.scope.prefix) else self.scope.prefix
 
     def iter_all_keys(self) -> Iterator[Collection[bytes]]:
-        """Yield all keys of the scope in batches, whatever their names and types; some more than once."""
+        """Yield all keys of the scope in batches, of any name and type.
+
+        Some may be yielded twice.
+        """
         for client in self.clients:
             yield from scan_keys(client, prefix=self.scope.prefix)
 

@@ -12,13 +12,14 @@ In a cluster, a transaction is of one slot: `chunked.py` runs an operation with 
 `key_writer.py` is the interface for the tree of files; `write_session.py`, `selection.py`, `rollback_plan.py`,
 `rollback.py`, `apply.py`, `recovery.py`, `archive_file.py` and `load.py` are the interface for commands.
 
-Importers: `vfs`, `mount`, `review` and `cli`. This room imports `keyspace`, `journal`, `client`, `paths` and the
-modules beside the rooms.
+Importers: `vfs`, `mount`, `review` and `cli`. This room imports `journal`, `client`, `paths`, `keyspace` (its
+protocols) and the modules beside the rooms.
 
 Threads: the room starts none. Operations run in the caller's thread; with group commit, small ones run in the thread
 of the leader, which commits those of other threads along with its own (`group_commit.py`).
 
-Lock order: the condition of CommitQueue and the lock of InDoubtResolver are leaves, each held for a few assignments
-only. A leader holds no lock while it commits; what excludes a second leader is `CommitQueue._has_leader`. The journal's
-and the client's locks are taken below, never while one of this room's locks is held.
+Lock order: `InDoubtResolver._resolving` first, which is held while the server is queried about lost replies. The
+condition of CommitQueue and `InDoubtResolver._lock` are leaves, each held for a few assignments only. A leader holds no
+lock while it commits; what excludes a second leader is `CommitQueue._has_leader`. The journal's and the client's locks
+are taken below, never while a leaf is held.
 """

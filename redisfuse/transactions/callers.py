@@ -37,7 +37,7 @@ class ThisProcess:
 
 
 class RequestSource(Protocol):
-    """What receives the requests of programs."""
+    """The receiver of the requests of programs."""
 
     def get_caller_thread(self) -> int:
         """Return the thread of the program whose request this thread serves; 0: none."""

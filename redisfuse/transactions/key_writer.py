@@ -252,10 +252,6 @@ class KeyWriter:
 
     # -- empty directories, which exist only in the journal -----------------------------------------------------------
 
-    def list_directories(self) -> set[DirectoryComponents]:
-        """Return the empty directories of this server's database."""
-        return self.journal.list_directories(self._server_name)
-
     def make_directory(self, directory: DirectoryComponents, *, path: bytes) -> None:
         """Make an empty directory."""
         intent = ChangeIntent(path, "mkdir", encode_directory(directory), None, ABSENT, DIRECTORY)

@@ -59,7 +59,7 @@ class ServerConnector:
 
 
 class ServerCheck(Protocol):
-    """What is asked before a server is changed that may be another one."""
+    """A question to the user, before a server is changed that may be another one."""
 
     def report(self, comparisons: Sequence[ServerComparison]) -> None:
         """Receive the comparisons with the servers that were changed."""

@@ -70,6 +70,10 @@ class EditBench:
         """The newest change."""
         return self.changes()[-1]
 
+    def list_directories(self) -> set[tuple[bytes, ...]]:
+        """Return the empty directories in the journal."""
+        return self.journal.list_directories(self.journal.get_session(self.session).metadata.server.name)
+
     def roll_back(self, *ids: int, force: bool = False, **wanted: object) -> RollbackReport:
         """Roll changes back, as the command does."""
         selected = select_for_rollback(self.journal, *ids, **wanted)  # type: ignore[arg-type]

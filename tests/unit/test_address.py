@@ -66,7 +66,6 @@ def test_cluster_url() -> None:
     assert (address.kind, address.tls) == ("cluster", None)
     assert address.seeds == (("h", 7000), ("::1", 7001), ("other", 6379))
     assert address.url == "redis+cluster://me@h:7000,[::1]:7001,other:6379/0"
-    assert address.identity == "redis+cluster://[::1]:7001,h:7000,other:6379"
     secure = Address.parse("rediss+cluster://h:7000?ssl_ca_certs=/ca.pem")
     assert secure.tls is not None
     assert secure.tls.ca_certs == "/ca.pem"
@@ -99,10 +98,10 @@ def test_a_given_password_applies_where_the_url_has_none() -> None:
     ],
 )
 def test_no_password_in_any_text(url: str) -> None:
-    """str, repr, redacted_url, url, endpoint and identity do not contain the password, plain or percent-encoded."""
+    """str, repr, redacted_url, url and endpoint do not contain the password, plain or percent-encoded."""
     address = Address.parse(url)
     assert address.password == SECRET
-    for text in (str(address), repr(address), address.redacted_url, address.url, address.endpoint, address.identity):
+    for text in (str(address), repr(address), address.redacted_url, address.url, address.endpoint):
         assert SECRET not in text
         assert QUOTED not in text
         assert "w/rd" not in text
@@ -121,12 +120,6 @@ def test_url_is_the_address_without_its_password() -> None:
         address = Address.parse(text)
         assert Address.parse(address.url, password="secret") == address
         assert "secret" not in address.url
-
-
-def test_all_spellings_have_one_identity() -> None:
-    """The identity is that of the server, without user, password and database."""
-    same = ["redis://h", "redis://me:x@h:6379/5", "redis://h?db=2"]
-    assert {Address.parse(url).identity for url in same} == {"redis://h:6379"}
 
 
 @pytest.mark.parametrize(

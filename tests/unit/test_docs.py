@@ -16,7 +16,7 @@ from redisfuse.cli import _where
 from redisfuse.cli.main import group
 from redisfuse.client import key_transit, reply_bounds, scan_guard
 from redisfuse.client.limits import Limits
-from redisfuse.config import DEFAULTS, KIB, MIB, parse_size
+from redisfuse.config import CHUNK_BYTES, DEFAULTS, KIB, MIB, parse_size
 from redisfuse.fuse import notify
 from redisfuse.journal import database, key_history, line_matching
 from redisfuse.mount import directories
@@ -44,7 +44,7 @@ FIXED_LIMITS = {
     "bytes of a path": grammar.PATH_MAX,
     "text of a collection with an exact size": content.MAX_RENDERED_BYTES,
     "fields searched for one with a path too long": resolver.MAX_DIGEST_SCAN_FIELDS,
-    "a value that is read at once": SERVER_LIMITS.chunk_bytes,
+    "a value that is read at once": CHUNK_BYTES,
     "a string that is compared whole when it is saved": observed_content.MAX_OBSERVED_BYTES,
     "elements that one command reads": SERVER_LIMITS.scan_count,
     "commands that are sent at once": SERVER_LIMITS.pipeline_size,

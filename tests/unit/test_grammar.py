@@ -99,7 +99,6 @@ def test_field_and_path(key: bytes, field: bytes, path: bytes) -> None:
     assert colon.field_path(key, field) == path
     parsed = parse_candidates(path)
     assert parsed.as_field is not None
-    assert parsed.dotted
     assert (colon.join_key((*parsed.directory, parsed.as_field[0])), parsed.as_field[1]) == (key, field)
 
 
@@ -107,7 +106,6 @@ def test_field_and_path(key: bytes, field: bytes, path: bytes) -> None:
 def test_no_field_dot(name: bytes) -> None:
     """A leading dot, a trailing dot and an escaped dot separate no field."""
     assert parse_candidates(name).as_field is None
-    assert not parse_candidates(name).dotted
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 LZ4_FRAME = b"\x04\x22\x4d\x18"
 XZ = b"\xfd7zXZ\x00"
 BZIP2 = re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")
-ZLIB = re.compile(rb"[\x08-\x78][\x00-\xff]")
 
 JAVA = b"\xac\xed\x00\x05"
 PICKLE = re.compile(rb"\x80[\x02-\x05]")
