@@ -163,12 +163,12 @@ def _show_queues(where: Where, clients: Sequence[RedisClient], options: dict[str
 
 
 def _watch_changes(where: Where, clients: Sequence[RedisClient], options: dict[str, Any]) -> None:
-    from redisfuse.cli._change_view import ChangeView
+    from redisfuse.cli._change_counts import ChangeCountsOutput
     from redisfuse.survey.changes import ChangeCounter
 
     target = where.scope.target
     counter = ChangeCounter(clients, where.scope.prefix if target is None else target.key)
-    view = ChangeView(where, counter, limit=options["limit"] or 10, as_json=options["as_json"])
+    view = ChangeCountsOutput(where, counter, limit=options["limit"] or 10, as_json=options["as_json"])
     counter.start()
     try:
         view.run(options["seconds"])

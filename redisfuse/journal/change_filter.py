@@ -117,7 +117,7 @@ def merge_ranges(ranges: Iterable[IdRange]) -> tuple[IdRange, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class SqlCondition:
     """A part of a WHERE clause, and its values."""
 
     sql: str
@@ -125,7 +125,7 @@ class Condition:
     index: str = ""  # of a range, the index that finds its rows
 
 
-def find_ids(reader: JournalReader, change_filter: ChangeFilter, others: Sequence[Condition] = ()) -> Iterator[int]:
+def find_ids(reader: JournalReader, change_filter: ChangeFilter, others: Sequence[SqlCondition] = ()) -> Iterator[int]:
     """Yield the ids of the changes that meet all conditions, newest first.
 
     At most as many as the limit of the filter.
@@ -133,10 +133,10 @@ def find_ids(reader: JournalReader, change_filter: ChangeFilter, others: Sequenc
     return islice(_iter_ids(reader, change_filter, others), change_filter.limit)
 
 
-def build_conditions(change_filter: ChangeFilter) -> list[Condition]:
+def build_conditions(change_filter: ChangeFilter) -> list[SqlCondition]:
     """Return all conditions of a filter, for rows that another index finds."""
     ids = [
-        Condition("+id <= ?", (change_filter.before_id - 1,)) if change_filter.before_id < MAX_CHANGE_ID else None,
+        SqlCondition("+id <= ?", (change_filter.before_id - 1,)) if change_filter.before_id < MAX_CHANGE_ID else None,
         any_of([_in_range(each) for each in change_filter.id_ranges] + _in_operations(change_filter.operation_ids))
         if change_filter.has_ids
         else None,
@@ -151,7 +151,7 @@ def build_conditions(change_filter: ChangeFilter) -> list[Condition]:
     ]
 
 
-def _iter_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+def _iter_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[SqlCondition]) -> Iterator[int]:
     """Yield ids, newest first.
 
     An index on one exact value returns its ids in order. An index on a range (keys, paths, times) does not. There, the
@@ -181,7 +181,7 @@ def _iter_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequenc
         plain = any_of(_build_path_range(change_filter, "+") or _build_key_range(change_filter, "+"))
         others = [*time, *equalities]
         yield from _iter_page_ids(reader, [plain, *others], IdRange(newest + 1, highest))
-        yield from _find_range_ids(reader, ranges, [*others, Condition("+id <= ?", (newest,))], change_filter.limit)
+        yield from _find_range_ids(reader, ranges, [*others, SqlCondition("+id <= ?", (newest,))], change_filter.limit)
         return
     yield from _iter_page_ids(reader, [*time, *equalities], IdRange(newest + 1, highest))
     ((low, high),) = reader.query("SELECT min(id), max(id) FROM changes WHERE at >= ? AND at < ?", time[0].values)
@@ -189,24 +189,24 @@ def _iter_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequenc
         yield from _iter_page_ids(reader, [*time, *equalities], IdRange(low, min(newest, high)))
 
 
-def _iter_named_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+def _iter_named_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[SqlCondition]) -> Iterator[int]:
     """Yield the named ids that meet the other conditions."""
     others = [*build_conditions(replace(change_filter, id_ranges=(), operation_ids=())), *extra]
     highest = change_filter.before_id - 1
     streams = [_iter_ranges(reader, others, change_filter.id_ranges, highest)]
     for operation in change_filter.operation_ids:
-        streams.append(_iter_page_ids(reader, [Condition(f"{OPERATION} = ?", (operation,)), *others], IdRange()))
+        streams.append(_iter_page_ids(reader, [SqlCondition(f"{OPERATION} = ?", (operation,)), *others], IdRange()))
     yield from _merge_unique(streams)
 
 
 def _iter_ranges(
-    reader: JournalReader, conditions: Sequence[Condition], ranges: Sequence[IdRange], highest: int
+    reader: JournalReader, conditions: Sequence[SqlCondition], ranges: Sequence[IdRange], highest: int
 ) -> Iterator[int]:
     for each in reversed(ranges):
         yield from _iter_page_ids(reader, conditions, IdRange(each.first, min(each.last, highest)))
 
 
-def _iter_span_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[Condition]) -> Iterator[int]:
+def _iter_span_ids(reader: JournalReader, change_filter: ChangeFilter, extra: Sequence[SqlCondition]) -> Iterator[int]:
     """Yield the ids of the history of a key that meet the other conditions."""
     others = [*build_conditions(replace(change_filter, key_spans=())), *extra]
     streams = [
@@ -222,9 +222,9 @@ def _merge_unique(streams: Sequence[Iterator[int]]) -> Iterator[int]:
     return (id for id, _ in groupby(merge(*streams, reverse=True)))
 
 
-def _iter_page_ids(reader: JournalReader, conditions: Sequence[Condition], ids: IdRange) -> Iterator[int]:
+def _iter_page_ids(reader: JournalReader, conditions: Sequence[SqlCondition], ids: IdRange) -> Iterator[int]:
     """Yield the ids that meet the conditions, from the highest to the lowest."""
-    where = all_of([*conditions, Condition("id >= ? AND id <= ?")])
+    where = all_of([*conditions, SqlCondition("id >= ? AND id <= ?")])
     sql = f"SELECT id FROM changes WHERE {where.sql} ORDER BY id DESC LIMIT ?"
     highest, page_size = ids.last, ROWS_PER_PAGE
     while highest >= ids.first:
@@ -237,7 +237,7 @@ def _iter_page_ids(reader: JournalReader, conditions: Sequence[Condition], ids: 
 
 
 def _find_range_ids(
-    reader: JournalReader, ranges: Sequence[Condition], others: Sequence[Condition], limit: int | None
+    reader: JournalReader, ranges: Sequence[SqlCondition], others: Sequence[SqlCondition], limit: int | None
 ) -> Iterator[int]:
     """Yield the ids that are in one of the ranges."""
     selects: list[str] = []
@@ -260,40 +260,40 @@ def _fetch_highest_id(reader: JournalReader, highest_id: int) -> int:
 # `prefix` is "+" if SQLite must not use the index of a column, else empty.
 
 
-def _build_equalities(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
-    conditions: list[Condition] = []
+def _build_equalities(change_filter: ChangeFilter, prefix: str = "") -> list[SqlCondition]:
+    conditions: list[SqlCondition] = []
     if change_filter.session_id is not None:
-        conditions.append(Condition(f"{prefix}session = ?", (change_filter.session_id,)))
+        conditions.append(SqlCondition(f"{prefix}session = ?", (change_filter.session_id,)))
     for column, value in (("server", change_filter.server_name), ("user", change_filter.user)):
         if value is not None:
-            conditions.append(Condition(f"+session IN (SELECT id FROM sessions WHERE {column} = ?)", (value,)))
+            conditions.append(SqlCondition(f"+session IN (SELECT id FROM sessions WHERE {column} = ?)", (value,)))
     if change_filter.outcomes:
         conditions.append(one_of(f"{prefix}state", change_filter.outcomes))
         if "applied" not in change_filter.outcomes and not prefix:
-            conditions.append(Condition("state <> 'applied'"))  # so that SQLite uses the partial index
+            conditions.append(SqlCondition("state <> 'applied'"))  # so that SQLite uses the partial index
     if change_filter.ops:
         conditions.append(one_of(f"{prefix}op", change_filter.ops))
     if change_filter.key_glob is not None:
         exact, pattern = compile_glob(change_filter.key_glob)
         if pattern is None:
-            conditions.append(Condition(f'{prefix}"key" = ?', (exact,)))
+            conditions.append(SqlCondition(f'{prefix}"key" = ?', (exact,)))
         else:
-            conditions.append(Condition('redis_glob(?, "key")', (change_filter.key_glob,)))
+            conditions.append(SqlCondition('redis_glob(?, "key")', (change_filter.key_glob,)))
     return conditions
 
 
-def _build_time(change_filter: ChangeFilter) -> list[Condition]:
+def _build_time(change_filter: ChangeFilter) -> list[SqlCondition]:
     if change_filter.since is None and change_filter.until is None:
         return []
     since = 0 if change_filter.since is None else change_filter.since
     return [
-        Condition(
+        SqlCondition(
             "+at >= ? AND +at < ?", (since, MAX_CHANGE_ID if change_filter.until is None else change_filter.until)
         )
     ]
 
 
-def _build_path_range(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
+def _build_path_range(change_filter: ChangeFilter, prefix: str = "") -> list[SqlCondition]:
     """Return the conditions of which a path must meet one.
 
     The old path or the new one is in the directory.
@@ -304,55 +304,55 @@ def _build_path_range(change_filter: ChangeFilter, prefix: str = "") -> list[Con
     values = (path, path + b"/", path + b"0")  # 0 follows /
     old, new = (f"{prefix}{column}" for column in ("path", "new_path"))
     return [
-        Condition(f"({old} = ? OR ({old} >= ? AND {old} < ?))", values, "changes_path"),
-        Condition(f"({new} = ? OR ({new} >= ? AND {new} < ?)) AND new_path IS NOT NULL", values, "changes_new_path"),
+        SqlCondition(f"({old} = ? OR ({old} >= ? AND {old} < ?))", values, "changes_path"),
+        SqlCondition(f"({new} = ? OR ({new} >= ? AND {new} < ?)) AND new_path IS NOT NULL", values, "changes_new_path"),
     ]
 
 
-def _build_key_range(change_filter: ChangeFilter, prefix: str = "") -> list[Condition]:
+def _build_key_range(change_filter: ChangeFilter, prefix: str = "") -> list[SqlCondition]:
     if change_filter.key_glob is None:
         return []
     literal, pattern = compile_glob(change_filter.key_glob)
     if pattern is None:
         return []
     column = f'{prefix}"key"'
-    return [Condition(f"({column} >= ? AND {column} < ?)", (literal, _prefix_upper_bound(literal)), "changes_key")]
+    return [SqlCondition(f"({column} >= ? AND {column} < ?)", (literal, _prefix_upper_bound(literal)), "changes_key")]
 
 
-def _in_range(ids: IdRange) -> Condition:
-    return Condition("(+id >= ? AND +id <= ?)", (ids.first, ids.last))
+def _in_range(ids: IdRange) -> SqlCondition:
+    return SqlCondition("(+id >= ? AND +id <= ?)", (ids.first, ids.last))
 
 
-def _in_operations(operation_ids: Sequence[int]) -> list[Condition]:
+def _in_operations(operation_ids: Sequence[int]) -> list[SqlCondition]:
     return [one_of(f"+{OPERATION}", operation_ids)] if operation_ids else []
 
 
-def _in_key(span: KeySpan) -> Condition:
+def _in_key(span: KeySpan) -> SqlCondition:
     if span.field is None:
-        return Condition('"key" = ?', (span.key,))
-    return Condition('"key" = ? AND (field IS NULL OR field = ?)', (span.key, span.field))
+        return SqlCondition('"key" = ?', (span.key,))
+    return SqlCondition('"key" = ? AND (field IS NULL OR field = ?)', (span.key, span.field))
 
 
-def _in_span(span: KeySpan, prefix: str) -> Condition:
+def _in_span(span: KeySpan, prefix: str) -> SqlCondition:
     key = _in_key(span)
-    return Condition(f"({prefix}{key.sql} AND +id >= ? AND +id <= ?)", (*key.values, span.first, span.last))
+    return SqlCondition(f"({prefix}{key.sql} AND +id >= ? AND +id <= ?)", (*key.values, span.first, span.last))
 
 
-def one_of(column: str, values: Collection[Any]) -> Condition:
+def one_of(column: str, values: Collection[Any]) -> SqlCondition:
     """Return the condition that a column has one of some values."""
-    return Condition(f"{column} IN ({', '.join('?' * len(values))})", tuple(values))
+    return SqlCondition(f"{column} IN ({', '.join('?' * len(values))})", tuple(values))
 
 
-def all_of(conditions: Sequence[Condition]) -> Condition:
+def all_of(conditions: Sequence[SqlCondition]) -> SqlCondition:
     """Return the condition that all of these are met; there is at least one."""
     values = tuple(value for condition in conditions for value in condition.values)
-    return Condition(" AND ".join(condition.sql for condition in conditions), values)
+    return SqlCondition(" AND ".join(condition.sql for condition in conditions), values)
 
 
-def any_of(conditions: Sequence[Condition]) -> Condition:
+def any_of(conditions: Sequence[SqlCondition]) -> SqlCondition:
     """Return the condition that one of these is met; there is at least one."""
     values = tuple(value for condition in conditions for value in condition.values)
-    return Condition(f"({' OR '.join(f'({condition.sql})' for condition in conditions)})", values)
+    return SqlCondition(f"({' OR '.join(f'({condition.sql})' for condition in conditions)})", values)
 
 
 def _prefix_upper_bound(prefix: bytes) -> bytes:

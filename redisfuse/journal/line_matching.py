@@ -14,13 +14,13 @@ MAX_COMPARED_LINES = 4000  # on either side, since difflib takes quadratic time
 MAX_STRETCHES = 8  # of that length, that difflib compares for one text
 MAX_DEPTH = 16  # divisions of a stretch
 
-OpCode = tuple[str, int, int, int, int]
+LineOpcode = tuple[str, int, int, int, int]
 """How a range of lines becomes another one, as difflib describes it: tag, i1, i2, j1, j2."""
 
 
-def match_lines(before: Sequence[bytes], after: Sequence[bytes]) -> list[OpCode]:
+def match_lines(before: Sequence[bytes], after: Sequence[bytes]) -> list[LineOpcode]:
     """Return how one text becomes the other: all ranges of lines, in order."""
-    opcodes: list[OpCode] = []
+    opcodes: list[LineOpcode] = []
     i = j = 0
     for i1, j1, length in [*_LineMatcher(before, after).match(), (len(before), len(after), 0)]:
         if i < i1 or j < j1:
@@ -31,9 +31,9 @@ def match_lines(before: Sequence[bytes], after: Sequence[bytes]) -> list[OpCode]
     return opcodes
 
 
-def group_opcodes(opcodes: Sequence[OpCode], context: int) -> Iterator[list[OpCode]]:
+def group_opcodes(opcodes: Sequence[LineOpcode], context: int) -> Iterator[list[LineOpcode]]:
     """Yield groups of differences with `context` equal lines around them."""
-    group: list[OpCode] = []
+    group: list[LineOpcode] = []
     for number, (tag, i1, i2, j1, j2) in enumerate(opcodes):
         if tag != "equal":
             group.append((tag, i1, i2, j1, j2))

@@ -15,7 +15,7 @@ from redisfuse.journal.change_filter import (
     OPERATION,
     ROWS_PER_PAGE,
     ChangeFilter,
-    Condition,
+    SqlCondition,
     all_of,
     build_conditions,
     find_ids,
@@ -89,7 +89,7 @@ def _iter_operation_ids(reader: JournalReader, change_filter: ChangeFilter) -> I
     page_size = ROWS_PER_PAGE if change_filter.limit is None else min(ROWS_PER_PAGE, 2 * change_filter.limit + 1)
     page_filter = replace(change_filter, limit=page_size)
     while True:
-        skipped = Condition(f"+{OPERATION} NOT IN (SELECT value FROM json_each(?))", (json.dumps(list(seen)),))
+        skipped = SqlCondition(f"+{OPERATION} NOT IN (SELECT value FROM json_each(?))", (json.dumps(list(seen)),))
         page = list(find_ids(reader, page_filter, [skipped] if seen else []))
         sql = f"SELECT {OPERATION} FROM json_each(?) AS wanted CROSS JOIN changes ON changes.id = wanted.value"
         for (operation_id,) in reader.query(sql, (json.dumps(page),)):
@@ -102,9 +102,9 @@ def _iter_operation_ids(reader: JournalReader, change_filter: ChangeFilter) -> I
 
 
 def _summarize(
-    reader: JournalReader, reversals: ReversalIndex, operation_id: int, conditions: list[Condition]
+    reader: JournalReader, reversals: ReversalIndex, operation_id: int, conditions: list[SqlCondition]
 ) -> OperationSummary:
-    where = all_of([Condition(f"{OPERATION} = ?", (operation_id,)), *conditions])
+    where = all_of([SqlCondition(f"{OPERATION} = ?", (operation_id,)), *conditions])
     more = all_of(conditions).sql if conditions else "1"
     ((session, first, last, count, keys, started, ended, ops, states, low, high, *rest),) = reader.query(
         f"{_SUMMARY} AND {more}", where.values

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redisfuse.journal import line_matching
-from redisfuse.journal.line_matching import OpCode
+from redisfuse.journal.line_matching import LineOpcode
 from redisfuse.journal.models import Blob
 
 PatchMarker = Literal["header", "hunk", " ", "-", "+", "note"]
@@ -148,7 +148,7 @@ def iter_hunks(change: FileChange) -> Iterator[PatchLine]:
             yield from _mark_lines("+", after[b1:b2])
 
 
-def group_opcodes(before: list[bytes], after: list[bytes]) -> Iterator[list[OpCode]]:
+def group_opcodes(before: list[bytes], after: list[bytes]) -> Iterator[list[LineOpcode]]:
     """Yield groups of differences with the lines around them, as difflib does."""
     yield from line_matching.group_opcodes(line_matching.match_lines(before, after), CONTEXT_LINES)
 

@@ -15,7 +15,7 @@ from redisfuse.errors import NotFoundError, UsageError
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.key_history import follow_renames
 from redisfuse.review.change_view import build_change_view, get_content
-from redisfuse.review.fields import MAX_INTEGER, Fields
+from redisfuse.review.form_fields import MAX_INTEGER, FormFields
 from redisfuse.review.renderer import PageRenderer, find_status
 from redisfuse.review.timeline import FilterForm, Timeline, TimelinePage
 from redisfuse.text import escape_text, format_local_time, iso_utc
@@ -104,9 +104,9 @@ class JournalPages:
             }
 
 
-def parse_query(request: Request) -> Fields:
+def parse_query(request: Request) -> FormFields:
     """Return the fields of a query. Raises UsageError."""
-    return Fields(request.scope["query_string"])
+    return FormFields(request.scope["query_string"])
 
 
 def get_change_id(request: Request) -> int:

@@ -16,7 +16,7 @@ from redisfuse.journal.journal import Journal
 from redisfuse.review.access import AccessKeys
 from redisfuse.review.basket import Basket
 from redisfuse.review.change_view import compare_states
-from redisfuse.review.fields import Fields
+from redisfuse.review.form_fields import FormFields
 from redisfuse.review.journal_pages import get_change_id, parse_query
 from redisfuse.review.renderer import PageRenderer
 from redisfuse.review.server_plans import ServerPlan, ServerPlans, describe_report, digest_state
@@ -60,7 +60,7 @@ class RollbackPages:
             Route("/changes/{id:int}/apply", self.apply, methods=["POST"]),
         ]
 
-    async def _receive_form(self, request: Request) -> Fields:
+    async def _receive_form(self, request: Request) -> FormFields:
         """Return the fields of a form. Raises HTTPException if it is not of these pages."""
         if request.headers.get("content-type", "").partition(";")[0].strip() != FORM_TYPE:
             raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "This is not a form.")
@@ -69,7 +69,7 @@ class RollbackPages:
             body += chunk
             if len(body) > MAX_FORM_BYTES:
                 raise HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "This form is too large.")
-        fields = Fields(bytes(body))
+        fields = FormFields(bytes(body))
         if not self._keys.is_csrf_token(fields.get("csrf")):
             raise HTTPException(HTTPStatus.FORBIDDEN, "This form is not of these pages: load the page again.")
         return fields

@@ -21,7 +21,7 @@ from redisfuse.journal.filter_options import CHANGE_OPS, CHANGE_STATES, build_ch
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, Outcome
 from redisfuse.journal.operations import OperationSummary
-from redisfuse.review.fields import Fields, encode_query, parse_integer
+from redisfuse.review.form_fields import FormFields, encode_query, parse_integer
 from redisfuse.text import escape_text, format_local_time, format_size_pair, iso_utc, parse_timestamp
 
 ROWS_PER_PAGE = 50
@@ -43,7 +43,7 @@ class FilterForm:
     before: int | None  # rows older than this change
 
     @classmethod
-    def parse(cls, fields: Fields) -> FilterForm:
+    def parse(cls, fields: FormFields) -> FilterForm:
         """Return the form of a query. Raises UsageError."""
         texts = {name: fields.get(name) for name in _TEXT_FIELDS}
         texts |= {name: (fields.get_bytes(name) or b"").decode("utf-8", "surrogateescape") for name in ("key", "path")}

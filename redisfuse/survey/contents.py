@@ -97,7 +97,7 @@ class ContentReader:
             elif len(head) < HEAD_BYTES:
                 contents.append(self._build_value(record, head))
             else:
-                contents.append(self._build_large(record, _Lazy(self._iter_string, record.key, head)))
+                contents.append(self._build_large(record, _LazyChunks(self._iter_string, record.key, head)))
         return contents
 
     def _iter_string(self, key: bytes, head: bytes) -> Iterator[bytes]:
@@ -146,7 +146,7 @@ class ContentReader:
                 for name, value in elements
             ]
         if self._decode_limits is not None:
-            return [Content(record, None, _Lazy(self._format, record, [elements]))]
+            return [Content(record, None, _LazyChunks(self._format, record, [elements]))]
         return [_whole_content(record, b"".join(format_lines(renderer, elements)))]
 
     def _read_large(self, record: KeyRecord) -> Iterator[Content]:
@@ -158,7 +158,7 @@ class ContentReader:
             for batch in self._tolerate(self._iter_batches(record)):
                 yield from self._build_contents(record, batch)
         else:
-            yield Content(record, None, _Lazy(self._render, record))
+            yield Content(record, None, _LazyChunks(self._render, record))
 
     def _iter_batches(self, record: KeyRecord) -> Iterator[list[Element]]:
         return iter_elements(self._client, record.key, _renderer(record), self._max_sorted)
@@ -186,7 +186,7 @@ class ContentReader:
 
     def _build_large(self, record: KeyRecord, chunks: Iterable[bytes]) -> Content:
         """Return the content of a value that is fetched while it is consumed."""
-        return Content(record, None, chunks if self._decode_limits is None else _Lazy(self._decode, chunks))
+        return Content(record, None, chunks if self._decode_limits is None else _LazyChunks(self._decode, chunks))
 
     def _decode(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
         assert self._decode_limits is not None
@@ -197,9 +197,9 @@ class ContentReader:
 
     def _describe_other(self, record: KeyRecord) -> Content:
         if record.type == FIELD_TYPE:
-            return self._build_large(record, _Lazy(self._download, (b"HGET", record.key, record.field)))
+            return self._build_large(record, _LazyChunks(self._download, (b"HGET", record.key, record.field)))
         if record.type == rejson.JSON_TYPE:
-            return self._build_large(record, _Lazy(self._fetch_json, record.key))
+            return self._build_large(record, _LazyChunks(self._fetch_json, record.key))
         return _whole_content(record, describe_unknown_type(record.type or b""))
 
     def _fetch_json(self, key: bytes) -> Iterator[bytes]:
@@ -234,7 +234,7 @@ class ContentReader:
             raise error
 
 
-class _Lazy:
+class _LazyChunks:
     """The chunks that a function yields.
 
     It is called whenever they are iterated over.

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from more_itertools import constrained_batches
 
 from redisfuse.client.capabilities import ServerInfo
+from redisfuse.client.channel import CommandArgument
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.portable import ElementRecord
 from redisfuse.transactions.spool import MAX_PAGE_ELEMENTS, RecordSpool
 from redisfuse.transactions.write_command import (
-    CommandArgument,
     PipelinedCommands,
     WriteCommand,
     estimate_command_bytes,

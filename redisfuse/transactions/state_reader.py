@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from redisfuse.client.channel import CommandExecutor
+from redisfuse.client.channel import CommandArgument, CommandExecutor
 from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, WrongTypeError
@@ -21,7 +21,7 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.portable_copy import read_portable_copy
 from redisfuse.transactions.portable_types import PORTABLE_TYPES
 from redisfuse.transactions.spool import open_spool_file
-from redisfuse.transactions.write_command import CommandArgument, PipelinedCommands, unwrap_reply
+from redisfuse.transactions.write_command import PipelinedCommands, unwrap_reply
 
 ReadRounds = Generator[PipelinedCommands, list[Any], "CurrentState"]
 

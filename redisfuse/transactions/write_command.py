@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from redisfuse.client.channel import CommandArgument
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import Blob
 
-CommandArgument = bytes | str | int
 PipelinedCommands = list[tuple[CommandArgument, ...]]
 """Commands that are sent in one round trip, each as its arguments."""
 

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from redisfuse.config import format_size
-from redisfuse.rendering.decoding.formats import BINARY, EMPTY, TEXT, Rendering, render_binary, render_format
+from redisfuse.rendering.decoding.formats import BINARY, EMPTY, TEXT, FormattedValue, render_binary, render_format
 from redisfuse.rendering.decoding.layers import Layer, expand_base64, expand_brotli, expand_compression
 from redisfuse.rendering.decoding.limits import DecodeBudget, DecodeLimits, DecodingError
 from redisfuse.rendering.decoding.notation import EmbeddedValue, describe_stop
@@ -109,7 +109,7 @@ def _decode_embedded(first: _Section, budget: DecodeBudget, sections: list[str])
 def _decode_layers(data: bytes, budget: DecodeBudget, *, is_cut: bool, depth: int, path: str = "") -> _Section:
     steps: list[str] = []
     notes: list[str] = []
-    rendering: Rendering | None = None
+    rendering: FormattedValue | None = None
     try:
         while rendering is None:
             budget.check_time()

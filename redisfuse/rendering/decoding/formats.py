@@ -39,7 +39,7 @@ FORMAT_NAMES = ("JSON", "msgpack", "CBOR", "pickle", "PHP", "Java", "protobuf")
 _ValueWriter = Callable[[ByteReader, NotationWriter], None]
 
 
-class Rendering(NamedTuple):
+class FormattedValue(NamedTuple):
     """A value below its layers, as text."""
 
     name: str  # of the format
@@ -62,13 +62,13 @@ _WEAK_FORMATS = (
 )
 
 
-def render_format(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Rendering:
+def render_format(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> FormattedValue:
     """Return a value as text.
 
     `is_cut`: it is only the beginning of a value, because a limit or damage cut the rest off.
     """
     if not data:
-        return Rendering(EMPTY, [])
+        return FormattedValue(EMPTY, [])
     return (
         _render_recognized(data, budget, is_cut=is_cut)
         or _render_named(data)
@@ -79,7 +79,7 @@ def render_format(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Renderi
     )
 
 
-def _render_recognized(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Rendering | None:
+def _render_recognized(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> FormattedValue | None:
     if is_json(data, is_cut=is_cut):
         return _render_json(data, budget)
     if data.startswith(signatures.JAVA):
@@ -98,7 +98,7 @@ def _render_recognized(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Re
     return None
 
 
-def _render_json(data: bytes, budget: DecodeBudget) -> Rendering:
+def _render_json(data: bytes, budget: DecodeBudget) -> FormattedValue:
     writer = NotationWriter(budget)
     problem = ""
     try:
@@ -108,23 +108,23 @@ def _render_json(data: bytes, budget: DecodeBudget) -> Rendering:
     return _finish("JSON", writer, problem)
 
 
-def _render_pickle(data: bytes, budget: DecodeBudget) -> Rendering:
+def _render_pickle(data: bytes, budget: DecodeBudget) -> FormattedValue:
     lines: list[str] = []
     try:
         lines.extend(disassemble(data, budget))
     except DecodingError as error:
         lines.append(describe_stop(error, "pickle", None))
-    return Rendering("pickle", lines)
+    return FormattedValue("pickle", lines)
 
 
-def _render_named(data: bytes) -> Rendering | None:
+def _render_named(data: bytes) -> FormattedValue | None:
     for signature, name in signatures.NAMED:
         if signature.match(data) is not None:
             return render_binary(data)._replace(name=name)
     return None
 
 
-def _render_weak(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> Rendering | None:
+def _render_weak(data: bytes, budget: DecodeBudget, *, is_cut: bool) -> FormattedValue | None:
     if len(data) < _MIN_WEAK_BYTES:
         return None
     candidates = [candidate for candidate in _WEAK_FORMATS if candidate.begins(data)]
@@ -151,7 +151,7 @@ def _write(
     must_match: bool = False,
     allows_early_end: bool = False,
     is_cut: bool = False,
-) -> Rendering | None:
+) -> FormattedValue | None:
     """Return the text of a value in one format, up to where it is damaged.
 
     `must_match`: return None for a value that is damaged, and restore the budget. With `allows_early_end`, a value that
@@ -177,22 +177,22 @@ def _write(
     return _finish(name, writer, problem)._replace(is_certain=is_certain)
 
 
-def _finish(name: str, writer: NotationWriter, problem: str) -> Rendering:
+def _finish(name: str, writer: NotationWriter, problem: str) -> FormattedValue:
     writer.close_all()
     lines = [writer.get_text()]
     if problem:
         lines.append(problem)
-    return Rendering(name, lines, embedded=tuple(writer.embedded))
+    return FormattedValue(name, lines, embedded=tuple(writer.embedded))
 
 
-def _render_text(data: bytes, budget: DecodeBudget) -> Rendering:
+def _render_text(data: bytes, budget: DecodeBudget) -> FormattedValue:
     text, problem = plain.escape_text_within(data, budget)
-    return Rendering(TEXT, [text, problem] if problem else [text], is_certain=False)
+    return FormattedValue(TEXT, [text, problem] if problem else [text], is_certain=False)
 
 
-def render_binary(data: bytes) -> Rendering:
+def render_binary(data: bytes) -> FormattedValue:
     """Return a value in hexadecimal."""
     lines = list(plain.dump_hex(data))
     if len(data) > plain.MAX_HEX_BYTES:
         lines.append(f"# {plain.MAX_HEX_BYTES} of {len(data)} bytes are shown")
-    return Rendering(BINARY, lines, is_certain=False)
+    return FormattedValue(BINARY, lines, is_certain=False)

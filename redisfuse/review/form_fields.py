@@ -13,7 +13,7 @@ MAX_INTEGER = (1 << 63) - 1
 MAX_DIGITS = len(str(MAX_INTEGER))
 
 
-class Fields:
+class FormFields:
     """Decoded fields.
 
     Bytes that are not UTF-8 are surrogates, as in arguments of commands.

@@ -19,7 +19,7 @@ DEFAULT_SECONDS = 10.0
 _REFRESH_SECONDS = 1.0
 
 
-class ChangeView:
+class ChangeCountsOutput:
     """Shows the counts of a ChangeCounter: live on a terminal, else once at the end."""
 
     def __init__(self, where: Where, counter: ChangeCounter, *, limit: int, as_json: bool) -> None:
