@@ -145,8 +145,13 @@ def test_a_replica_is_noted(own_redis: RedisServer) -> None:
             ("~*", "+client|tracking"),
         ),
         (ServerInfo(version=(6, 2, 0)), ("%R~",), ("&__redis__:invalidate",)),
-        (ServerInfo(version=(7, 2, 0)), ("hpersist",), ("+client|no-touch",)),
-        (ServerInfo(version=(8, 0, 0), modules=frozenset({"rejson"})), (), ("+hsetex", "+hpersist", "+json.set")),
+        (ServerInfo(version=(7, 2, 0)), ("hpersist", "no-touch"), ()),
+        (
+            ServerInfo(version=(8, 0, 0), modules=frozenset({"rejson"})),
+            ("no-touch",),
+            ("+hsetex", "+hpersist", "+json.set"),
+        ),
+        (ServerInfo(version=(8, 4, 0)), (), ("+client|no-touch",)),
     ],
 )
 def test_rules_of_other_versions(server_info: ServerInfo, without: tuple[str, ...], within: tuple[str, ...]) -> None:

@@ -33,6 +33,7 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.recovery import recover_pending
 from tests.support.edit_bench import BenchFactory, EditBench
+from tests.support.mounts import wait_until
 from tests.support.proxy import FaultKind, Proxy
 from tests.support.redis_server import RedisServer, find_free_port
 
@@ -176,6 +177,19 @@ def test_denied_by_the_acl(
         bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert client.get("k") == b"old"
     assert outcomes(bench) == expected_outcomes
+
+
+def test_a_rollback_wakes_a_waiting_worker(bench: EditBench, own_redis: RedisServer) -> None:
+    """A queue that comes back gives its job to the worker that waits for it, which crashed some servers: NO-TOUCH."""
+    bench.redis.rpush("jobs", "first")
+    bench.key_writer.remove([KeyRef(b"jobs")], path=b"jobs")
+    jobs: list[object] = []
+    worker = threading.Thread(target=lambda: jobs.append(own_redis.client().brpop("jobs", 20)))
+    worker.start()
+    wait_until(lambda: bench.redis.info("clients")["blocked_clients"] == 1)
+    bench.roll_back(last=1)
+    worker.join()
+    assert jobs == [(b"jobs", b"first")]
 
 
 @pytest.mark.parametrize("change", ["save", "remove"])

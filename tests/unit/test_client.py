@@ -79,8 +79,8 @@ def test_info_of_valkey() -> None:
     """Valkey's own version counts, not the Redis version that it emulates."""
     info = parse_info(b"redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.0\r\nserver_mode:cluster\r\n")
     assert (info.vendor, info.version, info.is_cluster) == ("valkey", (8, 1, 0), True)
-    assert info.has_no_touch
     assert info.has_hscan_novalues
+    assert not info.has_no_touch
     assert not info.has_hash_field_ttl
     assert ServerInfo(vendor="valkey", version=(9, 1, 2)).has_hsetex
 
