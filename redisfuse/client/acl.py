@@ -50,6 +50,8 @@ def build_required_acl(mode: AccessMode, server_info: ServerInfo, key_glob: str 
     rules += [_key_rule(mode, server_info, key_glob), *READ_RULES]
     if server_info.has_no_touch:
         rules.append("+client|no-touch")
+    if server_info.has_json:
+        rules.append("+json.get")  # not in @read in ReJSON 2.8
     rules += CLUSTER_RULES if server_info.is_cluster else ()
     if mode in ("following", "write"):
         rules += [rule for rule in TRACKING_RULES if rule[0] != "&" or server_info.version_at_least((6, 2))]
@@ -62,7 +64,8 @@ def build_required_acl(mode: AccessMode, server_info: ServerInfo, key_glob: str 
 
 
 def _key_rule(mode: AccessMode, server_info: ServerInfo, key_glob: str) -> str:
-    read_only = mode != "write" and server_info.version_at_least((7, 0))
+    # ReJSON 2.8 declares that JSON.GET writes its key, so the right to read it isn't enough.
+    read_only = mode != "write" and server_info.version_at_least((7, 0)) and not server_info.has_json
     return (READ_KEY_PATTERN if read_only else WRITE_KEY_PATTERN).format(keys=key_glob)
 
 

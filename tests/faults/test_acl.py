@@ -148,8 +148,8 @@ def test_a_replica_is_noted(own_redis: RedisServer) -> None:
         (ServerInfo(version=(7, 2, 0)), ("hpersist", "no-touch"), ()),
         (
             ServerInfo(version=(8, 0, 0), modules=frozenset({"rejson"})),
-            ("no-touch",),
-            ("+hsetex", "+hpersist", "+json.set"),
+            ("%R~", "no-touch"),
+            ("+hsetex", "+hpersist", "+json.get", "+json.set"),
         ),
         (ServerInfo(version=(8, 4, 0)), (), ("+client|no-touch",)),
     ],

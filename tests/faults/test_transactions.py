@@ -3,6 +3,7 @@
 Each test demands the right error class (and so errno), the right outcome of the row, and one change in Redis or none.
 """
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 
 from redisfuse.errors import (
     AccessError,
@@ -215,6 +217,9 @@ def test_the_connection_is_lost_while_memory_is_short(behind: EditBench, proxy: 
     """If the removal without MULTI (out of memory) can't start, its row is failed, and the removal is retried."""
     behind.redis.set("k", "old")
     behind.redis.config_set("maxmemory", "1")
+    with contextlib.suppress(redis.OutOfMemoryError, redis.exceptions.ExecAbortError):
+        behind.redis.pipeline(transaction=True).delete("other").execute()
+        pytest.skip("the server removes keys within MULTI when memory is short, as Redis 8 does")
     proxy.inject("drop", "WATCH", skip=1, times=1)
     behind.key_writer.remove([KeyRef(b"k")], path=b"k")
     assert not behind.redis.exists("k")

@@ -138,8 +138,10 @@ def test_another_maker_gets_the_elements(
     done = run_redisfuse(tmp_path, "load", back, target.tcp_url())
     assert (done.returncode, done.stdout) == (0, "14 keys: 14 created\n")
     assert "elements were written" in done.stderr
-    assert "1 key: without expiries of fields" in done.stderr
-    assert "not their 1 pending entries" in done.stderr
+    has_field_ttl = int(target.client().info("server")["redis_version"].partition(".")[0]) >= 8  # it came with 7.4
+    assert ("1 key: without expiries of fields" in done.stderr) != has_field_ttl
+    # Valkey refuses the exact copies of Redis 7.4 and newer, so the pending entries are lost on the way there already.
+    assert ("not their 1 pending entries" in done.stderr) != has_field_ttl
     assert logical_state(target.client()) == logical_state(source.client())
     assert run(tmp_path, "load", back, target.tcp_url()) == "14 keys: 0 created, 14 unchanged"
     operation = json.loads(run(tmp_path, "log", "--json", "--limit", "1"))

@@ -232,7 +232,10 @@ def test_warm_reads_send_no_commands(client: redis.Redis, mount: MountedServer) 
 
 @pytest.mark.parametrize("expiring", [True, False])
 def test_extended_attributes_are_cached(client: redis.Redis, mount: MountedServer, expiring: bool) -> None:
-    """Send at most 5 commands a key for all attributes of all files, and none for the second time."""
+    """Send at most 5 commands a key for all attributes of all files, and none for the second time.
+
+    A hash's field takes one more, HPTTL, on a server whose fields can expire.
+    """
     pipe = client.pipeline(transaction=False)
     for number in range(200):
         pipe.set(f"x:string:{number}", "x", px=100_000 if expiring else None)
@@ -252,7 +255,7 @@ def test_extended_attributes_are_cached(client: redis.Redis, mount: MountedServe
         assert result.stdout.count(b"user.redis.ttl") == 1000
         assert result.stdout.count(b'user.redis.ttl="-1"') == (800 if expiring else 1000)
     others = 100  # keep-alives, and keys that two requests fetch at the same time
-    assert sent[0] <= 5 * 1000 + others
+    assert sent[0] <= 5 * 1000 + 200 + others
     assert sent[1] <= others
     client.persist("x:string:7")
     client.pexpire("x:list:7", 100_000)

