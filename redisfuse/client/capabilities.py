@@ -70,7 +70,7 @@ class ServerInfo:
 
     @property
     def has_no_touch(self) -> bool:
-        """Whether there is a CLIENT NO-TOUCH that can be used: with it, reads do not affect LRU and LFU.
+        """Whether CLIENT NO-TOUCH can be used: reads do not affect LRU and LFU.
 
         It is in 7.2 and newer, but before Redis 8.4 and Valkey 9.0 a server can crash when a client that has used it
         wakes a blocked client, or reads a slot that is moving.
