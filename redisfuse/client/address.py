@@ -10,6 +10,7 @@ Pure: no host name is resolved here.
 No password appears in str(), repr(), `redacted_url`, `url` or an error message.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -77,14 +78,17 @@ class Address:
         `username` and `password` apply where the URL has none; `db` overrides the URL's. Raises UsageError, whose
         message never quotes the URL, since it may contain a password.
         """
-        scheme, colon, _ = url.partition("://")
+        scheme, colon, rest = url.partition("://")
         if not colon or scheme.lower() not in _KIND_BY_SCHEME:
             raise UsageError(f"not an address of a Redis server: {_FORMS_HELP}")
         kind = _KIND_BY_SCHEME[scheme.lower()]
         uses_tls = scheme.lower().startswith("rediss")
         try:
-            parts = urlsplit(url)
-            userinfo, _, hosts = parts.netloc.rpartition("@")
+            authority = re.split("[/?#]", rest, maxsplit=1)[0]  # newer urlsplit refuses an IPv6 address after another
+            parts = urlsplit(f"{scheme}://{rest[len(authority) :]}")
+            userinfo, _, hosts = authority.rpartition("@")
+            if hosts.count("[") != hosts.count("]"):
+                raise ValueError
             options = _parse_query(parts.query)
         except ValueError:
             raise UsageError(
