@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import mmap
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,29 @@ from tests.support.redis_server import RedisServer
 KIB = 1024
 SIZES = pytest.mark.parametrize("max_bytes", [256 * KIB, 4096 * KIB], ids=["256 KiB", "4 MiB"])
 MAX_LOGGED = 20
-REOPEN_INTERVAL, PRUNE_INTERVAL = 500, 2500  # operations
+REOPEN_INTERVAL, PRUNE_INTERVAL = 500, 5000  # operations
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.msync.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+LIBC.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+MAP_FAILED = ctypes.c_void_p(-1).value
+MS_SYNC = 4
+
+
+@contextlib.contextmanager
+def map_file(fd: int, size: int, protection: int) -> Iterator[tuple[int, memoryview]]:
+    """Map a file for the body of `with`, and give its address and bytes.
+
+    Python's own `mmap` duplicates the descriptor, and so each end of a mapping would save the file.
+    """
+    address = LIBC.mmap(None, size, protection, mmap.MAP_SHARED, fd, 0)
+    assert address not in (None, MAP_FAILED), os.strerror(ctypes.get_errno())
+    try:
+        yield address, memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+    finally:
+        assert LIBC.munmap(address, size) == 0, os.strerror(ctypes.get_errno())
 
 
 class Exerciser:
@@ -33,8 +57,9 @@ class Exerciser:
 
     def run(self, operation_count: int, prune: Callable[[], None]) -> None:
         """Do random operations; `prune` keeps the journal small."""
-        operations = [self.read, self.write, self.map_read, self.map_write, self.truncate, self.append, self.sync]
-        weights = [30, 25, 10, 8, 10, 5, 1]
+        operations = [self.read, self.write, self.map_read, self.map_write, self.truncate, self.append]
+        operations += [self.sync, self.close_duplicate]
+        weights = [30, 25, 10, 8, 10, 5, 1, 1]
         for number in range(operation_count):
             operation = self.random.choices(operations, weights)[0]
             operation()
@@ -93,7 +118,7 @@ class Exerciser:
             return
         start, end = self.span(len(self.expected))
         self.note("map read", start, end)
-        with mmap.mmap(self.fd, len(self.expected), prot=mmap.PROT_READ) as view:
+        with map_file(self.fd, len(self.expected), mmap.PROT_READ) as (_, view):
             assert view[start:end] == self.expected[start:end], self.describe()
 
     def map_write(self) -> None:
@@ -102,9 +127,9 @@ class Exerciser:
         start, end = self.span(len(self.expected))
         self.note("map write", start, end)
         data = self.random.randbytes(end - start)
-        with mmap.mmap(self.fd, len(self.expected)) as view:
+        with map_file(self.fd, len(self.expected), mmap.PROT_READ | mmap.PROT_WRITE) as (address, view):
             view[start:end] = data
-            view.flush()
+            assert LIBC.msync(address, len(self.expected), MS_SYNC) == 0, os.strerror(ctypes.get_errno())
         self.put(start, data)
 
     def truncate(self) -> None:
@@ -118,6 +143,10 @@ class Exerciser:
     def sync(self) -> None:
         self.note("fsync")
         os.fsync(self.fd)
+
+    def close_duplicate(self) -> None:
+        self.note("dup, close")
+        os.close(os.dup(self.fd))
 
     def reopen(self) -> None:
         self.note("close, open")
