@@ -69,10 +69,13 @@ class Blob:
 
         `spool`: an empty file, open for reading and writing.
         """
+        sha = hashlib.sha256()
         for chunk in chunks:
             spool.write(chunk)
+            sha.update(chunk)
         spool.flush()
-        return cls.from_file(spool)
+        size = spool.tell()
+        return cls.from_file(spool) if size <= CHUNK_BYTES else cls(size, sha.digest(), _FileRegion(spool, 0, size))
 
     def iter_chunks(self) -> Iterator[bytes]:
         """Yield the bytes in order, in chunks of at most 1 MiB, none of them empty."""

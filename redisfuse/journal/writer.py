@@ -35,6 +35,7 @@ MAX_PIGGYBACK_DELAY_SECONDS = 0.1  # that enqueued rows wait for a transaction t
 MAX_JOBS_PER_TRANSACTION = 256
 CHECKPOINT_BYTES = 4 << 20  # written to the log before it is copied into the database
 BULK_CHECKPOINT_BYTES = 64 << 20  # the same, for commands that change many keys: a page is copied once for many rows
+CACHE_KIB = 8192  # of pages: more than one transaction with chunks of a large content has, which would else spill
 ESTIMATED_LOG_BYTES_PER_ROW = 8192
 ESTIMATED_LOG_BYTES_PER_FURTHER_ROW = 2048  # of a transaction of more than ROWS_WITH_OWN_PAGES
 ROWS_WITH_OWN_PAGES = 100
@@ -269,6 +270,7 @@ class JournalWriter:
 
     def _open_connection(self) -> sqlite3.Connection:
         self._connection = database.connect(self._path, writable=True, busy_timeout=self._busy_timeout)
+        self._connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._synchronous = "FULL"
         self._guard = FileGuard(self._path, self._connection)
         return self._connection
