@@ -13,6 +13,7 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
+from redisfuse.transactions.spool import open_spool_file
 from redisfuse.vfs.write_buffer import WriteBuffer
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,10 @@ def write_back(
         return None
     op = "create" if precondition.kind == "absent" else "write"
     try:
-        content = blob_from_buffer(buffer, 0, buffer.size)
+        if buffer.has_base and buffer.size > CHUNK_BYTES:  # else each of its uses would fetch the base again
+            content = Blob.from_chunks(buffer.iter_chunks(), open_spool_file())
+        else:
+            content = blob_from_buffer(buffer, 0, buffer.size)
     except (NotFoundError, WrongTypeError) as error:
         raise ConflictError(
             f"the part of the value that was not overwritten can't be read any more: {error}"
