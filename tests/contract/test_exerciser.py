@@ -182,7 +182,7 @@ def exercise(client: redis.Redis, mount: MountedServer, max_bytes: int, *, seed:
     journal = ("--journal-file", str(mount.journal))
 
     def prune() -> None:
-        done = run_redisfuse(mount.path.parent, "prune", "--older-than", "0s", "--yes", *journal, timeout=120)
+        done = run_redisfuse(mount.path.parent, "prune", "--older-than", "0s", "--yes", *journal, timeout=600)
         assert done.returncode == 0, done.stderr
 
     exerciser.run(operation_count, prune)
