@@ -108,12 +108,15 @@ class NamespaceOperations:
             removed = self._recent_removals.take(self._placement.candidate_targets(candidates), caller)
             target = self._placement.choose_target(candidates) if removed is None else removed.target
             self._key_writer.check_allowed(target.key)
+            is_held = decision.is_held and target not in removals
+            if is_held:  # a change from before must not count as one since
+                self._filesystem.keyspace.wait_for_invalidations()
             file = files.open_handle(target, path, is_writer=True)
             removal = removals.get(target)
             precondition = Precondition.absent() if removal is None else removal.precondition
             file.begin_create(
                 precondition,
-                hold=decision.is_held and removal is None,
+                hold=is_held and removal is None,
                 pending_removal=removal,
                 expiry=None if removed is None else removed.expiry,
                 created_version=self._filesystem.keyspace.latest_version,

@@ -210,6 +210,15 @@ def test_a_program_that_has_not_read_the_key(
     assert client.get(f"d:{path.name}") == b"moved"
 
 
+def test_a_change_just_before_the_temporary_file(client: redis.Redis, mount: MountedServer) -> None:
+    """A change before the temporary file was created is no conflict, although its message may come later."""
+    path = mount.path / "d" / "never read"
+    for number in range(100):
+        client.set("d:never read", f"theirs {number}")
+        save(path, b"%d" % number, create_held)
+        assert client.get("d:never read") == b"%d" % number
+
+
 def test_a_field_whose_hash_became_a_string(client: redis.Redis, mount: MountedServer) -> None:
     """A rename to the name of a former field makes a key where the hash became a string."""
     directory = mount.path / "d"
