@@ -5,10 +5,10 @@ because the kernel makes a notification wait for requests under way on the same 
 an operation takes, and must not serve a request. Change the caches of this process before notifying the kernel: its
 next request must be answered with the new state.
 
-The queue is bounded. Instead of more notifications, everything is invalidated once, by a function of the caller in the
-writer's thread, which writes each notification before it requests the next.
+The queue is bounded. Instead of more notifications, everything is invalidated once, in the writer's thread. The flags
+of a notification are chosen when it is written.
 
-Lock: `_condition` guards the fields below it. It is a leaf, held for a few operations.
+Lock: `_lock` guards the fields below it. It is a leaf, held for a few operations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
+from typing import Protocol
 
 from redisfuse.fuse import wire
 from redisfuse.fuse.interface import ConnectionInfo
@@ -28,8 +29,23 @@ log = logging.getLogger("redisfuse.fuse")
 MAX_QUEUED_NOTIFICATIONS = 100_000
 """Of about 200 bytes. With more, everything is invalidated once instead."""
 
-_EVERYTHING = b""  # in the queue: a call of `write_everything`
+_Notification = tuple[int, bytes | bool]
+"""The node id of a directory and a name in it, or a node id and whether its pages stay."""
+
+_EVERYTHING: _Notification = (0, False)  # in the queue: a call of `CachedTree.write_everything`
+_EPOCH: _Notification = (0, True)
+_DRAIN_POLL_SECONDS = 0.002
 _STOP_TIMEOUT_SECONDS = 5.0  # seconds for which `stop` waits for a notification that waits for a request
+
+
+class CachedTree(Protocol):
+    """What the kernel has cached of the tree. The writer's thread calls it, without a lock."""
+
+    def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
+        """Return whether an invalidated name must keep its dentry: it only expires."""
+
+    def write_everything(self) -> None:
+        """Invalidate all that the kernel knows; each notification is written at once."""
 
 
 class KernelNotifier:
@@ -41,11 +57,15 @@ class KernelNotifier:
     def __init__(self) -> None:
         self._device_fd = -1
         self._thread: threading.Thread | None = None
+        self._thread_id = 0
         self.has_inc_epoch = False  # set by `attach`
         self.unsupported_reason = "not mounted yet"  # empty while every change reaches the kernel
-        self.write_everything: Callable[[], None] = lambda: None  # invalidates everything; set before the mount
-        self._condition = threading.Condition(threading.Lock())
-        self._queue: dict[bytes, None] = {}  # an ordered set, or _EVERYTHING alone
+        self.cached_tree: CachedTree  # set before the mount
+        self._lock = threading.Lock()
+        self._wakeup = threading.Lock()  # the writer waits for it while `_is_waiting`
+        self._wakeup.acquire()
+        self._queue: dict[_Notification, None] = {}  # an ordered set, or _EVERYTHING alone
+        self._is_waiting = False
         self._is_writing = False
         self._is_closed = False
 
@@ -56,19 +76,30 @@ class KernelNotifier:
 
     def invalidate_inode(self, node_id: int) -> None:
         """Drop the attributes of a node and all its pages, mapped ones too."""
-        self._put(wire.pack_inval_inode(node_id))
+        self._put((node_id, False))
 
     def invalidate_attributes(self, node_id: int) -> None:
         """Drop the attributes of a node, and keep its pages."""
-        self._put(wire.pack_inval_inode(node_id, keep_pages=True))
+        self._put((node_id, True))
 
-    def invalidate_entry(self, parent_id: int, name: bytes, *, expire_only: bool = False) -> None:
+    def invalidate_entry(self, parent_id: int, name: bytes) -> None:
         """Drop a name, whether it is cached as present or as absent.
 
-        With `expire_only` the kernel looks it up again, and programs keep using it meanwhile. Without that, getcwd(3)
-        fails in a directory that continues to exist. Before Linux 6.2 the name is dropped.
+        If its dentry must stay when this is written (`CachedTree.keeps_dentry`), the kernel looks the name up again,
+        and programs keep using it meanwhile. Without that, getcwd(3) fails in a directory that continues to exist.
+        Before Linux 6.2 the name is dropped.
         """
-        self._put(wire.pack_inval_entry(parent_id, name, wire.EXPIRE_ONLY if expire_only else 0))
+        self._put((parent_id, name))
+
+    def increment_epoch(self) -> None:
+        """Let the kernel look up every name again (where `has_inc_epoch`)."""
+        self._put(_EPOCH)
+
+    def invalidate_everything(self) -> None:
+        """Have `CachedTree.write_everything` called by the writer, in place of all that is queued."""
+        with self._lock:
+            self._queue = {_EVERYTHING: None}
+            self._wake_writer()
 
     def expire_attributes_now(self, node_id: int) -> None:
         """Drop a node's attributes before returning; blocks for no page and no name."""
@@ -85,17 +116,6 @@ class KernelNotifier:
         with contextlib.suppress(OSError):  # the kernel has evicted the node or lacks memory: it will send a READ
             os.write(self._device_fd, notification)
 
-    def increment_epoch(self) -> None:
-        """Let the kernel look up every name again (where `has_inc_epoch`)."""
-        self._put(wire.pack_inc_epoch())
-
-    def invalidate_everything(self) -> None:
-        """Have `write_everything` called by the writer, in place of all that is queued."""
-        with self._condition:
-            if not self._is_closed:
-                self._queue = {_EVERYTHING: None}
-                self._condition.notify_all()
-
     @property
     def queue_length(self) -> int:
         """The number of queued notifications; an invalidation of everything is one."""
@@ -103,20 +123,30 @@ class KernelNotifier:
 
     def drain(self, timeout: float) -> bool:
         """Wait until the queue is written; return False after `timeout` seconds."""
-        with self._condition:
-            return self._condition.wait_for(lambda: self._is_closed or not (self._queue or self._is_writing), timeout)
+        deadline = time.monotonic() + timeout
+        while not self._is_closed and (self._queue or self._is_writing):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_DRAIN_POLL_SECONDS)
+        return True
 
-    def _put(self, notification: bytes) -> None:
-        if threading.current_thread() is self._thread:  # in `write_everything`
+    def _put(self, notification: _Notification) -> None:
+        if threading.get_ident() == self._thread_id:  # in `write_everything`
             self._write(notification)
             return
-        with self._condition:
+        with self._lock:
             if self._is_closed or _EVERYTHING in self._queue:
                 return
             self._queue[notification] = None
             if len(self._queue) > MAX_QUEUED_NOTIFICATIONS:
                 self._queue = {_EVERYTHING: None}
-            self._condition.notify_all()
+            self._wake_writer()
+
+    def _wake_writer(self) -> None:
+        """Let the writer look at the queue. The lock is held."""
+        if self._is_waiting:
+            self._is_waiting = False
+            self._wakeup.release()
 
     # -- start and end ---------------------------------------------------------------------------------------------
 
@@ -133,11 +163,11 @@ class KernelNotifier:
 
         A notification that waits for a request would otherwise wait forever, uninterruptibly, for a worker to read it.
         """
-        with self._condition:
+        with self._lock:
             self._is_closed = True
             self.unsupported_reason = "not mounted any more"
             self._queue.clear()
-            self._condition.notify_all()
+            self._wake_writer()
         if self._thread is not None:
             self._thread.join(_STOP_TIMEOUT_SECONDS)
 
@@ -149,41 +179,51 @@ class KernelNotifier:
             self._device_fd = -1
 
     def _run_writer(self) -> None:
+        self._thread_id = threading.get_ident()
         try:
-            while True:
-                with self._condition:
-                    self._is_writing = False
-                    self._condition.notify_all()
-                    self._condition.wait_for(lambda: self._is_closed or self._queue)
-                    if self._is_closed:
-                        return
-                    self._is_writing = True
+            while not self._is_closed:
+                with self._lock:
                     batch, self._queue = list(self._queue), {}
+                    self._is_writing = bool(batch)
+                    self._is_waiting = not batch and not self._is_closed
+                    is_waiting = self._is_waiting
                 for notification in batch:
-                    self._write(notification) if notification else self.write_everything()
+                    self._write(notification)
+                if is_waiting:
+                    self._wakeup.acquire()
         except ConnectionError:
             return
         except BaseException as error:
             self.unsupported_reason = f"the notifier failed: {error}"
             log.exception("the notifier failed")
         finally:
-            with self._condition:
-                self._is_closed = True
-                self._is_writing = False
-                self._condition.notify_all()
+            self._is_closed = True
             self.unsupported_reason = self.unsupported_reason or "not mounted any more"
 
-    def _write(self, notification: bytes) -> None:
+    def _write(self, notification: _Notification) -> None:
         """Write one notification, in the writer's thread.
 
         Raises ConnectionError if the mount has ended.
         """
         if self._is_closed:
             raise ConnectionError
+        if notification is _EVERYTHING:
+            self.cached_tree.write_everything()
+            return
         try:
-            os.write(self._device_fd, notification)
+            os.write(self._device_fd, self._pack(notification))
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ENOTCONN, errno.EPERM):  # unmounted or aborted
                 raise ConnectionError from None
             if error.errno != errno.ENOENT:  # ENOENT: the kernel has nothing cached there
                 log.debug("the kernel refused a notification: %s", error)
+
+    def _pack(self, notification: _Notification) -> bytes:
+        if notification is _EPOCH:
+            return wire.pack_inc_epoch()
+        node_id, name = notification
+        if isinstance(name, bytes):
+            # Not decided before: meanwhile the name may have become that of a directory, or of an open file.
+            flags = wire.EXPIRE_ONLY if self.cached_tree.keeps_dentry(node_id, name) else 0
+            return wire.pack_inval_entry(node_id, name, flags)
+        return wire.pack_inval_inode(node_id, keep_pages=name)

@@ -6,7 +6,7 @@ path takes a few look-ups in the inode table, each of them atomic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from redisfuse.vfs.inodes import Inode, InodeTable
@@ -15,13 +15,21 @@ MAX_INVALIDATED_NAMES = 50_000
 """For more names, the kernel's epoch is incremented instead (Linux 6.16)."""
 
 
+class CachedTree(Protocol):
+    """What a notifier asks when it writes; `KernelCache` implements it."""
+
+    def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
+        """Return whether an invalidated name only expires."""
+
+    def write_everything(self) -> None:
+        """Invalidate all that the kernel knows."""
+
+
 class KernelNotifier(Protocol):
     """Sends notifications to the kernel in order; `fuse/notify.py` implements it."""
 
     has_inc_epoch: bool
-    write_everything: Callable[[], None]
-    """Invalidates everything. Called by `invalidate_everything`, later, and when too much is queued; each notification
-    is written at once then."""
+    cached_tree: CachedTree
 
     @property
     def is_supported(self) -> bool:
@@ -37,11 +45,11 @@ class KernelNotifier(Protocol):
     def invalidate_attributes(self, node_id: int) -> None:
         """Drop the attributes of a node, and keep its pages."""
 
-    def invalidate_entry(self, parent_id: int, name: bytes, *, expire_only: bool = False) -> None:
-        """Drop a name; with `expire_only`, programs keep using it meanwhile."""
+    def invalidate_entry(self, parent_id: int, name: bytes) -> None:
+        """Drop a name; if `CachedTree.keeps_dentry`, programs keep using it meanwhile."""
 
     def invalidate_everything(self) -> None:
-        """Have `write_everything` called in the thread that writes."""
+        """Have `CachedTree.write_everything` called in the thread that writes."""
 
     def increment_epoch(self) -> None:
         """Let every name be looked up again."""
@@ -63,7 +71,7 @@ class KernelCache:
         self._inodes = inodes
         self._notifier = notifier
         self._keeps_pages = keeps_pages
-        notifier.write_everything = self._write_everything
+        notifier.cached_tree = self
 
     @property
     def is_supported(self) -> bool:
@@ -73,10 +81,7 @@ class KernelCache:
     def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
         """Invalidate the inodes at these paths, and their names unless `keep_dentry`.
 
-        The name of a directory or open file expires: it is looked up again, and what still exists keeps its dentry, so
-        that getcwd(3) and /proc/PID/fd show its path. So does a name without an inode: mkdir(2) may be about to create
-        it, and the notification waits for that. Other names are dropped. With `ancestors`, the directories above are
-        invalidated too.
+        With `ancestors`, the directories above are invalidated too.
         """
         for path in paths:
             self._invalidate_path(path, keep_dentry=keep_dentry, ancestors=ancestors)
@@ -92,11 +97,10 @@ class KernelCache:
                 if child is not None:
                     self._invalidate_inode(child)
                 if child is None or not keep_dentry:
-                    expires = child is None or _is_in_use(child)
-                    self._notifier.invalidate_entry(directory.node_id, name, expire_only=expires)
+                    self._notifier.invalidate_entry(directory.node_id, name)
             elif child is None:
                 if ancestors:
-                    self._notifier.invalidate_entry(directory.node_id, name, expire_only=True)
+                    self._notifier.invalidate_entry(directory.node_id, name)
                 return
             else:
                 directory = child
@@ -113,7 +117,18 @@ class KernelCache:
         """Invalidate everything: every name, attribute and page."""
         self._notifier.invalidate_everything()
 
-    def _write_everything(self) -> None:
+    def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
+        """Return whether the dentry of an invalidated name must stay.
+
+        The name of a directory or open file expires: it is looked up again, and what still exists keeps its dentry, so
+        that getcwd(3) and /proc/PID/fd show its path. So does a name without an inode, or one that an unlink or a
+        rename is taking away: mkdir(2) may be about to create it, and the notification waits for that. Other names are
+        dropped: a dentry that expires while the kernel revalidates it stays valid.
+        """
+        inode = self._inodes.find_child(parent_id, name)
+        return inode is None or inode.is_directory or inode.is_leaving or bool(inode.handles)
+
+    def write_everything(self) -> None:
         """Invalidate all that the kernel knows when this is called."""
         notifier, inodes = self._notifier, self._inodes.list_all()
         if len(inodes) > MAX_INVALIDATED_NAMES and notifier.has_inc_epoch:
@@ -122,9 +137,9 @@ class KernelCache:
         else:
             for inode in inodes:
                 if inode.parent is not None and not inode.is_detached:
-                    notifier.invalidate_entry(inode.parent.node_id, inode.name, expire_only=_is_in_use(inode))
+                    notifier.invalidate_entry(inode.parent.node_id, inode.name)
         for parent_id, name in self._inodes.take_absent():
-            notifier.invalidate_entry(parent_id, name, expire_only=True)
+            notifier.invalidate_entry(parent_id, name)
         for inode in inodes:
             self._invalidate_inode(inode)
 
@@ -138,13 +153,3 @@ class KernelCache:
     def store_now(self, inode: Inode, offset: int, data: bytes) -> None:
         """Put bytes into the pages of an inode, which grows, before returning."""
         self._notifier.store_now(inode.node_id, offset, data)
-
-
-def _is_in_use(inode: Inode) -> bool:
-    """Return whether the dentry must stay.
-
-    Programs may hold the inode by it, or its name may soon be that of a directory.
-
-    The dentries of others are dropped: one that expires while the kernel revalidates it stays valid.
-    """
-    return inode.is_directory or inode.is_leaving or bool(inode.handles)

@@ -395,13 +395,19 @@ class ControlServer:
 
     def __init__(self, operations: InMemoryOperations, session: FuseSession, library: str) -> None:
         self._operations, self._session, self._library = operations, session, library
-        session.notifier.write_everything = self._write_everything
+        self._expiring: set[tuple[int, bytes]] = set()
+        session.notifier.cached_tree = self
 
-    def _write_everything(self) -> None:
+    def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
+        return (parent_id, name) in self._expiring
+
+    def write_everything(self) -> None:
         self._operations.counts["everything"] += 1
         for inode in list(self._operations.inodes.values()):
             for name, child in list(inode.children.items()):
-                self._session.notifier.invalidate_entry(inode.node_id, name, expire_only=stat.S_ISDIR(child.mode))
+                if stat.S_ISDIR(child.mode):
+                    self._expiring.add((inode.node_id, name))
+                self._session.notifier.invalidate_entry(inode.node_id, name)
             self._session.notifier.invalidate_inode(inode.node_id)
 
     def handle(self, request: dict[str, Any]) -> Any:
@@ -454,7 +460,9 @@ class ControlServer:
             (notifier.invalidate_inode if what == "inode" else notifier.invalidate_attributes)(node_id)
         else:
             parent, name = operations.find_parent(path)
-            notifier.invalidate_entry(parent.node_id, name, expire_only=what == "expire")
+            if what == "expire":
+                self._expiring.add((parent.node_id, name))
+            notifier.invalidate_entry(parent.node_id, name)
 
     def _take_counts(self) -> dict[str, Any]:
         operations = self._operations
