@@ -34,7 +34,7 @@ from redisfuse.fuse.interface import (
     StatfsReply,
 )
 from redisfuse.fuse.wire import DirectoryBuffer, InitFlag
-from redisfuse.mount.attributes import AttributeBuilder, inode_number
+from redisfuse.mount.attributes import AttributeBuilder
 from redisfuse.mount.closing import ends_writing
 from redisfuse.mount.control import MountControl
 from redisfuse.mount.directories import OpenDirectories, is_directory_node
@@ -61,7 +61,7 @@ class FuseAdapter:
     blocking_operations = frozenset(
         (
             *("setattr", "mknod", "mkdir", "unlink", "rmdir", "rename", "create", "fsync", "fsyncdir", "opendir"),
-            *("readdir", "statfs", "getxattr", "listxattr", "setxattr", "removexattr"),
+            *("readdir", "statfs", "listxattr", "setxattr", "removexattr"),
         )
     )
 
@@ -290,7 +290,7 @@ class FuseAdapter:
         writing = flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)
         if writing:
             self._require_namespace()
-        if writing or inode.is_detached or inode.handles:
+        if inode.is_detached or inode.handles:
             context.prepare_to_block()
         if inode.is_detached:  # through /proc/PID/fd
             return self._opener.open_detached(inode, flags, writing=writing, opener=context.pid)
@@ -298,20 +298,31 @@ class FuseAdapter:
             path = inode.path
             end_pause(context, self._filesystem, path)
             node = self._filesystem.resolver.resolve(path)
-            if not isinstance(node, KeyNode) or not node.is_editable or node.length > CHUNK_BYTES:
+            if (
+                not isinstance(node, KeyNode)
+                or not node.is_editable
+                or node.length > CHUNK_BYTES
+                or self._is_open(node)
+            ):
                 context.prepare_to_block()
             if isinstance(node, RefreshNode):
                 self._mount.refresh()
+            # Before the comparison with what the other handles read: a change after it must make the inode outdated.
+            version = 0 if writing or (inode.handles and not inode.version) else self._version_of(node)
             if self._is_superseded(context, inode, node):
                 raise ConflictError("the file was changed before it was opened")  # looked up again, see below
-            version = 0 if writing or (inode.handles and not inode.version) else self._version_of(node)
             reply = self._opener.open(inode, node, flags, writing=writing, opener=context.pid)
-            inode.version = version
+            self._inodes.set_version(inode, version)
             return reply
         except NotFoundError as error:  # with ESTALE the kernel looks the name up once more, and creates it if O_CREAT
             context.prepare_to_block()
             self._filesystem.keyspace.wait_for_invalidations()
             raise ConflictError("the file was removed before it was opened") from error
+
+    def _is_open(self, node: KeyNode) -> bool:
+        """Return whether handles share the node's file, whose lock a commit may hold."""
+        overlay = self._filesystem.overlay
+        return overlay is not None and overlay.open_files.get(node.target) is not None
 
     def create(self, context: RequestContext, name: bytes, flags: int, mode: int) -> tuple[EntryReply, OpenReply]:
         parent = self._inodes.get(context.node_id)
@@ -361,9 +372,7 @@ class FuseAdapter:
         if not isinstance(opened, ReadWriteHandle) or not opened.is_writer:
             return
         context.prepare_to_block()
-        path = entry.inode.path
-        absolute = self._mountpoint + b"/" + path
-        opened.flush(not opened.file.is_dirty or ends_writing(context.pid, opened, absolute, inode_number(path)))
+        opened.flush(not opened.file.is_dirty or ends_writing(context.pid, opened, self._mountpoint, entry.inode.path))
 
     def fsync(self, context: RequestContext, handle: int, datasync: bool) -> None:
         self._handles.get_file(handle).handle.fsync()
@@ -434,6 +443,7 @@ class FuseAdapter:
         inode = self._inodes.get(context.node_id)
         if inode.is_detached:
             raise NoAttributeError("the file was unlinked, and has no attributes any more")
+        context.prepare_to_block()
         return self._xattrs.get(inode.path, name)
 
     def listxattr(self, context: RequestContext) -> Sequence[bytes]:

@@ -62,8 +62,6 @@ class OpenHandles:
             entry = self._files.pop(number, None)
         if entry is not None:
             self._inodes.detach_handle(entry.inode, entry.handle)
-            if not entry.inode.handles:
-                entry.inode.version = 0
         return entry
 
     def list_files(self, inode: Inode) -> list[OpenFileEntry]:

@@ -139,6 +139,11 @@ class InodeTable:
             inode = inode.children.get(name)
         return inode
 
+    def find_child(self, parent_id: int, name: bytes) -> Inode | None:
+        """Return the inode of a name in a directory, if the kernel knows both."""
+        parent = self._by_id.get(parent_id)
+        return None if parent is None or parent.children is None else parent.children.get(name)
+
     def list_all(self) -> list[Inode]:
         """Return all inodes."""
         with self._lock:
@@ -278,6 +283,16 @@ class InodeTable:
         """Remove a closed handle."""
         with self._lock:
             inode.handles = tuple(other for other in inode.handles if other is not handle)
+            if not inode.handles:
+                inode.version = 0
+
+    def set_version(self, inode: Inode, version: int) -> None:
+        """Set the version of the content that a newly attached handle reads.
+
+        If another handle may read an older one, that one stays: the inode is outdated then.
+        """
+        with self._lock:
+            inode.version = version if len(inode.handles) < 2 or not inode.version else min(version, inode.version)
 
     def replace_handle(self, inode: Inode, old: Handle, new: Handle) -> None:
         """Replace an open handle by another one."""
