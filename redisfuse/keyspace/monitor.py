@@ -276,8 +276,8 @@ class KeyspaceMonitor:
         if not key.startswith(self._prefix):
             return
         self._own_writes.confirm_write(key)
-        self._reconciler.apply_write(key, exists)
-        self._change_clock.record_changes(directory_prefixes((key,), self._separator))
+        if self._reconciler.apply_write(key, exists):
+            self._change_clock.record_changes(directory_prefixes((key,), self._separator))
         self._change_clock.record_own_change(key)
         self._verifier.wake()
 

@@ -161,17 +161,19 @@ class IndexReconciler:
             self._dirty_since = time.monotonic()
         self._dirty_keys.update(keys)
 
-    def apply_write(self, key: bytes, exists: bool) -> None:
-        """Record that this process has created or deleted the key."""
+    def apply_write(self, key: bytes, exists: bool) -> bool:
+        """Record that this process has written or deleted the key.
+
+        Returns whether the key was, or may have been, added or removed.
+        """
         with self._lock:
+            is_moved = not self.is_ready
             for index in self._active_indexes():
-                if exists:
-                    index.add(key)
-                else:
-                    index.discard(key)
+                is_moved = (index.add(key) if exists else index.discard(key)) or is_moved
             self._written_keys.add(key)
             self._record_verified((key,))
             self._mark_dirty((key,))
+            return is_moved
 
     def _record_verified(self, keys: Collection[bytes]) -> None:
         """Ignore what a running scan still returns about these keys. The lock is held."""

@@ -46,6 +46,8 @@ class DentryTracker:
         self._tracked_count = 0
         self._invalidation_count = 0  # incremented before names lose their tracking
         self.reset_count = 0  # the same, of all names
+        # Single operations are atomic: hash of a prefix -> its time when its attributes were last invalidated
+        self._listing_times: dict[int, int] = {}
 
     def track_path(self, path: bytes) -> int:
         """Track a path (without its leading slash) that is being looked up.
@@ -173,14 +175,17 @@ class DentryTracker:
         They are the directory that lists the key, and those that appeared or vanished with it.
         """
         grammar, index = self._grammar, self._keyspace.index
-        listing_paths.add(b"")
+        if self._has_moved(b""):
+            listing_paths.add(b"")
         for depth in range(len(directory), 0, -1):
             ancestor = tuple(directory[:depth])
-            prefix_hash = hash(grammar.key_prefix(ancestor))
+            prefix = grammar.key_prefix(ancestor)
+            prefix_hash = hash(prefix)
             existed = self._directory_existence.get(prefix_hash)
             if existed is None:
                 continue
-            listing_paths.add(grammar.directory_path(ancestor))  # its times, and its number of subdirectories
+            if self._has_moved(prefix):
+                listing_paths.add(grammar.directory_path(ancestor))  # its times, and its number of subdirectories
             exists = index.is_directory(ancestor)
             if exists != existed:
                 with self._lock:
@@ -188,6 +193,17 @@ class DentryTracker:
                 paths.add(grammar.directory_path(ancestor))
                 paths.update(self._possible_paths(list(ancestor[:-1]), ancestor[-1]))
                 listing_paths.add(grammar.directory_path(ancestor[:-1]))
+
+    def _has_moved(self, prefix: bytes) -> bool:
+        """Return whether a directory's time has changed since this was last called for it.
+
+        It changes whenever a key below is created or deleted.
+        """
+        changed_at, prefix_hash = self._keyspace.changed_at(prefix), hash(prefix)
+        if self._listing_times.get(prefix_hash) == changed_at:
+            return False
+        self._listing_times[prefix_hash] = changed_at
+        return True
 
     def _possible_paths(self, directory: list[bytes], leaf: bytes) -> set[bytes]:
         """Return every path at which a program may have looked up a key."""
@@ -210,6 +226,7 @@ class DentryTracker:
             self._key_hashes.clear()
             self._field_paths.clear()
             self._directory_existence.clear()
+            self._listing_times.clear()
             self._marked_path_hashes.clear()
             self._tracked_count = 0
         self._kernel_cache.invalidate_all()
