@@ -34,6 +34,7 @@ HEAD_BYTES = 16 << 10  # first bytes of a string that are fetched with its metad
 UNREADABLE = KeyMetadata(b"unreadable", -1)
 
 _MAX_KEYS_PER_BATCH = 1000  # so that a fetch is short
+_MIN_STRINGS_IN_SUCCESSION = 2  # after which the next key is expected to be a string: an error reply if it is not
 _MAX_FETCH_ATTEMPTS = 4  # for keys that change their type between two commands
 
 
@@ -58,6 +59,7 @@ class MetadataStore:
         self._strings = SmallStrings(client, self.cache)
         self._hash_fields = HashFields(client, self.cache)
         self._extended = ExtendedMetadataReader(client, self.cache, freshness)
+        self._strings_in_succession = 0  # keys fetched one by one; a hint without a lock
 
     @property
     def hits(self) -> int:
@@ -96,9 +98,33 @@ class MetadataStore:
     def get_with_content(self, key: bytes) -> KeyMetadata:
         """Return the metadata of a key that is likely to be opened.
 
-        Fetches its first 16 KiB in the same round trips.
+        Fetches its first 16 KiB in the same round trips: two, or one if the last keys that were fetched so are strings.
         """
-        return self.cache.get(key) or self._fetch_metadata([key], head_bytes=HEAD_BYTES)[key]
+        metadata = self.cache.get(key)
+        if metadata is None and self._strings_in_succession >= _MIN_STRINGS_IN_SUCCESSION:
+            metadata = self._fetch_expected_string(key)
+        if metadata is None:
+            metadata = self._fetch_metadata([key], head_bytes=HEAD_BYTES)[key]
+        if metadata.type == b"string":
+            self._strings_in_succession += 1
+        else:
+            self._strings_in_succession = 0
+        return metadata
+
+    def _fetch_expected_string(self, key: bytes) -> KeyMetadata | None:
+        """Return the metadata of a key that is probably a string, in one round trip.
+
+        Returns None if the key has another type.
+        """
+        query = MetadataQuery.for_key(key, b"string", HEAD_BYTES, includes_ttl=True)
+        with self.cache.begin_fetch() as token:
+            sent_at = time.monotonic()
+            type, *replies = self._client.execute_many([(b"TYPE", key), *query.commands])
+            if type != b"string" or any(isinstance(reply, RedisFuseError) for reply in replies):
+                return None
+            fetched = query.parse_replies(replies, sent_at)
+            self._cache_results(token, {key: fetched}, with_expiry=(key,))
+        return fetched[0]
 
     def get_cached(self, key: bytes) -> KeyMetadata | None:
         """Return the metadata if it is cached; sends no command."""
