@@ -36,11 +36,12 @@ class FileGuard:
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self._path = path
-        self._log = get_log_path(path)
-        self._index = get_index_path(path)
+        self._database = str(path)  # strings are looked at faster than paths
+        self._log = str(get_log_path(path))
+        self._index = str(get_index_path(path))
         self.is_truncated = False  # once true it stays so: SQLite's memory does not fit the files any more
         self._data_version: int | None = None  # changes when another process commits, or begins the log again
-        self._statuses: dict[Path, FileStatus | None] = {}
+        self._statuses: dict[str, FileStatus | None] = {}
         self.record(connection)
 
     def check(self, connection: sqlite3.Connection) -> None:
@@ -50,7 +51,7 @@ class FileGuard:
         """
         if self.is_truncated:
             raise build_truncated_error(self._path)
-        shortened: list[tuple[Path, FileStatus]] = []
+        shortened: list[tuple[str, FileStatus]] = []
         for file, before in self._statuses.items():
             status = FileStatus.from_path(file)
             if (status is None) != (before is None):
@@ -72,7 +73,7 @@ class FileGuard:
 
         For a guard without a connection.
         """
-        status, before = FileStatus.from_path(self._path), self._statuses[self._path]
+        status, before = FileStatus.from_path(self._database), self._statuses[self._database]
         if status is None or before is None or not status.is_same_file(before):
             raise build_moved_error(self._path)
 
@@ -87,7 +88,7 @@ class FileGuard:
             return
         # Read before the sizes: a change by another process in between must not count as seen.
         self._data_version = _fetch_data_version(connection)
-        for file in (self._path, self._log, self._index):
+        for file in (self._database, self._log, self._index):
             status, before = FileStatus.from_path(file), self._statuses.get(file)
             smallest = 0 if before is None else before.size
             if file == self._log:
@@ -95,9 +96,9 @@ class FileGuard:
             if before is None or (status is not None and status.is_same_file(before) and status.size >= smallest):
                 self._statuses[file] = status
 
-    def _is_complete(self, connection: sqlite3.Connection, file: Path, status: FileStatus) -> bool:
+    def _is_complete(self, connection: sqlite3.Connection, file: str, status: FileStatus) -> bool:
         """Return whether a file that became shorter has all that SQLite needs of it."""
-        if file == self._path:
+        if file == self._database:
             return not has_missing_pages(connection, self._path)
         if file == self._index or _fetch_data_version(connection) == self._data_version:
             return False  # no other process has used the database, and this one did not truncate the log

@@ -13,8 +13,8 @@ import contextlib
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from redisfuse.errors import JournalError, JournalFullError, JournalReadOnlyError, UntrustedFileError
 from redisfuse.trusted_files import check_location, create_folder, is_readable_by_others
@@ -44,8 +44,7 @@ def get_index_path(path: Path) -> Path:
     return path.with_name(path.name + "-shm")
 
 
-@dataclass(frozen=True, slots=True)
-class FileStatus:
+class FileStatus(NamedTuple):
     """The device, inode and size in bytes of a file.
 
     Device and inode change when the file is replaced.
@@ -56,7 +55,7 @@ class FileStatus:
     size: int
 
     @classmethod
-    def from_path(cls, path: Path) -> FileStatus | None:
+    def from_path(cls, path: Path | str) -> FileStatus | None:
         """Return the status of the file at `path`; None if there is none.
 
         Symbolic links are not followed.
@@ -69,7 +68,7 @@ class FileStatus:
 
     def is_same_file(self, other: FileStatus) -> bool:
         """Return whether both are of one file."""
-        return (self.device, self.inode) == (other.device, other.inode)
+        return self[:2] == other[:2]
 
 
 def check_file(path: Path) -> None:

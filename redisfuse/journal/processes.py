@@ -6,12 +6,14 @@ each other within a short time have the same operation: the id of its first chan
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_IDLE_MS = 2000  # without a change, after which a process begins a new operation
+_MAX_STAT_BYTES = 4096
 MAX_TRACKED_PROCESSES = 1000  # more are forgotten, the longest idle first
 
 
@@ -56,7 +58,11 @@ class ProcessReader:
 
 def _read_stat(process_id: int) -> CallingProcess | None:
     try:
-        head, _, fields = Path(f"/proc/{process_id}/stat").read_bytes().rpartition(b")")
+        descriptor = os.open(f"/proc/{process_id}/stat", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            head, _, fields = os.read(descriptor, _MAX_STAT_BYTES).rpartition(b")")
+        finally:
+            os.close(descriptor)
         command = head.partition(b"(")[2].decode("utf-8", "backslashreplace")
         return CallingProcess(process_id, int(fields.split()[19]), command)
     except (OSError, ValueError, IndexError):

@@ -96,6 +96,7 @@ class JournalWriter:
         self._queue: queue.SimpleQueue[_WriteJob[Any] | None] = queue.SimpleQueue()  # None: only wakes the thread
         self._piggybacked_rows: collections.deque[tuple[str, tuple[Any, ...]]] = collections.deque()
         self._is_idle = False  # the thread waits without a time-out
+        self._expects_rows = False  # after a job: its outcome follows soon, and need not wake the thread
         self._is_stopping = False
         self._is_closed = False
         # Used by the thread only, once it runs:
@@ -185,16 +186,20 @@ class JournalWriter:
 
         Raises queue.Empty when enqueued rows have waited long enough.
         """
-        if not self._piggybacked_rows:
+        if not self._expects_rows and not self._piggybacked_rows:
             self._is_idle = True
             try:
                 if not self._piggybacked_rows:  # `enqueue` may have appended a row before it could see _is_idle
                     job = self._queue.get()
                     if job is not None or self._is_stopping:
+                        self._expects_rows = True
                         return job
             finally:
                 self._is_idle = False
-        return self._queue.get(timeout=MAX_PIGGYBACK_DELAY_SECONDS)
+        self._expects_rows = False
+        job = self._queue.get(timeout=MAX_PIGGYBACK_DELAY_SECONDS)
+        self._expects_rows = True
+        return job
 
     def _run_jobs(self, jobs: list[_WriteJob[Any]]) -> None:
         try:

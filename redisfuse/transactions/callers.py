@@ -57,4 +57,7 @@ class RequestingProcess:
 
 def attribute_intents(intents: Sequence[ChangeIntent], process: CallingProcess | None) -> list[ChangeIntent]:
     """Return the intents as those of a process."""
-    return list(intents) if process is None else [replace(intent, process=process) for intent in intents]
+    return [
+        intent if process is None or intent.process is process else replace(intent, process=process)
+        for intent in intents
+    ]

@@ -90,7 +90,9 @@ class SaveWhole(Operation):
         )
         if self.expiry is not None:
             new = self.expiry.apply(new, current, state.server_info, state.fetch_time_ms())
-        intent = ChangeIntent(self.path, self.op, self.target.key, self.target.field, current.state, new)
+        intent = ChangeIntent(
+            self.path, self.op, self.target.key, self.target.field, current.state, new, process=state.process
+        )
         if self.reverts_part is not None:
             first_id, last_id = self.reverts_part
             intent = replace(intent, reverts_part=first_id, reverts_through=last_id)
@@ -99,7 +101,9 @@ class SaveWhole(Operation):
             commands = command_builder.build_write(self.target, current, content, state.server_info)
         else:
             commands = command_builder.build_restore(self.target, current, new, state.server_info)
-        return [Mutation((replace(intent, supersedes=self.supersedes),), tuple(commands))]
+        if self.supersedes is not None:
+            intent = replace(intent, supersedes=self.supersedes)
+        return [Mutation((intent,), tuple(commands))]
 
     def _choose_content(self, prior: State) -> Blob:
         """Return the content to save: without an added newline if it is dropped."""

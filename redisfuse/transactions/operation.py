@@ -15,6 +15,7 @@ from redisfuse.client.capabilities import ServerInfo
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.models import ChangeIntent
+from redisfuse.journal.processes import CallingProcess
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.mutation import Mutation
 from redisfuse.transactions.precondition import RangeReader
@@ -30,10 +31,11 @@ from redisfuse.transactions.write_command import unwrap_reply
 
 @dataclass(frozen=True, slots=True)
 class WatchedState:
-    """The states of an operation's targets under the WATCH, and their server."""
+    """The states of an operation's targets under the WATCH, their server, and the caller."""
 
     states: Mapping[KeyRef, CurrentState]
     client: RedisClient
+    process: CallingProcess | None = None  # that has requested the operation
 
     def __getitem__(self, target: KeyRef) -> CurrentState:
         return self.states[target]
