@@ -282,12 +282,14 @@ class RedisClient:
             raise ReadOnlyError("the mount is read-only: it was made without --write")
         if self.sentinels is not None:
             self.sentinels.check_writable(self.limits.timeout)
-        with self._write_pool.acquire(self.limits.timeout, check_health=True) as channel:
-            try:
-                yield channel
-            except ConnectionLostError:
-                self._write_pool.close_idle()
-                raise
+        channel = self._write_pool.check_out(self.limits.timeout, check_health=True)
+        try:
+            yield channel
+        except ConnectionLostError:
+            self._write_pool.close_idle()
+            raise
+        finally:
+            self._write_pool.check_in(channel)
 
     def require_wait_permission(self) -> None:
         """Raise AccessError if `wait_replicas` is set and the user may not use WAIT."""

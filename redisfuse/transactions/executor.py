@@ -228,7 +228,8 @@ class TransactionExecutor:
 
         If there are none, the request has its outcome.
         """
-        watched = WatchedState({read.target: states[read.target] for read in request.reads}, self.client)
+        own_states = {read.target: states[read.target] for read in request.reads}
+        watched = WatchedState(own_states, self.client, request.process)
         try:
             mutations = list(request.operation.plan(watched))
         except MutationRefusedError as refused:
@@ -259,23 +260,21 @@ class TransactionExecutor:
         `channel` is to execute them; None: that is recorded later. Returns them together, and for each request.
         Successive mutations of a request with the same group index form one group of the journal.
         """
-        group_sizes = [
-            len(collect_intents(list(group)))
-            for _, mutations in plans
-            for _, group in groupby(mutations, key=lambda mutation: mutation.group_index)
-        ]
-        all_mutations = [mutation for _, mutations in plans for mutation in mutations]
+        group_sizes: list[int] = []
+        intents: list[ChangeIntent] = []
+        for request, mutations in plans:
+            for _, group in groupby(mutations, key=lambda mutation: mutation.group_index):
+                own_intents = collect_intents(group)
+                group_sizes.append(len(own_intents))
+                intents += attribute_intents(own_intents, request.process)
         connection_id = None if channel is None else channel.connection_id
         change_ids = self.journal.record_intents(
             self.session_id,
-            [
-                intent
-                for request, mutations in plans
-                for intent in attribute_intents(collect_intents(mutations), request.process)
-            ],
+            intents,
             grouping=group_sizes,
             connection_id=None if connection_id is None else connection_id.text,
         )
+        all_mutations = [mutation for _, mutations in plans for mutation in mutations]
         all_journaled = JournaledMutations(all_mutations, change_ids, connection_id)
         parts = all_journaled.split([mutations for _, mutations in plans])
         planned = [_Planned(request, part) for (request, _), part in zip(plans, parts, strict=True)]

@@ -62,10 +62,11 @@ class CommitQueue:
     """
 
     def __init__(self) -> None:
-        self._request_queued = threading.Condition()  # guards all of the following
+        self._lock = threading.Lock()  # guards all of the following
         self._queued: list[CommitRequest] = []
         self._has_leader = False
         self._last_batch_size = 1
+        self._is_complete: threading.Lock | None = None  # released when as many are queued as last time
 
     def join(self, request: CommitRequest) -> list[CommitRequest]:
         """Queue the request, then wait until it has an outcome or is the leader.
@@ -73,11 +74,13 @@ class CommitQueue:
         Returns the batch that the leader must commit (its own request first), after which it must call `finish`;
         or no requests, if another leader has committed this one.
         """
-        with self._request_queued:
+        with self._lock:
             self._queued.append(request)
             request.is_leader = not self._has_leader
             self._has_leader = True
-            self._request_queued.notify()
+            if self._is_complete is not None and len(self._queued) >= self._last_batch_size:
+                self._is_complete.release()
+                self._is_complete = None
         if not request.is_leader:
             request.wakeup.acquire()
             if not request.is_leader:
@@ -89,7 +92,7 @@ class CommitQueue:
 
         The requests of the batch have their outcomes.
         """
-        with self._request_queued:
+        with self._lock:
             if self._queued:
                 self._queued[0].is_leader = True
                 self._queued[0].wakeup.release()
@@ -103,8 +106,12 @@ class CommitQueue:
 
         Of two requests that share a key only the first can.
         """
-        with self._request_queued:
-            self._request_queued.wait_for(lambda: len(self._queued) >= self._last_batch_size, LEADER_WAIT_SECONDS)
+        if len(self._queued) < self._last_batch_size:
+            self._wait_for_requests()
+        with self._lock:
+            if len(self._queued) == 1:
+                self._queued, self._last_batch_size = [], 1
+                return [leader]
             batch, keys = [leader], set(leader.keys)
             for request in self._queued:
                 if request is not leader and len(batch) < MAX_REQUESTS_PER_BATCH and not keys & request.keys:
@@ -113,6 +120,16 @@ class CommitQueue:
             self._queued = [request for request in self._queued if request not in batch]
             self._last_batch_size = len(batch)
         return batch
+
+    def _wait_for_requests(self) -> None:
+        """Wait a moment for as many requests as last time."""
+        with self._lock:
+            if len(self._queued) >= self._last_batch_size:
+                return
+            is_complete = self._is_complete = _create_acquired_lock()
+        is_complete.acquire(timeout=LEADER_WAIT_SECONDS)
+        with self._lock:
+            self._is_complete = None
 
 
 def fail_requests(requests: Sequence[CommitRequest], error: BaseException) -> None:

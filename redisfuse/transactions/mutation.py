@@ -1,6 +1,6 @@
 """Mutations: the pieces of an operation that are applied whole."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -77,7 +77,7 @@ class PartiallyAppliedError(RedisFuseError):
         self.errno = failures[0][1].errno
 
 
-def collect_intents(mutations: Sequence[Mutation]) -> list[ChangeIntent]:
+def collect_intents(mutations: Iterable[Mutation]) -> list[ChangeIntent]:
     """Return the intents of all mutations, in order."""
     return [intent for mutation in mutations for intent in mutation.intents]
 

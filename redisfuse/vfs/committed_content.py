@@ -56,7 +56,7 @@ class CommittedContent:
 
         `saved`: the bytes that were saved, if it was saved whole.
         """
-        return self if saved is None or self.local is None else replace(self, saved=saved)
+        return self if saved is self.saved or saved is None or self.local is None else replace(self, saved=saved)
 
     @property
     def lacks_newline(self) -> bool:

@@ -358,6 +358,7 @@ class OpenFile:
                         is_new=self.is_new,
                         expiry=self.expiry,
                         supersedes=self._held_copy.change_id,
+                        content=committed.saved,
                     )
                     committed = committed.as_saved(saved)
             except RedisFuseError as error:

@@ -32,6 +32,7 @@ def write_back(
     is_new: bool,
     expiry: Expiry | None,
     supersedes: int | None,
+    content: Blob | None,
 ) -> Blob | None:
     """Write the edits of a buffer to Redis as one journaled change.
 
@@ -50,15 +51,8 @@ def write_back(
         key_writer.patch(target, offset, blob_from_buffer(buffer, offset, size), precondition=precondition, path=path)
         return None
     op = "create" if precondition.kind == "absent" else "write"
-    try:
-        if buffer.has_base and buffer.size > CHUNK_BYTES:  # else each of its uses would fetch the base again
-            content = Blob.from_chunks(buffer.iter_chunks(), open_spool_file())
-        else:
-            content = blob_from_buffer(buffer, 0, buffer.size)
-    except (NotFoundError, WrongTypeError) as error:
-        raise ConflictError(
-            f"the part of the value that was not overwritten can't be read any more: {error}"
-        ) from error
+    if content is None:
+        content = whole_blob(buffer)
     return key_writer.save(
         target,
         content,
@@ -69,6 +63,21 @@ def write_back(
         supersedes=supersedes,
         is_rewritten=buffer.is_rewritten,
     )
+
+
+def whole_blob(buffer: WriteBuffer) -> Blob:
+    """Return all bytes of a buffer as journal content.
+
+    Raises ConflictError if the part of the value that was not overwritten can't be read any more.
+    """
+    try:
+        if buffer.has_base and buffer.size > CHUNK_BYTES:  # else each of its uses would fetch the base again
+            return Blob.from_chunks(buffer.iter_chunks(), open_spool_file())
+        return blob_from_buffer(buffer, 0, buffer.size)
+    except (NotFoundError, WrongTypeError) as error:
+        raise ConflictError(
+            f"the part of the value that was not overwritten can't be read any more: {error}"
+        ) from error
 
 
 def preserve_edits(

@@ -9,10 +9,11 @@ Threads: not thread-safe. The open file that owns a buffer holds its lock around
 
 from __future__ import annotations
 
+import io
 import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 from redisfuse.config import CHUNK_BYTES
 
@@ -42,7 +43,8 @@ class WriteBuffer:
         self._was_shortened = False  # whether any truncate made the file shorter
         self._range_starts: list[int] = []  # written ranges [start, end): sorted, disjoint, not touching
         self._range_ends: list[int] = []
-        self._written_file = tempfile.SpooledTemporaryFile(max_size=SPOOL_THRESHOLD_BYTES)  # noqa: SIM115 - closed by close()
+        self._written_file: BinaryIO = io.BytesIO()
+        self._is_on_disk = False
         self.size = self._base_size
 
     def read(self, offset: int, size: int) -> bytes:
@@ -72,8 +74,8 @@ class WriteBuffer:
         if not data:
             return
         end = offset + len(data)
-        if end > SPOOL_THRESHOLD_BYTES:
-            self._written_file.rollover()  # before seeking: in memory the gap would be allocated
+        if end > SPOOL_THRESHOLD_BYTES and not self._is_on_disk:
+            self._move_to_disk()  # before seeking: in memory the gap would be allocated
         self._written_file.seek(offset)
         self._written_file.write(data)
         first = bisect_left(self._range_ends, offset)  # the first range that touches or follows offset
@@ -85,6 +87,12 @@ class WriteBuffer:
         self._range_starts[first:last] = [start]
         self._range_ends[first:last] = [stop]
         self.size = max(self.size, end)
+
+    def _move_to_disk(self) -> None:
+        in_memory = cast(io.BytesIO, self._written_file)
+        self._written_file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by close()
+        self._written_file.write(in_memory.getbuffer())
+        self._is_on_disk = True
 
     def truncate(self, size: int) -> None:
         """Make the file `size` bytes long: cut off the rest, or append NULs."""
