@@ -38,6 +38,7 @@ from redisfuse.mount.attributes import AttributeBuilder
 from redisfuse.mount.closing import ends_writing
 from redisfuse.mount.control import MountControl
 from redisfuse.mount.directories import OpenDirectories, is_directory_node
+from redisfuse.mount.inode_versions import InodeVersions
 from redisfuse.mount.open_handles import OpenHandles
 from redisfuse.mount.opening import FileOpener
 from redisfuse.mount.setattr_requests import SetattrRequests
@@ -98,6 +99,7 @@ class FuseAdapter:
         self._unopened_files = unopened_files
         self._xattrs = xattr_requests
         self._statfs = statfs
+        self._versions = InodeVersions(filesystem, attributes)
         self._handles = OpenHandles(inodes)
         self._setattrs = SetattrRequests(filesystem, self._handles)
         self._opener = FileOpener(filesystem, self._handles, coherence)
@@ -149,12 +151,12 @@ class FuseAdapter:
         else:
             known = parent.children.get(name) if parent.children is not None else None
             version = 0
-            if known is not None and self._is_superseded(context, known, node):
-                version = self._version_of(node)
+            if known is not None and self._versions.is_superseded(context, known, node):
+                version = self._versions.version_of(node)
                 for handle in known.handles:
                     handle.freeze()
             inode = self._inodes.look_up(parent, name, is_directory=is_directory_node(node), version=version)
-            attributes, is_settled = self._stat_current(inode, path, node)
+            attributes, is_settled = self._versions.stat_current(inode, path, node)
             valid = valid if is_settled else 0.0
         inode.size = attributes.size
         if not self._dentry_tracker.is_tracked(path, token):
@@ -166,46 +168,6 @@ class FuseAdapter:
         if isinstance(node, KeyNode) and not node.is_editable:
             context.prepare_to_block()  # rendering or decoding takes long
         return node
-
-    def _version_of(self, node: TreeNode) -> int:
-        return self._filesystem.keyspace.get_version(node.target.key) if isinstance(node, KeyNode) else 0
-
-    def _is_superseded(self, context: RequestContext, inode: Inode, node: TreeNode) -> bool:
-        """Return whether an inode's handles read another content than its path's."""
-        if not inode.version or not isinstance(node, KeyNode):
-            return False
-        if inode.handles:
-            context.prepare_to_block()
-        if self._reads_other_length(inode, node):  # the server's message has yet to arrive
-            self._filesystem.metadata.invalidate([node.target.key])
-            self._filesystem.keyspace.mark_dirty(node.target.key)
-        version = self._version_of(node)
-        if not inode.is_outdated(version):
-            return False
-        by_others = self._filesystem.keyspace.was_changed_by_others(node.target.key, inode.version)
-        if by_others and not all(handle.follow() for handle in inode.handles):
-            return True
-        inode.version = version
-        return False
-
-    def _stat_current(self, inode: Inode, path: bytes, node: TreeNode) -> tuple[FileAttributes, bool]:
-        """Return the attributes of an inode, and whether the kernel may cache them.
-
-        It is not superseded. Their size is the one that is being read, also if the file has grown since the node was
-        resolved.
-        """
-        if inode.version and isinstance(node, KeyNode) and self._reads_other_length(inode, node):
-            return self._attributes.of_open(inode), False
-        return self._stat(path, node), True
-
-    def _reads_other_length(self, inode: Inode, node: KeyNode) -> bool:
-        handles = inode.handles
-        return bool(handles) and node.is_editable and handles[0].size != node.length
-
-    def _stat(self, path: bytes, node: TreeNode) -> FileAttributes:
-        if type(node) is KeyNode and node.is_plain:
-            return self._attributes.of_string(path, node)
-        return self._attributes.of_stat(path, self._filesystem.stat(node))
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> None:
         forgotten = self._inodes.forget(forgets)
@@ -249,9 +211,9 @@ class FuseAdapter:
         self._track_path(context, path)
         try:
             node = self._resolve(context, path)
-            if self._is_superseded(context, inode, node):
+            if self._versions.is_superseded(context, inode, node):
                 return self._attributes.of_open(inode), True
-            return self._stat_current(inode, path, node)
+            return self._versions.stat_current(inode, path, node)
         except NotFoundError:
             if not inode.handles:
                 raise
@@ -302,14 +264,14 @@ class FuseAdapter:
                 not isinstance(node, KeyNode)
                 or not node.is_editable
                 or node.length > CHUNK_BYTES
-                or self._is_open(node)
+                or self._filesystem.is_open(node)
             ):
                 context.prepare_to_block()
             if isinstance(node, RefreshNode):
                 self._mount.refresh()
             # Before the comparison with what the other handles read: a change after it must make the inode outdated.
-            version = 0 if writing or (inode.handles and not inode.version) else self._version_of(node)
-            if self._is_superseded(context, inode, node):
+            version = 0 if writing or (inode.handles and not inode.version) else self._versions.version_of(node)
+            if self._versions.is_superseded(context, inode, node):
                 raise ConflictError("the file was changed before it was opened")  # looked up again, see below
             reply = self._opener.open(inode, node, flags, writing=writing, opener=context.pid)
             self._inodes.set_version(inode, version)
@@ -318,11 +280,6 @@ class FuseAdapter:
             context.prepare_to_block()
             self._filesystem.keyspace.wait_for_invalidations()
             raise ConflictError("the file was removed before it was opened") from error
-
-    def _is_open(self, node: KeyNode) -> bool:
-        """Return whether handles share the node's file, whose lock a commit may hold."""
-        overlay = self._filesystem.overlay
-        return overlay is not None and overlay.open_files.get(node.target) is not None
 
     def create(self, context: RequestContext, name: bytes, flags: int, mode: int) -> tuple[EntryReply, OpenReply]:
         parent = self._inodes.get(context.node_id)

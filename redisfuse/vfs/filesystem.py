@@ -219,6 +219,10 @@ class Filesystem:
             return Stat(False, 0, self.mount_time_ns, False)
         return Stat(True, 0, self.mount_time_ns, False, link_count=2)
 
+    def is_open(self, node: KeyNode) -> bool:
+        """Return whether handles share the node's file, whose lock a commit may hold."""
+        return self.overlay is not None and self.overlay.open_files.get(node.target) is not None
+
     def _count_links(self, directory: tuple[bytes, ...]) -> int:
         """Return 2 and the number of subdirectories.
 

@@ -1,4 +1,4 @@
-"""An open string or field in write mode: its uncommitted edits and commits.
+"""An open string or field in write mode: its handles, and the commits of its edits.
 
 All handles of a target share one `OpenFile`, so that every descriptor sees the writes of all others.
 
@@ -16,32 +16,26 @@ import contextlib
 import logging
 import math
 import os
-import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from redisfuse.errors import (
     ConflictError,
     JournalError,
-    NotFoundError,
     OutcomeUnknownError,
     RedisFuseError,
     UnavailableError,
-    WrongTypeError,
 )
-from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
-from redisfuse.transactions.key_writer import check_value_size
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.vfs.attached_handles import AttachedHandle, AttachedHandles
 from redisfuse.vfs.committed_content import CommittedContent
-from redisfuse.vfs.content_types import FileContent, InlineContent
+from redisfuse.vfs.edited_file import EditedFile
 from redisfuse.vfs.held_copy import HeldCopy
-from redisfuse.vfs.observed_content import ObservedContent
 from redisfuse.vfs.staged_replace import PendingRemoval
-from redisfuse.vfs.write_back import MAX_WHOLE_WRITE_BYTES, blob_from_buffer, preserve_edits, write_back
-from redisfuse.vfs.write_buffer import BaseContent, WriteBuffer
+from redisfuse.vfs.write_back import preserve_edits, write_back
+from redisfuse.vfs.write_buffer import WriteBuffer
 
 if TYPE_CHECKING:
     from redisfuse.vfs.open_file_table import OpenFileTable
@@ -61,48 +55,31 @@ class AttachmentState(NamedTuple):
     expiry: Expiry | None
 
 
-class OpenFile:
-    """The bytes of an open target: the server's, or uncommitted edits over them."""
+class OpenFile(EditedFile):
+    """An open target, its handles, and the commits of its edits."""
 
     def __init__(self, table: OpenFileTable, target: KeyRef, path: bytes) -> None:
-        self._table = table
+        super().__init__(table, target, path)
         self.attached_handles = AttachedHandles()
-        self.lock = threading.RLock()
 
         # Guarded by the table's lock:
         self.handle_count = 0
         self.writer_count = 0
 
         # Guarded by `lock`; single reads don't need it:
-        self.target: KeyRef | None = target  # None: unlinked, only its handles have its bytes
         self.former_target = target  # if it is unlinked
-        self.path = path  # as the program wrote it, for the journal
-        self.buffer: WriteBuffer | None = None  # None: no edits; Redis has the content
         self.content_version = 0  # incremented when the content in Redis was replaced through this file
-        self.mtime_ns: int | None = None  # of the last write through this file; None: nothing was modified yet
-        self.is_new = False  # no key or field has its content yet, so that even an empty file is committed
         self.pending_removal: PendingRemoval | None = None  # of the value that a new file replaces at its first commit
         # The time of the clock before which it is not committed, unless renamed; math.inf while it is open.
         self.hold_deadline: float | None = None
         self.expiry: Expiry | None = None  # that a new file gets at its first commit
         self.created_version = 0  # of a new file: the version of the keyspace when it was created
         self._held_copy = HeldCopy(table.key_writer)
-        self._precondition = Precondition.unconditional()
-        self._written_since_commit = False
-        self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
         self._commit_error: RedisFuseError | None = None  # of the last commit
         self._refused_at_close: RedisFuseError | None = None  # of edits that the program knows not to be saved
         # An earlier commit whose outcome is unknown: its change, and the content that it leaves if it is applied.
         self._in_doubt: tuple[int, CommittedContent] | None = None
         self._modified_since_in_doubt = False  # since that commit
-
-    # -- starting to edit --------------------------------------------------------------------------------------------
-
-    def begin_edit(self) -> None:
-        """Prepare for writes over the value in Redis. Raises what reading raises."""
-        with self.lock:
-            if self.buffer is None and self.target is not None:
-                self._load_base()
 
     def begin_create(
         self,
@@ -130,90 +107,13 @@ class OpenFile:
             self.expiry = expiry
             self.created_version = created_version
 
-    def _load_base(self) -> None:
-        content, self._precondition = self._open_target()
-        self._set_base(content)
-        self.mtime_ns = None
-
-    def _open_target(self) -> tuple[FileContent, Precondition]:
-        assert self.target is not None
-        return self._table.content_loader.open_with_precondition(self.target)
-
-    def _set_base(self, content: BaseContent) -> None:
-        self._drop_buffer()
-        self.buffer = WriteBuffer(content)
-
-    def _drop_buffer(self) -> None:
-        self._has_unsaved_newline = False
-        if self.buffer is not None:
-            self.buffer.close()
-            self.buffer = None
-
-    # -- system calls ------------------------------------------------------------------------------------------------
-
-    @property
-    def size(self) -> int | None:
-        """Length of the edited content in bytes; None if there are no edits."""
-        buffer = self.buffer
-        return None if buffer is None else buffer.size
-
-    def read(self, offset: int, size: int) -> bytes | None:
-        """Return bytes of the edited content; None if there are no edits."""
-        with self.lock:
-            return None if self.buffer is None else self.buffer.read(offset, size)
-
-    def write(self, offset: int | None, data: bytes) -> None:
-        """Write `data` at `offset` (None: at the end).
-
-        Raises TooLargeError and what reading raises.
-        """
-        with self.lock:
-            self.begin_edit()
-            assert self.buffer is not None
-            end = (self.buffer.size if offset is None else offset) + len(data)
-            check_value_size(end)
-            self._observe_base(end - len(data), end)
-            self.buffer.write(end - len(data), data)
-            self._written_since_commit = True
-            self._mark_modified()
-
-    def truncate(self, size: int) -> None:
-        """Make it `size` bytes long. Raises as `write` does."""
-        with self.lock:
-            self.begin_edit()
-            assert self.buffer is not None
-            check_value_size(size)
-            self._observe_base(size, self.buffer.size)
-            self.buffer.truncate(size)
-            if size <= MAX_WHOLE_WRITE_BYTES and isinstance(base := self.buffer.base, ObservedContent):
-                # Then the journal can keep it if it is refused because the value has changed.
-                with contextlib.suppress(ConflictError, NotFoundError, WrongTypeError):
-                    self.buffer.replace_base(InlineContent(base.read(0, size)))
-            self._mark_modified()
-
-    def can_write_at_once(self, offset: int | None, size: int) -> bool:
-        """Return whether `write` queries no server. The caller holds `lock`."""
-        if self.buffer is None:
-            return False
-        start = self.buffer.size if offset is None else offset
-        base = self._observed_base()
-        return base is None or base.is_observed(start, start + size)
-
-    def _observe_base(self, start: int, end: int) -> None:
-        """Remember what an edit hides of a large string, for the commit to compare."""
-        base = self._observed_base()
-        if base is not None and start < end:
-            base.observe(start, end)
-
-    def _observed_base(self) -> ObservedContent | None:
-        base = None if self.buffer is None else self.buffer.base
-        return base if isinstance(base, ObservedContent) and self._table.key_writer.checks_conflicts else None
+    # -- handles -----------------------------------------------------------------------------------------------------
 
     def _mark_modified(self) -> None:
+        super()._mark_modified()
         self._held_copy.is_current = False
         self._commit_error = self._refused_at_close = None
         self._modified_since_in_doubt = True
-        self.mtime_ns = time.time_ns()
 
     @property
     def has_unsaved_writes(self) -> bool:
@@ -293,38 +193,6 @@ class OpenFile:
         """Return whether the newest handle and all others read the same bytes."""
         with self.lock:
             return self.attached_handles.readers_share_content(newest_handle)
-
-    @property
-    def clean_content(self) -> FileContent | None:
-        """The content in memory to which no edit was made yet; None if there is none."""
-        buffer = self.buffer
-        base = None if buffer is None or buffer.is_modified or self.is_new else buffer.base
-        return base if isinstance(base, InlineContent) else None
-
-    @property
-    def is_dirty(self) -> bool:
-        """Whether it has edits that Redis does not have."""
-        return self.target is not None and self.buffer is not None and (self.is_new or self.buffer.is_modified)
-
-    @property
-    def read_version(self) -> Precondition | None:
-        """The precondition of what its handles read.
-
-        None: it is new, its content is large and edited, or it is in Redis alone.
-        """
-        with self.lock:
-            if self.buffer is None or self.is_new:
-                return None
-            if self.target is not None and not self.buffer.is_modified:
-                return self._precondition
-            if self.buffer.size > MAX_WHOLE_WRITE_BYTES:
-                return None
-            return Precondition.from_bytes(self.buffer.read(0, self.buffer.size))
-
-    def to_blob(self) -> Blob:
-        """Return all its bytes, valid while the caller holds `lock`."""
-        assert self.buffer is not None
-        return blob_from_buffer(self.buffer, 0, self.buffer.size)
 
     # -- committing --------------------------------------------------------------------------------------------------
 
@@ -408,10 +276,6 @@ class OpenFile:
         self._rebase(buffer, base)
         self._clear_new()
         return None
-
-    def _rebase(self, buffer: WriteBuffer, base: BaseContent) -> None:
-        self.buffer = buffer.rebase(base)
-        buffer.close()
 
     def _rebase_on_committed(self, content: CommittedContent) -> None:
         """Continue editing over the content that was just committed.
@@ -511,13 +375,7 @@ class OpenFile:
         Raises what reading raises.
         """
         with self.lock:
-            if not self.handle_count or self.target is None:
-                return None
-            if self.buffer is not None:
-                return self.buffer.copy()
-            content, _precondition = self._open_target()
-            with contextlib.closing(content):
-                return WriteBuffer(content).copy()
+            return self._copy_bytes() if self.handle_count and self.target is not None else None
 
     def detach(self, contents: WriteBuffer | None) -> None:
         """End the relation to its target; its handles use `contents` from now on.
@@ -559,15 +417,4 @@ class OpenFile:
         with self.lock:
             if self.attached_handles.have_ranged_view():
                 self.content_version += 1
-            base = None if self.buffer is None else self.buffer.base
-            if self.buffer is None or self.target is None or not isinstance(base, ObservedContent):
-                return
-            if self.target.field is None:
-                content, self._precondition = self._table.content_loader.open_saved(self.target, base.blocks)
-            else:
-                try:
-                    content, self._precondition = self._open_target()
-                except RedisFuseError as error:
-                    log.warning("%s: its content can't be read after its rename: %s", os.fsdecode(self.path), error)
-                    return
-            self._rebase(self.buffer, content)
+            self._reload_base()
