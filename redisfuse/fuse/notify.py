@@ -64,7 +64,8 @@ class KernelNotifier:
         self._lock = threading.Lock()
         self._wakeup = threading.Lock()  # the writer waits for it while `_is_waiting`
         self._wakeup.acquire()
-        self._queue: dict[_Notification, None] = {}  # an ordered set, or _EVERYTHING alone
+        # In order, or _EVERYTHING alone; the value: whether a dentry stays, as of when its name was queued.
+        self._queue: dict[_Notification, bool] = {}
         self._is_waiting = False
         self._is_writing = False
         self._is_closed = False
@@ -85,11 +86,11 @@ class KernelNotifier:
     def invalidate_entry(self, parent_id: int, name: bytes) -> None:
         """Drop a name, whether it is cached as present or as absent.
 
-        If its dentry must stay when this is written (`CachedTree.keeps_dentry`), the kernel looks the name up again,
-        and programs keep using it meanwhile. Without that, getcwd(3) fails in a directory that continues to exist.
-        Before Linux 6.2 the name is dropped.
+        If its dentry must stay, now or when this is written (`CachedTree.keeps_dentry`), the kernel looks the name up
+        again, and programs keep using it meanwhile. Without that, getcwd(3) fails in a directory that continues to
+        exist. Before Linux 6.2 the name is dropped.
         """
-        self._put((parent_id, name))
+        self._put((parent_id, name), keeps_dentry=self.cached_tree.keeps_dentry(parent_id, name))
 
     def increment_epoch(self) -> None:
         """Let the kernel look up every name again (where `has_inc_epoch`)."""
@@ -98,7 +99,7 @@ class KernelNotifier:
     def invalidate_everything(self) -> None:
         """Have `CachedTree.write_everything` called by the writer, in place of all that is queued."""
         with self._lock:
-            self._queue = {_EVERYTHING: None}
+            self._queue = {_EVERYTHING: False}
             self._wake_writer()
 
     def expire_attributes_now(self, node_id: int) -> None:
@@ -130,16 +131,16 @@ class KernelNotifier:
             time.sleep(_DRAIN_POLL_SECONDS)
         return True
 
-    def _put(self, notification: _Notification) -> None:
+    def _put(self, notification: _Notification, *, keeps_dentry: bool = False) -> None:
         if threading.get_ident() == self._thread_id:  # in `write_everything`
-            self._write(notification)
+            self._write(notification, keeps_dentry)
             return
         with self._lock:
             if self._is_closed or _EVERYTHING in self._queue:
                 return
-            self._queue[notification] = None
+            self._queue[notification] = keeps_dentry or self._queue.get(notification, False)
             if len(self._queue) > MAX_QUEUED_NOTIFICATIONS:
-                self._queue = {_EVERYTHING: None}
+                self._queue = {_EVERYTHING: False}
             self._wake_writer()
 
     def _wake_writer(self) -> None:
@@ -183,12 +184,12 @@ class KernelNotifier:
         try:
             while not self._is_closed:
                 with self._lock:
-                    batch, self._queue = list(self._queue), {}
+                    batch, self._queue = self._queue, {}
                     self._is_writing = bool(batch)
                     self._is_waiting = not batch and not self._is_closed
                     is_waiting = self._is_waiting
-                for notification in batch:
-                    self._write(notification)
+                for notification, keeps_dentry in batch.items():
+                    self._write(notification, keeps_dentry)
                 if is_waiting:
                     self._wakeup.acquire()
         except ConnectionError:
@@ -200,7 +201,7 @@ class KernelNotifier:
             self._is_closed = True
             self.unsupported_reason = self.unsupported_reason or "not mounted any more"
 
-    def _write(self, notification: _Notification) -> None:
+    def _write(self, notification: _Notification, keeps_dentry: bool) -> None:
         """Write one notification, in the writer's thread.
 
         Raises ConnectionError if the mount has ended.
@@ -211,19 +212,19 @@ class KernelNotifier:
             self.cached_tree.write_everything()
             return
         try:
-            os.write(self._device_fd, self._pack(notification))
+            os.write(self._device_fd, self._pack(notification, keeps_dentry))
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.ENOTCONN, errno.EPERM):  # unmounted or aborted
                 raise ConnectionError from None
             if error.errno != errno.ENOENT:  # ENOENT: the kernel has nothing cached there
                 log.debug("the kernel refused a notification: %s", error)
 
-    def _pack(self, notification: _Notification) -> bytes:
+    def _pack(self, notification: _Notification, keeps_dentry: bool) -> bytes:
         if notification is _EPOCH:
             return wire.pack_inc_epoch()
         node_id, name = notification
         if isinstance(name, bytes):
-            # Not decided before: meanwhile the name may have become that of a directory, or of an open file.
-            flags = wire.EXPIRE_ONLY if self.cached_tree.keeps_dentry(node_id, name) else 0
-            return wire.pack_inval_entry(node_id, name, flags)
+            # Meanwhile the name may have become that of a directory, or of an open file.
+            keeps_dentry = keeps_dentry or self.cached_tree.keeps_dentry(node_id, name)
+            return wire.pack_inval_entry(node_id, name, wire.EXPIRE_ONLY if keeps_dentry else 0)
         return wire.pack_inval_inode(node_id, keep_pages=name)
