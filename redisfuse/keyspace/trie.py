@@ -315,6 +315,8 @@ class PackedTrie:
                 node = entry
             elif entry is None or depth == len(directory):
                 return entry is not None
+            elif self._separator.join((*directory[depth:], b"")) not in entry:  # fast; can only err towards "present"
+                return False
             else:
                 child = get_packed_child(entry, list(directory[depth:]), self._separator)
                 return child is not None and child.is_directory

@@ -46,11 +46,11 @@ def run_multi_exec(channel: Channel, commands: Sequence[WriteCommand]) -> list[A
     unless a command is streamed. Raises TransactionRejectedError if nothing was executed; MultiRefusedError if the
     commands were executed without a transaction; UnavailableError if the reply was lost, so the outcome is unknown.
     """
+    reply_counts: list[int] | None = None
     if any(command.is_streamed for command in commands):
         reply_counts = _queue_individually(channel, commands)
         replies = channel.execute([("EXEC",)])
     else:
-        reply_counts = [1] * len(commands)
         replies = channel.execute([("MULTI",), *(command.full_args for command in commands), ("EXEC",)])
     outcome = replies[-1]
     if len(replies) > 1 and isinstance(replies[0], RedisFuseError):
@@ -65,8 +65,11 @@ def run_multi_exec(channel: Channel, commands: Sequence[WriteCommand]) -> list[A
         raise TransactionRejectedError(next(reply for reply in replies if isinstance(reply, RedisFuseError)))
     if outcome is None:
         return None
-    if not isinstance(outcome, list) or len(outcome) != sum(reply_counts):
+    expected_count = len(commands) if reply_counts is None else sum(reply_counts)
+    if not isinstance(outcome, list) or len(outcome) != expected_count:
         raise UnavailableError("the server sent an unexpected reply to EXEC")
+    if reply_counts is None:
+        return outcome
     remaining = iter(outcome)
     return [_select_reply(list(islice(remaining, count))) for count in reply_counts]
 

@@ -208,7 +208,9 @@ class DentryTracker:
     def _possible_paths(self, directory: list[bytes], leaf: bytes) -> set[bytes]:
         """Return every path at which a program may have looked up a key."""
         grammar, in_root = self._grammar, not directory
-        names = {grammar.key_name(leaf, escape_dots=escape_dots, in_root=in_root) for escape_dots in (False, True)}
+        names = {grammar.key_name(leaf, escape_dots=False, in_root=in_root)}
+        if b"." in leaf:
+            names.add(grammar.key_name(leaf, escape_dots=True, in_root=in_root))
         paths = {grammar.join_path(directory, name) for name in names}
         if self._marked_path_hashes:
             marked_names = {grammar.add_file_mark(name) for name in names}
