@@ -83,14 +83,15 @@ class KernelNotifier:
         """Drop the attributes of a node, and keep its pages."""
         self._put((node_id, True))
 
-    def invalidate_entry(self, parent_id: int, name: bytes) -> None:
+    def invalidate_entry(self, parent_id: int, name: bytes, *, keeps_dentry: bool = False) -> None:
         """Drop a name, whether it is cached as present or as absent.
 
-        If its dentry must stay, now or when this is written (`CachedTree.keeps_dentry`), the kernel looks the name up
-        again, and programs keep using it meanwhile. Without that, getcwd(3) fails in a directory that continues to
-        exist. Before Linux 6.2 the name is dropped.
+        With `keeps_dentry`, or if its dentry must stay now or when this is written (`CachedTree.keeps_dentry`), the
+        kernel looks the name up again, and programs keep using it meanwhile. Without that, getcwd(3) fails in a
+        directory that continues to exist. Before Linux 6.2 the name is dropped.
         """
-        self._put((parent_id, name), keeps_dentry=self.cached_tree.keeps_dentry(parent_id, name))
+        keeps_dentry = keeps_dentry or self.cached_tree.keeps_dentry(parent_id, name)
+        self._put((parent_id, name), keeps_dentry=keeps_dentry)
 
     def increment_epoch(self) -> None:
         """Let the kernel look up every name again (where `has_inc_epoch`)."""

@@ -131,19 +131,25 @@ class DentryTracker:
             self.invalidate_all()
             return
         paths: set[bytes] = set()
+        existing_paths: set[bytes] = set()
         listing_paths: set[bytes] = set()
         for key in keys:
-            if not self._collect_key(key, paths, listing_paths):
+            if not self._collect_key(key, paths, existing_paths, listing_paths):
                 self.invalidate_all()
                 return
         if listing_paths:
             self._kernel_cache.invalidate(listing_paths, keep_dentry=True)
         if paths:
             self._kernel_cache.invalidate(paths)
+        if existing_paths:
+            self._kernel_cache.invalidate(existing_paths, still_exist=True)
 
-    def _collect_key(self, key: bytes, paths: set[bytes], listing_paths: set[bytes]) -> bool:
+    def _collect_key(
+        self, key: bytes, paths: set[bytes], existing_paths: set[bytes], listing_paths: set[bytes]
+    ) -> bool:
         """Add the paths and listings to invalidate for one key.
 
+        `existing_paths`: those of the key itself, if it still exists.
         Return False if everything must be invalidated.
         """
         grammar = self._grammar
@@ -165,7 +171,8 @@ class DentryTracker:
             return False
         paths.update(field_paths)
         if is_tracked:
-            paths.update(self._possible_paths(directory, leaf))
+            is_missing = self._keyspace.index.find_missing((key,))
+            (paths if is_missing else existing_paths).update(self._possible_paths(directory, leaf))
         self._collect_directories(directory, paths, listing_paths)
         return True
 

@@ -45,8 +45,8 @@ class KernelNotifier(Protocol):
     def invalidate_attributes(self, node_id: int) -> None:
         """Drop the attributes of a node, and keep its pages."""
 
-    def invalidate_entry(self, parent_id: int, name: bytes) -> None:
-        """Drop a name; if `CachedTree.keeps_dentry`, programs keep using it meanwhile."""
+    def invalidate_entry(self, parent_id: int, name: bytes, *, keeps_dentry: bool = False) -> None:
+        """Drop a name; with `keeps_dentry`, of this or of `CachedTree`, programs keep using it meanwhile."""
 
     def invalidate_everything(self) -> None:
         """Have `CachedTree.write_everything` called in the thread that writes."""
@@ -78,15 +78,25 @@ class KernelCache:
         """Whether the kernel accepts invalidations."""
         return self._notifier.is_supported
 
-    def invalidate(self, paths: Iterable[bytes], *, keep_dentry: bool = False, ancestors: bool = False) -> None:
+    def invalidate(
+        self,
+        paths: Iterable[bytes],
+        *,
+        keep_dentry: bool = False,
+        still_exist: bool = False,
+        ancestors: bool = False,
+    ) -> None:
         """Invalidate the inodes at these paths, and their names unless `keep_dentry`.
 
-        With `ancestors`, the directories above are invalidated too.
+        With `still_exist`, the names only expire where the kernel sends OPEN: an open compares the content again, so
+        that a name which stays valid by mistake does no harm. With `ancestors`, the directories above are invalidated
+        too.
         """
+        expires = still_exist and not self._keeps_pages
         for path in paths:
-            self._invalidate_path(path, keep_dentry=keep_dentry, ancestors=ancestors)
+            self._invalidate_path(path, keep_dentry=keep_dentry, expires=expires, ancestors=ancestors)
 
-    def _invalidate_path(self, path: bytes, *, keep_dentry: bool, ancestors: bool) -> None:
+    def _invalidate_path(self, path: bytes, *, keep_dentry: bool, expires: bool, ancestors: bool) -> None:
         directory: Inode = self._inodes.root
         names = path.split(b"/") if path else []
         for depth, name in enumerate(names):
@@ -97,7 +107,7 @@ class KernelCache:
                 if child is not None:
                     self._invalidate_inode(child)
                 if child is None or not keep_dentry:
-                    self._notifier.invalidate_entry(directory.node_id, name)
+                    self._notifier.invalidate_entry(directory.node_id, name, keeps_dentry=expires)
             elif child is None:
                 if ancestors:
                     self._notifier.invalidate_entry(directory.node_id, name)
