@@ -39,7 +39,10 @@ _STOP_TIMEOUT_SECONDS = 5.0  # seconds for which `stop` waits for a notification
 
 
 class CachedTree(Protocol):
-    """What the kernel has cached of the tree. The writer's thread calls it, without a lock."""
+    """The tree, as far as the kernel has cached it.
+
+    The writer's thread calls it, without a lock.
+    """
 
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         """Return whether an invalidated name must keep its dentry: it only expires."""
@@ -98,7 +101,7 @@ class KernelNotifier:
         self._put(_EPOCH)
 
     def invalidate_everything(self) -> None:
-        """Have `CachedTree.write_everything` called by the writer, in place of all that is queued."""
+        """Have the writer call `CachedTree.write_everything`, in place of the queue."""
         with self._lock:
             self._queue = {_EVERYTHING: False}
             self._wake_writer()

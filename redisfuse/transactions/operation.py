@@ -31,7 +31,7 @@ from redisfuse.transactions.write_command import unwrap_reply
 
 @dataclass(frozen=True, slots=True)
 class WatchedState:
-    """The states of an operation's targets under the WATCH, their server, and the caller."""
+    """The states of an operation's targets under the WATCH, and their server."""
 
     states: Mapping[KeyRef, CurrentState]
     client: RedisClient

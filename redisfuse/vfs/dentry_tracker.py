@@ -202,7 +202,7 @@ class DentryTracker:
                 listing_paths.add(grammar.directory_path(ancestor[:-1]))
 
     def _has_moved(self, prefix: bytes) -> bool:
-        """Return whether a directory's time has changed since this was last called for it.
+        """Return whether a directory's time has changed since the last call.
 
         It changes whenever a key below is created or deleted.
         """

@@ -1,4 +1,4 @@
-"""The bytes of an open string or field in write mode: those in Redis, or uncommitted edits over them.
+"""The bytes of an open string or field: those in Redis, or edits over them.
 
 Threads: any. `EditedFile.lock` is held around each change, and while a base is read from the server.
 """
@@ -40,7 +40,7 @@ class EditedFile:
         self.buffer: WriteBuffer | None = None  # None: no edits; Redis has the content
         self.mtime_ns: int | None = None  # of the last write through this file; None: nothing was modified yet
         self.is_new = False  # no key or field has its content yet, so that even an empty file is committed
-        self._precondition = Precondition.unconditional()  # what Redis must have at the next commit
+        self._precondition = Precondition.unconditional()  # of the next commit
         self._written_since_commit = False
         self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
 

@@ -16,7 +16,7 @@ MAX_INVALIDATED_NAMES = 50_000
 
 
 class CachedTree(Protocol):
-    """What a notifier asks when it writes; `KernelCache` implements it."""
+    """The tree as a notifier sees it when it writes; `KernelCache` implements it."""
 
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         """Return whether an invalidated name only expires."""
@@ -46,7 +46,10 @@ class KernelNotifier(Protocol):
         """Drop the attributes of a node, and keep its pages."""
 
     def invalidate_entry(self, parent_id: int, name: bytes, *, keeps_dentry: bool = False) -> None:
-        """Drop a name; with `keeps_dentry`, of this or of `CachedTree`, programs keep using it meanwhile."""
+        """Drop a name.
+
+        With `keeps_dentry`, of this or of `CachedTree`, programs keep using it meanwhile.
+        """
 
     def invalidate_everything(self) -> None:
         """Have `CachedTree.write_everything` called in the thread that writes."""

@@ -1,4 +1,4 @@
-"""An open string or field in write mode: its handles, and the commits of its edits.
+"""An open string or field in write mode: its handles and commits.
 
 All handles of a target share one `OpenFile`, so that every descriptor sees the writes of all others.
 

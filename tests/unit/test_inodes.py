@@ -153,3 +153,19 @@ def test_memory_of_an_inode(table: InodeTable) -> None:
         assert (tracemalloc.get_traced_memory()[0] - before) / count < 120  # empty dictionaries keep their room
     finally:
         tracemalloc.stop()
+
+
+def test_an_open_does_not_hide_that_another_handle_reads_an_older_version(table: InodeTable) -> None:
+    """Two opens, with a change in between, leave the older version: the next look-up of the name sees the change."""
+    inode = add(table, b"f")
+    older, newer = object(), object()
+    table.attach_handle(inode, older)  # type: ignore[arg-type]
+    table.set_version(inode, 7)
+    table.attach_handle(inode, newer)  # type: ignore[arg-type]
+    table.set_version(inode, 8)
+    assert inode.is_outdated(8)
+    table.detach_handle(inode, older)  # type: ignore[arg-type]
+    table.set_version(inode, 8)
+    assert not inode.is_outdated(8)
+    table.detach_handle(inode, newer)  # type: ignore[arg-type]
+    assert inode.version == 0
