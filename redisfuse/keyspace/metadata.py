@@ -16,7 +16,7 @@ from more_itertools import chunked
 
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.config import CHUNK_BYTES
-from redisfuse.errors import AccessError, BusyError, NotFoundError, WrongTypeError
+from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.extended import ExtendedMetadata, ExtendedMetadataReader
 from redisfuse.keyspace.hash_fields import COMPACT_ENCODINGS, HashFields
 from redisfuse.keyspace.listener import Freshness
@@ -34,7 +34,7 @@ HEAD_BYTES = 16 << 10  # first bytes of a string that are fetched with its metad
 UNREADABLE = KeyMetadata(b"unreadable", -1)
 
 _MAX_KEYS_PER_BATCH = 1000  # so that a fetch is short
-_MIN_STRINGS_IN_SUCCESSION = 2  # after which the next key is expected to be a string: an error reply if it is not
+_MIN_STRINGS_IN_SUCCESSION = 8  # after which the next key is expected to be a string: an error reply if it is not
 _MAX_FETCH_ATTEMPTS = 4  # for keys that change their type between two commands
 
 
