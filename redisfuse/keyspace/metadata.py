@@ -114,17 +114,19 @@ class MetadataStore:
     def _fetch_expected_string(self, key: bytes) -> KeyMetadata | None:
         """Return the metadata of a key that is probably a string, in one round trip.
 
-        Returns None if the key has another type.
+        Returns None if the key has another type, or its value more than HEAD_BYTES.
         """
-        query = MetadataQuery.for_key(key, b"string", HEAD_BYTES, includes_ttl=True)
         with self.cache.begin_fetch() as token:
             sent_at = time.monotonic()
-            type, *replies = self._client.execute_many([(b"TYPE", key), *query.commands])
-            if type != b"string" or any(isinstance(reply, RedisFuseError) for reply in replies):
+            commands: list[RedisCommand] = [(b"TYPE", key), (b"GETRANGE", key, 0, HEAD_BYTES - 1), (b"PTTL", key)]
+            type, content, ttl = self._client.execute_many(commands)
+            if type != b"string" or not isinstance(content, bytes) or not isinstance(ttl, int):
                 return None
-            fetched = query.parse_replies(replies, sent_at)
-            self._cache_results(token, {key: fetched}, with_expiry=(key,))
-        return fetched[0]
+            if ttl == -2 or len(content) == HEAD_BYTES:
+                return None
+            metadata = KeyMetadata(b"string", len(content), sent_at + ttl / 1000 if ttl >= 0 else None)
+            self._cache_results(token, {key: (metadata, content)}, with_expiry=(key,))
+        return metadata
 
     def get_cached(self, key: bytes) -> KeyMetadata | None:
         """Return the metadata if it is cached; sends no command."""

@@ -152,7 +152,7 @@ def test_each_lock_is_on_the_page() -> None:
     with_lock = {
         name for name, definitions in defined_classes().items() if any(creates_lock(each) for each in definitions)
     }
-    assert {"OpenFile", "PinnedContent", "Index"} <= with_lock
+    assert {"EditedFile", "PinnedContent", "Index"} <= with_lock
     missing = with_lock - code_spans(section("Lock order"))
     assert missing == set()
 
