@@ -16,7 +16,7 @@ from more_itertools import chunked
 
 from redisfuse.client.client import RedisClient, RedisCommand
 from redisfuse.config import CHUNK_BYTES
-from redisfuse.errors import AccessError, BusyError, NotFoundError, RedisFuseError, WrongTypeError
+from redisfuse.errors import AccessError, BusyError, NotFoundError, WrongTypeError
 from redisfuse.keyspace.extended import ExtendedMetadata, ExtendedMetadataReader
 from redisfuse.keyspace.hash_fields import COMPACT_ENCODINGS, HashFields
 from redisfuse.keyspace.listener import Freshness
