@@ -87,7 +87,8 @@ def _write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[t
         bodies[topic] = "\n".join(
             [*(table.to_markdown() for table in tables), f"### Machine of this run\n\n{machine_text}\n"]
         )
-    ordered = [(topic, bodies[topic]) for topic in TOPICS if topic in bodies]
+    ordered = [(topic, bodies.pop(topic)) for topic in TOPICS if topic in bodies]
+    ordered += bodies.items()  # of the detailed benchmarks
     text = "# Results of the benchmarks\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
     text += "Trust the ratios, not the absolute figures.\n\n"
     RESULTS_FILE.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))
