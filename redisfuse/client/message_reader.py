@@ -38,9 +38,9 @@ class MessageReader:
         Error replies are RedisFuseError objects, push messages hiredis.PushNotification. Raises OSError,
         InvalidMessageError, ReplyTooLargeError. After a TimeoutError, the next call continues with the same message.
         """
-        gets = self._parser.gets
+        # No local variable refers to the parser: the traceback of an error would keep what was received of a message.
         try:
-            while (message := gets()) is Ellipsis:
+            while (message := self._parser.gets()) is Ellipsis:
                 count = self._socket.recv_into(self._receive_buffer)
                 if not count:
                     raise ConnectionResetError("Connection closed by server.")

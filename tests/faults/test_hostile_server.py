@@ -70,6 +70,19 @@ def test_endless_replies(command: tuple[str | int, ...], head: bytes) -> None:
             client.execute(*command)
 
 
+def test_a_kept_error_holds_no_part_of_a_reply() -> None:
+    """What was received of endless replies is freed, although the errors live on, as in a log's records."""
+    errors = []
+    with HostileServer({b"GETRANGE": flood(b"$99999999999\r\n")}) as server:
+        client = RedisClient(server.address, Limits(timeout=10))
+        with contextlib.closing(client), at_most(seconds=60.0, mebibytes=160):
+            for _ in range(8):
+                with pytest.raises(UnavailableError) as caught:
+                    client.execute("GETRANGE", "k", 0, 32 * MIB)
+                errors.append(caught.value)
+    assert len(errors) == 8
+
+
 @pytest.mark.parametrize("head", [b"$99999999999\r\n", b"+", b"%4000000000\r\n"])
 def test_an_endless_greeting(head: bytes) -> None:
     """The same holds while the connection is being established."""
