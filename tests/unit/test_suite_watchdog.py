@@ -26,10 +26,17 @@ def mount(request, tmp_path):
 """
 HANGING_MOUNT = """
 import os, pytest, signal
+from pathlib import Path
+from tests.support.mounts import wait_until
 
-@pytest.mark.timeout(1)
+def is_stopped(pid):
+    tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+    return all(task.read_text().rpartition(")")[2].split()[0] == "T" for task in tasks)
+
+@pytest.mark.timeout(4)
 def test_it(mount):
     os.kill(mount.process.pid, signal.SIGSTOP)
+    wait_until(lambda: is_stopped(mount.process.pid))  # one thread takes the signal, and the others still answer
     os.path.exists(mount.path / "absent")
 
 def test_another(mount):
