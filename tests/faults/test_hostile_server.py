@@ -71,7 +71,7 @@ def test_endless_replies(command: tuple[str | int, ...], head: bytes) -> None:
 
 
 def test_a_kept_error_holds_no_part_of_a_reply() -> None:
-    """What was received of endless replies is freed, although the errors live on, as in a log's records."""
+    """An endless reply takes no memory after its error, although the error lives on, as in a record of a log."""
     errors = []
     with HostileServer({b"GETRANGE": flood(b"$99999999999\r\n")}) as server:
         client = RedisClient(server.address, Limits(timeout=10))
