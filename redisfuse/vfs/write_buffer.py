@@ -10,12 +10,12 @@ Threads: not thread-safe. The open file that owns a buffer holds its lock around
 from __future__ import annotations
 
 import io
-import tempfile
 from bisect import bisect_left
 from collections.abc import Iterator
 from typing import BinaryIO, Protocol, cast
 
 from redisfuse.config import CHUNK_BYTES
+from redisfuse.transactions.spool import open_spool_file
 
 SPOOL_THRESHOLD_BYTES = 4 * 1024 * 1024  # written bytes held in memory before they move to a temporary file
 
@@ -90,7 +90,7 @@ class WriteBuffer:
 
     def _move_to_disk(self) -> None:
         in_memory = cast(io.BytesIO, self._written_file)
-        self._written_file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by close()
+        self._written_file = open_spool_file()
         self._written_file.write(in_memory.getbuffer())
         self._is_on_disk = True
 

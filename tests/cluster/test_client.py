@@ -52,7 +52,7 @@ def test_any_address_of_a_node_opens_the_cluster(cluster: RedisCluster) -> None:
 
 def test_addresses_that_are_no_cluster(redis_server: RedisServer) -> None:
     """A cluster's address that leads elsewhere says so; a node on its own serves no slot."""
-    with pytest.raises(UnavailableError, match=r"no node of a cluster; use redis://127.0.0.1:\d+"):
+    with pytest.raises(UnavailableError, match=r"is not a node of a cluster; use redis://127.0.0.1:\d+"):
         open_client(Address.parse(f"redis+cluster://127.0.0.1:{redis_server.port}"))
     with pytest.raises(UnavailableError, match="nothing listens"):
         open_client(Address.parse("redis+cluster://127.0.0.1:1"))
