@@ -361,7 +361,7 @@ def _parse_source(context: click.Context, arguments: tuple[str, ...]) -> tuple[s
 
     Raises UsageError with the nearest valid form.
     """
-    if len(arguments) == 3 and "://" not in arguments[0]:
+    if len(arguments) == 3 and not any("://" in word for word in arguments[:2]):
         host, port, mountpoint = arguments
         if not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
             raise UsageError(f"{port!r} is not a port: write HOST PORT MOUNTPOINT, such as 127.0.0.1 6379 /mnt/redis")

@@ -176,6 +176,7 @@ def test_long_options_in_o() -> None:
         (["redis://h"], "mount point is missing"),
         (["/run/redis.sock", "/mnt"], "unix:///run/redis.sock"),
         (["umuont", "/mnt"], "did you mean 'umount'"),
+        (["mnt", "redis://h", "/mnt"], "did you mean 'mount'"),
         (["--journal", *HOST], "add --write"),
         (["-o", "journal", *HOST], "add --write"),
         (["-o", "ro", "--write", *HOST], "contradict"),
