@@ -66,14 +66,17 @@ def command(context: click.Context, /, source: tuple[str, ...], **options: Any) 
     as_json, prefix, write = options.pop("as_json"), options.pop("prefix"), options.pop("write")
     del options["password_file"]
     address = parse_server_address(source, password=find_password(context), **options)
-    findings = list(
-        _run_checks(address, options["timeout"], options["cluster_map"], options["ssh"], prefix, write=write)
-    )
-    if as_json:
-        for finding in findings:
-            print_json(_finding_to_json(finding))
-    else:
-        _print_findings(findings)
+    findings: list[DoctorFinding] = []
+    checks = _run_checks(address, options["timeout"], options["cluster_map"], options["ssh"], prefix, write=write)
+    try:
+        for finding in checks:
+            findings.append(finding)
+    finally:  # an unreachable server doesn't hide a missing library
+        if as_json:
+            for finding in findings:
+                print_json(_finding_to_json(finding))
+        else:
+            _print_findings(findings)
     if any(finding.is_required and finding.ok is not True for finding in findings):
         context.exit(1)
 
@@ -179,7 +182,8 @@ def _print_findings(findings: list[DoctorFinding]) -> None:
         ("following", "Minimal rule for reading and tracking changes"),
         ("write", "Minimal rule for writing, too"),
     ):
-        click.echo(f"\n{title}:\n  {for_terminal(_format_acl_command(rules[mode]))}")
+        if mode in rules:
+            click.echo(f"\n{title}:\n  {for_terminal(_format_acl_command(rules[mode]))}")
 
 
 def _format_acl_command(rule: str) -> str:

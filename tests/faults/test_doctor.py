@@ -159,9 +159,13 @@ def test_usage(arguments: list[str]) -> None:
 
 
 def test_no_server_and_a_wrong_password(own_redis: RedisServer) -> None:
-    """A server that is down, and a wrong password, are one line and status 1, without the password."""
+    """A server that is down, and a wrong password, are one line and status 1, without the password.
+
+    What was found of this machine is printed before.
+    """
     result = doctor("127.0.0.1", str(find_free_port()), "--timeout", "2")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+    assert [line.partition("\t")[0] for line in result.stdout.splitlines()] == ["fuse", "decoders"]
     result = doctor(f"unix://:hunter2@{own_redis.socket_path}")
     assert (result.returncode, result.stderr.count("\n")) == (1, 1)
     assert "hunter2" not in result.stderr + result.stdout
