@@ -183,5 +183,5 @@ def test_the_figures_on_the_page_are_the_constants() -> None:
 
 
 def test_the_page_is_short() -> None:
-    """The page has at most 285 lines."""
-    assert len(PAGE.splitlines()) <= 285
+    """The page has at most 290 lines."""
+    assert len(PAGE.splitlines()) <= 290
