@@ -33,6 +33,11 @@ def _field(name: str) -> _Collector:
     return lambda facts: [({}, facts.get(name))]
 
 
+def _part(name: str, key: str | int) -> _Collector:
+    """Collect a part of a field; no sample if the mount has no such field."""
+    return lambda facts: [({}, facts[name][key] if facts[name] else None)]
+
+
 def _shard_field(name: str) -> _Collector:
     return lambda facts: [({"node": shard["node"]}, shard[name]) for shard in facts["shards"]]
 
@@ -79,10 +84,7 @@ _METRICS = (
     _Metric("resident_memory_bytes", "gauge", "Memory of the process.", _field("memory_bytes")),
     _Metric("replica_lag_seconds", "gauge", "How old a replica's values may be.", _field("lag_seconds")),
     _Metric(
-        "master_link_up",
-        "gauge",
-        "Whether the replica is connected to its master.",
-        lambda facts: [({}, None if facts["master_link"] is None else facts["master_link"]["is_up"])],
+        "master_link_up", "gauge", "Whether the replica is connected to its master.", _part("master_link", "is_up")
     ),
     _Metric("unserved_slots", "gauge", "Slots of a cluster without a node.", _field("unserved_slots")),
     _Metric("shard_tracking", "gauge", "Whether a shard's changes are tracked.", _shard_field("live")),
@@ -98,18 +100,8 @@ _METRICS = (
             if shard["master_link"]
         ],
     ),
-    _Metric(
-        "sentinels_answering",
-        "gauge",
-        "Sentinels that answer.",
-        lambda facts: [({}, facts["sentinels"][0] if facts["sentinels"] else None)],
-    ),
-    _Metric(
-        "sentinels",
-        "gauge",
-        "Sentinels that are known.",
-        lambda facts: [({}, facts["sentinels"][1] if facts["sentinels"] else None)],
-    ),
+    _Metric("sentinels_answering", "gauge", "Sentinels that answer.", _part("sentinels", 0)),
+    _Metric("sentinels", "gauge", "Sentinels that are known.", _part("sentinels", 1)),
 )
 
 
