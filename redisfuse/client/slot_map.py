@@ -98,7 +98,7 @@ EMPTY_MAP = SlotMap((None,) * SLOT_COUNT, {})
 def parse_slots(reply: Any, sender_host: str) -> SlotMap:
     """Parse the reply to CLUSTER SLOTS.
 
-    `sender_host`: of the node that replied; it stands for hosts that the reply leaves out. Raises UnavailableError for
+    `sender_host`: of the node that replied; it replaces hosts that the reply leaves out. Raises UnavailableError for
     a reply of another form.
     """
     owners: list[str | None] = [None] * SLOT_COUNT

@@ -1,4 +1,4 @@
-"""The content that an open inode stands for, where the kernel sends OPEN.
+"""The version of the content that an open inode has, where the kernel sends OPEN.
 
 The kernel has one size for each inode. So all handles of an inode that was opened for reading only read one version of
 the content, `Inode.version`: once another client has changed it, the name gets a new inode.

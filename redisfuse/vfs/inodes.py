@@ -155,7 +155,7 @@ class InodeTable:
         """Return the inode of a name, and count a lookup.
 
         It is a new inode if the name or its kind is new, or the inode's content is outdated. `version` is the current
-        one, where an inode stands for one version; 0 elsewhere.
+        one, where an inode has one version of its content; 0 elsewhere.
         """
         with self._lock:
             children = parent.children

@@ -67,7 +67,7 @@ class KernelNotifier(Protocol):
 class KernelCache:
     """The kernel's cache of names, attributes and pages.
 
-    With `keeps_pages`, an inode stands for one version of its content, and a change invalidates no pages of files.
+    With `keeps_pages`, an inode has one version of its content, and a change invalidates no pages of files.
     """
 
     def __init__(self, inodes: InodeTable, notifier: KernelNotifier, *, keeps_pages: bool) -> None:

@@ -380,7 +380,7 @@ class OpenFile(EditedFile):
     def detach(self, contents: WriteBuffer | None) -> None:
         """End the relation to its target; its handles use `contents` from now on.
 
-        None stands for an empty buffer.
+        None means an empty buffer.
         """
         with self.lock:
             if self.target is None:
