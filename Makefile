@@ -4,6 +4,8 @@ BIN := .venv/bin
 # Modules of tests that run at once: three on two cores, because tests wait a lot. Each has servers and mounts of its own.
 # They start in the order of their names (--no-loadscope-reorder), in which the long ones come first.
 JOBS ?= 3
+# Compiled modules are kept, whatever the environment says: the tests start hundreds of processes that import them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test check words docs bench clean
 
