@@ -25,7 +25,8 @@ from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter
 
 MIN_COMPRESSED_BYTES = 128  # shorter chunks are never compressed
-COMPRESSION_SAMPLE_BYTES = 16384  # of a longer chunk, compressed first to see whether compression helps
+COMPRESSION_SAMPLE_BYTES = 2048  # at the start and in the middle of a longer chunk: does compression help?
+LOOKED_UP_BYTES = 8192  # a longer content is compressed only if the journal doesn't contain it yet
 CHUNKS_PER_TRANSACTION = 4  # chunks staged in one transaction
 
 
@@ -84,10 +85,10 @@ def _prepare_blob(
     writer: JournalWriter, reader: JournalReader, blob: Blob, *, is_new: bool, force_stage: bool
 ) -> PreparedBlob:
     """Do all the work on a content that needs no transaction, or can have its own."""
+    if blob.size > LOOKED_UP_BYTES and not force_stage and reader.query(_SELECT_BLOB_BY_DIGEST, (blob.digest,)):
+        return PreparedBlob(blob, False)
     if blob.size <= CHUNK_BYTES:
         return PreparedBlob(blob, is_new, *_compress(blob.read()))
-    if not force_stage and reader.query("SELECT 1 FROM blobs WHERE digest = ?", (blob.digest,)):
-        return PreparedBlob(blob, False)
     return PreparedBlob(blob, False, staged_id=_stage_blob(writer, blob))
 
 
@@ -173,15 +174,19 @@ def _insert_chunks(connection: sqlite3.Connection, rows: list[tuple[Any, ...]]) 
 def _compress(data: bytes) -> tuple[int, bytes]:
     """Return (1, compressed data) if that saves at least a tenth, else (0, data)."""
     if len(data) >= MIN_COMPRESSED_BYTES:
-        if (
-            len(data) > 4 * COMPRESSION_SAMPLE_BYTES
-            and len(zlib.compress(data[:COMPRESSION_SAMPLE_BYTES], 1)) > COMPRESSION_SAMPLE_BYTES * 9 // 10
-        ):
-            return 0, data
+        if len(data) > 4 * COMPRESSION_SAMPLE_BYTES:
+            middle = len(data) // 2
+            sample = data[:COMPRESSION_SAMPLE_BYTES] + data[middle : middle + COMPRESSION_SAMPLE_BYTES]
+            if not _is_worthwhile(zlib.compress(sample, 1), sample):
+                return 0, data
         compressed = zlib.compress(data, 1)
-        if len(compressed) < len(data) * 9 // 10:
+        if _is_worthwhile(compressed, data):
             return 1, compressed
     return 0, data
+
+
+def _is_worthwhile(compressed: bytes, data: bytes) -> bool:
+    return len(compressed) < len(data) * 9 // 10
 
 
 # -- reading ---------------------------------------------------------------------------------------------------------
