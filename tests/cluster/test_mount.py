@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MountedServer, wait_until
+from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_cluster import RedisCluster, slot_of
 
 TIMEOUT = "2"
@@ -46,12 +45,12 @@ def sent_commands(cluster: RedisCluster) -> int:
     return total
 
 
-def test_a_cluster_is_one_folder(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_cluster_is_one_folder(cluster: RedisCluster, tmp_path: Path) -> None:
     """A plain URL of a node mounts the cluster; the kernel caches, and every change reaches it."""
     keys = cluster.fill(500, b"user:")
     cluster.call(b"list", "RPUSH", b"list", *[b"%d" % number for number in range(2000)])
     cluster.call(b"hash", "HSET", b"hash", "field", "content")
-    with nursery.mount_server(tmp_path, f"redis://127.0.0.1:{cluster.nodes[0].port}", write=False) as mount:
+    with mount_server(tmp_path, f"redis://127.0.0.1:{cluster.nodes[0].port}") as mount:
         mount.wait_coherent()
         assert len(os.listdir(mount.path / "user")) == 500
         assert sorted(os.listdir(mount.path)) == ["hash.field", "list", "user"]
@@ -72,11 +71,11 @@ def test_a_cluster_is_one_folder(cluster: RedisCluster, nursery: MountForkserver
         assert mount.status()["server"] == f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}/0"
 
 
-def test_a_long_listing_costs_few_round_trips(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_long_listing_costs_few_round_trips(cluster: RedisCluster, tmp_path: Path) -> None:
     """`ls -l` sends two commands a key, and each node at most three times the round trips of a single server."""
     count = 6000
     cluster.fill(count)
-    with nursery.mount_server(tmp_path, cluster.url(), write=False) as mount:
+    with mount_server(tmp_path, cluster.url()) as mount:
         mount.wait_coherent()
         before, began = mount.status(), time.monotonic()
         with os.scandir(mount.path / "key") as entries:
@@ -87,10 +86,10 @@ def test_a_long_listing_costs_few_round_trips(cluster: RedisCluster, nursery: Mo
 
 
 @pytest.mark.possible_log(*FAIL_OVER_LOG)
-def test_slots_and_primaries_change(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_slots_and_primaries_change(cluster: RedisCluster, tmp_path: Path) -> None:
     """The kernel's cache stays right when a key's slot moves, and when its primary is replaced."""
     keys = cluster.fill(200, b"user:")
-    with nursery.mount_server(tmp_path, cluster.url(), "--timeout", TIMEOUT, write=False) as mount:
+    with mount_server(tmp_path, cluster.url(), "--timeout", TIMEOUT) as mount:
         mount.wait_coherent()
         assert contents(mount, keys) == [b"value"] * 200
         source = cluster.owner_of_key(keys[0])
@@ -110,10 +109,10 @@ def test_slots_and_primaries_change(cluster: RedisCluster, nursery: MountForkser
 
 @pytest.mark.expected_log("was interrupted")
 @pytest.mark.possible_log(*FAIL_OVER_LOG)
-def test_a_shard_is_down(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_shard_is_down(cluster: RedisCluster, tmp_path: Path) -> None:
     """While a shard is down, its files and all listings are errors: nothing looks absent, nothing is missing."""
     keys = cluster.fill(200, b"user:")
-    with nursery.mount_server(tmp_path, cluster.url(), "--timeout", "1", write=False) as mount:
+    with mount_server(tmp_path, cluster.url(), "--timeout", "1") as mount:
         mount.wait_coherent()
         victim = cluster.primaries()[1]
         (lost, *_) = [key for key in keys if cluster.owner_of_key(key) is victim]

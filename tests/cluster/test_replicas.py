@@ -19,8 +19,7 @@ from redisfuse.keyspace.cluster_monitor import create_monitor
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from tests.support.cluster_keyspace import SETTLED_SECONDS, check_exact, keyspace_of
 from tests.support.commands import run_in_process
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import wait_until
+from tests.support.mounts import mount_server, wait_until
 from tests.support.redis_cluster import ClusterServer, ClusterWriter, RedisCluster, slot_of, wait_for
 
 OWN_STATISTICS = ("cmdstat_info", "cmdstat_replconf", "cmdstat_ping")  # of this test and of the replication
@@ -56,7 +55,7 @@ def executed_commands(primaries: Sequence[ClusterServer]) -> dict[int, dict[str,
     return counts
 
 
-def test_the_primaries_execute_nothing(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_the_primaries_execute_nothing(cluster: RedisCluster, tmp_path: Path) -> None:
     """Mounting, listing and reading send the primaries no command; the status names the replicas and their links."""
     keys = cluster.fill(300, b"user:")
     cluster.call(b"list", "RPUSH", b"list", *range(2000))
@@ -64,7 +63,7 @@ def test_the_primaries_execute_nothing(cluster: RedisCluster, nursery: MountFork
     for node in primaries:
         wait_for(lambda node=node: node.call("WAIT", 1, 1000) == 1)
     before = executed_commands(primaries)
-    with nursery.mount_server(tmp_path, "--replicas", url, write=False) as mount:
+    with mount_server(tmp_path, "--replicas", url) as mount:
         mount.wait_coherent()
         assert len(os.listdir(mount.path / "user")) == 300
         assert {os.stat(mount.path / "user" / str(number)).st_size for number in range(300)} == {5}

@@ -7,8 +7,8 @@ import pytest
 
 from tests.support.commands import read_lines as run
 from tests.support.commands import run_in_process
-from tests.support.mount_forkserver import MountForkserver
 from tests.support.mount_logs import SILENT
+from tests.support.mounts import mount_server
 from tests.support.redis_cluster import RedisCluster
 
 pytestmark = pytest.mark.timeout(120)
@@ -48,10 +48,10 @@ def test_a_cluster_by_url(cluster: RedisCluster, tmp_path: Path) -> None:
 
 
 @pytest.mark.possible_log(SILENT, "answers again")
-def test_a_path_in_a_mounted_cluster(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_path_in_a_mounted_cluster(cluster: RedisCluster, tmp_path: Path) -> None:
     """A path in the mount of a cluster leads to the cluster; one key is found once."""
     fill(cluster)
-    with nursery.mount_server(tmp_path, cluster.url(), write=False) as mount:
+    with mount_server(tmp_path, cluster.url()) as mount:
         assert run(tmp_path, "find", str(mount.path / "s"), "--limit", "1000") == sorted(
             f"{mount.path}/s/{number}" for number in range(300)
         )

@@ -18,7 +18,7 @@ from redisfuse.client.limits import Limits
 from redisfuse.client.opening import open_client
 from redisfuse.errors import UnavailableError
 from tests.support.commands import run_in_process
-from tests.support.mount_forkserver import MountForkserver
+from tests.support.mounts import mount_server
 from tests.support.proxy import Proxy
 from tests.support.redis_cluster import RedisCluster, slot_of, wait_for
 
@@ -33,10 +33,10 @@ def settings(cluster: RedisCluster) -> Iterator[None]:
         node.call("ACL", "DELUSER", "reader")
 
 
-def test_a_host_and_port_in_one_word(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_host_and_port_in_one_word(cluster: RedisCluster, tmp_path: Path) -> None:
     """HOST:PORT is an address; the status has a row for each shard."""
     cluster.fill(30)
-    with nursery.mount_server(tmp_path, f"127.0.0.1:{cluster.nodes[0].port}", write=False) as mount:
+    with mount_server(tmp_path, f"127.0.0.1:{cluster.nodes[0].port}") as mount:
         assert len(os.listdir(mount.path / "key")) == 30
         shards = mount.status()["shards"]
         assert {shard["node"] for shard in shards} == {f"127.0.0.1:{node.port}" for node in cluster.primaries()}
@@ -89,7 +89,7 @@ def test_endpoints_without_a_host(cluster: RedisCluster, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("settings")
-def test_the_rule_of_doctor_suffices(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_the_rule_of_doctor_suffices(cluster: RedisCluster, tmp_path: Path) -> None:
     """Doctor checks every node; the rule that it prints is enough on each of them, and one rule less is reported."""
     cluster.fill(30)
     url = f"redis://127.0.0.1:{cluster.nodes[0].port}"
@@ -105,7 +105,7 @@ def test_the_rule_of_doctor_suffices(cluster: RedisCluster, nursery: MountForkse
     url = f"redis://reader:secret@127.0.0.1:{cluster.nodes[0].port}"
     result = run_in_process(tmp_path, "doctor", url)
     assert result.exit_code == 0, result.output
-    with nursery.mount_server(tmp_path, url, write=False) as mount:
+    with mount_server(tmp_path, url) as mount:
         mount.wait_coherent()
         assert len(os.listdir(mount.path / "key")) == 30
         assert (mount.path / "key" / "7").read_bytes() == b"value"
@@ -146,7 +146,7 @@ def test_tls_by_announced_hostnames(tmp_path: Path) -> None:
             open_client(Address.parse(f"rediss+cluster://127.0.0.1:{port}{query}"), Limits(timeout=2))
 
 
-def test_databases_of_valkey(nursery: MountForkserver, tmp_path: Path) -> None:
+def test_databases_of_valkey(tmp_path: Path) -> None:
     """Valkey with cluster-databases has more than database 0."""
     with RedisCluster(3, 0, program=Path(get_binary_path()), arguments=["--cluster-databases", "4"]) as cluster:
         cluster.fill(10)
@@ -155,7 +155,7 @@ def test_databases_of_valkey(nursery: MountForkserver, tmp_path: Path) -> None:
             key = next(b"k%d" % number for number in range(999) if cluster.owner_of_key(b"k%d" % number) is node)
             client.set(key, "two")
         url = f"redis+cluster://127.0.0.1:{cluster.nodes[0].port}/2"
-        with nursery.mount_server(tmp_path, url, write=False) as mount:
+        with mount_server(tmp_path, url) as mount:
             mount.wait_coherent()
             names = os.listdir(mount.path)
             assert len(names) == 3

@@ -29,8 +29,7 @@ from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.session_start import start_session
 from tests.support.commands import run_in_process
 from tests.support.edit_bench import EditBench
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import wait_until
+from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_cluster import ClusterServer, RedisCluster, slot_of
 
@@ -292,10 +291,10 @@ def test_a_planned_fail_over_while_saving(cluster: RedisCluster, bench: EditBenc
 
 
 @pytest.mark.possible_log("was interrupted", "the cluster's primaries are")
-def test_a_writable_mount(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_writable_mount(cluster: RedisCluster, tmp_path: Path) -> None:
     """Programs edit, rename and remove files and folders of a cluster; commands roll that back."""
     keys = cluster.fill(40, b"user:")
-    with nursery.mount_server(tmp_path, cluster.url()) as mount:
+    with mount_server(tmp_path, cluster.url(), write=True) as mount:
         mount.wait_coherent()
         (mount.path / "user" / "0").write_bytes(b"edited")
         assert cluster.call(keys[0], "GET", keys[0]) == b"edited"
@@ -317,7 +316,7 @@ def test_a_writable_mount(cluster: RedisCluster, nursery: MountForkserver, tmp_p
 
 
 @pytest.mark.possible_log("was interrupted")
-def test_a_mount_is_killed_between_two_slots(cluster: RedisCluster, nursery: MountForkserver, tmp_path: Path) -> None:
+def test_a_mount_is_killed_between_two_slots(cluster: RedisCluster, tmp_path: Path) -> None:
     """Killed between the copy and the removal of a rename, both names are there; the journal says so, and undoes it."""
     old, new = two_keys(cluster)
     cluster.set(old, b"content")
@@ -325,7 +324,7 @@ def test_a_mount_is_killed_between_two_slots(cluster: RedisCluster, nursery: Mou
     names = [key.decode().replace(":", "/") for key in (old, new)]
     with Proxy(owner.socket_path, tcp=True) as proxy:
         route = f"127.0.0.1:{owner.port}=127.0.0.1:{proxy.port}"
-        with nursery.mount_server(tmp_path, cluster.url(), "--cluster-map", route) as mount:
+        with mount_server(tmp_path, cluster.url(), "--cluster-map", route, write=True) as mount:
             mount.wait_coherent()
             proxy.inject("hang", "EXEC", skip=1)
             moving = subprocess.Popen(["mv", mount.path / names[0], mount.path / names[1]], stderr=subprocess.DEVNULL)

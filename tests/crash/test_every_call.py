@@ -17,8 +17,14 @@ import redis
 from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change, State
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, flush_and_wait, wait_until
+from tests.support.mounts import (
+    MOUNT_TIMEOUT_SECONDS,
+    MountedServer,
+    clean_up_mount,
+    flush_and_wait,
+    start_mount,
+    wait_until,
+)
 from tests.support.redis_server import RedisServer
 from tests.support.strace import kill_at_syscall
 
@@ -108,7 +114,7 @@ class Crash:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_killed_at_every_call(name: str, nursery: MountForkserver, server: RedisServer, tmp_path: Path) -> None:
+def test_killed_at_every_call(name: str, server: RedisServer, tmp_path: Path) -> None:
     """A mount killed at any system call leaves the change done or not done, and the next mount finds out which."""
     operation = OPERATIONS[name]
     client = server.client()
@@ -117,7 +123,7 @@ def test_killed_at_every_call(name: str, nursery: MountForkserver, server: Redis
     kills = 0
 
     def mount_again() -> MountedServer:
-        mount = nursery.start_mount(tmp_path, server.tcp_url())
+        mount = start_mount(tmp_path, server.tcp_url(), write=True)
         if crash is not None:
             crash.check_recovered()
         return mount
@@ -158,9 +164,7 @@ def _succeeds(act: Callable[[Path], object], path: Path) -> bool:
 @pytest.mark.timeout(300)
 @pytest.mark.expected_log("held by a mount that died")
 @pytest.mark.parametrize("finish", ["close", "rename"])
-def test_a_held_file_is_written_after_every_call(
-    finish: str, nursery: MountForkserver, server: RedisServer, tmp_path: Path
-) -> None:
+def test_a_held_file_is_written_after_every_call(finish: str, server: RedisServer, tmp_path: Path) -> None:
     """After the next mount, a held file whose close was acknowledged is in Redis.
 
     It has the name that its program knows: that of the key over which it was renamed, if that was acknowledged, too.
@@ -170,7 +174,7 @@ def test_a_held_file_is_written_after_every_call(
     kills = 0
     for call in CALLS:
         for number in range(1, MAX_CALLS):
-            mount = nursery.start_mount(tmp_path, server.tcp_url())
+            mount = start_mount(tmp_path, server.tcp_url(), write=True)
             before = max((row.id for row in read_rows(journal, 0)), default=0)
             try:
                 flush_and_wait(server, mount)
@@ -185,7 +189,7 @@ def test_a_held_file_is_written_after_every_call(
                     mount.process.wait(MOUNT_TIMEOUT_SECONDS)
             finally:
                 mount.process.kill()
-            mount = nursery.start_mount(tmp_path, server.tcp_url())
+            mount = start_mount(tmp_path, server.tcp_url(), write=True)
             mount.process.kill()
             data = read_data(client)
             if is_renamed:
@@ -199,7 +203,7 @@ def test_a_held_file_is_written_after_every_call(
             kills += 1
         else:
             pytest.fail(f"more than {MAX_CALLS} calls of {call}")
-    clean_up_mount(nursery.start_mount(tmp_path, server.tcp_url()))
+    clean_up_mount(start_mount(tmp_path, server.tcp_url(), write=True))
     assert kills > 10
 
 

@@ -27,8 +27,8 @@ from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.crash.history_faults import FaultInjector
 from tests.crash.history_record import FILLER, SLOT_BYTES, TARGETS, Attempt, Settings, Target
-from tests.support.mount_forkserver import ROOT, MountForkserver
-from tests.support.mounts import MountedServer, clean_up_mount, run_redisfuse
+from tests.support.mount_forkserver import ROOT
+from tests.support.mounts import MountedServer, clean_up_mount, run_redisfuse, start_mount
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
@@ -54,7 +54,7 @@ def persistent_redis() -> Iterator[RedisServer]:
 @pytest.mark.possible_log(r"(?s)\A(?!.*Traceback)")
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
 def test_acknowledged_is_durable_and_refused_is_refused(
-    nursery: MountForkserver, persistent_redis: RedisServer, tmp_path: Path, binding: str
+    persistent_redis: RedisServer, tmp_path: Path, binding: str
 ) -> None:
     """Acknowledged tokens are there once, refused ones are not, and no row of the journal is pending."""
     server = persistent_redis
@@ -69,7 +69,7 @@ def test_acknowledged_is_durable_and_refused_is_refused(
         folder = tmp_path / f"mount{index}"
         folder.mkdir(exist_ok=True)
         words = ("--binding", binding, "--journal-file", str(journal), *MOUNT_OPTIONS)
-        return nursery.start_mount(folder, proxies[index].url(), *words)
+        return start_mount(folder, proxies[index].url(), *words, write=True)
 
     with contextlib.ExitStack() as stack:
         proxies = [stack.enter_context(Proxy(server.socket_path)) for _ in range(MOUNTS)]

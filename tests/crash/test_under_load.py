@@ -19,9 +19,15 @@ import pytest
 from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
-from tests.support.mount_forkserver import MountForkserver
 from tests.support.mount_logs import ENDED
-from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, clean_up_mount, mount_server, run_redisfuse, wait_until
+from tests.support.mounts import (
+    MOUNT_TIMEOUT_SECONDS,
+    clean_up_mount,
+    mount_server,
+    run_redisfuse,
+    start_mount,
+    wait_until,
+)
 from tests.support.redis_server import RedisServer
 
 WRITERS = 4
@@ -76,7 +82,7 @@ def changes(path: Path) -> list[Change]:
 
 
 @pytest.mark.timeout(120 + 20 * ROUNDS)
-def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
+def test_killed_under_load(own_redis: RedisServer, tmp_path: Path) -> None:
     """After a SIGKILL, each key of four writers has the last acknowledged value, or the one after it.
 
     The journal has each value of a key in order, with the value before it. The rows of applied values are `applied`.
@@ -87,7 +93,7 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
     total = 0
     for round_ in range(ROUNDS):
         binding = ("fusepy", "mfusepy")[round_ % 2]
-        mount = nursery.start_mount(tmp_path, own_redis.tcp_url(), "--binding", binding)
+        mount = start_mount(tmp_path, own_redis.tcp_url(), "--binding", binding, write=True)
         try:
             writers = [Writer(mount.path / f"r{round_}w{number}") for number in range(WRITERS)]
             (mount.path / f"d{round_}").mkdir()
@@ -110,7 +116,7 @@ def test_killed_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp
             assert done.returncode == 0, done.stderr
     print(f"{ROUNDS} rounds, {total} acknowledged saves")
     assert total > WRITERS * ROUNDS, "too few saves"
-    mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
+    mount = start_mount(tmp_path, own_redis.tcp_url(), write=True)
     try:
         for round_ in range(ROUNDS):
             assert (mount.path / f"d{round_}").is_dir()
@@ -140,10 +146,10 @@ def check_history(rows: list[Change], value: bytes | None) -> None:
 
 
 @pytest.mark.possible_log(ENDED)
-def test_terminated_under_load(nursery: MountForkserver, own_redis: RedisServer, tmp_path: Path) -> None:
+def test_terminated_under_load(own_redis: RedisServer, tmp_path: Path) -> None:
     """After a SIGTERM each acknowledged save is in Redis, no value is partial, and no row is pending."""
     client = own_redis.client()
-    mount = nursery.start_mount(tmp_path, own_redis.tcp_url())
+    mount = start_mount(tmp_path, own_redis.tcp_url(), write=True)
     try:
         writers = [Writer(mount.path / f"w{number}") for number in range(WRITERS)]
         for writer in writers:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MountedServer
+from tests.support.mounts import MountedServer, mount_server
 from tests.support.redis_server import RedisServer
 
 TIMEOUT = 1.0  # seconds, of the mounts
@@ -30,12 +29,12 @@ def small_disk_at(folder: Path, mebibytes: int) -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_mount(nursery: MountForkserver, tmp_path: Path) -> Iterator[MakeMount]:
+def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
     """Return a function that mounts a URL in write mode with a short time-out; unmount all afterwards."""
     with ExitStack() as stack:
 
         def make(url: str, *options: str, folder: Path = tmp_path, **arguments: bool) -> MountedServer:
-            mounted = nursery.mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **arguments)
+            mounted = mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **arguments)
             return stack.enter_context(mounted)
 
         yield make

@@ -24,8 +24,8 @@ from redisfuse.keyspace.metadata import MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.rendering.registry import render_text
 from tests.support.hostile_server import HostileServer, Reply, array, bulk, endless_cursors, flood
-from tests.support.mount_forkserver import MountForkserver
 from tests.support.mount_logs import INTERRUPTED
+from tests.support.mounts import mount_server
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
@@ -305,11 +305,11 @@ HOSTILE_REPLIES: dict[str, dict[bytes, Reply]] = {
 
 @pytest.mark.possible_log(INTERRUPTED, "scanning the keys failed", "changes by other clients appear")
 @pytest.mark.parametrize("replies", HOSTILE_REPLIES.values(), ids=HOSTILE_REPLIES)
-def test_a_mount_of_a_hostile_server(nursery: MountForkserver, tmp_path: Path, replies: dict[bytes, Reply]) -> None:
+def test_a_mount_of_a_hostile_server(tmp_path: Path, replies: dict[bytes, Reply]) -> None:
     """`cat` and `ls` end in time, with EIO or with what the server said, and the mount works on."""
     with (
         HostileServer(replies) as server,
-        nursery.mount_server(tmp_path, server.url, "--timeout", str(TIMEOUT), write=False, wait=False) as mount,
+        mount_server(tmp_path, server.url, "--timeout", str(TIMEOUT), wait=False) as mount,
     ):
         process = psutil.Process(mount.process.pid)
         rest = peak = process.memory_info().rss

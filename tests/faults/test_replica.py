@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MountedServer, run_redisfuse, wait_until
+from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer, find_free_port
 from tests.unit.test_monitor import keyspace_of, names, until
 
@@ -69,9 +68,7 @@ def test_a_promotion(own_redis: RedisServer) -> None:
     "the link to the master .* is up", "scanning the keys failed", "changes by other clients appear"
 )
 @pytest.mark.parametrize("tracking", [True, False])
-def test_a_mount_reports_the_link(
-    nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer, tracking: bool
-) -> None:
+def test_a_mount_reports_the_link(tmp_path: Path, own_redis: RedisServer, tracking: bool) -> None:
     """`status` and the log say that the link is down, also for a user who may not track changes."""
     with RedisServer(tcp=True) as replica:
         own_redis.client().set("k", "1")
@@ -82,7 +79,7 @@ def test_a_mount_reports_the_link(
             replica.client().execute_command("ACL", "SETUSER", "untracked", *rules)
             user = "untracked:pw@"
         url = replica.tcp_url().replace("redis://", f"redis://{user}")
-        with nursery.mount_server(tmp_path, url, "--rescan-seconds", "1") as mount:
+        with mount_server(tmp_path, url, "--rescan-seconds", "1", write=True) as mount:
             wait_until(lambda: (mount.status()["master_link"] or {}).get("is_up"))
             assert "is up" in status_row(tmp_path, mount)
             replica.client().replicaof("127.0.0.1", find_free_port())

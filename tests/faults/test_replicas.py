@@ -11,8 +11,7 @@ import redis
 from tests.faults.test_replica import LINK_DOWN, replicate, status_row
 from tests.faults.test_sentinel import FAILOVER_LOG
 from tests.support.errno_of import errno_name
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MountedServer, run_redisfuse, wait_until
+from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer, find_free_port
 from tests.support.sentinels import SentinelService
 
@@ -38,7 +37,7 @@ def look_around(mount: MountedServer) -> None:
 @pytest.mark.possible_log(
     "the connection to .* was (lost|closed)", "is a master", "was interrupted", "scanning the keys", LINK_DOWN
 )
-def test_a_standalone_replica(nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer) -> None:
+def test_a_standalone_replica(tmp_path: Path, own_redis: RedisServer) -> None:
     """The replica is followed, the master receives no command, and a replica that is promoted is left."""
     with RedisServer(tcp=True) as replica:
         client = own_redis.client()
@@ -47,7 +46,7 @@ def test_a_standalone_replica(nursery: MountForkserver, tmp_path: Path, own_redi
         replicate(replica, own_redis)
         ignored = REPLICATION_COMMANDS | {"set"}
         before = count_commands(client, ignored)
-        with nursery.mount_server(tmp_path, replica.tcp_url(), "--replicas", write=False) as mount:
+        with mount_server(tmp_path, replica.tcp_url(), "--replicas") as mount:
             mount.wait_coherent()
             look_around(mount)
             client.set("dir:new", "1")
@@ -84,7 +83,7 @@ def test_refusals(tmp_path: Path, own_redis: RedisServer) -> None:
 )
 @pytest.mark.parametrize("tracking", [True, False])
 def test_values_that_are_too_old(
-    nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer, tracking: bool, request: pytest.FixtureRequest
+    tmp_path: Path, own_redis: RedisServer, tracking: bool, request: pytest.FixtureRequest
 ) -> None:
     """Beyond --max-lag, reads and listings are EIO, whatever was cached, until the link is up again."""
     if not tracking:
@@ -100,7 +99,7 @@ def test_values_that_are_too_old(
             replica.client().execute_command("ACL", "SETUSER", "untracked", *rules)
             user = "untracked:pw@"
         url = replica.tcp_url().replace("redis://", f"redis://{user}")
-        with nursery.mount_server(tmp_path, url, "--replicas", "--max-lag", "3", write=False) as mount:
+        with mount_server(tmp_path, url, "--replicas", "--max-lag", "3") as mount:
             assert (mount.path / "k").read_text() == "1"
             wait_until(lambda: mount.status()["lag_seconds"] is not None)
             assert "s old" in status_row(tmp_path, mount)
@@ -117,7 +116,7 @@ def test_values_that_are_too_old(
 
 
 @pytest.mark.possible_log(*FAILOVER_LOG, "mymaster has a new replica", "is a replica:", "the link to the master")
-def test_replicas_of_sentinel(nursery: MountForkserver, tmp_path: Path) -> None:
+def test_replicas_of_sentinel(tmp_path: Path) -> None:
     """A replica that the Sentinels name is read, another one after its promotion, and never a master."""
     ignored = REPLICATION_COMMANDS | {"set", "client", "slaveof", "config", "subscribe", "multi", "exec"}
     with SentinelService(replicas=2) as service:
@@ -125,7 +124,7 @@ def test_replicas_of_sentinel(nursery: MountForkserver, tmp_path: Path) -> None:
         client = old.client()
         client.mset({f"dir:{number}": "x" for number in range(20)})
         before = count_commands(client, ignored)
-        with nursery.mount_server(tmp_path, service.url, "--replicas", write=False) as mount:
+        with mount_server(tmp_path, service.url, "--replicas") as mount:
             mount.wait_coherent()
             look_around(mount)
             assert count_commands(client, ignored) == before

@@ -17,8 +17,7 @@ from redisfuse.client.address_map import AddressMap
 from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import TryAgainError, UnavailableError, UnconfirmedWriteError
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import MountedServer, run_redisfuse, wait_until
+from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.sentinels import SentinelService, find_low_port
 
 FAILOVER_LOG = (
@@ -68,13 +67,13 @@ class Saver:
 
 
 @contextlib.contextmanager
-def mounts(nursery: MountForkserver, folder: Path, url: str) -> Iterator[tuple[MountedServer, MountedServer]]:
+def mounts(folder: Path, url: str) -> Iterator[tuple[MountedServer, MountedServer]]:
     """Mount the service twice, to read and to write."""
     for name in ("read", "write"):
         (folder / name).mkdir()
     with (
-        nursery.mount_server(folder / "read", url, write=False) as reader,
-        nursery.mount_server(folder / "write", url, write=True) as writer,
+        mount_server(folder / "read", url) as reader,
+        mount_server(folder / "write", url, write=True) as writer,
     ):
         reader.wait_coherent()
         writer.wait_coherent()
@@ -83,12 +82,12 @@ def mounts(nursery: MountForkserver, folder: Path, url: str) -> Iterator[tuple[M
 
 @pytest.mark.possible_log(*FAILOVER_LOG)
 @pytest.mark.parametrize("cause", ["planned", "crash", "hang"])
-def test_a_fail_over_loses_nothing_acknowledged(nursery: MountForkserver, tmp_path: Path, cause: str) -> None:
+def test_a_fail_over_loses_nothing_acknowledged(tmp_path: Path, cause: str) -> None:
     """Each acknowledged save is in the new master, and reads are those of the new master within 2 s."""
     with SentinelService() as service:
         old = service.master
         old.client().set("read", "before")
-        with mounts(nursery, tmp_path, service.url) as (reader, writer), Saver(writer.path) as saver:
+        with mounts(tmp_path, service.url) as (reader, writer), Saver(writer.path) as saver:
             assert (reader.path / "read").read_text() == "before"
             wait_until(lambda: len(saver.acknowledged) > 50)
             {"planned": service.fail_over, "crash": old.kill, "hang": old.pause}[cause]()

@@ -11,8 +11,7 @@ from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import TryAgainError, UnavailableError
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import wait_until
+from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.unit.test_monitor import RecordingListener, names, until
@@ -103,15 +102,13 @@ def test_a_server_that_is_slow_for_a_second(own_redis: RedisServer) -> None:
 @pytest.mark.expected_log(SILENCE)
 @pytest.mark.possible_log("the server answers again")
 @pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
-def test_a_mount_on_a_silent_network(
-    nursery: MountForkserver, redis_server: RedisServer, tmp_path: Path, binding: str
-) -> None:
+def test_a_mount_on_a_silent_network(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """Values that the kernel has cached are no longer shown after two seconds, whatever the time-out is."""
     other = redis_server.client()
     other.mset({"k": "old", "d:k": "old"})
     with (
         Proxy(redis_server.socket_path, tcp=True) as proxy,
-        nursery.mount_server(tmp_path, proxy.url(), "--timeout", "20", "--binding", binding) as mount,
+        mount_server(tmp_path, proxy.url(), "--timeout", "20", "--binding", binding, write=True) as mount,
     ):
         mount.wait_coherent()
         for _ in range(2):

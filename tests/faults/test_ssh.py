@@ -14,8 +14,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import run_redisfuse, wait_until
+from tests.support.mounts import mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 from tests.support.sentinels import find_low_port
 
@@ -70,13 +69,11 @@ def ssh_masters(folder: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.possible_log("ssh .* ended with status", "the connection to .* was (lost|closed)", "was interrupted")
-def test_a_mount_through_a_bastion(
-    nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer, bastion: str
-) -> None:
+def test_a_mount_through_a_bastion(tmp_path: Path, own_redis: RedisServer, bastion: str) -> None:
     """The mount follows and writes through one ssh, survives its end, and ends it."""
     client = own_redis.client()
     client.set("k", "1")
-    with nursery.mount_server(tmp_path, own_redis.tcp_url(), "--ssh", bastion) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), "--ssh", bastion, write=True) as mount:
         mount.wait_coherent()
         assert (mount.path / "k").read_text() == "1"
         (mount.path / "k").write_text("2")
@@ -92,11 +89,9 @@ def test_a_mount_through_a_bastion(
     assert result.returncode == 0, result.stderr
 
 
-def test_a_killed_mount_leaves_no_ssh(
-    nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer, bastion: str
-) -> None:
+def test_a_killed_mount_leaves_no_ssh(tmp_path: Path, own_redis: RedisServer, bastion: str) -> None:
     """The kernel ends ssh when the mount is killed."""
-    with nursery.mount_server(tmp_path, own_redis.tcp_url(), "--ssh", bastion, write=False) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), "--ssh", bastion) as mount:
         assert ssh_masters(tmp_path)
         mount.process.send_signal(signal.SIGKILL)
         wait_until(lambda: not ssh_masters(tmp_path))

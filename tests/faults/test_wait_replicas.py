@@ -8,18 +8,17 @@ import pytest
 
 from tests.faults.test_replica import replicate
 from tests.support.errno_of import change_states, save_file
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import run_redisfuse, wait_until
+from tests.support.mounts import mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 
 @pytest.mark.possible_log("confirmed the write", "did not confirm change", "its bytes are kept")
-def test_a_replica_that_hangs(nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer) -> None:
+def test_a_replica_that_hangs(tmp_path: Path, own_redis: RedisServer) -> None:
     """A save that no replica confirms fails and stays pending; it is applied as soon as the replica has it."""
     with RedisServer(tcp=True) as replica:
         replicate(replica, own_redis)
         options = ["--wait-replicas", "1", "--timeout", "1"]
-        with nursery.mount_server(tmp_path, own_redis.tcp_url(), *options, write=True) as mount:
+        with mount_server(tmp_path, own_redis.tcp_url(), *options, write=True) as mount:
             assert save_file(mount.path / "a", b"1") == ""
             assert replica.client().get("a") == b"1"
             replica.pause()

@@ -19,8 +19,7 @@ from redisfuse.paths.grammar import PathCodec
 from redisfuse.transactions.archive_file import create_archive
 from redisfuse.transactions.archive_record import ArchivedKey, ArchiveHeader
 from redisfuse.transactions.load import batch_keys
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import isolated_environment, redisfuse_command, run_redisfuse, wait_until
+from tests.support.mounts import isolated_environment, mount_server, redisfuse_command, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.timeout(120)
@@ -461,18 +460,18 @@ def test_a_batch_has_neighbouring_keys() -> None:
 # -- mounts -----------------------------------------------------------------------------------------------------------
 
 
-def test_paths_of_mounts(nursery: MountForkserver, redis_server: RedisServer, tmp_path: Path) -> None:
+def test_paths_of_mounts(redis_server: RedisServer, tmp_path: Path) -> None:
     """A load obeys the mount's mode and --allow, uses its journal, and is seen at once."""
     client = redis_server.client()
     client.mset({"user:1": "one", "user:2": "two", "other:1": "x"})
-    with nursery.mount_server(tmp_path, redis_server.url(), write=False) as mount:
+    with mount_server(tmp_path, redis_server.url()) as mount:
         assert run(tmp_path, "dump", f"{mount.path}/user", str(tmp_path / "users")).startswith("2 keys")
         assert run(tmp_path, "dump", f"{mount.path}/user/1", str(tmp_path / "one")).startswith("1 key ")
         assert run(tmp_path, "dump", str(mount.path), str(tmp_path / "all")).startswith("3 keys")
         assert "read-only" in run(tmp_path, "load", str(tmp_path / "users"), str(mount.path), status=2)
         assert "is a key" in run(tmp_path, "load", str(tmp_path / "users"), f"{mount.path}/user/1", status=2)
     client.delete("user:1", "other:1")
-    with nursery.mount_server(tmp_path, redis_server.url(), "--allow", "user:*") as mount:
+    with mount_server(tmp_path, redis_server.url(), "--allow", "user:*", write=True) as mount:
         done = run_redisfuse(tmp_path, "load", str(tmp_path / "all"), str(mount.path))
         assert (done.returncode, done.stdout) == (1, "3 keys: 1 created, 1 unchanged, 1 failed\n")
         assert "other:1: not written: --allow" in done.stderr

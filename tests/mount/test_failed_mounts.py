@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.support import mounts
-from tests.support.mount_forkserver import ROOT, MountForkserver
+from tests.support.mount_forkserver import ROOT
 from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import (
     MOUNT_TIMEOUT_SECONDS,
@@ -29,6 +29,7 @@ from tests.support.mounts import (
     isolated_environment,
     mount_server,
     redisfuse_command,
+    start_redisfuse,
     wait_until,
 )
 from tests.support.redis_server import RedisServer, find_free_port
@@ -57,16 +58,14 @@ def find_processes(path: Path) -> list[psutil.Process]:
     return processes
 
 
-def outcome(
-    nursery: MountForkserver, folder: Path, *words: str, seconds: float = MOUNT_TIMEOUT_SECONDS
-) -> tuple[int, str]:
+def outcome(folder: Path, *words: str, seconds: float = MOUNT_TIMEOUT_SECONDS) -> tuple[int, str]:
     """Return the exit status and the output of a command.
 
     It is terminated after `seconds`.
     """
     log = folder / "output"
     log.unlink(missing_ok=True)
-    process = nursery.start_process(list(words), folder, log)
+    process = start_redisfuse(folder, log, *words)
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -106,9 +105,9 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (["--password-file", "/does/not/exist", "127.0.0.1", "6399", "PATH"], "/does/not/exist"),
     ],
 )
-def test_usage(nursery: MountForkserver, tmp_path: Path, path: Path, words: list[str], expected: str) -> None:
+def test_usage(tmp_path: Path, path: Path, words: list[str], expected: str) -> None:
     """An invalid command line exits with 2 and one line with the reason; nothing is mounted."""
-    status, output = outcome(nursery, tmp_path, *(str(path) if word == "PATH" else word for word in words))
+    status, output = outcome(tmp_path, *(str(path) if word == "PATH" else word for word in words))
     assert status == 2, output
     assert len(output.splitlines()) == 1
     assert expected in output
@@ -270,7 +269,7 @@ def test_ends_cleanly(redis_server: RedisServer, tmp_path: Path, how: str, write
 
     No process and no mount remains, and only the first line is printed.
     """
-    with mount_server(tmp_path, redis_server.url(), write=write) as mount:
+    with mount_server(tmp_path, redis_server.url(), write=write, as_program=True) as mount:
         processes = find_processes(mount.path)
         assert len(processes) == 2  # the mount and its AbortWatchdog
         if how == "redisfuse umount":
@@ -340,7 +339,7 @@ def test_a_daemon_that_fails(tmp_path: Path, path: Path, case: str) -> None:
 # -- secrets ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_secret_is_visible_in_failures(nursery: MountForkserver, tmp_path: Path, path: Path) -> None:
+def test_no_secret_is_visible_in_failures(tmp_path: Path, path: Path) -> None:
     """In all failures, even with --debug, the password of a URL is neither printed nor logged."""
     with RedisServer(tcp=True) as server:
         server.client().execute_command("ACL", "SETUSER", "user", "on", f">{SECRET}", "~*", "+get", "&*")
@@ -360,7 +359,7 @@ def test_no_secret_is_visible_in_failures(nursery: MountForkserver, tmp_path: Pa
         for url in cases:
             for options in ([], ["--debug"], ["--daemon", "--log-file", str(tmp_path / "log")]):
                 words = ["--timeout", "0.5", *options, url, str(path)]
-                _, output = outcome(nursery, tmp_path, *words, seconds=2)
+                _, output = outcome(tmp_path, *words, seconds=2)
                 assert SECRET not in output, (url, options)
                 if is_mounted(path):
                     mounts.run_redisfuse(tmp_path, "umount", str(path))

@@ -6,8 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.support.mount_forkserver import MountForkserver
-from tests.support.mounts import wait_until
+from tests.support.mounts import mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
 
@@ -16,11 +15,11 @@ def connections(server: RedisServer) -> list[dict[str, Any]]:
     return [each for each in server.client().client_list() if each["name"] == "redisfuse"]
 
 
-def test_following_pauses(nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer) -> None:
+def test_following_pauses(tmp_path: Path, own_redis: RedisServer) -> None:
     """A mount without use has no connection; the next request shows what has changed meanwhile."""
     client = own_redis.client()
     client.mset({"dir:old": "1", "k": "before"})
-    with nursery.mount_server(tmp_path, own_redis.tcp_url(), "--idle-seconds", "1", write=False) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), "--idle-seconds", "1") as mount:
         for round in range(2):
             mount.wait_coherent()
             assert (mount.path / "k").read_text() == ("before" if round == 0 else "after 0")
@@ -40,10 +39,10 @@ def test_following_pauses(nursery: MountForkserver, tmp_path: Path, own_redis: R
         mount.wait_coherent()
 
 
-def test_use_keeps_following(nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer) -> None:
+def test_use_keeps_following(tmp_path: Path, own_redis: RedisServer) -> None:
     """Any request but that of `status` is a use: a listing of the root, too."""
     own_redis.client().set("k", "1")
-    with nursery.mount_server(tmp_path, own_redis.tcp_url(), "--idle-seconds", "2", write=False) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), "--idle-seconds", "2") as mount:
         for number in range(30):
             own_redis.client().set("k", str(number))
             assert [path.name for path in mount.path.iterdir()] == ["k"]
@@ -52,12 +51,12 @@ def test_use_keeps_following(nursery: MountForkserver, tmp_path: Path, own_redis
             time.sleep(0.1)
 
 
-def test_no_follow(nursery: MountForkserver, tmp_path: Path, own_redis: RedisServer) -> None:
+def test_no_follow(tmp_path: Path, own_redis: RedisServer) -> None:
     """The server tracks nothing; values are believed for a second, and names until the next scan."""
     client = own_redis.client()
     client.mset({"k": "1", "l": "2"})
     options = ["--no-follow", "--rescan-seconds", "1"]
-    with nursery.mount_server(tmp_path, own_redis.tcp_url(), *options, write=False) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), *options) as mount:
         assert (mount.path / "k").read_text() == "1"
         assert client.info("clients")["tracking_clients"] == 0
         assert "--no-follow" in mount.status()["reason"]

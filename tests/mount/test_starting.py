@@ -193,7 +193,7 @@ def test_mounts_that_fail(case: str, redis_server: RedisServer, locked_redis: Re
 
 def test_no_secret_is_visible(locked_redis: RedisServer, tmp_path: Path) -> None:
     """The password of a URL is in no argument list, mount table, status, log or journal of a running mount."""
-    with mount_server(tmp_path, with_password(locked_redis.tcp_url()), "--debug", write=True) as mount:
+    with mount_server(tmp_path, with_password(locked_redis.tcp_url()), "--debug", write=True, as_program=True) as mount:
         (mount.path / "app" / "key").write_bytes(b"new")
         shown = {
             "cmdline": Path(f"/proc/{mount.process.pid}/cmdline").read_bytes(),

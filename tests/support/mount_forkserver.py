@@ -1,13 +1,15 @@
 """Mounts that start in a fraction of a second: forked from a process that has imported all modules.
 
-For tests that each need a mount. Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
+Run as a process: `python -m tests.support.mount_forkserver`. It reads one JSON
 object a line: {"words": [...], "environment": {...}, "log": path}, and answers {"pid": ...}; when a mount has ended
 it says {"ended": pid, "status": exit status}, negative for a signal. It ends its mounts when its input ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib
 import json
 import os
@@ -17,14 +19,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
-
-from tests.support import mount_logs
-from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, MountedServer, clean_up_mount, is_mounted, isolated_environment
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
+MOUNT_TIMEOUT_SECONDS = 40.0  # for a mount to start or end on a busy machine
 
 
 class ForkedProcess:
@@ -58,13 +58,13 @@ class ForkedProcess:
 
 
 class MountForkserver:
-    """A process from which mounts are forked, while in the `with` block."""
+    """A process from which mounts are forked."""
 
     def __init__(self) -> None:
         self._exit_statuses: dict[int, int] = {}
         self._started_pids: queue.Queue[int] = queue.Queue()
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         self._forkserver = subprocess.Popen(
             [sys.executable, "-X", "faulthandler", "-m", "tests.support.mount_forkserver"],
             cwd=ROOT,
@@ -72,9 +72,9 @@ class MountForkserver:
             stdout=subprocess.PIPE,
         )
         threading.Thread(target=self._read_messages, daemon=True).start()
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """End it and its mounts."""
         assert self._forkserver.stdin is not None
         self._forkserver.stdin.close()
         try:
@@ -93,59 +93,22 @@ class MountForkserver:
             else:
                 self._exit_statuses[message["ended"]] = message["status"]
 
-    def start_process(self, words: list[str], folder: Path, log: Path) -> ForkedProcess:
-        """Start `redisfuse WORDS`."""
+    def start_process(self, words: list[str], environment: Mapping[str, str], log: Path) -> ForkedProcess:
+        """Start `redisfuse WORDS`, whose output goes to the end of `log`."""
         assert self._forkserver.stdin is not None
-        request = {"words": words, "environment": isolated_environment(folder), "log": str(log)}
+        request = {"words": words, "environment": dict(environment), "log": str(log)}
         self._forkserver.stdin.write(json.dumps(request).encode() + b"\n")
         self._forkserver.stdin.flush()
         return ForkedProcess(self._started_pids.get(timeout=3 * MOUNT_TIMEOUT_SECONDS), self._exit_statuses)
 
-    def start_mount(
-        self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
-    ) -> MountedServer:
-        """Mount `url` below `folder`; `wait` until the index is complete. End it with `mounts.clean_up_mount`."""
-        path = folder / "mnt"
-        if not is_mounted(path):
-            path.mkdir(exist_ok=True)
-        log = folder / "mount.log"
-        mount_logs.watch(log)
-        words = ["--write", "--journal"] if write else []
-        process = self.start_process([*words, *options, url, str(path)], folder, log)
-        mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")  # type: ignore[arg-type]
-        try:
-            deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
-            # A dead mount may still be in the table of mounts, so a process must answer.
-            while not _answers_status(path):
-                assert process.poll() is None, f"the mount ended: {mount.read_log()}"
-                assert time.monotonic() < deadline, f"no mount after {MOUNT_TIMEOUT_SECONDS} s: {mount.read_log()}"
-                time.sleep(0.005)
-            if wait:
-                mount.wait_ready()
-        except BaseException:
-            clean_up_mount(mount)
-            raise
-        return mount
 
-    @contextlib.contextmanager
-    def mount_server(
-        self, folder: Path, url: str, *options: str, write: bool = True, wait: bool = True
-    ) -> Iterator[MountedServer]:
-        """Mount `url` for the body of `with`, as start_mount does; end the mount afterwards."""
-        mount = self.start_mount(folder, url, *options, write=write, wait=wait)
-        try:
-            yield mount
-        finally:
-            clean_up_mount(mount)
-
-
-def _answers_status(path: Path) -> bool:
-    if not is_mounted(path):
-        return False
-    try:
-        return bool(os.getxattr(path, "user.redisfuse.status"))
-    except OSError:
-        return False
+@functools.cache
+def shared_forkserver() -> MountForkserver:
+    """Return the one of this process, which ends with it."""
+    forkserver = MountForkserver()
+    forkserver.start()
+    atexit.register(forkserver.stop)
+    return forkserver
 
 
 # -- the process that mounts are forked from -------------------------------------------------------------------------

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import mount_logs
+from tests.support.mount_forkserver import MOUNT_TIMEOUT_SECONDS, ForkedProcess, shared_forkserver
 from tests.support.redis_server import RedisServer
 
-MOUNT_TIMEOUT_SECONDS = 40.0  # for a mount to start or end on a busy machine
+AnyProcess = ForkedProcess | subprocess.Popen[bytes]
 
 
 @dataclass
@@ -25,7 +26,7 @@ class MountedServer:
     """A mounted server."""
 
     path: Path
-    process: subprocess.Popen[bytes]
+    process: AnyProcess
     log: Path
     journal: Path
 
@@ -101,33 +102,68 @@ def run_redisfuse(folder: Path, *words: str, timeout: float = 30, **options: Any
     )
 
 
-@contextlib.contextmanager
-def mount_server(
-    folder: Path, url: str, *options: str, write: bool = False, wait: bool = True
-) -> Iterator[MountedServer]:
-    """Mount `url` below `folder` for the body of `with`; afterwards nothing is left mounted or running."""
+def start_redisfuse(folder: Path, log: Path, *words: str) -> ForkedProcess:
+    """Start `redisfuse WORDS`, forked from a process with all modules; its output goes to the end of `log`."""
+    return shared_forkserver().start_process(list(words), isolated_environment(folder), log)
+
+
+def start_mount(
+    folder: Path, url: str, *options: str, write: bool = False, wait: bool = True, as_program: bool = False
+) -> MountedServer:
+    """Mount `url` below `folder`; `wait` until the index is complete. End it with `clean_up_mount`.
+
+    `as_program`: with a command line and an environment of its own, as the command is started by a shell.
+    """
     path = folder / "mnt"
-    path.mkdir(exist_ok=True)
+    if not is_mounted(path):
+        path.mkdir(exist_ok=True)
     log = folder / "mount.log"
     mount_logs.watch(log)
     words = ["--write", "--journal"] if write else []
-    with log.open("ab") as errors:
-        process = subprocess.Popen(
-            redisfuse_command(*words, *options, url, str(path)),
-            env=isolated_environment(folder),
-            stdin=subprocess.DEVNULL,
-            stdout=errors,
-            stderr=errors,
-        )
+    process: AnyProcess
+    if as_program:
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                redisfuse_command(*words, *options, url, str(path)),
+                env=isolated_environment(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+    else:
+        process = start_redisfuse(folder, log, *words, *options, url, str(path))
     mount = MountedServer(path, process, log, folder / "state" / "redisfuse" / "journal.db")
     try:
         deadline = time.monotonic() + MOUNT_TIMEOUT_SECONDS
-        while not is_mounted(path):
+        # A dead mount may still be in the table of mounts, so a process must answer.
+        while not _answers_status(path):
             assert process.poll() is None, f"the mount ended: {mount.read_log()}"
             assert time.monotonic() < deadline, f"no mount after {MOUNT_TIMEOUT_SECONDS} s: {mount.read_log()}"
-            time.sleep(0.01)
+            time.sleep(0.005)
         if wait:
             mount.wait_ready()
+    except BaseException:
+        clean_up_mount(mount)
+        raise
+    return mount
+
+
+def _answers_status(path: Path) -> bool:
+    if not is_mounted(path):
+        return False
+    try:
+        return bool(os.getxattr(path, "user.redisfuse.status"))
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def mount_server(
+    folder: Path, url: str, *options: str, write: bool = False, wait: bool = True, as_program: bool = False
+) -> Iterator[MountedServer]:
+    """Mount `url` below `folder` for the body of `with`, as `start_mount` does; afterwards nothing is left."""
+    mount = start_mount(folder, url, *options, write=write, wait=wait, as_program=as_program)
+    try:
         yield mount
     finally:
         clean_up_mount(mount)

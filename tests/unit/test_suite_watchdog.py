@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CONFTEST = """
 import pytest
-from tests.support.mount_forkserver import MountForkserver
+from tests.support.mounts import mount_server
 from tests.support.redis_server import RedisServer
 from tests.support.watchdog import SuiteWatchdog
 
@@ -16,12 +16,12 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtestloop(session):
-    with RedisServer(tcp=True) as session.server, MountForkserver() as session.forkserver:
+    with RedisServer(tcp=True) as session.server:
         return (yield)
 
 @pytest.fixture
 def mount(request, tmp_path):
-    with request.session.forkserver.mount_server(tmp_path, request.session.server.url()) as mount:
+    with mount_server(tmp_path, request.session.server.url(), write=True) as mount:
         yield mount
 """
 HANGING_MOUNT = """
