@@ -355,7 +355,7 @@ def test_a_user_without_the_right_to_track(tmp_path: Path) -> None:
         )
         client.set("k", "1")
         url = f"redis://guest:secret@127.0.0.1:{server.port}/0"
-        with mount_server(tmp_path, url) as mount:
+        with mount_server(tmp_path, url, as_program=True) as mount:
             status = mount.status()
             assert not status["live"]
             assert not status["kernel_cache"]
