@@ -3,7 +3,7 @@
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
 Topics: reading, capacity, writing, undo, following, guest_cost and cluster; the default is all. `--write` writes the
-tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and
+tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal, bench_commits and
 bench_rollback measure in more detail.
 """
 
@@ -56,7 +56,7 @@ def main() -> int:
     for name, value in about:
         console.print(f"{name}: {value}", highlight=False)
     if options.write:
-        _write_results(sections, about)
+        write_results(sections, about)
         console.print(f"Written to {RESULTS_FILE}")
     missed = [row for tables in sections.values() for table in tables for row in table.rows if "MISSED" in row[-1]]
     console.print(f"Goals missed: {len(missed)}")
@@ -79,7 +79,7 @@ def _parse_options() -> argparse.Namespace:
     return options
 
 
-def _write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[tuple[str, str]]) -> None:
+def write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[tuple[str, str]]) -> None:
     """Replace the sections of the measured topics; the others keep the machine of their run."""
     bodies = dict(_split_sections(RESULTS_FILE.read_text())) if RESULTS_FILE.exists() else {}
     machine_text = "\n".join(f"- {name}: {value}" for name, value in run_facts)

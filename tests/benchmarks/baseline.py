@@ -98,7 +98,9 @@ class BenchmarkRun:
     @contextlib.contextmanager
     def mount(self, server: RedisServer, binding: str, *options: str, write: bool = False) -> Iterator[MountedServer]:
         """Mount a server, and yield the mount when its caches are coherent."""
-        with mount_server(self.new_folder(), server.url(), "--binding", binding, *options, write=write) as mount:
+        with mount_server(
+            self.new_folder(), server.url(), "--binding", binding, *options, write=write, as_program=True
+        ) as mount:
             mount.wait_coherent()
             yield mount
 
