@@ -75,7 +75,9 @@ class AttributeBuilder:
         They don't depend on its path, which may lead to another file by now. None for any other file.
         """
         for handle in inode.handles:
-            if isinstance(handle, ReadWriteHandle) and handle.edited_size is not None:
+            if not isinstance(handle, ReadWriteHandle) or handle.edited_size is None:
+                continue
+            if not handle.file.may_be_outdated:
                 return self.of_stat(inode.path, self._filesystem.stat(OpenFileNode(handle.file)))
         return None
 

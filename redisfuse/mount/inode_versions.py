@@ -9,6 +9,7 @@ from __future__ import annotations
 from redisfuse.fuse.interface import FileAttributes, RequestContext
 from redisfuse.mount.attributes import AttributeBuilder
 from redisfuse.vfs.filesystem import Filesystem
+from redisfuse.vfs.handles import ReadWriteHandle
 from redisfuse.vfs.inodes import Inode
 from redisfuse.vfs.nodes import KeyNode, TreeNode
 
@@ -53,8 +54,9 @@ class InodeVersions:
         return self._stat(path, node), True
 
     def _reads_other_length(self, inode: Inode, node: KeyNode) -> bool:
-        handles = inode.handles
-        return bool(handles) and node.is_editable and handles[0].size != node.length
+        readers = (each for each in inode.handles if not (isinstance(each, ReadWriteHandle) and each.is_writer))
+        reader = next(readers, None)
+        return reader is not None and node.is_editable and reader.size != node.length
 
     def _stat(self, path: bytes, node: TreeNode) -> FileAttributes:
         if type(node) is KeyNode and node.is_plain:

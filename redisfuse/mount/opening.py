@@ -94,9 +94,10 @@ class FileOpener:
         """Open a handle, which the file counts already."""
         files, content = self._overlay.open_files, None
         try:
+            file.drop_outdated_base()
             if writing and not file.is_new:
                 file.begin_edit()
-            elif not writing and file.size is None and file.target is not None:
+            elif not writing and file.target is not None and (file.size is None or file.shows_redis):
                 content = self._filesystem.content_loader.open_growing(file.target)
             handle = ReadWriteHandle(files, file, content, flags, is_writer=writing, opener_tid=opener)
         except BaseException:

@@ -8,6 +8,7 @@ says that the outcome must be looked up.
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
@@ -29,6 +30,13 @@ from redisfuse.transactions.rename import Rename, RenamePair
 
 MAX_VALUE_BYTES = 512 * CHUNK_BYTES  # bytes; https://redis.io/docs/latest/develop/data-types/strings/#limits
 DEFAULT_DUMP_LIMIT_ELEMENTS = 100_000  # elements
+
+
+class RenamedStates(NamedTuple):
+    """The states of a rename."""
+
+    source: State  # before it
+    destination: State  # after it
 
 
 class KeyWriter:
@@ -217,8 +225,8 @@ class KeyWriter:
         new_path: bytes,
         precondition: Precondition,
         removed_expiry: Expiry | None,
-    ) -> State:
-        """Rename a key or field as a save; return the state of its new name.
+    ) -> RenamedStates:
+        """Rename a key or field as a save.
 
         `removed_expiry`: the expiry of a destination that the program has just removed, for a source without one.
         Raises ConflictError if the destination violates the precondition (the content is kept in the journal), and as
@@ -228,7 +236,7 @@ class KeyWriter:
         pairs = (RenamePair(source, destination),)
         operation = Rename(pairs, path, new_path, precondition=self._relax(precondition), removed_expiry=removed_expiry)
         self.executor.run(operation)
-        return operation.written[destination]
+        return RenamedStates(operation.moved[source], operation.written[destination])
 
     def expire(self, target: KeyRef, expires_at_ms: int | None, *, path: bytes) -> None:
         """Set when a key or field expires: absolute Unix time in ms, or None for never.

@@ -32,8 +32,8 @@ class Rename(Operation):
 
     A directory's rename has many pairs. No target may occur twice. Absent sources are skipped. A destination's expiry
     stays if the destination is there; otherwise the source's expiry moves along or, if it has none, `removed_expiry`
-    that of a destination which the program has just removed. Every destination must satisfy the precondition. `written`
-    are the states that the last `plan` gives to the destinations.
+    that of a destination which the program has just removed. Every destination must satisfy the precondition. `moved`
+    are the states from which the last `plan` takes the sources, `written` those that it gives to the destinations.
     """
 
     pairs: tuple[RenamePair, ...]
@@ -42,6 +42,7 @@ class Rename(Operation):
     allow_replace: bool = True
     precondition: Precondition = field(default_factory=Precondition.unconditional)
     removed_expiry: Expiry | None = None
+    moved: dict[KeyRef, State] = field(default_factory=dict, compare=False)
     written: dict[KeyRef, State] = field(default_factory=dict, compare=False)
 
     def reads(self) -> Sequence[ReadRequest]:
@@ -81,7 +82,7 @@ class Rename(Operation):
             change = "is gone" if destination.state.kind == "absent" else "was changed by another client"
             error = ConflictError(f"the {_name(pair.destination)} {change} since the program read it")
             raise MutationRefusedError(error, intents[1:])
-        self.written[pair.destination] = new
+        self.moved[pair.source], self.written[pair.destination] = source.state, new
         if state.client.partition(pair.source.key) != state.client.partition(pair.destination.key):
             copy = command_builder.build_restore(pair.destination, destination, new, state.server_info)
             removal = command_builder.build_remove(pair.source, state.server_info)

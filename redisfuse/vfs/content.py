@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import AccessError, ConflictError, NotFoundError, ServerReplyError, TooLargeError
@@ -41,6 +42,13 @@ from redisfuse.vfs.rendering_cache import CachedRendering, RenderingCache
 
 MAX_RENDERED_BYTES = 4 * 1024 * 1024  # a longer rendering streams, however few its elements are
 _MEMORY_ENTRY = "memory"  # in place of a view: what MEMORY USAGE reported
+
+
+class ContentStamp(NamedTuple):
+    """When a content was fetched."""
+
+    version: int  # of the key
+    fetched_at: float  # time.monotonic()
 
 
 class ContentLoader:
@@ -90,6 +98,17 @@ class ContentLoader:
         if is_unchanged is None and blocks.size <= MAX_OBSERVED_BYTES:
             content.observe(0, blocks.size)  # later it could not be determined whether they are as they were
         return content, Precondition.blocks_equal(blocks, is_unchanged)
+
+    def stamp(self, target: KeyRef) -> ContentStamp:
+        """Return the stamp of a content that is fetched after this call."""
+        return ContentStamp(self._keyspace.get_version(target.key), time.monotonic())
+
+    def is_current(self, target: KeyRef, stamp: ContentStamp) -> bool:
+        """Return whether no change of the key, or of another field of it, was seen since a stamp."""
+        return (
+            self._keyspace.get_version(target.key) == stamp.version
+            and time.monotonic() - stamp.fetched_at <= self._freshness.max_age()
+        )
 
     def open_saved(self, target: KeyRef, blocks: BlockDigests) -> tuple[FileContent, Precondition]:
         """Return a large string that was just saved, and the precondition of an edit.

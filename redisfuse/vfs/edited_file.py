@@ -17,6 +17,7 @@ from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import check_value_size
 from redisfuse.transactions.precondition import Precondition
+from redisfuse.vfs.content import ContentStamp
 from redisfuse.vfs.content_types import FileContent, InlineContent
 from redisfuse.vfs.observed_content import ObservedContent
 from redisfuse.vfs.write_back import MAX_WHOLE_WRITE_BYTES, blob_from_buffer
@@ -41,6 +42,7 @@ class EditedFile:
         self.mtime_ns: int | None = None  # of the last write through this file; None: nothing was modified yet
         self.is_new = False  # no key or field has its content yet, so that even an empty file is committed
         self._precondition = Precondition.unconditional()  # of the next commit
+        self._base_stamp: ContentStamp | None = None  # None: the base was saved through this file
         self._written_since_commit = False
         self._has_unsaved_newline = False  # the buffer's: Redis has the last commit without it (--no-added-newline)
 
@@ -53,9 +55,49 @@ class EditedFile:
                 self._load_base()
 
     def _load_base(self) -> None:
+        assert self.target is not None
+        stamp = self._table.content_loader.stamp(self.target)
         content, self._precondition = self._open_target()
         self._set_base(content)
+        self._base_stamp = stamp
         self.mtime_ns = None
+
+    @property
+    def shows_redis(self) -> bool:
+        """Whether it has no bytes of its own, but those that Redis had when its base was fetched."""
+        buffer = self.buffer
+        return buffer is not None and self.target is not None and not self.is_new and not buffer.is_modified
+
+    @property
+    def may_be_outdated(self) -> bool:
+        """Whether it has no edits, and its base may differ from the value in Redis."""
+        if not self.shows_redis or (target := self.target) is None:
+            return False
+        stamp = self._base_stamp
+        return stamp is None or not self._table.content_loader.is_current(target, stamp)
+
+    def _is_outdated(self) -> bool:
+        """Return whether its base, without edits, differs from the value in Redis. The caller holds `lock`.
+
+        False for a large string whose changes are not announced: the commit will compare it.
+        """
+        if not self.may_be_outdated:
+            return False
+        assert self.target is not None
+        stamp = self._table.content_loader.stamp(self.target)
+        if self._precondition.blocks is not None:
+            is_unchanged = self._precondition.is_unchanged
+            is_outdated = is_unchanged is not None and not is_unchanged()
+        else:
+            try:
+                content, precondition = self._open_target()
+            except (NotFoundError, WrongTypeError):
+                return True
+            content.close()
+            is_outdated = precondition != self._precondition
+        if not is_outdated:
+            self._base_stamp = stamp
+        return is_outdated
 
     def _open_target(self) -> tuple[FileContent, Precondition]:
         assert self.target is not None
@@ -63,6 +105,7 @@ class EditedFile:
 
     def _set_base(self, content: BaseContent) -> None:
         self._drop_buffer()
+        self._base_stamp = None
         self.buffer = WriteBuffer(content)
 
     def _drop_buffer(self) -> None:

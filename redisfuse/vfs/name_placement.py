@@ -13,6 +13,8 @@ from redisfuse.vfs.junk_rules import CreateContext, JunkDecision, JunkKind, Junk
 from redisfuse.vfs.nodes import KeyNode, require_target
 from redisfuse.vfs.overlay import Overlay
 
+_TEMPORARY_ENDINGS = (b".tmp", b".temp", b".new", b".part", b".bak", b".orig")
+
 
 class NamePlacement:
     """The rules of a mount for new names. Thread-safe: it has no state of its own."""
@@ -41,6 +43,18 @@ class NamePlacement:
             in_memory_fs=bool(parent) and self._overlay.memory_fs.is_directory(parent),
         )
         return self._junk_rules.decide(parent, name, context)
+
+    def is_second_backup(self, old: bytes, new: bytes) -> bool:
+        """Return whether a rename makes a backup beside an older one, as vim does.
+
+        If there is `note~`, it renames `note` to `notz~`, or to another letter.
+        """
+        return (
+            self._junk_rules.enabled
+            and (new[:-2], new[-1:]) == (old[:-1], b"~")
+            and new[-2:-1].islower()
+            and (self._overlay.memory_fs.exists(old + b"~") or self.is_data(old + b"~"))
+        )
 
     def is_data(self, path: bytes) -> bool:
         """Return whether a path is a key, field, directory, or file that becomes one."""
@@ -79,13 +93,16 @@ class NamePlacement:
             return only_target
         if require_key or self._strings_only or candidates.name.endswith(b".lock"):
             return key
-        return field if self._can_hold_fields(field.key) else key
+        # A temporary file that becomes a hash could not be renamed to the hash's name, as programs do.
+        is_temporary = candidates.name.endswith(_TEMPORARY_ENDINGS)
+        return field if self._can_hold_fields(field.key, is_absent_enough=not is_temporary) else key
 
-    def _can_hold_fields(self, key: bytes) -> bool:
-        """Return whether a key is a hash, or absent."""
+    def _can_hold_fields(self, key: bytes, *, is_absent_enough: bool = True) -> bool:
+        """Return whether a key is a hash or, with `is_absent_enough`, absent."""
         if self._overlay.find_open_node(KeyRef(key)) is not None:
             return False
-        return self._filesystem.metadata.get_with_content(key).type in (b"none", b"hash")
+        key_type = self._filesystem.metadata.get_with_content(key).type
+        return key_type == b"hash" or (is_absent_enough and key_type == b"none")
 
     def resolve_destination(
         self, path: bytes, *, require_key: bool = False, origin: KeyRef | None = None
@@ -114,7 +131,7 @@ class NamePlacement:
             raise AccessError("only strings and hash fields can be replaced by a file; remove it first")
         removal = self._overlay.pending_removals.get(target)
         if removal is not None:
-            return target, removal.precondition
+            return target, removal.save_precondition
         return target, Precondition.absent() if node is None else Precondition.unconditional()
 
 

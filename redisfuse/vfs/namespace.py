@@ -113,7 +113,7 @@ class NamespaceOperations:
                 self._filesystem.keyspace.wait_for_invalidations()
             file = files.open_handle(target, path, is_writer=True)
             removal = removals.get(target)
-            precondition = Precondition.absent() if removal is None else removal.precondition
+            precondition = Precondition.absent() if removal is None else removal.save_precondition
             file.begin_create(
                 precondition,
                 hold=is_held and removal is None,
@@ -259,14 +259,16 @@ class NamespaceOperations:
         handle is open for writing, whose close commits it.
         """
         node = self._filesystem.resolver.resolve(path)
-        if isinstance(node, OpenFileNode) and (node.file.target is None or node.file.writer_count):
-            with node.file.lock:
-                node.file.truncate(size)
-                node.file.attached_handles.mark_written()
-            return
         if isinstance(node, KeyNode) and not node.is_editable:
             raise AccessError("only strings and hash fields can be edited")
         files = self._overlay.open_files
+        file = node.file if isinstance(node, OpenFileNode) else files.get(require_target(node))
+        if file is not None and (file.target is None or file.writer_count):
+            with file.lock:
+                file.drop_outdated_base()
+                file.truncate(size)
+                file.attached_handles.mark_written()
+            return
         file = files.open_handle(require_target(node), path, is_writer=True)
         try:
             file.truncate(size)

@@ -122,7 +122,7 @@ class RenameOperations:
             raise CrossDeviceError("this can't be renamed")
         decision = self._placement.decide_junk(new)
         is_editable = is_editable_node(source)
-        if decision.is_junk and is_editable:
+        if is_editable and (decision.is_junk or self._placement.is_second_backup(old, new)):
             self._rename_to_memory(source, old, new, caller)
         else:
             reject_junk_name(decision)
@@ -150,7 +150,7 @@ class RenameOperations:
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
                 expiry = origin.expiry or destination.removed_expiry
-                with self._displace(target), _busy_after_conflict():
+                with self._displace(target), self._restored_after_conflict(target), _busy_after_conflict():
                     content = self._key_writer.save(
                         target,
                         content,
@@ -194,7 +194,15 @@ class RenameOperations:
         if file is not None:
             with file.lock:
                 files.detach(file, file.copy_for_handles())
-        self._overlay.pending_removals.schedule(target, old, precondition, self._removal_delay_seconds, new)
+        known = self._known_versions.find([target], caller)
+        self._overlay.pending_removals.schedule(
+            target,
+            old,
+            precondition,
+            self._removal_delay_seconds,
+            new,
+            save_precondition=None if known is None or known[1].kind == "absent" else known[1],
+        )
         self._known_versions.record_change(target, [caller], Precondition.absent())
 
     # -- files -------------------------------------------------------------------------------------------------------
@@ -252,7 +260,7 @@ class RenameOperations:
             mtime_ns = self._filesystem.get_mtime_ns(target)  # not stat, which would measure a collection
         else:
             mtime_ns = self._filesystem.stat(source).mtime_ns
-        with self._displace(new_target), _busy_after_conflict():
+        with self._displace(new_target), self._restored_after_conflict(new_target), _busy_after_conflict():
             file = files.get(target)
             if file is None:
                 self._rename_key(target, destination, old, new, caller)
@@ -271,7 +279,7 @@ class RenameOperations:
         self._retention.keep_parent_of(target)
 
     def _rename_key(self, target: KeyRef, destination: _Destination, old: bytes, new: bytes, caller: int) -> None:
-        written = self._key_writer.rename_over(
+        renamed = self._key_writer.rename_over(
             target,
             destination.target,
             path=old,
@@ -279,7 +287,9 @@ class RenameOperations:
             precondition=destination.precondition,
             removed_expiry=destination.removed_expiry,
         )
+        self._recent_removals.add(target, renamed.source, caller)
         self._known_versions.record_change(target, [caller], Precondition.absent())
+        written = renamed.destination
         content = written.content if written.kind == "value" else None
         saved = None if content is None else Precondition.of_blob(content)
         self._known_versions.record_change(destination.target, [caller], saved)
@@ -305,6 +315,16 @@ class RenameOperations:
         except BaseException:
             files.reattach(file, state)
             self._coherence.keys_changed([target.key])
+            raise
+
+    @contextlib.contextmanager
+    def _restored_after_conflict(self, target: KeyRef) -> Iterator[None]:
+        """Let a key whose removal is pending reappear if its new content is refused in the body."""
+        try:
+            yield
+        except BusyError:
+            if self._overlay.pending_removals.cancel(target) is not None:
+                self._coherence.keys_changed([target.key])
             raise
 
     # -- directories -------------------------------------------------------------------------------------------------

@@ -98,6 +98,7 @@ class OpenFile(EditedFile):
         with self.lock:
             if self.is_new:
                 return  # created by a concurrent open(2) with O_CREAT
+            self.drop_outdated_base()
             self.buffer = WriteBuffer()
             self._precondition = precondition
             self.is_new = True
@@ -108,6 +109,20 @@ class OpenFile(EditedFile):
             self.created_version = created_version
 
     # -- handles -----------------------------------------------------------------------------------------------------
+
+    def drop_outdated_base(self) -> None:
+        """Drop a base that another client has changed, before a program opens the file.
+
+        It must read and edit what Redis has now. Writes through the handles from before are refused: their programs may
+        have read what was there. Raises what reading raises.
+        """
+        with self.lock:
+            if not self._is_outdated():
+                return
+            self._drop_buffer()
+            if self._table.key_writer.checks_conflicts:
+                error = ConflictError("another client changed the key after the file was opened; open it again")
+                self.attached_handles.mark_refused(error)
 
     def _mark_modified(self) -> None:
         super()._mark_modified()

@@ -33,9 +33,12 @@ class Overlay:
         return None
 
     def find_open_node(self, target: KeyRef) -> OpenFileNode | None:
-        """Return the node of an edit in progress on a target, if any."""
+        """Return the node of an edit in progress on a target, if any.
+
+        A file that is open for writing and has no edits is one only if Redis certainly has the same bytes.
+        """
         file = self.open_files.get(target)
-        return None if file is None or file.buffer is None else OpenFileNode(file)
+        return None if file is None or file.buffer is None or file.may_be_outdated else OpenFileNode(file)
 
     def is_pending_removal(self, target: KeyRef) -> bool:
         """Return whether a target is still in Redis but no longer in the tree."""

@@ -44,8 +44,8 @@ class PendingRemoval:
 
     target: KeyRef
     path: bytes
-    # Its content when the removal was scheduled: if that has changed, neither an update nor the removal is applied.
-    precondition: Precondition
+    precondition: Precondition  # its content when the removal was scheduled: if that has changed, it is not removed
+    save_precondition: Precondition  # the state that new content may replace: what the program has read, or the same
     deadline: float  # seconds of the clock
     copy_path: bytes | None  # path of its copy in the memory filesystem; None: it was unlinked while it was open
 
@@ -63,10 +63,21 @@ class PendingRemovals:
         self._claims: Counter[KeyRef] = Counter()
 
     def schedule(
-        self, target: KeyRef, path: bytes, precondition: Precondition, delay_seconds: float, copy_path: bytes | None
+        self,
+        target: KeyRef,
+        path: bytes,
+        precondition: Precondition,
+        delay_seconds: float,
+        copy_path: bytes | None,
+        *,
+        save_precondition: Precondition | None = None,
     ) -> None:
-        """Add the removal of a target, due in `delay_seconds`."""
-        self.add(PendingRemoval(target, path, precondition, self._clock.now + delay_seconds, copy_path))
+        """Add the removal of a target, due in `delay_seconds`.
+
+        `save_precondition`: None is the precondition itself.
+        """
+        deadline = self._clock.now + delay_seconds
+        self.add(PendingRemoval(target, path, precondition, save_precondition or precondition, deadline, copy_path))
 
     def __contains__(self, target: KeyRef) -> bool:
         return target in self._pending or target in self._removing

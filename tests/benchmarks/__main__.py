@@ -3,8 +3,8 @@
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
 Topics: reading, capacity, writing, undo, following, guest_cost and cluster; the default is all. `--write` writes the
-tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal, bench_commits and
-bench_rollback measure in more detail.
+tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and
+bench_rollback measure in more detail; bench_commits compares two checkouts.
 """
 
 from __future__ import annotations

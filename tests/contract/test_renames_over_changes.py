@@ -320,3 +320,38 @@ def test_no_update_is_lost(client: redis.Redis, mount: MountedServer) -> None:
         assert program.wait(60) == 0
     tokens = client.get("d:k").decode().split()  # type: ignore[union-attr]
     assert sorted(tokens) == sorted(f"{number}.{made}" for number in range(3) for made in range(15))
+
+
+def save_as_jetbrains(path: Path) -> str:
+    temporary, backup = path.with_name("k___jb_tmp___"), path.with_name("k___jb_old___")
+    temporary.write_bytes(b"mine")
+    path.rename(backup)
+    errno = errno_name(temporary.rename, path)
+    temporary.unlink(missing_ok=True)
+    backup.unlink()
+    return errno
+
+
+def save_with_backup(path: Path) -> str:
+    backup = path.with_name("k~")
+    path.rename(backup)
+    errno = errno_name(path.write_bytes, b"mine")
+    backup.unlink()
+    return errno
+
+
+@pytest.mark.parametrize(("save", "expected"), [(save_as_jetbrains, "EBUSY"), (save_with_backup, "ESTALE")])
+def test_a_change_before_the_file_became_a_backup(
+    client: redis.Redis, mount: MountedServer, save: Callable[[Path], str], expected: str
+) -> None:
+    """A save by two renames is checked against what the program read, and the key stays if it is refused."""
+    path = mount.path / "d" / "k"
+    assert path.read_bytes() == b"base"
+    client.set("d:k", "theirs")
+    before = last_change_id(mount)
+    assert save(path) == expected
+    assert client.get("d:k") == b"theirs"
+    assert [(row["state"], row["op"]) for row in journal_rows(mount, before)] == [("refused", "write")]
+    assert path.read_bytes() == b"theirs"
+    assert save(path) == ""  # it has been read again
+    assert client.get("d:k") == b"mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,3 +94,29 @@ def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_pa
     assert [row["op"] for row in journal_rows(mount, before)] == ["create"]
     assert sorted(client.keys()) == [b"dir:new", b"dir:other"]
     assert set(os.listdir(path.parent)) == {"new", "other"}
+
+
+REPLACE = {
+    "sed": ["sed", "-i.bak", "s/one/ONE/", "note"],
+    "perl": ["perl", "-pi.bak", "-e", "s/one/ONE/", "note"],
+    "vim": ["vim", "-u", "NONE", "-es", "+set writebackup nobackup backupcopy=no", "+%s/one/ONE/", "+wq", "note"],
+}
+
+
+@pytest.mark.parametrize("name", REPLACE)
+def test_a_backup_by_rename_and_the_expiry(name: str, server: RedisServer, mount: MountedServer) -> None:
+    """A program that renames the file to a backup, which may be a key, and creates it again keeps its expiry.
+
+    With a backup `note~` already, vim renames `note` to `notz~`: that one is no key.
+    """
+    flush_and_wait(server, mount)
+    client = server.client()
+    client.set("note", "one\n", px=TTL_MS)
+    path = mount.path / "note"
+    wait_until(path.exists)
+    (mount.path / "note~").write_bytes(b"an older backup\n")
+    subprocess.run(REPLACE[name], cwd=mount.path, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert client.get("note") == b"ONE\n"
+    assert client.pttl("note") > 0
+    assert client.keys() == [b"note"] if name == "vim" else client.get("note.bak") == b"one\n"
+    (mount.path / "note~").unlink()

@@ -40,6 +40,12 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     return client
 
 
+@pytest.fixture
+def asks_on_open(request: pytest.FixtureRequest) -> bool:
+    options: str = request.node.callspec.params["mount"]
+    return "--ask-on-open" in options
+
+
 def within_a_second(condition: Callable[[], object]) -> None:
     """Wait until the condition is true, at most a second.
 
@@ -456,7 +462,9 @@ def test_a_name_that_is_looked_up_during_a_reset(client: redis.Redis, mount: Mou
         within_a_second(lambda path=path: read(path) == b"1")  # type: ignore[misc]
 
 
-def test_a_value_that_changes_constantly_is_read_whole(client: redis.Redis, mount: MountedServer) -> None:
+def test_a_value_that_changes_constantly_is_read_whole(
+    client: redis.Redis, mount: MountedServer, asks_on_open: bool
+) -> None:
     """Each read returns one value, never a mixture, a part, zeros, or nothing.
 
     Two values get another length 300 times a second, and a list is now and then deleted for a moment. Few reads fail
@@ -497,10 +505,12 @@ def test_a_value_that_changes_constantly_is_read_whole(client: redis.Redis, moun
         writer.join(20)
     assert reads > 100
     assert refused <= reads // 50
-    assert truncated <= (reads // 50 if "--ask-on-open" in mount.process.args else 0)  # type: ignore[operator]
+    assert truncated <= (reads // 50 if asks_on_open else 0)
 
 
-def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, mount: MountedServer) -> None:
+def test_a_warm_file_is_opened_and_read_without_a_request(
+    client: redis.Redis, mount: MountedServer, asks_on_open: bool
+) -> None:
     """Opening, reading and closing files that were read before sends no request, until they change.
 
     With --ask-on-open, the kernel requests each open from the mount, which sends no command to the server.
@@ -519,7 +529,7 @@ def test_a_warm_file_is_opened_and_read_without_a_request(client: redis.Redis, m
             os.close(descriptor)
     assert mount.status()["commands"] - commands < 10
     count = requests(mount) - before  # includes a few reads from the server by the keyspace monitor
-    assert count > 1000 if "--ask-on-open" in mount.process.args else count < 100  # type: ignore[operator]
+    assert count > 1000 if asks_on_open else count < 100
     client.set("warm:7", "changed")
     within_a_second(lambda: paths[7].read_bytes() == b"changed")
 

@@ -172,3 +172,72 @@ def test_writes_of_a_commit_in_doubt_are_not_refused(
             proxy.clear()
             assert errno_name(os.close, second) == expected
             assert client.get("k") == b"012" + change
+
+
+# -- descriptors that are open for writing and idle ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_saved", [False, True], ids=["never wrote", "has saved"])
+@pytest.mark.parametrize("flags", [os.O_RDWR, APPEND], ids=["r+", "append"])
+@pytest.mark.parametrize("name", ["k", "h.field"])
+def test_an_idle_descriptor_keeps_no_old_value(
+    client: redis.Redis, mount: MountedServer, name: str, flags: int, has_saved: bool
+) -> None:
+    """Programs that open the file after a change by another client read it, and their saves succeed."""
+    path, key = mount.path / name, name.partition(".")[0]
+    client.hset("h", "field", "0")
+    wait_until(path.exists)
+    idle = os.open(path, flags)
+    if has_saved:
+        os.write(idle, b"1")
+        os.fsync(idle)
+    client.set("k", "theirs") if key == "k" else client.hset("h", "field", "theirs")
+    wait_until(lambda: path.stat().st_size == len("theirs"))
+    assert path.read_bytes() == b"theirs"
+    path.write_bytes(b"mine")
+    assert read_value(client, key) == b"mine"
+    assert errno_name(os.write, idle, b"x") == "ESTALE"  # its program has not read what there is now
+    os.close(idle)
+    assert read_value(client, key) == b"mine"
+    assert path.read_bytes() == b"mine"
+
+
+def read_value(client: redis.Redis, key: str) -> bytes | None:
+    return client.get(key) if key == "k" else client.hget("h", "field")
+
+
+def test_an_idle_descriptor_and_a_key_that_another_client_removed(client: redis.Redis, mount: MountedServer) -> None:
+    """A program that opens the file creates it anew."""
+    path = mount.path / "k"
+    idle = os.open(path, os.O_RDWR)
+    client.delete("k")
+    wait_until(lambda: not path.exists())
+    path.write_bytes(b"mine")
+    assert client.get("k") == b"mine"
+    assert errno_name(os.write, idle, b"x") == "ESTALE"
+    os.close(idle)
+
+
+def test_an_idle_descriptor_and_a_reader(client: redis.Redis, mount: MountedServer) -> None:
+    """A reader reads what there was at its open, also if another program opens the file after a change."""
+    path = mount.path / "k"
+    idle, reader = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
+    client.set("k", "theirs")
+    wait_until(lambda: path.read_bytes() == b"theirs")
+    assert os.pread(reader, 100, 0) == b"0"
+    os.close(reader)
+    os.close(idle)
+
+
+def test_an_idle_descriptor_and_a_change_of_another_field(client: redis.Redis, mount: MountedServer) -> None:
+    """Only a change of the field itself counts."""
+    path = mount.path / "h.field"
+    client.hset("h", "field", "0")
+    wait_until(path.exists)
+    idle = os.open(path, APPEND)
+    client.hset("h", "other", "1")
+    wait_until((mount.path / "h.other").exists)
+    assert path.read_bytes() == b"0"
+    os.write(idle, b"1")
+    os.close(idle)
+    assert client.hget("h", "field") == b"01"

@@ -114,6 +114,16 @@ def test_new_files_become_strings_and_fields(client: redis.Redis, mount: Mounted
     assert sorted(os.listdir(mount.path)) == ["dir", "hash.field", "plain", "plain.txt", "x.lock"]
 
 
+def test_a_temporary_file_of_a_new_key_is_no_hash(client: redis.Redis, mount: MountedServer) -> None:
+    """`NAME.tmp` can be renamed to NAME, as programs create files; in a hash, it is a field like any other."""
+    shell(mount, "printf new > fresh.tmp && mv fresh.tmp fresh; printf new > fresh2.part && mv fresh2.part fresh2")
+    assert (client.get("fresh"), client.get("fresh2")) == (b"new", b"new")
+    client.hset("h", "f", "1")
+    wait_until((mount.path / "h.f").exists)
+    (mount.path / "h.tmp").write_bytes(b"2")
+    assert client.hgetall("h") == {b"f": b"1", b"tmp": b"2"}
+
+
 def test_bad_names_are_refused(client: redis.Redis, mount: MountedServer) -> None:
     """A name that is no encoding of a key is EINVAL; a name over 255 bytes is ENAMETOOLONG."""
     for name, error in (("a:b", 22), ("x" * 256, 36)):
