@@ -247,28 +247,49 @@ def compile_glob(pattern: bytes) -> tuple[bytes, re.Pattern[bytes] | None]:
     literal = bytearray()
     parts = [bytearray()]  # the expressions between the stars
     special = False
+    for is_literal, expression in _iter_glob_tokens(pattern):
+        special = special or not is_literal
+        if not expression:
+            parts.append(bytearray())
+        parts[-1] += re.escape(expression) if is_literal else expression
+        if not special:
+            literal += expression
+    return bytes(literal), re.compile(_join_parts(parts), re.DOTALL) if special else None
+
+
+def find_glob_literal(pattern: bytes) -> bytes:
+    """Return the longest literal of a Redis glob after its prefix.
+
+    Each match contains it. Empty if there is none.
+    """
+    literals = [bytearray()]
+    for is_literal, expression in _iter_glob_tokens(pattern):
+        if is_literal:
+            literals[-1] += expression
+        else:
+            literals.append(bytearray())
+    return bytes(max(literals[1:], key=len, default=b""))
+
+
+def _iter_glob_tokens(pattern: bytes) -> Iterator[tuple[bool, bytes]]:
+    """Yield (is a literal, literal byte or expression) of each part of a Redis glob.
+
+    The expression of a star is empty.
+    """
     position = 0
     while position < len(pattern):
         byte = pattern[position : position + 1]
         position += 1
-        if byte == b"*":
-            special = True
-            parts.append(bytearray())
-        elif byte == b"?":
-            special = True
-            parts[-1] += b"."
+        if byte in b"*?":
+            yield False, b"" if byte == b"*" else b"."
         elif byte == b"[":
-            special = True
             position, expression = _compile_class(pattern, position)
-            parts[-1] += expression
+            yield False, expression
         else:
             if byte == b"\\" and position < len(pattern):
                 byte = pattern[position : position + 1]
                 position += 1
-            parts[-1] += re.escape(byte)
-            if not special:
-                literal += byte
-    return bytes(literal), re.compile(_join_parts(parts), re.DOTALL) if special else None
+            yield True, byte
 
 
 def glob_matches(pattern: bytes, key: bytes) -> bool:

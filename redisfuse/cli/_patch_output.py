@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal
 
 import click
@@ -34,6 +35,7 @@ MAX_SHOWN_LINES = 1000  # of a long value on a terminal, or of a collection, unl
 MAX_LINE_BYTES = 4096  # of a line on a terminal, unless --full
 MAX_HEX_BYTES = 1024  # of a binary value that a terminal shows in hex, unless --full
 MIN_GRAPH_WIDTH = 10  # columns of the bar of --stat
+FILES_IN_LAYOUT = 100  # whose lines of --stat decide the width of all; the others are printed as they are found
 
 _STYLES = {"header": "bold", "hunk": "cyan", " ": "", "-": "red", "+": "green", "note": ""}
 _FACT_STYLES = {"fact": "cyan", "place": "blue", "-": "red", "+": "green", " ": ""}
@@ -169,40 +171,54 @@ class PatchPrinter:
     # -- statistics ---------------------------------------------------------------------------------------------------
 
     def _print_statistics(self, files: Iterable[ChangedFile]) -> None:
-        from redisfuse.journal.patch import count_lines
+        """Print a line for each file, as they are found.
 
-        rows: list[tuple[str, str, int, int]] = []
-        for file in files:
-            name = escape_text(file.new_path)
-            if file.old_path != file.new_path:
-                name = f"{escape_text(file.old_path)} => {name}"
-            if not file.is_file:
-                rows.append((name, f"{file.prior.size or 0} -> {file.new.size or 0} bytes", 0, 0))
-                continue
-            change = file.read()
-            if change.is_text:
-                added, removed = count_lines(change)
-                if added or removed or change.is_rename or None in (change.prior, change.new):
-                    rows.append((name, str(added + removed), added, removed))
-            elif change.prior != change.new:
-                sizes = (_measure(change.prior), _measure(change.new))
-                rows.append((name, f"Bin {sizes[0]} -> {sizes[1]} bytes", 0, 0))
-        self._print_rows(rows)
-
-    def _print_rows(self, rows: list[tuple[str, str, int, int]]) -> None:
-        name_width = max((len(name) for name, *_ in rows), default=0)
-        number_width = max((len(number) for _, number, *_ in rows if number.isdigit()), default=1)
+        The first ones decide the width of the columns and the scale of the bars.
+        """
+        rows = (row for row in map(_build_statistic, files) if row is not None)
+        first = list(islice(rows, FILES_IN_LAYOUT))
+        name_width = max((len(row.name) for row in first), default=0)
+        number_width = max((len(row.number) for row in first if row.number.isdigit()), default=1)
         available = terminal_width() if self._on_terminal else 80
         graph_width = max(MIN_GRAPH_WIDTH, available - min(name_width, available // 2) - number_width - 6)
-        most = max((added + removed for *_, added, removed in rows), default=0)
-        scale = min(1.0, graph_width / most) if most else 1.0
-        for name, number, added, removed in rows:
-            plus, minus = (max(1, int(count * scale)) if count else 0 for count in (added, removed))
-            self._printer.print(f" {name:<{name_width}} | {number:>{number_width}} {'+' * plus}{'-' * minus}".rstrip())
-        added, removed = sum(row[2] for row in rows), sum(row[3] for row in rows)
-        self._printer.print(
-            f" {format_count(len(rows), 'file')} changed, {added} insertions(+), {removed} deletions(-)"
-        )
+        most = max((row.added + row.removed for row in first), default=0)
+        count = added = removed = 0
+        for row in chain(first, rows):
+            scale = min(1.0, graph_width / max(most, row.added + row.removed, 1))
+            plus, minus = (max(1, int(lines * scale)) if lines else 0 for lines in (row.added, row.removed))
+            bar = "+" * plus + "-" * minus
+            self._printer.print(f" {row.name:<{name_width}} | {row.number:>{number_width}} {bar}".rstrip())
+            count, added, removed = count + 1, added + row.added, removed + row.removed
+        self._printer.print(f" {format_count(count, 'file')} changed, {added} insertions(+), {removed} deletions(-)")
+
+
+@dataclass(frozen=True, slots=True)
+class _FileStatistic:
+    """A line of `--stat`."""
+
+    name: str
+    number: str  # of lines; or what has no lines
+    added: int = 0
+    removed: int = 0
+
+
+def _build_statistic(file: ChangedFile) -> _FileStatistic | None:
+    """Return the line of a file; None if nothing differs."""
+    from redisfuse.journal.patch import count_lines
+
+    name = escape_text(file.new_path)
+    if file.old_path != file.new_path:
+        name = f"{escape_text(file.old_path)} => {name}"
+    if not file.is_file:
+        return _FileStatistic(name, f"{file.prior.size or 0} -> {file.new.size or 0} bytes")
+    change = file.read()
+    if not change.is_text:
+        sizes = f"Bin {_measure(change.prior)} -> {_measure(change.new)} bytes"
+        return _FileStatistic(name, sizes) if change.prior != change.new else None
+    added, removed = count_lines(change)
+    if added or removed or change.is_rename or None in (change.prior, change.new):
+        return _FileStatistic(name, str(added + removed), added, removed)
+    return None
 
 
 def _to_text(lines: list[bytes]) -> str:

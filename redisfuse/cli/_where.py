@@ -105,6 +105,7 @@ class Where:
     max_lag: float = 0.0
     is_writable: bool = True  # False: the path is in a read-only mount
     allow: tuple[bytes, ...] = ()  # the globs of the keys that the mount may change; empty: all
+    wait_replicas: int = 0  # replicas that must have a write
     journal_file: Path | None = None  # the mount's
 
     @contextmanager
@@ -127,6 +128,7 @@ class Where:
             address_map=create_address_map(self.cluster_map, self.ssh),
             replicas=self.replicas,
             max_lag=self.max_lag,
+            wait_replicas=self.wait_replicas if writable else 0,
         )
         try:
             yield client
@@ -206,6 +208,7 @@ def _resolve_server(context: click.Context, words: tuple[str, ...]) -> Where:
         replicas=read_mount_setting(context, "replicas", False),
         max_lag=read_mount_setting(context, "max_lag", 0.0),
         allow=read_mount_setting(context, "allow", ()),
+        wait_replicas=options.get("wait_replicas", 0),
     )
 
 
@@ -234,6 +237,7 @@ def _resolve_path(context: click.Context, spelling: str) -> Where:
     settings = {
         name: context.params[name] if name in given else connection[name] for name in ("timeout", "rate", "scan_count")
     }
+    wait_replicas = (context.params if "wait_replicas" in given else connection).get("wait_replicas", 0)
     codec = PathCodec(os.fsencode(connection["separator"]))
     scope, directory = _resolve_scope(spelling, mountpoint, relative, codec)
     base = os.fsencode(spelling if scope.target is None else os.path.dirname(spelling))
@@ -257,6 +261,7 @@ def _resolve_path(context: click.Context, spelling: str) -> Where:
         max_lag=connection["max_lag"],
         is_writable=facts["mode"] == "write",
         allow=tuple(os.fsencode(glob) for glob in connection.get("allow", ())),
+        wait_replicas=wait_replicas,
         journal_file=None if facts["journal"] is None else Path(facts["journal"]),
     )
 

@@ -11,7 +11,7 @@ import click
 
 from redisfuse.cli._interrupts import INTERRUPTED_STATUS, deferred_interrupt
 from redisfuse.cli._journal_options import journal_option
-from redisfuse.cli._options import SectionCommand
+from redisfuse.cli._options import WAIT_REPLICAS_HELP, SectionCommand
 from redisfuse.cli._output import LinePrinter, escape_text, format_count, json_option, print_json, progress_bar
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._terminal import print_err
@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 @click.option("--skip", "existing", flag_value="skip", help="Leave keys that exist as they are.")
 @click.option("--replace", "existing", flag_value="replace", help="Overwrite keys that exist; this is journaled, too.")
 @click.option("-n", "--dry-run", is_flag=True, help="Print what would be done; change nothing.")
+@click.option(
+    "--wait-replicas",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    show_default="that of the mount, if WHERE is in one; else 0",
+    help=WAIT_REPLICAS_HELP,
+)
 @json_option
 @journal_option
 @where_options

@@ -11,13 +11,12 @@ from itertools import repeat
 from typing import Any
 
 from redisfuse.journal import blobs
-from redisfuse.journal.change_filter import ROWS_PER_PAGE, ChangeFilter, find_ids
+from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.change_search import ROWS_PER_PAGE, find_ids, iter_pages
 from redisfuse.journal.models import Blob, Change, ChangeIntent, Outcome, State
 from redisfuse.journal.processes import OperationTracker
 from redisfuse.journal.reader import JournalReader
 from redisfuse.text import escape_text_if_needed
-
-ROWS_IN_FIRST_PAGE = 20  # fewer, so that the first rows arrive soon
 
 _STATE_COLUMNS = (
     *("kind", "type", "size", "blob", "logical", "offset", "total", "expires_at", "field_expires_at"),
@@ -219,17 +218,7 @@ def find_changes(reader: JournalReader, change_filter: ChangeFilter) -> Iterator
 
     The newest is first, unless `oldest_first` is set.
     """
-    ids = find_ids(reader, change_filter)
-    if change_filter.oldest_first:
-        ids = reversed(list(ids))
-    page: list[int] = []
-    is_first = True
-    for id in ids:
-        page.append(id)
-        if len(page) == (ROWS_IN_FIRST_PAGE if is_first else ROWS_PER_PAGE):
-            yield from fetch_changes(reader, page)
-            page, is_first = [], False
-    if page:
+    for page in iter_pages(find_ids(reader, change_filter)):
         yield from fetch_changes(reader, page)
 
 

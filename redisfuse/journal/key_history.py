@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from redisfuse.journal.change_filter import ChangeFilter, KeySpan, find_ids
+from redisfuse.journal.change_filter import ChangeFilter, KeySpan
 from redisfuse.journal.change_rows import fetch_change
+from redisfuse.journal.change_search import find_ids
 from redisfuse.journal.models import Change
 from redisfuse.journal.reader import JournalReader
 

@@ -7,15 +7,15 @@ join only if each finds what the one before it left: a change by another program
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 
 from more_itertools import chunked
 
-from redisfuse.journal.change_filter import ROWS_PER_PAGE, ChangeFilter, find_ids, one_of
-from redisfuse.journal.change_rows import ROWS_IN_FIRST_PAGE, fetch_changes
+from redisfuse.journal.change_filter import ChangeFilter, SqlCondition, all_of, build_conditions, one_of
+from redisfuse.journal.change_rows import fetch_changes
+from redisfuse.journal.change_search import ROWS_PER_PAGE, find_ids, iter_pages, until_newest
 from redisfuse.journal.models import Change, State
 from redisfuse.journal.reader import JournalReader
 
@@ -93,50 +93,45 @@ class NetChanges:
     """
 
     def __init__(self, reader: JournalReader, change_filter: ChangeFilter) -> None:
-        """Find the ids of the changes that match a filter."""
+        """Prepare to read the changes that match a filter."""
         self._reader = reader
-        self._ids = array("q", find_ids(reader, change_filter))  # ascending
-        self._ids.reverse()
+        self._filter = replace(until_newest(reader, change_filter), oldest_first=True)
+        self._conditions = build_conditions(self._filter)
+        self._ids = find_ids(reader, self._filter)
+        if change_filter.limit is not None:  # older changes match, too
+            newest = array("q", self._ids)
+            self._ids = iter(newest)
+            self._conditions.append(SqlCondition("+id >= ?", (newest[0] if newest else 0,)))
         self._loaded_keys: set[bytes] = set()
         self._waiting: dict[int, NetChange] = {}  # those that were not yielded, by their first ids
         self._queue: list[int] = []  # a heap of their first ids
 
     def __iter__(self) -> Iterator[NetChange]:
         """Yield the net changes."""
-        start, size = 0, ROWS_IN_FIRST_PAGE
-        while page := self._ids[start : start + size]:
+        for page in iter_pages(self._ids):
             self._load(page)
             while self._queue and self._queue[0] <= page[-1]:
                 yield self._waiting.pop(heappop(self._queue))
-            start, size = start + len(page), ROWS_PER_PAGE
 
     def find_beginning_with(self, change_id: int) -> NetChange | None:
         """Return the net change that begins with a change.
 
         None if there is none, or if it was yielded.
         """
-        if self._includes(change_id):
-            self._load([change_id])
+        self._load([change_id])
         return self._waiting.get(change_id)
-
-    def _includes(self, change_id: int) -> bool:
-        index = bisect_left(self._ids, change_id)
-        return index < len(self._ids) and self._ids[index] == change_id
 
     def _load(self, change_ids: Collection[int]) -> None:
         """Read the selected changes of the keys of some changes, once."""
-        named = one_of("id", change_ids)
-        rows = self._reader.query(f'SELECT DISTINCT "key" FROM changes WHERE {named.sql}', named.values)
+        named = all_of([one_of("id", change_ids), *self._conditions])
+        rows = self._reader.query(f'SELECT "key" FROM changes WHERE {named.sql}', named.values)
         keys = {key for (key,) in rows} - self._loaded_keys
         self._loaded_keys |= keys
         if not keys:
             return
-        of_keys = one_of('"key"', keys)
-        ids = self._reader.query(
-            f"SELECT id FROM changes WHERE {of_keys.sql} AND +id BETWEEN ? AND ? ORDER BY id",
-            (*of_keys.values, self._ids[0], self._ids[-1]),
-        )
-        for net in join_changes(self._fetch(id for (id,) in ids if self._includes(id))):
+        of_keys = all_of([one_of('"key"', keys), *self._conditions])
+        ids = self._reader.query(f"SELECT id FROM changes WHERE {of_keys.sql} ORDER BY id", of_keys.values)
+        for net in join_changes(self._fetch(id for (id,) in ids)):
             self._waiting[net.first.id] = net
             heappush(self._queue, net.first.id)
 

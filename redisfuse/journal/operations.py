@@ -13,13 +13,12 @@ from itertools import islice
 from redisfuse.journal.change_filter import (
     MAX_CHANGE_ID,
     OPERATION,
-    ROWS_PER_PAGE,
     ChangeFilter,
     SqlCondition,
     all_of,
     build_conditions,
-    find_ids,
 )
+from redisfuse.journal.change_search import find_ids, iter_pages
 from redisfuse.journal.models import Outcome
 from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.reversals import ReversalIndex
@@ -84,21 +83,13 @@ def _iter_summaries(reader: JournalReader, change_filter: ChangeFilter) -> Itera
 
 
 def _iter_operation_ids(reader: JournalReader, change_filter: ChangeFilter) -> Iterator[int]:
-    seen: dict[int, None] = {}
-    # Few rows are found soon among the newest; a page of more than is needed could take a whole range of an index.
-    page_size = ROWS_PER_PAGE if change_filter.limit is None else min(ROWS_PER_PAGE, 2 * change_filter.limit + 1)
-    page_filter = replace(change_filter, limit=page_size)
-    while True:
-        skipped = SqlCondition(f"+{OPERATION} NOT IN (SELECT value FROM json_each(?))", (json.dumps(list(seen)),))
-        page = list(find_ids(reader, page_filter, [skipped] if seen else []))
-        sql = f"SELECT {OPERATION} FROM json_each(?) AS wanted CROSS JOIN changes ON changes.id = wanted.value"
+    seen: set[int] = set()
+    sql = f"SELECT {OPERATION} FROM json_each(?) AS wanted CROSS JOIN changes ON changes.id = wanted.value"
+    for page in iter_pages(find_ids(reader, replace(change_filter, limit=None))):
         for (operation_id,) in reader.query(sql, (json.dumps(page),)):
             if operation_id not in seen:
-                seen[operation_id] = None
+                seen.add(operation_id)
                 yield operation_id
-        if len(page) < page_size:
-            return
-        page_filter = replace(page_filter, before_id=page[-1])
 
 
 def _summarize(

@@ -109,6 +109,7 @@ def _build_connection(context: MountContext) -> dict[str, object]:
         "replicas": config.replicas,
         "max_lag": config.max_lag,
         "allow": [os.fsdecode(glob) for glob in config.allow],
+        "wait_replicas": config.wait_replicas,
         "timeout": config.timeout,
         "rate": config.rate,
         "scan_count": config.scan_count,

@@ -7,10 +7,10 @@ from http import HTTPStatus
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from redisfuse.errors import ConflictError, NotFoundError, UsageError
+from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, UsageError
 from redisfuse.journal.descriptions import format_key, format_path
 from redisfuse.journal.journal import Journal
 from redisfuse.review.access import AccessKeys
@@ -18,11 +18,21 @@ from redisfuse.review.basket import Basket
 from redisfuse.review.change_view import compare_states
 from redisfuse.review.form_fields import FormFields
 from redisfuse.review.journal_pages import get_change_id, parse_query
-from redisfuse.review.renderer import PageRenderer
-from redisfuse.review.server_plans import ServerPlan, ServerPlans, describe_report, digest_state
+from redisfuse.review.renderer import PageRenderer, find_status
+from redisfuse.review.rollback_run import RollbackRun
+from redisfuse.review.server_plans import (
+    ROLLING_BACK,
+    RollbackResult,
+    ServerPlan,
+    ServerPlans,
+    describe_report,
+    digest_state,
+)
+from redisfuse.review.three_way import align_three
 from redisfuse.transactions.matching import holds_state
 
 MAX_FORM_BYTES = 64 * 1024
+SHORT_SECONDS = 1  # a rollback that takes less shows its report at once
 FORM_TYPE = "application/x-www-form-urlencoded"
 APPLICABLE = ("refused", "failed")  # outcomes of changes that can be written after all
 
@@ -46,7 +56,7 @@ class RollbackPages:
         self._basket = basket
         self._keys = keys
         self._allow_rollback = allow_rollback
-        self._is_writing = False  # only the event loop's thread uses it
+        self._is_applying = False  # only the event loop's thread uses it
 
     def list_routes(self) -> list[Route]:
         """Return the addresses of the pages, below their folder."""
@@ -56,6 +66,9 @@ class RollbackPages:
             Route("/basket/plan", self.show_plan),
             Route("/rollback", self.confirm_rollback, methods=["GET"]),
             Route("/rollback", self.roll_back, methods=["POST"]),
+            Route("/rollback/progress", self.show_progress),
+            Route("/rollback/progress.json", self.read_progress),
+            Route("/rollback/stop", self.stop, methods=["POST"]),
             Route("/changes/{id:int}/apply", self.show_apply, methods=["GET"]),
             Route("/changes/{id:int}/apply", self.apply, methods=["POST"]),
         ]
@@ -127,26 +140,57 @@ class RollbackPages:
         change_filter = self._basket.build_filter()
         if change_filter is None:
             raise NotFoundError("the basket is empty")
-        self._begin_writing()
+        self._check_writing()
+        run = self._plans.start_rollback(change_filter, fields.get("server"), fields.get("plan"))
+        await run_in_threadpool(run.wait, SHORT_SECONDS)
+        if run.is_running:
+            return RedirectResponse(f"/{self._keys.folder}/rollback/progress", HTTPStatus.SEE_OTHER)
+        return await self.show_progress(request)
+
+    async def show_progress(self, request: Request) -> Response:
+        """Show how far the newest rollback is, or what it did."""
+        run = self._get_run()
+        if run.is_running:
+            return self._renderer.render(request, "progress.html", server=run.server_name, progress=run.progress)
         try:
-            plan, report = await run_in_threadpool(
-                self._plans.roll_back, change_filter, fields.get("server"), fields.get("plan")
-            )
-        finally:
-            self._is_writing = False
+            plan, report = run.get_result()
+        except RedisFuseError as error:
+            is_begun = run.progress.state.name == ROLLING_BACK
+            text = f"{error} ({run.progress.text}; the basket has the rest)" if is_begun else str(error)
+            return self._renderer.render(request, "error.html", find_status(error), text=text)
         if report.is_clean and await run_in_threadpool(self._read_plans) == ([], ""):  # all of it is rolled back
             self._basket.clear()
         lines = describe_report(plan, report)
         return self._renderer.render(request, "report.html", lines=lines, is_clean=report.is_clean)
 
-    def _begin_writing(self) -> None:
+    def read_progress(self, request: Request) -> Response:  # noqa: ARG002 - Starlette's signature
+        """Return how far the newest rollback is, for the page that shows it."""
+        run = self._get_run()
+        state = run.progress.state
+        return JSONResponse(
+            {"running": run.is_running, "text": run.progress.text, "done": state.done, "total": state.total}
+        )
+
+    async def stop(self, request: Request) -> Response:
+        """End a rollback after its current batch."""
+        await self._receive_form(request)
+        self._get_run()
+        self._plans.stop()
+        return RedirectResponse(f"/{self._keys.folder}/rollback/progress", HTTPStatus.SEE_OTHER)
+
+    def _get_run(self) -> RollbackRun[RollbackResult]:
+        if self._plans.run is None:
+            raise NotFoundError("no rollback was begun on these pages")
+        return self._plans.run
+
+    def _check_writing(self) -> None:
+        """Raise an error if nothing may be written now."""
         if not self._allow_rollback:
             raise HTTPException(
                 HTTPStatus.FORBIDDEN, "These pages only read. Start them with `redisfuse review --allow-rollback`."
             )
-        if self._is_writing:
+        if self._is_applying or (self._plans.run is not None and self._plans.run.is_running):
             raise ConflictError("another rollback is being executed; wait for its end")
-        self._is_writing = True
 
     # -- refused and failed edits -------------------------------------------------------------------------------------
 
@@ -167,6 +211,7 @@ class RollbackPages:
                 reviewed=digest_state(current),
                 found=compare_states(change.prior, current.state),
                 edit=compare_states(current.state, change.new),
+                three=align_three(change.prior, current.state, change.new),
             )
 
     async def apply(self, request: Request) -> Response:
@@ -176,11 +221,12 @@ class RollbackPages:
         change = await run_in_threadpool(self._journal.get_change, id)
         if change.outcome not in APPLICABLE:
             raise UsageError(f"change {id} is {change.outcome}: only refused and failed edits can be applied")
-        self._begin_writing()
+        self._check_writing()
+        self._is_applying = True
         try:
             force, reviewed = fields.get("force") == "1", fields.get("reviewed")
             ids = await run_in_threadpool(lambda: self._plans.apply(id, force=force, reviewed=reviewed))
         finally:
-            self._is_writing = False
+            self._is_applying = False
         line = f"Change {id} is written, as change {ids[0]}." if ids else "There was nothing to do: the key is gone."
         return self._renderer.render(request, "report.html", lines=[line], is_clean=True)

@@ -22,7 +22,7 @@ from redisfuse.review.server_plans import ServerPlans
 from redisfuse.transactions.write_session import ServerConnector
 
 LOOPBACK = "127.0.0.1"
-STOP_SECONDS = 30  # for which the end waits for requests, such as the current batch of a rollback
+STOP_SECONDS = 30  # for which the end waits for requests
 
 _OPENER = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="referrer" content="no-referrer">
@@ -84,7 +84,10 @@ class ReviewServer:
             timeout_graceful_shutdown=STOP_SECONDS,
         )
         with contextlib.closing(self._socket):
-            _StoppingServer(config, self._plans).run(sockets=[self._socket])
+            try:
+                _StoppingServer(config, self._plans).run(sockets=[self._socket])
+            finally:
+                self._plans.wait()  # a rollback ends after its current batch; another Ctrl-C does not wait
 
 
 class _StoppingServer(uvicorn.Server):

@@ -15,6 +15,7 @@ from redisfuse.journal.descriptions import format_state
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.paths.grammar import KeyRef
+from redisfuse.review.rollback_run import RollbackProgress, RollbackRun
 from redisfuse.text import escape_text, format_count
 from redisfuse.transactions.apply import apply_change
 from redisfuse.transactions.combined_change import count_changes
@@ -31,6 +32,10 @@ from redisfuse.transactions.selection import SelectedChanges, select_changes
 from redisfuse.transactions.server_fingerprint import compare_servers
 from redisfuse.transactions.state_reader import CurrentState, StateReader
 from redisfuse.transactions.write_session import ServerConnector, WriteSession, open_write_session
+
+ROLLING_BACK = "Rolling back"  # the part of the work that changes keys
+
+RollbackResult = tuple["ServerPlan", RollbackReport]
 
 MAX_LISTED_ENTRIES = 200  # of a plan, conflicts first
 
@@ -78,6 +83,8 @@ class ServerPlans:
         self._journal = journal
         self._connector = connector
         self._rollback: Rollback | None = None  # the one that is being executed
+        self._is_stopping = False  # set by `stop`, by any thread
+        self.run: RollbackRun[RollbackResult] | None = None  # the newest
 
     # -- plans --------------------------------------------------------------------------------------------------------
 
@@ -117,37 +124,63 @@ class ServerPlans:
 
     # -- changes ------------------------------------------------------------------------------------------------------
 
-    def roll_back(
-        self, change_filter: ChangeFilter, server_name: str, digest: str
-    ) -> tuple[ServerPlan, RollbackReport]:
-        """Roll back the plan with this digest.
+    def start_rollback(self, change_filter: ChangeFilter, server_name: str, digest: str) -> RollbackRun[RollbackResult]:
+        """Begin to roll back the plan with this digest.
 
-        Raises ConflictError if it is another plan by now; then nothing was changed.
+        Its result is a ConflictError if it is another plan by now; then nothing was changed.
         """
+        self._is_stopping = False
+        self.run = RollbackRun(
+            server_name, lambda progress: self._roll_back(change_filter, server_name, digest, progress)
+        )
+        return self.run
+
+    def _roll_back(
+        self, change_filter: ChangeFilter, server_name: str, digest: str, progress: RollbackProgress
+    ) -> RollbackResult:
+        def advance_plan(count: int) -> None:
+            progress.advance(count)
+            if self._is_stopping:
+                raise ConflictError("the rollback was stopped before it changed anything")
+
+        progress.begin("Selecting the changes")
         with self._open_writable() as journal:
             selected = dict(_split_servers(select_changes(journal, change_filter))).get(server_name)
             if selected is None:
                 raise ConflictError(f"nothing is left to roll back on {server_name}")
             changes = [change for group in selected.groups for change in group]
+            total = selected.groups.change_count
             with open_write_session(journal, self._connector, changes) as session:
-                plan = plan_rollback(journal, session.server, selected.groups, selected.ids)
+                progress.begin("Reading the keys", total)
+                plan = plan_rollback(journal, session.server, selected.groups, selected.ids, progress=advance_plan)
                 built = _build_plan(server_name, plan, [])
                 if built.digest != digest:
                     raise ConflictError("a key was changed meanwhile, so this is another plan: nothing was changed")
-                return built, self._execute(session, plan, selected)
+                progress.begin(ROLLING_BACK, total)
+                return built, self._execute(session, plan, selected, progress)
 
-    def _execute(self, session: WriteSession, plan: RollbackPlan, selected: SelectedChanges) -> RollbackReport:
+    def _execute(
+        self, session: WriteSession, plan: RollbackPlan, selected: SelectedChanges, progress: RollbackProgress
+    ) -> RollbackReport:
         self._rollback = Rollback(session.executor, session.server_name)
+        if self._is_stopping:
+            self._rollback.stop()
         try:
-            return self._rollback.run(plan.groups, selected.ids)
+            return self._rollback.run(plan.groups, selected.ids, progress=progress.advance)
         finally:
             self._rollback = None
 
     def stop(self) -> None:
         """End a rollback that is being executed after its current batch."""
+        self._is_stopping = True
         rollback = self._rollback
         if rollback is not None:
             rollback.stop()
+
+    def wait(self) -> None:
+        """Wait for the end of a rollback that is being executed."""
+        if self.run is not None:
+            self.run.wait()
 
     def apply(self, change_id: int, *, force: bool, reviewed: str) -> list[int]:
         """Write the new state of a change, and return the ids of the new changes.
@@ -230,7 +263,7 @@ def describe_report(plan: ServerPlan, report: RollbackReport) -> list[str]:
     if report.unchanged:
         lines.append(f"{count_changes(inverse.change for inverse in report.unchanged):,} needed no change.")
     if report.is_interrupted:
-        lines.append("The server of these pages was ended; the rest is left.")
+        lines.append("The rollback was stopped; the rest is left in the basket.")
     for conflict in report.conflicts:
         lines.append(f"{format_planned_change(conflict.change)}: {format_conflict(conflict)}")
     for change, error in report.failures:

@@ -51,6 +51,17 @@ class SideBySideRow:
     after: Cell | None = None
     text: str = ""
 
+    @classmethod
+    def pair(cls, before: Cell | None, after: Cell | None, *, is_same: bool = False) -> SideBySideRow:
+        """Return the row of two lines, or of one."""
+        if is_same:
+            return cls("same", before, after)
+        return cls("added" if before is None else "removed" if after is None else "changed", before, after)
+
+
+IndexedLine = tuple[int, bytes]
+"""A line, or a row of bytes, with its number from 0."""
+
 
 def align_states(prior: State, new: State) -> Iterator[SideBySideRow]:
     """Yield the rows of two states; none if their contents are equal."""
@@ -101,30 +112,25 @@ def _align_text(before: bytes, after: bytes) -> Iterator[SideBySideRow]:
         if start != end:
             yield SideBySideRow("gap", text=f"{max(start[0] - end[0], start[1] - end[1]):,} equal lines")
         for tag, i1, i2, j1, j2 in group:
-            lines = zip_longest(range(i1, i2), range(j1, j2))
-            for i, j in lines:
-                left, right = (None if i is None else old[i]), (None if j is None else new[j])
-                yield _align_lines(tag, (str((i or 0) + 1), left), (str((j or 0) + 1), right))
+            for i, j in zip_longest(range(i1, i2), range(j1, j2)):
+                left, right = (None if i is None else (i, old[i])), (None if j is None else (j, new[j]))
+                yield SideBySideRow.pair(*align_line(left, right), is_same=tag == "equal")
         end = group[-1][2], group[-1][4]
     rest = max(len(old) - end[0], len(new) - end[1])
     if rest and end != (0, 0):
         yield SideBySideRow("gap", text=f"{rest:,} equal lines")
 
 
-def _align_lines(tag: str, left: tuple[str, bytes | None], right: tuple[str, bytes | None]) -> SideBySideRow:
-    texts = [None if line is None else printable_line(line) for _, line in (left, right)]
-    pieces = _compare_lines(texts[0], texts[1], is_same=tag == "equal")
-    before, after = (
-        None if line is None else Cell(label, parts, is_open=not line.endswith(b"\n"))
-        for (label, line), parts in zip((left, right), pieces, strict=True)
+def align_line(before: IndexedLine | None, after: IndexedLine | None) -> tuple[Cell | None, Cell | None]:
+    """Return the cells of two lines of text, with the words that differ marked."""
+    is_same = before is not None and after is not None and before[1] == after[1]
+    texts = [None if line is None else printable_line(line[1]) for line in (before, after)]
+    pieces = _compare_lines(texts[0], texts[1], is_same=is_same)
+    left, right = (
+        None if line is None else Cell(str(line[0] + 1), parts, is_open=not line[1].endswith(b"\n"))
+        for line, parts in zip((before, after), pieces, strict=True)
     )
-    return SideBySideRow(_name_kind(before, after, is_same=tag == "equal"), before, after)
-
-
-def _name_kind(before: Cell | None, after: Cell | None, *, is_same: bool = False) -> RowKind:
-    if is_same:
-        return "same"
-    return "added" if before is None else "removed" if after is None else "changed"
+    return left, right
 
 
 def _compare_lines(old: str | None, new: str | None, *, is_same: bool) -> tuple[tuple[Piece, ...], tuple[Piece, ...]]:
@@ -155,7 +161,7 @@ def printable_line(line: bytes) -> str:
 
 
 def _align_bytes(before: bytes, after: bytes) -> Iterator[SideBySideRow]:
-    old, new = _split_rows(before), _split_rows(after)
+    old, new = split_rows(before), split_rows(after)
     end = (0, 0)
     for group in group_opcodes(old, new):
         start = group[0][1], group[0][3]
@@ -164,24 +170,28 @@ def _align_bytes(before: bytes, after: bytes) -> Iterator[SideBySideRow]:
             yield SideBySideRow("gap", text=f"{skipped:,} equal bytes")
         for tag, i1, i2, j1, j2 in group:
             for i, j in zip_longest(range(i1, i2), range(j1, j2)):
-                left, right = (None if i is None else old[i]), (None if j is None else new[j])
-                before_cell = None if left is None else _dump_row((i or 0) * HEX_BYTES_PER_ROW, left, right, tag)
-                after_cell = None if right is None else _dump_row((j or 0) * HEX_BYTES_PER_ROW, right, left, tag)
-                kind = _name_kind(before_cell, after_cell, is_same=tag == "equal")
-                yield SideBySideRow(kind, before_cell, after_cell)
+                left, right = (None if i is None else (i, old[i])), (None if j is None else (j, new[j]))
+                yield SideBySideRow.pair(*align_row(left, right), is_same=tag == "equal")
         end = group[-1][2], group[-1][4]
 
 
-def _split_rows(data: bytes) -> list[bytes]:
+def split_rows(data: bytes) -> list[bytes]:
+    """Return bytes in rows of a hex dump."""
     return [data[start : start + HEX_BYTES_PER_ROW] for start in range(0, len(data), HEX_BYTES_PER_ROW)]
 
 
-def _dump_row(offset: int, row: bytes, other: bytes | None, tag: str) -> Cell:
-    """Return one row of a hex dump, with the bytes that differ marked."""
+def align_row(before: IndexedLine | None, after: IndexedLine | None) -> tuple[Cell | None, Cell | None]:
+    """Return the cells of two rows of a hex dump, with the bytes that differ marked."""
+    left = None if before is None else _dump_row(before, b"" if after is None else after[1])
+    right = None if after is None else _dump_row(after, b"" if before is None else before[1])
+    return left, right
+
+
+def _dump_row(line: IndexedLine, other: bytes) -> Cell:
+    index, row = line
     pieces: list[Piece] = []
-    other = other or b""
     for position, byte in enumerate(row):
-        is_same = tag == "equal" or (position < len(other) and other[position] == byte)
+        is_same = position < len(other) and other[position] == byte
         if pieces and pieces[-1].is_same == is_same:
             pieces[-1] = Piece(f"{pieces[-1].text} {byte:02x}", is_same)
         else:
@@ -189,7 +199,9 @@ def _dump_row(offset: int, row: bytes, other: bytes | None, tag: str) -> Cell:
                 pieces.append(Piece(" "))
             pieces.append(Piece(f"{byte:02x}", is_same))
     plain = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
-    return Cell(f"{offset:06x}", (*pieces, Piece("   " * (HEX_BYTES_PER_ROW - len(row)) + f"  {plain}")))
+    return Cell(
+        f"{index * HEX_BYTES_PER_ROW:06x}", (*pieces, Piece("   " * (HEX_BYTES_PER_ROW - len(row)) + f"  {plain}"))
+    )
 
 
 # -- elements, and parts of large strings ----------------------------------------------------------------------------
@@ -224,4 +236,4 @@ def _flush_pairs(removed: Sequence[str], added: Sequence[str]) -> Iterator[SideB
     for old, new in zip_longest(removed, added):
         left, right = _compare_lines(old, new, is_same=False)
         before, after = None if old is None else Cell("", left), None if new is None else Cell("", right)
-        yield SideBySideRow(_name_kind(before, after), before, after)
+        yield SideBySideRow.pair(before, after)

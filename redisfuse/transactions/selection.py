@@ -17,7 +17,8 @@ from typing import Any
 from more_itertools import chunked
 
 from redisfuse.errors import NotFoundError, UsageError
-from redisfuse.journal.change_filter import ChangeFilter, find_ids
+from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.change_search import find_ids
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import Change
 from redisfuse.transactions.combined_change import (

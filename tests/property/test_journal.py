@@ -18,7 +18,7 @@ from redisfuse.journal.directory_rows import decode_directory, encode_directory
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.prune import prune_journal
-from redisfuse.text import compile_glob, escape_text, literal_glob
+from redisfuse.text import compile_glob, escape_text, find_glob_literal, literal_glob
 from tests.support.redis_server import RedisServer
 from tests.unit.test_journal import INFO, facts_of
 
@@ -165,6 +165,7 @@ def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[b
     matching = {key for key in keys if (key == literal if regex is None else regex.fullmatch(key))}
     assert matching == set(server.keys(joined))
     assert all(key.startswith(literal) for key in matching)
+    assert all(find_glob_literal(joined) in key[len(literal) :] for key in matching)
 
 
 @given(st.binary())

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import ServerIdentity, SessionMetadata
+from redisfuse.journal.models import ABSENT, ChangeIntent, ServerIdentity, SessionMetadata, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
@@ -28,6 +28,18 @@ HOSTILE = (
     b"</title></textarea><!--",
 )
 """Keys and values that a page must show as text."""
+
+
+def create_keys(bench: EditBench, count: int) -> list[int]:
+    """Record that keys were created, each an operation; return the IDs of the changes."""
+    keys = [b"many:%d" % number for number in range(count)]
+    bench.redis.mset(dict.fromkeys(keys, b"v"))
+    value = State.from_value(b"v")
+    intents = [ChangeIntent(key, "create", key, None, ABSENT, value) for key in keys]
+    ids = bench.journal.record_intents(bench.session, intents, grouping=[1] * count)
+    bench.journal.record_outcome(ids, "applied")
+    bench.journal.flush()
+    return ids
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +67,11 @@ def ids(bench: EditBench) -> dict[str, int]:
         bench.save(key, data, **options)
         found[name] = bench.last_change.id
 
+    redis.set("notes", "one\ntwo\nthree\n")
+    with pytest.raises(ConflictError):
+        bench.save(b"notes", b"one\nzwei\nthree\n", precondition=Precondition.from_bytes(b"what it was"))
+    found["stale"] = bench.last_change.id
+    redis.set("notes", "one\n2\nthree\nfour\n")
     save("text", b"page", b"<h1>Welcome you</h1>\nsame\n")
     save("json", b"document", b'{"name": "mug", "cents": 1300, "tags": ["old", "<b>"]}')
     save("bytes", b"binary", bytes(range(32)) + b"\xff" + bytes(range(33, 64)))

@@ -1,9 +1,12 @@
 """The pages of `redisfuse review` in a real browser: a whole story, attacks, keys, accessibility, many changes."""
 
 import contextlib
+import signal
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import pytest
 from playwright.sync_api import Browser, expect
@@ -11,13 +14,16 @@ from playwright.sync_api import Browser, expect
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.journal.processes import CallingProcess
+from redisfuse.transactions.rollback import MAX_CHANGES_PER_BATCH
 from tests.editors.programs import terminal, wait_for_exit
-from tests.review.conftest import HOSTILE
+from tests.review.conftest import HOSTILE, create_keys
 from tests.support import review_pictures
 from tests.support.browser import TIMEOUT_MS, ReviewBrowser, start_browser
+from tests.support.edit_bench import EditBench
 from tests.support.mounts import mount_server, wait_until
+from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
-from tests.support.review_process import ReviewProcess
+from tests.support.review_process import TIMEOUT_SECONDS, ReviewProcess
 from tests.unit.test_journal import INFO
 
 expect.set_options(timeout=TIMEOUT_MS)
@@ -25,6 +31,9 @@ expect.set_options(timeout=TIMEOUT_MS)
 MANY_CHANGES = 100_000
 COPIED_CHANGES = 1000
 MAX_FIRST_PAINT_MS = 1000
+
+ADD_TO_BASKET = """word => fetch(location.pathname.replace("changes", "basket"), {method: "POST",
+    body: new URLSearchParams({add: word, csrf: document.querySelector("meta[name=csrf]").content})})"""
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +96,103 @@ def test_a_whole_story(browser: Browser, server: RedisServer, tmp_path: Path) ->
             wait_until(lambda: file.read_text() == "Hello you\n")
             assert opened.problems == []
             opened.context.close()
+
+
+def test_a_rollback_shows_its_progress(browser: Browser, server: RedisServer, tmp_path: Path) -> None:
+    """The bar moves without a reload; the rollback continues without the browser, and is shown without scripts."""
+    with SlowRollback(browser, server, tmp_path, batches=4) as slow:
+        page, text = slow.page, slow.page.locator("#progress-text")
+        slow.begin()
+        expect(text).to_have_text("Rolling back: 250 of 1,000 changes")
+        page.evaluate("window.isSame = true")
+        assert slow.opened.find_barriers() == []
+        page.set_viewport_size({"width": 400, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400
+        slow.execute_batch()
+        expect(text).to_have_text("Rolling back: 500 of 1,000 changes")
+        assert page.evaluate("[isSame, document.getElementById('progress-bar').value]") == [True, 500]
+        plain = browser.new_context(java_script_enabled=False)
+        plain.add_cookies(slow.opened.context.cookies())  # type: ignore[arg-type]
+        slow.opened.context.close()
+        other = plain.new_page()
+        other.goto(f"http://{slow.process.host}{slow.process.folder}/rollback/progress")
+        expect(other.get_by_role("progressbar", name="Rolling back")).to_be_visible()
+        slow.proxy.thaw()
+        expect(other.get_by_role("heading", name="Done")).to_be_visible()  # the page loads itself again
+        expect(other.get_by_role("status").first).to_contain_text("1,000 changes rolled back")
+        plain.close()
+        assert slow.count_keys() == 0
+        assert slow.opened.problems == []
+
+
+def test_a_rollback_that_ends_or_loses_its_server(browser: Browser, server: RedisServer, tmp_path: Path) -> None:
+    """At its end the page becomes the report; if the server of the pages ends, the page says how to continue."""
+    with SlowRollback(browser, server, tmp_path, batches=4) as slow:
+        slow.begin()
+        slow.page.get_by_role("button", name="Stop").click()
+        slow.proxy.thaw()
+        expect(slow.page.get_by_role("heading", name="Not all was done")).to_be_visible()
+        assert slow.count_keys() == 2 * MAX_CHANGES_PER_BATCH
+        slow.begin()
+        expect(slow.page.get_by_role("progressbar")).to_be_visible()
+        slow.process.process.send_signal(signal.SIGINT)
+        expect(slow.page.get_by_text(f"redisfuse rollback {slow.word}")).to_be_visible()
+        slow.proxy.thaw()
+        assert slow.process.process.wait(TIMEOUT_SECONDS) == 0
+        assert slow.count_keys() == 0
+
+
+class SlowRollback:
+    """A rollback in a browser, which hangs after the first of its batches."""
+
+    def __init__(self, browser: Browser, server: RedisServer, folder: Path, *, batches: int) -> None:
+        self._stack = contextlib.ExitStack()
+        self._bench = EditBench.create(folder / "state", server)
+        self._stack.callback(self._bench.close)
+        ids = create_keys(self._bench, batches * MAX_CHANGES_PER_BATCH)
+        self.word = f"{ids[0]}-{ids[-1]}"
+        self.proxy = self._stack.enter_context(Proxy(server.socket_path, tcp=True))
+        url = f"redis://127.0.0.1:{self.proxy.port}/0"
+        options = ("--allow-rollback", "--url", url, "--timeout", "60")
+        self.process = self._stack.enter_context(ReviewProcess(self._bench.journal.path, *options))
+        self.opened = ReviewBrowser.open(browser, self.process)
+        self.process.cookie = "; ".join(f"{one['name']}={one['value']}" for one in self.opened.context.cookies())
+        self._stack.callback(self.opened.context.close)
+        self.page = self.opened.page
+
+    def begin(self) -> None:
+        """Put the changes into the basket, and roll them back."""
+        self.opened.visit("/changes").evaluate(ADD_TO_BASKET, self.word)
+        self.opened.visit("/basket").get_by_role("link", name="Roll back…").click()
+        self._delay_batch(
+            lambda: self.page.get_by_role("button", name="Roll back").click(),
+            skip=1,
+        )
+
+    def execute_batch(self) -> None:
+        """Let one batch pass."""
+        self._delay_batch(self.proxy.thaw, skip=0)
+
+    def _delay_batch(self, work: Callable[[], None], *, skip: int) -> None:
+        """Do some work, and hang when the next batch is executed."""
+        done = 0 if skip else self.process.read_rolled_back()
+        self.proxy.inject("delay", "EXEC", seconds=3, skip=skip, times=1)
+        work()
+        wait_until(lambda: self.process.read_rolled_back() == done + MAX_CHANGES_PER_BATCH)
+        self.proxy.freeze()
+
+    def count_keys(self) -> int:
+        """Return the number of keys that are not rolled back."""
+        return len(self._bench.redis.keys("many:*"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.proxy.thaw()
+        self._stack.close()
 
 
 def test_hostile_values_are_text(review: ReviewBrowser, ids: dict[str, int]) -> None:
@@ -163,15 +269,11 @@ def test_everybody_can_use_every_page(review: ReviewBrowser, ids: dict[str, int]
     page.set_viewport_size({"width": width, "height": 800})
     review.process.cookie = "; ".join(f"{one['name']}={one['value']}" for one in review.context.cookies())
     review.visit("/changes")
-    page.evaluate(
-        """word => fetch(location.pathname.replace("changes", "basket"), {method: "POST", body: new URLSearchParams({
-            add: word, csrf: document.querySelector("meta[name=csrf]").content})})""",
-        str(ids["json"]),
-    )
+    page.evaluate(ADD_TO_BASKET, str(ids["json"]))
     barriers: dict[str, list[str]] = {}
     paths = ["/changes", "/changes?keys=1&op=write", "/changes?op=x", "/sessions", "/basket", "/nothing"]
     paths += [f"/changes/{ids[name]}" for name in ("text", "json", "bytes", "collection", "refused", "hostile 0")]
-    paths += [f"/changes/{ids['text']}/history", f"/changes/{ids['refused']}/apply"]
+    paths += [f"/changes/{ids['text']}/history", f"/changes/{ids['refused']}/apply", f"/changes/{ids['stale']}/apply"]
     for path in paths:
         review.visit(path)
         barriers[path] = review.find_barriers()
@@ -183,6 +285,30 @@ def test_everybody_can_use_every_page(review: ReviewBrowser, ids: dict[str, int]
     barriers["keys"] = review.find_barriers()
     assert not any(barriers.values()), barriers
     assert review.problems == []
+
+
+def test_a_refused_edit_is_compared_three_ways(review: ReviewBrowser, ids: dict[str, int]) -> None:
+    """Three states are side by side; in a narrow window each differing line is below the others, with its side."""
+    page = review.page
+    page.set_viewport_size({"width": 1200, "height": 800})
+    review.visit(f"/changes/{ids['stale']}/apply")
+    row = page.locator(".three tbody tr").nth(1)
+    cells = row.locator("td.line")
+    assert cells.all_inner_texts() == ["two", "2", "zwei"]
+    boxes = [cell.bounding_box() for cell in cells.all()]
+    assert len({box["y"] for box in boxes if box}) == 1
+    lefts = [box["x"] for box in boxes if box]
+    assert len(lefts) == 3
+    assert lefts == sorted(lefts)
+    expect(row.locator(".side").first).to_be_hidden()
+    page.set_viewport_size({"width": 400, "height": 800})
+    tops = [box["y"] for box in (cell.bounding_box() for cell in cells.all()) if box]
+    assert len(set(tops)) == 3
+    assert tops == sorted(tops)
+    assert row.locator(".side").all_inner_texts() == ["then ", "now ", "edit "]
+    same = page.locator(".three tbody tr").first.locator("td.line")
+    assert [cell.is_visible() for cell in same.all()] == [False, True, False]
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
 
 
 def make_many_changes(path: Path, count: int) -> None:

@@ -138,7 +138,7 @@ def test_pages_have_each_row_once(tmp_path: Path) -> None:
     """Operations of several processes at the same time are on one page each, and none is left out."""
     path = tmp_path / "state" / "journal.db"
     processes = [CallingProcess(100 + number, number, f"p{number}") for number in range(70)]
-    with Journal.open(path, create=True) as journal:
+    with Journal.open(path, create=True, operation_idle_ms=None) as journal:
         session = journal.begin_session(INFO)
         for turn in range(3):
             for process in processes[turn * 10 :]:

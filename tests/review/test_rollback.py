@@ -1,27 +1,28 @@
 """The basket, its plan against the server, the rollback, and edits that were refused: requests to the real process."""
 
 import html
+import json
 import re
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
 import pytest
 
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import ABSENT, ChangeIntent, ServerIdentity, SessionMetadata, State
+from redisfuse.journal.models import ServerIdentity, SessionMetadata
 from redisfuse.review.basket import MAX_WORDS
 from redisfuse.review.rollback_pages import MAX_FORM_BYTES
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.rollback import MAX_CHANGES_PER_BATCH
+from tests.review.conftest import create_keys
 from tests.support.edit_bench import EditBench
 from tests.support.mounts import wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
-from tests.support.review_process import Reply, ReviewProcess
+from tests.support.review_process import TIMEOUT_SECONDS, Reply, ReviewProcess
 
 FORM = "application/x-www-form-urlencoded"
 
@@ -83,7 +84,7 @@ def test_a_basket_is_rolled_back(bench: EditBench, pages: ReviewProcess, server:
     assert "restore string of 1 bytes" in page
     text, fields = confirm(bench, pages)
     assert f"Roll back 3 keys on 127.0.0.1:{server.port}/0</button>" in text
-    reply = pages.post("/rollback", **fields)
+    reply = pages.roll_back(**fields)
     assert (reply.status, "4 changes rolled back" in reply.text) == (200, True)
     assert (bench.redis.get("a"), bench.redis.get("b"), bench.redis.get("c")) == (b"1", b"2", None)
     newest = bench.last_change
@@ -98,7 +99,7 @@ def test_an_operation_is_rolled_back_whole(bench: EditBench, pages: ReviewProces
     ids = [save(bench, b"dir:%d" % number, b"v") for number in range(3)]
     operation = f"{bench.journal.get_change(int(ids[0])).operation_id}+"
     fill(pages, operation, *ids[1:])
-    assert pages.post("/rollback", **confirm(bench, pages)[1]).status == 200
+    assert pages.roll_back(**confirm(bench, pages)[1]).status == 200
     assert bench.redis.keys("dir:*") == []
 
 
@@ -115,11 +116,11 @@ def test_a_conflict_is_shown_and_left_alone(bench: EditBench, pages: ReviewProce
     assert f'name="add" value="{later}"' in page
     text, fields = confirm(bench, pages)
     assert "Roll back 1 key on" in text
-    reply = pages.post("/rollback", **fields)
+    reply = pages.roll_back(**fields)
     assert "its value was changed since" in html.unescape(reply.text)
     assert (bench.redis.get("a"), bench.redis.get("b")) == (b"<later>", b"2")
     assert "conflict" not in fill(pages, later)
-    assert pages.post("/rollback", **confirm(bench, pages)[1]).status == 200
+    assert pages.roll_back(**confirm(bench, pages)[1]).status == 200
     assert bench.redis.get("a") == b"1"
 
 
@@ -132,12 +133,12 @@ def test_what_was_confirmed_is_what_is_done(bench: EditBench, pages: ReviewProce
     count = change_count(bench)
     for change in (lambda: bench.redis.set("a", "by another client"), lambda: fill(pages, second)):
         change()
-        reply = pages.post("/rollback", **fields)
+        reply = pages.roll_back(**fields)
         assert reply.status == 409
         assert "nothing was changed" in reply.text
         bench.redis.set("a", "one")
-    assert pages.post("/rollback", server=fields["server"]).status == 409
-    assert pages.post("/rollback", server="other:1/0", plan=fields["plan"]).status == 409
+    assert pages.roll_back(server=fields["server"]).status == 409
+    assert pages.roll_back(server="other:1/0", plan=fields["plan"]).status == 409
     assert (bench.redis.get("a"), bench.redis.get("b"), change_count(bench)) == (b"one", b"new", count)
 
 
@@ -211,7 +212,8 @@ def test_an_edit_is_not_written_over_what_was_not_compared(bench: EditBench, pag
     assert pages.post(path, reviewed=first, force="1").status == 409
     reply = pages.get(pages.folder + path)
     assert "The key has changed again" in reply.text
-    assert "<ins>changed again</ins>" in reply.text
+    assert [text in reply.text for text in ("theirs", "changed again", "mine")] == [True] * 3
+    assert "Then, now in Redis, and the edit" in reply.text
     assert pages.post(path, reviewed=reviewed(reply)).status == 409
     assert bench.redis.get("page") == b"changed again\n"
     assert pages.post(path, reviewed=reviewed(reply), force="1").status == 200
@@ -225,31 +227,71 @@ def test_only_what_was_not_written_can_be_applied(bench: EditBench, pages: Revie
     assert pages.post(f"/changes/{id}/apply").status == 400
 
 
-def test_a_signal_ends_a_rollback_after_its_batch(bench: EditBench, server: RedisServer) -> None:
-    """SIGINT during a rollback lets its batch end; the reply has what was done, and the rest can be rolled back."""
-    keys = [b"many:%d" % number for number in range(2 * MAX_CHANGES_PER_BATCH + 1)]
-    bench.redis.mset(dict.fromkeys(keys, b"v"))
-    value = State.from_value(b"v")
-    intents = [ChangeIntent(key, "create", key, None, ABSENT, value) for key in keys]
-    ids = bench.journal.record_intents(bench.session, intents, grouping=[1] * len(intents))
-    bench.journal.record_outcome(ids, "applied")
-    bench.journal.flush()
-    with Proxy(server.socket_path, tcp=True) as proxy, ThreadPoolExecutor(1) as pool:
-        url = f"redis://127.0.0.1:{proxy.port}/0"
-        with ReviewProcess(bench.journal.path, "--allow-rollback", "--url", url, "--timeout", "60") as process:
-            process.open()
+def test_a_long_rollback_can_be_stopped_and_resumed(bench: EditBench, server: RedisServer) -> None:
+    """It has a page of its progress; its button and SIGINT end it after a batch, and the rest can be rolled back."""
+    ids, batch = create_keys(bench, 4 * MAX_CHANGES_PER_BATCH + 1), MAX_CHANGES_PER_BATCH
+    with Proxy(server.socket_path, tcp=True) as proxy:
+        options = ("--allow-rollback", "--url", f"redis://127.0.0.1:{proxy.port}/0", "--timeout", "60")
+
+        def begin(process: ReviewProcess) -> dict[str, str]:
+            """Roll back what is left, until the second batch hangs; return the fields of the form."""
+            left = bench.redis.dbsize()
             process.post("/basket", add=f"{ids[0]}-{ids[-1]}")
             fields = confirm(bench, process)[1]
-            proxy.inject("delay", "EXEC", seconds=4, skip=1, times=1)  # of the second batch of three
-            posted = pool.submit(process.post, "/rollback", **fields)
-            wait_until(lambda: bench.redis.dbsize() < len(keys))
-            assert process.stop(signal.SIGINT) == 0
-            reply = posted.result()
-    assert "the rest is left" in reply.text
-    left = bench.redis.dbsize()
-    assert 0 < left < len(keys)
-    assert f"{len(keys) - left} changes rolled back" in reply.text
+            proxy.inject("delay", "EXEC", seconds=3, skip=1, times=1)
+            reply = process.post("/rollback", **fields)
+            assert (reply.status, reply.headers["Location"]) == (303, f"{process.folder}/rollback/progress")
+            wait_until(lambda: process.read_rolled_back() == batch)
+            proxy.freeze()
+            assert bench.redis.dbsize() == left - batch
+            return fields
+
+        with ReviewProcess(bench.journal.path, *options) as process:
+            process.open()
+            assert process.get(f"{process.folder}/rollback/progress").status == 404
+            assert process.post("/rollback/stop").status == 404
+            fields = begin(process)
+            assert f"Rolling back: {batch} of {4 * batch + 1:,} changes" in read_progress(process)
+            assert '<noscript><meta http-equiv="refresh"' in read_progress(process)
+            state = json.loads(process.get(f"{process.folder}/rollback/progress.json").body)
+            assert (state["running"], state["done"], state["total"]) == (True, batch, 4 * batch + 1)
+            assert process.post("/rollback", **fields).status == 409  # one at a time
+            assert process.post("/rollback/stop").status == 303
+            proxy.thaw()
+            wait_until(lambda: "the rest is left in the basket" in read_progress(process))
+            assert f"{2 * batch} changes rolled back" in read_progress(process)
+            assert bench.redis.dbsize() == 2 * batch + 1
+            assert "The basket is empty" not in process.get(f"{process.folder}/basket").text
+        with ReviewProcess(bench.journal.path, *options) as process:
+            process.open()
+            begin(process)
+            process.process.send_signal(signal.SIGINT)
+            wait_until(lambda: not is_served(process))
+            assert process.process.poll() is None  # it waits for the batch
+            proxy.thaw()
+            assert process.process.wait(TIMEOUT_SECONDS) == 0
+    assert bench.redis.dbsize() == 1
     assert bench.journal.get_session(bench.last_change.session_id).ended_at is not None
+    with ReviewProcess(bench.journal.path, "--allow-rollback") as process:
+        process.open()
+        process.post("/basket", add=f"{ids[0]}-{ids[-1]}")
+        reply = process.roll_back(**confirm(bench, process)[1])
+        assert "1 change rolled back" in reply.text
+        assert "The basket is empty" in process.get(f"{process.folder}/basket").text
+    assert bench.redis.dbsize() == 0
+
+
+def is_served(pages: ReviewProcess) -> bool:
+    """Return whether the pages can be requested."""
+    try:
+        return read_progress(pages) != ""
+    except OSError:
+        return False
+
+
+def read_progress(pages: ReviewProcess) -> str:
+    """Return the page of the newest rollback."""
+    return pages.get(f"{pages.folder}/rollback/progress").text
 
 
 # -- attacks ---------------------------------------------------------------------------------------------------------
@@ -262,7 +304,7 @@ def test_forged_forms_change_nothing(bench: EditBench, pages: ReviewProcess) -> 
     apply_path, id = refuse(bench)
     fields = confirm(bench, pages)[1]
     state = reviewed(pages.get(pages.folder + apply_path))
-    forms = {"/basket": {"clear": "1"}, "/rollback": fields, apply_path: {"reviewed": state}}
+    forms = {"/basket": {"clear": "1"}, "/rollback": fields, "/rollback/stop": {}, apply_path: {"reviewed": state}}
     count, origin = change_count(bench), f"http://{pages.host}"
     for path, values in forms.items():
         for csrf in ("", "x", pages.csrf_token[:-1], pages.csrf_token + "x", "\ud800"):
@@ -302,6 +344,6 @@ def test_without_permission_nothing_is_changed(bench: EditBench, pages: ReviewPr
         assert "Roll back…" not in page
         assert "Write this edit" in pages.get(pages.folder + apply_path).text
         assert "Write this edit" not in reading.get(reading.folder + apply_path).text
-        assert reading.post("/rollback", **fields).status == 403
+        assert reading.roll_back(**fields).status == 403
         assert reading.post(apply_path, reviewed=state).status == 403
     assert (bench.redis.get("a"), change_count(bench)) == (b"one", count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import signal
 import subprocess
 import tempfile
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlencode
 
-from tests.support.mounts import isolated_environment, redisfuse_command
+from tests.support.mounts import isolated_environment, redisfuse_command, wait_until
 
 TIMEOUT_SECONDS = 60.0  # for one reply, and for the end
 
@@ -88,6 +89,20 @@ class ReviewProcess:
     def get(self, path: str, **headers: str | None) -> Reply:
         """Request a page."""
         return self.request("GET", path, **headers)
+
+    def roll_back(self, **fields: str) -> Reply:
+        """Send the form of a confirmed rollback, and return its report."""
+        reply = self.post("/rollback", **fields)
+        if reply.status != 303:
+            return reply
+        wait_until(lambda: not json.loads(self.get(f"{self.folder}/rollback/progress.json").body)["running"])
+        return self.get(f"{self.folder}/rollback/progress")
+
+    def read_rolled_back(self) -> int:
+        """Return for how many changes a rollback that is being executed is done."""
+        reply = self.get(f"{self.folder}/rollback/progress.json")
+        state = json.loads(reply.body) if reply.status == 200 else {}
+        return int(state["done"]) if state.get("text", "").startswith("Rolling back") else 0
 
     def request(self, method: str, path: str, body: bytes | None = None, **headers: str | None) -> Reply:
         """Send one request; `sec_fetch_site="none"` is the header Sec-Fetch-Site, and None leaves a header out."""

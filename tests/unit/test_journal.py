@@ -21,8 +21,7 @@ import pytest
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
-from redisfuse.journal import change_filter as filters
-from redisfuse.journal import database
+from redisfuse.journal import change_search, database
 from redisfuse.journal.change_filter import ChangeFilter, IdRange, KeySpan, parse_id_words
 from redisfuse.journal.check import find_problems
 from redisfuse.journal.journal import Journal, now_ms
@@ -469,7 +468,7 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
     """
     clock = [1_000_000]
     monkeypatch.setattr("redisfuse.journal.journal.now_ms", lambda: clock[0])
-    monkeypatch.setattr(filters, "MAX_SCANNED_ROWS", 20)
+    monkeypatch.setattr(change_search, "MAX_SCANNED_ROWS", 20)
     sessions = [journal.begin_session(INFO), journal.begin_session(SessionMetadata(ServerIdentity(host="other")))]
     for n in range(300):
         clock[0] += 1000
@@ -482,7 +481,7 @@ def filled(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> Journal:
 def test_filters(filled: Journal) -> None:
     """Each filter yields the changes that a loop over all would.
 
-    The newest is first; a limit yields the newest.
+    The newest is first, or the oldest; a limit yields the newest.
     """
     everything = list(filled.find_changes())
     assert [change.id for change in everything] == list(range(300, 0, -1))
@@ -526,6 +525,8 @@ def test_filters(filled: Journal) -> None:
     for change_filter, predicate in trials.items():
         expected = [change.id for change in everything if predicate(change)]
         assert [change.id for change in filled.find_changes(change_filter)] == expected, change_filter
+        ascending = replace(change_filter, oldest_first=True)
+        assert [change.id for change in filled.find_changes(ascending)] == expected[::-1], ascending
         for limit in (0, 1, 7):
             limited = replace(change_filter, limit=limit)
             assert [change.id for change in filled.find_changes(limited)] == expected[:limit], limited
@@ -540,7 +541,7 @@ def test_a_path_selects_what_was_renamed_into_it(journal: Journal) -> None:
         add(journal, session, intent(b"k", path=path, op="rename", new_path=new_path))
     for scanned in (0, 5000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(filters, "MAX_SCANNED_ROWS", scanned)
+            patch.setattr(change_search, "MAX_SCANNED_ROWS", scanned)
             for path, ids in ((b"b", [3, 1]), (b"a", [2, 1]), (b"c", [3, 2]), (b"b/1", [1]), (b"d", [])):
                 assert [change.id for change in journal.find_changes(ChangeFilter(path=path))] == ids, path
 

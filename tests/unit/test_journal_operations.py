@@ -147,7 +147,7 @@ def test_summaries_of_operations(journal: Journal, clock: list[int]) -> None:
 
 def test_more_operations_than_a_page(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each operation is listed once, however its changes are spread over the pages."""
-    monkeypatch.setattr("redisfuse.journal.operations.ROWS_PER_PAGE", 3)
+    monkeypatch.setattr("redisfuse.journal.change_search.ROWS_PER_PAGE", 3)
     session = journal.begin_session(INFO)
     for number in range(20):
         add(journal, session, intent(process=RM if number % 3 else CP if number < 10 else None))

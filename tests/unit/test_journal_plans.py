@@ -21,6 +21,14 @@ QUERIES: dict[str, Callable[[Journal], object]] = {
     "session, oldest first": lambda journal: list(journal.find_changes(ChangeFilter(session_id=1, oldest_first=True))),
     "key": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:1"))),
     "keys with a prefix": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:*"))),
+    "keys with a prefix, oldest first": lambda journal: list(
+        journal.find_changes(ChangeFilter(key_glob=b"a:*", oldest_first=True))
+    ),
+    "oldest of a user since": lambda journal: list(
+        journal.find_changes(ChangeFilter(user=INFO.user, since=5, oldest_first=True))
+    ),
+    "net changes": lambda journal: list(journal.find_net_changes(ChangeFilter(key_glob=b"a:*", outcomes=("applied",)))),
+    "net changes of a path": lambda journal: list(journal.find_net_changes(ChangeFilter(path=b"a", limit=9))),
     "keys of a session": lambda journal: list(journal.find_changes(ChangeFilter(key_glob=b"a:*", session_id=1))),
     "path": lambda journal: list(journal.find_changes(ChangeFilter(path=b"a/1"))),
     "since": lambda journal: list(journal.find_changes(ChangeFilter(since=5))),
@@ -76,7 +84,7 @@ def test_plans(journal: Journal, name: str, monkeypatch: pytest.MonkeyPatch) -> 
         return query(sql, values)
 
     monkeypatch.setattr(journal.reader, "query", recording)
-    monkeypatch.setattr("redisfuse.journal.change_filter.MAX_SCANNED_ROWS", 3)
+    monkeypatch.setattr("redisfuse.journal.change_search.MAX_SCANNED_ROWS", 3)
     QUERIES[name](journal)
     assert executed
     for sql, values in executed:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from redisfuse.journal import line_matching
-from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.change_filter import ChangeFilter, IdRange
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.line_matching import MAX_COMPARED_LINES, match_lines
 from redisfuse.journal.models import ABSENT, Change, ChangeIntent, ServerIdentity, SessionMetadata, State
@@ -197,7 +197,14 @@ def test_net_changes_of_a_long_journal(tmp_path: Path) -> None:
                 intents.append(ChangeIntent(key, rng.choice(["write", "rename"]), key, field, prior, new))
             ids = journal.record_intents(session, intents, grouping=False)
             journal.record_outcome(ids, outcome)  # type: ignore[arg-type]
-        for selection in (ChangeFilter(), ChangeFilter(outcomes=("applied",), before_id=1900), ChangeFilter(limit=77)):
+        for selection in (
+            ChangeFilter(),
+            ChangeFilter(outcomes=("applied",), before_id=1900),
+            ChangeFilter(limit=77),
+            ChangeFilter(key_glob=b"1*", limit=50),
+            ChangeFilter(key_glob=b"?", id_ranges=(IdRange(100, 300), IdRange(400, 1800)), ops=("rename",)),
+            ChangeFilter(path=b"7", since=0),
+        ):
             expected = [
                 (net.first.id, net.last.id, net.count)
                 for net in join_changes(journal.find_changes(replace(selection, oldest_first=True)))
@@ -208,6 +215,8 @@ def test_net_changes_of_a_long_journal(tmp_path: Path) -> None:
             assert found is not None
             assert (found.first.id, found.last.id, found.count) == expected[-1]
             assert net_changes.find_beginning_with(5000) is None
+            ids = {change.id for change in journal.find_changes(selection)}
+            assert net_changes.find_beginning_with(next(id for id in range(1, 5000) if id not in ids)) is None
             assert [(net.first.id, net.last.id, net.count) for net in net_changes] == expected
             assert net_changes.find_beginning_with(last_first) is None
 

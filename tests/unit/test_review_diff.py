@@ -10,6 +10,7 @@ from redisfuse.journal.models import ABSENT, Blob, State
 from redisfuse.journal.portable import encode_header, encode_record
 from redisfuse.review.json_changes import compare_documents
 from redisfuse.review.side_by_side import MAX_ROWS, Cell, SideBySideRow, align_states
+from redisfuse.review.three_way import align_three
 
 
 def value(data: bytes) -> State:
@@ -163,3 +164,62 @@ def test_documents_without_a_difference_are_equal(before: object, after: object)
     assert found is not None
     same = json.dumps(before, sort_keys=True) == json.dumps(after, sort_keys=True)
     assert (found == []) == same
+
+
+# -- three states ----------------------------------------------------------------------------------------------------
+
+
+def three(found: State, now: State, edit: State) -> list[tuple[str | None, ...]]:
+    """Return the rows of three states as texts."""
+    aligned = align_three(found, now, edit)
+    assert aligned is not None
+    return [(row.text,) if row.text else tuple(map(text, (row.found, row.now, row.edit))) for row in aligned]
+
+
+def test_three_texts_are_aligned_with_the_middle_one() -> None:
+    """Lines are beside those of the middle text; what it lacks has rows of its own; words that differ are marked."""
+    found = three(
+        value(b"a\nold word\nc\ngone\nd\n"), value(b"a\nnew word\nc\nd\nadded\n"), value(b"a\nmy word\nc\nmine\nd\n")
+    )
+    assert found == [
+        ("a", "a", "a"),
+        ("[old] word", "[new] word", "[my] word"),
+        ("c", "c", "c"),
+        ("[gone]", None, "[mine]"),
+        ("d", "d", "d"),
+        (None, "[added]", None),
+    ]
+
+
+def test_three_long_texts_have_gaps() -> None:
+    """Equal lines far from any difference are a gap; equal texts have no rows."""
+    before = b"".join(b"%d\n" % number for number in range(100))
+    now = before.replace(b"20\n", b"twenty\n")
+    found = three(value(before), value(now), value(before.replace(b"70\n", b"seventy\n")))
+    assert [row[0] for row in found if len(row) == 1] == ["17 equal lines", "43 equal lines", "26 equal lines"]
+    assert ("[20]", "[twenty]", "[20]") in found
+    assert ("70", "[70]", "[seventy]") in found
+    assert three(value(before), value(before), value(before)) == []
+    assert len(three(ABSENT, value(b"x\n" * 5000), ABSENT)) == MAX_ROWS + 1
+
+
+def test_three_binary_values_are_rows_of_bytes() -> None:
+    """Bytes are compared in rows of 16; collections can't be aligned."""
+    found = three(value(bytes(20)), value(bytes(19) + b"\xff"), value(bytes(20)))
+    assert found[0][0] == found[0][1] == found[0][2]
+    assert found[1] != (found[1][0],) * 3
+    assert all("[" in str(cell) for cell in found[1])
+    assert align_three(value(b"a"), collection(b"set", (b"m",)), value(b"b")) is None
+
+
+@given(*[st.lists(st.sampled_from([b"a\n", b"b\n", b"c\n", b"d\n"]), max_size=12)] * 3)
+def test_each_of_three_texts_can_be_read_in_its_column(one: list[bytes], two: list[bytes], other: list[bytes]) -> None:
+    """Without gaps, each column has all lines of its text, in order."""
+    rows = align_three(*(value(b"".join(lines)) for lines in (one, two, other))) or []
+    if any(row.text for row in rows) or one == two == other:
+        return
+    for lines, column in ((one, "found"), (two, "now"), (other, "edit")):
+        cells = [getattr(row, column) for row in rows]
+        assert [text(cell).replace("[", "").replace("]", "") for cell in cells if cell] == [  # type: ignore[union-attr]
+            line.decode().strip() for line in lines
+        ]

@@ -1,4 +1,5 @@
-// Keys, the basket without a reload, and a plan that follows the server. The pages work without this file, too.
+// Keys, the basket without a reload, a plan that follows the server, and the progress of a rollback. The pages work
+// without this file, too.
 
 const live = document.getElementById("live");
 const dialog = document.getElementById("keys");
@@ -111,3 +112,34 @@ async function keepFollowing() {
 }
 
 if (plan) setTimeout(keepFollowing, 1000 * Number(plan.dataset.seconds));
+
+// -- the progress of a rollback ---------------------------------------------------------------------------------------
+
+const PROGRESS_MS = 500;
+const progress = document.getElementById("progress");
+
+async function showProgress() {
+  const bar = document.getElementById("progress-bar");
+  let state;
+  try {
+    const reply = await fetch(progress.dataset.source);
+    if (!reply.ok) throw new Error();
+    state = await reply.json();
+  } catch {
+    document.getElementById("progress-lost").hidden = false;
+    announce("The server of these pages has ended.");
+    return;
+  }
+  if (!state.running) {
+    location.reload(); // the same address has the report now
+    return;
+  }
+  document.getElementById("progress-text").textContent = state.text;
+  if (state.total) {
+    bar.max = state.total;
+    bar.value = state.done;
+  } else bar.removeAttribute("value");
+  setTimeout(showProgress, PROGRESS_MS);
+}
+
+if (progress) setTimeout(showProgress, PROGRESS_MS);
