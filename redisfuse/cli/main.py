@@ -30,6 +30,14 @@ DEFAULT_COMMAND = "mount"
 class CommandGroup(click.Group):
     """The group of all commands: the modules of this package."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line, or complete one for a shell."""
+        if os.environ.get("_REDISFUSE_COMPLETE", "").startswith("bash_"):
+            from redisfuse.cli import _bash_completion
+
+            _bash_completion.register()
+        return super().main(*args, **options)
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands, the default one first."""
         names = [module.name for module in pkgutil.iter_modules(cli.__path__)]
