@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from redisfuse.cli._toml_lines import find_setting_lines
-from redisfuse.cli._where import resolve_where
+from redisfuse.cli._where import describe_mounts, resolve_where
 from redisfuse.cli.main import group, main
 from redisfuse.cli.mount import build_config
 from redisfuse.config import Config, MountOptions
@@ -324,3 +324,10 @@ def test_completion_offers_servers(words: list[str], expected: list[str]) -> Non
     )
     assert done.stderr == ""
     assert done.stdout.split() == expected
+
+
+def test_an_error_names_few_mounts() -> None:
+    """A machine can have hundreds of them."""
+    assert describe_mounts([]) == "nothing is mounted"
+    assert describe_mounts(["/a", "/b", "/c"]) == "mounted: /a, /b, /c"
+    assert describe_mounts([f"/{number}" for number in range(12)]).startswith("mounted: /0, /1, /2 and 9 more")
