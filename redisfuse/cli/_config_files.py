@@ -22,6 +22,8 @@ from redisfuse.trusted_files import is_readable_by_others, open_trusted
 
 SYSTEM_CONFIG_PATH = Path("/etc/redisfuse.toml")
 SERVER_TABLE = "server"
+TABLE_NAMES = {"config": "mount"}
+"""The tables of commands that share another command's."""
 
 _PASSWORD_IN_URL = re.compile(r"://[^/@]*:[^@]+@|[?&]password=")
 
@@ -47,6 +49,16 @@ class ConfigFiles:
             if origin := self.origins.get(names[:depth]):
                 return origin
         return "the configuration"
+
+    def find_default_origin(self, tables: _SettingPath, setting: str) -> str:
+        """Return the FILE:LINE of a setting: that in the innermost table which has it."""
+        found: _SettingPath = ()
+        settings: Mapping[str, Any] = self.tables
+        for depth, name in enumerate(tables, 1):
+            settings = settings.get(name, {})
+            if setting in settings:
+                found = tables[:depth]
+        return self.find_origin(*found, setting)
 
     def build_default_map(self, name: str, command: click.Command) -> dict[str, Any]:
         """Return the default map for click.

@@ -55,8 +55,10 @@ class BytesParam(click.ParamType):  # type: ignore[type-arg]  # generic in newer
 
     name = "text"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:  # noqa: ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
         """Encode as the system encodes arguments, which preserves all bytes."""
+        if not isinstance(value, str | bytes):
+            self.fail(f"{value!r} is not a string in quotes", param, ctx)
         return value if isinstance(value, bytes) else os.fsencode(value)
 
 
@@ -68,8 +70,10 @@ class FilePathParam(click.ParamType):  # type: ignore[type-arg]  # generic in ne
 
     name = "path"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:  # noqa: ARG002
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Expand `~` and make the path absolute; symbolic links are not resolved."""
+        if not isinstance(value, str | Path):
+            self.fail(f"{value!r} is not a string in quotes", param, ctx)
         return Path(os.path.abspath(os.path.expanduser(value)))
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:

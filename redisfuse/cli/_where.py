@@ -52,6 +52,7 @@ SURVEY_TIMEOUT_SECONDS = 30.0
 
 _SERVER_PARAMETERS = ("user", "db", "tls", "tls_ca", "tls_cert", "tls_key", "tls_insecure")
 _SECTION = "Server"
+_MAX_NAMED_MOUNTS = 3  # in an error
 
 _PREFIX_XATTR = "user.redis.prefix"  # vfs/xattrs.py
 _KEY_XATTR = "user.redis.key"
@@ -275,8 +276,7 @@ def locate_in_mount(spelling: str) -> tuple[Path, str]:
     absolute = os.path.abspath(os.path.expanduser(spelling) or os.curdir)
     mount = _find_containing_mount(Path(absolute)) or _find_containing_mount(Path(os.path.realpath(absolute)))
     if mount is None:
-        names = [str(mount.mountpoint) for mount in mountpoints.list_redisfuse_mounts()]
-        known = f"mounted are {', '.join(names)}" if names else "nothing is mounted"
+        known = describe_mounts([str(mount.mountpoint) for mount in mountpoints.list_redisfuse_mounts()])
         place = f"{spelling} is not" if spelling else "no WHERE is given, and the current directory is not"
         raise UsageError(
             f"{place} in a mount ({known}); give a path in a mount, a URL, a server in the configuration, or HOST PORT"
@@ -290,6 +290,15 @@ def locate_in_mount(spelling: str) -> tuple[Path, str]:
         absolute = os.path.realpath(absolute)
     relative = os.path.relpath(absolute, mount.mountpoint)
     return mount.mountpoint, "" if relative == "." else relative
+
+
+def describe_mounts(names: Sequence[str]) -> str:
+    """Return what is mounted, in a few words."""
+    if not names:
+        return "nothing is mounted"
+    omitted = len(names) - _MAX_NAMED_MOUNTS
+    more = f" and {omitted} more, see `redisfuse status`" if omitted > 0 else ""
+    return f"mounted: {', '.join(names[:_MAX_NAMED_MOUNTS])}{more}"
 
 
 def _find_containing_mount(path: Path) -> mountpoints.MountInfo | None:

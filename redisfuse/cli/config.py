@@ -18,7 +18,7 @@ from redisfuse.cli._options import SectionCommand
 from redisfuse.cli._output import TableColumn, TablePrinter
 from redisfuse.cli._params import SizeParam
 from redisfuse.cli._redact import redact_passwords
-from redisfuse.cli._spelling import ENVIRONMENT_PREFIX
+from redisfuse.cli._setting_sources import COMMAND_LINE, DEFAULT, describe_variable, find_source
 from redisfuse.cli.mount import apply_mount_options, build_config
 from redisfuse.cli.mount import command as mount_command
 from redisfuse.config import format_size
@@ -26,7 +26,6 @@ from redisfuse.text import for_terminal
 
 _HIDDEN = "***"
 _NOT_SETTINGS = ("config", "foreground", "help", "as_json")
-_COMMAND_LINE = "command line"
 _SOURCE = click.Argument(
     ["source"], nargs=-1, metavar="[(HOST PORT | URL | NAME) MOUNTPOINT]", shell_complete=complete_source
 )
@@ -70,7 +69,7 @@ def _show_settings(**_: Any) -> None:
     )
     for setting in settings:
         cells = tuple(for_terminal(cell) for cell in (setting.option, setting.value, setting.source))
-        table.print_row(cells, cells, "" if setting.source == "default" else "bold")
+        table.print_row(cells, cells, "" if setting.source == DEFAULT else "bold")
 
 
 command = SectionCommand(
@@ -90,7 +89,7 @@ def _list_place(context: click.Context) -> Iterator[Setting]:
     words = context.params["source"]
     config = build_config(context)
     server = get_applied_server(context)
-    url_source, mountpoint_source = _COMMAND_LINE, _COMMAND_LINE
+    url_source, mountpoint_source = COMMAND_LINE, COMMAND_LINE
     if server is not None:
         files: ConfigFiles = context.find_root().obj
         url_source = files.find_origin(SERVER_TABLE, server, "url")
@@ -111,7 +110,7 @@ def _list_options(context: click.Context) -> Iterator[Setting]:
                 text = format_size(value)
             else:
                 text = _format_value(value)
-            yield Setting(option.name, redact_passwords(text), _find_source(context, option.name))
+            yield Setting(option.name, redact_passwords(text), find_source(context, option.name))
 
 
 def _list_tables(context: click.Context) -> Iterator[Setting]:
@@ -127,26 +126,9 @@ def _list_tables(context: click.Context) -> Iterator[Setting]:
             yield Setting(".".join((*path, key)), text, files.find_origin(*path, key))
 
 
-def _find_source(context: click.Context, name: str) -> str:
-    source = context.get_parameter_source(name)
-    if source is ParameterSource.COMMANDLINE:
-        return _COMMAND_LINE
-    if source is ParameterSource.ENVIRONMENT:
-        return _describe_variable(name)
-    files = context.find_root().obj
-    if source is not ParameterSource.DEFAULT_MAP or not isinstance(files, ConfigFiles):
-        return "default"
-    server = get_applied_server(context)
-    if server is not None and name in files.servers[server]:
-        return files.find_origin(SERVER_TABLE, server, name)
-    if name in files.tables.get("mount", {}):
-        return files.find_origin("mount", name)
-    return files.find_origin(name)
-
-
 def _describe_password(context: click.Context) -> Setting:
     source = _find_password_source(context)
-    return Setting("password", _HIDDEN if source else "", source or "default")
+    return Setting("password", _HIDDEN if source else "", source or DEFAULT)
 
 
 def _find_password_source(context: click.Context) -> str:
@@ -156,20 +138,16 @@ def _find_password_source(context: click.Context) -> str:
     """
     file_source = context.get_parameter_source("password_file")
     if file_source in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
-        return _find_source(context, "password_file")
+        return find_source(context, "password_file")
     if "REDISFUSE_PASSWORD" in os.environ:
-        return _describe_variable("password")
+        return describe_variable("password")
     files = context.find_root().obj
     if isinstance(files, ConfigFiles) and files.password is not None:
         server = get_applied_server(context)
         if server is not None and "password" in files.servers[server]:
             return files.find_origin(SERVER_TABLE, server, "password")
         return files.find_origin("password")
-    return _find_source(context, "password_file") if context.params["password_file"] else ""
-
-
-def _describe_variable(name: str) -> str:
-    return f"{ENVIRONMENT_PREFIX}{name.upper()} in the environment"
+    return find_source(context, "password_file") if context.params["password_file"] else ""
 
 
 def _format_value(value: Any) -> str:

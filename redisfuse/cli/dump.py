@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from redisfuse.cli._interrupts import deferred_interrupt
 from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import format_count
 from redisfuse.cli._params import BYTES
+from redisfuse.cli._terminal import print_err
 from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_options
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import UsageError
@@ -45,9 +45,7 @@ _KEYS = "Keys"
     help="Only keys of these types.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
-@click.option(
-    "--resume", is_flag=True, help="Finish an interrupted dump into DIR/; keys that it has are not read again."
-)
+@click.option("--resume", is_flag=True, help="Finish an interrupted dump; keys that it has are not read again.")
 @click.option(
     "--dump-limit",
     type=click.IntRange(0),
@@ -61,15 +59,15 @@ _KEYS = "Keys"
 def command(context: click.Context, /, words: Sequence[str], **options: Any) -> int:
     """Write keys to an archive, from which `redisfuse load` creates them.
 
-    The archive is a file of JSON lines, compressed if its name ends in .gz; - is standard output. A name that ends in a
-    slash is a directory, which gets one file for each key. Each key has its type, its expiry, its value as text and,
-    except for strings, the exact copy that DUMP returns. Nothing is changed in Redis.
+    The archive is a file of JSON lines, compressed if its name ends in .gz or .zst; - is standard output. A name that
+    ends in a slash is a directory, which gets one file for each key. Each key has its type, its expiry, its value as
+    text and, except for strings, the exact copy that DUMP returns. Nothing is changed in Redis.
 
     \b
     redisfuse dump ~/redis/user users.jsonl.gz
     redisfuse dump redis://host/0#user: users/
     redisfuse dump redis://host/0#user: users/ --resume
-    redisfuse dump redis://host/0 - | zstd > all.jsonl.zst
+    redisfuse dump redis://host/0 - | ssh backup 'cat > all.jsonl'
     """  # noqa: D301 - click reads the control character \b
     if not words:
         raise UsageError("no archive given: name a file, a directory with a slash at its end, or -")
@@ -90,13 +88,10 @@ def _dump(place: Where, clients: Sequence[RedisClient], target: str, options: di
     prefix = place.scope.prefix if place.scope.target is None else place.scope.target.key
     header = ArchiveHeader(clients[0].server_info.label, prefix, iso_utc(round(time.time() * 1000)))
     try:
-        with deferred_interrupt() as interrupt:  # which must not leave an unfinished file
-            archive = create_archive(target, header, place.codec, force=options["force"], resume=options["resume"])
+        archive = create_archive(target, header, place.codec, force=options["force"], resume=options["resume"])
     except OSError as error:
         raise UsageError(f"{target} can't be written: {error.strerror}") from error
     try:
-        if interrupt.is_set:
-            raise KeyboardInterrupt
         with result_writer("dumping the keys") as progress:
             progress.on_terminal = False  # the bar is on standard error; standard output may be the archive
             survey = KeySurvey(clients, place.scope, NameFilter(place.codec.separator, options["key"]), progress)
@@ -105,7 +100,9 @@ def _dump(place: Where, clients: Sequence[RedisClient], target: str, options: di
     except OSError as error:
         raise UsageError(f"{target} can't be written: {error.strerror}") from error
     finally:
-        archive.discard()
+        archive.close()
+        if archive.unfinished_name:
+            print_err(f"the keys so far are in {archive.unfinished_name}; add --resume to finish the dump")
     report_unreadable(survey.unreadable)
     summary = f"{format_count(archive.key_count, 'key')} written to {target}"
     if kept:

@@ -346,4 +346,4 @@ def _load_rules(junk_file: Path | None, junk: Sequence[str], keep: Sequence[str]
 
 
 def _rule_to_json(rule: JunkRule) -> dict[str, Any]:
-    return {"class": rule.kind, "pattern": rule.pattern, "who": rule.group, "source": rule.source}
+    return {"class": rule.kind, "pattern": rule.pattern, "program": rule.group, "source": rule.source}

@@ -69,7 +69,7 @@ def command(
     \b
     redisfuse load users.jsonl.gz redis://staging/0 --dry-run
     redisfuse load users.jsonl.gz redis://staging/0 --rename user:=copy:user:
-    zstd -dc all.jsonl.zst | redisfuse load - ~/staging --replace
+    zcat all.jsonl.gz | redisfuse load - ~/staging --replace
     """  # noqa: D301 - click reads the control character \b
     from redisfuse.transactions.archive_file import ArchiveReader
 

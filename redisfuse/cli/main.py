@@ -25,11 +25,18 @@ from redisfuse.cli._terminal import print_err
 from redisfuse.errors import RedisFuseError, UsageError
 
 DEFAULT_COMMAND = "mount"
-_TABLES = {"config": DEFAULT_COMMAND}  # commands whose table in the configuration has another name
 
 
 class CommandGroup(click.Group):
     """The group of all commands: the modules of this package."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run a command line, or complete one for a shell."""
+        if os.environ.get("_REDISFUSE_COMPLETE", "").startswith("bash_"):
+            from redisfuse.cli import _bash_completion
+
+            _bash_completion.register()
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
         """Return the names of all commands, the default one first."""
@@ -71,7 +78,7 @@ class CommandGroup(click.Group):
 
         A command without any option of a mount, such as `umount`, works with a wrong configuration.
         """
-        from redisfuse.cli._config_files import load_config_files
+        from redisfuse.cli._config_files import TABLE_NAMES, load_config_files
         from redisfuse.cli._spelling import check_environment, find_unknown_variables
 
         mount = self.get_command(ctx, DEFAULT_COMMAND)
@@ -79,7 +86,7 @@ class CommandGroup(click.Group):
         is_affected = not _list_options(command).isdisjoint(_list_options(mount))
         with contextlib.nullcontext() if is_affected else contextlib.suppress(UsageError):
             ctx.obj = load_config_files(ctx.params["config"])
-            ctx.default_map = {name: ctx.obj.build_default_map(_TABLES.get(name, name), command)}
+            ctx.default_map = {name: ctx.obj.build_default_map(TABLE_NAMES.get(name, name), command)}
         if is_affected:
             ctx.obj.check_names(mount, self.list_commands(ctx))
             if find_unknown_variables(_list_options(mount) | _list_options(self)):
@@ -164,9 +171,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except click.ClickException as error:
-        return _report_error(error, error.exit_code, _usage_hint(error))
+        return _report_error(f"{_describe_usage_error(error)}{_usage_hint(error)}", error.exit_code)
+    except UsageError as error:
+        from redisfuse.cli._setting_sources import name_variables
+
+        return _report_error(name_variables(str(error), words), error.exit_status)
     except RedisFuseError as error:
-        return _report_error(error, error.exit_status)
+        return _report_error(str(error) or type(error).__name__, error.exit_status)
     except BrokenPipeError:
         # The reader closed the pipe (`| head`): not an error. Without this, Python would flush at exit and fail.
         with contextlib.suppress(OSError):
@@ -187,9 +198,16 @@ def _list_options(command: click.Command) -> set[str]:
     return names
 
 
-def _report_error(error: Exception, status: int, hint: str = "") -> int:
-    text = error.format_message() if isinstance(error, click.ClickException) else str(error)
-    print_err(redact_passwords(f"{text or type(error).__name__}{hint}"))
+def _describe_usage_error(error: click.ClickException) -> str:
+    if isinstance(error, click.BadParameter):
+        from redisfuse.cli._setting_sources import describe_bad_value
+
+        return describe_bad_value(error)
+    return error.format_message() or type(error).__name__
+
+
+def _report_error(message: str, status: int) -> int:
+    print_err(redact_passwords(message))
     return status
 
 

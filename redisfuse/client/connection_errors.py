@@ -87,8 +87,7 @@ def map_connection_error(error: Exception, address: Address) -> RedisFuseError:
     if isinstance(error, redis.exceptions.InvalidResponse):
         return UnavailableError(f"{address.endpoint} does not speak the Redis protocol; check the address")
     if isinstance(error, _REPLY_ERRORS):
-        mapped = map_redis_exception(error)
-        return type(mapped)(address.redact(str(mapped)))
+        return map_redis_exception(error, address.redact)
     if "max number of clients" in message:
         return UnavailableError(f"{address.endpoint} has reached its limit of clients (maxclients)")
     route = f" through {address.via[0]}:{address.via[1]}" if isinstance(address.via, tuple) else ""

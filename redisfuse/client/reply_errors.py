@@ -5,6 +5,8 @@ The first word of an error reply is its code
 both forms are understood here.
 """
 
+from collections.abc import Callable
+
 import redis
 
 from redisfuse.errors import (
@@ -101,40 +103,44 @@ def map_error_line(line: str) -> RedisFuseError:
     return map_error_code(*_split_error_line(line))
 
 
-def map_redis_exception(error: Exception) -> RedisFuseError:
-    """Map an error reply that redis-py raised, or returned among its replies."""
-    return map_error_code(*_split_redis_exception(error))
+def map_redis_exception(error: Exception, redact: Callable[[str], str]) -> RedisFuseError:
+    """Map an error reply that redis-py raised, or returned among its replies.
+
+    `redact` removes secrets from the server's words.
+    """
+    return map_error_code(*_split_redis_exception(error), redact)
 
 
-def map_error_code(code: str, text: str) -> RedisFuseError:
+def map_error_code(code: str, text: str, redact: Callable[[str], str] = str) -> RedisFuseError:
     """Map an error reply, given as its code and text, as `_map_reply` does."""
-    error = _map_reply(code, text)
+    error = _map_reply(code, text, redact)
     error.reply_code = code
     return error
 
 
-def _map_reply(code: str, text: str) -> RedisFuseError:
+def _map_reply(code: str, text: str, redact: Callable[[str], str]) -> RedisFuseError:
     """Map an error reply, given as its code and text.
 
     The message is one line; that of a `ServerReplyError` is the server's own text.
     """
     text = " ".join(text.split())
+    shown = redact(text)
     if code == "ERR":
         if any(part in text.lower() for part in _TOO_LARGE_MESSAGES):
-            return TooLargeError(f"the server rejects a value of this size: {text}")
+            return TooLargeError(f"the server rejects a value of this size: {shown}")
         if text.lower() == _NO_SUCH_KEY_MESSAGE:
             return NotFoundError("no such key")
         if text.startswith("max number of clients"):
             return UnavailableError("the server has reached its limit of clients (maxclients)")
-        return ServerReplyError(text)
+        return ServerReplyError(shown)
     if code == "EXECABORT" and _EXECABORT_CAUSE_PREFIX in text:  # EXEC itself was refused; only the cause matters
-        return map_error_line(text.partition(_EXECABORT_CAUSE_PREFIX)[2])
+        return map_error_code(*_split_error_line(text.partition(_EXECABORT_CAUSE_PREFIX)[2]), redact)
     if code == "WRONGPASS" and "without any password" in text:
         return AccessError("a password was given, but the server has none for this user; omit the password")
-    message = _MESSAGE_BY_CODE.get(code, f"{code} {{text}}")
+    message = _MESSAGE_BY_CODE.get(code, f"{redact(code)} {{text}}")
     if code in ("MOVED", "ASK"):
         return _build_redirection(message, text)
-    return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(message.replace("{text}", text))
+    return _ERROR_CLASS_BY_CODE.get(code, ServerReplyError)(message.replace("{text}", shown))
 
 
 def _build_redirection(message: str, text: str) -> RedirectedError:

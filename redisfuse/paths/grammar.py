@@ -27,7 +27,7 @@ from redisfuse.paths.builder import (
     PathBuilder,
     sha256_hex,
 )
-from redisfuse.paths.encoding import NAME_MAX
+from redisfuse.paths.encoding import NAME_MAX, decode_component
 from redisfuse.paths.parser import parse_path
 from redisfuse.paths.types import (
     DigestEntry,
@@ -78,6 +78,12 @@ class PathCodec(PathBuilder):
         The leading slash is optional. Raises NotFoundError if no key, field or directory can have this path.
         """
         return parse_path(self, path.removeprefix(b"/"))
+
+    def find_hash_of_segment(self, segment: NameSegment) -> bytes | None:
+        """Return the key of the hash whose fields' names a segment may begin."""
+        dot = segment.prefix.find(b".", 1)
+        component = decode_component(segment.prefix[:dot]) if dot > 0 else None
+        return None if component is None else self.join_key((*segment.directory, component))
 
     def parse_new(self, path: bytes) -> PathCandidates:
         """Return the meaning of the path of a file or directory to be created.

@@ -1,27 +1,35 @@
 """Archives of keys as files, on standard streams, and as directory trees.
 
-A file whose name ends in .gz is compressed. A tree has one file for each key at the key's path, `user/1%.json`: no
-directory of keys can have such a name. docs/archives.md has the format.
+A file whose name ends in .gz or .zst is compressed. A tree has one file for each key at the key's path,
+`user/1%.json`: no directory of keys can have such a name. docs/archives.md has the format.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import sys
-import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from redisfuse.errors import ExistsError, InvalidArgumentError, NotFoundError, UsageError
 from redisfuse.paths.grammar import DIGEST_DIR, PATH_MAX, PathCodec, sha256_hex
+from redisfuse.transactions.archive_compression import find_by_content, find_by_name, list_decompression_errors
 from redisfuse.transactions.archive_record import ArchivedKey, ArchiveHeader, decode_records, encode_end, encode_record
+from redisfuse.transactions.unfinished_archive import (
+    WholeRecords,
+    open_unfinished,
+    read_whole_records,
+    unfinished_path,
+)
 
 STREAM_NAME = "-"
 """Standard output or input instead of a file."""
+
+FRAME_BYTES = 4 << 20
+"""Of the text in a compressed frame, except for a longer record."""
 
 MAX_LINE_BYTES = 1 << 30  # bytes of a line that is read: those of one element of 512 MiB, in base64
 
@@ -33,17 +41,19 @@ _UNFINISHED_FILE = b"%unfinished"
 class ArchiveWriter(ABC):
     """Writes an archive.
 
-    After `finish` it is complete; without it, `discard` leaves nothing of a file.
+    After `finish` it is complete. Without it, what was written stays after `close`, under `unfinished_name`, so that it
+    can be resumed.
     """
 
     def __init__(self) -> None:
-        self.key_count = 0
+        self.key_count = 0  # written by this object
+        self.unfinished_name = ""
 
     @abstractmethod
     def write(self, archived: ArchivedKey) -> None:
         """Add a key."""
 
-    def has_key(self, key: bytes) -> bool:  # noqa: ARG002 - only a tree can be resumed
+    def has_key(self, key: bytes) -> bool:  # noqa: ARG002 - a stream can't be resumed
         """Return whether the archive has the key from a dump that was interrupted."""
         return False
 
@@ -52,33 +62,16 @@ class ArchiveWriter(ABC):
         """Write the end, and give the archive its name."""
 
     @abstractmethod
-    def discard(self) -> None:
-        """Close what is open, and remove an unfinished file."""
+    def close(self) -> None:
+        """Close what is open."""
 
 
-class FileArchiveWriter(ArchiveWriter):
-    """Writes a file, which has its name once it is complete, or standard output."""
+class StreamArchiveWriter(ArchiveWriter):
+    """Writes standard output."""
 
-    def __init__(self, target: str, header: ArchiveHeader, *, force: bool) -> None:
+    def __init__(self, header: ArchiveHeader) -> None:
         super().__init__()
-        self._path = None if target == STREAM_NAME else Path(target)
-        self._temporary: str | None = None
-        self._raw: BinaryIO
-        if self._path is None:
-            self._raw = self._file = sys.stdout.buffer
-        else:
-            if self._path.exists() and not force:
-                raise ExistsError(f"{target} exists; give another name, or --force to replace it")
-            descriptor, self._temporary = tempfile.mkstemp(
-                prefix=f".{self._path.name[:200]}.", suffix=".part", dir=self._path.parent
-            )
-            self._raw = os.fdopen(descriptor, "wb", buffering=1 << 20)
-            is_compressed = self._path.suffix == ".gz"
-            self._file = (
-                cast(BinaryIO, gzip.GzipFile("", "wb", compresslevel=6, fileobj=self._raw, mtime=0))
-                if is_compressed
-                else self._raw
-            )
+        self._file = sys.stdout.buffer
         self._file.write(header.encode())
 
     def write(self, archived: ArchivedKey) -> None:
@@ -87,29 +80,87 @@ class FileArchiveWriter(ArchiveWriter):
         self.key_count += 1
 
     def finish(self) -> None:
+        """Write the end."""
+        self._file.write(encode_end(self.key_count))
+        self._file.flush()
+
+    def close(self) -> None:
+        """Do nothing: the caller of the program closes its standard output."""
+
+
+class FileArchiveWriter(ArchiveWriter):
+    """Writes a file at its `unfinished_path`, until it is complete."""
+
+    def __init__(self, target: str, header: ArchiveHeader, *, force: bool, resume: bool) -> None:
+        super().__init__()
+        self._path = Path(target)
+        if self._path.exists() and not force:
+            raise ExistsError(f"{target} exists; give another name, or --force to replace it")
+        compression = find_by_name(self._path.name)
+        self._compressor = None if compression is None else compression.create_compressor()
+        self._frame_bytes = 0  # before compression
+        self._is_torn = False  # whether a part of a record was written
+        self._file = open_unfinished(self._path, force=force, resume=resume)
+        try:
+            self._whole = read_whole_records(self._file, compression) if resume else WholeRecords()
+            if self._whole.header is not None:
+                _check_origin(target, self._whole.header, header)
+            self._file.truncate(self._whole.size)
+            self._file.seek(self._whole.size)
+        except BaseException:
+            self._file.close()
+            raise
+        if not self._whole.size:
+            self._write_line(header.encode())
+
+    def has_key(self, key: bytes) -> bool:
+        """Return whether the earlier dump has written the key."""
+        return self._whole.count > 0 and key in self._whole.keys
+
+    def write(self, archived: ArchivedKey) -> None:
+        """Add a key."""
+        self._is_torn = True
+        for line in encode_record(archived):
+            self._write_line(line)
+        self._is_torn = False
+        self.key_count += 1
+        if self._frame_bytes >= FRAME_BYTES:
+            self._end_frame()
+
+    def finish(self) -> None:
         """Write the end, and give the file its name.
 
-        By then it is on the disk. Only this user can read it.
+        By then it is on the disk.
         """
-        self._file.write(encode_end(self.key_count))
-        if self._path is None:
-            self._file.flush()
-            return
-        if self._file is not self._raw:
-            self._file.close()
-        self._raw.flush()
-        os.fsync(self._raw.fileno())
-        self._raw.close()
-        assert self._temporary is not None
-        os.rename(self._temporary, self._path)
-        self._temporary = None
+        self._write_line(encode_end(self._whole.count + self.key_count))
+        self._end_frame()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.rename(unfinished_path(self._path), self._path)
+        self._file.close()
 
-    def discard(self) -> None:
-        """Remove the file unless it is complete."""
-        if self._temporary is not None:
-            self._raw.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+    def close(self) -> None:
+        """Close the file; one without keys is removed."""
+        if self._file.closed:
+            return
+        part = unfinished_path(self._path)
+        if self._whole.count + self.key_count:
+            self.unfinished_name = str(part)
+        else:
+            part.unlink()
+        with contextlib.suppress(OSError):  # a disk that is full; resuming keeps what is there
+            if not self._is_torn:
+                self._end_frame()
+            self._file.close()
+
+    def _write_line(self, line: bytes) -> None:
+        self._frame_bytes += len(line)
+        self._file.write(line if self._compressor is None else self._compressor.compress(line))
+
+    def _end_frame(self) -> None:
+        if self._compressor is not None and self._frame_bytes:
+            self._file.write(self._compressor.end_frame())
+        self._frame_bytes = 0
 
 
 class TreeArchiveWriter(ArchiveWriter):
@@ -120,6 +171,7 @@ class TreeArchiveWriter(ArchiveWriter):
 
     def __init__(self, target: str, header: ArchiveHeader, codec: PathCodec, *, resume: bool) -> None:
         super().__init__()
+        self.unfinished_name = target
         self._root = os.fsencode(target)
         self._codec = codec
         self._directories: set[bytes] = set()
@@ -141,8 +193,7 @@ class TreeArchiveWriter(ArchiveWriter):
             raise ExistsError(f"{target} is not empty, and not an archive; give a new directory") from None
         if end:
             raise ExistsError(f"{target} is a complete archive; give a new directory")
-        if (earlier.server, earlier.prefix) != (header.server, header.prefix):
-            raise ExistsError(f"{target} was begun with other keys, or by another server; give a new directory")
+        _check_origin(target, earlier, header)
 
     def has_key(self, key: bytes) -> bool:
         """Return whether the earlier dump has written the key."""
@@ -162,9 +213,10 @@ class TreeArchiveWriter(ArchiveWriter):
             os.unlink(os.path.join(self._root, _UNFINISHED_FILE))  # of an interrupted dump
         with open(os.path.join(self._root, _HEADER_FILE), "ab") as file:
             file.write(encode_end(total))
+        self.unfinished_name = ""
 
-    def discard(self) -> None:
-        """Do nothing: the files of the keys that were read stay, without an end."""
+    def close(self) -> None:
+        """Do nothing: the files of the keys that were read stay."""
 
     def _write_file(self, path: bytes, lines: Iterator[bytes] | list[bytes]) -> None:
         directory = os.path.dirname(path)
@@ -177,6 +229,12 @@ class TreeArchiveWriter(ArchiveWriter):
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(lines)
         os.rename(unfinished, os.path.join(self._root, path))
+
+
+def _check_origin(target: str, earlier: ArchiveHeader, header: ArchiveHeader) -> None:
+    """Raise ExistsError if an interrupted dump was of other keys."""
+    if (earlier.server, earlier.prefix) != (header.server, header.prefix):
+        raise ExistsError(f"the dump to {target} was begun with other keys, or by another server; give a new name")
 
 
 def archive_path(codec: PathCodec, key: bytes) -> bytes:
@@ -198,9 +256,11 @@ def create_archive(
     """
     if target != STREAM_NAME and (target.endswith("/") or os.path.isdir(target)):
         return TreeArchiveWriter(target, header, codec, resume=resume)
+    if target != STREAM_NAME:
+        return FileArchiveWriter(target, header, force=force, resume=resume)
     if resume:
-        raise UsageError("--resume is for a directory, DIR/: an interrupted dump leaves nothing of a file")
-    return FileArchiveWriter(target, header, force=force)
+        raise UsageError("--resume needs a file or a directory, in which the interrupted dump has left its keys")
+    return StreamArchiveWriter(header)
 
 
 class ArchiveReader:
@@ -220,8 +280,8 @@ class ArchiveReader:
         if source != STREAM_NAME and self._root is None:
             self.total_bytes = os.fstat(self._raw.fileno()).st_size
         # Compression is recognized by its magic number: a pipe has no name.
-        is_compressed = self._raw.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]  # a BufferedReader
-        self._file = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw)) if is_compressed else self._raw
+        compression = find_by_content(self._raw.peek(4))  # type: ignore[attr-defined]  # a BufferedReader
+        self._file = self._raw if compression is None else compression.open_file(self._raw)
         self._line_number = 0
         try:
             self.header = ArchiveHeader.decode(next(self._iter_lines(), (source, b""))[1])
@@ -246,6 +306,7 @@ class ArchiveReader:
 
     def __iter__(self) -> Iterator[ArchivedKey]:
         """Yield the keys. Raises InvalidArgumentError where the archive is damaged."""
+        errors: tuple[type[Exception], ...] = (InvalidArgumentError, OSError, *list_decompression_errors())
         try:
             for record in decode_records(self._iter_lines()):
                 if isinstance(record, int):
@@ -257,7 +318,7 @@ class ArchiveReader:
                 for record in self._iter_tree():
                     self.key_count += 1
                     yield record
-        except (InvalidArgumentError, EOFError, gzip.BadGzipFile, OSError) as error:
+        except errors as error:
             raise InvalidArgumentError(f"{self._source}: {error}") from None
 
     def _iter_lines(self) -> Iterator[tuple[str, bytes]]:

@@ -143,6 +143,20 @@ def bytes_from_json(value: Any) -> bytes:
     return base64.b64decode(value["base64"], validate=True)
 
 
+def decode_key(line: bytes) -> tuple[bytes | None, bool] | None:
+    """Return the key in a line, and whether the next line continues its record.
+
+    Only the first line of a record has its key. Returns None for a torn line, and for the end of the archive.
+    """
+    try:
+        row = json.loads(line)
+        if "end" in row:
+            return None
+        return bytes_from_json(row["key"]) if "key" in row else None, "more" in row
+    except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        return None
+
+
 @dataclass(slots=True)
 class _Assembly:
     """A record of which more lines follow."""

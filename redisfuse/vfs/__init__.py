@@ -29,8 +29,9 @@ Lock order, outermost first:
 4. the locks of contents: `PinnedContent.stream_lock`, `GrowingContent`, then those of `content_types`, held while the
    server is queried;
 5. leaves, held for a few operations on a table: `OpenFileTable`, `PendingRemovals`, `EmptyDirectories`,
-   `MemoryInodes.lock`, `ReaddirCache`, `RenderingCache`, `StatfsProvider`, `InodeTable`; and `DentryTracker` and
-   `PinnedContents`, which read the index or the version of a key from `keyspace` under their own.
+   `MemoryInodes.lock`, `HashLayouts`, `ReaddirCache`, `RenderingCache`, `RecentRemovals`, `KnownVersions`,
+   `StatfsProvider`, `InodeTable`; and `DentryTracker` and `PinnedContents`, which read the index or the version of a
+   key from `keyspace` under their own.
 
 The locks of `transactions`, `keyspace` and the rooms below come after 1 to 4. No thread holds two locks of one class,
 and none of 5 while it blocks.

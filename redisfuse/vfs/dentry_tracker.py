@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from redisfuse.paths.grammar import VIEW_SUFFIXES, PathCandidates, PathCodec, RefreshFile, RootDir
+from redisfuse.paths.grammar import VIEW_SUFFIXES, NameSegment, PathCandidates, PathCodec, RefreshFile, RootDir
 
 if TYPE_CHECKING:
     from redisfuse.vfs.kernel_cache import KernelCache
@@ -68,6 +68,8 @@ class DentryTracker:
         elif not isinstance(parsed_path, RootDir | RefreshFile):
             with self._lock:
                 self._key_hashes.add(_SPLIT_OR_DIGEST_NAMES)
+                if isinstance(parsed_path, NameSegment):
+                    self._track_field_path(self._grammar.find_hash_of_segment(parsed_path), path)
         return token
 
     def is_tracked(self, path: bytes, token: int) -> bool:
@@ -80,7 +82,13 @@ class DentryTracker:
             return True
         if isinstance(parsed_path, PathCandidates):
             return self._tracks_candidates(path, parsed_path)
-        return isinstance(parsed_path, RootDir | RefreshFile) or _SPLIT_OR_DIGEST_NAMES in self._key_hashes
+        if isinstance(parsed_path, RootDir | RefreshFile):
+            return True
+        if isinstance(parsed_path, NameSegment) and not self._tracks_field_path(
+            self._grammar.find_hash_of_segment(parsed_path), path
+        ):
+            return False
+        return _SPLIT_OR_DIGEST_NAMES in self._key_hashes
 
     def track_keys(self, keys: Iterable[bytes]) -> None:
         """Track keys that are about to be listed with cacheable attributes.
@@ -108,12 +116,19 @@ class DentryTracker:
             self._directory_existence[hash(grammar.key_prefix(directory))] = exists
         if candidates.as_field is not None:
             hash_key = grammar.join_key((*candidates.directory, candidates.as_field[0]))
+            self._track_field_path(hash_key, path)
+        count_after = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
+        self._tracked_count += count_after - count_before
+
+    def _track_field_path(self, hash_key: bytes | None, path: bytes) -> None:
+        if hash_key is not None:
             paths = self._field_paths.setdefault(hash(hash_key), set())
             self._tracked_count -= len(paths)
             paths.add(path)
             self._tracked_count += len(paths)
-        count_after = len(self._key_hashes) + len(self._directory_existence) + len(self._marked_path_hashes)
-        self._tracked_count += count_after - count_before
+
+    def _tracks_field_path(self, hash_key: bytes | None, path: bytes) -> bool:
+        return hash_key is None or path in self._field_paths.get(hash(hash_key), ())
 
     def _tracks_candidates(self, path: bytes, candidates: PathCandidates) -> bool:
         """Return whether all that `_track_candidates` has added is still there."""
@@ -123,7 +138,7 @@ class DentryTracker:
             return False
         if name is not None and hash(grammar.key_prefix((*directory, name))) not in self._directory_existence:
             return False
-        return field is None or path in self._field_paths.get(hash(grammar.join_key((*directory, field[0]))), ())
+        return field is None or self._tracks_field_path(grammar.join_key((*directory, field[0])), path)
 
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
         """Invalidate the cached names of keys that were created, changed or deleted."""

@@ -114,7 +114,7 @@ class Filesystem:
             try:
                 yield from reader.continuation_entries(node)
             except NotFoundError:
-                if not self.resolver.is_dangling_segment(path):
+                if not self.resolver.is_dangling_segment(path) and not reader.begins_unlisted_name(node):
                     raise
         elif isinstance(node, DigestRootNode):
             yield from reader.digest_root_entries()

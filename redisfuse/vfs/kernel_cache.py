@@ -25,7 +25,7 @@ class CachedTree(Protocol):
         """Invalidate all that the kernel knows."""
 
 
-class KernelNotifier(Protocol):
+class NotificationSender(Protocol):
     """Sends notifications to the kernel in order; `fuse/notify.py` implements it."""
 
     has_inc_epoch: bool
@@ -70,7 +70,7 @@ class KernelCache:
     With `keeps_pages`, an inode has one version of its content, and a change invalidates no pages of files.
     """
 
-    def __init__(self, inodes: InodeTable, notifier: KernelNotifier, *, keeps_pages: bool) -> None:
+    def __init__(self, inodes: InodeTable, notifier: NotificationSender, *, keeps_pages: bool) -> None:
         self._inodes = inodes
         self._notifier = notifier
         self._keeps_pages = keeps_pages

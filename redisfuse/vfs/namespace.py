@@ -201,7 +201,8 @@ class NamespaceOperations:
             self._overlay.memory_fs.rmdir(path)
             return
         if isinstance(node, SegmentNode):
-            if any(True for _ in self._filesystem.readdir(path, node)):
+            has_names = any(True for _ in self._filesystem.readdir(path, node))
+            if has_names or not self._filesystem.resolver.is_dangling_segment(path):
                 raise NotEmptyError("the directory is not empty")
             self._overlay.dangling_segments.discard(path)
             return

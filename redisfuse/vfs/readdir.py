@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain
 
 from more_itertools import chunked
 
@@ -20,7 +20,7 @@ from redisfuse.keyspace.metadata import KeyMetadata, MetadataStore
 from redisfuse.keyspace.monitor import KeyspaceMonitor
 from redisfuse.keyspace.prefetch import Listing
 from redisfuse.paths.encoding import CONTINUATION, NAME_MAX
-from redisfuse.paths.grammar import DIGEST_DIR, KeyRef, PathCodec, sha256_hex
+from redisfuse.paths.grammar import DIGEST_DIR, FILE_MARK, VIEW_SUFFIXES, KeyRef, PathCodec, sha256_hex
 from redisfuse.vfs.hash_layouts import HashLayout, HashLayouts
 from redisfuse.vfs.nodes import (
     FIELD_TYPE,
@@ -34,6 +34,8 @@ from redisfuse.vfs.nodes import (
 
 METADATA_BATCH_KEYS = 1000  # keys whose types are fetched together
 FIELD_BATCH_HASHES = 100  # hashes whose fields are fetched together
+_MIN_CUT_COMPONENT = 80  # bytes; a name of 251 bytes has at least so many, of which each takes at most three
+_UNLISTED_SUFFIXES = (FILE_MARK, *VIEW_SUFFIXES, *(FILE_MARK + view for view in VIEW_SUFFIXES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,29 @@ class DirectoryReader:
                 yield next_segment
         if not names:
             raise NotFoundError("no name begins with this segment")
+
+    def begins_unlisted_name(self, node: SegmentNode) -> bool:
+        """Return whether a segment begins the name of a view, or `NAME%`, of a key.
+
+        A name of 251 to 255 bytes is listed whole, and such a name of its key is cut.
+        """
+        listed = (
+            self.grammar.key_name(child.component, escape_dots=escape_dots, in_root=not node.directory)
+            for child in self.index.iter_children(node.directory)
+            if child.is_key and len(child.component) >= _MIN_CUT_COMPONENT
+            for escape_dots in (False, True)
+        )
+        fields = (entry.name for entry in self._unsplit_entries(node.directory))
+        return any(self._begins(node.name_prefix, name) for name in chain(listed, fields))
+
+    def _begins(self, prefix: bytes, name: bytes) -> bool:
+        if not prefix.startswith(name[: len(prefix)]):
+            return False
+        for suffix in _UNLISTED_SUFFIXES:
+            segments = self.grammar.split_name(name + suffix)[:-1]
+            if prefix in accumulate(segment.removesuffix(CONTINUATION) for segment in segments):
+                return True
+        return False
 
     def _next_segment(self, entry: NamedNode, node: SegmentNode) -> NamedNode | None:
         """Return the segment of a name that follows those in `node`.

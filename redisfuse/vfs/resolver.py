@@ -124,7 +124,12 @@ class PathResolver:
     def _resolve_segment(self, path: bytes, segment: NameSegment) -> SegmentNode:
         node = SegmentNode(segment.directory, segment.prefix)
         if not self.is_dangling_segment(path):
-            next(self.create_reader().continuation_entries(node))  # raises NotFoundError if no name continues
+            reader = self.create_reader()
+            try:
+                next(reader.continuation_entries(node))
+            except NotFoundError:
+                if not reader.begins_unlisted_name(node):
+                    raise
         return node
 
     def is_dangling_segment(self, path: bytes) -> bool:

@@ -99,7 +99,7 @@ def test_scan(server: RedisServer, tmp_path: Path) -> None:
     assert rows.keys() == paths | {"desktop.ini", "lists/Thumbs.db"}
     store = rows["app/.DS_Store"]
     assert (store["key"], store["field"], store["type"], store["length"]) == ("app:.DS_Store", None, "string", 6148)
-    assert (store["pattern"], store["who"], store["class"]) == (".DS_Store", "macOS: Finder", "safe")
+    assert (store["pattern"], store["program"], store["class"]) == (".DS_Store", "macOS: Finder", "safe")
     assert rows[".Trash-1000/info/x"]["pattern"] == ".Trash-*"
     assert (rows["lists/Thumbs.db"]["type"], rows["lists/Thumbs.db"]["length"]) == ("list", 2)
     process = run_redisfuse(tmp_path, "junk", "scan", server.tcp_url(), "--fields")

@@ -22,12 +22,6 @@ def client(own_redis: RedisServer) -> redis.Redis:
     return own_redis.client()
 
 
-@pytest.fixture(params=["fusepy", "mfusepy"])
-def binding(request: pytest.FixtureRequest) -> str:
-    """Return the name of a binding."""
-    return str(request.param)
-
-
 def add_hashes(client: redis.Redis, count: int, fields: int = 2) -> None:
     """Create hashes `user:0`, `user:1`...; the first field is `email`."""
     with client.pipeline(transaction=False) as pipeline:

@@ -11,35 +11,15 @@ import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from redisfuse.fuse.interface import TIME_NOW
-from tests.support.memory_mount import BINDINGS, LIBC, MemoryMount, call_errno, within
+from tests.support.memory_mount import LIBC, MemoryMount, call_errno, within
 
 LOGGED = pytest.mark.expected_log("LOOKUP: unexpected [A-Z]")
 BLOCKING = ["lookup", "getattr", "open", "read", "write", "flush", "release", "readdir", "create"]
-
-
-@pytest.fixture(scope="module", params=BINDINGS)
-def binding(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(scope="module")
-def shared(binding: str) -> Iterator[MemoryMount]:
-    """Mount for the tests that leave the mount as it was, apart from files of their own."""
-    with MemoryMount(binding, tree={"small": 2000, "large": 100_000}) as mounted:
-        yield mounted
-
-
-@pytest.fixture
-def mount(shared: MemoryMount) -> MemoryMount:
-    shared.send_request("counts")
-    return shared
 
 
 # -- errors ------------------------------------------------------------------------------------------------------------

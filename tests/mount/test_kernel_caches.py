@@ -13,13 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from redisfuse.fuse.notify import MAX_QUEUED_NOTIFICATIONS
-from tests.support.memory_mount import BINDINGS, MemoryMount, call_errno, within
-
-
-@pytest.fixture(scope="module", params=BINDINGS)
-def binding(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
+from tests.support.memory_mount import MemoryMount, call_errno, within
 
 
 @pytest.fixture(scope="module")

@@ -5,30 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
-from collections.abc import Iterator
 
-import pytest
-
-from tests.support.memory_mount import BINDINGS, MemoryMount, within
-
-
-@pytest.fixture(scope="module", params=BINDINGS)
-def binding(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture(scope="module")
-def shared(binding: str) -> Iterator[MemoryMount]:
-    """Mount for the tests that leave the mount as it was, apart from files of their own."""
-    with MemoryMount(binding, tree={"small": 2000, "large": 100_000}) as mounted:
-        yield mounted
-
-
-@pytest.fixture
-def mount(shared: MemoryMount) -> MemoryMount:
-    shared.send_request("counts")
-    return shared
+from tests.support.memory_mount import MemoryMount, within
 
 
 def test_names_are_bytes(mount: MemoryMount) -> None:

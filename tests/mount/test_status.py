@@ -1,8 +1,10 @@
 """`redisfuse status` as metrics, as a live view, and the mount points that completion offers."""
 
 import json
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -199,6 +201,32 @@ def test_completion_of_mount_points(tmp_path: Path, mounted: MountedServer) -> N
         assert complete(tmp_path, "umount", "/nowhere", cwd=tmp_path) == []
     finally:
         mounted.process.send_signal(signal.SIGCONT)
+
+
+def test_bash_quotes_what_it_completes(redis_server: RedisServer, tmp_path: Path) -> None:
+    """A mount point with a space is one word, however the user began it."""
+    folder = tmp_path / "my $HOME, too"
+    folder.mkdir()
+    environment = {
+        **os.environ,
+        **isolated_environment(folder),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PS1": "$ ",
+        "TERM": "dumb",
+    }
+    with mount_server(folder, redis_server.url()) as mount:
+        shell = pexpect.spawn("bash", ["--norc", "--noprofile"], env=environment, cwd=tmp_path, encoding="utf-8")
+        shell.timeout, shell.delaybeforesend = MOUNT_TIMEOUT_SECONDS, None
+        shell.setwinsize(40, 500)
+        shell.sendline('eval "$(_REDISFUSE_COMPLETE=bash_source redisfuse)"; printf "%s\\n" rea""dy')
+        shell.expect("ready")
+        for beginning in (f"{tmp_path}/my\\ ", f'"{tmp_path}/my ', f"'{tmp_path}/m", "./m"):
+            shell.send(f"redisfuse umount {beginning}\t")
+            shell.expect("mnt")
+            shell.send("\x01printf '[%s]' \r")
+            path = "./" + str(mount.path.relative_to(tmp_path)) if beginning == "./m" else str(mount.path)
+            shell.expect_exact(f"[redisfuse][umount][{path}]")
+        shell.close(force=True)
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ import msgpack
 import pytest
 import redis
 
+from redisfuse.paths.grammar import PathCodec
 from tests.support.errno_of import errno_name
 from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 MIB = 1 << 20
 DECODED = "user.redis.decoded"
+CODEC = PathCodec(b":")
 MAIL = {"to": "ada@example.com"}
 
 
@@ -210,3 +212,43 @@ def test_grep_decode(mount: MountedServer, client: redis.Redis, tmp_path: Path) 
     assert grep("-c", '"n"', f"{folder}/many") == [f"{folder}/many%text:300"]
     assert grep("-l", "ada", f"{folder}/m%text") == [f"{folder}/m%text"]
     assert grep("-l", "--decode-input", "16", "many", folder, "-v", "--name", "m") == [f"{folder}/m%text"]
+
+
+@pytest.mark.parametrize("kind", ["string", "hash", "field"])
+def test_views_of_names_that_just_fit(mount: MountedServer, client: redis.Redis, kind: str) -> None:
+    """The name of a view is cut, although the name of the file is not; it changes and ends with its key."""
+    names = {letter * length: letter for length, letter in zip(range(250, 256), "abcdef", strict=True)}
+    if kind == "field":
+        names = {f"{letter}.{name[2:]}": letter for name, letter in names.items()}
+    view = "json" if kind == "hash" else "text"
+    views = {name: mount.path / os.fsdecode(CODEC.view_path(name.encode(), view)) for name in names}
+    assert not any(path.exists() for path in views.values())  # which the kernel remembers
+    set_values(client, kind, names, gzip.compress(b'{"x": 1}'))
+    wait_until(lambda: len(os.listdir(mount.path)) == len(names))
+    for name, path in views.items():
+        wait_until(path.exists)
+        text = path.read_text()
+        assert json.loads(text)["key"] == name if kind == "hash" else '"x": 1' in text
+        if kind == "string":
+            marked = b"/".join(CODEC.split_name(name.encode() + b"%"))
+            assert gzip.decompress((mount.path / os.fsdecode(marked)).read_bytes()) == b'{"x": 1}'
+        if path.parent != mount.path and kind != "hash":
+            assert os.listdir(path.parent) == []
+            assert errno_name(lambda path=path: os.mkdir(path.parent / "d")) in ("EINVAL", "EROFS")
+            assert errno_name(lambda path=path: os.rmdir(path.parent)) in ("ENOTEMPTY", "EROFS")
+    set_values(client, kind, names, b"[2, 3]")
+    wait_until(lambda: all("3" in path.read_text() for path in views.values()))
+    client.flushdb()
+    wait_until(lambda: not any(path.exists() for path in views.values()))
+    assert not any(path.parent.exists() for path in views.values() if path.parent != mount.path)
+
+
+def set_values(client: redis.Redis, kind: str, names: dict[str, str], value: bytes) -> None:
+    """Set a string of each name; or the field `f` of a hash; or the field, of which the letter is the hash."""
+    for name, letter in names.items():
+        if kind == "string":
+            client.set(name, value)
+        elif kind == "hash":
+            client.hset(name, "f", value)
+        else:
+            client.hset(letter, name[2:], value)

@@ -73,7 +73,7 @@ def flush_and_wait(server: RedisServer, mount: MountedServer) -> None:
 
 def is_mounted(path: Path) -> bool:
     """Return whether a path is in the table of mounts, without accessing the path."""
-    field = f" {path} "
+    field = " {} ".format(str(path).replace(" ", r"\040"))
     return any(field in line for line in Path("/proc/self/mountinfo").read_text().splitlines())
 
 

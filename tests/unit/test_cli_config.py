@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from redisfuse.cli._toml_lines import find_setting_lines
-from redisfuse.cli._where import resolve_where
+from redisfuse.cli._where import describe_mounts, resolve_where
 from redisfuse.cli.main import group, main
 from redisfuse.cli.mount import build_config
 from redisfuse.config import Config, MountOptions
@@ -268,6 +268,36 @@ def test_config_shows_no_password(
     assert shown(capsys)["password"] == ("***", "REDISFUSE_PASSWORD in the environment")
 
 
+@pytest.mark.parametrize(
+    ("variables", "words", "expected"),
+    [
+        ({"REDISFUSE_RATE": "x"}, ["find", "redis://h"], "REDISFUSE_RATE in the environment: 'x' is not"),
+        ({"REDISFUSE_DEBUG": "x"}, ["find", "redis://h"], "REDISFUSE_DEBUG in the environment: 'x' is not"),
+        ({"REDISFUSE_RATE": "x"}, ["find", "redis://h", "--rate", "y"], "Invalid value for '--rate': 'y' is not"),
+        ({"REDISFUSE_CLUSTER_MAP": "x"}, ["find", "redis://h"], "(REDISFUSE_CLUSTER_MAP in the environment)"),
+        ({"REDISFUSE_WRITE": "1"}, ["--replicas", "redis://h", "/mnt"], "(REDISFUSE_WRITE in the environment)"),
+        ({}, ["redis://h", "/mnt"], "config.toml:2: rate: 'fast' is not"),
+        ({}, ["find", "redis://h"], "config.toml:4: timeout: 'long' is not"),
+        ({}, ["junk", "scan", "redis://h"], "config.toml:6: separator: 5 is not a string in quotes"),
+    ],
+)
+def test_a_bad_value_names_its_source(
+    variables: dict[str, str],
+    words: list[str],
+    expected: str,
+    config_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An error names the variable, or the file and the line, unless the command line has the value."""
+    if not variables:
+        write(config_path, '[mount]\nrate = "fast"\n[find]\ntimeout = "long"\n[junk.scan]\nseparator = 5\n')
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(words) == 2
+    assert expected in capsys.readouterr().err
+
+
 # -- completion --------------------------------------------------------------------------------------------------------
 
 
@@ -294,3 +324,10 @@ def test_completion_offers_servers(words: list[str], expected: list[str]) -> Non
     )
     assert done.stderr == ""
     assert done.stdout.split() == expected
+
+
+def test_an_error_names_few_mounts() -> None:
+    """A machine can have hundreds of them."""
+    assert describe_mounts([]) == "nothing is mounted"
+    assert describe_mounts(["/a", "/b", "/c"]) == "mounted: /a, /b, /c"
+    assert describe_mounts([f"/{number}" for number in range(12)]).startswith("mounted: /0, /1, /2 and 9 more")

@@ -3,12 +3,14 @@
 import time
 
 import pytest
+import redis
 
 from redisfuse import errors
+from redisfuse.client.address import Address
 from redisfuse.client.capabilities import ServerInfo, parse_hello, parse_info, parse_version
 from redisfuse.client.limits import Limits
 from redisfuse.client.rate_limit import TokenBucket
-from redisfuse.client.reply_errors import map_error_line
+from redisfuse.client.reply_errors import map_error_line, map_redis_exception
 
 
 @pytest.mark.parametrize(
@@ -55,6 +57,19 @@ def test_unknown_replies_keep_their_text() -> None:
 def test_braces_in_a_reply_are_only_text() -> None:
     """Braces in a server's message are not formatted."""
     assert "{text}{0}" in str(map_error_line("NOPERM no access to {text}{0}"))
+
+
+def test_only_the_servers_words_are_redacted() -> None:
+    """A password that is a word of a message is not removed from it, and the server's own text can't contain it."""
+    redact = Address.parse("redis://:password@h/0").redact
+    refusal = redis.exceptions.AuthenticationError("invalid username-password pair or user is disabled.")
+    assert "wrong user name or password (WRONGPASS)" in str(map_redis_exception(refusal, redact))
+    for words in (
+        "ERR unknown command 'AUTH', with args beginning with: 'password'",
+        "NOPERM password",
+        "ODD password",
+    ):
+        assert "password" not in str(map_redis_exception(redis.exceptions.ResponseError(words), redact))
 
 
 INFO = b"""# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrun_id:abc\r\n# Replication\r\nrole:slave\r
