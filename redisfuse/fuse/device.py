@@ -170,8 +170,10 @@ def _load_device(name: str) -> FuseDevice:
     except ModuleNotFoundError as error:
         raise MountError(f"{error.name} is not installed: `pip install {package}`") from error
     except (OSError, AttributeError) as error:
-        library, package = ("libfuse 2", "libfuse2") if name == "fusepy" else ("libfuse 3", "fuse3")
-        raise MountError(f"{library}, which {name} uses, is missing: `apt install {package}`") from error
+        library, remedy = ("libfuse 3", "`apt install fuse3`")
+        if name == "fusepy":
+            library, remedy = ("libfuse 2", "`apt install libfuse2` (libfuse2t64 since Debian 13 and Ubuntu 24.04)")
+        raise MountError(f"{library}, which {name} uses, is missing: {remedy}") from error
     finally:
         os.environ.pop("FUSE_LIBRARY_NAME", None)
         if before is not None:

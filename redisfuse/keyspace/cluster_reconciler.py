@@ -89,7 +89,7 @@ class ShardReconciler:
             keys = list(keys)
             own = select_keys(keys, self.slots)
             if len(own) < len(keys):
-                transit.record_announced([key for key in keys if not self.owns(key)], self._id)
+                keys += transit.record_announced([key for key in keys if not self.owns(key)], self._id)
         return self._parent.mark_dirty(keys)
 
     def sample_keys(self, count: int) -> list[bytes]:
@@ -122,7 +122,7 @@ class ShardReconciler:
         own = select_keys(keys, slots)
         foreign = [key for key in keys if not slots[key_slot(key)]] if len(own) < len(keys) else []
         if foreign and self._parent.transit is not None:
-            self._parent.transit.record_scanned(foreign)
+            self._parent.transit.record_scanned(foreign, self._id)
         with self._lock:
             if scan.epoch != self._epoch:
                 raise ScanSupersededError

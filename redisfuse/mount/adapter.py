@@ -52,6 +52,7 @@ from redisfuse.vfs.inodes import Inode, InodeTable
 from redisfuse.vfs.namespace import NamespaceOperations
 from redisfuse.vfs.nodes import KeyNode, RefreshNode, TreeNode
 from redisfuse.vfs.statfs import StatfsProvider
+from redisfuse.vfs.xattrs import list_names_of_key
 
 RENAME_NOREPLACE = 1  # renameat2(2)
 
@@ -159,6 +160,7 @@ class FuseAdapter:
             attributes, is_settled = self._versions.stat_current(inode, path, node)
             valid = valid if is_settled else 0.0
         inode.size = attributes.size
+        inode.xattr_names = list_names_of_key(node) if isinstance(node, KeyNode) else ()
         if not self._dentry_tracker.is_tracked(path, token):
             valid = 0.0  # it may have changed since it was resolved
         return EntryReply(inode.node_id, 0, attributes, valid, valid)
@@ -405,7 +407,11 @@ class FuseAdapter:
 
     def listxattr(self, context: RequestContext) -> Sequence[bytes]:
         inode = self._inodes.get(context.node_id)
-        return () if inode.is_detached else self._xattrs.list_names(inode.path)
+        if inode.is_detached:
+            return ()
+        if inode.xattr_names and not inode.handles:
+            return inode.xattr_names  # current as long as the kernel caches the name
+        return self._xattrs.list_names(inode.path)
 
     def setxattr(self, context: RequestContext, name: bytes, value: bytes, flags: int) -> None:
         inode = self._inodes.get_attached(context.node_id)

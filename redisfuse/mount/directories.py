@@ -26,6 +26,7 @@ from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.inodes import MAX_LISTED_INODES, Inode, InodeTable
 from redisfuse.vfs.nodes import DIRECTORY_NODE_TYPES, DirectoryNode, KeyNode, MemoryNode, TreeNode
 from redisfuse.vfs.readdir_cache import ReaddirCache
+from redisfuse.vfs.xattrs import list_names_of_key
 
 MAX_UNPROBED_ENTRIES = 25_000
 """Entries of a listing that have attributes whether or not the program uses them."""
@@ -180,6 +181,7 @@ class OpenDirectories:
             self._inodes.forget([(inode.node_id, 1)])
             return False
         inode.size = node.length
+        inode.xattr_names = list_names_of_key(node)
         opened.entry_count += 1
         return True
 

@@ -20,7 +20,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import ConflictError, NotFoundError
@@ -53,6 +53,7 @@ class Inode:
         "size",
         "valid_until",
         "version",
+        "xattr_names",
     )
 
     def __init__(self, node_id: int, parent: Inode | None, name: bytes, *, is_directory: bool) -> None:
@@ -67,6 +68,7 @@ class Inode:
         self.children: dict[bytes, Inode] | None = None
         self.absent_names: set[bytes] | None = None  # cached as absent by the kernel
         # Of a file:
+        self.xattr_names: Sequence[bytes] = ()  # its extended attributes as of the last lookup; empty: unknown
         self.size = -1  # the last size reported to the kernel
         self.handles: tuple[Handle, ...] = ()  # open on it
         self.page_token: int | None = None  # identifies the bytes that the kernel's pages hold; None: unknown
@@ -266,6 +268,7 @@ class InodeTable:
             self._detach(new_parent, new_name)
             if moved is not None:
                 moved.parent, moved.name = new_parent, new_name
+                moved.xattr_names = ()  # a key can become a field
                 if new_parent.children is None:
                     new_parent.children = {}
                 new_parent.children[new_name] = moved

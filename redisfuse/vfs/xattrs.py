@@ -32,6 +32,15 @@ DERIVED_XATTRS = frozenset(
 )
 """The attributes that follow from the name and content of a file or directory."""
 
+_KEY_NAMES = (KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR)
+_FIELD_NAMES = (*_KEY_NAMES, FIELD_XATTR)
+
+
+def list_names_of_key(node: KeyNode) -> tuple[bytes, ...]:
+    """Return the names of the attributes of a key, a field or a view."""
+    names = _KEY_NAMES if node.target.field is None else _FIELD_NAMES
+    return (*names, DECODED_XATTR) if node.view == "text" and not node.is_collection else names
+
 
 class XattrReader:
     """Reads the attributes of files and directories. Values are bytes.
@@ -62,17 +71,10 @@ class XattrReader:
             return (PREFIX_XATTR, LISTED_AS_XATTR)
         if isinstance(node, OpenFileNode) and node.file.is_new:
             return () if node.file.expiry is None else (TTL_XATTR,)
-        target = (
-            node.file.target if isinstance(node, OpenFileNode) else node.target if isinstance(node, KeyNode) else None
-        )
-        if target is None:
-            return ()
-        names = [KEY_XATTR, TYPE_XATTR, TTL_XATTR, ENCODING_XATTR, LENGTH_XATTR]
-        if target.field is not None:
-            names.append(FIELD_XATTR)
-        if isinstance(node, KeyNode) and node.view == "text" and not node.is_collection:
-            names.append(DECODED_XATTR)
-        return names
+        if isinstance(node, OpenFileNode):
+            target = node.file.target
+            return () if target is None else _KEY_NAMES if target.field is None else _FIELD_NAMES
+        return list_names_of_key(node) if isinstance(node, KeyNode) else ()
 
     def get(self, node: TreeNode, name: bytes) -> bytes:
         """Return one attribute; cached like all metadata.

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
+from redisfuse.client import key_transit
 from redisfuse.client.address import Address
 from redisfuse.client.limits import Limits
 from redisfuse.client.opening import open_client
 from redisfuse.errors import TryAgainError, UnavailableError
 from redisfuse.keyspace.cluster_monitor import create_monitor
 from redisfuse.keyspace.monitor import KeyspaceMonitor
-from tests.support.cluster_keyspace import SETTLED_SECONDS, check_exact, keyspace_of
+from tests.support.cluster_keyspace import SETTLED_SECONDS, check_exact, keyspace_of, names
 from tests.support.commands import run_in_process
 from tests.support.mounts import mount_server, wait_until
 from tests.support.redis_cluster import ClusterServer, ClusterWriter, RedisCluster, slot_of, wait_for
@@ -101,6 +102,39 @@ def test_a_key_that_moves_is_not_absent(cluster: RedisCluster) -> None:
         cluster.call(keys[0], "DEL", keys[0])
         check_exact(cluster, keyspace, writer)
         assert client.execute(b"TYPE", keys[0]) == b"none"
+
+
+def test_a_move_that_began_before_the_mount_and_is_given_up(
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys that had moved are listed once another one moves; after SETSLOT STABLE, none counts as moving for long."""
+    monkeypatch.setattr(key_transit, "STALE_REPLY_SECONDS", 0.2)
+    keys = [b"{tag}%d" % number for number in range(6)]
+    for key in keys:
+        cluster.call(b"tag", "SET", key, b"value")
+    slot, source = slot_of(b"tag"), cluster.owner_of_key(b"tag")
+    target = cluster.other_primary(source)
+
+    def migrate(keys: Sequence[bytes]) -> None:
+        source.call("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "KEYS", *keys)
+
+    cluster.begin_move(slot, source, target)
+    migrate(keys[:3])
+    with keyspace_of(replica_url(cluster), timeout=1, replicas=True) as keyspace:
+        client = keyspace.shards[0].client.router
+        assert client is not None
+        assert keys[5] in keyspace.index
+        migrate(keys[3:4])
+        wait_for(lambda: names(keyspace) == set(keys), SETTLED_SECONDS)
+        for key in keys[:4]:
+            with pytest.raises(TryAgainError, match="is moving"):
+                client.execute(b"TYPE", key)
+        for node in (source, target):
+            node.call("CLUSTER", "SETSLOT", slot, "STABLE")
+        cluster.call(b"tag", "SET", keys[0], b"created again")
+        wait_for(lambda: names(keyspace) == {keys[0], *keys[4:]}, SETTLED_SECONDS)
+        assert client.execute(b"TYPE", keys[1]) == b"none"
+        assert client.execute(b"GETRANGE", keys[0], 0, -1) == b"created again"
 
 
 @pytest.mark.timing("a fail-over takes as long as the cluster's nodes need to agree")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 
 from tests.support.expected_state import call_outcome, comparable_stat, read_tree, tmpfs_folder
@@ -169,6 +170,7 @@ def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]
     return [*results, comparable_stat(call_outcome(os.stat, path)), read_tree(folder)]
 
 
+@pytest.mark.timeout(300)  # 1228 cases, most of them with a journaled save
 def test_every_combination(server: RedisServer, mount: MountedServer) -> None:
     """Each combination of flags, target and script has the same results, errnos and files as on tmpfs."""
     client = server.client()

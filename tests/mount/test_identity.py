@@ -188,6 +188,26 @@ def test_attributes_of_directories(folder: Path) -> None:
         os.close(descriptor)
 
 
+def test_listed_attributes_follow_the_name(client: redis.Redis, folder: Path) -> None:
+    """The attributes that an inode is known to have are those of its name now: a key's, then a field's."""
+    field = "user.redis.field"
+    client.hset(f"{folder.name}:hash", "other", "1")
+    wait_until((folder / "hash").exists)
+    (folder / "f").write_bytes(b"content")
+    wait_until(lambda: "user.redis.key" in os.listxattr(folder / "f"))
+    descriptor = os.open(folder / "f", os.O_PATH)
+    try:
+        assert field not in os.listxattr(folder / "f")
+        os.rename(folder / "f", folder / "hash.f")
+        assert os.listxattr(f"/proc/self/fd/{descriptor}") == os.listxattr(folder / "hash.f")
+        assert field in os.listxattr(folder / "hash.f")
+    finally:
+        os.close(descriptor)
+    client.delete(f"{folder.name}:hash")
+    client.set(f"{folder.name}:hash.f", "a key")
+    wait_until(lambda: field not in os.listxattr(folder / "hash.f"), 5)
+
+
 # -- unlinked and renamed files ----------------------------------------------------------------------------------------
 
 

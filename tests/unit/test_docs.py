@@ -38,7 +38,7 @@ SERVER_LIMITS = Limits()
 FIXED_LIMITS = {
     "wait of such a command for a reply": _where.SURVEY_TIMEOUT_SECONDS,
     "keys of a cluster's replicas that move between nodes": key_transit._MAX_KEYS,
-    "time that a key moves between nodes": key_transit.MAX_TRANSIT_SECONDS,
+    "time without any key of a moving slot being moved": key_transit.MAX_TRANSIT_SECONDS,
     "size of a value": key_writer.MAX_VALUE_BYTES,
     "bytes of a name": encoding.NAME_MAX,
     "bytes of a path": grammar.PATH_MAX,
