@@ -25,7 +25,7 @@ from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter
 
 MIN_COMPRESSED_BYTES = 128  # shorter chunks are never compressed
-COMPRESSION_SAMPLE_BYTES = 2048  # at the start and in the middle of a longer chunk: does compression help?
+COMPRESSION_SAMPLE_BYTES = 2048  # of a longer chunk, twice: they show whether compression helps
 LOOKED_UP_BYTES = 8192  # a longer content is compressed only if the journal doesn't contain it yet
 CHUNKS_PER_TRANSACTION = 4  # chunks staged in one transaction
 

@@ -104,7 +104,10 @@ class ContentLoader:
         return ContentStamp(self._keyspace.get_version(target.key), time.monotonic())
 
     def is_current(self, target: KeyRef, stamp: ContentStamp) -> bool:
-        """Return whether no change of the key, or of another field of it, was seen since a stamp."""
+        """Return whether no change of the key was seen since a stamp.
+
+        A change of another field of a hash counts, too.
+        """
         return (
             self._keyspace.get_version(target.key) == stamp.version
             and time.monotonic() - stamp.fetched_at <= self._freshness.max_age()

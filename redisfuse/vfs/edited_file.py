@@ -64,7 +64,7 @@ class EditedFile:
 
     @property
     def shows_redis(self) -> bool:
-        """Whether it has no bytes of its own, but those that Redis had when its base was fetched."""
+        """Whether its bytes are those that Redis had when its base was fetched."""
         buffer = self.buffer
         return buffer is not None and self.target is not None and not self.is_new and not buffer.is_modified
 
@@ -77,9 +77,9 @@ class EditedFile:
         return stamp is None or not self._table.content_loader.is_current(target, stamp)
 
     def _is_outdated(self) -> bool:
-        """Return whether its base, without edits, differs from the value in Redis. The caller holds `lock`.
+        """Return whether its base, without edits, differs from the value in Redis.
 
-        False for a large string whose changes are not announced: the commit will compare it.
+        False for a large string whose changes are not announced: the commit will compare it. The caller holds `lock`.
         """
         if not self.may_be_outdated:
             return False

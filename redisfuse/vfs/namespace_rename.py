@@ -319,7 +319,7 @@ class RenameOperations:
 
     @contextlib.contextmanager
     def _restored_after_conflict(self, target: KeyRef) -> Iterator[None]:
-        """Let a key whose removal is pending reappear if its new content is refused in the body."""
+        """Let a key with a pending removal reappear if the body refuses its content."""
         try:
             yield
         except BusyError:

@@ -37,7 +37,7 @@ SAVED_AGAIN = 10  # files that are saved in turn
 PROGRAMS = 8
 
 Figures = dict[str, float]
-"""What was measured -> microseconds or files per second; the unit ends the name, after a comma."""
+"""Names, which end in a comma and the unit -> figures."""
 
 
 def main() -> int:

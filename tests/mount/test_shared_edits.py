@@ -207,7 +207,7 @@ def read_value(client: redis.Redis, key: str) -> bytes | None:
 
 
 def test_an_idle_descriptor_and_a_key_that_another_client_removed(client: redis.Redis, mount: MountedServer) -> None:
-    """A program that opens the file creates it anew."""
+    """A program that opens the file creates it again."""
     path = mount.path / "k"
     idle = os.open(path, os.O_RDWR)
     client.delete("k")
