@@ -66,7 +66,8 @@ class EditedFile:
     def shows_redis(self) -> bool:
         """Whether its bytes are those that Redis had when its base was fetched."""
         buffer = self.buffer
-        return buffer is not None and self.target is not None and not self.is_new and not buffer.is_modified
+        has_own_bytes = self.target is None or self.is_new or self._has_unsaved_newline
+        return buffer is not None and not has_own_bytes and not buffer.is_modified
 
     @property
     def may_be_outdated(self) -> bool:

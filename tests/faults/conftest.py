@@ -34,7 +34,7 @@ def make_mount(tmp_path: Path) -> Iterator[MakeMount]:
     with ExitStack() as stack:
 
         def make(url: str, *options: str, folder: Path = tmp_path, **arguments: bool) -> MountedServer:
-            mounted = mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **arguments)
+            mounted = mount_server(folder, url, "--timeout", str(TIMEOUT), *options, **{"write": True, **arguments})
             return stack.enter_context(mounted)
 
         yield make
