@@ -287,7 +287,8 @@ class RenameOperations:
             precondition=destination.precondition,
             removed_expiry=destination.removed_expiry,
         )
-        self._recent_removals.add(target, renamed.source, caller)
+        if _is_backup_of(new, old):
+            self._recent_removals.add(target, renamed.source, caller)
         self._known_versions.record_change(target, [caller], Precondition.absent())
         written = renamed.destination
         content = written.content if written.kind == "value" else None
@@ -377,6 +378,13 @@ class RenameOperations:
                 if target is not None and KeyRef(target.key) in moves:
                     new_target = KeyRef(new_prefix + target.key[len(old_prefix) :], target.field)
                     self._overlay.open_files.retarget(file, target, new_target, new_path + file.path[len(old_path) :])
+
+
+def _is_backup_of(backup: bytes, path: bytes) -> bool:
+    """Return whether a path is another one with something added to its name: `FILE.bak`."""
+    directory, _, name = path.rpartition(b"/")
+    backup_directory, _, backup_name = backup.rpartition(b"/")
+    return directory == backup_directory and (backup_name.startswith(name) or backup_name.endswith(name))
 
 
 @contextlib.contextmanager
