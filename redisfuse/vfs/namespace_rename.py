@@ -381,7 +381,7 @@ class RenameOperations:
 
 
 def _is_backup_of(backup: bytes, path: bytes) -> bool:
-    """Return whether a path is another one with something added to its name: `FILE.bak`."""
+    """Return whether a path is another one with an addition to its name."""
     directory, _, name = path.rpartition(b"/")
     backup_directory, _, backup_name = backup.rpartition(b"/")
     return directory == backup_directory and (backup_name.startswith(name) or backup_name.endswith(name))

@@ -99,7 +99,7 @@ def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_pa
 REPLACE = {
     "sed": ["sed", "-i.bak", "s/one/ONE/", "note"],
     "perl": ["perl", "-pi.bak", "-e", "s/one/ONE/", "note"],
-    "vim": ["vim", "-u", "NONE", "-es", "+set writebackup nobackup backupcopy=no", "+%s/one/ONE/", "+wq", "note"],
+    "vim": ["vim", "-u", "NONE", "-es", "+set writebackup nobackup backupcopy=no backupskip=", "+%s/one/ONE/", "+wq", "note"],
 }
 
 
@@ -113,7 +113,7 @@ def test_a_backup_by_rename_and_the_expiry(name: str, server: RedisServer, mount
     client = server.client()
     client.set("note", "one\n", px=TTL_MS)
     path = mount.path / "note"
-    wait_until(path.exists)
+    wait_until(lambda: path.exists() and path.read_bytes() == b"one\n")
     (mount.path / "note~").write_bytes(b"an older backup\n")
     subprocess.run(REPLACE[name], cwd=mount.path, check=True, stdin=subprocess.DEVNULL, timeout=60)
     assert client.get("note") == b"ONE\n"
