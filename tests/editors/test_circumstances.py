@@ -96,10 +96,11 @@ def test_a_new_file(name: str, server: RedisServer, mount: MountedServer, tmp_pa
     assert set(os.listdir(path.parent)) == {"new", "other"}
 
 
+BACKUP_BY_RENAME = "writebackup nobackup backupcopy=no backupskip="  # by default vim skips /tmp
 REPLACE = {
     "sed": ["sed", "-i.bak", "s/one/ONE/", "note"],
     "perl": ["perl", "-pi.bak", "-e", "s/one/ONE/", "note"],
-    "vim": ["vim", "-u", "NONE", "-es", "+set writebackup nobackup backupcopy=no backupskip=", "+%s/one/ONE/", "+wq", "note"],
+    "vim": ["vim", "-u", "NONE", "-es", f"+set {BACKUP_BY_RENAME}", "+%s/one/ONE/", "+wq", "note"],
 }
 
 
