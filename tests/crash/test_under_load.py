@@ -173,7 +173,7 @@ def test_a_killed_mount_is_a_zombie(own_redis: RedisServer, tmp_path: Path) -> N
 
     It is one if its parent does not wait for it, as in a container without an init.
     """
-    with mount_server(tmp_path, own_redis.tcp_url(), write=True) as mount:
+    with mount_server(tmp_path, own_redis.tcp_url(), write=True, as_program=True) as mount:
         (mount.path / "k").write_bytes(b"new")
         os.kill(mount.process.pid, signal.SIGKILL)
         stat = Path(f"/proc/{mount.process.pid}/stat")
