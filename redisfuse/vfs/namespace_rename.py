@@ -31,7 +31,7 @@ from redisfuse.vfs.empty_dirs import EmptyDirectories
 from redisfuse.vfs.filesystem import Filesystem
 from redisfuse.vfs.known_versions import UnchangedByOthers
 from redisfuse.vfs.memory_inodes import Origin
-from redisfuse.vfs.name_placement import NamePlacement, reject_junk_name
+from redisfuse.vfs.name_placement import NamePlacement, is_backup_name, reject_junk_name
 from redisfuse.vfs.nodes import (
     DirectoryNode,
     KeyNode,
@@ -150,7 +150,7 @@ class RenameOperations:
             if not was_moved_back:
                 mtime_ns = memory_fs.stat(old).mtime_ns
                 expiry = origin.expiry or destination.removed_expiry
-                with self._displace(target), self._restored_after_conflict(target), _busy_after_conflict():
+                with self._replacement(target):
                     content = self._key_writer.save(
                         target,
                         content,
@@ -260,7 +260,7 @@ class RenameOperations:
             mtime_ns = self._filesystem.get_mtime_ns(target)  # not stat, which would measure a collection
         else:
             mtime_ns = self._filesystem.stat(source).mtime_ns
-        with self._displace(new_target), self._restored_after_conflict(new_target), _busy_after_conflict():
+        with self._replacement(new_target):
             file = files.get(target)
             if file is None:
                 self._rename_key(target, destination, old, new, caller)
@@ -287,7 +287,7 @@ class RenameOperations:
             precondition=destination.precondition,
             removed_expiry=destination.removed_expiry,
         )
-        if _is_backup_of(new, old):
+        if is_backup_name(old, new):
             self._recent_removals.add(target, renamed.source, caller)
         self._known_versions.record_change(target, [caller], Precondition.absent())
         written = renamed.destination
@@ -296,35 +296,26 @@ class RenameOperations:
         self._known_versions.record_change(destination.target, [caller], saved)
 
     @contextlib.contextmanager
-    def _displace(self, target: KeyRef) -> Iterator[None]:
+    def _replacement(self, target: KeyRef) -> Iterator[None]:
         """Detach the open file of a target that the body replaces.
 
-        Its handles keep its bytes.
-
-        If the body raises, the file is attached again.
+        Its handles keep its bytes. If the body raises, the file is attached again. After a conflict a key with a
+        pending removal reappears, and BusyError is raised.
         """
         files = self._overlay.open_files
         file = files.get(target)
-        if file is None:
-            yield
-            return
-        with file.lock:
-            state = file.attachment_state
-            files.detach(file, file.copy_for_handles())
+        if file is not None:
+            with file.lock:
+                state = file.attachment_state
+                files.detach(file, file.copy_for_handles())
         try:
-            yield
-        except BaseException:
-            files.reattach(file, state)
-            self._coherence.keys_changed([target.key])
-            raise
-
-    @contextlib.contextmanager
-    def _restored_after_conflict(self, target: KeyRef) -> Iterator[None]:
-        """Let a key with a pending removal reappear if the body refuses its content."""
-        try:
-            yield
-        except BusyError:
-            if self._overlay.pending_removals.cancel(target) is not None:
+            with _busy_after_conflict():
+                yield
+        except BaseException as error:
+            reappears = isinstance(error, BusyError) and self._overlay.pending_removals.cancel(target) is not None
+            if file is not None:
+                files.reattach(file, state)
+            if reappears or file is not None:
                 self._coherence.keys_changed([target.key])
             raise
 
@@ -378,13 +369,6 @@ class RenameOperations:
                 if target is not None and KeyRef(target.key) in moves:
                     new_target = KeyRef(new_prefix + target.key[len(old_prefix) :], target.field)
                     self._overlay.open_files.retarget(file, target, new_target, new_path + file.path[len(old_path) :])
-
-
-def _is_backup_of(backup: bytes, path: bytes) -> bool:
-    """Return whether a path is another one with an addition to its name."""
-    directory, _, name = path.rpartition(b"/")
-    backup_directory, _, backup_name = backup.rpartition(b"/")
-    return directory == backup_directory and (backup_name.startswith(name) or backup_name.endswith(name))
 
 
 @contextlib.contextmanager

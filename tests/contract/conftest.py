@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import MountedServer, mount_server
 from tests.support.redis_server import RedisServer
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

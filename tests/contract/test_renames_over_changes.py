@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.errno_of import errno_name
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, run_redisfuse, wait_until
@@ -22,7 +23,7 @@ MIB = 1024 * 1024
 TTL_MS = 3_600_000
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

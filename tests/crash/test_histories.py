@@ -27,7 +27,8 @@ from redisfuse.journal.change_rows import ChangeFilter
 from redisfuse.journal.journal import Journal
 from tests.crash.history_faults import FaultInjector
 from tests.crash.history_record import FILLER, SLOT_BYTES, TARGETS, Attempt, Settings, Target
-from tests.support.mount_forkserver import ROOT
+from tests.support.bindings import BINDINGS
+from tests.support.forkserver import ROOT
 from tests.support.mounts import MountedServer, clean_up_mount, run_redisfuse, start_mount
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -52,7 +53,7 @@ def persistent_redis() -> Iterator[RedisServer]:
 
 @pytest.mark.timeout(120 + 2 * SECONDS)
 @pytest.mark.possible_log(r"(?s)\A(?!.*Traceback)")
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_acknowledged_is_durable_and_refused_is_refused(
     persistent_redis: RedisServer, tmp_path: Path, binding: str
 ) -> None:

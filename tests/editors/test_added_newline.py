@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.errno_of import errno_name, save_file
 from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id, watch_presence
 from tests.support.errno_of import errno_name
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, run_redisfuse, wait_until
@@ -24,7 +25,7 @@ HELD = "held by a mount that died"  # logged by the next mount
 HOLD_SECONDS = 600  # longer than any test: nothing here is written because its time is over
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id, monitor_writes
 from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
@@ -29,7 +30,7 @@ def server() -> Iterator[RedisServer]:
         yield server
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

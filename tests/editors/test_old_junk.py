@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pexpect
@@ -134,7 +133,7 @@ def test_clean_asks_for_confirmation(server: RedisServer, tmp_path: Path) -> Non
     """Without --yes it prompts on a terminal and fails without one; --dry-run only lists."""
     client = server.client()
     before = dump_all(client)
-    process = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url(), stdin=subprocess.DEVNULL)
+    process = run_redisfuse(tmp_path, "junk", "clean", server.tcp_url())
     assert process.returncode == 2
     assert "7 keys" in process.stderr
     assert "--yes" in process.stderr

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id, monitor_writes
 from tests.support.mounts import (
     MOUNT_TIMEOUT_SECONDS,
@@ -31,7 +32,7 @@ EXPIRED_SECONDS = PARK_SECONDS + 0.3  # after that no removal is pending and no 
 REMOVED = "was renamed to the junk name .*: the key is removed"
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.forkserver import run_forked
+from tests.support.mounts import redisfuse_command
 from tests.support.redis_server import RedisServer, find_free_port
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mount namespaces and other users need root")
@@ -21,11 +23,11 @@ def doctor(*arguments: str, password: str | None = None, shell: str = "") -> "su
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REDISFUSE_")}
     if password is not None:
         environment["REDISFUSE_PASSWORD"] = password
-    code = "import sys; from redisfuse.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "doctor", *arguments]
     if shell:
-        command = ["unshare", "--mount", "sh", "-ec", shell, "sh", *command]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        command = ["unshare", "--mount", "sh", "-ec", shell, "sh", *redisfuse_command("doctor", *arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    done = run_forked(["doctor", *arguments], environment)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def rows(result: "subprocess.CompletedProcess[str]") -> dict[str, dict[str, object]]:

@@ -11,6 +11,7 @@ from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.errors import TryAgainError, UnavailableError
 from redisfuse.keyspace.monitor import KeyspaceMonitor
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -101,7 +102,7 @@ def test_a_server_that_is_slow_for_a_second(own_redis: RedisServer) -> None:
 
 @pytest.mark.expected_log(SILENCE)
 @pytest.mark.possible_log("the server answers again")
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_a_mount_on_a_silent_network(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """Values that the kernel has cached are no longer shown after two seconds, whatever the time-out is."""
     other = redis_server.client()

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.memory_mount import BINDINGS, MemoryMount
+from tests.support.bindings import BINDINGS
+from tests.support.memory_mount import MemoryMount
 
 
 @pytest.fixture(scope="module", params=BINDINGS)

@@ -21,8 +21,9 @@ from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
 from redisfuse.errors import ForbiddenCommandError, ReadOnlyError
 from tests.support import mount_logs
+from tests.support.bindings import BINDINGS
 from tests.support.errno_of import errno_name, save_file
-from tests.support.mount_forkserver import ROOT
+from tests.support.forkserver import ROOT
 from tests.support.mount_logs import KEPT
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, is_mounted, mount_server
 from tests.support.redis_server import RedisServer
@@ -139,7 +140,7 @@ def barrier_mount(folder: Path, barrier: str, binding: str, url: str) -> Iterato
             subprocess.run(["fusermount", "-uz", str(path)], check=False, timeout=MOUNT_TIMEOUT_SECONDS)
 
 
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 @pytest.mark.parametrize(
     "barrier",
     ["kernel", "changer", pytest.param("connection", marks=pytest.mark.expected_log(f"was not sent.*{KEPT}"))],
@@ -165,7 +166,7 @@ def test_one_barrier_is_enough(
     assert read_data(client) == before
 
 
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_all_barriers(own_redis: RedisServer, client: redis.Redis, tmp_path: Path, binding: str) -> None:
     """An ordinary read-only mount refuses every change with EROFS; its files are 0400."""
     before = read_data(client)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.errno_of import errno_name
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
@@ -20,7 +21,7 @@ from tests.support.redis_server import RedisServer
 OLD = b"0123456789"
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

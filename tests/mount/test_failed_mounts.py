@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from tests.support import mounts
-from tests.support.mount_forkserver import ROOT
+from tests.support.forkserver import ROOT
 from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import (
     MOUNT_TIMEOUT_SECONDS,
@@ -127,7 +127,7 @@ def test_no_libfuse(
     real = mounts.isolated_environment
     missing = {"FUSE_LIBRARY_PATH": "/does/not/exist/libfuse.so"}  # fusepy and mfusepy load this file
     monkeypatch.setattr(mounts, "isolated_environment", lambda folder: real(folder) | missing)
-    done = mounts.run_redisfuse(tmp_path, "--binding", binding, redis_server.url(), str(path))
+    done = mounts.run_redisfuse(tmp_path, "--binding", binding, redis_server.url(), str(path), as_program=True)
     assert done.returncode == 1
     assert f"{library}" in one_line(done)
     assert "apt install" in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 import pexpect
 import pytest
 
+from tests.support.forkserver import run_forked
 from tests.support.mounts import MountedServer, isolated_environment, mount_server, redisfuse_command, run_redisfuse
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -85,14 +86,7 @@ def run_grep(mount: MountedServer, *words: str) -> list[bytes]:
 
 def run_search(folder: Path, mount: MountedServer, *words: str) -> list[bytes]:
     """Return the lines of `redisfuse grep` in the mount, sorted."""
-    done = subprocess.run(
-        redisfuse_command("grep", *words),
-        cwd=mount.path,
-        env=isolated_environment(folder),
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
+    done = run_forked(["grep", *words], isolated_environment(folder), directory=mount.path)
     binary = [line for line in done.stderr.splitlines() if b"binary file matches" in line]
     assert done.stderr.splitlines() == binary
     assert done.returncode == (0 if done.stdout or binary else 1)

@@ -15,7 +15,8 @@ from redisfuse.errors import MountError, UsageError
 from redisfuse.fuse import mountpoint as mountpoints
 from redisfuse.fuse.device import list_bindings, select_device
 from redisfuse.mount.preflight import validate_mountpoint
-from tests.support.memory_mount import BINDINGS, LIBC, MemoryMount, call_errno, within
+from tests.support.bindings import BINDINGS
+from tests.support.memory_mount import LIBC, MemoryMount, call_errno, within
 
 
 @pytest.fixture(scope="module", params=BINDINGS)

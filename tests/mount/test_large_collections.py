@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
@@ -34,7 +35,7 @@ def client(own_redis: RedisServer) -> redis.Redis:
     return client
 
 
-@pytest.fixture(params=["fusepy", "mfusepy"])
+@pytest.fixture(params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest,
     own_redis: RedisServer,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.expected_state import read_tree
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
@@ -17,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.shell import run_script
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
@@ -66,7 +67,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- the three tests of the original project ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """A repository made on the mount is intact after a remount: clean status, full history, no error from fsck."""
     words = (redis_server.tcp_url(), "--binding", binding)
@@ -99,7 +100,7 @@ def test_a_git_repository_survives_a_remount(redis_server: RedisServer, tmp_path
         )
 
 
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """`echo > hash.field` makes a field, `cat` and `ls` show it, and `rm` removes it, at last the hash too."""
     client = redis_server.client()
@@ -115,7 +116,7 @@ def test_hashes(redis_server: RedisServer, tmp_path: Path, binding: str) -> None
         assert client.dbsize() == 0
 
 
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_directories(redis_server: RedisServer, tmp_path: Path, binding: str) -> None:
     """mkdir, nested files, mv and rm -r work as in any filesystem, and Redis has only the files' keys, with colons."""
     client = redis_server.client()

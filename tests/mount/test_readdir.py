@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from redisfuse.vfs.inodes import MAX_LISTED_INODES
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
@@ -15,7 +16,7 @@ SECOND = 1.0
 MANY = 6_000  # names: more than the kernel requests at once
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

@@ -99,6 +99,7 @@ def test_a_directory_with_an_empty_one_is_renamed(client: redis.Redis, mount: Mo
     status, output = roll_back(mount, *(str(row["id"]) for row in journal_rows(mount, rows[-1]["id"])))
     assert status == 0, output
     assert client.keys("*") == [b"renamed:x"]
+    wait_until(lambda: (root / "renamed").exists())
     wait_until(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
 
 

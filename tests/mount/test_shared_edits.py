@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id
 from tests.support.errno_of import errno_name
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
@@ -19,7 +20,7 @@ from tests.support.redis_server import RedisServer
 APPEND = os.O_WRONLY | os.O_APPEND
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:
@@ -151,7 +152,7 @@ def test_what_an_fsync_could_not_save_is_saved_by_the_close(client: redis.Redis,
 
 @pytest.mark.possible_log("tracking the server's changes was interrupted", "the server answers again")
 @pytest.mark.parametrize(("change", "expected"), [(b"", ""), (b"x", "EIO")])
-@pytest.mark.parametrize("binding", ["fusepy", "mfusepy"])
+@pytest.mark.parametrize("binding", BINDINGS)
 def test_writes_of_a_commit_in_doubt_are_not_refused(
     own_redis: RedisServer, tmp_path: Path, binding: str, change: bytes, expected: str
 ) -> None:

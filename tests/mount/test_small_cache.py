@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
 
-KEY_COUNT = 20_000  # of which entries for less than 5000 fit
-CACHE_BYTES = 2 << 20
+KEY_COUNT = 10_000  # of which entries for less than 2500 fit
+CACHE_BYTES = 1 << 20
 MAX_ROUND_TRIPS = KEY_COUNT // 100
 
 
 @pytest.fixture(scope="module")
 def filled(server: RedisServer) -> redis.Redis:
-    """Fill a server with 20 000 strings in one folder; every second one expires, in a long time."""
+    """Fill a server with 10 000 strings in one folder; every second one expires, in a long time."""
     client = server.client()
     pipe = client.pipeline(transaction=False)
     for number in range(KEY_COUNT):
@@ -30,7 +31,7 @@ def filled(server: RedisServer) -> redis.Redis:
     return client
 
 
-@pytest.fixture(params=["fusepy", "mfusepy"])
+@pytest.fixture(params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest,
     server: RedisServer,
@@ -66,7 +67,7 @@ def test_programs_stream(mount: MountedServer, program: str) -> None:
     command: tuple[str | Path, ...] = {
         "ls": ("ls", "-l", mount.path / "k"),
         "find": ("find", mount.path, "-size", "+20c"),
-        "grep": ("grep", "-rl", "of 1999", mount.path),
+        "grep": ("grep", "-rl", "of 999", mount.path),
         "getfattr": ("getfattr", "-R", "-d", mount.path),
         "tar": ("tar", "-c", "-C", mount.path, "."),
     }[program]
@@ -104,9 +105,9 @@ def test_changes_are_followed(mount: MountedServer, filled: redis.Redis) -> None
 
 def test_status_shows_what_did_not_fit(mount: MountedServer, tmp_path: Path) -> None:
     """`redisfuse status` shows how much of the cache is in use, and what it could not hold."""
-    subprocess.run(["grep", "-rl", "of 1999", mount.path], stdout=subprocess.DEVNULL, check=True, timeout=120)
+    subprocess.run(["grep", "-rl", "of 999", mount.path], stdout=subprocess.DEVNULL, check=True, timeout=120)
     status = mount.status()
     assert status["cache_evicted_contents"] > KEY_COUNT // 2
     shown = run_redisfuse(tmp_path, "status", str(mount.path)).stdout
     assert f"{status['cache_evicted_contents']:,} contents, which did not fit into --cache-memory" in shown
-    assert "of 2.0 MiB in use" in shown
+    assert "of 1.0 MiB in use" in shown

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import mounts
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import is_mounted, mount_server, run_redisfuse
 from tests.support.redis_server import RedisServer
 
@@ -24,7 +25,7 @@ OTHER_UID = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="files of another user need root")
 
 
-@pytest.fixture(params=["fusepy", "mfusepy"])
+@pytest.fixture(params=BINDINGS)
 def binding(request: pytest.FixtureRequest) -> str:
     """Return the name of a binding."""
     return str(request.param)

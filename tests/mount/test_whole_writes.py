@@ -14,6 +14,7 @@ import pytest
 import redis
 
 from redisfuse.fuse.wire import MAX_WRITE_BYTES
+from tests.support.bindings import BINDINGS
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 from tests.support.strace import trace_process
@@ -27,7 +28,7 @@ FLAGS = pytest.mark.parametrize("flags", [os.O_WRONLY, os.O_RDWR, APPEND], ids=[
 pytestmark = pytest.mark.skipif(KERNEL < (6, 6), reason="needs shared mappings of files with direct I/O")
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.support.bindings import BINDINGS
 from tests.support.changes import journal_rows, last_change_id, monitor_writes
 from tests.support.mounts import MountedServer, mount_server, run_redisfuse, wait_until
 from tests.support.redis_server import RedisServer
@@ -21,7 +22,7 @@ from tests.support.redis_server import RedisServer
 MIB = 1024 * 1024
 
 
-@pytest.fixture(scope="module", params=["fusepy", "mfusepy"])
+@pytest.fixture(scope="module", params=BINDINGS)
 def mount(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[MountedServer]:

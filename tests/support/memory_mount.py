@@ -22,7 +22,6 @@ import pytest
 from redisfuse.fuse import mountpoint as mountpoints
 from tests.support import mount_logs
 
-BINDINGS = ["fusepy", "mfusepy"]
 LIBC = ctypes.CDLL(None, use_errno=True)
 ROOT = Path(__file__).parents[2]
 _MAX_LIFETIME_SECONDS = 60.0  # seconds after which the process is killed, so that no bug can hang a test in the kernel

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import mount_logs
-from tests.support.mount_forkserver import MOUNT_TIMEOUT_SECONDS, ForkedProcess, shared_forkserver
+from tests.support.forkserver import MOUNT_TIMEOUT_SECONDS, ForkedProcess, run_forked, shared_forkserver
 from tests.support.redis_server import RedisServer
 
 AnyProcess = ForkedProcess | subprocess.Popen[bytes]
@@ -89,22 +89,29 @@ def isolated_environment(folder: Path) -> dict[str, str]:
     return {**kept, **own, "PYTHONFAULTHANDLER": "1"}
 
 
-def run_redisfuse(folder: Path, *words: str, timeout: float = 30, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run a `redisfuse` command to its end."""
+def run_redisfuse(
+    folder: Path, *words: str | Path, timeout: float = 30, cwd: Path | None = None, as_program: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run a `redisfuse` command to its end, forked as `start_mount` does it, without a standard input."""
     mount_logs.watch(folder / "state" / "redisfuse" / "redisfuse.log")  # of --daemon
-    return subprocess.run(
-        redisfuse_command(*words),
-        env=isolated_environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        **options,
-    )
+    command = list(map(str, words))
+    if as_program:
+        return subprocess.run(
+            redisfuse_command(*command),
+            env=isolated_environment(folder),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=cwd,
+        )
+    done = run_forked(command, isolated_environment(folder), directory=cwd, timeout=timeout)
+    return subprocess.CompletedProcess(command, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def start_redisfuse(folder: Path, log: Path, *words: str) -> ForkedProcess:
     """Start `redisfuse WORDS`, forked from a process with all modules; its output goes to the end of `log`."""
-    return shared_forkserver().start_process(list(words), isolated_environment(folder), log)
+    return shared_forkserver().start_process(words, isolated_environment(folder), stdout=log, stderr=log)
 
 
 def start_mount(

@@ -19,6 +19,7 @@ from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.processes import CallingProcess
 from redisfuse.text import parse_timestamp
+from tests.support.forkserver import run_forked
 from tests.unit.test_journal import INFO, add, intent
 
 PROGRAM = str(Path(sys.executable).with_name("redisfuse"))
@@ -38,13 +39,7 @@ def run(path: Path, tmp_path: Path) -> Run:
 
     def runner(*words: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[bytes]:
         private = {"REDISFUSE_JOURNAL_FILE": str(path), "XDG_CONFIG_HOME": str(tmp_path), "TZ": "UTC"}
-        done = subprocess.run(
-            [PROGRAM, *words],
-            env={**os.environ, **private, **environment},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
+        done = run_forked(words, {**os.environ, **private, **environment})
         assert done.returncode == status, done
         assert b"Traceback" not in done.stderr
         return done
