@@ -70,6 +70,11 @@ def connect(path: Path, *, writable: bool, busy_timeout: float = BUSY_TIMEOUT_SE
                 )
         except sqlite3.OperationalError as error:
             connection.close()
+            if _is_unreadable(error, path):
+                raise JournalError(
+                    f"the journal {path} is damaged ({error}): its file was truncated, or its disk fails; "
+                    "restore it from a backup, or move it away"
+                ) from error
             if writable or not _needs_immutable(error, path):
                 raise
             connection = _open_connection(path, "ro&immutable=1", busy_timeout)
@@ -244,6 +249,12 @@ def _is_read_only(path: Path) -> bool:
     SQLite reports only "disk I/O error" then.
     """
     return os.path.exists(path) and not os.access(path, os.W_OK)
+
+
+def _is_unreadable(error: sqlite3.Error, path: Path) -> bool:
+    """Return whether SQLite failed to read, as newer versions do for missing pages."""
+    is_io_error = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_IOERR
+    return is_io_error and not _is_disk_full(path) and not _is_read_only(path)
 
 
 def _is_out_of_descriptors() -> bool:

@@ -31,7 +31,7 @@ from redisfuse.transactions.rollback import Rollback
 from tests.support.edit_bench import select_for_rollback
 from tests.support.expected_state import call_outcome
 from tests.support.mounts import MountedServer
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, has_field_expiry
 
 PATIENCE = 5.0  # seconds until an operation's change is in Redis, in the journal and on the mount
 HOUR = 3_600_000  # milliseconds
@@ -511,9 +511,11 @@ class Life(RuleBasedStateMachine):
 
     @rule(path=paths, milliseconds=st.one_of(st.just(-1), times))
     def expire(self, path: tuple[Directory, str], milliseconds: int) -> None:
-        """Set user.redis.ttl of a key; the fields of this server have none."""
+        """Set user.redis.ttl of a key; the model has no fields that expire."""
         self.begin()
         place = self.find(*path)
+        if place is not None and place.field is not None and has_field_expiry(self.client):
+            milliseconds = -1
         earliest = int(time.time() * 1000) + milliseconds
         outcome = call_outcome(os.setxattr, self.path(*path), "user.redis.ttl", b"%d" % milliseconds)
         if place is None:

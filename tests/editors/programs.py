@@ -161,7 +161,7 @@ def nano(*options: str) -> Save:
         child.expect("old text")
         child.send("\x0bnew text")  # ^K cuts the line
         child.send("\x0f")
-        child.expect("Name to Write")
+        child.expect("Name to Write|to File")  # of nano 7 and 8
         child.send("\r")
         child.expect("Wrote")
         child.send("\x18")

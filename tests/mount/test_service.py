@@ -16,6 +16,7 @@ import pytest
 from redisfuse.mount.service_manager import ServiceManager
 from tests.support import mounts
 from tests.support.mounts import MOUNT_TIMEOUT_SECONDS, is_mounted, mount_server, run_redisfuse
+from tests.support.other_users import needs_open_checkout
 from tests.support.redis_server import RedisServer
 
 AS_ORDINARY_USER = """
@@ -159,7 +160,7 @@ def test_systemd_accepts_a_unit(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-@pytest.mark.skipif(os.geteuid() != 0, reason="runs the command as another user")
+@needs_open_checkout
 def test_systemd_accepts_the_units_of_an_ordinary_user(tmp_path: Path) -> None:
     """Such a user gets a unit of their own, and with --system one that runs as this user."""
     for words, scope, expected in (

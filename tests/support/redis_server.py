@@ -193,3 +193,8 @@ def fetch_error_stats(client: redis.Redis) -> dict[str, object]:
     answer = client.info("errorstats")
     assert isinstance(answer, dict)
     return answer
+
+
+def has_field_expiry(client: redis.Redis) -> bool:
+    """Return whether the server's fields can expire: Redis 7.4 and Valkey 9."""
+    return b"hpexpireat" in client.execute_command("COMMAND LIST")

@@ -13,6 +13,7 @@ import pytest
 
 from redisfuse.errors import UntrustedFileError
 from redisfuse.trusted_files import check_location, create_folder, open_log, open_trusted
+from tests.support.other_users import needs_open_checkout
 
 OTHER_UID = 65534
 
@@ -214,7 +215,7 @@ def test_an_empty_configuration() -> None:
         open_trusted(Path("/dev/zero"))
 
 
-@needs_root
+@needs_open_checkout
 @pytest.mark.parametrize(("members", "acl"), [("", False), ("other", False), ("", True)])
 def test_a_private_group(members: str, acl: bool) -> None:
     """A user's own group, as umask 0002 needs it, is no other user, unless it has other members or there is an ACL."""
