@@ -1,9 +1,9 @@
 # Each target sets up all it needs (see .ci/setup); a second run is quick.
 .DEFAULT_GOAL := help
 BIN := .venv/bin
-# Modules of tests that run at once: four on two cores, because tests wait a lot. Each has servers and mounts of its own.
+# Modules of tests that run at once: three on two cores, because tests wait a lot. Each has servers and mounts of its own.
 # They start in the order of their names (--no-loadscope-reorder), in which the long ones come first.
-JOBS ?= 4
+JOBS ?= 3
 # Compiled modules are kept, whatever the environment says: the tests start hundreds of processes that import them.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -18,7 +18,8 @@ demo: ## Mount a sample Redis and show a session
 
 test: ## Run everything: check, then all tests
 	@bash .ci/setup test
-	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest --collect-only -q > /dev/null & \
+		$(MAKE) --no-print-directory check; status=$$?; wait; exit $$status  # meanwhile the tests are compiled
 	timeout --foreground --signal=INT --kill-after=60 45m \
 		$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 

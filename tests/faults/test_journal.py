@@ -26,7 +26,7 @@ from redisfuse.errors import JournalError, JournalFullError, JournalLockedError,
 from redisfuse.journal.check import find_problems
 from redisfuse.journal.journal import Journal
 from tests.faults.conftest import small_disk_at
-from tests.unit.test_journal import INFO, add, intent
+from tests.support.journals import INFO, add, intent
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs, chattr and chown need root")
@@ -59,7 +59,10 @@ def run(script: str, *arguments: str, prefix: Sequence[str] = ()) -> subprocess.
 
     The caller reads its output.
     """
-    head = "import sys, os; from pathlib import Path\nfrom tests.unit.test_journal import *\n"
+    head = (
+        "import contextlib, os, sqlite3, sys, threading; from pathlib import Path\n"
+        "from redisfuse.errors import JournalError\nfrom tests.support.journals import *\n"
+    )
     command = [*prefix, sys.executable, "-c", head + script, *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -453,7 +456,7 @@ def test_another_process_shortens_the_files(made: Path, what: str, reading: bool
                 if reading:  # its snapshot keeps the other process from truncating the log
                     reader.execute("BEGIN")
                     reader.execute("SELECT count(*) FROM changes").fetchone()
-                finish(run("import contextlib, sqlite3\n" + PRUNE, str(made), what))
+                finish(run(PRUNE, str(made), what))
                 session = journal.begin_session(INFO)
                 add(journal, session, intent(b"after %d" % turn))
             if not reading:

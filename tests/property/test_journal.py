@@ -19,8 +19,8 @@ from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, find_glob_literal, literal_glob
+from tests.support.journals import INFO, facts_of
 from tests.support.redis_server import RedisServer
-from tests.unit.test_journal import INFO, facts_of
 
 KEYS = st.binary(max_size=6) | st.sampled_from([b"a", b"a:b", b"a:c", b"\xff" * 3])
 EXPIRIES = st.none() | st.integers(0, 1 << 42)

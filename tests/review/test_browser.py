@@ -20,11 +20,11 @@ from tests.review.conftest import HOSTILE, create_keys
 from tests.support import review_pictures
 from tests.support.browser import TIMEOUT_MS, ReviewBrowser, start_browser
 from tests.support.edit_bench import EditBench
+from tests.support.journals import INFO
 from tests.support.mounts import mount_server, wait_until
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.review_process import TIMEOUT_SECONDS, ReviewProcess
-from tests.unit.test_journal import INFO
 
 expect.set_options(timeout=TIMEOUT_MS)
 

@@ -13,9 +13,9 @@ from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.journal.processes import CallingProcess
 from tests.review.conftest import HOSTILE
+from tests.support.journals import INFO
 from tests.support.mounts import redisfuse_command
 from tests.support.review_process import ReviewProcess
-from tests.unit.test_journal import INFO
 
 LIMIT = 60.0  # seconds
 

@@ -20,7 +20,7 @@ from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.processes import CallingProcess
 from redisfuse.text import parse_timestamp
 from tests.support.forkserver import run_forked
-from tests.unit.test_journal import INFO, add, intent
+from tests.support.journals import INFO, add, intent
 
 PROGRAM = str(Path(sys.executable).with_name("redisfuse"))
 EVIL = b"\x1b]0;owned\x07\x1b[31m\xe2\x80\xae"

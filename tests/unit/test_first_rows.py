@@ -18,8 +18,8 @@ from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.change_search import MAX_SCANNED_ROWS
 from redisfuse.journal.journal import Journal
 from redisfuse.transactions.selection import select_changes
+from tests.support.journals import INFO, add, intent
 from tests.support.mounts import isolated_environment
-from tests.unit.test_journal import INFO, add, intent
 
 SHORT = 8000  # changes; more than are scanned before an index is used
 LONG = 40_000

@@ -39,11 +39,7 @@ from redisfuse.journal.models import (
 )
 from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, iso_utc, literal_glob
-
-SERVER = ServerIdentity(
-    host="127.0.0.1", port=7000, db=2, username="ann", redacted_url="redis://ann:***@127.0.0.1:7000/2"
-)
-INFO = SessionMetadata(SERVER, "abc123", "7.0.15", "redis", "/mnt/r", options={"write": True})
+from tests.support.journals import INFO, SERVER, add, facts_of, intent
 
 
 @pytest.fixture
@@ -55,21 +51,6 @@ def path(tmp_path: Path) -> Path:
 def journal(path: Path) -> Iterator[Journal]:
     with Journal.open(path, create=True) as opened:
         yield opened
-
-
-def intent(key: bytes = b"a:b", new: bytes = b"new", prior: State = ABSENT, **more: Any) -> ChangeIntent:
-    facts: dict[str, Any] = {"path": key.replace(b":", b"/"), "op": "write", "field": None, "prior": prior}
-    return ChangeIntent(key=key, **{**facts, "new": State.from_value(new), **more})
-
-
-def add(journal: Journal, session: int, *intents: ChangeIntent, state: Any = "applied") -> list[int]:
-    ids = journal.record_intents(session, intents)
-    journal.record_outcome(ids, state)
-    return ids
-
-
-def facts_of(change: Change) -> tuple[Any, ...]:
-    return (change.path, change.op, change.key, change.field, change.prior, change.new, change.reverts, change.applies)
 
 
 STATES = [
@@ -429,7 +410,7 @@ def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> Non
     No change is lost.
     """
     script = (
-        "import sys; from pathlib import Path; from tests.unit.test_journal import *\n"
+        "import sys; from pathlib import Path; from tests.support.journals import *\n"
         "with Journal.open(Path(sys.argv[1]), create=True) as journal:\n"
         "    session = journal.begin_session(INFO)\n"
         "    for n in range(200): add(journal, session, intent(b'other'))\n"
@@ -446,7 +427,7 @@ def test_two_processes_write_to_one_journal(journal: Journal, path: Path) -> Non
 def test_many_processes_create_one_journal(path: Path) -> None:
     """Processes that start together create one journal, and each finds it complete."""
     script = (
-        "import sys; from pathlib import Path; from tests.unit.test_journal import *\n"
+        "import sys; from pathlib import Path; from tests.support.journals import *\n"
         "with Journal.open(Path(sys.argv[1]), create=True) as journal:\n"
         "    add(journal, journal.begin_session(INFO), intent())\n"
     )

@@ -20,7 +20,7 @@ from redisfuse.journal import database
 from redisfuse.journal.filter_options import CHANGE_OPS
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, Outcome, SessionMetadata, State, StateKind
-from tests.unit.test_journal import SERVER, add, intent
+from tests.support.journals import SERVER, add, intent
 
 PAGE = (Path(__file__).parents[2] / "redisfuse" / "docs" / "journal-format.md").read_text()
 SECTIONS = dict(re.findall(r"^##+ ([^\n]*)\n(.*?)(?=^##+ |\Z)", PAGE, re.MULTILINE | re.DOTALL))

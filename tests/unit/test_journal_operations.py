@@ -15,7 +15,7 @@ from redisfuse.journal.change_filter import ChangeFilter, IdRange, KeySpan
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ABSENT, ChangeIntent, ServerIdentity, SessionMetadata, State
 from redisfuse.journal.processes import CallingProcess, ProcessReader
-from tests.unit.test_journal import INFO, add, intent
+from tests.support.journals import INFO, add, intent
 
 RM = CallingProcess(100, 1, "rm")
 CP = CallingProcess(200, 2, "cp")

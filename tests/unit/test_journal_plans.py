@@ -12,7 +12,7 @@ import pytest
 from redisfuse.journal.change_filter import ChangeFilter, IdRange
 from redisfuse.journal.journal import Journal
 from redisfuse.journal.models import ServerFingerprint
-from tests.unit.test_journal import INFO, SERVER, add, intent
+from tests.support.journals import INFO, SERVER, add, intent
 
 QUERIES: dict[str, Callable[[Journal], object]] = {
     "all": lambda journal: list(journal.find_changes()),
