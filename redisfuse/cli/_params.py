@@ -156,7 +156,14 @@ class ChangeWordParam(click.ParamType):  # type: ignore[type-arg]  # generic in 
     name = "change"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the newest changes and, once a letter is typed, the newest paths."""
+        """Offer the newest changes and, once a letter is typed, the newest paths.
+
+        With `diff --live` the words are servers and paths.
+        """
+        if ctx.params.get("live"):
+            from redisfuse.cli._named_servers import complete_where
+
+            return complete_where(ctx, param, incomplete)
         completions = CHANGE_ID.shell_complete(ctx, param, incomplete)
         return completions or CHANGED_PATH.shell_complete(ctx, param, incomplete)
 

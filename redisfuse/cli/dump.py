@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from redisfuse.cli._named_servers import complete_where
 from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import format_count
 from redisfuse.cli._params import BYTES
@@ -27,7 +28,7 @@ _KEYS = "Keys"
 
 
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
-@click.argument("words", nargs=-1, metavar="[WHERE] (FILE|DIR/)")
+@click.argument("words", nargs=-1, metavar="[WHERE] (FILE|DIR/)", shell_complete=complete_where)
 @section_option(
     "--key",
     section=_KEYS,

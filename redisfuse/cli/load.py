@@ -11,6 +11,7 @@ import click
 
 from redisfuse.cli._interrupts import INTERRUPTED_STATUS, deferred_interrupt
 from redisfuse.cli._journal_options import journal_option
+from redisfuse.cli._named_servers import complete_where
 from redisfuse.cli._options import WAIT_REPLICAS_HELP, SectionCommand
 from redisfuse.cli._output import LinePrinter, escape_text, format_count, json_option, print_json, progress_bar
 from redisfuse.cli._params import BYTES
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=SectionCommand, epilog=WHERE_HELP)
-@click.argument("words", nargs=-1, metavar="(FILE|DIR) [WHERE]")
+@click.argument("words", nargs=-1, metavar="(FILE|DIR) [WHERE]", shell_complete=complete_where)
 @click.option(
     "--rename",
     "renames",

@@ -115,7 +115,7 @@ def command(
             table = table or _LogTable(row)
             table.print(row)
             if style is not None:
-                shown = replace(change_filter, **row.selection, key_spans=(), limit=None)
+                shown = replace(change_filter, **row.selection, limit=None)
                 PatchPrinter(journal, style, full=full).print_changes(shown)
                 LinePrinter().print()
 

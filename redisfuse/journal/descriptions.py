@@ -70,9 +70,10 @@ def format_operation_path(operation: OperationSummary) -> str:
 
     A slash is at the end of a directory.
     """
-    path = escape_text(operation.path) + ("/" if operation.is_directory else "")
+    slash = "/" if operation.is_directory else ""
+    path = escape_text(operation.path) + slash
     if operation.new_path is not None and operation.ops == ("rename",):
-        return f"{path} → {escape_text(operation.new_path)}"
+        return f"{path} → {escape_text(operation.new_path)}{slash}"
     return path
 
 

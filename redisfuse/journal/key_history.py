@@ -9,6 +9,7 @@ from redisfuse.journal.change_rows import fetch_change
 from redisfuse.journal.change_search import find_ids
 from redisfuse.journal.models import Change
 from redisfuse.journal.reader import JournalReader
+from redisfuse.journal.reversals import ReversalIndex
 
 MAX_FOLLOWED_RENAMES = 100  # older names of a key are not searched for
 
@@ -74,11 +75,12 @@ def _find_rename(reader: JournalReader, span: KeySpan, server_name: str | None) 
     They are those of the new name and of the old one. None if it always had that name.
     """
     renames = ChangeFilter(key_spans=(span,), ops=("rename",), server_name=server_name)
+    reversals = ReversalIndex(reader)
     for id in find_ids(reader, renames):
         arrival = fetch_change(reader, id)
         if arrival is None or arrival.new.kind == "absent" or arrival.key != span.key or arrival.field != span.field:
             continue
-        if arrival.outcome not in ("applied", "unknown"):
+        if arrival.outcome not in ("applied", "unknown") or reversals.find_reverted([id]):
             continue
         # The two changes of a rename were recorded one after the other, the old name first.
         departure = fetch_change(reader, id - 1)

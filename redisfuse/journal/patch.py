@@ -175,6 +175,8 @@ def _mark_lines(marker: PatchMarker, lines: list[bytes]) -> Iterator[PatchLine]:
 
 def _name_binary(change: FileChange, old: bytes, new: bytes) -> Iterator[PatchLine]:
     names = (b"/dev/null" if change.prior is None else old, b"/dev/null" if change.new is None else new)
+    # With the names of both contents, `git apply` refuses what is missing here, instead of skipping it.
+    yield PatchLine("header", b"index " + _object_name(change.prior) + b".." + _object_name(change.new))
     yield PatchLine("note", b"Binary files %b and %b differ" % names)
 
 

@@ -197,17 +197,24 @@ class KeyWriter:
         *,
         path: bytes,
         new_path: bytes,
+        subpaths: Mapping[KeyRef, bytes] | None = None,
         allow_replace: bool = True,
     ) -> list[int]:
         """Rename keys or fields as one operation; return the IDs of the changes.
 
-        A directory's rename has many moves. The expiry of a key or field that is replaced stays; otherwise the own
+        A directory's rename has many moves; `subpaths` has the paths of their sources below it, each with a slash
+        before it. The expiry of a key or field that is replaced stays; otherwise the own
         expiry moves along. Raises NotFoundError (no source is there), ExistsError (`allow_replace` is false),
         AccessError (not allowed, or a string would replace a collection), InvalidArgumentError (a collection as a
         field; a name that occurs twice), ConflictError (a field of a key that is not a hash), and as
         `TransactionExecutor.run` does.
         """
-        pairs = tuple(RenamePair(source, destination) for source, destination in moves if source != destination)
+        subpaths = subpaths or {}
+        pairs = tuple(
+            RenamePair(source, destination, subpaths.get(source, b""))
+            for source, destination in moves
+            if source != destination
+        )
         targets = [target for pair in pairs for target in (pair.source, pair.destination)]
         self._begin(targets)
         if len(set(targets)) != len(targets):

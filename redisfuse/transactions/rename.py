@@ -24,6 +24,7 @@ class RenamePair:
 
     source: KeyRef
     destination: KeyRef
+    subpath: bytes = b""  # its path below the directory that is renamed, with a slash before it
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Rename(Operation):
         if self.removed_expiry is not None and _get_expiry(source.state) is None:
             new = self.removed_expiry.apply(new, destination, state.server_info, state.fetch_time_ms())
         intents = (
-            self._build_intent(pair.source, source.state, ABSENT),
-            self._build_intent(pair.destination, destination.state, new),
+            self._build_intent(pair, pair.source, source.state, ABSENT),
+            self._build_intent(pair, pair.destination, destination.state, new),
         )
         if not self.precondition.holds_for(destination.state, state.range_reader(pair.destination)):
             change = "is gone" if destination.state.kind == "absent" else "was changed by another client"
@@ -92,8 +93,9 @@ class Rename(Operation):
             ]
         return [Mutation(intents, tuple(_build_commands(pair, source, destination, new, state.server_info)))]
 
-    def _build_intent(self, target: KeyRef, prior: State, new: State) -> ChangeIntent:
-        return ChangeIntent(self.path, "rename", target.key, target.field, prior, new, new_path=self.new_path)
+    def _build_intent(self, pair: RenamePair, target: KeyRef, prior: State, new: State) -> ChangeIntent:
+        path, new_path = self.path + pair.subpath, self.new_path + pair.subpath
+        return ChangeIntent(path, "rename", target.key, target.field, prior, new, new_path=new_path)
 
 
 def _check_types(pair: RenamePair, source: CurrentState, destination: CurrentState) -> None:

@@ -111,8 +111,9 @@ class Revert(Operation):
 def _build_intent(inverse: Inverse) -> ChangeIntent:
     change = inverse.change
     reverts, reverts_through = get_reverted_range(change)
+    is_arrival = change.new_path is not None and change.new.kind != "absent"
     return ChangeIntent(
-        change.path,
+        change.new_path if is_arrival and change.new_path is not None else change.path,
         "rollback",
         change.key,
         change.field,
@@ -120,7 +121,6 @@ def _build_intent(inverse: Inverse) -> ChangeIntent:
         inverse.desired_state,
         reverts=reverts,
         reverts_through=reverts_through,
-        new_path=change.new_path,
     )
 
 

@@ -166,8 +166,10 @@ def select_changes(
     for batch in chunked(groups, ROWS_PER_LOOKUP):
         reverted = journal.create_reversal_index().find_reverted(change.id for group in batch for change in group)
         for group in batch:
-            # A change and its rollback, selected together, cancel each other out.
-            if group and not all(change.reverts in named_set or change.id in reverted for change in group):
+            # A change and its rollback, selected together, cancel each other out. One change of a group selects all of
+            # it, so if one of the changes that it reverts is selected, all of them are.
+            is_cancelled = any(change.reverts in named_set for change in group)
+            if not is_cancelled and not all(change.id in reverted for change in group):
                 collector.add(group)
                 selected.extend(change.id for change in group)
                 for change in group:

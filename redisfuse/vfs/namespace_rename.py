@@ -347,7 +347,10 @@ class RenameOperations:
         keys = list(index.iter_keys_below(source.directory)) if index.is_directory(source.directory) else []
         keys += [key for key in index.iter_long_keys() if key.startswith(old_prefix)]
         moves = [(KeyRef(key), KeyRef(new_prefix + key[len(old_prefix) :])) for key in keys]
-        change_ids = self._key_writer.rename(moves, path=old, new_path=new) if moves else []
+        above = grammar.directory_path(source.directory)
+        paths = ((source, grammar.key_path(source.key)) for source, _ in moves)
+        subpaths = {source: path[len(above) :] for source, path in paths if path.startswith(above + b"/")}
+        change_ids = self._key_writer.rename(moves, path=old, new_path=new, subpaths=subpaths) if moves else []
         self._retarget_below(dict(moves), old_prefix, new_prefix, old, new)
         for prefix in (old_prefix, new_prefix):
             self._known_versions.forget_below(prefix)

@@ -103,6 +103,23 @@ def test_a_directory_with_an_empty_one_is_renamed(client: redis.Redis, mount: Mo
     wait_until(lambda: sorted(os.listdir(root / "renamed")) == ["empty", "x"])
 
 
+def test_the_rename_of_a_directory_is_in_the_histories_of_its_files(client: redis.Redis, mount: MountedServer) -> None:
+    """A file is found by its path of before the rename and of after it; the operation is one line."""
+    client.mset({"old:x": "1", "old:a:y": "2"})
+    wait_until(lambda: (mount.path / "old" / "a" / "y").exists() and (mount.path / "old" / "x").exists())
+    (mount.path / "old").rename(mount.path / "new")
+    (mount.path / "new" / "x").write_text("written")
+    words = ("--journal-file", str(mount.journal))
+    for path in ("new/a/y", "old/a/y"):
+        for selected in ((path,), ("--path", path)):
+            rows = run_redisfuse(mount.path.parent, "log", *selected, *words).stdout.splitlines()
+            assert [row.split("\t")[3] for row in rows] == ["rename"], (selected, rows)
+    rows = run_redisfuse(mount.path.parent, "log", "new/x", "--keys", *words).stdout.splitlines()
+    assert [row.split("\t")[3] for row in rows] == ["write", "rename", "rename"]
+    (row,) = run_redisfuse(mount.path.parent, "log", "--path", "new", "--op", "rename", *words).stdout.splitlines()
+    assert "\told/ → new/\t" in row, row
+
+
 def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: MountedServer) -> None:
     """A change refused for a conflict is listed by `log`, shown by `diff` and written by `apply`."""
     client.set("k", "old", pxat=AT)

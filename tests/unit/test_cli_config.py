@@ -308,6 +308,9 @@ def test_a_bad_value_names_its_source(
         (["mount", "pr"], ["plain,prod"]),
         (["find", "pr"], ["plain,prod", "file,pr"]),
         (["grep", "x", "pr"], ["plain,prod", "file,pr"]),
+        (["dump", "pr"], ["plain,prod", "file,pr"]),
+        (["load", "x.jsonl", "pr"], ["plain,prod", "file,pr"]),
+        (["diff", "--live", "prod", "pr"], ["plain,prod", "file,pr"]),
         (["prod", "/m"], ["dir,/m"]),
     ],
 )

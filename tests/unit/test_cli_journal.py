@@ -335,6 +335,15 @@ def test_differences_in_the_log(run: Run) -> None:
     assert run("diff", "1", "--word").stdout.decode().endswith("@@ -1 +1 @@\na\n[-b-]{+B+}\n")
 
 
+def test_differences_in_the_log_of_a_path(run: Run, path: Path) -> None:
+    """`log PATH -p` shows what an operation did to this path, and nothing of the other files that it wrote."""
+    with Journal.open(path, create=True) as journal:
+        session = journal.begin_session(INFO)
+        add(journal, session, *(intent(b"a:%d" % number, b"content\n") for number in range(3)))
+    assert run("log", "-p", "a/1").stdout.count(b"diff --git") == 1
+    assert b" 1 file changed" in run("log", "--stat", "a/1").stdout
+
+
 @pytest.mark.usefixtures("filled")
 def test_sessions(run: Run) -> None:
     """`sessions` prints server, mount point, user and number of changes."""

@@ -370,3 +370,47 @@ def test_blame(bench: EditBench, run: Run) -> None:
     status, _, err = run("blame", "new")
     assert status == 1
     assert f"change {bench.last_change.id} removed new" in err
+
+
+def save_lines(bench: EditBench, *saves: tuple[bytes, bytes]) -> None:
+    for key, value in saves:
+        bench.save(key, value)
+
+
+def test_a_rename_that_was_rolled_back_joins_no_histories(bench: EditBench, run: Run) -> None:
+    """Each file's history is its own again: rolling back one of the files leaves the other as it is."""
+    save_lines(bench, (b"a", b"A0\n"), (b"b", b"B0\n"), (b"a", b"A1\n"), (b"b", b"B1\n"))
+    written = {name: [str(id) for id in ids] for name, ids in ((b"a", (1, 3)), (b"b", (2, 4)))}
+    bench.key_writer.rename([(KeyRef(b"a"), KeyRef(b"b"))], path=b"a", new_path=b"b")
+    assert run("rollback", "5", "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [b"A1\n", b"B1\n"]
+    for name, ids in written.items():
+        rows = [line.split("\t") for line in run("log", name.decode(), "--keys")[1].splitlines()]
+        assert {row[8] for row in rows} == {name.decode()}
+        assert [row[0] for row in rows][-2:] == ids[::-1]
+        assert f"{name.decode().upper()}1" in run("blame", name.decode())[1]
+    assert run("rollback", "a", "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [None, b"B1\n"]
+    assert run("rollback", "b", "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [None, None]
+
+
+def test_a_file_that_is_written_after_its_rename_was_rolled_back(bench: EditBench, run: Run) -> None:
+    """Rolling back the file removes it under its only name."""
+    save_lines(bench, (b"a", b"A0\n"))
+    bench.key_writer.rename([(KeyRef(b"a"), KeyRef(b"b"))], path=b"a", new_path=b"b")
+    assert run("rollback", "2", "--yes")[0] == 0
+    save_lines(bench, (b"a", b"A2\n"))
+    assert run("rollback", "a", "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [None, None]
+
+
+def test_a_rename_in_effect_again_joins_the_histories(bench: EditBench, run: Run) -> None:
+    """After the rollback of its rollback, the file's history goes through the rename."""
+    save_lines(bench, (b"a", b"A0\n"), (b"b", b"B0\n"))
+    bench.key_writer.rename([(KeyRef(b"a"), KeyRef(b"b"))], path=b"a", new_path=b"b")
+    assert run("rollback", "3", "--yes")[0] == 0
+    assert run("rollback", str(bench.last_change.id), "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [None, b"A0\n"]
+    assert run("rollback", "b", "--yes")[0] == 0
+    assert bench.redis.mget("a", "b") == [None, b"B0\n"]

@@ -175,7 +175,22 @@ def test_binary_contents(tmp_path: Path) -> None:
             apply_patch("git", root, patch, reverse=True)
             assert read_tree(root) == ({} if prior is None else {b"bin": prior})
     named = render(FileChange(b"b", b"b", b"\0", None), full=False)
-    assert named.endswith(b"deleted file mode 100644\nBinary files a/b and /dev/null differ\n")
+    assert named.endswith(b"\nBinary files a/b and /dev/null differ\n")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_binary_value_that_is_only_named(is_first: bool, tmp_path: Path) -> None:
+    """git refuses such a patch as a whole, wherever the value is in it; nothing is skipped silently."""
+    root = os.fsencode(tmp_path)
+    write_file(root, b"bin", b"\0" + b"1")
+    write_file(root, b"text", b"a\n")
+    before = read_tree(root)
+    changes = [FileChange(b"bin", b"bin", b"\0" + b"1", b"\0" + b"2"), FileChange(b"text", b"text", b"a\n", b"b\n")]
+    patch = render(*(changes if is_first else changes[::-1]), full=False)
+    done = subprocess.run(["git", "apply"], cwd=root, input=patch, capture_output=True, timeout=30)
+    assert done.returncode
+    assert b"missing binary patch data for 'bin'" in done.stderr
+    assert read_tree(root) == before
 
 
 def make_change(id: int, prior: State, new: State, outcome: str = "applied", key: bytes = b"k") -> Change:
