@@ -666,7 +666,7 @@ def test_lives(server: RedisServer, mount: MountedServer) -> None:
     run_state_machine_as_test(
         lambda: Life(mount, server, client),
         settings=settings(
-            max_examples=LIVES or 8,
+            max_examples=LIVES or 6,
             stateful_step_count=30,
             derandomize=not LIVES,
             phases=[Phase.generate, Phase.shrink] if LIVES else [Phase.generate],

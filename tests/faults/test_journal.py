@@ -446,7 +446,7 @@ with contextlib.closing(sqlite3.connect(sys.argv[1])) as raw:
 def test_another_process_shortens_the_files(made: Path, what: str, reading: bool) -> None:
     """A journal that another process prunes, or whose log it truncates, records changes as before."""
     with Journal.open(made) as journal:
-        for turn in range(3):
+        for turn in range(2):
             session = journal.begin_session(INFO)
             for number in range(100):
                 add(journal, session, intent(b"n%d" % number, os.urandom(3000)))
@@ -464,8 +464,8 @@ def test_another_process_shortens_the_files(made: Path, what: str, reading: bool
             add(journal, session, intent(b"later %d" % turn))
         assert [problem for problem in find_problems(journal) if "pending" not in problem] == []
         keys = [change.key for change in journal.find_changes()]
-        assert b"after 2" in keys
-        assert b"later 2" in keys
+        assert b"after 1" in keys
+        assert b"later 1" in keys
 
 
 def test_a_long_log_is_begun_again(made: Path) -> None:

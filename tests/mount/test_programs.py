@@ -38,12 +38,12 @@ def client(server: RedisServer, mount: MountedServer) -> redis.Redis:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a folder of 300 files like a source tree.
+    """Create a folder of 150 files like a source tree.
 
     They are nested, empty, binary or hidden, and README is beside README.md.
     """
     folder = tmp_path_factory.mktemp("sources")
-    for number in range(290):
+    for number in range(140):
         path = folder / f"lib{number % 7}" / f"part{number % 3}" / f"module{number}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"# module {number}\n" * (number % 50 + 1))
