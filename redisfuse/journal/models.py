@@ -291,6 +291,11 @@ class Change:
     reverts_through: int | None = None  # with `reverts`: the last of the changes that this one took back
     reverts_part: int | None = None  # the change of whose text this one took back some places
 
+    @property
+    def own_path(self) -> bytes:
+        """The path of its key: of the row of a rename's new name, the new one."""
+        return self.path if self.new_path is None or self.new.kind == "absent" else self.new_path
+
 
 @dataclass(frozen=True, slots=True)
 class ServerIdentity:

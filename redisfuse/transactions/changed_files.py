@@ -83,8 +83,7 @@ class ChangedFiles:
 
     def find_path(self, change: Change) -> bytes:
         """Return the path of the key or field of a change."""
-        is_arrival = change.new_path is not None and change.new.kind != "absent"
-        recorded = change.new_path if is_arrival and change.new_path is not None else change.path
+        recorded = change.own_path
         if "directory" in (change.prior.kind, change.new.kind):
             return recorded
         codec = self._get_codec(change.session_id)

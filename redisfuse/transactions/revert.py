@@ -111,9 +111,8 @@ class Revert(Operation):
 def _build_intent(inverse: Inverse) -> ChangeIntent:
     change = inverse.change
     reverts, reverts_through = get_reverted_range(change)
-    is_arrival = change.new_path is not None and change.new.kind != "absent"
     return ChangeIntent(
-        change.new_path if is_arrival and change.new_path is not None else change.path,
+        change.own_path,
         "rollback",
         change.key,
         change.field,

@@ -207,7 +207,7 @@ def test_listed_attributes_follow_the_name(client: redis.Redis, folder: Path) ->
     client.delete(f"{folder.name}:hash")
     wait_until(lambda: not (folder / "hash.f").exists())
     client.set(f"{folder.name}:hash.f", "a key")
-    wait_until((folder / "hash.f").exists)
+    wait_until((folder / "hash.f").exists, 5)
     assert field not in os.listxattr(folder / "hash.f")
 
 

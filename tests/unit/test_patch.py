@@ -175,7 +175,8 @@ def test_binary_contents(tmp_path: Path) -> None:
             apply_patch("git", root, patch, reverse=True)
             assert read_tree(root) == ({} if prior is None else {b"bin": prior})
     named = render(FileChange(b"b", b"b", b"\0", None), full=False)
-    assert named.endswith(b"\nBinary files a/b and /dev/null differ\n")
+    names = b"index f76dd238ade08917e6712764a16a22005a50573d.." + b"0" * 40  # git's names of NUL and of nothing
+    assert named.endswith(b"deleted file mode 100644\n" + names + b"\nBinary files a/b and /dev/null differ\n")
 
 
 @pytest.mark.parametrize("is_first", [True, False])
