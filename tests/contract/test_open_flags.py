@@ -171,16 +171,14 @@ def run_case(folder: Path, flags: int, target: str, script: Script) -> list[Any]
 
 
 @pytest.mark.timeout(300)  # 1228 cases, most of them with a journaled save
-def test_every_combination(server: RedisServer, mount: MountedServer) -> None:
-    """Each combination of flags, target and script has the same results, errnos and files as on tmpfs.
-
-    Every second one is tried; all with REDISFUSE_TEST_LONG=1.
-    """
+@pytest.mark.parametrize("first", [0, pytest.param(1, marks=pytest.mark.long("the other half of the combinations"))])
+def test_every_combination(first: int, server: RedisServer, mount: MountedServer) -> None:
+    """Each combination of flags, target and script has the same results, errnos and files as on tmpfs."""
     client = server.client()
     flush_and_wait(server, mount)
     different = []
     with tmpfs_folder() as ordinary:
-        todo = list(cases(ordinary / "try"))[:: 1 if os.environ.get("REDISFUSE_TEST_LONG") else 2]
+        todo = list(cases(ordinary / "try"))[first::2]
         with client.pipeline(transaction=False) as pipe:
             for number in range(len(todo)):
                 pipe.mset({f"c{number}:file": CONTENT, f"c{number}:directory:child": b""})

@@ -29,8 +29,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.strace import kill_at_syscall
 
 CALLS = ("pwrite64", "fdatasync", "sendto", "recvfrom", "writev")
-STEP = 1 if os.environ.get("REDISFUSE_TEST_LONG") else 2  # else every second call
 MAX_CALLS = 80  # calls of one kind in one change; more mean that the test does not end
+HALVES = pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.long("the other half of the calls"))])
 BIG = os.urandom(3 * 1024 * 1024)
 
 Data = dict[bytes, bytes]
@@ -114,8 +114,9 @@ class Crash:
 
 
 @pytest.mark.timeout(300)
+@HALVES
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_killed_at_every_call(name: str, server: RedisServer, tmp_path: Path) -> None:
+def test_killed_at_every_call(name: str, first: int, server: RedisServer, tmp_path: Path) -> None:
     """A mount killed at any system call leaves the change done or not done, and the next mount finds out which."""
     operation = OPERATIONS[name]
     client = server.client()
@@ -130,7 +131,7 @@ def test_killed_at_every_call(name: str, server: RedisServer, tmp_path: Path) ->
         return mount
 
     for call in CALLS:
-        for number in range(1, MAX_CALLS, STEP):
+        for number in range(first, MAX_CALLS, 2):
             mount = mount_again()
             try:
                 flush_and_wait(server, mount)
@@ -151,7 +152,7 @@ def test_killed_at_every_call(name: str, server: RedisServer, tmp_path: Path) ->
         else:
             pytest.fail(f"more than {MAX_CALLS} calls of {call}")
     clean_up_mount(mount_again())
-    assert kills > 20 // STEP
+    assert kills > 10
 
 
 def _succeeds(act: Callable[[Path], object], path: Path) -> bool:
@@ -164,8 +165,9 @@ def _succeeds(act: Callable[[Path], object], path: Path) -> bool:
 
 @pytest.mark.timeout(300)
 @pytest.mark.expected_log("held by a mount that died")
+@HALVES
 @pytest.mark.parametrize("finish", ["close", "rename"])
-def test_a_held_file_is_written_after_every_call(finish: str, server: RedisServer, tmp_path: Path) -> None:
+def test_a_held_file_is_written_after_every_call(finish: str, first: int, server: RedisServer, tmp_path: Path) -> None:
     """After the next mount, a held file whose close was acknowledged is in Redis.
 
     It has the name that its program knows: that of the key over which it was renamed, if that was acknowledged, too.
@@ -174,7 +176,7 @@ def test_a_held_file_is_written_after_every_call(finish: str, server: RedisServe
     journal = tmp_path / "state" / "redisfuse" / "journal.db"
     kills = 0
     for call in CALLS:
-        for number in range(1, MAX_CALLS, STEP):
+        for number in range(first, MAX_CALLS, 2):
             mount = start_mount(tmp_path, server.tcp_url(), write=True)
             before = max((row.id for row in read_rows(journal, 0)), default=0)
             try:
@@ -205,7 +207,7 @@ def test_a_held_file_is_written_after_every_call(finish: str, server: RedisServe
         else:
             pytest.fail(f"more than {MAX_CALLS} calls of {call}")
     clean_up_mount(start_mount(tmp_path, server.tcp_url(), write=True))
-    assert kills > 10 // STEP
+    assert kills > 5
 
 
 def _create_held(path: Path) -> None:
