@@ -58,10 +58,13 @@ def compare_live(context: click.Context, words: Sequence[str], *, as_json: bool)
                 raise UsageError("two archives can't be compared; load one, or dump both as directories for diff -r")
             writer = stack.enter_context(result_writer("comparing the keys"))
             comparison = _Comparison(right, left, writer) if is_mirrored else _Comparison(left, right, writer)
-            count = 0
+            count, has_unpaired = 0, False
             for difference in comparison.iter_differences():
                 _print(writer, difference, as_json=as_json, is_mirrored=is_mirrored)
                 count += 1
+                has_unpaired = has_unpaired or difference.kind in _MIRRORED
+            if has_unpaired and left.prefix != right.prefix:
+                print_err(_describe_prefixes(left.prefix, right.prefix))
     except RedisFuseError as error:
         print_err(str(error))
         return _FAILED_STATUS
@@ -82,6 +85,12 @@ def _open_side(context: click.Context, word: str, stack: ExitStack) -> _Side:
     if place.scope.target is not None:
         raise UsageError(f"{word} is a single key; compare folders, or two files with diff(1)")
     return _Side(place, stack.enter_context(place.connect_client()), None)
+
+
+def _describe_prefixes(left: bytes, right: bytes) -> str:
+    """Return what is compared where the names of A and B begin differently."""
+    names = [repr(escape_text(prefix)) if prefix else "none" for prefix in (left, right)]
+    return f"names are compared without the prefixes, which differ: {names[0]} in A, {names[1]} in B"
 
 
 class _Comparison:

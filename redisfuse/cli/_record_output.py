@@ -27,6 +27,7 @@ class RecordPrinter:
         self._long = long
         self._keys = keys
         self._end = b"\0" if nul else b"\n"
+        self.omitted_keys = 0  # those that contain NUL, with `keys` and `nul`
 
     @property
     def needs_paths(self) -> bool:
@@ -45,7 +46,9 @@ class RecordPrinter:
 
     def print_keys(self, keys: Sequence[bytes]) -> None:
         """Print keys, in a pipe."""
-        if self._end == b"\n" and not are_plain_lines(keys):
+        if self._end == b"\0":
+            keys = [key for key in keys if self._has_no_nul(key)]
+        elif not are_plain_lines(keys):
             keys = [escape_text(key).encode("utf-8", "surrogateescape") for key in keys]
         if keys:
             self._writer.write(self._end.join(keys) + self._end)
@@ -58,9 +61,18 @@ class RecordPrinter:
         elif self._long:
             self._print_long(record, shown)
         elif self._end == b"\0":
-            self._writer.write((_format_target(record) if shown is None else shown) + self._end)
+            name = _format_target(record) if shown is None else shown
+            if self._has_no_nul(name):
+                self._writer.write(name + self._end)
         else:
             self._print_line(self._format_name(record, shown))
+
+    def _has_no_nul(self, name: bytes) -> bool:
+        """Return whether a name contains no NUL, as no path does; else count it."""
+        if b"\0" not in name:
+            return True
+        self.omitted_keys += 1
+        return False
 
     def _format_name(self, record: KeyRecord, path: bytes | None) -> str | bytes:
         """Return the path, or the key as one line."""

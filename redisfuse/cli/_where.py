@@ -21,16 +21,18 @@ from click.core import ParameterSource
 
 from redisfuse.cli._decode_options import DECODE_SETTINGS
 from redisfuse.cli._mount_status import fetch_status
-from redisfuse.cli._named_servers import complete_where, expand_server, read_mount_setting
+from redisfuse.cli._named_servers import complete_where, expand_server, find_servers, read_mount_setting
 from redisfuse.cli._options import (
     SEPARATOR_HELP,
     OptionList,
     build_server_options,
     config_option,
+    is_host_and_port,
     parse_server_address,
 )
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._passwords import locate_password
+from redisfuse.cli._spelling import suggest_name
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import MountError, NotFoundError, UsageError
 from redisfuse.fuse import mountpoint as mountpoints
@@ -168,13 +170,21 @@ def resolve_where(context: click.Context, words: Sequence[str]) -> Where:
     Raises UsageError, MountError for a mount that does not respond or is another user's, NotFoundError.
     """
     words = expand_server(context, words)
-    if len(words) == 2 or (len(words) == 1 and "://" in words[0]):
-        return _resolve_server(context, words)
-    if len(words) > 2:
+    surplus = words[2:] or [word for word in words[1:] if not (word.isascii() and word.isdigit())]
+    if surplus:
         raise UsageError(
-            f"{words[2]!r} is one argument too many: WHERE is a path in a mount, a URL, a server, or HOST PORT"
+            f"{surplus[0]!r} is one argument too many: WHERE is a path in a mount, a URL, a server, or HOST PORT"
         )
+    if len(words) == 2 or (len(words) == 1 and _is_server(words[0])):
+        return _resolve_server(context, words)
+    if words and not os.path.lexists(words[0]) and (advice := suggest_name(words[0], find_servers(context))):
+        raise UsageError(f"no server {words[0]!r} in the configuration, and no such path{advice}")
     return _resolve_path(context, words[0] if words else "")
+
+
+def _is_server(word: str) -> bool:
+    """Return whether a word is a URL or HOST:PORT, not a path."""
+    return "://" in word or (":" in word and is_host_and_port(word) and not os.path.lexists(word))
 
 
 def _resolve_server(context: click.Context, words: tuple[str, ...]) -> Where:

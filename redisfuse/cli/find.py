@@ -14,8 +14,10 @@ from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import json_option
 from redisfuse.cli._params import BYTES
 from redisfuse.cli._record_output import RecordPrinter
+from redisfuse.cli._terminal import print_err
 from redisfuse.cli._where import WHERE_HELP, Where, resolve_where, where_argument, where_options
 from redisfuse.errors import UsageError
+from redisfuse.text import format_count
 
 if TYPE_CHECKING:
     from redisfuse.client.client import RedisClient
@@ -116,7 +118,7 @@ def _find(
     where: Where, clients: Sequence[RedisClient], conditions: Sequence[Condition], options: dict[str, Any]
 ) -> None:
     from redisfuse.cli._result_writer import report_unreadable, result_writer
-    from redisfuse.survey.conditions import NameFilter
+    from redisfuse.survey.conditions import NameFilter, TypeCondition
     from redisfuse.survey.naming import DirectorySet, PathNamer, iter_named
     from redisfuse.survey.scan import KeySurvey
 
@@ -138,9 +140,14 @@ def _find(
             directories if printer.needs_paths and not options["count"] else None,
         )
         directories.is_complete = where.scope.target is not None and options["field"] is None  # its path is WHERE
+        of_fields: list[Condition] = []
+        if options["field"] is not None:
+            of_fields = [one for one in conditions if one.needs == "length"]
+            conditions = [TypeCondition(frozenset([b"hash"])), *(one for one in conditions if one.needs != "length")]
         conditions = survey.scan_only(conditions)
+        iter_found = partial(_iter_found, survey, conditions, options["field"], of_fields)
         if options["count"]:
-            count = sum(1 for _ in _iter_found(survey, conditions, set(), options["field"]))
+            count = sum(1 for _ in iter_found(set()))
             writer.stop_bar()
             click.echo(str(min(count, options["limit"] or count)))
         elif printer.prints_only_keys and not (conditions or options["sort"] or options["field"] or where.scope.target):
@@ -149,8 +156,7 @@ def _find(
             properties = printer.properties
             if options["sort"] and (name := _SORT_PROPERTIES[options["sort"]]) is not None:
                 properties.add(name)
-            unordered = _iter_found(survey, conditions, properties, options["field"])
-            found = _order(unordered, options["sort"], reverse=options["reverse"], limit=options["limit"])
+            found = _order(iter_found(properties), options["sort"], reverse=options["reverse"], limit=options["limit"])
             if printer.needs_paths:
                 namer = PathNamer(where.codec, directories)
                 for record, path in iter_named(found, namer, survey.iter_all_keys()):
@@ -159,6 +165,11 @@ def _find(
                 for _, record in found:
                     printer.print(record, None)
     report_unreadable(survey.unreadable)
+    if printer.omitted_keys:
+        print_err(
+            f"{format_count(printer.omitted_keys, 'key')} with a NUL byte left out, which --print0 can't show: "
+            f"use paths, without --keys, or --json"
+        )
 
 
 def _print_keys(survey: KeySurvey, printer: RecordPrinter, limit: int | None) -> None:
@@ -172,18 +183,22 @@ def _print_keys(survey: KeySurvey, printer: RecordPrinter, limit: int | None) ->
 
 
 def _iter_found(
-    survey: KeySurvey, conditions: Sequence[Condition], properties: Collection[Property], field: bytes | None
+    survey: KeySurvey,
+    conditions: Sequence[Condition],
+    field: bytes | None,
+    of_fields: Sequence[Condition],
+    properties: Collection[Property],
 ) -> Iterator[FoundRecord]:
-    """Yield the keys that satisfy the conditions; with `field` such fields."""
+    """Yield the keys that satisfy the conditions.
+
+    With `field`, those of their fields that match it and satisfy `of_fields`.
+    """
     if field is None:
         yield from survey.iter_records(conditions, properties)
         return
-    from redisfuse.survey.conditions import TypeCondition
     from redisfuse.survey.fields import iter_fields
 
-    of_fields = [one for one in conditions if one.needs == "length"]
-    of_keys = [*(one for one in conditions if one.needs != "length"), TypeCondition(frozenset([b"hash"]))]
-    for client, hashes in survey.iter_batches(of_keys, {name for name in properties if name != "length"}):
+    for client, hashes in survey.iter_batches(conditions, {name for name in properties if name != "length"}):
         fields = list(iter_fields(client, hashes, field, survey.unreadable))
         for record in survey.select(client, fields, of_fields, [name for name in properties if name == "length"]):
             yield client, record

@@ -235,9 +235,10 @@ def _print_report(report: LoadReport, key_count: int | None, *, dry_run: bool, a
         print_err(f"{format_count(count, 'key')}: {escape_text(note.encode())}")
     if as_json:
         return
-    words = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count or name == "created")
+    words = [f"{count:,} {name}" for name, count in counts.items() if count or name == "created"]
+    text = ", ".join("1 conflict" if word == "1 conflicts" else word for word in words)
     printer = LinePrinter()
-    printer.print(f"{format_count(key_count, 'key')}: {words}{' (dry run)' if dry_run else ''}")
+    printer.print(f"{format_count(key_count, 'key')}: {text}{' (dry run)' if dry_run else ''}")
     if counts["conflicts"]:
         printer.print("--replace overwrites the keys in conflict, --skip leaves them without an error")
 

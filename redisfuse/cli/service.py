@@ -25,6 +25,7 @@ from redisfuse.config import Config
 from redisfuse.errors import UsageError
 
 _NOT_IN_UNITS = ("daemon", "foreground")
+_XDG_VARIABLES = ("XDG_CONFIG_HOME", "XDG_STATE_HOME")  # where the configuration, the journal and the log are
 _GIVEN_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 _PLAIN_WORD = re.compile(r"[\w@%+=:,./*?#-]+", re.ASCII)  # needs no quotes in ExecStart=; `%` is doubled
 _PLAIN_NAME = re.compile(r"[\w:.]", re.ASCII)  # needs no escape in the name of a unit
@@ -150,6 +151,9 @@ def _format_unit(name: str, command: Sequence[str], config: Config, *, is_system
     yield "Type=notify"
     if is_system and os.geteuid() != 0:
         yield f"User={pwd.getpwuid(os.geteuid()).pw_name}"
+    for variable in _XDG_VARIABLES:
+        if value := os.environ.get(variable):
+            yield f"Environment={_quote_word(f'{variable}={value}')}"
     yield f"ExecStart={' '.join(map(_quote_word, command))}"
     yield "Restart=on-failure"
     yield "RestartSec=5"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from redisfuse.cli._options import SectionCommand, section_option
 from redisfuse.cli._output import json_option
@@ -94,6 +95,9 @@ def command(context: click.Context, /, where: Sequence[str], **options: Any) -> 
         raise UsageError("--queues and --changes are separate views; give one of them")
     if views and options["sample"]:
         raise UsageError(f"--sample is for sizes; it can't be combined with --{views[0]}")
+    sized = [name for name in ("by", "depth") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if views and sized:
+        raise UsageError(f"--{sized[0]} is for sizes; it can't be combined with --{views[0]}")
     if options["seconds"] and not options["changes"]:
         raise UsageError("--seconds is for --changes")
     place = resolve_where(context, where)
@@ -151,11 +155,13 @@ def _show_queues(where: Where, clients: Sequence[RedisClient], options: dict[str
         directories = DirectorySet(where.codec.separator)
         names = NameFilter(where.codec.separator, options["key"])
         survey = KeySurvey(clients, where.scope, names, writer, directories)
-        is_queue = TypeCondition(frozenset([b"list", b"stream"]))
-        for client, records in survey.iter_batches([is_queue], ["length"]):
+        is_queue = survey.scan_only([TypeCondition(frozenset([b"list", b"stream"]))])
+        for client, records in survey.iter_batches(is_queue, ["length"]):
             queues += [(client, queue) for queue in fetch_queues(client, records)]
         queues.sort(key=lambda one: (-(one[1].record.length or 0), one[1].record.key))
         del queues[options["limit"] or len(queues) :]
+        if queues:
+            directories.complete(survey.iter_all_keys())
         namer = PathNamer(where.codec, directories)
         paths = [namer.build_paths(client, [queue.record])[0] for client, queue in queues]
     print_queues(where, [queue for _, queue in queues], paths, as_json=options["as_json"])

@@ -24,7 +24,9 @@ TYPE_NAMES = {
     "stream": b"stream",
     "json": b"ReJSON-RL",
 }
-"""The types of `--type`, as TYPE replies them. Any other word is a module's type."""
+"""The types of `--type`, as TYPE replies them. Another word of 9 bytes is a module's type."""
+
+_MODULE_TYPE_BYTES = 9  # of each name, as the server requires of modules
 
 _QUANTITY_PROPERTIES: dict[Quantity, Property] = {"size": "length", "elements": "length", "memory": "memory"}
 
@@ -125,9 +127,23 @@ class IdleCondition:
         return record.idle_seconds is not None and self.interval.contains(record.idle_seconds * 1000)
 
 
+def admitted_types(conditions: Collection[Condition]) -> frozenset[bytes] | None:
+    """Return the types that a key must have to satisfy all conditions; None: any."""
+    sets = [one.types for one in conditions if isinstance(one, TypeCondition)]
+    if any(isinstance(one, QuantityCondition) and one.quantity == "size" for one in conditions):
+        sets.append(frozenset([b"string"]))  # only strings have a size
+    return frozenset.intersection(*sets) if sets else None
+
+
 def parse_types(words: Collection[str]) -> TypeCondition:
-    """Return the condition of `--type`, whose words may be comma lists."""
+    """Return the condition of `--type`, whose words may be comma lists.
+
+    Raises UsageError for a word that no type can have as its name.
+    """
     names = [name for word in words for name in word.split(",") if name]
+    for name in names:
+        if name not in TYPE_NAMES and len(name.encode()) != _MODULE_TYPE_BYTES:
+            raise UsageError(f"no type {name!r}: the types are {', '.join(TYPE_NAMES)}, and those of modules")
     return TypeCondition(frozenset(TYPE_NAMES.get(name, name.encode()) for name in names))
 
 

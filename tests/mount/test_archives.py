@@ -198,6 +198,11 @@ def test_conflicts(target: RedisServer, archive: Path, tmp_path: Path) -> None:
         "redisfuse: user:list: conflict: it exists as a set",
     ]
     assert run(tmp_path, "load", str(archive), url, "--skip") == "14 keys: 0 created, 14 skipped"
+    client.delete("user:1", "user:counter")
+    done = run_redisfuse(tmp_path, "load", str(archive), url, "--dry-run")
+    assert done.stdout.splitlines()[0] == "14 keys: 2 created, 11 unchanged, 1 conflict (dry run)"
+    client.set("user:1", "mine", pxat=AT)
+    client.set("user:counter", 12345, pxat=AT)
     assert client.get("user:1") == b"mine"
     counts = json.loads(run(tmp_path, "load", str(archive), url, "--replace", "--dry-run", "--json"))
     assert (counts["replaced"], counts["unchanged"], counts["dry_run"]) == (3, 11, True)
@@ -247,6 +252,9 @@ def test_a_comparison(source: RedisServer, newer_redis: RedisServer, archive: Pa
     run(tmp_path, "load", str(archive), newer_redis.tcp_url(), "--rename", "=copy:")
     assert diff(tmp_path, users, copies, status=0) == []
     assert diff(tmp_path, str(archive), copies, status=0) == []
+    whole = run_redisfuse(tmp_path, "diff", "--live", users, newer_redis.tcp_url())
+    assert {line.split("\t")[0] for line in whole.stdout.splitlines()} == {"gone", "added"}
+    assert "without the prefixes, which differ: 'user:' in A, none in B" in whole.stderr
     newer.set("copy:user:counter", 54321)
     newer.persist("copy:user:1")
     newer.delete("copy:user:set")

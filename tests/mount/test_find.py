@@ -134,6 +134,28 @@ def test_json_and_long_lines(tmp_path: Path, server: RedisServer, mounted: Mount
     assert find(tmp_path, server.tcp_url(), "--keys", "-0", "--key", "user:new*") == ["line\0", "user:new"]
 
 
+def test_keys_that_contain_nul(tmp_path: Path, own_redis: RedisServer) -> None:
+    """Between NUL bytes such a key would be two, so it is left out with a message; its path has an escape."""
+    own_redis.client().mset({"a\0b": "1", "c": "2"})
+    url = own_redis.tcp_url()
+    for words in ((), ("--size", "1")):  # the quick way, and record by record
+        done = run_redisfuse(tmp_path, "find", url, "--keys", "-0", *words)
+        assert (done.returncode, done.stdout) == (0, "c\0")
+        assert "1 key with a NUL byte left out" in done.stderr
+    assert sorted(run_redisfuse(tmp_path, "find", url, "-0").stdout.split("\0")) == ["", "a%00b", "c"]
+
+
+def test_a_misspelt_server(tmp_path: Path, server: RedisServer) -> None:
+    """The nearest server of the configuration is named; HOST:PORT in one word is a server, too."""
+    file = tmp_path / "c.toml"
+    file.write_text(f'[server.prod]\nurl = "{server.tcp_url()}"\n')
+    done = run_redisfuse(tmp_path, "--config", str(file), "find", "prdo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("and no such path; did you mean 'prod'?\n")
+    found = run_redisfuse(tmp_path, "find", f"127.0.0.1:{server.port}").stdout
+    assert found == run_redisfuse(tmp_path, "--config", str(file), "find", "prod").stdout != ""
+
+
 def test_a_terminal(tmp_path: Path, server: RedisServer, mounted: MountedServer) -> None:
     """On a terminal --ls is for people, and nothing in a name reaches it as a control character."""
     server.client().set("evil:\x1b[31m\u202e", "x")
@@ -158,7 +180,9 @@ def test_usage_errors(tmp_path: Path, mounted: MountedServer) -> None:
         ((mounted.path, "--prefix", "x"), "--prefix needs a server"),
         ((mounted.path, "--ttl", "soon"), "--ttl soon: not a time"),
         ((mounted.path, "--print0", "--json"), "can't be combined"),
-        (("a", "1", "b"), "one argument too many"),
+        ((mounted.path, "--type", "strng"), "no type 'strng': the types are string, list,"),
+        (("a", "1", "b"), "'b' is one argument too many"),
+        (("prod", "staging"), "'staging' is one argument too many"),
     ]:
         done = run_redisfuse(tmp_path, "find", *map(str, words), cwd=tmp_path)
         assert (done.returncode, done.stdout) == (2, ""), done

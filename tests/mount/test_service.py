@@ -201,11 +201,14 @@ def test_a_unit_has_the_environment_and_the_configuration_file(tmp_path: Path, m
     file = tmp_path / "c.toml"
     file.write_text("timeout = 7\n")
     isolated = mounts.isolated_environment
-    monkeypatch.setattr(mounts, "isolated_environment", lambda place: isolated(place) | {"REDISFUSE_RATE": "9"})
+    own = {"REDISFUSE_RATE": "9", "XDG_STATE_HOME": "/srv/50% state", "XDG_CONFIG_HOME": ""}
+    monkeypatch.setattr(mounts, "isolated_environment", lambda place: isolated(place) | own)
     done = run_redisfuse(tmp_path, "--config", str(file), "service", "h:6380", "/srv/a-b c")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0].endswith(r"/redisfuse-srv-a\x2db\x20c.service")
-    command = split_command(read_unit(done.stdout)["ExecStart"])
+    unit = read_unit(done.stdout)
+    assert unit["Environment"] == '"XDG_STATE_HOME=/srv/50%% state"'  # the journal's place
+    command = split_command(unit["ExecStart"])
     assert command[: command.index("mount")][-1] == f"--config={file}"
     assert command[command.index("mount") :] == ["mount", "--rate=9", "--", "h:6380", "/srv/a-b c"]
 

@@ -135,6 +135,8 @@ def test_usage_errors(tmp_path: Path, mounted: MountedServer) -> None:
     for words, message in [
         (("--queues", "--changes"), "separate views"),
         (("--queues", "--sample", "5"), "can't be combined with --queues"),
+        (("--queues", "--by", "memory"), "--by is for sizes; it can't be combined with --queues"),
+        (("--changes", "--depth", "1"), "--depth is for sizes"),
         (("--seconds", "5"), "--seconds is for --changes"),
     ]:
         done = run_redisfuse(tmp_path, "top", str(mounted.path), *words)

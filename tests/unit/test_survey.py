@@ -157,12 +157,23 @@ def test_names_alone_cost_one_scan(redis_server: RedisServer, client: RedisClien
 
 
 def test_a_type_alone_costs_one_scan(redis_server: RedisServer, client: RedisClient) -> None:
-    """The server selects by one type: no TYPE is sent."""
+    """The server selects by one type or two, in a scan for each: no TYPE is sent. Three are selected by TYPE."""
     fill(redis_server)
     assert len(find(client, parse_types(["hash"]))) == 50
     assert sent_commands(redis_server) == {"scan": 1}
-    assert len(find(client, parse_types(["hash,list"]))) == 50
-    assert sent_commands(redis_server) == {"scan": 2, "type": 150}
+    assert len(find(client, parse_types(["hash,string"]))) == 150
+    assert sent_commands(redis_server) == {"scan": 3}
+    assert len(find(client, parse_types(["hash,list,set"]))) == 50
+    assert sent_commands(redis_server) == {"scan": 4, "type": 150}
+
+
+def test_a_size_alone_reads_strings_only(redis_server: RedisServer, client: RedisClient) -> None:
+    """Only strings have a size, so the server selects them, unless another type is requested: nothing is sent then."""
+    fill(redis_server)
+    assert len(find(client, parse_quantity("size", "+49"))) == 50
+    assert sent_commands(redis_server) == {"scan": 1, "strlen": 100}
+    assert find(client, parse_quantity("size", "0"), parse_types(["list"])) == []
+    assert sent_commands(redis_server) == {"scan": 1, "strlen": 100}
 
 
 def test_a_condition_costs_one_command_for_each_key_that_is_left(
@@ -172,15 +183,15 @@ def test_a_condition_costs_one_command_for_each_key_that_is_left(
     fill(redis_server)
     found = find(client, parse_quantity("memory", "+1"), parse_quantity("size", "+49"), parse_expiry("-2h"))
     assert found == sorted(b"s:%d" % number for number in range(51, 100, 2))
-    # TTL first: 50 strings expire. Then the lengths of those, then the memory of the 25 that are long enough.
-    assert sent_commands(redis_server) == {"scan": 1, "pttl": 150, "type": 50, "strlen": 50, "memory|usage": 25}
+    # The strings, of which 50 expire. Then the lengths of those, then the memory of the 25 that are long enough.
+    assert sent_commands(redis_server) == {"scan": 1, "pttl": 100, "strlen": 50, "memory|usage": 25}
 
 
 def test_two_conditions_cost_three_commands_a_key(redis_server: RedisServer, client: RedisClient) -> None:
-    """A key that satisfies a condition on its length and another one costs TYPE and one command for each."""
-    fill(redis_server, hashes=0)
-    assert len(find(client, parse_quantity("size", "-1M"), parse_idle("-1h"))) == 100
-    assert sent_commands(redis_server) == {"scan": 1, "type": 100, "strlen": 100, "object|idletime": 100}
+    """A key that satisfies a condition on its elements and another one costs TYPE and one command for each."""
+    fill(redis_server, strings=0)
+    assert len(find(client, parse_quantity("elements", "-10"), parse_idle("-1h"))) == 50
+    assert sent_commands(redis_server) == {"scan": 1, "type": 50, "hlen": 50, "object|idletime": 50}
 
 
 def test_fields_cost_one_command_a_hash(redis_server: RedisServer, client: RedisClient) -> None:
