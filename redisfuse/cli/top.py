@@ -60,6 +60,13 @@ _WHAT = "Selection"
     help="Estimate from about N keys, with the error.",
 )
 @section_option(
+    "--expiries/--no-expiries",
+    section=_WHAT,
+    default=True,
+    show_default=True,
+    help="Count when the keys expire, which costs a command for each.",
+)
+@section_option(
     "--queues", section=_VIEWS, is_flag=True, help="Show lists and streams: length, oldest entry, consumers, lag."
 )
 @section_option(
@@ -95,7 +102,11 @@ def command(context: click.Context, /, where: Sequence[str], **options: Any) -> 
         raise UsageError("--queues and --changes are separate views; give one of them")
     if views and options["sample"]:
         raise UsageError(f"--sample is for sizes; it can't be combined with --{views[0]}")
-    sized = [name for name in ("by", "depth") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    sized = [
+        name
+        for name in ("by", "depth", "expiries")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
     if views and sized:
         raise UsageError(f"--{sized[0]} is for sizes; it can't be combined with --{views[0]}")
     if options["seconds"] and not options["changes"]:
@@ -130,11 +141,12 @@ def _show_usage(where: Where, clients: Sequence[RedisClient], options: dict[str,
             separator=where.codec.separator,
             depth=options["depth"],
             biggest=options["limit"],
+            expiries=options["expiries"],
         )
         report = collector.collect(options["sample"])
         namer = PathNamer(where.codec, directories)
         paths = [namer.build_paths(client, [record])[0] for client, record in report.biggest]
-    printer = UsagePrinter(where, report, root=collector.root, limit=options["limit"])
+    printer = UsagePrinter(where, report, root=collector.root, limit=options["limit"], expiries=options["expiries"])
     if options["as_json"]:
         printer.print_json(paths)
     else:

@@ -21,12 +21,12 @@ from redisfuse.survey.scan import KeySurvey
 Measure = Literal["memory", "bytes", "elements", "keys"]
 
 MEASURE_PROPERTIES: dict[Measure, tuple[Property, ...]] = {
-    "memory": ("ttl", "memory"),
-    "bytes": ("ttl", "length"),
-    "elements": ("ttl", "length"),
-    "keys": ("ttl",),
+    "memory": ("memory",),
+    "bytes": ("length",),
+    "elements": ("length",),
+    "keys": (),
 }
-"""The properties that are fetched of each key: 2 commands, 3, 3, and 1."""
+"""The properties that are fetched of each key, besides its expiry: 1 command, 2, 2, and none."""
 
 MAX_FOLDERS = 100_000
 """Folders whose sums are kept; keys of further ones are counted in the folders above them only."""
@@ -49,12 +49,13 @@ class FolderUsage:
     expiries: list[float] = field(default_factory=lambda: [0.0] * len(EXPIRY_NAMES))
     _squares: float = 0  # of the amounts of single keys
 
-    def add(self, amount: int, bucket: int) -> None:
-        """Add one key."""
+    def add(self, amount: int, bucket: int | None) -> None:
+        """Add one key; its bucket is None if expiries are not counted."""
         self.keys += 1
         self.amount += amount
         self._squares += amount * amount
-        self.expiries[bucket] += 1
+        if bucket is not None:
+            self.expiries[bucket] += 1
 
     def add_scaled(self, other: FolderUsage, sampled: int, total: int) -> None:
         """Add the sums of a sample of `sampled` keys of a node that has `total`."""
@@ -86,9 +87,14 @@ class UsageReport:
 class UsageCollector:
     """Collects the usage of the keys of a survey."""
 
-    def __init__(self, survey: KeySurvey, measure: Measure, *, separator: bytes, depth: int, biggest: int) -> None:
+    def __init__(
+        self, survey: KeySurvey, measure: Measure, *, separator: bytes, depth: int, biggest: int, expiries: bool = True
+    ) -> None:
         self._survey = survey
         self._measure = measure
+        self._properties: list[Property] = [*MEASURE_PROPERTIES[measure]]
+        if expiries:
+            self._properties.append("ttl")
         self._separator = separator
         self._depth = depth
         self._biggest_count = biggest
@@ -106,7 +112,7 @@ class UsageCollector:
         """Scan the keys, or about `sample` of them, and return their usage."""
         report = UsageReport(self._measure, {}, [])
         if sample is None:
-            for client, records in self._survey.iter_batches((), MEASURE_PROPERTIES[self._measure]):
+            for client, records in self._survey.iter_batches((), self._properties):
                 self._add_records(report.folders, client, records)
         else:
             report.sampled_keys = 0
@@ -127,9 +133,7 @@ class UsageCollector:
             sampled += len(keys)
             self._survey.progress.advance(len(keys))
             selected = [key for key in self._survey.names.select(keys) if key.startswith(self._survey.scope.prefix)]
-            records = self._survey.select(
-                client, [KeyRecord(key) for key in selected], (), MEASURE_PROPERTIES[self._measure]
-            )
+            records = self._survey.select(client, [KeyRecord(key) for key in selected], (), self._properties)
             self._add_records(folders, client, records)
             if sampled >= count:
                 break
@@ -145,7 +149,7 @@ class UsageCollector:
     ) -> None:
         for record in records:
             amount = self._measure_record(record)
-            bucket = _find_bucket(record.ttl_ms)
+            bucket = None if record.ttl_ms is None else _find_bucket(record.ttl_ms)
             for prefix in self._iter_folders(record.key):
                 usage = folders.get(prefix)
                 if usage is None:
@@ -175,7 +179,7 @@ class UsageCollector:
             yield key[:position]
 
 
-def _find_bucket(ttl_ms: int | None) -> int:
-    if ttl_ms is None or ttl_ms == NO_EXPIRY:
+def _find_bucket(ttl_ms: int) -> int:
+    if ttl_ms == NO_EXPIRY:
         return len(EXPIRY_NAMES) - 1
     return next((number for number, bound in enumerate(EXPIRY_BOUNDS_MS) if ttl_ms < bound), len(EXPIRY_BOUNDS_MS))

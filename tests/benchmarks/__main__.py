@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks [TOPIC...] [--quick | --large] [--binding NAME] [--write]
 
-Topics: reading, capacity, writing, undo, following, guest_cost and cluster; the default is all. `--write` writes the
-tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal and
-bench_rollback measure in more detail; bench_commits compares two checkouts.
+Topics: reading, capacity, writing, undo, survey, following, guest_cost and cluster; the default is all. `--write`
+writes the tables and the machine of the run to tests/benchmarks/RESULTS.md. tests.benchmarks.bench_index, bench_journal
+and bench_rollback measure in more detail; bench_commits compares two checkouts.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from tests.benchmarks import host_info
 from tests.benchmarks.baseline import SIZES, BenchmarkRun, temporary_folders
 from tests.benchmarks.report import ResultTable
 
-TOPICS = ("reading", "capacity", "writing", "undo", "following", "guest_cost", "cluster")
+TOPICS = ("reading", "capacity", "writing", "undo", "survey", "following", "guest_cost", "cluster")
+TITLE = "Results of the benchmarks"
 RESULTS_FILE = Path(__file__).with_name("RESULTS.md")
 
 
@@ -89,14 +90,14 @@ def write_results(sections: dict[str, list[ResultTable]], run_facts: Sequence[tu
         )
     ordered = [(topic, bodies.pop(topic)) for topic in TOPICS if topic in bodies]
     ordered += bodies.items()  # of the detailed benchmarks
-    text = "# Results of the benchmarks\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
+    text = f"# {TITLE}\n\nWritten by `make bench` (`python -m tests.benchmarks --write`). "
     text += "Trust the ratios, not the absolute figures.\n\n"
     RESULTS_FILE.write_text(text + "\n".join(f"# {topic.capitalize()}\n\n{body.strip()}\n" for topic, body in ordered))
 
 
 def _split_sections(text: str) -> list[tuple[str, str]]:
     parts = re.split(r"^# (.+)$", text, flags=re.MULTILINE)[1:]
-    return [(name.lower(), body) for name, body in zip(parts[::2], parts[1::2], strict=True)]
+    return [(name.lower(), body) for name, body in zip(parts[::2], parts[1::2], strict=True) if name != TITLE]
 
 
 if __name__ == "__main__":

@@ -44,6 +44,9 @@ class BenchmarkSizes:
     journal_rows: int  # rows
     following_seconds: float  # seconds of writing at full speed
     cached_keys: tuple[int, ...]  # keys of a folder that is listed and read whole
+    survey_keys: int
+    searched_keys: int
+    archived_keys: int
 
     @property
     def grep_files(self) -> int:
@@ -66,10 +69,16 @@ _NORMAL = BenchmarkSizes(
     journal_rows=200_000,
     following_seconds=8.0,
     cached_keys=(100_000, 300_000),
+    survey_keys=1_000_000,
+    searched_keys=100_000,
+    archived_keys=100_000,
 )
 SIZES = {
     "quick": BenchmarkSizes(
-        "quick", (20_000,), 2_000, 500, 10, 200, 20 * MIB, 5 * MIB, 10 * MIB, 200, 40, 500, 5_000, 2.0, (20_000,)
+        *("quick", (20_000,), 2_000, 500, 10, 200, 20 * MIB, 5 * MIB, 10 * MIB, 200, 40, 500, 5_000, 2.0, (20_000,)),
+        survey_keys=20_000,
+        searched_keys=5_000,
+        archived_keys=5_000,
     ),
     "normal": _NORMAL,
     "large": replace(
@@ -78,6 +87,7 @@ SIZES = {
         first_ls_keys=(100_000, 1_000_000, 5_000_000),
         journal_rows=1_000_000,
         following_seconds=20.0,
+        archived_keys=1_000_000,
     ),
 }
 

@@ -56,6 +56,16 @@ def test_folders_and_keys(tmp_path: Path, mounted: MountedServer) -> None:
     assert os.path.isfile(biggest[-1])
 
 
+def test_no_expiries(tmp_path: Path, server: RedisServer, mounted: MountedServer) -> None:
+    """With --no-expiries there are no columns for them, and no PTTL is sent for each key."""
+    server.client().config_resetstat()
+    rows = top(tmp_path, mounted.path, "--by", "keys", "--no-expiries")
+    assert rows[0] == ["42", "1.0000", "total"]
+    assert "cmdstat_pttl" not in server.client().info("commandstats")
+    total = json.loads(top(tmp_path, mounted.path, "--json", "--no-expiries", "--limit", "1")[0][0])
+    assert sorted(total) == ["keys", "memory", "total"]
+
+
 def test_a_folder_of_a_mount(tmp_path: Path, mounted: MountedServer) -> None:
     """The total is that of the folder, and its folders are below it."""
     rows = top(tmp_path, mounted.path / "cache", "--by", "keys")
@@ -137,6 +147,7 @@ def test_usage_errors(tmp_path: Path, mounted: MountedServer) -> None:
         (("--queues", "--sample", "5"), "can't be combined with --queues"),
         (("--queues", "--by", "memory"), "--by is for sizes; it can't be combined with --queues"),
         (("--changes", "--depth", "1"), "--depth is for sizes"),
+        (("--queues", "--no-expiries"), "--expiries is for sizes"),
         (("--seconds", "5"), "--seconds is for --changes"),
     ]:
         done = run_redisfuse(tmp_path, "top", str(mounted.path), *words)
