@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from redisfuse.rendering.decoding.decoder import decode_value, render_decoded
 from redisfuse.rendering.decoding.limits import DecodeLimits
 from tests.support import encoded_samples as samples
+from tests.support.examples import count_examples
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -65,14 +66,14 @@ def is_valid(data: bytes) -> bool:
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=count_examples(120))
 def test_any_bytes(data: bytes) -> None:
     """Any bytes have a text, and no decoder raises."""
     assert is_valid(data)
 
 
 @given(st.data(), containers, encoders, st.sampled_from((None, *COMPRESSORS, zstd.compress, base64.b64encode)))
-@settings(deadline=None, max_examples=120)
+@settings(deadline=None, max_examples=count_examples(120))
 def test_damaged_values(data: st.DataObject, value: Any, encode: Any, wrap: Any) -> None:
     """A value that is cut, changed or extended anywhere has a text, and no decoder raises."""
     encoded = bytearray(encode(value))
@@ -86,7 +87,7 @@ def test_damaged_values(data: st.DataObject, value: Any, encode: Any, wrap: Any)
 
 
 @given(containers)
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=count_examples(80))
 def test_the_text_has_the_value(value: Any) -> None:
     """JSON, MessagePack and CBOR read as their libraries wrote them, read back from the text."""
     limits = DecodeLimits()

@@ -19,6 +19,7 @@ from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
 from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, find_glob_literal, literal_glob
+from tests.support.examples import count_examples
 from tests.support.journals import INFO, facts_of
 from tests.support.redis_server import RedisServer
 
@@ -139,7 +140,7 @@ class JournalMachine(RuleBasedStateMachine):
 
 TestJournal = JournalMachine.TestCase
 TestJournal.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=count_examples(15), stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -149,7 +150,7 @@ def server() -> Any:
         yield running.client()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=count_examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(pattern=PATTERNS, keys=st.sets(st.text("abc-^]\\[*?", max_size=4).map(str.encode) | KEYS, max_size=20))
 def test_globs_are_those_of_redis(server: Any, pattern: list[bytes], keys: set[bytes]) -> None:
     """A pattern of `log --key` matches the same keys as KEYS of a real server."""

@@ -20,6 +20,7 @@ from redisfuse.paths.grammar import (
     PathCodec,
     sha256_hex,
 )
+from tests.support.examples import count_examples
 
 UNITS = [
     b"%",
@@ -139,7 +140,7 @@ def check(grammar: PathCodec, model: Model, collapsed: frozenset[bytes]) -> None
 
 
 @given(separators, models, st.data())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=count_examples(400))
 def test_sets(separator: bytes, model: Model, draw: st.DataObject) -> None:
     """In any set of keys and fields, each has exactly one listed path, which is legal and resolves to it."""
     collapsed = draw.draw(st.frozensets(st.sampled_from(sorted(model)))) if model else frozenset()
@@ -147,14 +148,14 @@ def test_sets(separator: bytes, model: Model, draw: st.DataObject) -> None:
 
 
 @given(st.dictionaries(tiny, st.none() | st.frozensets(tiny, min_size=1), max_size=25), st.booleans())
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=count_examples(400))
 def test_colliding_sets(model: Model, collapse: bool) -> None:
     """The same, with sets in which nearly all names collide."""
     check(PathCodec(), model, frozenset(model) if collapse else frozenset())
 
 
 @given(separators, long_models, st.booleans())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=count_examples(150), suppress_health_check=[HealthCheck.too_slow])
 def test_long_sets(separator: bytes, model: Model, collapse: bool) -> None:
     """The same, for names and paths that are too long for a filesystem."""
     check(PathCodec(separator), model, frozenset(model) if collapse else frozenset())
@@ -171,7 +172,7 @@ def test_escapes_round_trip(text: bytes) -> None:
 
 
 @given(data)
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=count_examples(400))
 def test_escapes_are_strict(written: bytes) -> None:
     """Only the output of the encoder can be decoded, except for escaped dots."""
     component = decode_component(written)
@@ -196,7 +197,7 @@ def test_cuts_join(text: bytes) -> None:
 
 
 @given(separators, any_data, any_data)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=count_examples(300))
 def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
     """The marked name and the views of a key parse to that key; the mark and the view of a field to that field."""
     grammar = PathCodec(separator)
@@ -226,7 +227,7 @@ def test_marks_and_views(separator: bytes, key: bytes, field: bytes) -> None:
 
 
 @given(separators, st.lists(any_data | st.sampled_from([b"x" * 253 + b"%+", b"%long"]), max_size=4).map(b"/".join))
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=count_examples(400))
 def test_any_path(separator: bytes, path: bytes) -> None:
     """Any path is either parsed, to a canonical path, or rejected with a redisfuse error."""
     grammar = PathCodec(separator)

@@ -21,6 +21,7 @@ from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 from tests.support.edit_bench import EditBench
+from tests.support.examples import count_examples
 from tests.support.redis_server import RedisServer
 from tests.unit.test_rollback import contents
 
@@ -307,7 +308,7 @@ def perform_on_both(bench: EditBench, model: Model, op: Op) -> AppliedOperation 
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=count_examples(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     writes=st.lists(ops, min_size=1, max_size=12),
     choices=st.lists(st.integers(0, 10**6), max_size=12),

@@ -13,6 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from redisfuse.errors import NotFoundError
 from redisfuse.keyspace.index import Child, Index
 from redisfuse.paths.grammar import PathCodec
+from tests.support.examples import count_examples
 
 BOTH = pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
 
@@ -186,12 +187,12 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=count_examples(40), stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
 @BOTH
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=count_examples(60), deadline=None)
 @given(keys=st.sets(st.lists(st.sampled_from([b"a", b"b", b"", b"a!"]), min_size=1, max_size=4).map(b":".join)))
 def test_a_set_of_keys(on_disk: bool, keys: set[bytes]) -> None:
     """For any set of keys, every key is below exactly the directories in its name."""

@@ -29,6 +29,7 @@ from redisfuse.errors import (
 from redisfuse.vfs.memory_file import MemoryFile
 from redisfuse.vfs.memory_fs import MemoryFS
 from redisfuse.vfs.memory_inodes import ENTRY_OVERHEAD_BYTES, MemoryFileStat
+from tests.support.examples import count_examples
 
 MIB = 1024 * 1024
 
@@ -383,5 +384,7 @@ class MatchesRealDirectory(RuleBasedStateMachine):
         assert self.memory_fs.used_bytes == cost + sum(unlinked.values())
 
 
-MatchesRealDirectory.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+MatchesRealDirectory.TestCase.settings = settings(
+    max_examples=count_examples(60), stateful_step_count=40, deadline=None
+)
 TestMatchesRealDirectory = MatchesRealDirectory.TestCase

@@ -18,6 +18,7 @@ from redisfuse.survey.lines import LineSearch
 from redisfuse.survey.patterns import compile_pattern
 from redisfuse.survey.scan import KeySurvey, Scope
 from redisfuse.survey.search import ContentSearch
+from tests.support.examples import count_examples
 from tests.support.redis_server import RedisServer
 from tests.unit.test_survey import sent_commands
 
@@ -36,7 +37,7 @@ def client(redis_server: RedisServer) -> Iterator[RedisClient]:
 # -- patterns --------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=count_examples(100), deadline=None)
 @given(
     pattern=st.text(alphabet="ab*.^$|()[]{}\\+?,1-:", max_size=7),
     extended=st.booleans(),
