@@ -30,10 +30,14 @@ class PageRenderer:
         self._environment.globals |= common
 
     def render(self, request: Request, template: str, status: int = HTTPStatus.OK, **values: Any) -> Response:
-        """Return a page. `here` is its own address, to which a form leads back."""
+        """Return a page.
+
+        `here` is its own address, to which a form leads back; `is_form`: a form was sent to it.
+        """
         query = request.scope["query_string"].decode("latin-1")
         here = f"{request.url.path}?{query}" if query else request.url.path
-        text = self._environment.get_template(template).render(here=here, zone=local_zone(), **values)
+        values |= {"here": here, "is_form": request.method == "POST", "zone": local_zone()}
+        text = self._environment.get_template(template).render(values)
         return Response(text.encode("utf-8", "replace"), status, media_type="text/html")
 
     def render_error(self, request: Request, error: Exception) -> Response:

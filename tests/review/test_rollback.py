@@ -137,7 +137,8 @@ def test_what_was_confirmed_is_what_is_done(bench: EditBench, pages: ReviewProce
         assert reply.status == 409
         assert "nothing was changed" in reply.text
         bench.redis.set("a", "one")
-    assert pages.roll_back(server=fields["server"]).status == 409
+    stale = pages.roll_back(server=fields["server"])
+    assert (stale.status, f'<a href="{pages.folder}/basket">Back to the basket' in stale.text) == (409, True)
     assert pages.roll_back(server="other:1/0", plan=fields["plan"]).status == 409
     assert (bench.redis.get("a"), bench.redis.get("b"), change_count(bench)) == (b"one", b"new", count)
 
@@ -209,7 +210,9 @@ def test_an_edit_is_not_written_over_what_was_not_compared(bench: EditBench, pag
     first = reviewed(pages.get(pages.folder + path))
     bench.redis.set("page", "changed again\n")
     assert pages.post(path, reviewed=first).status == 409
-    assert pages.post(path, reviewed=first, force="1").status == 409
+    refusal = pages.post(path, reviewed=first, force="1")
+    assert refusal.status == 409
+    assert f'<a href="{pages.folder}{path}">Compare the edit with the key as it is now</a>' in refusal.text
     reply = pages.get(pages.folder + path)
     assert "The key has changed again" in reply.text
     assert [text in reply.text for text in ("theirs", "changed again", "mine")] == [True] * 3
