@@ -89,6 +89,11 @@ def _measure_long_journal(bench: BenchmarkRun) -> ResultTable:
         ["show", middle],
         ["diff", middle],
         ["diff", path_of_one],
+        ["diff", "--session", "3"],
+        ["diff", "--key", "service:3:*"],
+        ["diff", f"{middle}.."],
+        ["log", "-p", "--session", "3"],
+        ["log", "--stat", "--session", "3"],
         ["blame", path_of_one],
         ["sessions"],
     ):
