@@ -157,6 +157,7 @@ INIT_OUT = struct.Struct("=IIIIHHIIHHI7I")
 # ino, off, namelen, type; the name follows, padded to 8 bytes. READDIRPLUS has an ENTRY_OUT before each.
 DIRENT = struct.Struct("=QQII")
 _NO_ENTRY = bytes(ENTRY_OUT.size)  # an entry with node id 0 is not a lookup
+_ENTRY_DIRENT = struct.Struct(ENTRY_OUT.format + DIRENT.format.removeprefix("="))
 _PADDING = tuple(bytes(-length % 8) for length in range(8))
 
 
@@ -228,19 +229,27 @@ class DirectoryBuffer:
 
         The lookup count of its node is unchanged.
         """
-        return self._append(_NO_ENTRY if self.wants_attributes else b"", name, mode, inode, next_offset)
+        head = DIRENT.pack(inode, next_offset, len(name), (mode >> 12) & 15)
+        return self._append(_NO_ENTRY + head if self.wants_attributes else head, name)
 
-    def add_entry(self, name: bytes, entry: EntryReply, next_offset: int) -> bool:
+    def add_entry(
+        self, name: bytes, node_id: int, attributes: FileAttributes, valid_seconds: float, next_offset: int
+    ) -> bool:
         """Add a name with its attributes; False if it does not fit.
 
-        Otherwise the lookup count of its node grows by 1.
+        Otherwise the lookup count of its node grows by 1. The kernel may cache both for `valid_seconds`.
         """
-        inode, mode = entry[2][:2]
-        return self._append(pack_entry(entry), name, mode, inode, next_offset)
+        seconds, nanoseconds = _split_seconds(valid_seconds)
+        inode, mode, *_ = attributes
+        head = _ENTRY_DIRENT.pack(
+            *(node_id, 0, seconds, seconds, nanoseconds, nanoseconds),
+            *_attr_fields(attributes),
+            *(inode, next_offset, len(name), (mode >> 12) & 15),
+        )
+        return self._append(head, name)
 
-    def _append(self, entry: bytes, name: bytes, mode: int, inode: int, next_offset: int) -> bool:
-        length = len(name)
-        chunk = entry + DIRENT.pack(inode, next_offset, length, (mode >> 12) & 15) + name + _PADDING[length & 7]
+    def _append(self, head: bytes, name: bytes) -> bool:
+        chunk = head + name + _PADDING[len(name) & 7]
         room = self._room - len(chunk)
         if room < 0:
             return False

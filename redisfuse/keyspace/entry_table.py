@@ -31,6 +31,7 @@ class EntryTable:
         self._content_bytes = 0  # of all contents
         self._prefetched_bytes = 0  # of the entries with contents that were not requested yet
         self._evicted_keys = 0  # without those that listings have fetched
+        self._has_restorable = False  # whether an entry of a listing was evicted
         self.evicted_contents = 0
         self.planner = PrefetchPlanner(self, sort_key, max_bytes // PATTERN_FRACTION)
 
@@ -68,7 +69,7 @@ class EntryTable:
         If it was evicted, it is created again from the metadata that a listing has fetched.
         """
         entry = self._entries.get(key)
-        if entry is None and (restored := self.planner.restore(key)) is not None:
+        if entry is None and self._has_restorable and (restored := self.planner.restore(key)) is not None:
             metadata, is_expiry_known, pattern = restored
             entry = MetadataCacheEntry(metadata, pattern.listed_at, math.inf, ENTRY_OVERHEAD_BYTES + len(key))
             entry.is_expiry_known, entry.access_pattern = is_expiry_known, pattern
@@ -122,6 +123,7 @@ class EntryTable:
         self._entries.clear()
         self._contents.clear()
         self.planner.clear()
+        self._has_restorable = False
         self._entry_bytes = self._content_bytes = self._prefetched_bytes = 0
 
     def evict(self) -> None:
@@ -138,7 +140,9 @@ class EntryTable:
         entry = self._entries[key]
         self.evicted_contents += entry.content is not None
         pattern = entry.access_pattern
-        self._evicted_keys += pattern is None or pattern.table.find(key) is None
+        is_restorable = pattern is not None and pattern.table.find(key) is not None
+        self._has_restorable = self._has_restorable or is_restorable
+        self._evicted_keys += not is_restorable
         self.remove(key)
 
     def _drop_content(self, key: bytes, entry: MetadataCacheEntry) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from array import array
 
+from more_itertools import longest_common_prefix
+
 from redisfuse.keyspace.metadata_entry import KeyMetadata
 from redisfuse.rendering.renderer import LENGTH_COMMANDS
 
@@ -25,6 +27,7 @@ class PackedMetadata:
     """Keys with their types, lengths and expiries, in the order of their addition."""
 
     def __init__(self) -> None:
+        self.prefix: bytes | None = None  # with which all keys begin; None: there is no key
         self._names = bytearray()
         self._ends = array("Q")  # of each key in `_names`
         self._types = bytearray()
@@ -49,13 +52,21 @@ class PackedMetadata:
 
     def find(self, key: bytes) -> int | None:
         """Return the position of a key, or None."""
-        mask = len(self._slots) - 1
+        position = self._slots[self._find_slot(key)]
+        return position - 1 if position else None
+
+    def _find_slot(self, key: bytes) -> int:
+        """Return the slot that has the position of a key, or where it belongs."""
+        slots, ends, names, length = self._slots, self._ends, self._names, len(key)
+        mask = len(slots) - 1
         slot = hash(key) & mask
-        while position := self._slots[slot]:
-            if self.get_key(position - 1) == key:
-                return position - 1
+        while position := slots[slot]:
+            start = ends[position - 2] if position > 1 else 0
+            end = ends[position - 1]
+            if end - start == length and names[start:end] == key:
+                break
             slot = (slot + 1) & mask
-        return None
+        return slot
 
     def get_metadata(self, position: int) -> KeyMetadata | None:
         """Return the metadata at a position; None if it is unknown."""
@@ -74,19 +85,20 @@ class PackedMetadata:
         code = 0 if metadata is None or not 0 <= metadata.length <= _MAX_LENGTH else _CODES.get(metadata.type, 0)
         length = metadata.length if metadata is not None and code else 0
         expires_at = None if metadata is None else metadata.expires_at
-        position = self.find(key)
-        if position is None:
+        slot = self._find_slot(key)
+        position = self._slots[slot] - 1
+        if position < 0:
             position = len(self)
+            self._include_in_prefix(key)
             self._names += key
             self._ends.append(len(self._names))
             self._types.append(code)
             self._lengths.append(length)
             if self._expiries is not None:
                 self._expiries.append(math.nan)
+            self._slots[slot] = position + 1
             if 2 * len(self) > len(self._slots):
                 self._grow()
-            else:
-                self._insert(key, position)
         else:
             self._types[position], self._lengths[position] = code, length
         if self._expiries is None and (is_expiry_known or expires_at is not None):
@@ -95,14 +107,19 @@ class PackedMetadata:
             unlimited = math.inf if is_expiry_known else math.nan
             self._expiries[position] = unlimited if expires_at is None else expires_at
 
-    def _insert(self, key: bytes, position: int) -> None:
-        mask = len(self._slots) - 1
-        slot = hash(key) & mask
-        while self._slots[slot]:
-            slot = (slot + 1) & mask
-        self._slots[slot] = position + 1
+    def _include_in_prefix(self, key: bytes) -> None:
+        if self.prefix is None:
+            self.prefix = key
+        elif not key.startswith(self.prefix):
+            self.prefix = bytes(longest_common_prefix((self.prefix, key)))
 
     def _grow(self) -> None:
-        self._slots = array("I", bytes(4 * 2 * len(self._slots)))
-        for position in range(len(self)):
-            self._insert(self.get_key(position), position)
+        slots = self._slots = array("I", bytes(4 * 2 * len(self._slots)))
+        mask = len(slots) - 1
+        names, start = bytes(self._names), 0
+        for position, end in enumerate(self._ends, start=1):
+            slot = hash(names[start:end]) & mask
+            while slots[slot]:
+                slot = (slot + 1) & mask
+            slots[slot] = position
+            start = end

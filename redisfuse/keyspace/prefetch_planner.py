@@ -72,9 +72,9 @@ class PrefetchPlanner:
         if pattern is None or pattern.is_closed or pattern.memory_bytes > max_bytes:
             pattern = listing.pattern = AccessPattern(listed_at)
         for key, metadata in metadata_of_keys.items():
-            if hash(key) in self._changed:
+            if self._changed and hash(key) in self._changed:
                 self._changed.discard(hash(key))
-                for other in self._iter_recent():
+                for other in self._iter_recent(key):
                     if other.table.find(key) is not None:
                         other.table.put(key, None)
             pattern.table.put(key, metadata, is_expiry_known=key in with_expiry)
@@ -97,7 +97,7 @@ class PrefetchPlanner:
         """
         if hash(key) in self._changed:
             return None
-        for pattern in self._iter_recent():
+        for pattern in self._iter_recent(key):
             position = pattern.table.find(key)
             if position is not None:
                 metadata = pattern.table.get_metadata(position)
@@ -105,8 +105,12 @@ class PrefetchPlanner:
                 return None if metadata is None else RestoredMetadata(metadata, is_expiry_known, pattern)
         return None
 
-    def _iter_recent(self) -> Iterator[AccessPattern]:
-        return islice(reversed(self._patterns), MAX_SEARCHED_PATTERNS)
+    def _iter_recent(self, key: bytes) -> Iterator[AccessPattern]:
+        """Yield the most recent patterns that may have a key, newest first."""
+        for pattern in islice(reversed(self._patterns), MAX_SEARCHED_PATTERNS):
+            prefix = pattern.table.prefix
+            if prefix is not None and key.startswith(prefix):
+                yield pattern
 
     def record_metadata(self, key: bytes, metadata: KeyMetadata) -> None:
         """Record the current metadata of a key, from which the listed may differ."""
@@ -116,11 +120,17 @@ class PrefetchPlanner:
 
     def record_changes(self, keys: Iterable[bytes]) -> None:
         """Record that the listed metadata of these keys is outdated."""
-        tables = [pattern.table for pattern in self._iter_recent()]
-        if tables:
-            self._changed.update([hash(key) for key in keys if any(table.find(key) is not None for table in tables)])
-            if len(self._changed) > MAX_CHANGED_KEYS:
-                self.clear()
+        if not self._patterns:
+            return
+        self._changed.update(
+            [
+                hash(key)
+                for key in keys
+                if any(pattern.table.find(key) is not None for pattern in self._iter_recent(key))
+            ]
+        )
+        if len(self._changed) > MAX_CHANGED_KEYS:
+            self.clear()
 
     def clear(self) -> None:
         """Drop all patterns."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from redisfuse.errors import BadHandleError, ConflictError, NotDirectoryError, NotFoundError
-from redisfuse.fuse.interface import EntryReply, FileAttributes
+from redisfuse.fuse.interface import FileAttributes
 from redisfuse.fuse.wire import DirectoryBuffer
 from redisfuse.mount.attributes import AttributeBuilder, inode_number
 from redisfuse.mount.unopened_files import UnopenedFiles
@@ -177,7 +177,7 @@ class OpenDirectories:
         mtime_ns, owner = max(mtime_ns, self._filesystem.mount_time_ns), self._attributes.permissions
         attributes = FileAttributes(number, mode, 1, node.length, mtime_ns, mtime_ns, owner.uid, owner.gid)
         valid = self._coherence.valid_seconds
-        if not buffer.add_entry(name, EntryReply(inode.node_id, 0, attributes, valid, valid), next_offset):
+        if not buffer.add_entry(name, inode.node_id, attributes, valid, next_offset):
             self._inodes.forget([(inode.node_id, 1)])
             return False
         inode.size = node.length

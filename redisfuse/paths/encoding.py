@@ -10,7 +10,7 @@ NAME_MAX = 255  # bytes in one name: the limit of Linux and macOS filesystems
 CONTINUATION = b"%+"  # ends every segment of a cut name except the last
 _SEGMENT_MAX = NAME_MAX - len(CONTINUATION)
 
-_is_plain = re.compile(rb"[ -$&-.0-~]+").fullmatch  # printable ASCII except '%' and '/': needs no escape
+is_plain = re.compile(rb"[ -$&-.0-~]+").fullmatch  # printable ASCII except '%' and '/': needs no escape
 _NEEDS_ESCAPE = re.compile("[%/\x00-\x1f\x7f-\x9f\udc80-\udcff]")
 _ESCAPE = re.compile(rb"%([0-9A-F]{2})")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -26,7 +26,7 @@ def _decode_escape(match: re.Match[bytes]) -> bytes:
 
 def percent_encode(data: bytes) -> bytes:
     """Encode '%', '/', C0, DEL, C1 and each byte of invalid UTF-8 as `%XX`."""
-    if not data or _is_plain(data):
+    if not data or is_plain(data):
         return data
     text = data.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 become U+DC80-U+DCFF
     return _NEEDS_ESCAPE.sub(_encode_character, text).encode("utf-8")
@@ -34,7 +34,7 @@ def percent_encode(data: bytes) -> bytes:
 
 def encode_component(component: bytes) -> bytes:
     """Encode a component of a key: `percent_encode`, but never empty, `.` or `..`."""
-    if _is_plain(component):
+    if is_plain(component):
         return component if component not in (b".", b"..") else component.replace(b".", b"%2E")
     return percent_encode(component) or b"%"
 
@@ -49,7 +49,7 @@ def decode_component(encoded: bytes) -> bytes | None:
 
     `%2E` is accepted for any dot; no other second spelling is.
     """
-    if _is_plain(encoded):
+    if is_plain(encoded):
         return encoded if encoded not in (b".", b"..") else None
     data = decode_field(encoded)
     # "." and ".." have one spelling each, with %2E for every dot: ".%2E" is rejected
@@ -61,7 +61,7 @@ def decode_field(encoded: bytes) -> bytes | None:
 
     `%2E` is accepted for any dot; no other second spelling is.
     """
-    if _is_plain(encoded):
+    if is_plain(encoded):
         return encoded
     if encoded == b"%":
         return b""

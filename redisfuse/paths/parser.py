@@ -24,6 +24,7 @@ from redisfuse.paths.encoding import (
     NAME_MAX,
     decode_component,
     is_leading_segment,
+    is_plain,
     is_utf8,
     split_long_name,
 )
@@ -103,6 +104,10 @@ def _parse_digest_entry(name: bytes, path: bytes) -> DigestEntry:
 
 
 def _parse_name(builder: PathBuilder, directory: tuple[bytes, ...], name: bytes, path: bytes) -> PathCandidates:
+    if b"." not in name and is_plain(name) and len(path) <= SHORT_KEY_BYTES and builder.separator not in name:
+        # The common case; gives the same result as the code below, but faster.
+        as_directory = name if builder.can_be_directory(name) else None
+        return PathCandidates(directory, name, as_directory, None, name, has_file_mark=False, view=None)
     bare, marked, view = _strip_mark_and_view(name)
     component = decode_component(bare)
     as_key = component if component is not None and builder.separator not in component else None

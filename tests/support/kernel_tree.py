@@ -348,7 +348,8 @@ class InMemoryOperations:
                 self.counts["entries"] += 1
                 name, inode = entries[index]
                 if with_attributes and index >= 2:
-                    if not buffer.add_entry(name, self._entry(inode), index + 1):
+                    attributes = self._attributes(inode)
+                    if not buffer.add_entry(name, inode.node_id, attributes, self.valid, index + 1):
                         break
                     inode.lookups += 1
                 elif not buffer.add_name(name, inode.mode, inode.node_id, index + 1):

@@ -358,3 +358,31 @@ def test_packed_metadata(puts: list[tuple[bytes, bytes, int]]) -> None:
         assert table.find(key) == position
         assert table.get_metadata(position) == metadata
     assert table.find(b"missing") is None
+    if not expected:
+        assert table.prefix is None
+        return
+    assert table.prefix is not None
+    beginnings = {key[: len(table.prefix) + 1] for key in expected}
+    assert all(beginning.startswith(table.prefix) for beginning in beginnings)
+    assert len(expected) == 1 or len(beginnings) > 1  # it is the longest
+
+
+@pytest.mark.parametrize(("max_bytes", "searched"), [(64 << 20, 0), (1_000_000, 1)])
+def test_few_tables_are_searched(
+    server: RedisClient, client: redis.Redis, monkeypatch: pytest.MonkeyPatch, max_bytes: int, searched: int
+) -> None:
+    """The tables of other directories are not searched for a key, and none before an entry was evicted."""
+    store = MetadataStore(server, max_cache_bytes=max_bytes, freshness=FixedFreshness())
+    keys = [[b"dir:%d:%d" % (folder, number) for number in range(100)] for folder in range(100, 140)]
+    client.mset({key: b"x" for folder in keys for key in folder})
+    for folder in keys[:-1]:
+        store.get_many(folder)
+    needs_bytes = 1_700_000  # of entries and tables
+    assert (store.cache.memory_bytes < needs_bytes) == bool(searched)
+    found: list[bytes] = []
+    find = PackedMetadata.find
+    monkeypatch.setattr(PackedMetadata, "find", lambda self, key: found.append(key) or find(self, key))
+    store.get_many(keys[0])
+    assert len(found) <= searched * 2 * len(keys[0])  # once for the key, and once for one that is evicted
+    store.get_many(keys[-1])
+    assert len(found) <= searched * 4 * len(keys[0])
