@@ -252,14 +252,16 @@ def test_large_directories_are_filled_and_emptied(separator: bytes) -> None:
     big = [separator.join([b"a", b"big", b"%d" % number]) for number in range(3000)]
     deep = [separator.join([key, b"below", b"x"]) for key in big[:500]]
     odd = [separator.join(parts) for parts in ([b"a", b"big", b""], [b"a", b"big", b"", b""], [b"", b"", b"1"], [b"a"])]
+    large = [separator.join([b"large", b"%d" % number]) for number in range(1500)]
+    mixed = [key for pair in zip(big, large, strict=False) for key in pair]
     for _ in range(2):
-        for keys in (big[:1000], deep, big[500:2500], odd, big[2000:], big):
+        for keys in (big[:1000], deep, big[500:2500], large[:1000], mixed + mixed[:500], odd, big[2000:], big):
             before = set(index.iter_keys_below(()))
             assert index.add_many(keys) == len(set(keys) - before)
             assert set(index.iter_keys_below(())) == before | set(keys)
-        assert len(index) == len(big) + len(deep) + len(odd)
+        assert len(index) == len(big) + len(deep) + len(large) + len(odd)
         assert index.get_child((b"a", b"big"), b"7") == Child(b"7", True, True)
-        for key in [*big, *deep, *odd]:
+        for key in [*big, *deep, *large, *odd]:
             assert index.discard(key)
         assert len(index) == 0
         assert not index.is_directory((b"a",))
