@@ -70,11 +70,12 @@ class WideDirectories:
             if node is None:
                 break
             prefix = directory + self._separator
-            if min(keys).startswith(prefix) and max(keys).startswith(prefix):  # and so does every key between them
-                names = list(map(bytes.removeprefix, keys, repeat(prefix)))
-            else:
+            names = list(map(bytes.removeprefix, keys, repeat(prefix)))
+            joined = b"".join(names)
+            if len(joined) != sum(map(len, keys)) - len(prefix) * len(keys):  # some are in other directories
                 names = [key.removeprefix(prefix) for key in keys if key.startswith(prefix)]
-            if len(names) < _MIN_GROUP_KEYS or self._separator in b"".join(names):
+                joined = b"".join(names)
+            if len(names) < _MIN_GROUP_KEYS or self._separator in joined:
                 break
             count_before = len(node)
             entries = list(map(node.setdefault, names))  # None: a key now
