@@ -101,6 +101,7 @@ def _measure_surveys(bench: BenchmarkRun) -> ResultTable:
             {
                 "`redis-cli --memkeys`": [*cli, "--memkeys"],
                 "`redisfuse find --memory +10K`": redisfuse_command("find", url, "--memory", "+10K"),
+                "`redisfuse top --no-expiries`": redisfuse_command("top", url, "--no-expiries"),
                 "`redisfuse top`, with expiries": redisfuse_command("top", url),
                 "`redisfuse top --sample 10000`": redisfuse_command("top", url, "--sample", "10000"),
             },
