@@ -243,7 +243,7 @@ class MetadataCache:
         with self._lock:
             pattern = None if listing is None else self._record_listing(token, listing, results, with_expiry)
             for key, (metadata, content) in results.items():
-                if token.all_invalidated or key in token.invalidated_keys:
+                if not self._is_current(token, key):
                     continue
                 size = ENTRY_OVERHEAD_BYTES + len(key)
                 size += 0 if content is None else CONTENT_OVERHEAD_BYTES + len(content)
@@ -269,9 +269,9 @@ class MetadataCache:
         results: Mapping[bytes, tuple[KeyMetadata, bytes | None]],
         with_expiry: Collection[bytes],
     ) -> AccessPattern:
-        is_restorable = math.isinf(token.max_age) and not token.all_invalidated
+        is_announced = math.isinf(token.max_age)
         listed = {
-            key: metadata if is_restorable and key not in token.invalidated_keys else None
+            key: metadata if is_announced and self._is_current(token, key) else None
             for key, (metadata, _) in results.items()
             if metadata.type != b"none"
         }
