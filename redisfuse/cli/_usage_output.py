@@ -27,12 +27,11 @@ if TYPE_CHECKING:
 class UsagePrinter:
     """Prints one report."""
 
-    def __init__(self, where: Where, report: UsageReport, *, root: bytes, limit: int, expiries: bool) -> None:
+    def __init__(self, where: Where, report: UsageReport, *, root: bytes, limit: int) -> None:
         self._where = where
         self._report = report
         self._root = root
         self._limit = limit
-        self._has_expiries = expiries
         self._is_size = report.measure in ("memory", "bytes")
         self._total = report.folders[root]
         self._children = self._build_children()
@@ -81,7 +80,7 @@ class UsagePrinter:
             row = {"keys": round(usage.keys)}
         if self._report.sampled_keys is not None:
             row |= {"error": round(usage.error), "sampled_keys": self._report.sampled_keys}
-        if self._has_expiries:
+        if self._report.has_expiries:
             row["expires"] = dict(zip(EXPIRY_NAMES, map(round, usage.expiries), strict=True))
         return row
 
@@ -120,7 +119,7 @@ class UsagePrinter:
             shown.append(f"{usage.keys:,.0f}")
             raw.append(round(usage.keys))
         shown += [_format_short(usage.expiries[index]) for index in self._shown_expiries]
-        raw += map(round, usage.expiries if self._has_expiries else ())
+        raw += map(round, usage.expiries if self._report.has_expiries else ())
         table.print_row([*shown, name], [*raw, name.strip()])
 
     def _format_amount(self, amount: float) -> str:

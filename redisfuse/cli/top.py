@@ -146,7 +146,7 @@ def _show_usage(where: Where, clients: Sequence[RedisClient], options: dict[str,
         report = collector.collect(options["sample"])
         namer = PathNamer(where.codec, directories)
         paths = [namer.build_paths(client, [record])[0] for client, record in report.biggest]
-    printer = UsagePrinter(where, report, root=collector.root, limit=options["limit"], expiries=options["expiries"])
+    printer = UsagePrinter(where, report, root=collector.root, limit=options["limit"])
     if options["as_json"]:
         printer.print_json(paths)
     else:

@@ -82,6 +82,7 @@ class UsageReport:
     biggest: list[tuple[RedisClient, KeyRecord]]
     sampled_keys: int | None = None  # visited, on all nodes; None: all keys were
     total_keys: int = 0  # on all nodes, for a sample
+    has_expiries: bool = True  # whether the expiries of keys were counted
 
 
 class UsageCollector:
@@ -110,7 +111,7 @@ class UsageCollector:
 
     def collect(self, sample: int | None) -> UsageReport:
         """Scan the keys, or about `sample` of them, and return their usage."""
-        report = UsageReport(self._measure, {}, [])
+        report = UsageReport(self._measure, {}, [], has_expiries="ttl" in self._properties)
         if sample is None:
             for client, records in self._survey.iter_batches((), self._properties):
                 self._add_records(report.folders, client, records)
