@@ -54,10 +54,18 @@ class MountedServer:
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = MOUNT_TIMEOUT_SECONDS) -> Any:
-    """Wait until `condition()` is true and return it; fail after `seconds`."""
+    """Wait until `condition()` is true and return it; fail after `seconds`.
+
+    A name that it looks for may not exist yet: ENOENT is "not yet", and is raised only at the end.
+    """
     deadline = time.monotonic() + seconds
     while True:
-        result = condition()
+        try:
+            result = condition()
+        except FileNotFoundError:
+            if time.monotonic() >= deadline:
+                raise
+            result = None
         if result:
             return result
         assert time.monotonic() < deadline, f"the condition is not true after {seconds} s"
