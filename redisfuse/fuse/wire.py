@@ -240,12 +240,9 @@ class DirectoryBuffer:
         Otherwise the lookup count of its node grows by 1. The kernel may cache both for `valid_seconds`.
         """
         seconds, nanoseconds = _split_seconds(valid_seconds)
-        inode, mode, *_ = attributes
-        head = _ENTRY_DIRENT.pack(
-            *(node_id, 0, seconds, seconds, nanoseconds, nanoseconds),
-            *_attr_fields(attributes),
-            *(inode, next_offset, len(name), (mode >> 12) & 15),
-        )
+        fields = _attr_fields(attributes)
+        dirent = (attributes[0], next_offset, len(name), (attributes[1] >> 12) & 15)
+        head = _ENTRY_DIRENT.pack(node_id, 0, seconds, seconds, nanoseconds, nanoseconds, *fields, *dirent)
         return self._append(head, name)
 
     def _append(self, head: bytes, name: bytes) -> bool:

@@ -10,6 +10,7 @@ Threads: any. No lock is held while waiting for the server, nor while `Freshness
 
 import time
 from collections.abc import Collection, Iterator, Sequence
+from itertools import chain, compress, islice
 from typing import Any
 
 from more_itertools import chunked
@@ -23,7 +24,7 @@ from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata_cache import MetadataCache
 from redisfuse.keyspace.metadata_entry import UNKNOWN_FIELD, FetchToken, KeyMetadata, UnknownField
 from redisfuse.keyspace.prefetch import MIN_SEQUENTIAL_READS, Listing, SortKey
-from redisfuse.keyspace.queries import ABSENT, MetadataQuery
+from redisfuse.keyspace.queries import ABSENT, build_commands, parse_replies
 from redisfuse.keyspace.small_strings import SmallStrings
 from redisfuse.paths.grammar import KeyRef
 
@@ -158,33 +159,35 @@ class MetadataStore:
 
         Returns the keys that have changed their type.
         """
-        includes_ttl = self._choose_ttl_queries(list(types), head_bytes)
-        queries = [MetadataQuery.for_key(key, type, head_bytes, includes_ttl[key]) for key, type in types.items()]
+        with_ttl = self._choose_ttl_queries(types, head_bytes)
+        queries = [
+            build_commands(key, type, head_bytes, includes_ttl=includes_ttl)
+            for (key, type), includes_ttl in zip(types.items(), with_ttl, strict=True)
+        ]
         sent_at = time.monotonic()
-        replies = self._client.execute_many([command for query in queries for command in query.commands])
+        replies = self._client.execute_many(list(chain.from_iterable(queries)))
         changed, end = [], 0
         fetched: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
-        for query in queries:
-            start, end = end, end + len(query.commands)
+        for (key, type), commands in zip(types.items(), queries, strict=True):
+            start, end = end, end + len(commands)
             try:
-                fetched[query.key] = query.parse_replies(replies[start:end], sent_at)
-                results[query.key] = fetched[query.key][0]
+                result = fetched[key] = parse_replies(type, replies[start:end], head_bytes, sent_at)
+                results[key] = result[0]
             except WrongTypeError:
-                changed.append(query.key)
+                changed.append(key)
             except AccessError:
-                results[query.key] = UNREADABLE
-        with_expiry = {key for key in fetched if includes_ttl[key]}
-        self._cache_results(token, fetched, listing=listing, with_expiry=with_expiry)
+                results[key] = UNREADABLE
+        self._cache_results(token, fetched, listing=listing, with_expiry=set(compress(types, with_ttl)))
         return changed
 
-    def _choose_ttl_queries(self, keys: Sequence[bytes], head_bytes: int) -> dict[bytes, bool]:
+    def _choose_ttl_queries(self, keys: Collection[bytes], head_bytes: int) -> list[bool]:
         """Return of which keys to fetch the TTL.
 
         All if any key expires or the keys are likely to be opened, else those that changed recently.
         """
         if head_bytes or self._freshness.may_expire():
-            return dict.fromkeys(keys, True)
-        return dict(zip(keys, self.cache.changed_recently(keys), strict=True))
+            return [True] * len(keys)
+        return self.cache.changed_recently(keys)
 
     def _cache_results(
         self,
@@ -323,19 +326,20 @@ class MetadataStore:
         probe: list[RedisCommand] = []
         if hash_key_type == b"hash" and (isinstance(value, UnknownField) or value == -1):
             probe = self._hash_fields.probe_commands(hash_key, field, compact=bool(compact))
-        queries = [MetadataQuery.for_key(name, type, HEAD_BYTES, True) for name, type in types.items()]
+        queries = [build_commands(name, type, HEAD_BYTES, includes_ttl=True) for name, type in types.items()]
         sent_at = time.monotonic()
-        replies = self._client.execute_many([*probe, *[command for query in queries for command in query.commands]])
+        replies = self._client.execute_many([*probe, *chain.from_iterable(queries)])
         probe_replies, query_replies = replies[: len(probe)], iter(replies[len(probe) :])
         fetched: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
         results = {name: metadata for name, metadata in zip((hash_key, key), cached, strict=True) if metadata}
-        for query in queries:
-            own_replies = [next(query_replies) for _ in query.commands]
+        for (name, type), commands in zip(types.items(), queries, strict=True):
             try:
-                fetched[query.key] = query.parse_replies(own_replies, sent_at)
-                results[query.key] = fetched[query.key][0]
+                result = fetched[name] = parse_replies(
+                    type, list(islice(query_replies, len(commands))), HEAD_BYTES, sent_at
+                )
+                results[name] = result[0]
             except AccessError:
-                results[query.key] = UNREADABLE
+                results[name] = UNREADABLE
         self._cache_results(token, fetched, with_expiry=fetched)
         if probe:
             value = self._hash_fields.parse_probe(probe_replies)

@@ -183,7 +183,7 @@ class MetadataCache:
             entry = self._get_valid(key, max_age, now)
             return UNKNOWN_FIELD if entry is None else (entry.field_expiries or {}).get(field, UNKNOWN_FIELD)
 
-    def changed_recently(self, keys: Sequence[bytes]) -> list[bool]:
+    def changed_recently(self, keys: Collection[bytes]) -> list[bool]:
         """Return which keys changed recently.
 
         They may have a TTL that the server's statistics don't show yet.
@@ -241,10 +241,13 @@ class MetadataCache:
         `with_expiry`: those of the keys whose expiry was fetched.
         """
         with self._lock:
-            pattern = None if listing is None else self._record_listing(token, listing, results, with_expiry)
-            for key, (metadata, content) in results.items():
-                if not self._is_current(token, key):
-                    continue
+            current = results
+            if token.all_invalidated or token.invalidated_keys:
+                current = {key: result for key, result in results.items() if self._is_current(token, key)}
+            pattern = None
+            if listing is not None:
+                pattern = self._record_listing(token, listing, results, current, with_expiry)
+            for key, (metadata, content) in current.items():
                 size = ENTRY_OVERHEAD_BYTES + len(key)
                 size += 0 if content is None else CONTENT_OVERHEAD_BYTES + len(content)
                 entry = MetadataCacheEntry(metadata, token.started_at, token.max_age, size, content)
@@ -267,11 +270,12 @@ class MetadataCache:
         token: FetchToken,
         listing: Listing,
         results: Mapping[bytes, tuple[KeyMetadata, bytes | None]],
+        current: Collection[bytes],
         with_expiry: Collection[bytes],
     ) -> AccessPattern:
-        is_announced = math.isinf(token.max_age)
+        restorable = current if math.isinf(token.max_age) else ()
         listed = {
-            key: metadata if is_announced and self._is_current(token, key) else None
+            key: metadata if key in restorable else None
             for key, (metadata, _) in results.items()
             if metadata.type != b"none"
         }

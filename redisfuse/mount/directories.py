@@ -182,6 +182,8 @@ class OpenDirectories:
             return False
         inode.size = node.length
         inode.xattr_names = list_names_of_key(node)
+        if self._unopened_files is not None:
+            self._unopened_files.record_listed(inode, node)
         opened.entry_count += 1
         return True
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from redisfuse.mount.service_manager import ServiceManager
 
 _MMAP_THRESHOLD_BYTES = 4 << 20  # more than the largest reply to the kernel
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_COLLECTOR_THRESHOLDS = (20_000, 20, 50)  # gc.set_threshold; the default is (700, 10, 10)
 
 
 def mount_and_serve(config: Config) -> None:
@@ -55,6 +57,7 @@ def _serve(config: Config, address: Address, device: FuseDevice, mountpoint: Pat
     """Open connections, start threads and serve, all in the serving process."""
     with AbortWatchdog(mountpoint):  # first, because it forks
         _configure_malloc()
+        _configure_collector()
         address_map = create_address_map(config.cluster_map, config.ssh)
         client = open_client(
             address,
@@ -91,6 +94,16 @@ def _configure_malloc() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_ARENA_MAX, 1)
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)
+
+
+def _configure_collector() -> None:
+    """Let Python look for reference cycles more rarely.
+
+    A listing creates many objects that live long, and the default thresholds make the collector visit them again and
+    again: a `grep -r` of 100 000 files then takes 1.1 to 1.2 times as long. Requests create few cycles.
+    """
+    gc.freeze()  # what the imports have created lives as long as the process
+    gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 
 def build_address(config: Config) -> Address:

@@ -7,7 +7,8 @@ at the next lookup of its name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import OrderedDict
+from collections.abc import Sequence
 
 from redisfuse.fuse.interface import FileAttributes, RequestContext
 from redisfuse.mount import procfs
@@ -22,9 +23,12 @@ from redisfuse.vfs.pinned_contents import PinnedContent, PinnedContents
 MAX_HOT_VALUE_BYTES = 64 * 1024
 """A longer value is fetched at its first READ only."""
 
+MAX_LISTED_FILES = 20_000
+"""Listed strings whose keys are remembered, so that their first READ does not resolve their path again."""
+
 
 class UnopenedFiles:
-    """The attributes and bytes of such files. Stateless and thread-safe."""
+    """The attributes and bytes of such files. Thread-safe."""
 
     def __init__(
         self,
@@ -39,6 +43,21 @@ class UnopenedFiles:
         self._inodes = inodes
         self._contents = contents
         self._dentry_tracker = dentry_tracker
+        self._listed: OrderedDict[int, KeyNode] = OrderedDict()  # by node id, oldest first; each call is atomic
+
+    def record_listed(self, inode: Inode, node: KeyNode) -> None:
+        """Remember the plain string of a listed inode."""
+        if len(self._listed) >= MAX_LISTED_FILES:
+            self._listed.popitem(last=False)
+        self._listed[inode.node_id] = node
+
+    def _take_listed(self, inode: Inode) -> KeyNode | None:
+        """Return the string of a listed inode, once, if it has not changed since."""
+        node = self._listed.pop(inode.node_id, None)
+        if node is None or not self._contents.is_current(node):
+            return None
+        self._filesystem.keyspace.record_use()
+        return node
 
     def is_hot_value(self, node: KeyNode) -> bool:
         """Return whether a value changes so often that it may differ at the READ."""
@@ -116,17 +135,20 @@ class UnopenedFiles:
         """
         pinned = inode.content
         if pinned is None:
-            if b"%" in inode.name:  # decoding a view takes long
+            node = self._take_listed(inode)
+            if node is None and b"%" in inode.name:  # decoding a view takes long
                 context.prepare_to_block()
-            pinned = self._contents.load_at(inode, offset)
+            pinned = self._contents.load_at(inode, offset, node)
         data = self._contents.read_cached(inode, pinned, offset, size)
         if data is None:
             context.prepare_to_block()
             data = self._contents.read(inode, pinned, offset, size)
         return data
 
-    def forget(self, inodes: Iterable[Inode]) -> None:
+    def forget(self, inodes: Sequence[Inode]) -> None:
         """Drop the contents of inodes that the kernel has forgotten."""
+        for inode in inodes:
+            self._listed.pop(inode.node_id, None)
         self._contents.forget(inodes)
 
     def close(self) -> None:

@@ -93,9 +93,9 @@ class PinnedContents:
             self._coherence.kernel_cache.expire_attributes_now(inode)
         return data
 
-    def load_at(self, inode: Inode, offset: int) -> PinnedContent:
+    def load_at(self, inode: Inode, offset: int, node: KeyNode | None) -> PinnedContent:
         """Load and pin the content of an inode that is read from `offset`, as `load`."""
-        pinned = self.load(inode)
+        pinned = self.load(inode, node)
         if pinned.is_streamed and offset:
             raise ConflictError("too many files are being read at once; reopen this one")
         return pinned
@@ -103,7 +103,7 @@ class PinnedContents:
     def load(self, inode: Inode, node: KeyNode | None = None) -> PinnedContent:
         """Load and pin the content of an inode.
 
-        `node` is the one to which its path was just resolved, if known. Raises the errors of fetching the content;
+        `node` is the one to which its path leads now, if known. Raises the errors of fetching the content;
         ConflictError if an evicted content is no longer the current one.
         """
         was_evicted = bool(inode.version) and inode.content is None
@@ -129,6 +129,10 @@ class PinnedContents:
             self._filesystem.metadata.invalidate([key])
             self._filesystem.keyspace.mark_dirty(key)
         return PinnedContent(content, key, mtime_ns, version, is_streamed)
+
+    def is_current(self, node: KeyNode) -> bool:
+        """Return whether a listed node is certain not to have changed since."""
+        return self._coherence.is_coherent and self.current_version(node.target.key) == node.version
 
     def current_version(self, key: bytes) -> int:
         """Return a number that grows with each change of a key."""
