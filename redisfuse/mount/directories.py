@@ -140,12 +140,16 @@ class OpenDirectories:
             offset = 2
         wants_attributes = buffer.wants_attributes and opened.wants_attributes() and self._has_room()
         for batch in opened.handle.batches(offset - 2):
-            # Tracked before versions are checked: the kernel is notified of any change after this.
             reset_count = self._dentry_tracker.reset_count
-            self._dentry_tracker.track_keys([item.node.target.key for item in batch if item.node is not None])
+            certain: Iterator[bool] = iter(())
+            if wants_attributes:
+                # Tracked before versions are checked: the kernel is notified of any change after this.
+                nodes = [item.node for item in batch if item.node is not None]
+                certain = iter(self._dentry_tracker.track_listed(nodes))
             for item in batch:
                 offset += 1
-                if not self._add_item(opened, item, offset, buffer, reset_count if wants_attributes else None):
+                has_attributes = wants_attributes and item.node is not None and next(certain)
+                if not self._add_item(opened, item, offset, buffer, reset_count if has_attributes else None):
                     return
 
     def _add_item(

@@ -102,7 +102,7 @@ def _configure_collector() -> None:
     A listing creates many objects that live long, and the default thresholds make the collector visit them again and
     again: a `grep -r` of 100 000 files then takes 1.1 to 1.2 times as long. Requests create few cycles.
     """
-    gc.freeze()  # what the imports have created lives as long as the process
+    gc.freeze()  # modules and classes live as long as the process
     gc.set_threshold(*_COLLECTOR_THRESHOLDS)
 
 

@@ -76,6 +76,7 @@ class UnopenedFiles:
         """
         version = self._contents.current_version(node.target.key)
         inode = self._inodes.look_up(parent, name, is_directory=False, version=version)
+        self._listed.pop(inode.node_id, None)  # the name may lead to another key or field now
         try:
             return inode, *self._describe(context, inode, node)
         except BaseException:
@@ -93,6 +94,7 @@ class UnopenedFiles:
         self._dentry_tracker.track_path(path)
         pinned = inode.content
         if pinned is None:
+            self._listed.pop(inode.node_id, None)
             node = self._filesystem.resolver.resolve(path)
             if isinstance(node, RefreshNode):
                 return self._attributes.of_stat(path, self._filesystem.stat(node)), False

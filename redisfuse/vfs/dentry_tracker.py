@@ -13,7 +13,7 @@ Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at on
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import NotFoundError
@@ -22,6 +22,7 @@ from redisfuse.paths.grammar import VIEW_SUFFIXES, NameSegment, PathCandidates, 
 
 if TYPE_CHECKING:
     from redisfuse.vfs.kernel_cache import KernelCache
+    from redisfuse.vfs.nodes import KeyNode
 
 MAX_TRACKED_NAMES = 400_000  # keys and names, at about 100 bytes each
 MAX_CHANGED_KEYS = 5_000  # changed keys whose names are invalidated one by one; beyond, everything is invalidated
@@ -40,6 +41,7 @@ class DentryTracker:
         self._lock = threading.Lock()
         # Changed under `_lock` only:
         self._key_hashes: set[int] = set()  # of keys whose own name was listed or looked up
+        self._shadowing_hashes: set[int] = set()  # of keys that did not exist, and whose fields could hide listed keys
         self._marked_path_hashes: set[int] = set()  # of paths looked up that have a `%` in the last name
         self._field_paths: dict[int, set[bytes]] = {}  # hash of a key -> paths looked up that may name its fields
         self._directory_existence: dict[int, bool] = {}  # hash of a prefix -> whether it existed at the last look-up
@@ -90,18 +92,39 @@ class DentryTracker:
             return False
         return _SPLIT_OR_DIGEST_NAMES in self._key_hashes
 
-    def track_keys(self, keys: Iterable[bytes]) -> None:
-        """Track keys that are about to be listed with cacheable attributes.
+    def track_listed(self, nodes: Sequence[KeyNode]) -> list[bool]:
+        """Track keys of a directory that are about to be listed with attributes.
 
-        They may be cached if `reset_count` is the same once their inodes are recorded.
+        Returns which of their names lead to them now, and not to a directory or possibly to a field. The kernel may
+        cache these if `reset_count` is the same once their inodes are recorded.
         """
+        if not nodes:
+            return []
+        index, grammar = self._keyspace.index, self._grammar
+        keys = [node.target.key for node in nodes]
+        hash_keys = [self._find_shadowing_key(key) if b"." in key else None for key in keys]
+        missing = index.find_missing([hash_key for hash_key in hash_keys if hash_key is not None])
         with self._lock:
-            count_before = len(self._key_hashes)
+            count_before = len(self._key_hashes) + len(self._shadowing_hashes)
             self._key_hashes.update(map(hash, keys))
-            self._tracked_count += len(self._key_hashes) - count_before
+            self._shadowing_hashes.update(map(hash, missing))
+            self._tracked_count += len(self._key_hashes) + len(self._shadowing_hashes) - count_before
             is_full = self._tracked_count > MAX_TRACKED_NAMES
         if is_full:
             self.invalidate_all()
+        still_missing = {None, *index.find_missing(missing)}
+        changed_at = self._keyspace.changed_at(grammar.key_prefix(grammar.split_key(keys[0])[:-1]))
+        return [
+            hash_key in still_missing
+            and (node.listed_at == changed_at or not index.is_directory(tuple(grammar.split_key(key))))
+            for node, key, hash_key in zip(nodes, keys, hash_keys, strict=True)
+        ]
+
+    def _find_shadowing_key(self, key: bytes) -> bytes | None:
+        """Return the hash of which a field could have the name of a listed key."""
+        *directory, component = self._grammar.split_key(key)
+        field = self._grammar.shadowing_field(component)
+        return None if field is None else self._grammar.join_key((*directory, field[0]))
 
     def _track_candidates(self, path: bytes, candidates: PathCandidates) -> None:
         grammar = self._grammar
@@ -179,6 +202,9 @@ class DentryTracker:
             field_paths = self._field_paths.pop(key_hash, ())
             self._tracked_count -= len(field_paths)
             has_long_names = _SPLIT_OR_DIGEST_NAMES in self._key_hashes
+            may_shadow = key_hash in self._shadowing_hashes
+        if may_shadow and not self._keyspace.index.find_missing((key,)):
+            return False  # its fields may hide listed keys: too rare to track these one by one
         if has_long_names and (
             grammar.key_needs_digest(key)
             or any(len(component) > _LONG_COMPONENT_BYTES for component in (*directory, leaf))
@@ -205,12 +231,15 @@ class DentryTracker:
             prefix_hash = hash(prefix)
             existed = self._directory_existence.get(prefix_hash)
             if existed is None:
-                continue
+                if hash(grammar.join_key(ancestor)) not in self._key_hashes:
+                    continue
+                existed = False  # a listed key had its name
             if self._has_moved(prefix):
                 listing_paths.add(grammar.directory_path(ancestor))  # its times, and its number of subdirectories
             exists = index.is_directory(ancestor)
             if exists != existed:
                 with self._lock:
+                    self._tracked_count += prefix_hash not in self._directory_existence
                     self._directory_existence[prefix_hash] = exists
                 paths.add(grammar.directory_path(ancestor))
                 paths.update(self._possible_paths(list(ancestor[:-1]), ancestor[-1]))
@@ -248,6 +277,7 @@ class DentryTracker:
             self._invalidation_count += 1
             self.reset_count += 1
             self._key_hashes.clear()
+            self._shadowing_hashes.clear()
             self._field_paths.clear()
             self._directory_existence.clear()
             self._listing_times.clear()

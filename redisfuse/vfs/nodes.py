@@ -58,6 +58,7 @@ class KeyNode(NamedTuple):
     length: int  # bytes of a string or field, elements of a collection
     view: str | None = None  # "json", "dump" or "text"
     version: int = 0  # `KeyspaceMonitor.get_version` before the metadata was fetched; only in listings
+    listed_at: int = 0  # `KeyspaceMonitor.changed_at` of its directory before that was listed; only in listings
 
     @property
     def is_plain(self) -> bool:

@@ -150,7 +150,8 @@ class DirectoryReader:
                     is_directory=child.is_directory,
                     in_root=not directory,
                 )
-                yield NamedNode(name, KeyNode(KeyRef(key), metadata.type, metadata.length, None, version))
+                node = KeyNode(KeyRef(key), metadata.type, metadata.length, None, version, expansion.listed_at)
+                yield NamedNode(name, node)
 
     def _keys_shadowed_by_fields(self, directory: tuple[bytes, ...], components: Iterable[bytes]) -> set[bytes]:
         """Return the components that are spelled like a field that exists."""
@@ -291,7 +292,7 @@ class _HashExpansion:
     def __init__(self, reader: DirectoryReader, directory: tuple[bytes, ...]) -> None:
         self._reader = reader
         self._directory = directory
-        self._version = reader.keyspace.changed_at(reader.grammar.key_prefix(directory))
+        self.listed_at = reader.keyspace.changed_at(reader.grammar.key_prefix(directory))
         self._pending: list[tuple[Child, bytes, int]] = []  # with the key and its number of fields
         self._mode = reader.layouts.mode  # `files` as soon as `auto` has decided so
 
@@ -306,7 +307,7 @@ class _HashExpansion:
                 yield from self._expand_pending()
         elif len(self._pending) > self._reader.layouts.hash_limit:
             self._mode = "files"
-            self._reader.record_layout(self._directory, "files", self._version)
+            self._reader.record_layout(self._directory, "files", self.listed_at)
             for pending_hash in self._pending:
                 yield self._file_entry(*pending_hash)
             self._pending.clear()
@@ -317,7 +318,7 @@ class _HashExpansion:
     def flush(self) -> Iterator[NamedNode]:
         """Yield the hashes still held back at the end of the directory."""
         if self._mode == "auto":
-            self._reader.record_layout(self._directory, "fields", self._version)
+            self._reader.record_layout(self._directory, "fields", self.listed_at)
         yield from self._expand_pending()
 
     def _expand_pending(self) -> Iterator[NamedNode]:
