@@ -118,9 +118,9 @@ class ChangeFollower:
     def on_invalidate(self, keys: list[bytes]) -> None:
         """Drop what is cached of these keys, and have them verified."""
         own = self._own_writes.filter_own(keys)
+        self._listener.keys_touched(keys)  # before their versions, so that none has the bytes of the one before
         self._change_clock.record_changes([key for key in keys if key not in own] if own else keys)
         self._change_clock.record_own_invalidations(own)
-        self._listener.keys_touched(keys)
         dirty_count = self._reconciler.mark_dirty(keys)
         self._own_writes.record_received(keys)
         self._verifier.wake()

@@ -90,8 +90,8 @@ class IndexBuilder(ScanObserver):
         if reasons.index_suspect and differences != set():
             self._change_clock.record_all_changed()
         if differences:
-            self._change_clock.record_changes(differences | directory_prefixes(differences, self._separator))
             self._listener.keys_touched(differences)
+            self._change_clock.record_changes(differences | directory_prefixes(differences, self._separator))
             self._listener.keys_changed(differences)
         if reasons.index_suspect or differences is None:
             self._listener.reset()

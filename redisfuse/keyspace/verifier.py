@@ -87,8 +87,8 @@ class KeyVerifier:
         time.sleep(_COALESCE_BUSY_SECONDS if self._reconciler.dirty_count > _BUSY_DIRTY_KEYS else _COALESCE_SECONDS)
         expired = self._expiry_queue.pop_expired(time.monotonic() - _EXPIRY_GRACE_SECONDS)
         if expired:
-            self._change_clock.record_changes(expired)
             self._listener.keys_touched(expired)
+            self._change_clock.record_changes(expired)
             self._reconciler.mark_dirty(expired)
         batch = self._reconciler.next_batch(_MAX_KEYS_PER_BATCH)
         if not batch.keys:

@@ -127,7 +127,7 @@ class FuseAdapter:
             seconds = self._coherence.absent_seconds
             if not seconds or not self._inodes.record_absent(parent, name):
                 return 0.0
-            return seconds if self._dentry_tracker.is_tracked(path, token) else 0.0
+            return seconds if self._dentry_tracker.is_current(token) else 0.0
 
     def _look_up_created(self, context: RequestContext, parent: Inode, name: bytes) -> EntryReply:
         path = parent.child_path(name)
@@ -161,7 +161,7 @@ class FuseAdapter:
             valid = valid if is_settled else 0.0
         inode.size = attributes.size
         inode.xattr_names = list_names_of_key(node) if isinstance(node, KeyNode) else ()
-        if not self._dentry_tracker.is_tracked(path, token):
+        if not self._dentry_tracker.is_current(token):
             valid = 0.0  # it may have changed since it was resolved
         return EntryReply(inode.node_id, 0, attributes, valid, valid)
 
@@ -203,7 +203,10 @@ class FuseAdapter:
         return AttributesReply(attributes, valid if is_settled else 0.0)
 
     def _describe(self, context: RequestContext, inode: Inode) -> tuple[FileAttributes, bool]:
-        """Return the attributes of an inode, and whether the kernel may cache them."""
+        """Return the attributes of an inode, and whether the kernel may cache them.
+
+        The kernel takes an inode that changes its kind for damaged: ESTALE makes it look the name up again.
+        """
         if inode.handles and (attributes := self._attributes.of_edited(inode)) is not None:
             return attributes, True
         if inode.is_detached:
@@ -213,7 +216,10 @@ class FuseAdapter:
         self._track_path(context, path)
         try:
             node = self._resolve(context, path)
-            if self._versions.is_superseded(context, inode, node):
+            is_replaced = is_directory_node(node) is not inode.is_directory
+            if is_replaced and not inode.handles:
+                raise ConflictError("the name leads to a directory instead of a file, or a file instead of a directory")
+            if is_replaced or self._versions.is_superseded(context, inode, node):
                 return self._attributes.of_open(inode), True
             return self._versions.stat_current(inode, path, node)
         except NotFoundError:

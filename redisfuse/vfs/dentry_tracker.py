@@ -3,9 +3,8 @@
 They are invalidated when keys change.
 
 Only names that were looked up or listed are tracked, in bounded memory; beyond the bound, everything is invalidated at
-once. A name is tracked *before* the server is queried about it. An invalidation ends the tracking: a reply may be
-cached only if its name is still tracked once its inode, or that there is none, is recorded. Keys and paths are stored
-as hashes.
+once. A name is tracked *before* the server is queried about it. A reply may be cached only if no tracked name was
+invalidated until its inode, or that there is none, is recorded. Keys and paths are stored as hashes.
 
 Threads: any. The lock is held for bookkeeping only. `KernelCache` returns at once.
 """
@@ -46,7 +45,7 @@ class DentryTracker:
         self._field_paths: dict[int, set[bytes]] = {}  # hash of a key -> paths looked up that may name its fields
         self._directory_existence: dict[int, bool] = {}  # hash of a prefix -> whether it existed at the last look-up
         self._tracked_count = 0
-        self._invalidation_count = 0  # incremented before names lose their tracking
+        self._invalidation_count = 0  # incremented before names are invalidated
         self.reset_count = 0  # the same, of all names
         # Single operations are atomic: hash of a prefix -> its time when its attributes were last invalidated
         self._listing_times: dict[int, int] = {}
@@ -54,7 +53,7 @@ class DentryTracker:
     def track_path(self, path: bytes) -> int:
         """Track a path (without its leading slash) that is being looked up.
 
-        Returns a token for `is_tracked`.
+        Returns a token for `is_current`.
         """
         token = self._invalidation_count
         try:
@@ -74,23 +73,9 @@ class DentryTracker:
                     self._track_field_path(self._grammar.find_hash_of_segment(parsed_path), path)
         return token
 
-    def is_tracked(self, path: bytes, token: int) -> bool:
-        """Return whether a path is still tracked since its `track_path`."""
-        if token == self._invalidation_count:
-            return True
-        try:
-            parsed_path = self._grammar.parse(path)
-        except NotFoundError:
-            return True
-        if isinstance(parsed_path, PathCandidates):
-            return self._tracks_candidates(path, parsed_path)
-        if isinstance(parsed_path, RootDir | RefreshFile):
-            return True
-        if isinstance(parsed_path, NameSegment) and not self._tracks_field_path(
-            self._grammar.find_hash_of_segment(parsed_path), path
-        ):
-            return False
-        return _SPLIT_OR_DIGEST_NAMES in self._key_hashes
+    def is_current(self, token: int) -> bool:
+        """Return whether no tracked name was invalidated since `track_path`."""
+        return token == self._invalidation_count
 
     def track_listed(self, nodes: Sequence[KeyNode]) -> list[bool]:
         """Track keys of a directory that are about to be listed with attributes.
@@ -150,19 +135,6 @@ class DentryTracker:
             paths.add(path)
             self._tracked_count += len(paths)
 
-    def _tracks_field_path(self, hash_key: bytes | None, path: bytes) -> bool:
-        return hash_key is None or path in self._field_paths.get(hash(hash_key), ())
-
-    def _tracks_candidates(self, path: bytes, candidates: PathCandidates) -> bool:
-        """Return whether all that `_track_candidates` has added is still there."""
-        grammar, directory = self._grammar, candidates.directory
-        key, name, field = candidates.as_key, candidates.as_directory, candidates.as_field
-        if key is not None and hash(grammar.join_key((*directory, key))) not in self._key_hashes:
-            return False
-        if name is not None and hash(grammar.key_prefix((*directory, name))) not in self._directory_existence:
-            return False
-        return field is None or self._tracks_field_path(grammar.join_key((*directory, field[0])), path)
-
     def invalidate_keys(self, keys: Collection[bytes]) -> None:
         """Invalidate the cached names of keys that were created, changed or deleted."""
         if len(keys) > MAX_CHANGED_KEYS:
@@ -194,12 +166,12 @@ class DentryTracker:
         *directory, leaf = grammar.split_key(key)
         key_hash = hash(key)
         with self._lock:
-            self._invalidation_count += 1
             is_tracked = key_hash in self._key_hashes
             if is_tracked:
                 self._key_hashes.discard(key_hash)
                 self._tracked_count -= 1
             field_paths = self._field_paths.pop(key_hash, ())
+            self._invalidation_count += is_tracked or bool(field_paths)
             self._tracked_count -= len(field_paths)
             has_long_names = _SPLIT_OR_DIGEST_NAMES in self._key_hashes
             may_shadow = key_hash in self._shadowing_hashes
@@ -239,6 +211,7 @@ class DentryTracker:
             exists = index.is_directory(ancestor)
             if exists != existed:
                 with self._lock:
+                    self._invalidation_count += 1
                     self._tracked_count += prefix_hash not in self._directory_existence
                     self._directory_existence[prefix_hash] = exists
                 paths.add(grammar.directory_path(ancestor))

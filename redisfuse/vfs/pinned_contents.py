@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from redisfuse.errors import ConflictError, IsDirectoryError
+from redisfuse.errors import ConflictError
 from redisfuse.vfs.coherence import Coherence
 from redisfuse.vfs.content_types import FileContent, InlineContent, RangedContent, SpooledContent
 from redisfuse.vfs.filesystem import Filesystem
@@ -117,7 +117,7 @@ class PinnedContents:
         if isinstance(node, RefreshNode):
             return PinnedContent(InlineContent(b""), b"", self._filesystem.mount_time_ns, 1)
         if not isinstance(node, KeyNode):
-            raise IsDirectoryError("a directory")
+            raise ConflictError("the file was replaced by a directory")
         return self._load_key(node, expected_size)
 
     def _load_key(self, node: KeyNode, expected_size: int | None) -> PinnedContent:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import pytest
 import redis
 
+from tests.support.errno_of import errno_name
 from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
@@ -137,6 +138,37 @@ def test_a_listed_name_leads_to_a_directory(client: redis.Redis, mount: MountedS
     within_a_second((directory / "a").is_file)
     assert list_with_attributes(directory) == {"a": 10, "other": 1}
     assert (directory / "a").read_bytes() == b"of the key"
+
+
+def test_a_name_changes_between_file_and_directory(
+    client: redis.Redis, mount: MountedServer, asks_on_open: bool
+) -> None:
+    """Descriptors keep what they read, or fail with ESTALE; the kernel takes no inode for damaged (EIO)."""
+    client.mset({"d:folder:x": "1", "d:file": "2", "d:unread": "3"})
+    directory = mount.path / "d"
+    within_a_second((directory / "folder").is_dir)
+    list_with_attributes(directory)
+    folder = os.open(directory / "folder", os.O_RDONLY | os.O_DIRECTORY)
+    file, unread = (os.open(directory / name, os.O_RDONLY) for name in ("file", "unread"))
+    try:
+        assert os.pread(file, 9, 0) == b"2"
+        with client.pipeline() as pipe:
+            pipe.delete("d:folder:x", "d:file", "d:unread")
+            pipe.mset({"d:folder": "a file", "d:file:below": "1", "d:unread:below": "1"})
+            pipe.execute()
+        within_a_second((directory / "folder").is_file)
+        within_a_second((directory / "file").is_dir)
+        assert errno_name(os.fstat, folder) == "ESTALE"
+        assert (os.pread(file, 9, 0), os.fstat(file).st_size) == (b"2", 1)
+        if asks_on_open:
+            assert (os.pread(unread, 9, 0), os.fstat(unread).st_size) == (b"3", 1)
+        else:
+            assert errno_name(os.pread, unread, 9, 0) == "ESTALE"
+        assert (directory / "folder").read_bytes() == b"a file"
+        assert os.listdir(directory / "file") == ["below"]
+    finally:
+        for descriptor in (folder, file, unread):
+            os.close(descriptor)
 
 
 @pytest.mark.parametrize("change", ["replaced", "deleted", "of another type", "expired"])
