@@ -401,8 +401,18 @@ class RedisCluster:
     # -- keys ---------------------------------------------------------------------------------------------------------
 
     def call(self, key: bytes, *words: Any) -> Any:
-        """Execute a command on the owner of a key, following MOVED and ASK."""
-        return self._router().call(key, *words)
+        """Execute a command on the owner of a key, following MOVED and ASK.
+
+        Right after a fail-over, a node may not know who serves a slot. It executes nothing then, and is asked again.
+        """
+        deadline = time.monotonic() + FAIL_OVER_SECONDS
+        while True:
+            try:
+                return self._router().call(key, *words)
+            except redis.exceptions.ClusterDownError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
 
     def _router(self) -> ClusterRouter:
         if self._own_router is None:
