@@ -77,7 +77,7 @@ def test_a_rewritten_value(
         os.close(descriptor)
         temporary.rename(path)
     assert server.client().get("flag") == saved
-    wait_until(lambda: path.read_bytes() == saved and path.stat().st_size == len(saved), 3)
+    wait_until(lambda: path.read_bytes() == saved and path.stat().st_size == len(saved))
 
 
 def test_a_field(server: RedisServer, mount: MountedServer) -> None:

@@ -445,7 +445,7 @@ def test_a_refused_edit_is_discarded(client: redis.Redis, mount: MountedServer) 
     time.sleep(0.2)
     assert path.stat().st_size == 11
     assert_fails(errno.ESTALE, os.fsync, descriptor)
-    wait_until(lambda: path.stat().st_size == 2, 2)
+    wait_until(lambda: path.stat().st_size == 2)
     assert path.read_bytes() == b"22"
     assert_fails(errno.ESTALE, os.close, descriptor)
     assert client.get("k") == b"22"

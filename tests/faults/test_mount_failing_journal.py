@@ -58,7 +58,7 @@ def check_saving_works(mount: MountedServer, client: redis.Redis) -> None:
     """Check that the mount saves and that the journal is sound."""
     wait_until(lambda: save_file(mount.path / "k", b"works") == "", 10)
     assert client.get("k") == b"works"
-    wait_until(lambda: change_states(mount, b"k")[-1] == "applied", 3)
+    wait_until(lambda: change_states(mount, b"k")[-1] == "applied")
     with Journal.open(mount.journal, writable=False) as journal:
         assert list(find_problems(journal)) == []
 
@@ -292,7 +292,7 @@ def test_a_journal_removed_under_the_mount(
     assert client.get("k") == b"old"
     if how == "swapped":
         assert mount.journal.read_bytes() == before
-    wait_until(lambda: str(mount.journal) in mount.read_log(), 3)
+    wait_until(lambda: str(mount.journal) in mount.read_log())
     backup.rename(mount.journal)
     check_saving_works(mount, client)
 
@@ -311,7 +311,7 @@ def test_a_journal_truncated_under_the_mount(
     file = mount.journal.with_name(mount.journal.name + suffix)
     os.truncate(file, int(file.stat().st_size * part))
     check_changes_fail(own_redis, mount, ("EIO",))
-    wait_until(lambda: f"{mount.journal} or its log was truncated" in mount.read_log(), 3)
+    wait_until(lambda: f"{mount.journal} or its log was truncated" in mount.read_log())
     assert mount.stop() == 0
     if not suffix:
         assert "damaged" in check_mount_refused(mount.path.parent, own_redis.tcp_url(), mount.journal)

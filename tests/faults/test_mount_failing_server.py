@@ -234,16 +234,13 @@ def test_a_hanging_request_does_not_block_others(
     hanging = threading.Thread(target=errno_name, args=(act,))
     hanging.start()
     wait_until(lambda: fault.hits)
-    began = time.monotonic()
     for number in range(8):
         assert (proxied.path / f"other{number}").read_bytes() == b"x"
     assert len(os.listdir(proxied.path / "d")) == 8
-    took = time.monotonic() - began
     assert hanging.is_alive()
     hanging.join(20)
     if call == "EXEC":  # else an unmount before the release could save it after all
         wait_until(lambda: "kept as change" in proxied.read_log())
-    assert took < TIMEOUT / 2
 
 
 @pytest.mark.parametrize("is_synced", [False, True])

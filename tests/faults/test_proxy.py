@@ -69,13 +69,13 @@ def test_faults_that_break_the_connection(redis_server: RedisServer, kind: Fault
 
 def test_delay(proxy: Proxy) -> None:
     """The reply to a delayed command comes late, other replies come at once."""
-    client = connect_through(proxy)
-    proxy.inject("delay", "GET", seconds=0.2)
+    client = connect_through(proxy, socket_timeout=10)
+    proxy.inject("delay", "GET", seconds=1.0)
     start = time.monotonic()
     client.set("a", "1")
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 1.0
     client.get("a")
-    assert time.monotonic() - start >= 0.2
+    assert time.monotonic() - start >= 1.0
 
 
 def test_an_error_in_a_pipeline(proxy: Proxy) -> None:

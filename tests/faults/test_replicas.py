@@ -50,7 +50,7 @@ def test_a_standalone_replica(tmp_path: Path, own_redis: RedisServer) -> None:
             mount.wait_coherent()
             look_around(mount)
             client.set("dir:new", "1")
-            wait_until(lambda: (mount.path / "dir" / "new").exists(), 2.0)
+            wait_until(lambda: (mount.path / "dir" / "new").exists())
             assert mount.status()["replicas"]
             assert "from replicas" in mount.read_log()
             assert count_commands(client, ignored) == before

@@ -47,8 +47,8 @@ def test_a_silence_within_the_time_out(redis_server: RedisServer) -> None:
                 keyspace.wait_until_ready(0.2)
             time.sleep(1.5)
             proxy.thaw()
-            until(lambda: keyspace.is_coherent, 2.0)
-            until(lambda: {b"new", b"k:0"} <= listener.changed, 2.0)
+            until(lambda: keyspace.is_coherent, 5.0)
+            until(lambda: {b"new", b"k:0"} <= listener.changed, 5.0)
             keyspace.wait_until_ready(0)
             assert keyspace.index is index
             assert names(keyspace) == {*(b"k:%d" % number for number in range(1, 100)), b"new"}

@@ -315,7 +315,7 @@ def test_the_reply_and_the_server_are_lost(behind: EditBench, proxy: Proxy) -> N
     started = time.monotonic()
     with pytest.raises(OutcomeUnknownError):
         behind.save(b"k", b"new")
-    assert time.monotonic() - started < 4 * TIMEOUT
+    assert time.monotonic() - started < 5
     assert outcomes(behind) == ["pending"]
     proxy.clear()
     behind.save(b"j", b"1")
@@ -353,7 +353,7 @@ def test_a_hung_server(bench: EditBench, own_redis: RedisServer) -> None:
             bench.save(b"k", b"new")
     finally:
         own_redis.resume()
-    assert time.monotonic() - started < 2 * TIMEOUT + 0.5
+    assert time.monotonic() - started < 5
     assert outcomes(bench) == []
 
 
@@ -493,8 +493,8 @@ def test_the_type_changes_between_reading_and_writing(bench: EditBench, monkeypa
 
 def test_a_key_that_expires_before_exec(bench: EditBench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A key that expires between reading and writing is not created again without an expiry."""
-    bench.redis.set("k", "old", px=60)
-    inject_before_exec(bench, monkeypatch, lambda: time.sleep(0.1))
+    bench.redis.set("k", "old", px=400)
+    inject_before_exec(bench, monkeypatch, lambda: time.sleep(0.5))
     with pytest.raises(ConflictError, match="gone"):
         bench.save(b"k", b"new", precondition=Precondition.from_bytes(b"old"))
     assert bench.redis.exists("k") == 0

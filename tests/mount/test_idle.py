@@ -23,7 +23,7 @@ def test_following_pauses(tmp_path: Path, own_redis: RedisServer) -> None:
         for round in range(2):
             mount.wait_coherent()
             assert (mount.path / "k").read_text() == ("before" if round == 0 else "after 0")
-            wait_until((mount.path / "dir" / "old").exists, 1.0)
+            wait_until((mount.path / "dir" / "old").exists)
             wait_until(lambda: mount.status()["paused"], 4.0)  # which `status` doesn't end
             assert not connections(own_redis)
             assert not mount.status()["live"]
@@ -61,7 +61,7 @@ def test_no_follow(tmp_path: Path, own_redis: RedisServer) -> None:
         assert client.info("clients")["tracking_clients"] == 0
         assert "--no-follow" in mount.status()["reason"]
         client.set("k", "3")
-        wait_until(lambda: (mount.path / "k").read_text() == "3", 3.0)
+        wait_until(lambda: (mount.path / "k").read_text() == "3")
         client.set("new", "4")
         wait_until(lambda: "new" in {path.name for path in mount.path.iterdir()}, 5.0)
         assert client.info("clients")["tracking_clients"] == 0

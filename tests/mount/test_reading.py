@@ -402,9 +402,9 @@ def test_a_view_has_the_current_groups(client: redis.Redis, mount: MountedServer
 
     assert read_group() == (0, 1)
     client.xreadgroup("g", "worker", {"s": ">"})
-    wait_until(lambda: read_group() == (1, 0), 1)
+    wait_until(lambda: read_group() == (1, 0))
     client.xack("s", "g", "1-0")
-    wait_until(lambda: read_group() == (0, 0), 1)
+    wait_until(lambda: read_group() == (0, 0))
 
 
 def test_a_view_of_an_expiring_set_is_sorted(client: redis.Redis, mount: MountedServer) -> None:

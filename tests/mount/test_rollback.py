@@ -71,8 +71,8 @@ def test_a_session_is_rolled_back_while_it_is_mounted(client: redis.Redis, mount
     status, output = roll_back(mount, *map(str, ids))
     assert status == 0, output
     assert contents(client) == before
-    wait_until(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists(), 1)
-    wait_until(lambda: (root / "a").read_text() == "1", 1)
+    wait_until(lambda: (root / "e" / "f" / "g").exists() and not (root / "new").exists())
+    wait_until(lambda: (root / "a").read_text() == "1")
     assert (root / "d" / "list").exists()
     redone = [row["id"] for row in journal_rows(mount, ids[-1])]
     status, output = roll_back(mount, *map(str, redone))
@@ -139,7 +139,7 @@ def test_a_refused_edit_is_shown_and_applied(client: redis.Redis, mount: Mounted
     assert run_redisfuse(mount.path.parent, "apply", id, *journal).returncode == 0
     assert client.get("k") == b"mine"
     assert client.pexpiretime("k") == AT
-    wait_until(lambda: (mount.path / "k").read_text() == "mine", 1)
+    wait_until(lambda: (mount.path / "k").read_text() == "mine")
 
 
 def random_edits(root: Path, random: random.Random) -> list[Callable[[], object]]:

@@ -93,8 +93,8 @@ def test_changes_are_followed(mount: MountedServer, filled: redis.Redis) -> None
     filled.set("k:7", "longer than it was before")
     filled.rename("k:8", "k:renamed")
     try:
-        wait_until(lambda: (mount.path / "k" / "7").stat().st_size == len("longer than it was before"), 2)
-        wait_until(lambda: not (mount.path / "k" / "8").exists(), 2)
+        wait_until(lambda: (mount.path / "k" / "7").stat().st_size == len("longer than it was before"))
+        wait_until(lambda: not (mount.path / "k" / "8").exists())
         assert (mount.path / "k" / "7").read_text() == "longer than it was before"
         assert (mount.path / "k" / "renamed").read_text() == "content of 8"
         assert (mount.path / "k" / "9").read_text() == "content of 9"

@@ -329,7 +329,7 @@ def test_a_conflicting_save_is_refused_and_journaled(client: redis.Redis, mount:
     assert client.get("k") == b"theirs"
     [row] = journal_rows(mount, before)
     assert row["state"] == "refused"
-    wait_until(lambda: (mount.path / "k").read_bytes() == b"theirs", 2)
+    wait_until(lambda: (mount.path / "k").read_bytes() == b"theirs")
     done = run_redisfuse(mount.path.parent, "apply", str(row["id"]), "--force", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
     assert client.get("k") == b"edit"
@@ -413,11 +413,11 @@ def test_empty_directories_roll_back(client: redis.Redis, mount: MountedServer) 
         path.parent, "rollback", str(last_change_id(mount)), "--yes", "--journal-file", str(mount.journal)
     )
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: (path / "made" / "inner").is_dir() and not (path / "moved").exists(), 2)
+    wait_until(lambda: (path / "made" / "inner").is_dir() and not (path / "moved").exists())
     (path / "made" / "inner").rmdir()
     change = last_change_id(mount)
     done = run_redisfuse(path.parent, "rollback", str(change), "--yes", "--journal-file", str(mount.journal))
     assert done.returncode == 0, done.stderr
-    wait_until(lambda: (path / "made" / "inner").is_dir(), 2)
+    wait_until(lambda: (path / "made" / "inner").is_dir())
     (path / "made" / "inner").rmdir()
     (path / "made").rmdir()

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +17,7 @@ from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition
 from tests.support.edit_bench import EditBench
+from tests.support.mounts import wait_until
 from tests.support.redis_server import RedisServer
 
 Run = Callable[..., tuple[int, str, str]]
@@ -86,9 +86,9 @@ def test_the_newest_change_needs_no_rollback(bench: EditBench, run: Run) -> None
     """A key that has expired remains removed; the output explains how to roll back further, which works."""
     bench.redis.mset({"a": "old", "b": "old"})
     bench.save(b"a", b"new")
-    bench.redis.pexpire("b", 300)
+    bench.redis.pexpire("b", 1000)
     bench.save(b"b", b"new")
-    time.sleep(0.4)
+    wait_until(lambda: not bench.redis.exists("b"))
     status, out, _ = run("rollback", "--last")
     assert (status, bench.redis.get("a")) == (0, b"new")
     assert "1 needed no change\nto roll back further: redisfuse rollback --last 2\n" in out

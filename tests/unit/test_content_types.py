@@ -269,7 +269,7 @@ def test_a_silent_server_is_an_error_within_the_timeout(own_redis: RedisServer) 
     start = time.monotonic()
     with pytest.raises(UnavailableError):
         read_all(content)
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 5
     own_redis.resume()
     assert read_all(content) == b"x" * (8 * MIB)
     server.close()
