@@ -1,7 +1,7 @@
 """Follows the messages of the tracking connection.
 
 The caches are dropped first, then the index follows, or a scan is requested. Threads: the events are called by the
-tracking thread, `lose_coherence`, `suspend_tracking` and `reset_state` by any thread of the keyspace. No lock of its
+tracking thread, `lose_coherence` and `reset` by any thread of the keyspace. No lock of its
 own; the listener is called while none of the room's locks is held.
 """
 
@@ -109,8 +109,7 @@ class ChangeFollower:
         From now on every change is announced.
         """
         self._interruption_log.record_connect()
-        self.reset_state()
-        self._listener.reset()
+        self.reset()
         self._overload_detector.record_connect(time.monotonic())
         self._state.become_coherent()
         self._listener.state_changed()
@@ -236,25 +235,25 @@ class ChangeFollower:
 
     # -- transitions --------------------------------------------------------------------------------------------------
 
-    def reset_state(self) -> None:
-        """Drop all knowledge of keys: any of them may have changed."""
+    def reset(self) -> None:
+        """Drop everything that is cached or known of keys: any of them may have changed."""
+        self._listener.all_touched()  # before the versions, as in `on_invalidate`
         self._change_clock.record_all_changed()
         self._verifier.clear_expiries()
         self._reconciler.reset()
         self._drift_detector.reset()
         self._state.notify()
+        self._listener.reset()
 
     def _reset_and_rescan(self) -> None:
         """Drop everything and scan, while messages still arrive."""
-        self.reset_state()
-        self._listener.reset()
+        self.reset()
         self._state.request_scan()
 
     def lose_coherence(self, error: RedisFuseError) -> None:
         """Drop everything: changes are missed from now on."""
         self._state.lose_coherence(error)
-        self.reset_state()
-        self._listener.reset()
+        self.reset()
 
     def _suspend_tracking(self, reason: str) -> None:
         """Stop tracking for a while.

@@ -174,6 +174,7 @@ class ClusterMonitor(KeyspaceMonitor):
         self.shards = tuple(self._shards_by_id.values())
         self._state.notify()
         if started or replaced:
+            self._listener.all_touched()
             self._change_clock.record_all_changed()
             self._listener.reset()
         for shard in started:
@@ -310,8 +311,12 @@ class _ShardListener:
         """Pass on a change that the index follows."""
         self._listener.keys_changed(keys)
 
-    def reset(self) -> None:
+    def all_touched(self) -> None:
         """Drop everything cached: it does not show of which shard it is."""
+        self._listener.all_touched()
+
+    def reset(self) -> None:
+        """Pass on that anything may have changed."""
         self._listener.reset()
 
     def state_changed(self) -> None:

@@ -87,7 +87,8 @@ class IndexBuilder(ScanObserver):
         differences = old.symmetric_difference(new, _MAX_REPORTED_DIFFERENCES)
         if reasons.drift_detected:
             self._drift_detector.record_scan(differences != set(), time.monotonic())
-        if reasons.index_suspect and differences != set():
+        if differences is None or (reasons.index_suspect and differences):
+            self._listener.all_touched()
             self._change_clock.record_all_changed()
         if differences:
             self._listener.keys_touched(differences)

@@ -13,8 +13,9 @@ from typing import Protocol
 class ChangeListener(Protocol):
     """Receives what the keyspace monitor learns.
 
-    Called from its threads, without any of its locks held. For each change, `keys_touched` comes first and
-    `keys_changed` follows within a fraction of a second.
+    Called from its threads, without any of its locks held. For each change, `keys_touched` comes first, before the keys
+    have another version, so that nothing caches their former bytes under it. `keys_changed` follows within a fraction
+    of a second. In the same way `all_touched` precedes `reset` where any key may have changed.
     """
 
     def keys_touched(self, keys: Collection[bytes]) -> None:
@@ -22,6 +23,9 @@ class ChangeListener(Protocol):
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
         """Follow a change of these keys: the index has been updated."""
+
+    def all_touched(self) -> None:
+        """Drop what is cached of any key."""
 
     def reset(self) -> None:
         """Drop everything cached: anything may have changed.
@@ -84,6 +88,9 @@ class NullListener:
         """Ignore."""
 
     def keys_written(self, keys: Mapping[bytes, bool | None]) -> None:
+        """Ignore."""
+
+    def all_touched(self) -> None:
         """Ignore."""
 
     def reset(self) -> None:

@@ -90,8 +90,7 @@ class ShardMonitor:
         """Stop following and scanning, and drop everything, until `resume`."""
         self.state.pause(reason)
         self.follower.close()
-        self.follower.reset_state()
-        self._listener.reset()
+        self.follower.reset()
         self.client.close_idle()
 
     def resume(self) -> None:
@@ -150,8 +149,7 @@ class ShardMonitor:
         is_polling = self.state.record_scan_error(error)
         if is_polling and self.reconciler.is_ready and isinstance(error, UnavailableError):
             # Without tracking, only a scan notices that the server is down.
-            self.follower.reset_state()
-            self._listener.reset()
+            self.follower.reset()
 
 
 def run_supervised(loop: Callable[[], None], state: KeyspaceState, recover: Callable[[], None]) -> None:

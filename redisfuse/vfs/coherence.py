@@ -109,10 +109,15 @@ class Coherence:
         self.keys_touched(keys)
         self._dentry_tracker.invalidate_keys(keys)
 
-    def reset(self) -> None:
-        """Drop everything: anything may have changed."""
+    def all_touched(self) -> None:
+        """Drop the caches of this process."""
         self._metadata.invalidate_all()
         self._content_loader.clear_renderings()
+        self._readdir_cache.invalidate_all()
+
+    def reset(self) -> None:
+        """Drop everything: anything may have changed."""
+        self.all_touched()
         self.state_changed()
 
     def state_changed(self) -> None:

@@ -61,6 +61,7 @@ class RecordingListener(NullListener):
     def __init__(self) -> None:
         self.changed: set[bytes] = set()
         self.touched: set[bytes] = set()
+        self.on_touched: Callable[[], object] = int
         self.resets = 0
 
     def keys_changed(self, keys: Collection[bytes]) -> None:
@@ -68,6 +69,10 @@ class RecordingListener(NullListener):
 
     def keys_touched(self, keys: Collection[bytes]) -> None:
         self.touched.update(keys)
+        self.on_touched()
+
+    def all_touched(self) -> None:
+        self.on_touched()
 
     def reset(self) -> None:
         self.resets += 1
@@ -270,6 +275,33 @@ def test_swapdb(redis_server: RedisServer) -> None:
         until(lambda: keyspace.is_ready)
         assert keyspace.get_version(b"same") > count
         assert names(keyspace) == {b"same"}
+
+
+@pytest.mark.parametrize("event", ["a change", "FLUSHDB", "SWAPDB", "a lost connection", "a suspect index"])
+def test_caches_are_dropped_before_versions_move(redis_server: RedisServer, event: str) -> None:
+    """Else a reader in between could take the cached bytes for those of the new version, until the next change."""
+    client = redis_server.client()
+    client.set(b"k", b"old")
+    with keyspace_of(redis_server) as (keyspace, listener, _):
+        keyspace.wait_until_ready(10)
+        time.sleep(0.5)
+        seen = []
+        before = keyspace.get_version(b"k")
+        listener.on_touched = lambda: seen.append(keyspace.get_version(b"k"))
+        if event == "a change":
+            client.set(b"k", b"new")
+        elif event == "FLUSHDB":
+            client.flushdb()
+        elif event == "SWAPDB":
+            client.swapdb(0, 1)
+        elif event == "a lost connection":
+            client.client_kill_filter(_type="pubsub")
+            client.client_kill_filter(_type="normal", skipme=True)
+        else:
+            keyspace.index.discard(b"k")
+            keyspace.request_rescan()
+        until(lambda: keyspace.get_version(b"k") > before)
+        assert seen[0] == before
 
 
 def test_prefix(redis_server: RedisServer) -> None:
