@@ -159,7 +159,7 @@ class FuseAdapter:
             inode = self._inodes.look_up(parent, name, is_directory=is_directory_node(node), version=version)
             attributes, is_settled = self._versions.stat_current(inode, path, node)
             valid = valid if is_settled else 0.0
-        inode.size = attributes.size
+        inode.report_size(attributes.size)
         inode.xattr_names = list_names_of_key(node) if isinstance(node, KeyNode) else ()
         if not self._dentry_tracker.is_current(token):
             valid = 0.0  # it may have changed since it was resolved
@@ -179,7 +179,7 @@ class FuseAdapter:
     def getattr(self, context: RequestContext, handle: int | None) -> AttributesReply:
         inode = self._inodes.get(context.node_id)
         reply = self._getattr(context, inode, is_descriptor=handle is not None)
-        inode.size = reply.attributes.size
+        inode.report_size(reply.attributes.size)
         return reply
 
     def access(self, context: RequestContext, mask: int) -> None:

@@ -184,7 +184,7 @@ class OpenDirectories:
         if not buffer.add_entry(name, inode.node_id, attributes, valid, next_offset):
             self._inodes.forget([(inode.node_id, 1)])
             return False
-        inode.size = node.length
+        inode.report_size(node.length)
         inode.xattr_names = list_names_of_key(node)
         if self._unopened_files is not None:
             self._unopened_files.record_listed(inode, node)

@@ -45,6 +45,7 @@ class Inode:
         "is_detached",
         "is_directory",
         "is_leaving",
+        "least_size",
         "lookup_count",
         "name",
         "node_id",
@@ -70,6 +71,7 @@ class Inode:
         # Of a file:
         self.xattr_names: Sequence[bytes] = ()  # its extended attributes as of the last lookup; empty: unknown
         self.size = -1  # the last size reported to the kernel
+        self.least_size = -1  # of those that it may have: of replies to concurrent requests it keeps any one
         self.handles: tuple[Handle, ...] = ()  # open on it
         self.page_token: int | None = None  # identifies the bytes that the kernel's pages hold; None: unknown
         # The version of the content that was read; 0 before the first read. Where the kernel sends OPEN: of the content
@@ -82,6 +84,12 @@ class Inode:
     def is_outdated(self, version: int) -> bool:
         """Return whether the content that was read is not the current `version`."""
         return bool(self.version) and (self.version != version or self.valid_until < time.monotonic())
+
+    def report_size(self, size: int) -> None:
+        """Record a size that is reported to the kernel."""
+        if size != self.size:
+            self.least_size = size if self.size < 0 else min(size, self.least_size)
+            self.size = size
 
     @property
     def path(self) -> bytes:
@@ -140,6 +148,10 @@ class InodeTable:
                 return None
             inode = inode.children.get(name)
         return inode
+
+    def find_node(self, node_id: int) -> Inode | None:
+        """Return the inode of a node id, if the kernel knows it."""
+        return self._by_id.get(node_id)
 
     def find_child(self, parent_id: int, name: bytes) -> Inode | None:
         """Return the inode of a name in a directory, if the kernel knows both."""

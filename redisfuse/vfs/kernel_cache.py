@@ -6,7 +6,7 @@ path takes a few look-ups in the inode table, each of them atomic.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from redisfuse.vfs.inodes import Inode, InodeTable
@@ -20,6 +20,9 @@ class CachedTree(Protocol):
 
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         """Return whether an invalidated name only expires."""
+
+    def keeps_attributes(self, node_id: int) -> bool:
+        """Return whether the attributes of a node need no invalidation."""
 
     def write_everything(self) -> None:
         """Invalidate all that the kernel knows."""
@@ -75,6 +78,7 @@ class KernelCache:
         self._notifier = notifier
         self._keeps_pages = keeps_pages
         notifier.cached_tree = self
+        self.version_of: Callable[[bytes], int]  # KeyspaceMonitor.get_version; set before the mount
 
     @property
     def is_supported(self) -> bool:
@@ -140,6 +144,16 @@ class KernelCache:
         """
         inode = self._inodes.find_child(parent_id, name)
         return inode is None or inode.is_directory or inode.is_leaving or bool(inode.handles)
+
+    def keeps_attributes(self, node_id: int) -> bool:
+        """Return whether the attributes of a file were expired after its last change.
+
+        That was done when its content was loaded. If they are invalidated again while the kernel fetches them, it
+        discards the reply, and a program takes the former size for the end of the file.
+        """
+        inode = self._inodes.find_node(node_id)
+        content = inode.content if inode is not None else None
+        return content is not None and content.expired_version == self.version_of(content.key)
 
     def write_everything(self) -> None:
         """Invalidate all that the kernel knows when this is called."""

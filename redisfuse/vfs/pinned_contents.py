@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from redisfuse.errors import ConflictError
@@ -42,10 +42,16 @@ class PinnedContent:
     key: bytes
     mtime_ns: int
     version: int  # of the key before the content was loaded
+    is_ahead: bool = False  # of `version`: the server's message about the change has yet to arrive
+    expired_version: int = 0  # `version`, once the kernel's attributes were expired because of it
     is_streamed: bool = False  # of unknown length; the reported size is `streamed_bytes`
     streamed_bytes: int = 0  # stored in the kernel's pages so far
     stream_lock: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = 0.0  # time.monotonic()
+
+    def is_size_of(self, inode: Inode) -> bool:
+        """Return whether the kernel has the size of the content, as far as is known."""
+        return inode.least_size == inode.size == self.content.size
 
     @property
     def size(self) -> int:
@@ -72,9 +78,9 @@ class PinnedContents:
     def read_cached(self, inode: Inode, pinned: PinnedContent, offset: int, size: int) -> bytes | None:
         """Return the bytes without blocking.
 
-        None if the content is not in memory, or its size is not the one reported to the kernel.
+        None if the content is not in memory, or the kernel may have another size than its size.
         """
-        if pinned.is_streamed or pinned.content.size != inode.size:
+        if pinned.is_streamed or not pinned.is_size_of(inode):
             return None
         pinned.last_used = time.monotonic()
         return read_cached(pinned.content, offset, size)
@@ -82,32 +88,43 @@ class PinnedContents:
     def read(self, inode: Inode, pinned: PinnedContent, offset: int, size: int) -> bytes:
         """Return the bytes; fewer than `size` only at the end.
 
-        If the content is longer than the size reported to the kernel, the kernel's attributes are invalidated. Raises
-        the errors of reading; ConflictError if the file has changed and can't be read any further.
+        If the kernel may have a smaller size than that of the content, its attributes are invalidated. Raises the
+        errors of reading; ConflictError if the file has changed and can't be read any further.
         """
         pinned.last_used = time.monotonic()
         data = pinned.content.read(offset, size)
-        if not pinned.is_streamed and pinned.content.size != inode.size:
+        if not pinned.is_streamed and not pinned.is_size_of(inode):
             if pinned.content.size < inode.size:
+                self._coherence.kernel_cache.invalidate([inode.path])  # the next open looks it up
                 raise ConflictError("the file was changed since its size was fetched")
             self._coherence.kernel_cache.expire_attributes_now(inode)
+            inode.size = inode.least_size = pinned.content.size
+            pinned.expired_version = pinned.version
         return data
 
-    def load_at(self, inode: Inode, offset: int, node: KeyNode | None) -> PinnedContent:
+    def load_at(
+        self, inode: Inode, offset: int, node: KeyNode | None, prepare_to_block: Callable[[], None]
+    ) -> PinnedContent:
         """Load and pin the content of an inode that is read from `offset`, as `load`."""
-        pinned = self.load(inode, node)
+        pinned = self.load(inode, node, prepare_to_block)
         if pinned.is_streamed and offset:
             raise ConflictError("too many files are being read at once; reopen this one")
         return pinned
 
-    def load(self, inode: Inode, node: KeyNode | None = None) -> PinnedContent:
+    def load(self, inode: Inode, node: KeyNode | None, prepare_to_block: Callable[[], None]) -> PinnedContent:
         """Load and pin the content of an inode.
 
-        `node` is the one to which its path leads now, if known. Raises the errors of fetching the content;
-        ConflictError if an evicted content is no longer the current one.
+        `node` is the one to which its path leads now, if known. The content of a key that is changing is loaded again
+        when the server's message has arrived, so that it has the version of the change. Raises the errors of fetching
+        the content; ConflictError if an evicted content is no longer the current one.
         """
         was_evicted = bool(inode.version) and inode.content is None
         loaded = self._load_key(node, None) if node is not None else self._load(inode.path, inode.size)
+        if loaded.is_ahead:
+            prepare_to_block()
+            if self._filesystem.keyspace.wait_for_invalidations():
+                loaded.content.close()
+                loaded = self._load(inode.path, inode.size)
         if was_evicted and inode.content is None and inode.is_outdated(loaded.version):
             raise ConflictError("the file was changed since it was read")
         return self._pin(inode, loaded)
@@ -124,11 +141,11 @@ class PinnedContents:
         key = node.target.key
         version, mtime_ns = self.current_version(key), self._filesystem.get_mtime_ns(node.target)
         content, is_streamed = self._filesystem.content_loader.open_content(node, expected_size)
-        if node.is_editable and content.size != node.length:
-            # The key changed after it was resolved; the server's message has yet to arrive.
+        is_ahead = node.is_editable and content.size != node.length  # the key has changed since it was resolved
+        if is_ahead:
             self._filesystem.metadata.invalidate([key])
             self._filesystem.keyspace.mark_dirty(key)
-        return PinnedContent(content, key, mtime_ns, version, is_streamed)
+        return PinnedContent(content, key, mtime_ns, version, is_ahead, is_streamed=is_streamed)
 
     def is_current(self, node: KeyNode) -> bool:
         """Return whether a listed node is certain not to have changed since."""

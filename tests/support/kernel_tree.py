@@ -402,6 +402,9 @@ class ControlServer:
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         return (parent_id, name) in self._expiring
 
+    def keeps_attributes(self, _node_id: int) -> bool:
+        return False
+
     def write_everything(self) -> None:
         self._operations.counts["everything"] += 1
         for inode in list(self._operations.inodes.values()):
