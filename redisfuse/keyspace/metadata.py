@@ -10,7 +10,7 @@ Threads: any. No lock is held while waiting for the server, nor while `Freshness
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from itertools import chain, compress, islice
+from itertools import chain, compress
 from typing import Any
 
 from more_itertools import chunked
@@ -24,15 +24,13 @@ from redisfuse.keyspace.listener import Freshness
 from redisfuse.keyspace.metadata_cache import MetadataCache
 from redisfuse.keyspace.metadata_entry import UNKNOWN_FIELD, FetchToken, KeyMetadata, UnknownField
 from redisfuse.keyspace.prefetch import MIN_SEQUENTIAL_READS, Listing, SortKey
-from redisfuse.keyspace.queries import ABSENT, build_commands, parse_replies
+from redisfuse.keyspace.queries import ABSENT, UNREADABLE, build_commands, parse_all_replies
 from redisfuse.keyspace.small_strings import SmallStrings
 from redisfuse.paths.grammar import KeyRef
 
 __all__ = ["ABSENT", "UNREADABLE", "ExtendedMetadata", "KeyMetadata", "MetadataStore"]
 
 HEAD_BYTES = 16 << 10  # first bytes of a string that are fetched with its metadata, if it is likely to be opened
-
-UNREADABLE = KeyMetadata(b"unreadable", -1)
 
 _MAX_KEYS_PER_BATCH = 1000  # so that a fetch is short
 _MIN_STRINGS_IN_SUCCESSION = 8  # after which the next key is expected to be a string: an error reply if it is not
@@ -166,19 +164,10 @@ class MetadataStore:
         ]
         sent_at = time.monotonic()
         replies = self._client.execute_many(list(chain.from_iterable(queries)))
-        changed, end = [], 0
-        fetched: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
-        for (key, type), commands in zip(types.items(), queries, strict=True):
-            start, end = end, end + len(commands)
-            try:
-                result = fetched[key] = parse_replies(type, replies[start:end], head_bytes, sent_at)
-                results[key] = result[0]
-            except WrongTypeError:
-                changed.append(key)
-            except AccessError:
-                results[key] = UNREADABLE
-        self._cache_results(token, fetched, listing=listing, with_expiry=set(compress(types, with_ttl)))
-        return changed
+        parsed = parse_all_replies(types, queries, replies, head_bytes, sent_at)
+        results |= parsed.metadata
+        self._cache_results(token, parsed.fetched, listing=listing, with_expiry=set(compress(types, with_ttl)))
+        return parsed.changed
 
     def _choose_ttl_queries(self, keys: Collection[bytes], head_bytes: int) -> list[bool]:
         """Return of which keys to fetch the TTL.
@@ -329,20 +318,14 @@ class MetadataStore:
         queries = [build_commands(name, type, HEAD_BYTES, includes_ttl=True) for name, type in types.items()]
         sent_at = time.monotonic()
         replies = self._client.execute_many([*probe, *chain.from_iterable(queries)])
-        probe_replies, query_replies = replies[: len(probe)], iter(replies[len(probe) :])
-        fetched: dict[bytes, tuple[KeyMetadata, bytes | None]] = {}
+        parsed = parse_all_replies(types, queries, replies[len(probe) :], HEAD_BYTES, sent_at)
+        if parsed.changed:
+            raise WrongTypeError(f"the type of {parsed.changed[0]!r} has changed")
         results = {name: metadata for name, metadata in zip((hash_key, key), cached, strict=True) if metadata}
-        for (name, type), commands in zip(types.items(), queries, strict=True):
-            try:
-                result = fetched[name] = parse_replies(
-                    type, list(islice(query_replies, len(commands))), HEAD_BYTES, sent_at
-                )
-                results[name] = result[0]
-            except AccessError:
-                results[name] = UNREADABLE
-        self._cache_results(token, fetched, with_expiry=fetched)
+        results |= parsed.metadata
+        self._cache_results(token, parsed.fetched, with_expiry=parsed.fetched)
         if probe:
-            value = self._hash_fields.parse_probe(probe_replies)
+            value = self._hash_fields.parse_probe(replies[: len(probe)])
             self.cache.store_fields(token, hash_key, {field: value}, compact=compact)
         length = len(value) if isinstance(value, bytes) else value if isinstance(value, int) else None
         return results[hash_key], length, results[key]

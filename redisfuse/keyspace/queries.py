@@ -3,15 +3,17 @@
 Pure functions.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
 
 from redisfuse.client.client import RedisCommand
-from redisfuse.errors import RedisFuseError
+from redisfuse.errors import AccessError, RedisFuseError, WrongTypeError
 from redisfuse.keyspace.metadata_entry import KeyMetadata
 from redisfuse.rendering.renderer import length_command
 
 ABSENT = KeyMetadata(b"none", 0)
+UNREADABLE = KeyMetadata(b"unreadable", -1)
 
 
 def build_commands(
@@ -32,6 +34,40 @@ def build_commands(
     if includes_ttl:
         commands.append((b"PTTL", key))
     return commands
+
+
+class Results(NamedTuple):
+    """The results of queries about several keys."""
+
+    fetched: dict[bytes, tuple[KeyMetadata, bytes | None]]  # and the content of a string if all of it was fetched
+    metadata: dict[bytes, KeyMetadata]  # the same, and UNREADABLE
+    changed: list[bytes]  # keys that have another type by now
+
+
+def parse_all_replies(
+    types: Mapping[bytes, bytes | RedisFuseError],
+    queries: Sequence[Sequence[RedisCommand]],
+    replies: Sequence[Any],
+    head_bytes: int,
+    sent_at: float,
+) -> Results:
+    """Return the metadata of several keys.
+
+    `replies` are those to the commands of all `queries`, as in `parse_replies`. Raises the first error reply, except of
+    a key that the ACL hides or whose type has changed.
+    """
+    results, remaining = Results({}, {}, []), iter(replies)
+    for (key, type), commands in zip(types.items(), queries, strict=True):
+        try:
+            result = parse_replies(type, list(islice(remaining, len(commands))), head_bytes, sent_at)
+        except WrongTypeError:
+            results.changed.append(key)
+        except AccessError:
+            results.metadata[key] = UNREADABLE
+        else:
+            results.fetched[key] = result
+            results.metadata[key] = result[0]
+    return results
 
 
 def parse_replies(
