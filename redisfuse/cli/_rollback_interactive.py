@@ -68,7 +68,7 @@ class InteractiveChoice:
         Returns how many were written.
         """
         from redisfuse.errors import RedisFuseError
-        from redisfuse.journal.models import Blob
+        from redisfuse.journal.content import Blob
         from redisfuse.paths.grammar import KeyRef
         from redisfuse.transactions.combined_change import get_reverted_range
         from redisfuse.transactions.content_operations import SaveWhole

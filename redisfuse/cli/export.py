@@ -19,8 +19,9 @@ from redisfuse.cli._journal_options import (
 )
 from redisfuse.cli._output import bytes_to_json, print_json
 from redisfuse.cli._patch_output import PatchPrinter
+from redisfuse.journal.content import Blob
 from redisfuse.journal.filter_options import build_change_filter, leave_out_unwritten
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.models import State
 
 
 @click.command

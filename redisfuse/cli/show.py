@@ -28,8 +28,9 @@ from redisfuse.journal.descriptions import describe_state, format_path
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from redisfuse.journal.content import Blob
     from redisfuse.journal.journal import Journal
-    from redisfuse.journal.models import Blob, Change, State
+    from redisfuse.journal.models import Change, State
 
 PREVIEW_BYTES = 2048  # bytes of a content in the preview
 PREVIEW_ELEMENTS = 20  # elements of a collection in the preview

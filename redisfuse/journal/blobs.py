@@ -20,7 +20,8 @@ from more_itertools import chunked
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import JournalError
-from redisfuse.journal.models import Blob, ChangeIntent
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ChangeIntent
 from redisfuse.journal.reader import JournalReader
 from redisfuse.journal.writer import JournalWriter
 

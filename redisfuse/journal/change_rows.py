@@ -13,7 +13,8 @@ from typing import Any
 from redisfuse.journal import blobs
 from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.change_search import ROWS_PER_PAGE, find_ids, iter_pages
-from redisfuse.journal.models import Blob, Change, ChangeIntent, Outcome, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import Change, ChangeIntent, Outcome, State
 from redisfuse.journal.processes import OperationTracker
 from redisfuse.journal.reader import JournalReader
 from redisfuse.text import escape_text_if_needed

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from redisfuse.errors import JournalError
 from redisfuse.journal import portable
+from redisfuse.journal.content import Blob
 from redisfuse.journal.final_newline import ADDED_NEWLINE_MESSAGE, has_added_newline
-from redisfuse.journal.models import Blob, Change, State
+from redisfuse.journal.models import Change, State
 from redisfuse.text import escape_text, iso_utc
 
 DiffMarker = Literal["fact", "place", " ", "-", "+"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 
 ADDED_NEWLINE_MESSAGE = "newline added at end"
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from redisfuse.journal import line_matching
+from redisfuse.journal.content import Blob
 from redisfuse.journal.line_matching import LineOpcode
-from redisfuse.journal.models import Blob
 
 PatchMarker = Literal["header", "hunk", " ", "-", "+", "note"]
 """Lines of a header, the position of a hunk, an unchanged, removed or added line, and any other line."""

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from redisfuse.errors import NotFoundError
+from redisfuse.journal.content import Blob
 from redisfuse.journal.descriptions import describe_state, format_key, format_path, format_process, list_change_notes
 from redisfuse.journal.diff import diff_metadata
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Blob, Change, State
+from redisfuse.journal.models import Change, State
 from redisfuse.review.json_changes import JsonChange, compare_documents
 from redisfuse.review.side_by_side import SideBySideRow, align_states
 from redisfuse.review.timeline import can_roll_back

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import Literal
 
+from redisfuse.journal.content import Blob
 from redisfuse.journal.diff import HEX_BYTES_PER_ROW, DiffLine, diff_bytes, diff_objects
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.models import State
 from redisfuse.journal.patch import SNIFFED_BYTES, group_opcodes, split_text
 from redisfuse.journal.word_diff import compare_words
 from redisfuse.text import for_terminal

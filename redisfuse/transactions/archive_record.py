@@ -19,7 +19,8 @@ from more_itertools import constrained_batches
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import InvalidArgumentError
 from redisfuse.journal import portable
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.transactions.portable_types import PORTABLE_TYPES
 from redisfuse.transactions.spool import open_spool_file
 

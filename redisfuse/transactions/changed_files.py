@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from redisfuse.config import DEFAULTS
 from redisfuse.errors import NotFoundError
 from redisfuse.journal.change_filter import ChangeFilter
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Blob, Change, State
+from redisfuse.journal.models import Change, State
 from redisfuse.journal.net_change import NetChange, NetChanges
 from redisfuse.journal.patch import FileChange, read_content
 from redisfuse.paths.grammar import PathCodec

@@ -7,7 +7,8 @@ that remove data.
 from redisfuse.client.capabilities import ServerInfo
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import NotSupportedError
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.portable_copy import Rebuild, can_rebuild
 from redisfuse.transactions.state_reader import CurrentState

@@ -6,8 +6,9 @@ from itertools import chain
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError
+from redisfuse.journal.content import Blob
 from redisfuse.journal.final_newline import find_added_newline
-from redisfuse.journal.models import Blob, ChangeIntent, State
+from redisfuse.journal.models import ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.expiry import Expiry

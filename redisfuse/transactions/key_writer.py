@@ -13,9 +13,10 @@ from typing import NamedTuple
 from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import AccessError, InvalidArgumentError, TooLargeError, UnavailableError
+from redisfuse.journal.content import Blob
 from redisfuse.journal.directory_rows import DirectoryComponents, encode_directory
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, Change, ChangeIntent, State
+from redisfuse.journal.models import ABSENT, DIRECTORY, Change, ChangeIntent, State
 from redisfuse.keyspace.listener import NullListener, WriteListener
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.text import glob_matches

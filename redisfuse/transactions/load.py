@@ -24,7 +24,8 @@ from redisfuse.errors import (
     UnavailableError,
 )
 from redisfuse.journal import portable
-from redisfuse.journal.models import Blob, ChangeIntent, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef, PathCodec
 from redisfuse.text import glob_matches
 from redisfuse.transactions.archive_record import ArchivedKey

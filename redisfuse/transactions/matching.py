@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
-from redisfuse.journal.models import Blob, ChangeIntent, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.state_reader import CurrentState, ReadRequest
 

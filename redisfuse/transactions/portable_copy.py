@@ -10,7 +10,7 @@ from typing import Any
 
 from redisfuse.client.capabilities import ServerInfo
 from redisfuse.journal import portable
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.transactions.portable_types import PORTABLE_TYPES, DecodedCopy, ElementScan
 from redisfuse.transactions.spool import RecordSpool
 from redisfuse.transactions.write_command import PipelinedCommands, WriteCommand, unwrap_reply

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self
 
 from redisfuse.config import CHUNK_BYTES
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.transactions.block_digests import BlockDigests
 
 

@@ -8,7 +8,7 @@ from typing import BinaryIO, cast
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal import portable
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.journal.portable import ElementRecord
 
 INITIAL_PAGE_ELEMENTS = 128  # elements; later pages are as long as 1 MiB allows

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import command_builder
 from redisfuse.transactions.state_reader import CurrentState

@@ -16,7 +16,8 @@ from redisfuse.client.channel import CommandArgument, CommandExecutor
 from redisfuse.client.client import RedisClient
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError, WrongTypeError
-from redisfuse.journal.models import ABSENT, Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ABSENT, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.portable_copy import read_portable_copy
 from redisfuse.transactions.portable_types import PORTABLE_TYPES

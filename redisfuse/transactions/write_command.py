@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from redisfuse.client.channel import CommandArgument
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import RedisFuseError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 
 PipelinedCommands = list[tuple[CommandArgument, ...]]
 """Commands that are sent in one round trip, each as its arguments."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from redisfuse.errors import ConflictError, NotFoundError, WrongTypeError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.block_digests import BlockDigests
 from redisfuse.transactions.precondition import Precondition

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import check_value_size
 from redisfuse.transactions.precondition import Precondition

@@ -19,7 +19,7 @@ from redisfuse.errors import (
     NotFoundError,
     RedisFuseError,
 )
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter

@@ -8,7 +8,8 @@ import os
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.errors import ConflictError, NotFoundError, RedisFuseError, WrongTypeError
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.expiry import Expiry
 from redisfuse.transactions.key_writer import KeyWriter

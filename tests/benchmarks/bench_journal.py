@@ -19,8 +19,9 @@ import threading
 import time
 from pathlib import Path
 
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal, now_ms
-from redisfuse.journal.models import Blob, ChangeIntent, ServerIdentity, SessionMetadata, State
+from redisfuse.journal.models import ChangeIntent, ServerIdentity, SessionMetadata, State
 from redisfuse.journal.prune import prune_journal
 
 INFO = SessionMetadata(ServerIdentity(host="127.0.0.1", port=6379), mountpoint="/mnt/redis", options={"write": True})

@@ -9,7 +9,7 @@ import threading
 import time
 from pathlib import Path
 
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.combined_change import count_changes
 from redisfuse.transactions.precondition import Precondition

@@ -20,8 +20,8 @@ from redisfuse.client.cluster_client import ClusterClient
 from redisfuse.client.limits import Limits
 from redisfuse.client.opening import open_client
 from redisfuse.errors import ConflictError, TryAgainError, UnavailableError
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Blob
 from redisfuse.mount.write_mode import build_session_info
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter

@@ -14,7 +14,8 @@ from redisfuse.client.connection_id import ConnectionId
 from redisfuse.client.limits import Limits
 from redisfuse.client.termination import TerminationFilter
 from redisfuse.errors import ForbiddenCommandError, OutcomeUnknownError, ReadOnlyError, UnavailableError
-from redisfuse.journal.models import Blob, ChangeIntent, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions import recovery
 from redisfuse.transactions.precondition import Precondition

@@ -29,8 +29,8 @@ from redisfuse.errors import (
     TryAgainError,
     UnavailableError,
 )
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 from redisfuse.transactions.recovery import recover_pending

@@ -14,9 +14,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal.change_filter import ChangeFilter
 from redisfuse.journal.check import find_problems
+from redisfuse.journal.content import Blob
 from redisfuse.journal.directory_rows import decode_directory, encode_directory
 from redisfuse.journal.journal import Journal, now_ms
-from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.journal.prune import prune_journal
 from redisfuse.text import compile_glob, escape_text, find_glob_literal, literal_glob
 from tests.support.examples import count_examples

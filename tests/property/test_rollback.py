@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from redisfuse.errors import RedisFuseError
 from redisfuse.journal.change_filter import ChangeFilter
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 from tests.support.edit_bench import EditBench

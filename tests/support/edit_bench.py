@@ -10,8 +10,9 @@ from redisfuse.client.address import Address
 from redisfuse.client.client import RedisClient
 from redisfuse.client.limits import Limits
 from redisfuse.journal.change_filter import ChangeFilter, IdRange
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import Blob, Change, ServerIdentity, SessionMetadata
+from redisfuse.journal.models import Change, ServerIdentity, SessionMetadata
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition

@@ -15,8 +15,9 @@ from typing import Any
 import pexpect
 import pytest
 
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal, now_ms
-from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.journal.processes import CallingProcess
 from redisfuse.text import parse_timestamp
 from tests.support.forkserver import run_forked

@@ -12,7 +12,8 @@ import pytest
 
 from redisfuse.cli.main import main
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import Blob, ChangeIntent, ServerIdentity, SessionMetadata, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ChangeIntent, ServerIdentity, SessionMetadata, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.key_writer import KeyWriter
 from redisfuse.transactions.precondition import Precondition

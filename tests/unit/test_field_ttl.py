@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.precondition import Precondition
 from tests.support.edit_bench import EditBench

@@ -24,11 +24,11 @@ from redisfuse.errors import JournalError, JournalReadOnlyError, NotFoundError
 from redisfuse.journal import change_search, database
 from redisfuse.journal.change_filter import ChangeFilter, IdRange, KeySpan, parse_id_words
 from redisfuse.journal.check import find_problems
+from redisfuse.journal.content import Blob
 from redisfuse.journal.journal import Journal, now_ms
 from redisfuse.journal.models import (
     ABSENT,
     DIRECTORY,
-    Blob,
     Change,
     ChangeIntent,
     ServerFingerprint,

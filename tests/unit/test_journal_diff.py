@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from redisfuse.journal import portable
+from redisfuse.journal.content import Blob
 from redisfuse.journal.diff import MAX_COMPARED_BYTES, DiffLine, diff_change
-from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, Change, State
+from redisfuse.journal.models import ABSENT, DIRECTORY, Change, State
 
 
 def change(prior: State, new: State) -> Change:

@@ -17,9 +17,10 @@ import pytest
 
 from redisfuse.config import CHUNK_BYTES
 from redisfuse.journal import database
+from redisfuse.journal.content import Blob
 from redisfuse.journal.filter_options import CHANGE_OPS
 from redisfuse.journal.journal import Journal
-from redisfuse.journal.models import ABSENT, DIRECTORY, Blob, ChangeIntent, Outcome, SessionMetadata, State, StateKind
+from redisfuse.journal.models import ABSENT, DIRECTORY, ChangeIntent, Outcome, SessionMetadata, State, StateKind
 from tests.support.journals import SERVER, add, intent
 
 PAGE = (Path(__file__).parents[2] / "redisfuse" / "docs" / "journal-format.md").read_text()

@@ -19,7 +19,7 @@ from redisfuse.errors import (
     NotSupportedError,
     TooLargeError,
 )
-from redisfuse.journal.models import Blob
+from redisfuse.journal.content import Blob
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.block_digests import BlockDigests
 from redisfuse.transactions.precondition import Precondition

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from redisfuse.errors import ConflictError
-from redisfuse.journal.models import Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.apply import Apply
 from redisfuse.transactions.content_operations import PatchRange, SaveWhole

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redisfuse.journal.models import ABSENT, Blob, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ABSENT, State
 from redisfuse.journal.portable import encode_header, encode_record
 from redisfuse.review.json_changes import compare_documents
 from redisfuse.review.side_by_side import MAX_ROWS, Cell, SideBySideRow, align_states

@@ -9,7 +9,8 @@ import pytest
 import redis
 
 from redisfuse.errors import ConflictError, UsageError
-from redisfuse.journal.models import ABSENT, Blob, ChangeIntent, State
+from redisfuse.journal.content import Blob
+from redisfuse.journal.models import ABSENT, ChangeIntent, State
 from redisfuse.paths.grammar import KeyRef
 from redisfuse.transactions.apply import apply_change
 from redisfuse.transactions.combined_change import count_changes
