@@ -2,8 +2,8 @@
 
 All descriptors of an inode share its pages, but each must read the bytes that its own open fetched. `Inode.page_token`
 identifies the bytes in the pages. An open keeps the pages only if it reads those very bytes; otherwise the kernel drops
-them before open(2) returns. An open bypasses the page cache if another descriptor reads other bytes, or if its size is
-not the last one that was reported to the kernel.
+them before open(2) returns. An open bypasses the page cache if another descriptor reads other bytes, or if the kernel
+may have another size than its size.
 
 Threads: any. The lock is a leaf and guards the table.
 """
@@ -85,7 +85,7 @@ def share_pages(inode: Inode, handle: Handle, content: FileContent | None, *, is
     """
     data = inline_bytes(content)
     token = None if data is None else hash(data)
-    if handle.size != inode.size or not _reads_same_bytes(inode, handle, token):
+    if not inode.has_size(handle.size) or not _reads_same_bytes(inode, handle, token):
         return OpenFlag.DIRECT_IO
     keeps_pages = is_coherent and token is not None and token == inode.page_token
     inode.page_token = token

@@ -87,7 +87,7 @@ class FileOpener:
         file = self._overlay.memory_fs.open(inode.path)
         if flags & os.O_TRUNC:
             file.truncate(0)
-            inode.size = 0
+            inode.size = inode.least_size = 0
         return self._reply(inode, MemoryHandle(file), None, flags)
 
     def _open_file(self, inode: Inode, file: OpenFile, flags: int, *, writing: bool, opener: int) -> OpenReply:
@@ -109,7 +109,7 @@ class FileOpener:
             except BaseException:
                 handle.release()
                 raise
-            inode.size = 0
+            inode.size = inode.least_size = 0
         return self._reply(inode, handle, content or file.clean_content, flags)
 
     def _reply(
@@ -122,6 +122,8 @@ class FileOpener:
             reply_flags |= OpenFlag.DIRECT_IO
         else:
             reply_flags |= share_pages(inode, handle, content, is_coherent=self._coherence.is_coherent)
+            if not is_writer and not inode.has_size(handle.size):
+                self._coherence.kernel_cache.expire_attributes_now(inode, handle.size)
             if self.writes_directly and isinstance(handle, ReadWriteHandle) and handle.is_writer:
                 reply_flags |= OpenFlag.DIRECT_IO
         return OpenReply(number, reply_flags)

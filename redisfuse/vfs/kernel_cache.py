@@ -170,12 +170,13 @@ class KernelCache:
         for inode in inodes:
             self._invalidate_inode(inode)
 
-    def expire_attributes_now(self, inode: Inode) -> None:
+    def expire_attributes_now(self, inode: Inode, size: int) -> None:
         """Invalidate the attributes of an inode before returning.
 
-        The kernel then fetches its size before it assumes the end of the file.
+        The kernel then fetches its size, which is `size`, before it assumes the end of the file.
         """
         self._notifier.expire_attributes_now(inode.node_id)
+        inode.size = inode.least_size = size
 
     def store_now(self, inode: Inode, offset: int, data: bytes) -> None:
         """Put bytes into the pages of an inode, which grows, before returning."""

@@ -49,10 +49,6 @@ class PinnedContent:
     stream_lock: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = 0.0  # time.monotonic()
 
-    def is_size_of(self, inode: Inode) -> bool:
-        """Return whether the kernel has the size of the content, as far as is known."""
-        return inode.least_size == inode.size == self.content.size
-
     @property
     def size(self) -> int:
         """The size in bytes; of a stream, that of the bytes stored so far."""
@@ -80,7 +76,7 @@ class PinnedContents:
 
         None if the content is not in memory, or the kernel may have another size than its size.
         """
-        if pinned.is_streamed or not pinned.is_size_of(inode):
+        if pinned.is_streamed or not inode.has_size(pinned.content.size):
             return None
         pinned.last_used = time.monotonic()
         return read_cached(pinned.content, offset, size)
@@ -93,12 +89,11 @@ class PinnedContents:
         """
         pinned.last_used = time.monotonic()
         data = pinned.content.read(offset, size)
-        if not pinned.is_streamed and not pinned.is_size_of(inode):
+        if not pinned.is_streamed and not inode.has_size(pinned.content.size):
             if pinned.content.size < inode.size:
                 self._coherence.kernel_cache.invalidate([inode.path])  # the next open looks it up
                 raise ConflictError("the file was changed since its size was fetched")
-            self._coherence.kernel_cache.expire_attributes_now(inode)
-            inode.size = inode.least_size = pinned.content.size
+            self._coherence.kernel_cache.expire_attributes_now(inode, pinned.content.size)
             pinned.expired_version = pinned.version
         return data
 

@@ -210,6 +210,52 @@ def test_a_value_grows_before_it_is_read(client: redis.Redis, mount: MountedServ
             assert (file.read() if file is not None else path.read_bytes()) in (b"old", b"and new")
 
 
+def test_a_descriptor_has_the_size_of_what_it_reads(
+    client: redis.Redis, mount: MountedServer, asks_on_open: bool
+) -> None:
+    """Also while other programs list and read the same files, whose values change their lengths.
+
+    The kernel has one size for each inode. Where it sends OPEN, a program may open one that another has just opened
+    with its former value; a few reads may be cut (docs/reading.md).
+    """
+    client.mset({f"sizes:{number}": "x" for number in range(4)})
+    directory, done, reads = mount.path / "sizes", threading.Event(), [0]
+    mixtures, wrong_sizes = list[str](), list[str]()
+    within_a_second(lambda: len(os.listdir(directory)) == 4)
+
+    def read_constantly(seed: int) -> None:
+        chance = random.Random(seed)
+        while not done.is_set():
+            with contextlib.suppress(OSError):  # ESTALE
+                if chance.random() < 0.5:
+                    list_with_attributes(directory)
+                with (directory / str(chance.randrange(4))).open("rb", buffering=0) as file:
+                    content, size = file.readall(), os.fstat(file.fileno()).st_size
+                reads[0] += 1
+                text = f"{content[:9]!r}, {len(content)} bytes, st_size {size}"
+                if not any(value.startswith(content) for value in list(written)):
+                    mixtures.append(text)
+                elif size != len(content) or content not in written:
+                    wrong_sizes.append(text)
+
+    written = {b"x"}
+    threads = [threading.Thread(target=read_constantly, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    chance, until = random.Random(0), time.monotonic() + 6
+    while time.monotonic() < until:
+        value = b"%d " % chance.randrange(10**9) * chance.choice([1, 2, 40, 2000])
+        written.add(value)
+        client.set(f"sizes:{chance.randrange(4)}", value)
+        time.sleep(chance.choice([0.002, 0.02, 0.1]))
+    done.set()
+    for thread in threads:
+        thread.join(20)
+    assert not mixtures, "\n".join(mixtures[:10])
+    assert len(wrong_sizes) <= (3 if asks_on_open else 0), "\n".join(wrong_sizes[:10])
+    assert reads[0] > 100
+
+
 def test_a_change_updates_mtime(client: redis.Redis, mount: MountedServer) -> None:
     """A change updates the file's mtime, which `tail -F`, editors and make check."""
     client.set("k", "1")
