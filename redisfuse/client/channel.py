@@ -265,6 +265,13 @@ class Channel:
         if not are_valid(names, replies) and not is_left_in_multi(names, replies):
             self._fail(InvalidMessageError("a reply that its command never returns"))
 
+    def take_push(self) -> list[Any] | None:
+        """Return the next push message that came before the last reply.
+
+        None if there is no more.
+        """
+        return self._buffered_pushes.popleft() if self._buffered_pushes else None
+
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next RESP3 push message; None after `timeout` seconds without one.
 

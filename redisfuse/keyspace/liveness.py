@@ -61,6 +61,10 @@ class LiveChannel:
         self._last_message_at = time.monotonic()
         return reply
 
+    def take_push(self) -> list[Any] | None:
+        """Return a push message that came before the last reply, as `Channel.take_push`."""
+        return self._channel.take_push()
+
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
         """Return the next push message, as `Channel.receive_push`."""
         push = self._channel.receive_push(timeout, wakeup_fd=wakeup_fd)

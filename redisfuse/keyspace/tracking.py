@@ -12,12 +12,13 @@ Threads: `TrackingClient` has one thread, which calls the listener. There is no 
 """
 
 import contextlib
+import itertools
 import logging
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from redisfuse.client.acl import TRACKING_RULES
@@ -34,6 +35,7 @@ _MAX_RECONNECT_DELAY_SECONDS = 5.0
 _MAX_FAILOVER_DELAY_SECONDS = 0.5  # the same where Sentinels name the server, which another may replace at any time
 _MAX_KEYS_PER_EVENT = 20_000  # keys of one `on_invalidate`
 _MAX_PROBE_ATTEMPTS = 20  # look-ups of surviving keys while databases are flushed repeatedly
+_MAX_MESSAGES_PER_TURN = 20_000  # before the next heartbeat
 _COALESCE_SECONDS = 0.002  # how long messages are collected after others have arrived
 
 log = logging.getLogger(__name__)
@@ -118,7 +120,7 @@ class FlushProbe:
         The keys are all deferred.
         """
         was_flushed = False
-        while (push := self._channel.receive_push(0)) is not None:
+        for push in iter(self._channel.take_push, None):
             keys = _parse_invalidation(push)
             if keys is None:
                 was_flushed = True
@@ -301,20 +303,23 @@ class TrackingClient:
                 channel.execute([(b"PING",)])
                 next_ping_at = now + PING_INTERVAL_SECONDS
             if channel.is_silent:  # and has answered now
-                while (push := channel.receive_push(0)) is not None:
-                    invalidated_keys += self._deliver_invalidations(channel, push)
+                invalidated_keys += self._deliver_invalidations(channel, iter(channel.take_push, None))
                 channel.end_silence()
             timeout = max(0.001, min(next_ping_at, next_heartbeat_at) - time.monotonic())
             push = channel.receive_push(timeout, wakeup_fd=self._wakeup_receiver.fileno())
             if push is not None:
-                invalidated_keys += self._deliver_invalidations(channel, push)
+                # Messages may arrive as fast as they are delivered, so threads that wait have their turn.
+                arriving = iter(lambda: None if self._waiters else channel.receive_push(0), None)
+                messages = itertools.chain([push], itertools.islice(arriving, _MAX_MESSAGES_PER_TURN))
+                invalidated_keys += self._deliver_invalidations(channel, messages)
+                time.sleep(_COALESCE_SECONDS)
             if self._waiters:
                 invalidated_keys += self._serve_waiters(channel)
 
     def _serve_waiters(self, channel: LiveChannel) -> int:
         """Deliver all messages so far and wake the waiting threads.
 
-        Returns how many keys were announced.
+        Messages that keep arriving are delivered later. Returns how many keys were announced.
         """
         with contextlib.suppress(BlockingIOError):
             self._wakeup_receiver.recv(4096, socket.MSG_DONTWAIT)
@@ -322,9 +327,7 @@ class TrackingClient:
         try:
             # The message of a change that any client has observed arrives before the reply to any later command.
             channel.execute([(b"PING",)])
-            count = 0
-            while (push := channel.receive_push(0)) is not None:
-                count += self._deliver_invalidations(channel, push)
+            count = self._deliver_invalidations(channel, iter(channel.take_push, None))
             for waiter in waiters:
                 waiter.has_caught_up = True
             return count
@@ -332,28 +335,24 @@ class TrackingClient:
             for waiter in waiters:
                 waiter.ended.set()
 
-    def _deliver_invalidations(self, channel: LiveChannel, push: list[Any] | None) -> int:
-        """Deliver this message and those that have arrived.
+    def _deliver_invalidations(self, channel: LiveChannel, messages: Iterable[list[Any]]) -> int:
+        """Deliver these messages.
 
         Returns how many keys were announced.
         """
         count = 0
         keys: list[bytes] = []
-        while push is not None:
-            more = _parse_invalidation(push)
-            if more is None:
-                if keys:
-                    self._listener.on_invalidate(keys)
-                    count += len(keys)
-                keys = []
-                self._listener.on_flush(FlushProbe(channel, keys))
-            else:
+        for message in messages:
+            more = _parse_invalidation(message)
+            if more is not None:
                 keys += more
-            if len(keys) >= _MAX_KEYS_PER_EVENT:
-                break
-            push = channel.receive_push(0)
+            if keys and (more is None or len(keys) >= _MAX_KEYS_PER_EVENT):
+                self._listener.on_invalidate(keys)
+                count += len(keys)
+                keys = []
+            if more is None:
+                self._listener.on_flush(FlushProbe(channel, keys))
         if keys:
             self._listener.on_invalidate(keys)
             count += len(keys)
-            time.sleep(_COALESCE_SECONDS)
         return count

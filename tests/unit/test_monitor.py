@@ -1,5 +1,6 @@
 """The keyspace monitor on real servers: it shows other clients' changes, whatever happens to the connection."""
 
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -302,6 +303,25 @@ def test_caches_are_dropped_before_versions_move(redis_server: RedisServer, even
             keyspace.request_rescan()
         until(lambda: keyspace.get_version(b"k") > before)
         assert seen[0] == before
+
+
+def test_a_wait_for_messages_ends_while_more_arrive(redis_server: RedisServer) -> None:
+    """`wait_for_invalidations` waits for the messages so far, however fast others arrive."""
+    with keyspace_of(redis_server, limits=Limits(timeout=60.0)) as (keyspace, _, _):
+        keyspace.wait_until_ready(10)
+        socket_path = str(redis_server.socket_path)
+        writers = subprocess.Popen(
+            ["redis-benchmark", "-s", socket_path, "-t", "set", "-r", "1000", "-l", "-q"], stdout=subprocess.DEVNULL
+        )
+        try:
+            time.sleep(0.5)
+            began = time.monotonic()
+            for _ in range(40):
+                assert keyspace.wait_for_invalidations()
+            assert time.monotonic() - began < 10
+        finally:
+            writers.kill()
+            writers.wait()
 
 
 def test_prefix(redis_server: RedisServer) -> None:
