@@ -47,8 +47,8 @@ class CachedTree(Protocol):
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         """Return whether an invalidated name must keep its dentry: it only expires."""
 
-    def keeps_attributes(self, node_id: int) -> bool:
-        """Return whether the attributes of a node need no invalidation."""
+    def postpones_attributes(self, node_id: int) -> bool:
+        """Return whether the attributes of a node are invalidated later."""
 
     def write_everything(self) -> None:
         """Invalidate all that the kernel knows; each notification is written at once."""
@@ -218,7 +218,7 @@ class KernelNotifier:
         if notification is _EVERYTHING:
             self.cached_tree.write_everything()
             return
-        if notification[1] is True and self.cached_tree.keeps_attributes(notification[0]):
+        if notification[1] is True and self.cached_tree.postpones_attributes(notification[0]):
             return
         try:
             os.write(self._device_fd, self._pack(notification, keeps_dentry))

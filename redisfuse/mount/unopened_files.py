@@ -102,7 +102,7 @@ class UnopenedFiles:
                 attributes, is_exact = self._describe(context, inode, node)
                 if is_exact or not is_descriptor or procfs.is_reading(context.pid) is False:
                     return attributes, is_exact
-            pinned = self._contents.load(inode, None, context.prepare_to_block)
+            pinned = self._contents.load(inode)
         if is_descriptor and pinned.is_streamed:
             context.prepare_to_block()
             self._contents.stream_more(inode, pinned, until_end=not procfs.is_reading(context.pid))
@@ -111,7 +111,7 @@ class UnopenedFiles:
     def _describe(self, context: RequestContext, inode: Inode, node: KeyNode) -> tuple[FileAttributes, bool]:
         pinned = inode.content
         if pinned is None and self.is_hot_value(node):
-            pinned = self._contents.load(inode, node, context.prepare_to_block)
+            pinned = self._contents.load(inode, node)
         if pinned is not None:
             return self._describe_pinned(context, inode, pinned)
         path = inode.path
@@ -140,7 +140,7 @@ class UnopenedFiles:
             node = self._take_listed(inode)
             if node is None and b"%" in inode.name:  # decoding a view takes long
                 context.prepare_to_block()
-            pinned = self._contents.load_at(inode, offset, node, context.prepare_to_block)
+            pinned = self._contents.load_at(inode, offset, node)
         data = self._contents.read_cached(inode, pinned, offset, size)
         if data is None:
             context.prepare_to_block()

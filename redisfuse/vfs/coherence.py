@@ -66,7 +66,6 @@ class Coherence:
     ) -> None:
         """Set the receivers. Called once, before any of them is started."""
         self._monitor = monitor
-        self.kernel_cache.version_of = monitor.get_version
         self._metadata = metadata
         self._content_loader = content_loader
         self._dentry_tracker = dentry_tracker

@@ -20,7 +20,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from redisfuse.errors import ConflictError, NotFoundError
@@ -115,6 +115,7 @@ class InodeTable:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.on_superseded: Callable[[Inode], None] = lambda _inode: None  # called when a name leads to another inode
         self.root = Inode(ROOT_NODE_ID, None, b"", is_directory=True)
         # Guarded by `_lock`; single look-ups don't need it:
         self._by_id: dict[int, Inode] = {ROOT_NODE_ID: self.root}
@@ -179,14 +180,16 @@ class InodeTable:
             children = parent.children
             if children is None:
                 children = parent.children = {}
-            inode = children.get(name)
+            known = inode = children.get(name)
             if inode is None or inode.is_directory is not is_directory or (version and inode.is_outdated(version)):
                 inode = children[name] = Inode(next(self._node_ids), parent, name, is_directory=is_directory)
                 self._by_id[inode.node_id] = inode
                 if parent.absent_names:
                     self._forget_absent(parent, name)
             inode.lookup_count += 1
-            return inode
+        if known is not None and known is not inode:
+            self.on_superseded(known)
+        return inode
 
     def forget(self, forgets: Iterable[tuple[int, int]]) -> list[Inode]:
         """Subtract (node id, lookups) from the lookup counts.

@@ -6,13 +6,21 @@ path takes a few look-ups in the inode table, each of them atomic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 
 from redisfuse.vfs.inodes import Inode, InodeTable
 
+if TYPE_CHECKING:
+    from redisfuse.vfs.pinned_contents import PinnedContent
+
 MAX_INVALIDATED_NAMES = 50_000
 """For more names, the kernel's epoch is incremented instead (Linux 6.16)."""
+
+POSTPONE_SECONDS = 0.05
+"""In which a program that has read a part of a file continues to its end."""
 
 
 class CachedTree(Protocol):
@@ -21,8 +29,8 @@ class CachedTree(Protocol):
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         """Return whether an invalidated name only expires."""
 
-    def keeps_attributes(self, node_id: int) -> bool:
-        """Return whether the attributes of a node need no invalidation."""
+    def postpones_attributes(self, node_id: int) -> bool:
+        """Return whether the attributes of a node are invalidated later."""
 
     def write_everything(self) -> None:
         """Invalidate all that the kernel knows."""
@@ -78,7 +86,8 @@ class KernelCache:
         self._notifier = notifier
         self._keeps_pages = keeps_pages
         notifier.cached_tree = self
-        self.version_of: Callable[[bytes], int]  # KeyspaceMonitor.get_version; set before the mount
+        if keeps_pages:  # a later invalidation of the name does not reach the inode
+            inodes.on_superseded = self._invalidate_inode
 
     @property
     def is_supported(self) -> bool:
@@ -145,15 +154,26 @@ class KernelCache:
         inode = self._inodes.find_child(parent_id, name)
         return inode is None or inode.is_directory or inode.is_leaving or bool(inode.handles)
 
-    def keeps_attributes(self, node_id: int) -> bool:
-        """Return whether the attributes of a file were expired after its last change.
+    def postpones_attributes(self, node_id: int) -> bool:
+        """Return whether the attributes of a file are invalidated later.
 
-        That was done when its content was loaded. If they are invalidated again while the kernel fetches them, it
-        discards the reply, and a program takes the former size for the end of the file.
+        That is so if they were expired a moment ago. If they are invalidated while the kernel fetches them, it discards
+        the reply, and a program takes the former size for the end of the file.
         """
         inode = self._inodes.find_node(node_id)
         content = inode.content if inode is not None else None
-        return content is not None and content.expired_version == self.version_of(content.key)
+        if inode is None or content is None or time.monotonic() - content.expired_at > POSTPONE_SECONDS:
+            return False
+        if not content.is_postponed:
+            content.is_postponed = True
+            timer = threading.Timer(POSTPONE_SECONDS, self._invalidate_postponed, [inode, content])
+            timer.daemon = True
+            timer.start()
+        return True
+
+    def _invalidate_postponed(self, inode: Inode, content: PinnedContent) -> None:
+        content.is_postponed = False
+        self._invalidate_inode(inode)
 
     def write_everything(self) -> None:
         """Invalidate all that the kernel knows when this is called."""

@@ -14,7 +14,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from redisfuse.errors import ConflictError
@@ -42,12 +42,12 @@ class PinnedContent:
     key: bytes
     mtime_ns: int
     version: int  # of the key before the content was loaded
-    is_ahead: bool = False  # of `version`: the server's message about the change has yet to arrive
-    expired_version: int = 0  # `version`, once the kernel's attributes were expired because of it
     is_streamed: bool = False  # of unknown length; the reported size is `streamed_bytes`
     streamed_bytes: int = 0  # stored in the kernel's pages so far
     stream_lock: threading.Lock = field(default_factory=threading.Lock)
     last_used: float = 0.0  # time.monotonic()
+    expired_at: float = -math.inf  # time.monotonic() when the kernel's attributes were expired for its size
+    is_postponed: bool = False  # the next invalidation of the attributes (`KernelCache`)
 
     @property
     def size(self) -> int:
@@ -93,33 +93,25 @@ class PinnedContents:
             if pinned.content.size < inode.size:
                 self._coherence.kernel_cache.invalidate([inode.path])  # the next open looks it up
                 raise ConflictError("the file was changed since its size was fetched")
+            pinned.expired_at = time.monotonic()
             self._coherence.kernel_cache.expire_attributes_now(inode, pinned.content.size)
-            pinned.expired_version = pinned.version
         return data
 
-    def load_at(
-        self, inode: Inode, offset: int, node: KeyNode | None, prepare_to_block: Callable[[], None]
-    ) -> PinnedContent:
+    def load_at(self, inode: Inode, offset: int, node: KeyNode | None) -> PinnedContent:
         """Load and pin the content of an inode that is read from `offset`, as `load`."""
-        pinned = self.load(inode, node, prepare_to_block)
+        pinned = self.load(inode, node)
         if pinned.is_streamed and offset:
             raise ConflictError("too many files are being read at once; reopen this one")
         return pinned
 
-    def load(self, inode: Inode, node: KeyNode | None, prepare_to_block: Callable[[], None]) -> PinnedContent:
+    def load(self, inode: Inode, node: KeyNode | None = None) -> PinnedContent:
         """Load and pin the content of an inode.
 
-        `node` is the one to which its path leads now, if known. The content of a key that is changing is loaded again
-        when the server's message has arrived, so that it has the version of the change. Raises the errors of fetching
-        the content; ConflictError if an evicted content is no longer the current one.
+        `node` is the one to which its path leads now, if known. Raises the errors of fetching the content;
+        ConflictError if an evicted content is no longer the current one.
         """
         was_evicted = bool(inode.version) and inode.content is None
         loaded = self._load_key(node, None) if node is not None else self._load(inode.path, inode.size)
-        if loaded.is_ahead:
-            prepare_to_block()
-            if self._filesystem.keyspace.wait_for_invalidations():
-                loaded.content.close()
-                loaded = self._load(inode.path, inode.size)
         if was_evicted and inode.content is None and inode.is_outdated(loaded.version):
             raise ConflictError("the file was changed since it was read")
         return self._pin(inode, loaded)
@@ -136,11 +128,11 @@ class PinnedContents:
         key = node.target.key
         version, mtime_ns = self.current_version(key), self._filesystem.get_mtime_ns(node.target)
         content, is_streamed = self._filesystem.content_loader.open_content(node, expected_size)
-        is_ahead = node.is_editable and content.size != node.length  # the key has changed since it was resolved
-        if is_ahead:
+        if node.is_editable and content.size != node.length:
+            # The key changed after it was resolved; the server's message has yet to arrive.
             self._filesystem.metadata.invalidate([key])
             self._filesystem.keyspace.mark_dirty(key)
-        return PinnedContent(content, key, mtime_ns, version, is_ahead, is_streamed=is_streamed)
+        return PinnedContent(content, key, mtime_ns, version, is_streamed)
 
     def is_current(self, node: KeyNode) -> bool:
         """Return whether a listed node is certain not to have changed since."""

@@ -210,6 +210,27 @@ def test_a_value_grows_before_it_is_read(client: redis.Redis, mount: MountedServ
             assert (file.read() if file is not None else path.read_bytes()) in (b"old", b"and new")
 
 
+def test_a_held_file_grows_while_its_directory_is_listed(client: redis.Redis, mount: MountedServer) -> None:
+    """A program such as `tail -f` sees bytes that are appended, at whatever moment another one lists the directory."""
+    client.mset({f"log:{number}": b"one\n" for number in range(20)})
+    within_a_second(lambda: len(os.listdir(mount.path / "log")) == 20)
+    with contextlib.ExitStack() as stack:
+        paths = [mount.path / "log" / str(number) for number in range(20)]
+        files = [stack.enter_context(path.open("rb", buffering=0)) for path in paths]
+        assert {file.read(100) + file.read(100) for file in files} == {b"one\n"}
+        time.sleep(1.1)  # else the changes are so frequent that listings have no attributes
+        for number in range(20):
+            client.append(f"log:{number}", b"two\n")
+            until = time.monotonic() + 0.04  # the server's message and the kernel's notification are within it
+            while time.monotonic() < until:
+                list_with_attributes(mount.path / "log")
+        for number, file in enumerate(files):
+            within_a_second(lambda file=file: os.fstat(file.fileno()).st_size == 8)  # type: ignore[misc]
+            assert file.read(100) == b"two\n"
+            client.append(f"log:{number}", b"three\n")
+            within_a_second(lambda file=file: file.read(100) == b"three\n")  # type: ignore[misc]
+
+
 def test_a_descriptor_has_the_size_of_what_it_reads(
     client: redis.Redis, mount: MountedServer, asks_on_open: bool
 ) -> None:

@@ -402,7 +402,7 @@ class ControlServer:
     def keeps_dentry(self, parent_id: int, name: bytes) -> bool:
         return (parent_id, name) in self._expiring
 
-    def keeps_attributes(self, _node_id: int) -> bool:
+    def postpones_attributes(self, _node_id: int) -> bool:
         return False
 
     def write_everything(self) -> None:
