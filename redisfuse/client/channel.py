@@ -266,10 +266,7 @@ class Channel:
             self._fail(InvalidMessageError("a reply that its command never returns"))
 
     def take_push(self) -> list[Any] | None:
-        """Return the next push message that came before the last reply.
-
-        None if there is no more.
-        """
+        """Return a push message that was received before a reply, or None."""
         return self._buffered_pushes.popleft() if self._buffered_pushes else None
 
     def receive_push(self, timeout: float, *, wakeup_fd: int | None = None) -> list[Any] | None:
@@ -283,8 +280,9 @@ class Channel:
             return (
                 self.receive_push(timeout) if push is None and self._socket.wait_readable(timeout, wakeup_fd) else push
             )
-        if self._buffered_pushes:
-            return self._buffered_pushes.popleft()
+        push = self.take_push()
+        if push is not None:
+            return push
         if timeout <= 0 and self._socket.is_readable():
             timeout = _READABLE_TIMEOUT_SECONDS
         self._socket.set_deadline(timeout)

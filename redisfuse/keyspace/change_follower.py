@@ -1,8 +1,8 @@
 """Follows the messages of the tracking connection.
 
 The caches are dropped first, then the index follows, or a scan is requested. Threads: the events are called by the
-tracking thread, `lose_coherence` and `reset` by any thread of the keyspace. No lock of its
-own; the listener is called while none of the room's locks is held.
+tracking thread, `lose_coherence` and `reset` by any thread of the keyspace. No lock of its own; the listener is called
+while none of the room's locks is held.
 """
 
 from __future__ import annotations

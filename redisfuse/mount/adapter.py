@@ -328,7 +328,7 @@ class FuseAdapter:
         elif not (type(opened) is ReadWriteHandle and opened.try_write(offset, written, append=append)):
             context.prepare_to_block()
             opened.write(offset, written, append=append)
-        inode.size = inode.least_size = max(inode.size, offset + len(written))
+        inode.set_size(max(inode.size, offset + len(written)))
         return len(written)
 
     def flush(self, context: RequestContext, handle: int) -> None:

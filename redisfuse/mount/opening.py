@@ -87,7 +87,7 @@ class FileOpener:
         file = self._overlay.memory_fs.open(inode.path)
         if flags & os.O_TRUNC:
             file.truncate(0)
-            inode.size = inode.least_size = 0
+            inode.set_size(0)
         return self._reply(inode, MemoryHandle(file), None, flags)
 
     def _open_file(self, inode: Inode, file: OpenFile, flags: int, *, writing: bool, opener: int) -> OpenReply:
@@ -109,7 +109,7 @@ class FileOpener:
             except BaseException:
                 handle.release()
                 raise
-            inode.size = inode.least_size = 0
+            inode.set_size(0)
         return self._reply(inode, handle, content or file.clean_content, flags)
 
     def _reply(

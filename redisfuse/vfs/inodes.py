@@ -91,6 +91,10 @@ class Inode:
             self.least_size = size if self.size < 0 else min(size, self.least_size)
             self.size = size
 
+    def set_size(self, size: int) -> None:
+        """Record the only size that the kernel may have, or fetches before it uses one."""
+        self.size = self.least_size = size
+
     def has_size(self, size: int) -> bool:
         """Return whether the kernel has this size, as far as is known."""
         return self.least_size == self.size == size

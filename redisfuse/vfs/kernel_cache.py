@@ -196,7 +196,7 @@ class KernelCache:
         The kernel then fetches its size, which is `size`, before it assumes the end of the file.
         """
         self._notifier.expire_attributes_now(inode.node_id)
-        inode.size = inode.least_size = size
+        inode.set_size(size)
 
     def store_now(self, inode: Inode, offset: int, data: bytes) -> None:
         """Put bytes into the pages of an inode, which grows, before returning."""
